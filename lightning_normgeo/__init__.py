@@ -1,0 +1,53 @@
+"""The geometry of normalization, measured while you train: orthogonality, norm growth, affine convergence, robustness.
+
+Add the callbacks to any PyTorch Lightning project, or run ``normgeo fit``. Every name is imported on first use, so
+``import lightning_normgeo`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from lightning_normgeo._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from lightning_normgeo.callbacks import AffineConvergenceMonitor as AffineConvergenceMonitor
+    from lightning_normgeo.callbacks import NormGrowthMonitor as NormGrowthMonitor
+    from lightning_normgeo.callbacks import OrthogonalityMonitor as OrthogonalityMonitor
+    from lightning_normgeo.callbacks import RobustnessEvaluation as RobustnessEvaluation
+    from lightning_normgeo.data import CIFARDataModule as CIFARDataModule
+    from lightning_normgeo.data import DigitsDataModule as DigitsDataModule
+    from lightning_normgeo.data import ImageFolderDataModule as ImageFolderDataModule
+    from lightning_normgeo.models import ResNetClassifier as ResNetClassifier
+    from lightning_normgeo.normalization import NORMS as NORMS
+    from lightning_normgeo.record import RecordLogger as RecordLogger
+    from lightning_normgeo.record import read_record as read_record
+
+_HOMES = {
+    "AffineConvergenceMonitor": "callbacks",
+    "CIFARDataModule": "data",
+    "DigitsDataModule": "data",
+    "ImageFolderDataModule": "data",
+    "NORMS": "normalization",
+    "NormGrowthMonitor": "callbacks",
+    "OrthogonalityMonitor": "callbacks",
+    "RecordLogger": "record",
+    "ResNetClassifier": "models",
+    "RobustnessEvaluation": "callbacks",
+    "read_record": "record",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,130 @@
+"""What the three monitors have in common: when they measure, which layers they name, what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lightning_normgeo._lightning import Callback
+from lightning_normgeo.callbacks.readings import Reading
+from lightning_normgeo.callbacks.session import BATCH_HOOKS, Measured, Session
+from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.normalization.units import named_weights
+
+_REFUSED_STRATEGIES = {
+    "FSDPStrategy": "it shards weights without regard to filters. Use ddp",
+    "DeepSpeedStrategy": "its engine owns the optimizer step. Use ddp",
+    "ModelParallelStrategy": "weights are distributed tensors. Use ddp",
+    "XLAFSDPStrategy": "it shards weights without regard to filters. Use ddp",
+}
+
+
+class GeometryMonitor(Callback):
+    """Base of the monitors; not for use by itself.
+
+    A monitor observes: weights, gradients, buffers, optimizer state and random numbers are bit for bit what they are
+    without it. It logs directly to every logger, at the step Lightning itself uses, and adds nothing to a step that
+    is not measured.
+
+    Args:
+        every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
+        layers: globs for the module paths that get metric keys of their own, ``"*"`` for all. If left out: the first
+            residual block as in the paper (``*layer1.0.*``), or the first three layers of other networks. Aggregates
+            over all layers are always logged.
+
+    Raises:
+        ConfigurationError: for settings that cannot work, when constructed or before training starts.
+    """
+
+    groups: ClassVar[tuple[str, ...]] = ()
+    needs_updates: ClassVar[bool] = False
+    needs_statistics: ClassVar[bool] = False
+
+    def __init__(self, every_n_steps: int | None = None, layers: str | list[str] | None = None) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if every_n_steps is not None and (isinstance(every_n_steps, bool) or every_n_steps < 1):
+            raise ConfigurationError(
+                f"{name}(every_n_steps={every_n_steps!r}): must be at least 1. "
+                "Leave it out to measure at the Trainer's log_every_n_steps; remove the callback to not measure at all."
+            )
+        self.every_n_steps = every_n_steps
+        self.layers = layers
+        self._cadence = every_n_steps or 1
+        self._sites: frozenset[str] = frozenset()
+
+    def sites(self, module: nn.Module) -> list[str]:
+        """Return the module paths that ``layers`` chooses from."""
+        return [name.removesuffix(".weight") for name, _ in named_weights(module)]
+
+    def measure(self, measured: Measured) -> Iterable[Reading]:
+        """Return the readings of one step."""
+        raise NotImplementedError
+
+    def cadence(self) -> int:
+        """Return after how many optimizer steps it measures."""
+        return self._cadence
+
+    def chosen(self) -> dict[str, frozenset[str]]:
+        """Return for each metric group the sites that get keys of their own."""
+        return dict.fromkeys(self.groups, self._sites)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check everything that can be checked before training starts."""
+        self._refuse(trainer, pl_module)
+        self._sites = self._choose(self.sites(pl_module))
+        self._cadence = self.every_n_steps or trainer.log_every_n_steps or 1
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to observe."""
+        Session.of(trainer).join(self, trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Remove every hook."""
+        Session.of(trainer).leave(self, trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remove every hook: after an exception Lightning calls nothing else."""
+        Session.of(trainer).leave(self, trainer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the hooks lent by a running session, which belong to one Trainer."""
+        return {key: value for key, value in self.__dict__.items() if key not in BATCH_HOOKS}
+
+    def _choose(self, sites: Sequence[str]) -> frozenset[str]:
+        if self.layers is None:
+            first_block = [site for site in sites if fnmatchcase(f".{site}", "*.layer1.0.*")]
+            return frozenset(first_block or sites[:3])
+        chosen: set[str] = set()
+        for glob in [self.layers] if isinstance(self.layers, str) else self.layers:
+            matches = [site for site in sites if fnmatchcase(site, glob)]
+            if not matches:
+                raise ConfigurationError(
+                    f"{type(self).__name__}(layers={self.layers!r}): {glob!r} matches none of the {len(sites)} layers "
+                    f"it can observe. Nearest: {closest(glob, sites)}. Use module paths with * and ?."
+                )
+            chosen.update(matches)
+        return frozenset(chosen)
+
+    def _refuse(self, trainer: Any, module: nn.Module) -> None:
+        strategy = type(trainer.strategy).__name__
+        if strategy in _REFUSED_STRATEGIES:
+            raise ConfigurationError(
+                f"{type(self).__name__} cannot observe training with {strategy}: {_REFUSED_STRATEGIES[strategy]}, "
+                "or remove the callback."
+            )
+        for name, weight in named_weights(module):
+            if weight.dtype in (torch.float16, torch.bfloat16):
+                raise ConfigurationError(
+                    f"{type(self).__name__}: {name} is stored in {weight.dtype}, whose rounding hides what a step does "
+                    "to the norm. Train with precision='bf16-mixed' or '16-mixed', which keep float32 weights."
+                )
+
+
+for _hook in BATCH_HOOKS:
+    # Lightning skips hooks that are not callable; the session lends real ones while a batch is measured
+    setattr(GeometryMonitor, _hook, None)

@@ -1,0 +1,51 @@
+"""Pictures of attacked images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_normgeo.robustness.evaluation import Perturbed
+
+_SHOWN_HEIGHT = 96
+"""Small images are enlarged to at least this many pixels, so that they can be seen in a report."""
+
+
+def example_strips(examples: Perturbed | None, count: int) -> tuple[list[Any], list[str]]:
+    """Return one strip per sample and its caption.
+
+    A strip shows, from left to right, the image under each attack, then each perturbation, scaled so that its largest
+    value has full contrast around gray.
+
+    Returns:
+        Strips as ``(height, width, channels)`` uint8 arrays, and captions with the predictions.
+    """
+    if examples is None:
+        return [], []
+    names = list(examples.pixels)
+    strips, captions = [], []
+    for i in range(min(count, len(examples.labels))):
+        clean = examples.pixels["clean"][i]
+        tiles = [examples.pixels[name][i].clamp(0, 1) for name in names]
+        tiles += [_contrast(examples.pixels[name][i] - clean) for name in names if name != "clean"]
+        strips.append(_as_array(torch.cat([_enlarge(tile) for tile in tiles], dim=-1)))
+        predicted = ", ".join(f"{name} → {examples.predictions[name][i].item()}" for name in names)
+        captions.append(f"label {examples.labels[i].item()}: {predicted}")
+    return strips, captions
+
+
+def _contrast(perturbation: Tensor) -> Tensor:
+    return 0.5 + 0.5 * perturbation / perturbation.abs().amax().clamp_min(1e-12)
+
+
+def _enlarge(tile: Tensor) -> Tensor:
+    factor = -(-_SHOWN_HEIGHT // tile.shape[-2])
+    return F.interpolate(tile[None].float(), scale_factor=factor, mode="nearest")[0] if factor > 1 else tile.float()
+
+
+def _as_array(image: Tensor) -> Any:
+    image = image.expand(3, -1, -1) if image.shape[0] == 1 else image
+    return (image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -1,0 +1,181 @@
+"""Images in memory as uint8, handed out in batches, made floating point and augmented on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_normgeo.errors import ConfigurationError
+
+
+class Batch(NamedTuple):
+    """Images and labels; uint8 until they are on the device, floating point in [0, 1] from there."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class TrainBatch(NamedTuple):
+    """A batch that is augmented on its way into the model."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class ImageTensors(Dataset[Batch]):
+    """Images and labels in memory.
+
+    Args:
+        images: ``(n, channels, height, width)``, uint8.
+        labels: ``(n,)``.
+        train: whether batches are marked for augmentation.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, train: bool = False) -> None:
+        self.images, self.labels, self.train = images, labels, train
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        """Return a whole batch at once, which saves collating single images."""
+        chosen = torch.as_tensor(indices)
+        kind = TrainBatch if self.train else Batch
+        return kind(self.images[chosen], self.labels[chosen])
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Base of the data modules: splits, loaders and augmentation; a subclass says where images come from.
+
+    Args:
+        batch_size: images per batch and device.
+        val_fraction: part of the *training* images kept for validation, in (0, 1); the test set is never touched.
+        flip: whether training images are flipped left to right with probability one half.
+        crop_padding: training images are padded by so many zero pixels and cropped at random; 0 for none.
+        num_workers: worker processes per loader; images are in memory, so 0 is fastest.
+        split_seed: of the validation split.
+    """
+
+    num_classes: int
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        flip: bool = True,
+        crop_padding: int = 0,
+        num_workers: int = 0,
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if batch_size < 1:
+            raise ConfigurationError(f"{name}(batch_size={batch_size}) must be at least 1.")
+        if not 0 < val_fraction < 1:
+            raise ConfigurationError(f"{name}(val_fraction={val_fraction}) must be between 0 and 1.")
+        if crop_padding < 0:
+            raise ConfigurationError(f"{name}(crop_padding={crop_padding}) must be at least 0.")
+        self.batch_size, self.val_fraction, self.split_seed = batch_size, val_fraction, split_seed
+        self.flip, self.crop_padding, self.num_workers = flip, crop_padding, num_workers
+        self._sets: dict[str, ImageTensors] = {}
+
+    def load(self, split: str) -> tuple[Tensor, Tensor]:
+        """Return uint8 images and labels of ``train`` or ``test``."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load what the stage needs, once."""
+        if stage in (None, "fit", "validate") and "train" not in self._sets:
+            images, labels = self.load("train")
+            train, val = stratified_split(labels, self.val_fraction, self.split_seed)
+            self._sets["train"] = ImageTensors(images[train], labels[train], train=True)
+            self._sets["val"] = ImageTensors(images[val], labels[val])
+        if stage in (None, "test", "predict") and "test" not in self._sets:
+            self._sets["test"] = ImageTensors(*self.load("test"))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled, augmented training batches."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return validation batches."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return test batches."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return test batches."""
+        return self._loader("test")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make images floating point in [0, 1], and augment those of training batches, on the device."""
+        if not isinstance(batch, (Batch, TrainBatch)):
+            return batch
+        images = batch.images.float() / 255
+        if isinstance(batch, TrainBatch):
+            images = random_crop(images, self.crop_padding)
+            images = random_flip(images) if self.flip else images
+        return Batch(images, batch.labels)
+
+    def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Any]:
+        return DataLoader(
+            self._sets[name],
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            # a last batch of one image has no batch statistics
+            drop_last=shuffle and len(self._sets[name]) > self.batch_size,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return indices of the two parts of a split that keeps class frequencies, the second of size ``fraction``.
+
+    Deterministic in ``seed``; the global random state is neither read nor advanced.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first, second = [], []
+    for label in torch.unique(labels):
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        held_out = max(1, round(fraction * len(members)))
+        second.append(members[:held_out])
+        first.append(members[held_out:])
+    return torch.cat(first).sort().values, torch.cat(second).sort().values
+
+
+def random_flip(images: Tensor) -> Tensor:
+    """Flip each image left to right with probability one half."""
+    flipped = torch.rand(len(images), device=images.device) < 0.5
+    return torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def random_crop(images: Tensor, padding: int) -> Tensor:
+    """Pad with zeros and cut each image out again at a random place."""
+    if padding == 0:
+        return images
+    n, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, [padding] * 4)
+    top, left = torch.randint(2 * padding + 1, (2, n, 1), device=images.device)
+    rows = (top + torch.arange(height, device=images.device)).view(n, 1, height, 1)
+    columns = (left + torch.arange(width, device=images.device)).view(n, 1, 1, width)
+    samples = torch.arange(n, device=images.device).view(n, 1, 1, 1)
+    channels = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
+    return padded[samples, channels, rows, columns]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,60 @@
+"""Errors and warnings of the package."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import warnings
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class ConfigurationError(ValueError):
+    """A setting that cannot work, found before any work is lost.
+
+    The message names the option, the value given, what is allowed and what to do.
+    """
+
+
+class MeasurementWarning(UserWarning):
+    """A measurement was skipped or is less than was asked for; training goes on unchanged."""
+
+
+def closest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return a hint with the entries of ``known`` nearest to ``name`` (all of them when none is near)."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=count, cutoff=0.5) or known[:8]
+    more = f" … ({len(known)} in all)" if len(known) > len(near) else ""
+    return ", ".join(map(repr, near)) + more
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that logs, writes and warns."""
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+def warn_once(message: str) -> None:
+    """Warn from rank zero; Python shows a warning with the same text once."""
+    if is_rank_zero():
+        warnings.warn(message, MeasurementWarning, stacklevel=3)
+
+
+def harmless(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
+    """Make a measurement that fails a skipped measurement: it is reported once and the training goes on."""
+
+    @functools.wraps(function)
+    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            warn_once(
+                f"A measurement failed and is skipped: {error!r}. Training goes on unchanged; please report this."
+            )
+            return None
+
+    return guarded

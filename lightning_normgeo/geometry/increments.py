@@ -1,0 +1,227 @@
+r"""Equation 16 of Sun et al. 2020 and its exact generalisation: what one optimizer step adds to ‖W‖².
+
+The paper's law, for scale-invariant weights and plain SGD, is :math:`\lVert W^+\rVert^2 - \lVert W\rVert^2 =
+\eta^2 \lVert g \rVert^2`. For any step of SGD (momentum, dampening, Nesterov, weight decay) and of Adam or AdamW the
+increment splits exactly into the four terms of :class:`IncrementTerms`. A rule is used in two movements, so that whole
+weights are read once: ``products`` reduces blocks of rows to inner products, ``terms`` turns these into the terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.geometry.rows import dot, map_rows
+
+Scalar = float | Tensor
+
+
+class IncrementTerms(NamedTuple):
+    """The terms of ‖W⁺‖² - ‖W‖², each ``(units,)`` in units of weight²."""
+
+    gradient: Tensor
+    """From ⟨W, g⟩: zero for scale-invariant weights under SGD, not under Adam."""
+    momentum: Tensor
+    """From the inner product of W with the momentum before the step."""
+    weight_decay: Tensor
+    """From weight decay, coupled or decoupled, without its part in ``quadratic``."""
+    quadratic: Tensor
+    """The squared length of the update, η²‖u‖²: never negative; eq 16 where it stands alone."""
+
+    @property
+    def total(self) -> Tensor:
+        """The increment that the optimizer's formula explains: the sum of the terms."""
+        return self.gradient + self.momentum + self.weight_decay + self.quadratic
+
+
+class UpdateRule(Protocol):
+    """How one optimizer moves a weight, as far as norms are concerned."""
+
+    def products(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Reduce wide ``(rows, n)`` blocks to the inner products that ``terms`` needs beyond ‖W‖², ⟨W,g⟩, ‖g‖²."""
+
+    def terms(self, weight_sq: Tensor, inner: Tensor, gradient_sq: Tensor, *products: Tensor) -> IncrementTerms:
+        """Return the terms from ‖W‖², ⟨W, g⟩, ‖g‖² and what ``products`` returned."""
+
+
+@dataclass(frozen=True)
+class SGDRule:
+    r"""torch.optim.SGD: d = g + λW, b = μb⁻ + (1-τ)d, u = b (Nesterov: d + μb), W⁺ = W - ηu.
+
+    On a weight's first step torch sets b = d, without dampening. The state is the buffer b⁻ before the step, or
+    nothing where there is none. With :math:`u = c_g (g + \lambda W) + c_m b^-`:
+
+    .. math:: \Delta\lVert W\rVert^2 = -2\eta c_g\langle W,g\rangle - 2\eta c_m\langle W,b^-\rangle
+              - 2\eta c_g\lambda\lVert W\rVert^2 + \eta^2\lVert u\rVert^2
+
+    Args:
+        lr: learning rate η at this step.
+        momentum: μ.
+        dampening: τ.
+        weight_decay: λ.
+        nesterov: as in torch.
+        maximize: as in torch, g → -g.
+        first: whether there is no momentum buffer yet.
+    """
+
+    lr: Scalar
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    maximize: bool = False
+    first: bool = True
+
+    @property
+    def coefficients(self) -> tuple[float, float]:
+        """(c_g, c_m): how the step direction weighs g + λW and the buffer before the step."""
+        gradient = 1.0 if self.first else 1.0 - self.dampening
+        if self.nesterov:
+            return 1.0 + self.momentum * gradient, 0.0 if self.first else self.momentum**2
+        return gradient, 0.0 if self.first else self.momentum
+
+    def products(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return ⟨W, b⁻⟩ and ‖u‖², or nothing where the buffer plays no part."""
+        if not state:
+            return ()
+        direction = self._direction(weight, gradient, state[0])
+        return dot(weight, state[0]), dot(direction, direction)
+
+    def terms(self, weight_sq: Tensor, inner: Tensor, gradient_sq: Tensor, *products: Tensor) -> IncrementTerms:
+        """Return the four terms of the increment."""
+        c_g, c_m = self.coefficients
+        inner = -inner if self.maximize else inner
+        decay = self.weight_decay
+        if products:
+            buffer_inner, direction_sq = products
+        else:
+            buffer_inner = torch.zeros_like(inner)
+            direction_sq = c_g**2 * (gradient_sq + 2 * decay * inner + decay**2 * weight_sq)
+        return IncrementTerms(
+            gradient=-2 * self.lr * c_g * inner,
+            momentum=-2 * self.lr * c_m * buffer_inner,
+            weight_decay=-2 * self.lr * c_g * decay * weight_sq,
+            quadratic=self.lr**2 * direction_sq,
+        )
+
+    def _direction(self, weight: Tensor, gradient: Tensor, buffer: Tensor) -> Tensor:
+        c_g, c_m = self.coefficients
+        direction = torch.mul(gradient, -c_g if self.maximize else c_g)
+        if self.weight_decay:
+            direction = direction.add_(weight, alpha=c_g * self.weight_decay)
+        return direction.add_(buffer, alpha=c_m)
+
+
+@dataclass(frozen=True)
+class AdamRule:
+    r"""torch.optim.Adam and AdamW: W⁺ = sW - ηA with A = m̂ / (√v̂ + ε).
+
+    g̃ = g + λW and s = 1 for Adam, g̃ = g and s = 1 - ηλ for AdamW (decoupled). With D = √v̂ + ε, v̂ after the step:
+
+    .. math:: \Delta\lVert W\rVert^2 = (s^2-1)\lVert W\rVert^2
+              - \frac{2\eta s}{1-\beta_1^t}\bigl[(1-\beta_1)\langle W, \tilde g/D\rangle
+              + \beta_1\langle W, m^-/D\rangle\bigr] + \eta^2\lVert A\rVert^2
+
+    ⟨W, g/D⟩ is not zero for scale-invariant weights: eq 16 does not cover Adam. The state is (m⁻, v⁻) before the step,
+    with amsgrad also the running maximum of v, or nothing at the first step.
+
+    Args:
+        lr: learning rate η at this step.
+        betas: (β₁, β₂).
+        eps: ε.
+        weight_decay: λ.
+        decoupled: AdamW's weight decay.
+        maximize: as in torch, g → -g.
+        step: t of this step, from 1.
+    """
+
+    lr: Scalar
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    maximize: bool = False
+    step: Scalar = 1.0
+
+    @property
+    def _coupled(self) -> float:
+        return 0.0 if self.decoupled else self.weight_decay
+
+    def products(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return ⟨W, g/D⟩, ⟨W, m⁻/D⟩, ⟨W, W/D⟩ and ‖A‖², bias corrections included."""
+        beta1, beta2 = self.betas
+        first, second, *maximum = state or (torch.zeros_like(gradient), torch.zeros_like(gradient))
+        gradient = -gradient if self.maximize else gradient
+        full = gradient + self._coupled * weight if self._coupled else gradient
+        second = beta2 * second + (1 - beta2) * full.square()
+        second = torch.maximum(maximum[0], second) if maximum else second
+        scale = (1 - beta1**self.step) * ((second / (1 - beta2**self.step)).sqrt() + self.eps)
+        direction = (beta1 * first + (1 - beta1) * full) / scale
+        return (
+            dot(weight, (1 - beta1) * gradient / scale),
+            dot(weight, beta1 * first / scale),
+            dot(weight, (1 - beta1) * self._coupled * weight / scale)
+            if self._coupled
+            else torch.zeros_like(weight[:, 0]),
+            dot(direction, direction),
+        )
+
+    def terms(self, weight_sq: Tensor, inner: Tensor, gradient_sq: Tensor, *products: Tensor) -> IncrementTerms:
+        """Return the four terms of the increment."""
+        del inner, gradient_sq
+        by_gradient, by_momentum, by_decay, direction_sq = products
+        shrink = 1 - self.lr * self.weight_decay if self.decoupled else 1.0
+        return IncrementTerms(
+            gradient=-2 * self.lr * shrink * by_gradient,
+            momentum=-2 * self.lr * shrink * by_momentum,
+            # (s² - 1) as (s - 1)(s + 1): nothing is lost where ηλ is tiny
+            weight_decay=(shrink - 1) * (shrink + 1) * weight_sq - 2 * self.lr * by_decay,
+            quadratic=self.lr**2 * direction_sq,
+        )
+
+
+def norm_increment(rule: UpdateRule, weight: Tensor, gradient: Tensor, *state: Tensor) -> IncrementTerms:
+    """Return the terms of ‖W⁺‖² - ‖W‖² for one step of ``rule``, before the step is taken.
+
+    Args:
+        rule: :class:`SGDRule` or :class:`AdamRule`.
+        weight: W, ``(units, n)``.
+        gradient: the gradient that the optimizer will use, clipped and unscaled, ``(units, n)``.
+        state: the rule's optimizer state before the step, each ``(units, n)``.
+
+    Example:
+        >>> w, g = torch.tensor([[3.0, 4.0]]), torch.tensor([[-4.0, 3.0]])
+        >>> norm_increment(SGDRule(lr=0.1), w, g).total
+        tensor([0.2500], dtype=torch.float64)
+    """
+
+    def reduce(w: Tensor, g: Tensor, *s: Tensor) -> tuple[Tensor, ...]:
+        return dot(w, w), dot(w, g), dot(g, g), *rule.products(w, g, *s)
+
+    return rule.terms(*map_rows(reduce, weight, gradient, *state))
+
+
+def predicted_increment(lr: Scalar, gradient_sq: Tensor) -> Tensor:
+    """Return η²‖g‖², the increment of eq 16: exact for scale-invariant weights under plain SGD without weight decay."""
+    return lr**2 * gradient_sq
+
+
+def measured_increment(weight_update: Tensor, update_sq: Tensor) -> Tensor:
+    """Return ‖W⁺‖² - ‖W‖² = 2⟨W, D⟩ + ‖D‖² with D = W⁺ - W: no cancellation, unlike a difference of two norms."""
+    return 2 * weight_update + update_sq
+
+
+def storage_floor(weight_quartic: Tensor, dtype: torch.dtype) -> Tensor:
+    r"""Return how far storing W⁺ in ``dtype`` alone can move ‖W⁺‖²: :math:`4u\sqrt{\sum_i W_i^4}`, u the unit roundoff.
+
+    Rounding moves W_i by about u|W_i| at random, hence ‖W‖² by about 0.8 u √ΣW_i⁴ rms; the factor 4 makes a bound of
+    five standard deviations. An increment below it is not observable, whoever measures it.
+
+    Args:
+        weight_quartic: Σ W_i⁴, any shape; sum it over units first for the floor of an aggregate.
+        dtype: what the weights are stored in.
+    """
+    return 4 * (torch.finfo(dtype).eps / 2) * weight_quartic.sqrt()

@@ -1,0 +1,60 @@
+"""Per-unit reductions: the one place where whole weights are read.
+
+A *unit* is a slice of a weight that shares a scaling symmetry: a filter, a group of filters, a whole layer.
+Every function of :mod:`lightning_normgeo.geometry` takes weights as a matrix with one unit per row and returns one
+float64 value per unit (float32 where the device has no float64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_BLOCK = 2**18
+"""Elements per block on a CPU: the float64 copies stay in cache, whole-weight temporaries would cost page faults."""
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype statistics are accumulated in: float64, or float32 on devices without it (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def as_rows(tensor: Tensor, units: int, dim: int = 0) -> Tensor:
+    """View a weight as a matrix with one unit per row.
+
+    Args:
+        tensor: weight, gradient or optimizer state, of any shape.
+        units: number of units; must divide ``tensor.shape[dim]``, or be 1 for the whole tensor.
+        dim: the dimension that enumerates output channels (1 for transposed convolutions).
+
+    Returns:
+        ``(units, tensor.numel() // units)``; a view where the memory layout allows it.
+    """
+    return tensor.detach().movedim(dim, 0).reshape(units, -1)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each row of ``a`` with the same row of ``b``, shape ``(rows,)``."""
+    return torch.linalg.vecdot(a, b)  # type: ignore[no-any-return]
+
+
+def map_rows(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
+    """Apply ``function`` to blocks of rows in wide precision and concatenate what it returns.
+
+    Args:
+        function: takes one wide ``(block, n)`` tensor per input and returns ``(block,)`` tensors. It must not write
+            to its inputs: wide inputs are passed as they are.
+        rows: matrices of the same shape, one unit per row.
+
+    Returns:
+        What ``function`` returns, for all rows.
+
+    Cost: one pass over the inputs; scratch memory of a few blocks of 2 MiB on a CPU, of one weight on a GPU.
+    """
+    units, width = rows[0].shape
+    wide = wide_dtype(rows[0].device)
+    size = max(1, _BLOCK // max(1, width)) if rows[0].device.type == "cpu" else max(1, units)
+    parts = [function(*(r[start : start + size].to(wide) for r in rows)) for start in range(0, units, size)]
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -1,0 +1,201 @@
+"""ResNetClassifier: a ResNet with the normalization as a choice, for pixels in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import pytorch_lightning as pl
+import torch
+import torchvision
+from pytorch_lightning.cli import instantiate_class
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.normalization.registry import find_norm
+
+Stem = Literal["cifar", "imagenet"]
+Decayed = Literal["all", "weights", "none"]
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+_SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
+
+
+class InputNormalization(nn.Module):
+    """(x - mean) / std per channel, as part of the model: data, attacks and pictures stay in pixels."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return normalized images."""
+        return (images - self.mean) / self.std
+
+
+class ResNetClassifier(pl.LightningModule):
+    """Image classification with torchvision's ResNets and a normalization of choice.
+
+    Takes batches ``(images, labels)`` with images ``(batch, 3, height, width)`` in [0, 1]. Logs ``train/loss``,
+    ``train/accuracy`` and the same under ``val/`` and ``test/``.
+
+    Args:
+        num_classes: number of classes.
+        arch: ``resnet18`` to ``resnet152``.
+        norm: normalization, a name out of ``lightning_normgeo.NORMS``.
+        stem: ``cifar``, a 3×3 convolution and no pooling, which keeps 32×32 images large (as in He et al. 2016,
+            section 4.2); ``imagenet``, 7×7 with stride 2 and pooling, ten times cheaper there.
+        label_smoothing: of the cross entropy, in [0, 1).
+        input_mean: per-channel mean of the pixels, subtracted inside the model.
+        input_std: per-channel standard deviation of the pixels.
+        decayed: what the optimizer's weight decay touches: ``all`` parameters (torch's default), ``weights`` (only
+            those with two or more dimensions: no γ, β or bias), or ``none``.
+        optimizer: ``class_path`` and ``init_args``, as the command line's ``optimizer`` block; SGD with learning rate
+            0.1 and momentum 0.9 if left out.
+        lr_scheduler: the same for a scheduler, stepped each epoch; none if left out.
+
+    Raises:
+        ConfigurationError: for an unknown architecture or normalization, and settings out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        arch: str = "resnet101",
+        norm: str = "bn",
+        stem: Stem = "cifar",
+        label_smoothing: float = 0.0,
+        input_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        input_std: tuple[float, float, float] = (0.25, 0.25, 0.25),
+        decayed: Decayed = "all",
+        optimizer: dict[str, Any] | None = None,
+        lr_scheduler: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(num_classes, arch, stem, label_smoothing, input_std, decayed)
+        self.save_hyperparameters()
+        self.input_normalization = InputNormalization(input_mean, input_std)
+        self.model = build_resnet(arch, norm, stem, num_classes)
+        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.accuracy = nn.ModuleDict(
+            {
+                f"{stage}_accuracy": MulticlassAccuracy(num_classes, average="micro")
+                for stage in ("train", "val", "test")
+            }
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits ``(batch, num_classes)`` for pixels in [0, 1]."""
+        return self.model(self.input_normalization(images))  # type: ignore[no-any-return]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a validation batch."""
+        return self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a test batch."""
+        return self._step(batch, "test")
+
+    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
+        """Return class probabilities."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return F.softmax(self(images), dim=1)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer, with parameter groups by what is decayed, and the scheduler."""
+        chosen = self.hparams["optimizer"] or _SGD
+        optimizer = instantiate_class(self._parameter_groups(), _as_dict(chosen))
+        if self.hparams["lr_scheduler"] is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": instantiate_class(optimizer, _as_dict(self.hparams["lr_scheduler"])),
+        }
+
+    def on_fit_start(self) -> None:
+        """Check that the data has the number of classes the model was built for."""
+        classes = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
+        if classes is not None and classes != self.hparams["num_classes"]:
+            raise ConfigurationError(
+                f"ResNetClassifier(num_classes={self.hparams['num_classes']}) does not fit the data, which has "
+                f"{classes} classes. Set num_classes={classes}."
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another architecture, in words."""
+        saved = checkpoint.get("hyper_parameters", {})
+        for name in ("arch", "norm", "stem", "num_classes"):
+            if name in saved and saved[name] != self.hparams[name]:
+                raise ConfigurationError(
+                    f"The checkpoint was trained with {name}={saved[name]!r}, the model has "
+                    f"{name}={self.hparams[name]!r}. Set model.{name}={saved[name]} or choose another checkpoint."
+                )
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss: Tensor = self.loss(logits, labels)
+        accuracy = cast("MulticlassAccuracy", self.accuracy[f"{stage}_accuracy"])
+        accuracy(logits, labels)
+        training = stage == "train"
+        self.log(f"{stage}/loss", loss, on_step=training, on_epoch=not training, prog_bar=True, batch_size=len(labels))
+        self.log(f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=not training)
+        return loss
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        least_dimensions = {"all": 0, "weights": 2, "none": 99}[self.hparams["decayed"]]
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.ndim >= least_dimensions]},
+            {"params": [p for p in trained if p.ndim < least_dimensions], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+
+def build_resnet(arch: str, norm: str, stem: Stem, num_classes: int) -> nn.Module:
+    """Return a ResNet with random weights.
+
+    Without normalization the last convolution of every residual branch starts at zero, so that the network starts as
+    the identity along its skip connections; 33 unnormalized blocks would overflow otherwise (Zhang et al. 2019).
+    """
+    build = getattr(torchvision.models, arch)
+    model: nn.Module = build(weights=None, num_classes=num_classes, norm_layer=find_norm(norm).layer)
+    if stem == "cifar":
+        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    if norm == "none":
+        for block in model.modules():
+            if isinstance(block, (BasicBlock, Bottleneck)):
+                nn.init.zeros_((block.conv3 if isinstance(block, Bottleneck) else block.conv2).weight)
+    return model
+
+
+def _check(num_classes: int, arch: str, stem: str, label_smoothing: float, std: Sequence[float], decayed: str) -> None:
+    if num_classes < 2:
+        raise ConfigurationError(f"num_classes={num_classes!r} must be at least 2.")
+    if arch not in ARCHITECTURES:
+        raise ConfigurationError(f"arch={arch!r} is unknown; choose one of: {closest(arch, ARCHITECTURES)}.")
+    if stem not in ("cifar", "imagenet"):
+        raise ConfigurationError(f"stem={stem!r} is unknown; choose 'cifar' or 'imagenet'.")
+    if not 0 <= label_smoothing < 1:
+        raise ConfigurationError(f"label_smoothing={label_smoothing!r} must be in [0, 1).")
+    if min(std) <= 0:
+        raise ConfigurationError(f"input_std={tuple(std)} must be positive.")
+    if decayed not in ("all", "weights", "none"):
+        raise ConfigurationError(f"decayed={decayed!r} is unknown; choose 'all', 'weights' or 'none'.")
+
+
+def _as_dict(block: Any) -> dict[str, Any]:
+    """Return an optimizer block as plain dictionaries; the command line hands over a Namespace."""
+    return dict(block.as_dict()) if hasattr(block, "as_dict") else dict(block)

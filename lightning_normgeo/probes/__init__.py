@@ -1,0 +1,7 @@
+"""Instruments that read a running training without changing it."""
+
+from lightning_normgeo.probes.batchnorm import BatchNormProbe as BatchNormProbe
+from lightning_normgeo.probes.batchnorm import BatchStatistics as BatchStatistics
+from lightning_normgeo.probes.step import StepMeasurement as StepMeasurement
+from lightning_normgeo.probes.step import StepProbe as StepProbe
+from lightning_normgeo.probes.step import WeightStep as WeightStep

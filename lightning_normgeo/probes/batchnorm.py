@@ -1,0 +1,189 @@
+"""Batch statistics of batch normalizations, read off what the forward pass has computed anyway.
+
+In eager mode the autograd node of a batch normalization keeps the mean and the inverse standard deviation; reading
+them costs nothing. Under ``torch.compile`` (and for SyncBatchNorm) the change of the running statistics gives the same
+numbers to about 1e-6. Nothing is recomputed and no statistic is ever taken twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.normalization.units import clean_name
+
+_NODES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """One batch normalization during one forward pass; wide tensors of shape ``(channels,)``.
+
+    Attributes:
+        scale: γ as the forward pass used it.
+        shift: β.
+        mean: μ of the pre-activation over this device's batch (over all devices for SyncBatchNorm).
+        variance: σ², biased.
+        eps: the layer's ε.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor
+    variance: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass of a layer: how many values each channel had, and the autograd node's (mean, 1/std)."""
+
+    samples: int
+    saved: tuple[Tensor, Tensor] | None
+
+
+def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the batch normalizations of ``module`` that have γ and β, by module path."""
+    return {
+        clean_name(name): layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, _BatchNorm)
+        and not isinstance(layer, nn.modules.instancenorm._InstanceNorm)
+        and layer.affine
+    }
+
+
+class BatchNormProbe:
+    """Reads the statistics of the forward pass between :meth:`arm` and :meth:`collect`.
+
+    In eager mode hooks exist only while armed, so an unmeasured step costs nothing. Compiled modules are traced with
+    their hooks once and for all, so there a hook that notes the number of samples stays. A layer that ran more than
+    once per backward pass (siamese networks) has no single σ; it is left out and counted in ``skipped``.
+
+    Args:
+        layers: batch normalizations with γ and β, by module path.
+        compiled: whether they run under ``torch.compile``.
+    """
+
+    def __init__(self, layers: dict[str, _BatchNorm], compiled: bool = False) -> None:
+        self.layers = layers
+        self.compiled = compiled
+        self.skipped: Counter[str] = Counter()
+        self._handles: list[RemovableHandle] = []
+        self._passes: dict[str, list[_Pass]] = {name: [] for name in layers}
+        self._before: dict[str, tuple[Tensor, ...]] = {}
+        if compiled:
+            self._handles = [layer.register_forward_pre_hook(self._counter(name)) for name, layer in layers.items()]
+
+    def arm(self) -> None:
+        """Watch the next forward pass."""
+        self._reset()
+        for name, layer in self.layers.items():
+            if layer.training and layer.track_running_stats and layer.running_mean is not None:
+                self._before[name] = tuple(_copy(t) for t in _running(layer))
+            if layer.training and not self.compiled:
+                self._handles.append(layer.register_forward_hook(partial(_note_pass, self._passes[name])))
+
+    def detach(self) -> None:
+        """Remove every hook, for good."""
+        self.compiled = False
+        self._reset()
+
+    @torch.no_grad()
+    def collect(self) -> dict[str, BatchStatistics]:
+        """Return the statistics of each layer that ran exactly once since :meth:`arm`, and stop watching.
+
+        Call it after the forward pass and before the optimizer step: γ and β are then the ones it used.
+        """
+        found = {}
+        for name, passes in self._passes.items():
+            layer = self.layers[name]
+            if len(passes) == 1:
+                statistics = self._statistics(name, layer, passes[0])
+                if statistics is not None:
+                    scale, shift = _copy(layer.weight), _copy(layer.bias)
+                    found[name] = BatchStatistics(scale, shift, *statistics, layer.eps)
+            elif len(passes) > 1:
+                self.skipped["ran several times in one step"] += 1
+        self._reset()
+        return found
+
+    def _reset(self) -> None:
+        if not self.compiled:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+        for passes in self._passes.values():
+            passes.clear()
+        self._before = {}
+
+    def _counter(self, name: str) -> Any:
+        passes = self._passes[name]
+
+        def count(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if layer.training:
+                passes.append(_Pass(args[0].numel() // args[0].shape[1], None))
+
+        return count
+
+    def _statistics(self, name: str, layer: _BatchNorm, read: _Pass) -> tuple[Tensor, Tensor] | None:
+        """Return (mean, biased variance) in wide precision."""
+        if read.saved is not None:
+            mean, inverse_std = (_copy(tensor) for tensor in read.saved)
+            return mean, (inverse_std.pow(-2) - layer.eps).clamp_min(0)
+        if name not in self._before:
+            self.skipped["keeps no running statistics, and its autograd node cannot be read"] += 1
+            return None
+        mean, variance, count = self._before[name]
+        new_mean, new_variance, new_count = (_copy(tensor) for tensor in _running(layer))
+        momentum = layer.momentum if layer.momentum is not None else 1 / new_count
+        # exactly one update, else the difference means nothing; NaN is dropped on its way to the loggers
+        once = torch.where(new_count - count == 1, 1.0, torch.nan)
+        unbiased = (new_variance - (1 - momentum) * variance) / momentum
+        biased = unbiased * (read.samples - 1) / read.samples
+        return once * (new_mean - (1 - momentum) * mean) / momentum, once * biased.clamp_min(0)
+
+
+def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+    assert layer.running_mean is not None  # noqa: S101
+    assert layer.running_var is not None  # noqa: S101
+    assert layer.num_batches_tracked is not None  # noqa: S101
+    return layer.running_mean, layer.running_var, layer.num_batches_tracked
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(wide_dtype(tensor.device), copy=True)
+
+
+def _note_pass(passes: list[_Pass], layer: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+    if not layer.training or not torch.is_grad_enabled():
+        return
+    saved = None if _saving_is_hooked() else _saved_statistics(getattr(output, "grad_fn", None))
+    passes.append(_Pass(args[0].numel() // args[0].shape[1], saved))
+
+
+def _saved_statistics(node: Any) -> tuple[Tensor, Tensor] | None:
+    """Return (mean, 1/std) from the normalization's own node, or from up to three nodes behind it (activations)."""
+    for _ in range(4):
+        if node is None:
+            return None
+        if node.name() in _NODES:
+            return node._saved_result1, node._saved_result2
+        if node.name() == "SyncBatchNormBackward":
+            return node.saved_tensors[2], node.saved_tensors[3]
+        node = node.next_functions[0][0] if node.next_functions else None
+    return None
+
+
+def _saving_is_hooked() -> bool:
+    """Whether saved tensors go through hooks (activation checkpointing): reading one would recompute the forward."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(True) is not None

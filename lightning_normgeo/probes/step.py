@@ -1,0 +1,274 @@
+"""The optimizer step seen exactly: weights, the gradients really applied, optimizer state, and the weights after it.
+
+Lightning runs forward, backward, unscaling and clipping *inside* ``optimizer.step(closure)``. Whatever is read in a
+Lightning hook is therefore stale, scaled, unclipped, or belongs to another learning rate. The probe wraps the closure
+on its way into the optimizer and reads between its end and the update.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_normgeo.errors import harmless
+from lightning_normgeo.geometry.angles import equilibrium_angle
+from lightning_normgeo.geometry.increments import IncrementTerms, Scalar, predicted_increment
+from lightning_normgeo.geometry.rows import dot, map_rows, wide_dtype
+from lightning_normgeo.normalization.units import WeightUnits
+from lightning_normgeo.probes.rules import describe_update
+
+
+@dataclass
+class WeightStep:
+    """One weight in one optimizer step; tensors hold one wide value per unit and stay on the device.
+
+    Attributes:
+        units: which slices of the weight are looked at.
+        dtype: what the weight is stored in.
+        lr: learning rate of this step.
+        weight_sq: ‖W‖² before the step.
+        inner: ⟨W, g⟩.
+        gradient_sq: ‖g‖².
+        quartic: Σ W_i⁴, for the storage floor.
+        terms: what the optimizer's formula adds to ‖W‖²; None for an optimizer without a known decomposition.
+        equilibrium: angle at which weight decay and gradient noise balance, where a closed form is known.
+        scale_gradient: ∂L/∂γ of the batch normalization behind the weight, at the same moment as g.
+        weight_update: ⟨W, D⟩ for D = W⁺ - W; None unless updates were asked for.
+        update_sq: ‖D‖².
+    """
+
+    units: WeightUnits
+    dtype: torch.dtype
+    lr: Scalar
+    weight_sq: Tensor
+    inner: Tensor
+    gradient_sq: Tensor
+    quartic: Tensor
+    terms: IncrementTerms | None
+    equilibrium: Scalar | None
+    scale_gradient: Tensor | None
+    weight_update: Tensor | None = None
+    update_sq: Tensor | None = None
+
+    @property
+    def predicted(self) -> Tensor:
+        """η²‖g‖² of eq 16."""
+        return predicted_increment(self.lr, self.gradient_sq)
+
+
+@dataclass
+class StepMeasurement:
+    """What was seen between two ends of a batch: a step for each weight that moved.
+
+    Attributes:
+        steps: by parameter name; the last step of a weight counts where there were several.
+        valid: boolean scalars on the device; all have to hold, else the steps did not happen as described.
+        stepped: whether any optimizer took a step, measured or not.
+    """
+
+    steps: dict[str, WeightStep] = field(default_factory=dict)
+    valid: list[Tensor] = field(default_factory=list)
+    stepped: bool = False
+
+
+@dataclass
+class _Pending:
+    """An optimizer step under way."""
+
+    versions: int | None
+    closure_calls: int = 0
+    steps: list[tuple[WeightStep, nn.Parameter]] = field(default_factory=list)
+    valid: list[Tensor] = field(default_factory=list)
+
+
+class StepProbe:
+    """Hooks on the optimizers of a Trainer; costs less than a microsecond per step while not armed.
+
+    One probe serves every monitor of a Trainer. It adds no autograd node, changes no gradient, and draws no random
+    numbers. A step that cannot be described exactly is left out and counted in ``skipped`` under its reason.
+    """
+
+    def __init__(self) -> None:
+        self.weights: list[tuple[WeightUnits, nn.Parameter]] = []
+        self.scales: dict[str, nn.Parameter] = {}
+        self.skipped: Counter[str] = Counter()
+        self.gradients_are_fresh: Callable[[], bool] = lambda: True
+        self._handles: list[RemovableHandle] = []
+        self._optimizers: list[Optimizer] = []
+        self._before: dict[int, Tensor] = {}
+        self._measurement: StepMeasurement | None = None
+        self._updates = False
+        self._pending: _Pending | None = None
+        self._depth = 0
+
+    def attach(self, optimizers: Iterable[Any]) -> None:
+        """Hook into ``optimizers``, dropping earlier hooks; nothing happens if these are the ones hooked already."""
+        found = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]
+        if len(found) == len(self._optimizers) and all(a is b for a, b in zip(found, self._optimizers, strict=True)):
+            return
+        self.detach()
+        self._optimizers = found
+        for optimizer in found:
+            self._handles.append(optimizer.register_step_pre_hook(self._step_begins))
+            self._handles.append(optimizer.register_step_post_hook(self._step_ends))
+
+    def detach(self) -> None:
+        """Remove every hook and free the scratch memory."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._optimizers = [], []
+        self._before.clear()
+        self._measurement = self._pending = None
+
+    @property
+    def armed(self) -> bool:
+        """Whether the steps that follow are measured."""
+        return self._measurement is not None
+
+    def arm(self, updates: bool) -> None:
+        """Measure the steps that follow, until :meth:`collect`.
+
+        Args:
+            updates: also measure what the step changes, which takes a copy of the weights.
+        """
+        self._measurement, self._updates, self._depth = StepMeasurement(), updates, 0
+
+    def collect(self) -> StepMeasurement | None:
+        """Return what was measured since :meth:`arm` and disarm; None while no optimizer took a step."""
+        if self._measurement is None or not self._measurement.stepped:
+            return None
+        measurement, self._measurement, self._pending = self._measurement, None, None
+        return measurement
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @harmless
+    def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        if self._measurement is None:
+            return None
+        self._depth += 1
+        if self._depth > 1:  # a subclass that calls super().step()
+            return None
+        self._measurement.stepped = True
+        self._pending = _Pending(self._versions() if self.weights else None)
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._snapshot(optimizer, self._pending)
+            return None
+        return args[:1], {**kwargs, "closure": self._wrap(closure, optimizer, self._pending)}
+
+    def _wrap(self, closure: Callable[[], Any], optimizer: Optimizer, pending: _Pending) -> Callable[[], Any]:
+        def measured() -> Any:
+            loss = closure()
+            pending.closure_calls += 1
+            if pending.closure_calls == 1:
+                self._snapshot(optimizer, pending)
+            return loss
+
+        return measured
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @harmless
+    def _step_ends(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del optimizer, args, kwargs
+        if self._measurement is None or self._pending is None:
+            return
+        self._depth -= 1
+        if self._depth > 0:
+            return
+        pending, self._pending = self._pending, None
+        if pending.closure_calls > 1:
+            self.skipped["the optimizer evaluated its closure several times"] += 1
+            return
+        for step, parameter in pending.steps:
+            if self._updates:
+                self._measure_update(step, parameter)
+            self._measurement.steps[step.units.name] = step
+        self._measurement.valid += pending.valid
+
+    @harmless
+    @torch.no_grad()
+    def _snapshot(self, optimizer: Optimizer, pending: _Pending) -> None:
+        """Read W, g and the optimizer's state: gradients are final, the update has not begun."""
+        if not self.gradients_are_fresh():
+            self.skipped["no backward pass since the last step"] += 1
+            return
+        if pending.versions is not None and self._versions() != pending.versions:
+            self.skipped["the optimizer moved the weights before the gradient was final"] += 1
+            return
+        groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+        grad_scale = getattr(optimizer, "grad_scale", None)  # fused optimizers unscale inside their step
+        for units, parameter in self.weights:
+            if id(parameter) in groups and parameter.grad is not None and not parameter.grad.is_sparse:
+                step = self._measure(units, parameter, optimizer, groups[id(parameter)], grad_scale)
+                pending.steps.append((step, parameter))
+        if pending.steps:
+            total = torch.stack([step.gradient_sq.sum() for step, _ in pending.steps]).sum()
+            pending.valid.append(total.isfinite())
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None:
+            pending.valid.append(found_inf.reshape(()) == 0)
+
+    def _measure(
+        self, units: WeightUnits, parameter: nn.Parameter, optimizer: Optimizer, group: Any, grad_scale: Tensor | None
+    ) -> WeightStep:
+        described = describe_update(optimizer, group, optimizer.state.get(parameter, {}))
+        rule, state = described if described is not None else (None, ())
+
+        def reduce(w: Tensor, g: Tensor, *s: Tensor) -> tuple[Tensor, ...]:
+            g = g if grad_scale is None else g / grad_scale
+            square = w.square()
+            products = () if rule is None else rule.products(w, g, *s)
+            return square.sum(1), dot(w, g), dot(g, g), dot(square, square), *products
+
+        assert parameter.grad is not None  # noqa: S101
+        weight_sq, inner, gradient_sq, quartic, *products = map_rows(
+            reduce, *(units.rows(tensor) for tensor in (parameter, parameter.grad, *state))
+        )
+        if self._updates:
+            self._remember(parameter)
+        return WeightStep(
+            units=units,
+            dtype=parameter.dtype,
+            lr=group["lr"],
+            weight_sq=weight_sq,
+            inner=inner,
+            gradient_sq=gradient_sq,
+            quartic=quartic,
+            terms=None if rule is None else rule.terms(weight_sq, inner, gradient_sq, *products),
+            equilibrium=None if rule is None else equilibrium_angle(rule),
+            scale_gradient=self._scale_gradient(units, grad_scale),
+        )
+
+    def _scale_gradient(self, units: WeightUnits, grad_scale: Tensor | None) -> Tensor | None:
+        scale = self.scales.get(units.scale) if units.scale is not None else None
+        if scale is None or scale.grad is None or scale.numel() != units.count:
+            return None
+        gradient = scale.grad.detach().to(wide_dtype(scale.device))
+        # a copy: a foreach optimizer may write to .grad
+        return gradient.clone() if grad_scale is None else gradient / grad_scale
+
+    def _remember(self, parameter: nn.Parameter) -> None:
+        """Keep W in memory that is allocated once per fit: fresh pages would cost more than the copy."""
+        buffer = self._before.get(id(parameter))
+        if buffer is None or buffer.shape != parameter.shape or buffer.device != parameter.device:
+            buffer = self._before[id(parameter)] = torch.empty_like(parameter)
+        buffer.copy_(parameter)
+
+    @torch.no_grad()
+    def _measure_update(self, step: WeightStep, parameter: nn.Parameter) -> None:
+        def reduce(w: Tensor, new: Tensor) -> tuple[Tensor, ...]:
+            change = new - w
+            return dot(w, change), dot(change, change)
+
+        rows: Sequence[Tensor] = [step.units.rows(self._before[id(parameter)]), step.units.rows(parameter)]
+        step.weight_update, step.update_sq = map_rows(reduce, *rows)
+
+    def _versions(self) -> int:
+        return sum(parameter._version for _, parameter in self.weights)

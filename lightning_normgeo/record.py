@@ -1,0 +1,248 @@
+"""The run's own durable record: JSON lines, flushed one by one, readable after any crash."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.loggers import Logger
+
+from lightning_normgeo.errors import ConfigurationError, is_rank_zero
+
+RECORD_NAME = "record.jsonl"
+
+
+class RecordLogger(Logger):
+    """Writes everything that is logged to ``<save_dir>/<name>/<version>/record.jsonl``.
+
+    A Lightning logger like any other, and usable beside them. Each call appends one line and flushes it to the
+    operating system, so a run that is killed keeps every line up to the last call. Results and images are files
+    beside the record. Only rank zero writes.
+
+    Args:
+        save_dir: where all runs live; made if needed.
+        name: of the experiment.
+        version: of the run; the time it starts if left out. Giving an existing one appends to its record.
+
+    Raises:
+        ConfigurationError: if the folder cannot be written.
+    """
+
+    def __init__(self, save_dir: str = "runs", name: str = "normgeo", version: str | None = None) -> None:
+        super().__init__()
+        self._save_dir, self._name, self._version = save_dir, name, version
+        self._file: TextIO | None = None
+        self._prepare()
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self._name
+
+    @property
+    def version(self) -> str:
+        """The run's name within the experiment."""
+        if self._version is None:
+            self._version = _claim_version(Path(self._save_dir) / self._name)
+        return self._version
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of all runs."""
+        return self._save_dir
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder, as Lightning's loggers give it."""
+        return str(self.folder)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self._save_dir) / self._name / self.version
+
+    @property
+    def path(self) -> Path:
+        """The record."""
+        return self.folder / RECORD_NAME
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record scalars at a step; values that are not finite are left out."""
+        values = {key: float(value) for key, value in metrics.items()}
+        finite = {key: value for key, value in values.items() if math.isfinite(value)}
+        if finite:
+            self._write("metrics", step=step, values=finite)
+
+    @rank_zero_only
+    def log_layers(self, layers: Mapping[str, Mapping[str, float]], step: int | None = None) -> None:
+        """Record one value per layer for several quantities."""
+        if layers:
+            self._write("layers", step=step, values=layers)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None, *args: Any, **kwargs: Any) -> None:
+        """Record settings."""
+        values = vars(params) if isinstance(params, Namespace) else dict(params or {})
+        if values:
+            self._write("settings", values=values)
+
+    @rank_zero_only
+    def log_results(self, name: str, results: Mapping[str, Any]) -> None:
+        """Write ``<name>.json`` into the run's folder, replacing an earlier one, and record it."""
+        self._write("results", name=name, values=results)
+        target = self.folder / f"{name}.json"
+        draft = target.with_suffix(".json.part")
+        draft.write_text(json.dumps(_plain(results), indent=2) + "\n")
+        os.replace(draft, target)  # noqa: PTH105 - atomic: a reader never sees half a file
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        """Save images as PNG files in the run's folder; ``caption`` may give one text for each."""
+        from PIL import Image
+
+        folder = self.folder / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{key.replace('/', '-')}-{i}.png" for i in range(len(images))]
+        for file, image in zip(files, images, strict=True):
+            Image.fromarray(image).save(file)
+        names = [str(file.relative_to(self.folder)) for file in files]
+        self._write("images", step=step, key=key, files=names, captions=kwargs.get("caption"))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Record how the run ended."""
+        if self._file is not None:
+            self._write("end", status=status)
+            self._file.close()
+            self._file = None
+
+    def _prepare(self) -> None:
+        if not is_rank_zero():
+            return
+        try:
+            Path(self._save_dir).mkdir(parents=True, exist_ok=True)
+            probe = Path(self._save_dir) / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigurationError(
+                f"RecordLogger(save_dir={self._save_dir!r}): cannot write there ({error.strerror}). "
+                "Choose another folder."
+            ) from error
+
+    def _write(self, kind: str, **fields: Any) -> None:
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+            self._file = self.path.open("a", encoding="utf-8")
+            self._file.write("\n" * torn)  # end the half line of a killed run
+        line = json.dumps({"kind": kind, "time": round(time.time(), 3), **_plain(fields)}, allow_nan=False)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the open file, which belongs to one process."""
+        return {**self.__dict__, "_file": None}
+
+
+@dataclass
+class Record:
+    """A record read back.
+
+    Attributes:
+        folder: the run's folder.
+        metrics: for each key its (step, value) pairs in the order they were logged.
+        layers: for each quantity its (step, values by layer) pairs.
+        settings: everything passed to ``log_hyperparams``, later calls over earlier ones.
+        results: by name.
+        images: for each key the files and captions logged last.
+        complete: whether the last line says that the run ended.
+    """
+
+    folder: Path
+    metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    layers: dict[str, list[tuple[int, dict[str, float]]]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    complete: bool = False
+
+
+def read_record(run: str | Path) -> Record:
+    """Read a run's record, also of a run that is under way or was killed.
+
+    Args:
+        run: the run's folder, or the record itself.
+
+    Raises:
+        ConfigurationError: if there is no record.
+    """
+    path = Path(run)
+    path = path / RECORD_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigurationError(f"{path} does not exist. Give the folder of a run that was logged with RecordLogger.")
+    record = Record(path.parent)
+    for line in _lines(path):
+        _add(record, line)
+    return record
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            try:
+                yield json.loads(text)
+            except json.JSONDecodeError:
+                continue  # the torn last line of a killed run
+
+
+def _add(record: Record, line: dict[str, Any]) -> None:
+    record.complete = line["kind"] == "end"
+    match line["kind"]:
+        case "metrics":
+            for key, value in line["values"].items():
+                record.metrics.setdefault(key, []).append((line["step"] or 0, value))
+        case "layers":
+            for key, values in line["values"].items():
+                record.layers.setdefault(key, []).append((line["step"] or 0, values))
+        case "settings":
+            record.settings.update(line["values"])
+        case "results":
+            record.results[line["name"]] = line["values"]
+        case "images":
+            captions: Sequence[str] = line["captions"] or [""] * len(line["files"])
+            record.images[line["key"]] = list(zip(line["files"], captions, strict=True))
+
+
+def _claim_version(folder: Path) -> str:
+    """Make and return a run folder that nobody else has; other ranks only need a name."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for version in [stamp, *(f"{stamp}-{i}" for i in range(1, 1000))]:
+        if not is_rank_zero():
+            return version
+        try:
+            (folder / version).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return version
+    raise ConfigurationError(f"{folder} has a thousand runs that started at {stamp}; give version=… a name.")
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as what JSON has; anything else becomes its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

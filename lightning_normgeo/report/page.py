@@ -1,0 +1,90 @@
+"""From a run's record to one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from lightning_normgeo._version import __version__
+from lightning_normgeo.record import Record, read_record
+from lightning_normgeo.report.figures import all_figures
+
+REPORT_NAME = "report.html"
+
+
+def write_report(run: str | Path) -> Path:
+    """Write ``report.html`` into a run's folder and return its path.
+
+    The page holds its scripts, data and pictures: it opens without a network, from a file, anywhere.
+
+    Args:
+        run: the run's folder.
+
+    Raises:
+        ConfigurationError: if there is no record in it.
+    """
+    record = read_record(run)
+    path = record.folder / REPORT_NAME
+    path.write_text(render(record), encoding="utf-8")
+    return path
+
+
+def render(record: Record) -> str:
+    """Return the page of a record."""
+    environment = Environment(
+        loader=PackageLoader("lightning_normgeo.report", "."),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = all_figures(record)
+    robustness = record.results.get("robustness")
+    return environment.get_template("page.html.j2").render(
+        title=" / ".join(record.folder.parts[-2:]),
+        figures=figures,
+        specs={figure.anchor: _inline_json(figure.chart.to_json(indent=None)) for figure in figures},
+        library=_library(),
+        results=robustness["results"] if robustness else [],
+        threat=_flat(robustness["settings"]) if robustness else {},
+        images=[
+            (_data_uri(record.folder / file), caption) for file, caption in record.images.get("robustness/examples", [])
+        ],
+        settings=_flat(record.settings.get("config", record.settings)),
+        steps=max((step for points in record.metrics.values() for step, _ in points), default=0) + 1,
+        complete=record.complete,
+        version=__version__,
+    )
+
+
+def _library() -> str:
+    """Return the drawing library, safe inside a script element."""
+    bundle: str = vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION.rpartition(".")[0])  # type: ignore[call-arg]
+    return _inline_json(bundle)
+
+
+def _inline_json(text: str) -> str:
+    """Make JSON safe inside a script element."""
+    return text.replace("</", "<\\/")
+
+
+def _data_uri(file: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, str]:
+    """Return nested settings as dotted names and short texts, without empty ones."""
+    if isinstance(values, dict):
+        flat: dict[str, str] = {}
+        for key, value in values.items():
+            flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+        return flat
+    if isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        return _flat({str(i): value for i, value in enumerate(values)}, prefix)
+    return {} if values is None else {prefix: values if isinstance(values, str) else json.dumps(values)}
