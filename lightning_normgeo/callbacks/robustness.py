@@ -258,7 +258,7 @@ def _test_batches(trainer: Any) -> Iterable[Any]:
         islice(loader, batches), "robustness", total=batches, disable=not trainer.is_global_zero, transient=True
     )
     for batch in bar:
-        yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
 
 
 for _hook in BATCH_HOOKS:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_normgeo.geometry.increments import AdamRule, SGDRule, UpdateRule
+from lightning_normgeo.geometry.rows import wide_dtype
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -34,11 +35,18 @@ def describe_update(optimizer: Optimizer, group: Group, state: State) -> Describ
     return None
 
 
+def scalar(value: float | Tensor) -> float | Tensor:
+    """Return a hyperparameter that may be a tensor, as torch allows, in wide precision and as it is now."""
+    if not isinstance(value, Tensor):
+        return value
+    return float(value) if value.device.type == "cpu" else value.detach().to(wide_dtype(value.device), copy=True)
+
+
 def _describe_sgd(optimizer: Optimizer, group: Group, state: State) -> Described:
     del optimizer
     buffer = state.get("momentum_buffer") if group["momentum"] else None
     rule = SGDRule(
-        lr=group["lr"],
+        lr=scalar(group["lr"]),
         momentum=group["momentum"],
         dampening=group["dampening"],
         weight_decay=group["weight_decay"],
@@ -59,16 +67,14 @@ def _describe_adam(optimizer: Optimizer, group: Group, state: State) -> Describe
 
 
 def _adam_rule(optimizer: Optimizer, group: Group, step: float | Tensor) -> AdamRule:
-    if isinstance(step, Tensor) and step.device.type == "cpu":
-        step = float(step)
     return AdamRule(
-        lr=group["lr"],
-        betas=group["betas"],
+        lr=scalar(group["lr"]),
+        betas=(scalar(group["betas"][0]), scalar(group["betas"][1])),
         eps=group["eps"],
         weight_decay=group["weight_decay"],
         decoupled=group.get("decoupled_weight_decay", isinstance(optimizer, AdamW)),
         maximize=group["maximize"],
-        step=step,
+        step=scalar(step),
     )
 
 

@@ -22,7 +22,7 @@ from lightning_normgeo.geometry.angles import equilibrium_angle
 from lightning_normgeo.geometry.increments import IncrementTerms, Scalar, predicted_increment
 from lightning_normgeo.geometry.rows import dot, map_rows, wide_dtype
 from lightning_normgeo.normalization.units import WeightUnits
-from lightning_normgeo.probes.rules import describe_update
+from lightning_normgeo.probes.rules import describe_update, scalar
 
 
 @dataclass
@@ -236,7 +236,7 @@ class StepProbe:
         return WeightStep(
             units=units,
             dtype=parameter.dtype,
-            lr=group["lr"],
+            lr=scalar(group["lr"]),
             weight_sq=weight_sq,
             inner=inner,
             gradient_sq=gradient_sq,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import altair as alt
 
 from lightning_normgeo.record import Record
 
-_WIDTH, _HEIGHT = 460, 260
+_WIDTH, _HEIGHT = 400, 250
 _COLORS = ["#3b6fb6", "#d1603d", "#4c9a6a", "#8d6cab", "#b8923a", "#5f6b7a", "#c0567d", "#3a9ca6"]
 _FIRST_BLOCK = 8
 """At most so many layers get a curve of their own."""
@@ -18,17 +18,18 @@ _FIRST_BLOCK = 8
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: what it shows, how to read it, and the chart."""
+    """One figure: what it shows, how to read it, the chart, and whether it needs the whole width."""
 
     anchor: str
     title: str
     caption: str
     chart: Any
+    wide: bool = False
 
 
 def all_figures(record: Record) -> list[Figure]:
     """Return the figures that the record has data for, in the order of the story."""
-    makers = (_orthogonality, _orthogonality_by_layer, _increments, _terms, _norms, _angles, _affine, _accuracies)
+    makers = (_orthogonality, _orthogonality_by_layer, _increments, _terms, _norms, _affine, _angles, _accuracies)
     return [figure for make in makers if (figure := make(record)) is not None]
 
 
@@ -73,7 +74,7 @@ def _orthogonality_by_layer(record: Record) -> Figure | None:
             x=alt.X(
                 "layer:N", sort=order, title="layer, from input to output", axis=alt.Axis(labels=False, ticks=False)
             ),
-            y=alt.Y("value:Q", title="largest |cos(W, ∇W)|", scale=_log(), axis=alt.Axis(format=".0e")),
+            y=alt.Y("value:Q", title="largest |cos(W, ∇W)|", scale=_log(), axis=_axis()),
             color=_color(list(last)),
             tooltip=["layer:N", "series:N", alt.Tooltip("value:Q", format=".3g")],
         )
@@ -100,7 +101,7 @@ def _increments(record: Record) -> Figure | None:
         "What one step adds to ‖W‖²",
         "Measured, explained by the optimizer's formula, and predicted by the paper's eq 16, summed over all "
         "scale-invariant weights. Eq 16 covers plain SGD; momentum and weight decay are in the explained curve only.",
-        _lines(rows, "Δ‖W‖² per step", symlog=_scale_of(rows)),
+        _lines(rows, "Δ‖W‖² per step", log=all(row["value"] > 0 for row in rows)),
     )
 
 
@@ -123,7 +124,7 @@ def _terms(record: Record) -> Figure | None:
         .mark_line(point=alt.OverlayMarkDef(size=14))
         .encode(
             x=_step(),
-            y=alt.Y("magnitude:Q", title="|term| of Δ‖W‖²", scale=_log(), axis=alt.Axis(format=".0e")),
+            y=alt.Y("magnitude:Q", title="|term| of Δ‖W‖²", scale=_log(), axis=_axis()),
             color=_color(list(dict.fromkeys(row["series"] for row in rows))),
             tooltip=["series:N", "step:Q", alt.Tooltip("value:Q", format=".3g")],
         )
@@ -149,6 +150,7 @@ def _norms(record: Record) -> Figure | None:
         "Without weight decay the norm of scale-invariant weights can only grow under SGD. It does not by itself "
         "change the function the network computes.",
         chart.resolve_scale(color="independent") if layers else chart,
+        wide=bool(layers),
     )
 
 
@@ -188,6 +190,7 @@ def _affine(record: Record) -> Figure | None:
         "The paper says both settle at small values. |γ² − σ²| changes with the scale of weights that has no effect on "
         "the function; γ²/σ² in the record is scale free.",
         alt.hconcat(*shown).resolve_scale(color="shared"),
+        wide=len(shown) > 1,
     )
 
 
@@ -229,16 +232,15 @@ def _layer_curves(record: Record, quantity: str) -> list[dict[str, Any]]:
     return _curves(record, {key: key.removeprefix(f"{quantity}/") for key in keys})
 
 
-def _lines(rows: Sequence[dict[str, Any]], title: str, log: bool = False, symlog: float | None = None) -> Any:
+def _lines(rows: Sequence[dict[str, Any]], title: str, log: bool = False) -> Any:
     rows = [row for row in rows if row["value"] > 0] if log else rows
-    scale = _log() if log else alt.Scale(type="symlog", constant=symlog) if symlog else alt.Scale(zero=False)
-    axis = alt.Axis(format=".0e") if log or symlog else alt.Axis()
+    scale = _log() if log else alt.Scale(zero=False)
     chart = (
         alt.Chart(alt.Data(values=list(rows)))
         .mark_line(point=alt.OverlayMarkDef(size=14))
         .encode(
             x=_step(),
-            y=alt.Y("value:Q", title=title, scale=scale, axis=axis),
+            y=alt.Y("value:Q", title=title, scale=scale, axis=_axis()),
             color=_color(list(dict.fromkeys(row["series"] for row in rows))),
             strokeDash=alt.StrokeDash("series:N", legend=None),
             tooltip=["series:N", "step:Q", alt.Tooltip("value:Q", format=".4g")],
@@ -247,9 +249,9 @@ def _lines(rows: Sequence[dict[str, Any]], title: str, log: bool = False, symlog
     return _sized(chart)
 
 
-def _scale_of(rows: Iterable[dict[str, Any]]) -> float:
-    """Return where a symmetric logarithmic axis turns linear: the smallest magnitude drawn."""
-    return max(min((abs(row["value"]) for row in rows if row["value"]), default=1.0), 1e-12)
+def _axis() -> Any:
+    plain = "(datum.value == 0 || (abs(datum.value) >= 0.001 && abs(datum.value) < 10000))"
+    return alt.Axis(labelExpr=f"format(datum.value, {plain} ? '~g' : '~e')", tickCount=6, labelOverlap=True)
 
 
 def _step() -> Any:

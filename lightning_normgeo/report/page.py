@@ -57,16 +57,25 @@ def render(record: Record) -> str:
             (_data_uri(record.folder / file), caption) for file, caption in record.images.get("robustness/examples", [])
         ],
         settings=_flat(record.settings.get("config", record.settings)),
-        steps=max((step for points in record.metrics.values() for step, _ in points), default=0) + 1,
+        steps=_last_step(record) + 1,
         complete=record.complete,
         version=__version__,
+    )
+
+
+def _last_step(record: Record) -> int:
+    """Return the last training step; what the test loop logs has a step of its own."""
+    tested = ("test/", "robustness/", "epoch")
+    return max(
+        (s for key, points in record.metrics.items() if not key.startswith(tested) for s, _ in points), default=-1
     )
 
 
 def _library() -> str:
     """Return the drawing library, safe inside a script element."""
     bundle: str = vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION.rpartition(".")[0])  # type: ignore[call-arg]
-    return _inline_json(bundle)
+    # only the end of a script has to be hidden: "</" alone also occurs in regular expressions
+    return bundle.replace("</script", "<\\/script")
 
 
 def _inline_json(text: str) -> str:

@@ -1,0 +1,199 @@
+"""Slow twins of the package's formulas: one vector at a time, exact where possible, written from the textbook.
+
+Nothing here calls the package. Sums are taken in rational arithmetic, so a twin's only error is its last rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
+import torch
+from torch.nn import functional as F
+
+Vector = list[float]
+
+
+def floats(tensor) -> Vector:
+    """The stored values of a tensor, exactly."""
+    return [float(value) for value in tensor.detach().reshape(-1)]
+
+
+def exact_dot(a, b) -> Fraction:
+    return sum((Fraction(x) * Fraction(y) for x, y in zip(a, b, strict=True)), Fraction(0))
+
+
+def dot(a, b) -> float:
+    return float(exact_dot(a, b))
+
+
+def root(value: Fraction) -> float:
+    with localcontext() as context:
+        context.prec = 60
+        return float((Decimal(value.numerator) / Decimal(value.denominator)).sqrt())
+
+
+def increment(before, after) -> float:
+    """‖W⁺‖² - ‖W‖² of two stored vectors, without any rounding before the end."""
+    return float(exact_dot(after, after) - exact_dot(before, before))
+
+
+# --- the sphere -------------------------------------------------------------------------------------------------------
+
+
+def mean(v) -> Fraction:
+    return sum(map(Fraction, v), Fraction(0)) / len(v)
+
+
+def center(v) -> Vector:
+    return [float(Fraction(x) - mean(v)) for x in v]
+
+
+def variance(v) -> Fraction:
+    """The biased variance."""
+    return sum(((Fraction(x) - mean(v)) ** 2 for x in v), Fraction(0)) / len(v)
+
+
+def standardize(v, eps: float = 0.0) -> Vector:
+    scale = root(variance(v) + Fraction(eps))
+    return [x / scale if scale else 0.0 for x in center(v)]
+
+
+def cosine(a, b) -> float:
+    norms = root(exact_dot(a, a)) * root(exact_dot(b, b))
+    return dot(a, b) / norms if norms else 0.0
+
+
+# --- angles -----------------------------------------------------------------------------------------------------------
+
+
+def angle(a, b) -> float:
+    """Kahan's angle 2 atan2(‖a/‖a‖ - b/‖b‖‖, ‖a/‖a‖ + b/‖b‖‖), the unit vectors in 60 digits."""
+    with localcontext() as context:
+        context.prec = 60
+        a, b = [Decimal(x) for x in a], [Decimal(x) for x in b]
+        a_norm, b_norm = (sum(x * x for x in v).sqrt() for v in (a, b))
+        apart = sum((x / a_norm - y / b_norm) ** 2 for x, y in zip(a, b, strict=True)).sqrt()
+        along = sum((x / a_norm + y / b_norm) ** 2 for x, y in zip(a, b, strict=True)).sqrt()
+        return 2 * math.atan2(float(apart), float(along))
+
+
+def split(before, after) -> tuple[float, float]:
+    """Radial share ρ and tangential length of an update."""
+    change = [Fraction(y) - Fraction(x) for x, y in zip(before, after, strict=True)]
+    radial = exact_dot(before, change) / exact_dot(before, before)
+    rest = [d - radial * Fraction(x) for x, d in zip(before, change, strict=True)]
+    return float(radial), root(exact_dot(rest, rest))
+
+
+def equilibrium_angle(lr, decay, *, momentum=0.0, dampening=0.0, nesterov=False) -> float:
+    """Random-walk model from the impulse response h of the update: θ² = 2ηλ Σh² / Σh."""
+    response, buffer = [], None
+    for step in range(3000):
+        impulse = [1.0 if step == 1 else 0.0]  # not at step 0, where torch skips dampening
+        direction, buffer = sgd_direction([0.0], impulse, buffer, momentum, dampening, 0.0, nesterov, maximize=False)
+        response.append(direction[0])
+    return math.sqrt(2 * lr * decay * math.fsum(h * h for h in response) / math.fsum(response))
+
+
+# --- optimizers -------------------------------------------------------------------------------------------------------
+
+
+def sgd_direction(w, g, buffer, momentum, dampening, weight_decay, nesterov, maximize):
+    """One step of torch's documented SGD; returns the direction u and the buffer after the step."""
+    d = [(-y if maximize else y) + weight_decay * x for x, y in zip(w, g, strict=True)]
+    if not momentum:
+        return d, None
+    after = d if buffer is None else [momentum * b + (1 - dampening) * x for b, x in zip(buffer, d, strict=True)]
+    return ([x + momentum * b for x, b in zip(d, after, strict=True)] if nesterov else after), after
+
+
+def sgd_terms(w, g, buffer, lr, *flags):
+    """The four terms: the step is linear in (g, W, b⁻), so each part is the step of that input alone."""
+    nothing = [0.0] * len(w)
+    silent = None if buffer is None else nothing
+    by_gradient, _ = sgd_direction(nothing, g, silent, *flags)
+    by_momentum, _ = sgd_direction(nothing, nothing, buffer, *flags)
+    by_decay, _ = sgd_direction(w, nothing, silent, *flags)
+    whole, _ = sgd_direction(w, g, buffer, *flags)
+    linear = [-2 * lr * dot(w, part) for part in (by_gradient, by_momentum, by_decay)]
+    return (*linear, lr**2 * dot(whole, whole))
+
+
+def adam_step(w, g, state, lr, betas, eps, weight_decay, *, decoupled, amsgrad, maximize):
+    """One step of Adam or AdamW; returns (terms, W⁺) and moves ``state`` = {t, m, v, top} on."""
+    (beta1, beta2), n = betas, len(w)
+    state["t"] += 1
+    coupled = 0.0 if decoupled else weight_decay
+    shrink = 1 - lr * weight_decay if decoupled else 1.0
+    parts = {"gradient": [], "momentum": [], "decay": []}
+    for i in range(n):
+        gradient = -g[i] if maximize else g[i]
+        full = gradient + coupled * w[i]
+        state["v"][i] = beta2 * state["v"][i] + (1 - beta2) * full**2
+        state["top"][i] = max(state["top"][i], state["v"][i])
+        second = state["top"][i] if amsgrad else state["v"][i]
+        scale = (1 - beta1 ** state["t"]) * (math.sqrt(second / (1 - beta2 ** state["t"])) + eps)
+        parts["gradient"].append((1 - beta1) * gradient / scale)
+        parts["momentum"].append(beta1 * state["m"][i] / scale)
+        parts["decay"].append((1 - beta1) * coupled * w[i] / scale)
+        state["m"][i] = beta1 * state["m"][i] + (1 - beta1) * full
+    whole = [sum(part) for part in zip(*parts.values(), strict=True)]
+    by_gradient, by_momentum, by_decay = (-2 * lr * shrink * dot(w, part) for part in parts.values())
+    by_decay += float((Fraction(shrink) ** 2 - 1) * exact_dot(w, w))
+    return (by_gradient, by_momentum, by_decay, lr**2 * dot(whole, whole)), [
+        shrink * x - lr * a for x, a in zip(w, whole, strict=True)
+    ]
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def span(columns) -> list[list[Fraction]]:
+    """An orthogonal basis of the centered columns, by Gram-Schmidt in rationals; its length is the rank."""
+    means = [mean(row) for row in zip(*columns, strict=True)]
+    basis: list[list[Fraction]] = []
+    for column in columns:
+        rest = [Fraction(x) - m for x, m in zip(column, means, strict=True)]
+        for q in basis:
+            share = exact_dot(rest, q) / exact_dot(q, q)
+            rest = [x - share * y for x, y in zip(rest, q, strict=True)]
+        if any(rest):
+            basis.append(rest)
+    return basis
+
+
+def kernel_fraction(w, columns) -> float:
+    seen = sum((exact_dot(w, q) ** 2 / exact_dot(q, q) for q in span(columns)), Fraction(0))
+    return float(1 - seen / exact_dot(w, w))
+
+
+# --- robustness -------------------------------------------------------------------------------------------------------
+
+
+def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """Solve (p̂ - p)² = z² p (1 - p) / n for p; z by bisection of the error function."""
+    low, high = 0.0, 40.0
+    for _ in range(200):
+        z = (low + high) / 2
+        low, high = (z, high) if math.erf(z / math.sqrt(2)) < level else (low, z)
+    share = correct / total
+    a, b, c = 1 + z * z / total, -(2 * share + z * z / total), share**2
+    width = math.sqrt(max(b * b - 4 * a * c, 0.0))
+    return (-b - width) / (2 * a), (-b + width) / (2 * a)
+
+
+def bim(logits, images, labels, eps, step_size, steps, lower, upper):
+    """The basic iterative method image by image, step by step, pixel by pixel."""
+    adversarial = []
+    for image, label in zip(images, labels, strict=True):
+        origin, current = floats(image), floats(image)
+        for _ in range(steps):
+            x = torch.tensor(current, dtype=image.dtype).reshape(1, *image.shape).requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits(x), label[None]), x)
+            for i, slope in enumerate(floats(gradient)):
+                moved = current[i] + step_size * ((slope > 0) - (slope < 0))
+                current[i] = min(max(min(max(moved, origin[i] - eps), origin[i] + eps), lower), upper)
+        adversarial.append(torch.tensor(current, dtype=image.dtype).reshape(image.shape))
+    return torch.stack(adversarial)

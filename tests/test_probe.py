@@ -1,0 +1,224 @@
+"""The step probe sees W, the gradient really applied, η and W⁺, in whatever way Lightning takes its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins import MixedPrecision
+from torch import nn
+
+from lightning_normgeo import NormGrowthMonitor
+from lightning_normgeo.callbacks.session import Measured
+from tests.projects import Optimizers, Project, images, sgd, trainer
+
+
+class Spy(NormGrowthMonitor):
+    """Keeps what it is given, beside an independent account of the same step."""
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps)
+        self.seen: list[dict[str, Any]] = []
+
+    def measure(self, measured: Measured) -> Iterator[Any]:
+        self.seen.append({step.units.name: step for step in measured.steps})
+        yield from super().measure(measured)
+
+
+class Account(pl.Callback):
+    """The same quantities the slow way: copies of all weights before and after, in float64."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self.weights.append({n: p.detach().double().clone() for n, p in pl_module.named_parameters()})
+
+    def increments(self) -> list[dict[str, float]]:
+        pairs = zip(self.weights, self.weights[1:], strict=False)
+        return [{n: float(((b[n] - a[n]) * (b[n] + a[n])).sum()) for n in a} for a, b in pairs]
+
+
+class Manual(Project):
+    """Two optimizers stepped by hand."""
+
+    def __init__(self, raw: bool) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.raw = raw
+
+    def configure_optimizers(self) -> Any:
+        first, *rest = (list(layer.parameters()) for layer in self.net)
+        second = [parameter for parameters in rest for parameter in parameters]
+        return torch.optim.SGD(first, lr=0.05, momentum=0.9), torch.optim.AdamW(second, lr=0.01)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        optimizers = self.optimizers(use_pl_optimizer=not self.raw)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+class Wrapped(torch.optim.SGD):
+    """An optimizer whose step calls its parent's: torch runs the step hooks twice."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def adam(kind: Any, **settings: Any) -> Optimizers:
+    return lambda module: kind(module.parameters(), lr=0.01, **settings)
+
+
+def schedule(module: nn.Module) -> Any:
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), "interval": "step"}]
+
+
+OPTIMIZERS: dict[str, Optimizers] = {
+    "sgd": sgd(),
+    "momentum-dampening": sgd(momentum=0.9, dampening=0.3, weight_decay=0.01),
+    "nesterov": sgd(momentum=0.9, nesterov=True, foreach=True),
+    "maximize": sgd(maximize=True, weight_decay=0.01),
+    "scheduled": schedule,
+    "adam": adam(torch.optim.Adam, weight_decay=0.01),
+    "amsgrad": adam(torch.optim.Adam, amsgrad=True),
+    "adamw": adam(torch.optim.AdamW, weight_decay=0.1),
+    "adamw-fused": adam(torch.optim.AdamW, fused=True),
+    "tensor-lr": lambda module: torch.optim.SGD(module.parameters(), lr=torch.tensor(0.1)),
+}
+LOOPS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "clip-norm": {"gradient_clip_val": 0.01},
+    "clip-value": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+}
+
+
+def observe(project: Project, steps: int = 4, **settings: Any) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
+    spy, account = Spy(), Account()
+    trainer(account, spy, steps=steps, **settings).fit(project, images(160))
+    account.weights.append({n: p.detach().double().clone() for n, p in project.named_parameters()})
+    return spy.seen, account.increments()
+
+
+def check(seen: list[dict[str, Any]], increments: list[dict[str, float]], exact: bool) -> None:
+    for steps, truth in zip(seen, increments, strict=True):
+        assert set(steps) == {"net.0.weight", "net.3.weight", "net.8.weight"}
+        for name, step in steps.items():
+            measured = float((2 * step.weight_update + step.update_sq).sum())
+            explained = float(step.terms.total.sum())
+            scale = float(step.weight_sq.sum())
+            assert measured == pytest.approx(truth[name], rel=1e-9, abs=1e-12 * scale)
+            floor = 4 * torch.finfo(step.dtype).eps / 2 * float(step.quartic.sum().sqrt())
+            sizes = sum(float(term.abs().sum()) for term in step.terms)
+            slack = 1e-12 * sizes if exact else 1e-6 * sizes
+            assert abs(measured - explained) <= floor + slack, name
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS.keys())
+@pytest.mark.parametrize("optimizers", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_every_term_is_explained(optimizers: Optimizers, loop: dict[str, Any], precision: str) -> None:
+    fused = getattr(optimizers(nn.Linear(1, 1)), "defaults", {}).get("fused")
+    if fused and loop:
+        return  # Lightning itself refuses to clip fused optimizers
+    seen, increments = observe(Project(optimizers), precision=precision, **loop)
+    assert len(seen) == 4
+    check(seen, increments, exact=precision == "64-true")
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["lightning-optimizer", "raw-optimizer"])
+def test_manual_optimization_with_two_optimizers(raw: bool) -> None:
+    spy, account = Spy(), Account()
+    project = Manual(raw)
+    trainer(account, spy, steps=-1, max_epochs=1).fit(project, images(32))
+    account.weights.append({n: p.detach().double().clone() for n, p in project.named_parameters()})
+    assert len(spy.seen) == 4
+    check(spy.seen, account.increments(), exact=False)
+
+
+def test_accumulation_is_one_step_with_the_mean_gradient() -> None:
+    spy = Spy()
+    project = Project(sgd())
+    before = project.net[0].weight.detach().double().clone()
+    trainer(spy, steps=1, accumulate_grad_batches=2).fit(project, images(32))
+    change = project.net[0].weight.detach().double() - before
+    (steps,) = spy.seen
+    assert float(steps["net.0.weight"].gradient_sq.sum()) == pytest.approx(float(change.square().sum() / 0.01), rel=1e-4)
+
+
+def test_optimizers_that_call_their_parent_are_seen_once() -> None:
+    seen, increments = observe(Project(lambda m: Wrapped(m.parameters(), lr=0.1)))
+    for steps, truth in zip(seen, increments, strict=True):
+        for name, step in steps.items():
+            assert step.terms is None, "a step of its own has no known decomposition"
+            assert float((2 * step.weight_update + step.update_sq).sum()) == pytest.approx(truth[name], rel=1e-9)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
+def test_grad_scaler_sees_unscaled_gradients_and_leaves_out_skipped_steps(fused: bool) -> None:
+    class Overflowing(Project):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            return loss * torch.inf if batch_idx == 1 else loss
+
+    spy, account, published = Spy(), Account(), []
+    project = Overflowing(lambda m: torch.optim.SGD(m.parameters(), lr=0.1, fused=fused))
+    grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    fit = trainer(account, spy, Sink(published), plugins=[MixedPrecision("16-mixed", "cpu", grad_scaler)])
+    fit.fit(project, images(64))
+    account.weights.append({n: p.detach().double().clone() for n, p in project.named_parameters()})
+    assert [step for step, _ in published] == [0, 2, 3]
+    truth = account.increments()
+    for step, metrics in published:
+        total = sum(truth[step][name] for name in ("net.0.weight", "net.3.weight"))
+        assert metrics["norm_growth/increment"] == pytest.approx(total, rel=1e-6)
+        assert metrics["norm_growth/residual"] == pytest.approx(0, abs=metrics["norm_growth/storage_floor"])
+
+
+class Sink(pl.Callback):
+    """Puts a logger into the trainer that keeps what is published."""
+
+    def __init__(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        self.rows = rows
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        trainer.loggers = [Keeper(self.rows)]
+
+
+class Keeper(pl.loggers.logger.DummyLogger):
+    def __init__(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        if any(key.startswith("norm_growth") for key in metrics):
+            self.rows.append((step or 0, dict(metrics)))
+
+
+def test_closures_called_several_times_are_left_out() -> None:
+    spy = Spy()
+    trainer(spy, steps=2).fit(Project(lambda m: torch.optim.LBFGS(m.parameters(), max_iter=3)), images(32))
+    assert spy.seen == [] or all(not steps for steps in spy.seen)
+
+
+def test_swa_statistics_refresh_is_no_step() -> None:
+    spy = Spy()
+    swa = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1, annealing_epochs=1)
+    fit = trainer(swa, spy, steps=-1, max_epochs=3)
+    fit.fit(Project(), images(32))
+    assert len([steps for steps in spy.seen if steps]) == 3 * 4
+
+
+def test_unknown_optimizers_get_what_needs_no_formula() -> None:
+    seen, increments = observe(Project(adam(torch.optim.RMSprop)))
+    for steps, truth in zip(seen, increments, strict=True):
+        for name, step in steps.items():
+            assert step.terms is None
+            assert float((2 * step.weight_update + step.update_sq).sum()) == pytest.approx(truth[name], rel=1e-9)
