@@ -37,11 +37,8 @@ def take_step(optimizer, parameter, gradient, lr):
     terms = norm_increment(rule, *(as_rows(tensor, UNITS) for tensor in (before, gradient, *state)))
     optimizer.step()
     old, new = as_rows(before, UNITS), as_rows(parameter, UNITS)
-    exact = torch.tensor([ref.increment(*map(ref.floats, pair)) for pair in zip(old, new, strict=True)]).double()
-    exact = torch.tensor(
-        [ref.increment(*map(ref.floats, pair)) for pair in zip(old, new, strict=True)], dtype=torch.float64
-    )
-    return old, terms, exact
+    exact = [ref.increment(*map(ref.floats, pair)) for pair in zip(old, new, strict=True)]
+    return old, terms, torch.tensor(exact, dtype=torch.float64)
 
 
 def assert_explains(terms, exact, weight):

@@ -1,0 +1,46 @@
+"""Run by tests/test_ddp.py: training and robustness evaluation, on as many processes as asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+warnings.simplefilter("ignore")
+
+from lightning_normgeo import (  # noqa: E402
+    AffineConvergenceMonitor,
+    NormGrowthMonitor,
+    OrthogonalityMonitor,
+    RecordLogger,
+    RobustnessEvaluation,
+)
+from tests.projects import Project, images, sgd, trainer  # noqa: E402
+
+
+def main(folder: str, devices: int) -> None:
+    torch.set_num_threads(1)
+    pl.seed_everything(0)
+    project = Project(sgd(momentum=0.9))
+    robustness = RobustnessEvaluation(steps=2)
+    monitors = [OrthogonalityMonitor(), NormGrowthMonitor(), AffineConvergenceMonitor(), robustness]
+    logger = RecordLogger(folder, version="run")
+    spread: dict[str, Any] = {"strategy": "ddp", "devices": 2} if devices == 2 else {}
+    run = trainer(*monitors, steps=4, logger=logger, **spread)
+    run.fit(project, images(64, batch_size=8 // devices))
+    watched = {key: float(value) for key, value in run.callback_metrics.items()}
+    run.test(project, images(23, batch_size=4), verbose=False)
+    counts = {name: (result.correct, result.n) for name, result in robustness.results.items()}
+    weights = {name: tensor.tolist() for name, tensor in project.named_parameters()}
+    report = {"watched": watched, "counts": counts, "weights": weights}
+    Path(folder, f"rank{run.global_rank}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

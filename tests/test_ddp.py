@@ -1,0 +1,59 @@
+"""Two real processes with gloo: every rank watches the same numbers, samples are counted once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_normgeo import read_record
+
+SCRIPT = Path(__file__).with_name("ddp_script.py")
+
+
+def run(folder: Path, devices: int) -> list[dict[str, Any]]:
+    folder.mkdir()
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, str(SCRIPT), str(folder), str(devices)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(devices)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("ddp") / "two"
+    return folder, run(folder, 2)
+
+
+def test_every_rank_can_watch_the_same_numbers(two: Any) -> None:
+    _, (first, second) = two
+    assert first["watched"].keys() == second["watched"].keys() >= {"norm_growth/weight_norm", "orthogonality/max_abs_cos"}
+    for key in first["watched"]:
+        if key.startswith(("norm_growth", "orthogonality")):
+            assert first["watched"][key] == second["watched"][key], key
+    assert not [key for key in first["watched"] if key.startswith("affine")], "each rank has a batch of its own"
+    assert first["weights"] == second["weights"]
+
+
+def test_increments_are_explained_and_only_one_rank_records(two: Any) -> None:
+    folder, _ = two
+    record = read_record(folder / "normgeo" / "run")
+    residual, floor = record.metrics["norm_growth/residual"], record.metrics["norm_growth/storage_floor"]
+    assert [step for step, _ in residual] == [0, 1, 2, 3]
+    assert all(abs(value) <= bound for (_, value), (_, bound) in zip(residual, floor, strict=True))
+    assert record.metrics["orthogonality/max_abs_cos"][-1][1] < 1e-3
+    assert "affine/abs_beta_minus_mu_mean" in record.metrics
+
+
+def test_padding_duplicates_are_not_counted(two: Any, tmp_path: Path) -> None:
+    _, (first, second) = two
+    (alone,) = run(tmp_path / "one", 1)
+    assert first["counts"] == second["counts"]
+    assert {name: n for name, (_, n) in first["counts"].items()} == {"clean": 23, "gaussian": 23, "bim": 23}
+    assert alone["counts"].keys() == first["counts"].keys()
