@@ -19,7 +19,7 @@ import lightning_normgeo.data  # noqa: F401 - so that short class names work in 
 from lightning_normgeo._version import __version__
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
-from lightning_normgeo.record import RecordLogger, read_record
+from lightning_normgeo.record import RecordLogger, check_writable, read_record
 from lightning_normgeo.summary import summary_table
 
 
@@ -81,14 +81,23 @@ class NormgeoCLI(LightningCLI):
             "--report", type=bool, default=True, help="Write report.html into the run's folder at the end."
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Keep the configuration as given; Lightning would put the checkpoint's settings over it without a word.
+
+        Where the two do not fit, :meth:`ResNetClassifier.on_load_checkpoint` says so.
+        """
+
     def before_instantiate_classes(self) -> None:
         """Choose W&B's mode, and keep its staging files beside the run."""
         os.environ["WANDB_MODE"] = self._get(self.config, "wandb") or os.environ.get("WANDB_MODE") or "offline"
         os.environ.setdefault("WANDB_SILENT", "true")
         loggers = self._get(self.config, "trainer").get("logger")
         for logger in loggers if isinstance(loggers, list) else []:
-            save_dir = logger.get("init_args", {}).get("save_dir")
-            if logger.get("class_path", "").endswith("WandbLogger") and save_dir:
+            kind, settings = logger.get("class_path", "").rpartition(".")[2], logger.get("init_args", {})
+            save_dir = settings.get("save_dir")
+            if kind == "RecordLogger" and save_dir:  # here, as jsonargparse would bury the error of a list's entry
+                check_writable(save_dir, settings.get("name", ""))
+            if kind == "WandbLogger" and save_dir:
                 os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute() / "wandb-data"))
 
     def after_instantiate_classes(self) -> None:
@@ -108,7 +117,8 @@ class NormgeoCLI(LightningCLI):
         trainer = self.trainer
         if self._get(self.config, "test_after_fit") and not self._get(self.config, "trainer").fast_dev_run:
             best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+            found = Path(best).is_file() if best else False  # a run resumed elsewhere may have left it behind
+            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best if found else None, verbose=False)
         self._conclude()
 
     def after_test(self) -> None:
@@ -124,10 +134,10 @@ class NormgeoCLI(LightningCLI):
         console.print(summary_table(read_record(folder)))
         if self._get(self.config, "report"):
             console.print(f"report: {_report(folder)}", soft_wrap=True, highlight=False)
-        console.print(f"record: {folder}", soft_wrap=True, highlight=False)
+        console.print(f"record: {folder.absolute()}", soft_wrap=True, highlight=False)
         for logger in self.trainer.loggers:
             if type(logger).__name__ == "WandbLogger" and os.environ["WANDB_MODE"] == "offline":
-                synced = Path(logger.experiment.dir).parent  # type: ignore[attr-defined]
+                synced = Path(logger.experiment.dir).absolute().parent  # type: ignore[attr-defined]
                 console.print(f"W&B:    wandb sync {synced}", soft_wrap=True, highlight=False)
 
 
@@ -144,12 +154,22 @@ def main(args: list[str] | None = None) -> None:
     """Run a command from the shell: a setting that cannot work ends in one clear line and exit status 2."""
     try:
         run(args)
-    except ConfigurationError as error:
-        sys.stderr.write(f"normgeo: error: {error}\n")
+    except ValueError as error:
+        cause = _configuration_error(error)
+        if cause is None:
+            raise
+        sys.stderr.write(f"normgeo: error: {cause}\n")
         raise SystemExit(2) from error
     finally:
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()
+
+
+def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
+    """Return the error of ours that ``error`` is or was caused by: jsonargparse wraps what constructors raise."""
+    if error is None or isinstance(error, ConfigurationError):
+        return error
+    return _configuration_error(error.__cause__ or error.__context__)
 
 
 def _as_dict(block: Any) -> dict[str, Any] | None:

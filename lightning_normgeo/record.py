@@ -40,7 +40,7 @@ class RecordLogger(Logger):
         super().__init__()
         self._save_dir, self._name, self._version = save_dir, name, version
         self._file: TextIO | None = None
-        self._prepare()
+        check_writable(save_dir, name)
 
     @property
     def name(self) -> str:
@@ -125,20 +125,6 @@ class RecordLogger(Logger):
             self._file.close()
             self._file = None
 
-    def _prepare(self) -> None:
-        if not is_rank_zero():
-            return
-        try:
-            Path(self._save_dir).mkdir(parents=True, exist_ok=True)
-            probe = Path(self._save_dir) / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ConfigurationError(
-                f"RecordLogger(save_dir={self._save_dir!r}): cannot write there ({error.strerror}). "
-                "Choose another folder."
-            ) from error
-
     def _write(self, kind: str, **fields: Any) -> None:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -152,6 +138,26 @@ class RecordLogger(Logger):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the open file, which belongs to one process."""
         return {**self.__dict__, "_file": None}
+
+
+def check_writable(save_dir: str, name: str) -> None:
+    """Make sure that runs can be written to ``save_dir/name``, on rank zero.
+
+    Raises:
+        ConfigurationError: naming the folder and the reason.
+    """
+    if not is_rank_zero():
+        return
+    folder = Path(save_dir) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"RecordLogger(save_dir={save_dir!r}): cannot write there ({error.strerror}). Choose another folder."
+        ) from error
 
 
 @dataclass

@@ -35,7 +35,9 @@ def turned(theta, radial=0.0, n=50):
     return weight, (1 + radial) * (math.cos(theta) * weight + math.sin(theta) * across)
 
 
-@pytest.mark.parametrize("theta", [1e-9, 1e-7, 1e-5, 1e-3, 0.1, 1.0, math.pi / 2, 3.0, math.pi - 1e-6])
+@pytest.mark.parametrize(
+    "theta", [1e-9, 1e-7, 1e-5, 1e-3, 0.1, 1.0, math.pi / 2, 3.0, math.pi - 1e-6], ids="{:.7g}".format
+)
 def test_angle_equals_kahans_on_the_stored_weights(theta):
     weight, new = turned(theta)
     exact = ref.angle(ref.floats(weight), ref.floats(new))
@@ -64,7 +66,7 @@ def test_angle_is_accurate_to_1e_12_beside_a_radial_part(theta, radial):
 @given(st.lists(st.tuples(NUMBER, NUMBER), min_size=2, max_size=10))
 def test_parts_equal_the_exact_split(pairs):
     weight, new = (torch.tensor([column], dtype=torch.float64) for column in zip(*pairs, strict=True))
-    parts = split_update(*update_products(weight, new))
+    parts = split_update(update_products(weight, new))
     if not weight.any():
         assert [part.item() for part in parts] == [0, 0, 0]
         return
@@ -79,7 +81,7 @@ def test_parts_equal_the_exact_split(pairs):
 def test_conventions_for_zero_weights_and_straight_updates():
     weight = torch.tensor([[0.0, 0], [3, 4], [3, 4], [3, 4]])
     new = torch.tensor([[1.0, 2], [0, 0], [-3, -4], [3, 4]])
-    parts = split_update(*update_products(weight, new))
+    parts = split_update(update_products(weight, new))
     assert parts.radial.tolist() == [0, -1, -2, 0]
     assert parts.tangential.tolist() == [0, 0, 0, 0]
     assert parts.angle.tolist() == [0, 0, math.pi, 0]

@@ -109,6 +109,15 @@ def test_bim_raises_the_loss_more_with_a_larger_ball():
     assert losses[-1] > losses[0] + 0.1
 
 
+def test_bim_moves_a_confident_sample_in_a_batch_of_any_size():
+    """A gradient of e⁻¹⁰⁰ per sample, which an average over the batch would round to zero."""
+    w = torch.full((4,), -50.0)
+    x = torch.full((512, 4), 0.5)
+    for size in (1, 512):
+        adversarial = bim_linf(two_classes(w), x[:size], torch.zeros(size).long(), 0.1, 0.1, 1, 0.0, 1.0)
+        assert (adversarial < 0.45).all()
+
+
 def test_bim_touches_no_gradient_and_no_sample_depends_on_another():
     net, x, labels = conv_net(), pixels(4, 3, 8, 8, dtype=torch.float32), torch.tensor([0, 1, 2, 3])
     net[1].weight.grad = torch.full_like(net[1].weight, 7.0)

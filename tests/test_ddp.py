@@ -33,7 +33,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
 
 def test_every_rank_can_watch_the_same_numbers(two: Any) -> None:
     _, (first, second) = two
-    assert first["watched"].keys() == second["watched"].keys() >= {"norm_growth/weight_norm", "orthogonality/max_abs_cos"}
+    assert (
+        first["watched"].keys() == second["watched"].keys() >= {"norm_growth/weight_norm", "orthogonality/max_abs_cos"}
+    )
     for key in first["watched"]:
         if key.startswith(("norm_growth", "orthogonality")):
             assert first["watched"][key] == second["watched"][key], key

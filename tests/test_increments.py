@@ -70,9 +70,9 @@ def test_sgd_terms_explain_every_step_of_torch(flags):
         gradient, lr = draw(UNITS, 2, 2, seed=step + 1), LRS[step % 5]
         weight, terms, exact = take_step(optimizer, parameter, gradient, lr)
         assert_explains(terms, exact, weight)
-        rows = list(zip(weight.tolist(), as_rows(gradient, UNITS).tolist(), strict=True))
-        assert_terms(terms, [ref.sgd_terms(w, g, b, lr, *flags.values()) for (w, g), b in zip(rows, buffers)])
-        buffers = [ref.sgd_direction(w, g, b, *flags.values())[1] for (w, g), b in zip(rows, buffers)]
+        rows = list(zip(weight.tolist(), as_rows(gradient, UNITS).tolist(), buffers, strict=True))
+        assert_terms(terms, [ref.sgd_terms(*row, lr, *flags.values()) for row in rows])
+        buffers = [ref.sgd_direction(*row, *flags.values())[1] for row in rows]
 
 
 ADAM_KINDS = {
@@ -102,7 +102,7 @@ def test_adam_terms_explain_every_step_of_torch(kind, amsgrad, weight_decay, max
             for w, g, state in zip(weight.tolist(), gradient.tolist(), states, strict=True)
         ]
         assert_terms(terms, [expected for expected, _ in twins])
-        assert parameter.flatten().tolist() == pytest.approx(sum((new for _, new in twins), []), rel=1e-12, abs=1e-14)
+        assert parameter.flatten().tolist() == pytest.approx([x for _, new in twins for x in new], rel=1e-12, abs=1e-14)
 
 
 SHAPES = {"linear": ((12, 5), (UNITS, 5), F.linear), "conv": ((3, 2, 5, 5), (UNITS, 2, 3, 3), F.conv2d)}
@@ -159,7 +159,7 @@ def test_measured_increment_is_exact_for_stored_float32_weights():
     """Where a difference of float32 norms has no correct digit."""
     before = draw(2, 200).float()
     after = before + 1e-5 * draw(2, 200, seed=1).float()
-    _, inner, squared = update_products(before, after)
+    _, inner, squared, _ = update_products(before, after)
     exact = [ref.increment(*map(ref.floats, pair)) for pair in zip(before, after, strict=True)]
     assert measured_increment(inner, squared).tolist() == pytest.approx(exact, rel=1e-12)
     naive = after.norm(dim=1).square() - before.norm(dim=1).square()

@@ -117,7 +117,7 @@ def test_epsilon_identity_is_what_autograd_finds(kind, eps, scale):
     torch.testing.assert_close(predicted, -2 * eps * by_eps, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_low_precision_inputs_lose_nothing_beyond_their_storage(dtype):
     """The statistics of the stored values, as if they were float64; summing in the dtype itself is off."""
     weight, gradient = draw(3, 300).to(dtype), draw(3, 300, seed=1).to(dtype)

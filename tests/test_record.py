@@ -125,12 +125,17 @@ def test_torn_last_line_is_skipped_and_resuming_goes_on_after_it() -> None:
     assert read_record(first.folder).complete
 
 
-def test_torn_character_of_several_bytes_is_skipped() -> None:
+def test_record_cut_off_at_any_byte_is_readable() -> None:
     logger = RecordLogger("out")
     logger.log_metrics({"a": 1.0}, step=0)
-    with logger.path.open("ab") as file:
-        file.write('{"kind": "settings", "values": {"x": "γ'.encode()[:-1])
-    assert read_record(logger.folder).metrics == {"a": [(0, 1.0)]}
+    logger.log_hyperparams({"x": "γ² − σ²", "text": "{}"})
+    logger.log_metrics({"a": 2.0}, step=1)
+    whole = logger.path.read_bytes()
+    for end in range(len(whole)):
+        logger.path.write_bytes(whole[:end])
+        record = read_record(logger.folder)
+        assert record.metrics.get("a", []) in ([], [(0, 1.0)], [(0, 1.0), (1, 2.0)])
+        assert record.settings in ({}, {"x": "γ² − σ²", "text": "{}"})
 
 
 def test_resuming_an_ended_run_appends() -> None:
@@ -147,7 +152,9 @@ def test_resuming_an_ended_run_appends() -> None:
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_unwritable_folder_is_refused_at_once(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match=r"RecordLogger\(save_dir='.*file.*'\): cannot write there \(.+\)\. Cho"):
+    with pytest.raises(
+        ConfigurationError, match=r"RecordLogger\(save_dir='.*file.*'\): cannot write there \(.+\)\. Cho"
+    ):
         RecordLogger(str(tmp_path / name))
 
 

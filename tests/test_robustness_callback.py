@@ -38,7 +38,9 @@ def test_test_loop_equals_a_direct_computation(tmp_path: Path) -> None:
     attacked = bim_linf(project, x, y, 0.1, 0.02, 5, 0.0, 1.0)
     assert logged["robustness/clean/accuracy"] == pytest.approx(accuracy(project, x, y))
     assert logged["robustness/bim/accuracy"] == pytest.approx(accuracy(project, attacked, y))
-    assert logged["robustness/bim/accuracy_drop"] == pytest.approx(accuracy(project, x, y) - accuracy(project, attacked, y))
+    assert logged["robustness/bim/accuracy_drop"] == pytest.approx(
+        accuracy(project, x, y) - accuracy(project, attacked, y)
+    )
     assert logged["robustness/gaussian/n"] == 40
     assert logged["robustness/bim/ci_low"] < logged["robustness/bim/accuracy"] < logged["robustness/bim/ci_high"]
     results = json.loads((logger.folder / "robustness.json").read_text())
@@ -177,7 +179,7 @@ def test_other_batches_are_refused_with_the_remedy() -> None:
     [
         ({"eps": -0.1}, r"eps=-0.1 must be at least 0.*8/255"),
         ({"eps": 8}, r"eps=8 is larger than the pixel range.*8/255"),
-        ({"steps": 0}, r"steps=0 must be at least 1"),
+        ({"steps": 0}, r"steps=0 must be an integer, at least 1"),
         ({"preset": "pixel-8"}, r"preset='pixel-8' is unknown.*'pixel-8-255'"),
         ({"attacks": ["bmi"]}, r"'bmi' is unknown.*'bim'"),
         ({"max_samples": 0}, r"max_samples=0 must be at least 1"),

@@ -90,7 +90,7 @@ def test_affine_output_lies_on_the_predicted_sphere(v, gamma, beta, eps):
         assert sphere_radius(torch.tensor(gamma, dtype=torch.float64), n).item() == pytest.approx(radius.item())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_dtype_and_leading_dimensions_are_kept(dtype):
     v = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert standardize(v, 1e-5).dtype == center(v).dtype == dtype
@@ -103,7 +103,7 @@ def test_dtype_and_leading_dimensions_are_kept(dtype):
     assert (standardize(v, 1e-5).double() - alone).abs().max() <= 16 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("value", [0.0, 2.0, 0.1, 1.7], ids=lambda value: f"all-{value}")
 @pytest.mark.parametrize("n", [4, 7, 10])
 def test_a_constant_vector_standardizes_to_zeros(n, value, dtype):

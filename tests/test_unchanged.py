@@ -75,6 +75,11 @@ CASES: dict[str, tuple[Any, Any]] = {
 }
 
 
+class WithTestData(Project):
+    def test_dataloader(self) -> Any:
+        return images(16)
+
+
 def run(observed: bool, optimizers: Any, settings: dict[str, Any], folder: Any) -> Fingerprint:
     pl.seed_everything(3)
     fingerprint = Fingerprint()
@@ -85,8 +90,7 @@ def run(observed: bool, optimizers: Any, settings: dict[str, Any], folder: Any) 
         RobustnessEvaluation(after_fit=True, steps=2),
     ]
     logger = RecordLogger(str(folder)) if observed else False
-    project = Project(optimizers)
-    type(project).test_dataloader = lambda self: images(16)  # type: ignore[method-assign]
+    project = WithTestData(optimizers)
     fit = trainer(*(monitors if observed else []), fingerprint, steps=20, logger=logger, **settings)
     fit.fit(project, images(160))
     fingerprint.states.append((torch.get_rng_state(), *Fingerprint.everything(fit, project)))

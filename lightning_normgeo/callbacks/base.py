@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lightning_normgeo._lightning import Callback
+from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks.readings import Reading
-from lightning_normgeo.callbacks.session import BATCH_HOOKS, Measured, Session
+from lightning_normgeo.callbacks.session import Measured, Session
 from lightning_normgeo.errors import ConfigurationError, closest
 from lightning_normgeo.normalization.units import named_weights
 
@@ -23,7 +23,7 @@ _REFUSED_STRATEGIES = {
 }
 
 
-class GeometryMonitor(Callback):
+class GeometryMonitor(QuietCallback):
     """Base of the monitors; not for use by itself.
 
     A monitor observes: weights, gradients, buffers, optimizer state and random numbers are bit for bit what they are
@@ -47,9 +47,9 @@ class GeometryMonitor(Callback):
     def __init__(self, every_n_steps: int | None = None, layers: str | list[str] | None = None) -> None:
         super().__init__()
         name = type(self).__name__
-        if every_n_steps is not None and (isinstance(every_n_steps, bool) or every_n_steps < 1):
+        if every_n_steps is not None and (type(every_n_steps) is not int or every_n_steps < 1):
             raise ConfigurationError(
-                f"{name}(every_n_steps={every_n_steps!r}): must be at least 1. "
+                f"{name}(every_n_steps={every_n_steps!r}): must be an integer, at least 1. "
                 "Leave it out to measure at the Trainer's log_every_n_steps; remove the callback to not measure at all."
             )
         self.every_n_steps = every_n_steps
@@ -91,10 +91,6 @@ class GeometryMonitor(Callback):
         """Remove every hook: after an exception Lightning calls nothing else."""
         Session.of(trainer).leave(self, trainer)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the hooks lent by a running session, which belong to one Trainer."""
-        return {key: value for key, value in self.__dict__.items() if key not in BATCH_HOOKS}
-
     def _choose(self, sites: Sequence[str]) -> frozenset[str]:
         if self.layers is None:
             first_block = [site for site in sites if fnmatchcase(f".{site}", "*.layer1.0.*")]
@@ -117,14 +113,15 @@ class GeometryMonitor(Callback):
                 f"{type(self).__name__} cannot observe training with {strategy}: {_REFUSED_STRATEGIES[strategy]}, "
                 "or remove the callback."
             )
+        for optimizer in trainer.optimizers:
+            if not hasattr(optimizer, "register_step_pre_hook"):
+                raise ConfigurationError(
+                    f"{type(self).__name__} cannot observe {type(optimizer).__name__}, which is not a "
+                    "torch.optim.Optimizer. Derive it from that, or remove the callback."
+                )
         for name, weight in named_weights(module):
             if weight.dtype in (torch.float16, torch.bfloat16):
                 raise ConfigurationError(
                     f"{type(self).__name__}: {name} is stored in {weight.dtype}, whose rounding hides what a step does "
                     "to the norm. Train with precision='bf16-mixed' or '16-mixed', which keep float32 weights."
                 )
-
-
-for _hook in BATCH_HOOKS:
-    # Lightning skips hooks that are not callable; the session lends real ones while a batch is measured
-    setattr(GeometryMonitor, _hook, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from lightning_normgeo.callbacks.base import GeometryMonitor
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.session import Measured
 from lightning_normgeo.callbacks.sites import Sites
-from lightning_normgeo.geometry.angles import effective_lr, split_update
+from lightning_normgeo.geometry.angles import UpdateProducts, effective_lr, split_update
 from lightning_normgeo.geometry.increments import measured_increment, storage_floor
 from lightning_normgeo.probes.step import WeightStep
 
@@ -57,7 +56,7 @@ class NormGrowthMonitor(GeometryMonitor):
 
     def measure(self, measured: Measured) -> Iterable[Reading]:
         """Return the readings of one step."""
-        moved = [step for step in measured.steps if step.update_sq is not None]
+        moved = [step for step in measured.steps if step.update is not None]
         yield from _growth("norm_growth", [step for step in moved if step.units.invariant])
         yield from _growth("norm_growth_control", [step for step in moved if not step.units.invariant])
 
@@ -66,15 +65,15 @@ def _growth(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]:
     if not steps:
         return
     sites = Sites([step.units.site for step in steps], [step.units.count for step in steps], steps[0].inner.device)
-    weight_sq, update, update_sq = (_cat(steps, name) for name in ("weight_sq", "weight_update", "update_sq"))
-    increment = measured_increment(update, update_sq)
-    yield sites.reading(f"{group}/weight_norm", weight_sq, sites.sum, torch.sqrt, watch=True)
+    update = UpdateProducts(*map(torch.cat, zip(*(step.update for step in steps if step.update), strict=True)))
+    increment = measured_increment(update.weight_update, update.update_sq)
+    yield sites.reading(f"{group}/weight_norm", update.weight_sq, sites.sum, torch.sqrt, watch=True)
     yield sites.reading(f"{group}/increment", increment, sites.sum, watch=True)
-    yield sites.reading(f"{group}/predicted", _cat(steps, "predicted"), sites.sum, watch=True)
+    yield sites.reading(f"{group}/predicted", torch.cat([step.predicted for step in steps]), sites.sum, watch=True)
     yield from _explained(group, sites, steps, increment)
-    quartic = _cat(steps, "quartic")
-    yield sites.reading(f"{group}/storage_floor", quartic, sites.sum, lambda q: storage_floor(q, steps[0].dtype))
-    angle = split_update(weight_sq, update, update_sq).angle
+    floors = torch.cat([storage_floor(step.quartic, step.dtype) for step in steps])
+    yield sites.reading(f"{group}/storage_floor", floors.square(), sites.sum, torch.sqrt)
+    angle = split_update(update).angle
     yield sites.reading(f"{group}/angular_update", angle.square(), sites.mean, torch.sqrt, watch=True)
     rates = torch.cat([effective_lr(step.lr, step.weight_sq) for step in steps])
     yield sites.reading(f"{group}/effective_lr", rates, sites.mean)
@@ -103,7 +102,3 @@ def _equilibrium(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]:
             [step.units.site for step in decayed], [step.units.count for step in decayed], steps[0].inner.device
         )
         yield sites.reading(f"{group}/equilibrium_angle", torch.cat(known).square(), sites.mean, torch.sqrt)
-
-
-def _cat(steps: Sequence[Any], name: str) -> Tensor:
-    return torch.cat([getattr(step, name) for step in steps])

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.progress import track
 from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
 
-from lightning_normgeo._lightning import Callback
+from lightning_normgeo._lightning import QuietCallback, is_lightnings_own
 from lightning_normgeo.callbacks.examples import example_strips
-from lightning_normgeo.callbacks.session import BATCH_HOOKS
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.robustness.evaluation import (
     ATTACKS,
@@ -24,7 +24,7 @@ from lightning_normgeo.robustness.evaluation import (
 from lightning_normgeo.robustness.threat import InputSpace, threat_model
 
 
-class RobustnessEvaluation(Callback):
+class RobustnessEvaluation(QuietCallback):
     """Evaluates the model on every test batch: clean, with Gaussian noise, and under BIM-l∞.
 
     Works in ``trainer.test`` as it is (inference mode included) and, with ``after_fit=True``, at the end of
@@ -90,6 +90,8 @@ class RobustnessEvaluation(Callback):
         self.declared = InputSpace(tuple(mean) if mean else None, tuple(std) if std else None, mean is not None)
         if max_samples is not None and max_samples < 1:
             raise ConfigurationError(f"max_samples={max_samples!r} must be at least 1; leave it out to evaluate all.")
+        if num_images < 0:
+            raise ConfigurationError(f"num_images={num_images!r} must be at least 0.")
         self.max_samples = max_samples
         self.num_images = num_images
         self.after_fit = after_fit
@@ -117,23 +119,36 @@ class RobustnessEvaluation(Callback):
             "Override its unpack(batch)."
         )
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Arrange for the first batch to be checked."""
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check what an evaluation after fit will need."""
         if self.after_fit:
             _test_source(trainer)
-        self.__dict__["on_train_batch_start"] = self._check_first_batch
+            behind = trainer.callbacks[trainer.callbacks.index(self) :]
+            if any(kind.__name__ == "WeightAveraging" for callback in behind for kind in type(callback).__mro__):
+                raise ConfigurationError(
+                    "RobustnessEvaluation(after_fit=True) stands before WeightAveraging in the list of callbacks and "
+                    "would evaluate weights that are not averaged. Put it behind."
+                )
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Arrange for the first batch to be checked."""
+        self.__dict__.pop("on_train_batch_start", None)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Check the range of the first batch; there is nothing to do for the others."""
+        self.__dict__["on_train_batch_start"] = None
+        pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)
+        if pair and batch[0].ndim == 4 and batch[0].is_floating_point():
+            check_images(batch[0], self._inputs(pl_module))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Evaluate after fit, if asked to."""
-        self.__dict__.pop("on_train_batch_start", None)
-        if self.after_fit and not trainer.fast_dev_run:
-            self._start()
-            with undisturbed(pl_module):
-                for batch in _test_batches(trainer):
-                    self._evaluate(trainer, pl_module, batch, 0)
-            self._finish(trainer)
-            for logger in trainer.loggers:
-                logger.log_metrics(self._metrics(), step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        if not self.after_fit or trainer.fast_dev_run:
+            return
+        try:
+            self._evaluate_after_fit(trainer, pl_module)
+        except Exception as error:
+            warn_once(f"The robustness evaluation after fit failed: {error!r}. Run trainer.test for it.")
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Forget earlier results."""
@@ -143,19 +158,26 @@ class RobustnessEvaluation(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Evaluate one batch."""
+        loaders = trainer.test_dataloaders
+        loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
         with undisturbed(pl_module):
-            self._evaluate(trainer, pl_module, batch, dataloader_idx)
+            self._evaluate(trainer, pl_module, batch, dataloader_idx, loader)
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Sum over processes and log."""
-        self._finish(trainer)
+        self._finish(trainer, pl_module, len(trainer.num_test_batches))
         pl_module.log_dict(self._metrics(), sync_dist=trainer.world_size > 1)
 
-    def _check_first_batch(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.__dict__.pop("on_train_batch_start", None)
-        pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)
-        if pair and batch[0].ndim == 4 and batch[0].is_floating_point():
-            check_images(batch[0], self._inputs(pl_module))
+    def _evaluate_after_fit(self, trainer: Any, module: Any) -> None:
+        self._start()
+        with undisturbed(module):
+            loaders = _test_loaders(trainer)
+            for number, loader in enumerate(loaders):
+                for batch in _batches(trainer, loader):
+                    self._evaluate(trainer, module, batch, number, loader)
+        self._finish(trainer, module, len(loaders))
+        for logger in trainer.loggers:
+            logger.log_metrics(self._metrics(), step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def _start(self) -> None:
         self.results, self._evaluators, self._seen, self._examples = {}, {}, {}, None
@@ -172,44 +194,39 @@ class RobustnessEvaluation(Callback):
     def _evaluator(self, module: nn.Module | None) -> RobustnessEvaluator:
         return RobustnessEvaluator(self.threat, self._inputs(module), self.attacks, self.seed)
 
-    def _evaluate(self, trainer: Any, module: Any, batch: Any, loader: int) -> None:
+    def _evaluate(self, trainer: Any, module: Any, batch: Any, number: int, loader: Any) -> None:
         images, labels = (tensor.clone() for tensor in self.unpack(batch))
-        evaluator = self._evaluators.setdefault(loader, self._evaluator(module))
-        seen = self._seen.get(loader, 0)
-        self._seen[loader] = seen + len(labels)
-        indices = [trainer.global_rank + trainer.world_size * (seen + i) for i in range(len(labels))]
-        keep = [i for i, index in enumerate(indices) if index < self._limit(trainer, loader)]
+        evaluator = self._evaluators.setdefault(number, self._evaluator(module))
+        seen = self._seen.get(number, 0)
+        self._seen[number] = seen + len(labels)
+        indices = _indices(trainer, loader, seen, len(labels))
+        keep = [
+            i for i, index in enumerate(indices) if index is not None and index < (self.max_samples or float("inf"))
+        ]
         if not keep:
             return
-        images, labels, indices = images[keep], labels[keep], [indices[i] for i in keep]
-        shown = evaluator.evaluate(lambda x: self.logits(module, x), images, labels, indices)
+        chosen = [index for i in keep if (index := indices[i]) is not None]
+        shown = evaluator.evaluate(lambda x: self.logits(module, x), images[keep], labels[keep], chosen)
         if self._examples is None and self.num_images > 0:
             self._examples = shown
 
-    def _limit(self, trainer: Any, loader: int) -> float:
-        """Return how many samples count: a distributed sampler repeats some to fill the last batch."""
-        limit = float("inf") if self.max_samples is None else self.max_samples
-        loaders = trainer.test_dataloaders
-        chosen = loaders[loader] if isinstance(loaders, (list, tuple)) else loaders
-        dataset: Any = getattr(chosen, "dataset", None)
-        return min(limit, len(dataset)) if trainer.world_size > 1 and hasattr(dataset, "__len__") else limit
-
-    def _finish(self, trainer: Any) -> None:
-        for loader, evaluator in sorted(self._evaluators.items()):
-            suffix = f"/dataloader_{loader}" if len(self._evaluators) > 1 else ""
-            counts = evaluator.counts
-            if counts is not None and trainer.world_size > 1:
-                counts = trainer.strategy.reduce(counts.to(trainer.strategy.root_device), reduce_op="sum")
+    def _finish(self, trainer: Any, module: Any, loaders: int) -> None:
+        for number in range(loaders):
+            evaluator = self._evaluators.setdefault(number, self._evaluator(module))
+            suffix = f"/dataloader_{number}" if loaders > 1 else ""
+            counts = evaluator.counts.to(trainer.strategy.root_device)
+            if trainer.world_size > 1:  # on every rank, also one that had no sample to count
+                counts = trainer.strategy.reduce(counts, reduce_op="sum")
             self.results.update({name + suffix: result for name, result in evaluator.results(counts).items()})
         if trainer.is_global_zero and self._evaluators:
-            self._publish(trainer.loggers, trainer.current_epoch)
+            self._publish(trainer.loggers)
 
     def _metrics(self) -> dict[str, float]:
         quantities = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
         return {f"robustness/{a}/{q}": float(getattr(r, q)) for a, r in self.results.items() for q in quantities}
 
-    def _publish(self, loggers: Iterable[Any], epoch: int) -> None:
-        settings = {"preset": self.preset, "epoch": epoch, **next(iter(self._evaluators.values())).settings()}
+    def _publish(self, loggers: Iterable[Any]) -> None:
+        settings = {"preset": self.preset, **next(iter(self._evaluators.values())).settings()}
         columns = ["attack", "accuracy", "ci_low", "ci_high", "accuracy_drop", "correct", "n"]
         rows = [[name, *(getattr(result, column) for column in columns[1:])] for name, result in self.results.items()]
         images, captions = example_strips(self._examples, self.num_images)
@@ -226,6 +243,20 @@ class RobustnessEvaluation(Callback):
                 warn_once(f"{type(logger).__name__} failed to log the robustness results: {error!r}.")
 
 
+def _indices(trainer: Any, loader: Any, seen: int, count: int) -> list[int | None]:
+    """Return which samples of the data set a batch holds; None for those that do not count here.
+
+    A distributed sampler deals out samples in turn and repeats some to fill the last round. Without one every process
+    sees all samples, and the first one counts them.
+    """
+    if trainer.world_size == 1:
+        return list(range(seen, seen + count))
+    if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
+        return [seen + i if trainer.global_rank == 0 else None for i in range(count)]
+    positions = [trainer.global_rank + trainer.world_size * (seen + i) for i in range(count)]
+    return [position if position < len(loader.dataset) else None for position in positions]
+
+
 def _test_source(trainer: Any) -> Any:
     """Return the object whose ``test_dataloader`` was written by the user.
 
@@ -233,8 +264,7 @@ def _test_source(trainer: Any) -> Any:
         ConfigurationError: if there is none.
     """
     for source in (trainer.datamodule, trainer.lightning_module):
-        method = getattr(type(source), "test_dataloader", None)
-        if method is not None and not method.__module__.startswith(("pytorch_lightning.", "lightning.pytorch.")):
+        if source is not None and not is_lightnings_own(source, "test_dataloader"):
             return source
     raise ConfigurationError(
         "RobustnessEvaluation(after_fit=True) needs a test_dataloader in the data module or in the LightningModule. "
@@ -242,25 +272,24 @@ def _test_source(trainer: Any) -> Any:
     )
 
 
-def _test_batches(trainer: Any) -> Iterable[Any]:
-    """Yield the test batches on the device, after fit, with a progress bar."""
+def _test_loaders(trainer: Any) -> list[Any]:
+    """Return the test loaders, dealt out to the processes."""
     source = _test_source(trainer)
     if source is trainer.datamodule:
         source.setup("test")
-    loader = source.test_dataloader()
-    if trainer.world_size > 1:
-        stage = type(trainer.state.stage).TESTING
-        loader = trainer._data_connector._prepare_dataloader(loader, shuffle=False, mode=stage)
+    loaders = source.test_dataloader()
+    loaders = list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
+    if trainer.world_size == 1:
+        return loaders
+    stage = type(trainer.state.stage).TESTING
+    return [trainer._data_connector._prepare_dataloader(loader, shuffle=False, mode=stage) for loader in loaders]
+
+
+def _batches(trainer: Any, loader: Any) -> Iterable[Any]:
+    """Yield batches on the device, after fit, with a progress bar."""
     limit = trainer.limit_test_batches
     batches = len(loader) if limit is None else int(limit if isinstance(limit, int) else limit * len(loader))
     batches = min(batches, len(loader))
-    bar = track(
-        islice(loader, batches), "robustness", total=batches, disable=not trainer.is_global_zero, transient=True
-    )
-    for batch in bar:
+    hidden = not trainer.is_global_zero
+    for batch in track(islice(loader, batches), "robustness", total=batches, disable=hidden, transient=True):
         yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
-
-
-for _hook in BATCH_HOOKS:
-    # nothing to do per training batch, so nothing to call: see GeometryMonitor
-    setattr(RobustnessEvaluation, _hook, None)

@@ -53,7 +53,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.root, self.image_size, self.max_memory_gb = Path(data_dir), image_size, max_memory_gb
         self.classes = _classes(self.root / "train")
         self.num_classes = len(self.classes)
-        if (self.root / "test").is_dir() and _classes(self.root / "test") != self.classes:
+        if _classes(self.root / "test") != self.classes:
             differing = sorted(set(self.classes) ^ set(_classes(self.root / "test")))
             raise ConfigurationError(
                 f"Classes of {self.root}/train and {self.root}/test differ: {', '.join(differing)}."

@@ -1,6 +1,7 @@
 """The paper's mathematics: pure functions from tensors to tensors, one value per unit. Needs torch alone."""
 
 from lightning_normgeo.geometry.angles import UpdateParts as UpdateParts
+from lightning_normgeo.geometry.angles import UpdateProducts as UpdateProducts
 from lightning_normgeo.geometry.angles import angular_update as angular_update
 from lightning_normgeo.geometry.angles import effective_lr as effective_lr
 from lightning_normgeo.geometry.angles import equilibrium_angle as equilibrium_angle

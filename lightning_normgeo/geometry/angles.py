@@ -26,8 +26,21 @@ class UpdateParts(NamedTuple):
     """The angle between W and W⁺ in radians, in [0, π]."""
 
 
-def update_products(weight: Tensor, new_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ‖W‖², ⟨W, D⟩ and ‖D‖² for D = W⁺ - W, the difference taken in float64.
+class UpdateProducts(NamedTuple):
+    """Inner products of one update D = W⁺ - W for each unit."""
+
+    weight_sq: Tensor
+    """‖W‖²."""
+    weight_update: Tensor
+    """⟨W, D⟩."""
+    update_sq: Tensor
+    """‖D‖²."""
+    tangential_sq: Tensor
+    """‖D_⊥‖², D without its part along W; ‖D‖² where W = 0."""
+
+
+def update_products(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
+    """Return the inner products of an update, the difference taken in float64.
 
     Args:
         weight: W, ``(units, n)``.
@@ -36,25 +49,26 @@ def update_products(weight: Tensor, new_weight: Tensor) -> tuple[Tensor, Tensor,
 
     def reduce(w: Tensor, new: Tensor) -> tuple[Tensor, ...]:
         change = new - w
-        return dot(w, w), dot(w, change), dot(change, change)
+        weight_sq, weight_update = dot(w, w), dot(w, change)
+        radial = weight_update / torch.where(weight_sq > 0, weight_sq, 1.0)
+        tangential = torch.addcmul(change, radial[:, None], w, value=-1)
+        return weight_sq, weight_update, dot(change, change), dot(tangential, tangential)
 
-    weight_sq, weight_update, update_sq = map_rows(reduce, weight, new_weight)
-    return weight_sq, weight_update, update_sq
+    return UpdateProducts(*map_rows(reduce, weight, new_weight))
 
 
-def split_update(weight_sq: Tensor, weight_update: Tensor, update_sq: Tensor) -> UpdateParts:
-    """Split an update into its radial and tangential part, from the inner products of :func:`update_products`.
+def split_update(products: UpdateProducts) -> UpdateParts:
+    """Split an update into its radial and tangential part.
 
     The identity ‖W⁺‖² = ‖W‖²(1+ρ)² + ‖D_⊥‖² holds exactly.
 
     Returns:
         The parts; zeros for a unit with W = 0.
     """
+    weight_sq = products.weight_sq
     alive = weight_sq > 0
-    safe_sq = torch.where(alive, weight_sq, torch.ones_like(weight_sq))
-    radial = torch.where(alive, weight_update / safe_sq, torch.zeros_like(weight_sq))
-    tangential = (update_sq - radial * weight_update).clamp_min(0).sqrt()
-    tangential = torch.where(alive, tangential, torch.zeros_like(tangential))
+    radial = torch.where(alive, products.weight_update / torch.where(alive, weight_sq, 1.0), 0.0)
+    tangential = torch.where(alive, products.tangential_sq.sqrt(), 0.0)
     return UpdateParts(radial, tangential, torch.atan2(tangential, weight_sq.sqrt() * (1 + radial)))
 
 
@@ -65,7 +79,7 @@ def angular_update(weight: Tensor, new_weight: Tensor) -> Tensor:
         weight: W, ``(units, n)``.
         new_weight: W⁺, ``(units, n)``.
     """
-    return split_update(*update_products(weight, new_weight)).angle
+    return split_update(update_products(weight, new_weight)).angle
 
 
 def effective_lr(lr: Scalar, weight_sq: Tensor) -> Tensor:

@@ -44,8 +44,7 @@ def covariance_rank(x: Tensor) -> int:
     Args:
         x: ``(n, samples)``.
     """
-    centered = x - x.mean(1, keepdim=True)
-    return int(torch.linalg.matrix_rank(centered))
+    return int((torch.linalg.svdvals(x - x.mean(1, keepdim=True)) > _tolerance(x)).sum())
 
 
 def kernel_fraction(weight: Tensor, x: Tensor) -> Tensor:
@@ -63,7 +62,12 @@ def kernel_fraction(weight: Tensor, x: Tensor) -> Tensor:
     """
     centered = x - x.mean(1, keepdim=True)
     left, singular, _ = torch.linalg.svd(centered, full_matrices=False)
-    tolerance = singular.max() * max(centered.shape) * torch.finfo(singular.dtype).eps
-    seen = (weight @ (left * (singular > tolerance))).square().sum(1)
+    seen = (weight @ (left * (singular > _tolerance(x)))).square().sum(1)
     total = weight.square().sum(1)
     return torch.where(total > 0, 1 - seen / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0).clamp(0, 1)
+
+
+def _tolerance(x: Tensor) -> Tensor:
+    """Return below which a singular value of the centered data is rounding: centering rounds relative to ``x``."""
+    norm: Tensor = torch.linalg.matrix_norm(x)
+    return norm * max(x.shape) * torch.finfo(x.dtype).eps

@@ -136,6 +136,7 @@ class AdamRule:
         decoupled: AdamW's weight decay.
         maximize: as in torch, g → -g.
         step: t of this step, from 1.
+        dtype: what the weight is stored in: torch rounds 1 - ηλ to it, the same way for every element.
     """
 
     lr: Scalar
@@ -145,6 +146,17 @@ class AdamRule:
     decoupled: bool = False
     maximize: bool = False
     step: Scalar = 1.0
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def shrink(self) -> Scalar:
+        """s: what decoupled weight decay multiplies W with; 1 for Adam."""
+        if not self.decoupled:
+            return 1.0
+        factor = 1 - self.lr * self.weight_decay
+        if isinstance(factor, Tensor):
+            return factor.to(self.dtype).to(factor.dtype)
+        return float(torch.tensor(factor, dtype=self.dtype))
 
     @property
     def _coupled(self) -> float:
@@ -173,7 +185,7 @@ class AdamRule:
         """Return the four terms of the increment."""
         del inner, gradient_sq
         by_gradient, by_momentum, by_decay, direction_sq = products
-        shrink = 1 - self.lr * self.weight_decay if self.decoupled else 1.0
+        shrink = self.shrink
         return IncrementTerms(
             gradient=-2 * self.lr * shrink * by_gradient,
             momentum=-2 * self.lr * shrink * by_momentum,
@@ -221,7 +233,7 @@ def storage_floor(weight_quartic: Tensor, dtype: torch.dtype) -> Tensor:
     five standard deviations. An increment below it is not observable, whoever measures it.
 
     Args:
-        weight_quartic: Σ W_i⁴, any shape; sum it over units first for the floor of an aggregate.
+        weight_quartic: Σ W_i⁴, any shape. Rounding errors are independent: floors of several units add up as squares.
         dtype: what the weights are stored in.
     """
     return 4 * (torch.finfo(dtype).eps / 2) * weight_quartic.sqrt()

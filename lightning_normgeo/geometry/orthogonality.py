@@ -24,7 +24,7 @@ def cosine(inner: Tensor, squared_a: Tensor, squared_b: Tensor) -> Tensor:
         Cosines in [-1, 1] up to rounding. A unit without gradient (a dead ReLU) counts as orthogonal.
     """
     norms = squared_a.sqrt() * squared_b.sqrt()
-    return torch.where(norms > 0, inner / norms.clamp_min(torch.finfo(norms.dtype).tiny), torch.zeros_like(inner))
+    return torch.where(norms > 0, inner / torch.where(norms > 0, norms, 1.0), torch.zeros_like(inner))
 
 
 def weight_gradient_products(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:

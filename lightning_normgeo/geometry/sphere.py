@@ -6,13 +6,16 @@ the normalized vector: the batch size for BN on features, ``B·H·W`` for BN on 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
 def center(v: Tensor) -> Tensor:
     r"""Return :math:`P_e v = v - \bar v`, the projection onto the hyperplane orthogonal to (1, …, 1) (Lemma 1.2)."""
-    return v - v.mean(-1, keepdim=True)
+    constant = (v == v[..., :1]).all(-1, keepdim=True)  # its mean may round, what is left would be standardized to ±1
+    return torch.where(constant, torch.zeros_like(v), v - v.mean(-1, keepdim=True))
 
 
 def standardize(v: Tensor, eps: float = 0.0) -> Tensor:
@@ -61,7 +64,7 @@ def sphere_radius(gamma: Tensor, n: int, variance: Tensor | None = None, eps: fl
         variance: biased variance of the pre-activation; leave it out for the radius at ``eps = 0``.
         eps: the layer's epsilon, which shrinks the sphere.
     """
-    radius = gamma.abs() * n**0.5
+    radius = gamma.abs() * math.sqrt(n)
     return radius if variance is None else radius * (variance / (variance + eps)).sqrt()
 
 
@@ -77,5 +80,4 @@ def effective_weight(weight: Tensor, gamma: Tensor, variance: Tensor, eps: float
         eps: the layer's epsilon.
     """
     scale = gamma / (variance + eps).sqrt()
-    shaped: Tensor = scale.reshape([-1] + [1] * (weight.ndim - 1))
-    return weight * shaped
+    return weight * scale.reshape([-1] + [1] * (weight.ndim - 1))

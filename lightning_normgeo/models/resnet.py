@@ -36,7 +36,7 @@ class InputNormalization(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return normalized images."""
-        return (images - self.mean) / self.std
+        return (images.to(self.mean.dtype) - self.mean) / self.std
 
 
 class ResNetClassifier(pl.LightningModule):
@@ -78,8 +78,9 @@ class ResNetClassifier(pl.LightningModule):
         lr_scheduler: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check(num_classes, arch, stem, label_smoothing, input_std, decayed)
+        _check(num_classes, arch, stem, label_smoothing, input_mean, input_std, decayed)
         self.save_hyperparameters()
+        self._checked = False
         self.input_normalization = InputNormalization(input_mean, input_std)
         self.model = build_resnet(arch, norm, stem, num_classes)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
@@ -143,6 +144,8 @@ class ResNetClassifier(pl.LightningModule):
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch
+        if not self._checked:
+            self._check_batch(images, labels)
         logits = self(images)
         loss: Tensor = self.loss(logits, labels)
         accuracy = cast("MulticlassAccuracy", self.accuracy[f"{stage}_accuracy"])
@@ -151,6 +154,23 @@ class ResNetClassifier(pl.LightningModule):
         self.log(f"{stage}/loss", loss, on_step=training, on_epoch=not training, prog_bar=True, batch_size=len(labels))
         self.log(f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=not training)
         return loss
+
+    def _check_batch(self, images: Tensor, labels: Tensor) -> None:
+        """Check the first batch, before anything is learned from it."""
+        self._checked = True
+        low, high = images.min().item(), images.max().item()
+        if low < -1e-6 or high > 1 + 1e-6:
+            raise ConfigurationError(
+                "ResNetClassifier expects pixels in [0, 1] and normalizes them itself (input_mean, input_std), but the "
+                f"images span [{low:.3g}, {high:.3g}]. Divide by 255, or take the normalization out of the data "
+                "pipeline."
+            )
+        classes = self.hparams["num_classes"]
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ConfigurationError(
+                f"Labels span {labels.min().item()}…{labels.max().item()}, but ResNetClassifier(num_classes={classes}) "
+                f"knows 0…{classes - 1}. Set num_classes to the number of classes in the data."
+            )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         least_dimensions = {"all": 0, "weights": 2, "none": 99}[self.hparams["decayed"]]
@@ -181,7 +201,15 @@ def build_resnet(arch: str, norm: str, stem: Stem, num_classes: int) -> nn.Modul
     return model
 
 
-def _check(num_classes: int, arch: str, stem: str, label_smoothing: float, std: Sequence[float], decayed: str) -> None:
+def _check(
+    num_classes: int,
+    arch: str,
+    stem: str,
+    label_smoothing: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    decayed: str,
+) -> None:
     if num_classes < 2:
         raise ConfigurationError(f"num_classes={num_classes!r} must be at least 2.")
     if arch not in ARCHITECTURES:
@@ -190,6 +218,8 @@ def _check(num_classes: int, arch: str, stem: str, label_smoothing: float, std: 
         raise ConfigurationError(f"stem={stem!r} is unknown; choose 'cifar' or 'imagenet'.")
     if not 0 <= label_smoothing < 1:
         raise ConfigurationError(f"label_smoothing={label_smoothing!r} must be in [0, 1).")
+    if len(mean) != 3 or len(std) != 3:
+        raise ConfigurationError(f"input_mean={tuple(mean)} and input_std={tuple(std)} must have three values each.")
     if min(std) <= 0:
         raise ConfigurationError(f"input_std={tuple(std)} must be positive.")
     if decayed not in ("all", "weights", "none"):

@@ -29,14 +29,8 @@ Node = Any
 _LINEAR_MAPS = {"ConvolutionBackward0": 1, "AddmmBackward0": 2, "MmBackward0": 1, "LinearBackward0": 1}
 """Linear maps and the position of their weight among the inputs."""
 _BIAS_INPUT = {"ConvolutionBackward0": 2, "AddmmBackward0": 0, "LinearBackward0": 2}
-_COPIES = {
-    "ToCopyBackward0",
-    "TBackward0",
-    "TransposeBackward0",
-    "ViewBackward0",
-    "ReshapeAliasBackward0",
-    "CloneBackward0",
-}
+_COPIES = {"ToCopyBackward0", "CloneBackward0"}
+_VIEWS = {"ViewBackward0", "ReshapeAliasBackward0"}
 _HOMOGENEOUS = {
     "ReluBackward0",
     "LeakyReluBackward0",
@@ -44,7 +38,12 @@ _HOMOGENEOUS = {
     "AvgPool2DBackward0",
     "AdaptiveAvgPool2DBackward0",
 }
-_BATCH_NORMS = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
+_BATCH_NORMS = {
+    "NativeBatchNormBackward0",
+    "CudnnBatchNormBackward0",
+    "MiopenBatchNormBackward0",
+    "SyncBatchNormBackward",
+}
 _GROUP_NORMS = {"NativeGroupNormBackward0", "NativeLayerNormBackward0"}
 _CONSTRUCTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -78,6 +77,10 @@ class WeightUnits:
     def invariant(self) -> bool:
         """Whether the loss is invariant to the scale of each unit."""
         return self.kind != "none"
+
+    def without_invariance(self, reason: str) -> WeightUnits:
+        """Return the same weight as one without an established invariance."""
+        return WeightUnits(self.name, "none", self.count, self.dim, None, reason)
 
     def rows(self, tensor: Tensor) -> Tensor:
         """View a tensor of the weight's shape with one unit per row."""
@@ -131,8 +134,7 @@ def units_from_modules(module: nn.Module) -> tuple[WeightUnits, ...]:
     parameters = {id(parameter): clean_name(name) for name, parameter in module.named_parameters()}
     scales: dict[int, nn.modules.batchnorm._BatchNorm] = {}
     for parent in module.modules():
-        children = [child for child in parent.children() if next(child.parameters(), None) is not None]
-        for layer, behind in itertools.pairwise(children):
+        for layer, behind in itertools.pairwise(parent.children()):
             if not isinstance(layer, _CONSTRUCTED) or not isinstance(behind, nn.modules.batchnorm._BatchNorm):
                 continue
             if behind.training and behind.num_features == layer.weight.shape[0]:
@@ -198,7 +200,7 @@ def is_compiled_graph(loss: Tensor) -> bool:
 def _units_of(graph: _Graph, leaf: Node, name: str, names: dict[int, str]) -> WeightUnits:
     weight = leaf.variable
     plain = WeightUnits(name, "none", weight.shape[0], 0, None, "")
-    layer, position, passed = graph.follow(leaf, _COPIES)
+    layer, position, passed = graph.follow(leaf, _COPIES | {"TBackward0"})
     if layer is None:
         return _because(plain, f"used more than once: {passed.pop()}")
     kind = layer.name()
@@ -208,43 +210,61 @@ def _units_of(graph: _Graph, leaf: Node, name: str, names: dict[int, str]) -> We
     if transposed and layer._saved_groups > 1:
         return _because(plain, "grouped transposed convolution")
     plain = WeightUnits(name, "none", weight.shape[int(transposed)], int(transposed), None, "")
-    norm, position, passed = graph.follow(layer, _COPIES | _HOMOGENEOUS)
+    norm, position, passed = graph.follow(layer, _COPIES | _VIEWS | _HOMOGENEOUS)
     if norm is None:
         return _because(plain, f"its output has {passed.pop()}")
     if position != 0 or norm.name() not in _BATCH_NORMS | _GROUP_NORMS:
         return _because(
             plain, f"its output is read by {norm.name().removesuffix('Backward0')}, which is no normalization"
         )
-    through = passed & _HOMOGENEOUS
-    if _has_input(layer, _BIAS_INPUT.get(kind)) and (through or norm.name() in _GROUP_NORMS):
+    bias = _has_input(layer, _BIAS_INPUT.get(kind))
+    shapes = (tuple(layer._input_metadata[0].shape), tuple(norm._input_metadata[0].shape))
+    if norm.name() not in _GROUP_NORMS:
+        return _before_batch_norm(graph, plain, norm, passed, shapes, bias, names)
+    if bias:
         return _because(plain, "only weight and bias jointly: a bias is added before the normalization")
-    if norm.name() in _GROUP_NORMS:
-        count = norm._saved_group if norm.name() == "NativeGroupNormBackward0" else 1
-        unit: Kind = "layer" if count == 1 else "group"
-        return WeightUnits(name, unit, count, plain.dim, None, f"{unit} normalization")
-    return _before_batch_norm(plain, norm, passed, names)
+    whole = norm.name() == "NativeLayerNormBackward0"
+    if passed & _VIEWS and shapes[0][: 2 - whole] != shapes[1][: 2 - whole]:
+        return _because(plain, "reshaped before the normalization")
+    count = 1 if whole else norm._saved_group
+    unit: Kind = "layer" if count == 1 else "group"
+    return WeightUnits(name, unit, count, plain.dim, None, f"{unit} normalization")
 
 
-def _before_batch_norm(plain: WeightUnits, norm: Node, passed: set[str], names: dict[int, str]) -> WeightUnits:
+def _before_batch_norm(
+    graph: _Graph,
+    plain: WeightUnits,
+    norm: Node,
+    passed: set[str],
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    bias: bool,
+    names: dict[int, str],
+) -> WeightUnits:
     """Classify a weight whose output is read by a batch (or instance) normalization."""
-    if not norm._saved_training:
+    if not getattr(norm, "_saved_training", True):  # SyncBatchNorm's node exists in training only
         return _because(plain, "batch normalization with frozen statistics")
-    channels = norm._input_metadata[0].shape[1]
-    if channels != plain.count and "TransposeBackward0" in passed:
-        return _because(plain, f"transposed and reshaped before a normalization of {channels} channels")
     through = passed & _HOMOGENEOUS
+    (batch, channels, *space), (new_batch, new_channels, *_) = shapes
+    kept = new_batch == batch and new_channels == channels
+    flat = new_batch == batch and new_channels % channels == 0  # statistics within a filter, if at each position
+    instances = new_batch == 1 and new_channels == batch * channels
+    split = new_batch == batch and not space and channels % new_channels == 0  # rows share their statistics
+    if passed & _VIEWS and not (kept or flat or instances or split):
+        return _because(plain, f"reshaped from {shapes[0]} to {shapes[1]} before the normalization")
+    if bias and (through or (split and not kept)):
+        return _because(plain, "only weight and bias jointly: a bias is added before the normalization")
     reason = " after ".join(["batch normalization", *(node.removesuffix("Backward0") for node in sorted(through))])
-    if channels % plain.count == 0:
-        direct = channels == plain.count and not through and _has_input(norm, 1)
-        scale = _variable_name(norm.next_functions[1][0], names) if direct else None
-        return WeightUnits(plain.name, "filter", plain.count, plain.dim, scale, reason)
-    if plain.count % channels == 0:  # a linear layer reshaped into fewer channels: rows share their statistics
-        return WeightUnits(plain.name, "group", channels, plain.dim, None, reason)
-    return _because(plain, f"reshaped into {channels} channels, which {plain.count} rows do not divide into")
+    if split and not kept:
+        return WeightUnits(plain.name, "group", new_channels, plain.dim, None, reason)
+    scale = norm.next_functions[1][0] if kept and not through and _has_input(norm, 1) else None
+    alone = scale is not None and len(graph.readers[scale]) == 1  # else γ.grad holds more than this layer's part
+    return WeightUnits(
+        plain.name, "filter", plain.count, plain.dim, _variable_name(scale, names) if alone else None, reason
+    )
 
 
 def _because(units: WeightUnits, reason: str) -> WeightUnits:
-    return WeightUnits(units.name, "none", units.count, units.dim, None, reason)
+    return units.without_invariance(reason)
 
 
 def _has_input(node: Node, position: int | None) -> bool:
@@ -254,6 +274,4 @@ def _has_input(node: Node, position: int | None) -> bool:
 
 
 def _variable_name(node: Node, names: dict[int, str]) -> str | None:
-    while node is not None and not hasattr(node, "variable"):
-        node = node.next_functions[0][0] if node.next_functions else None
-    return None if node is None else names.get(id(node.variable))
+    return names.get(id(node.variable)) if hasattr(node, "variable") else None

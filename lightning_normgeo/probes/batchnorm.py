@@ -21,6 +21,7 @@ from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.normalization.units import clean_name
 
 _NODES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
+_SYNC_NODE = "SyncBatchNormBackward"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
+class _Samples:
+    """How many values each channel had when a compiled layer last ran. Written, never read, by compiled code."""
+
+    count = 0
+
+
 class BatchNormProbe:
     """Reads the statistics of the forward pass between :meth:`arm` and :meth:`collect`.
 
@@ -80,12 +87,13 @@ class BatchNormProbe:
         self._handles: list[RemovableHandle] = []
         self._passes: dict[str, list[_Pass]] = {name: [] for name in layers}
         self._before: dict[str, tuple[Tensor, ...]] = {}
-        if compiled:
-            self._handles = [layer.register_forward_pre_hook(self._counter(name)) for name, layer in layers.items()]
+        self._samples = {name: _Samples() for name in layers if compiled}
+        for name, samples in self._samples.items():
+            self._handles.append(layers[name].register_forward_pre_hook(partial(_note_samples, samples)))
 
     def arm(self) -> None:
         """Watch the next forward pass."""
-        self._reset()
+        self.disarm()
         for name, layer in self.layers.items():
             if layer.training and layer.track_running_stats and layer.running_mean is not None:
                 self._before[name] = tuple(_copy(t) for t in _running(layer))
@@ -95,7 +103,7 @@ class BatchNormProbe:
     def detach(self) -> None:
         """Remove every hook, for good."""
         self.compiled = False
-        self._reset()
+        self.disarm()
 
     @torch.no_grad()
     def collect(self) -> dict[str, BatchStatistics]:
@@ -104,6 +112,9 @@ class BatchNormProbe:
         Call it after the forward pass and before the optimizer step: γ and β are then the ones it used.
         """
         found = {}
+        for name, samples in self._samples.items():
+            if samples.count and name in self._before:
+                self._passes[name].append(_Pass(samples.count, None))
         for name, passes in self._passes.items():
             layer = self.layers[name]
             if len(passes) == 1:
@@ -113,26 +124,20 @@ class BatchNormProbe:
                     found[name] = BatchStatistics(scale, shift, *statistics, layer.eps)
             elif len(passes) > 1:
                 self.skipped["ran several times in one step"] += 1
-        self._reset()
+        self.disarm()
         return found
 
-    def _reset(self) -> None:
+    def disarm(self) -> None:
+        """Forget what was read; in eager mode remove the hooks too."""
         if not self.compiled:
             for handle in self._handles:
                 handle.remove()
             self._handles = []
         for passes in self._passes.values():
             passes.clear()
+        for samples in self._samples.values():
+            samples.count = 0
         self._before = {}
-
-    def _counter(self, name: str) -> Any:
-        passes = self._passes[name]
-
-        def count(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if layer.training:
-                passes.append(_Pass(args[0].numel() // args[0].shape[1], None))
-
-        return count
 
     def _statistics(self, name: str, layer: _BatchNorm, read: _Pass) -> tuple[Tensor, Tensor] | None:
         """Return (mean, biased variance) in wide precision."""
@@ -163,23 +168,30 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to(wide_dtype(tensor.device), copy=True)
 
 
+def _note_samples(samples: _Samples, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Note the number of samples. Dynamo guards on whatever a hook reads, so it reads nothing that changes."""
+    samples.count = args[0].numel() // args[0].shape[1]
+
+
 def _note_pass(passes: list[_Pass], layer: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
     if not layer.training or not torch.is_grad_enabled():
         return
-    saved = None if _saving_is_hooked() else _saved_statistics(getattr(output, "grad_fn", None))
+    saved = None if _saving_is_hooked() else _saved_statistics(layer, getattr(output, "grad_fn", None))
     passes.append(_Pass(args[0].numel() // args[0].shape[1], saved))
 
 
-def _saved_statistics(node: Any) -> tuple[Tensor, Tensor] | None:
-    """Return (mean, 1/std) from the normalization's own node, or from up to three nodes behind it (activations)."""
+def _saved_statistics(layer: nn.Module, node: Any) -> tuple[Tensor, Tensor] | None:
+    """Return (mean, 1/std) from the layer's own node: the output's, or one up to three nodes behind (activations)."""
     for _ in range(4):
         if node is None:
             return None
-        if node.name() in _NODES:
-            return node._saved_result1, node._saved_result2
-        if node.name() == "SyncBatchNormBackward":
-            return node.saved_tensors[2], node.saved_tensors[3]
-        node = node.next_functions[0][0] if node.next_functions else None
+        if node.name() in _NODES or node.name() == _SYNC_NODE:
+            scale = node.next_functions[1][0]
+            if scale is None or getattr(scale, "variable", None) is not layer.weight:
+                return None  # another layer's: this one does something of its own
+            sync = node.name() == _SYNC_NODE
+            return node.saved_tensors[2:4] if sync else (node._saved_result1, node._saved_result2)
+        node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
     return None
 
 

@@ -8,7 +8,7 @@ on its way into the optimizer and reads between its end and the update.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_normgeo.errors import harmless
-from lightning_normgeo.geometry.angles import equilibrium_angle
+from lightning_normgeo.errors import harmless, warn_once
+from lightning_normgeo.geometry.angles import UpdateProducts, equilibrium_angle, update_products
 from lightning_normgeo.geometry.increments import IncrementTerms, Scalar, predicted_increment
 from lightning_normgeo.geometry.rows import dot, map_rows, wide_dtype
 from lightning_normgeo.normalization.units import WeightUnits
@@ -40,8 +40,7 @@ class WeightStep:
         terms: what the optimizer's formula adds to ‖W‖²; None for an optimizer without a known decomposition.
         equilibrium: angle at which weight decay and gradient noise balance, where a closed form is known.
         scale_gradient: ∂L/∂γ of the batch normalization behind the weight, at the same moment as g.
-        weight_update: ⟨W, D⟩ for D = W⁺ - W; None unless updates were asked for.
-        update_sq: ‖D‖².
+        update: inner products of D = W⁺ - W; None unless updates were asked for.
     """
 
     units: WeightUnits
@@ -54,8 +53,7 @@ class WeightStep:
     terms: IncrementTerms | None
     equilibrium: Scalar | None
     scale_gradient: Tensor | None
-    weight_update: Tensor | None = None
-    update_sq: Tensor | None = None
+    update: UpdateProducts | None = None
 
     @property
     def predicted(self) -> Tensor:
@@ -71,18 +69,20 @@ class StepMeasurement:
         steps: by parameter name; the last step of a weight counts where there were several.
         valid: boolean scalars on the device; all have to hold, else the steps did not happen as described.
         stepped: whether any optimizer took a step, measured or not.
+        unknown: how many weights of the optimizers have gradients but are in no graph that was seen.
     """
 
     steps: dict[str, WeightStep] = field(default_factory=dict)
     valid: list[Tensor] = field(default_factory=list)
     stepped: bool = False
+    unknown: int = 0
 
 
 @dataclass
 class _Pending:
     """An optimizer step under way."""
 
-    versions: int | None
+    versions: dict[int, int]
     closure_calls: int = 0
     steps: list[tuple[WeightStep, nn.Parameter]] = field(default_factory=list)
     valid: list[Tensor] = field(default_factory=list)
@@ -108,9 +108,9 @@ class StepProbe:
         self._pending: _Pending | None = None
         self._depth = 0
 
-    def attach(self, optimizers: Iterable[Any]) -> None:
+    def attach(self, optimizers: Iterable[Optimizer]) -> None:
         """Hook into ``optimizers``, dropping earlier hooks; nothing happens if these are the ones hooked already."""
-        found = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]
+        found = list(optimizers)
         if len(found) == len(self._optimizers) and all(a is b for a, b in zip(found, self._optimizers, strict=True)):
             return
         self.detach()
@@ -144,8 +144,13 @@ class StepProbe:
         """Return what was measured since :meth:`arm` and disarm; None while no optimizer took a step."""
         if self._measurement is None or not self._measurement.stepped:
             return None
-        measurement, self._measurement, self._pending = self._measurement, None, None
+        measurement = self._measurement
+        self.disarm()
         return measurement
+
+    def disarm(self) -> None:
+        """Measure no further steps."""
+        self._measurement = self._pending = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @harmless
@@ -156,12 +161,13 @@ class StepProbe:
         if self._depth > 1:  # a subclass that calls super().step()
             return None
         self._measurement.stepped = True
-        self._pending = _Pending(self._versions() if self.weights else None)
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._snapshot(optimizer, self._pending)
-            return None
-        return args[:1], {**kwargs, "closure": self._wrap(closure, optimizer, self._pending)}
+        self._pending = _Pending({id(p): p._version for group in optimizer.param_groups for p in group["params"]})
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._wrap(kwargs["closure"], optimizer, self._pending)}
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._wrap(args[1], optimizer, self._pending), *args[2:]), kwargs
+        self._snapshot(optimizer, self._pending)
+        return None
 
     def _wrap(self, closure: Callable[[], Any], optimizer: Optimizer, pending: _Pending) -> Callable[[], Any]:
         def measured() -> Any:
@@ -184,7 +190,7 @@ class StepProbe:
             return
         pending, self._pending = self._pending, None
         if pending.closure_calls > 1:
-            self.skipped["the optimizer evaluated its closure several times"] += 1
+            self._skip("the optimizer evaluates its closure several times")
             return
         for step, parameter in pending.steps:
             if self._updates:
@@ -199,8 +205,8 @@ class StepProbe:
         if not self.gradients_are_fresh():
             self.skipped["no backward pass since the last step"] += 1
             return
-        if pending.versions is not None and self._versions() != pending.versions:
-            self.skipped["the optimizer moved the weights before the gradient was final"] += 1
+        if any(p._version != pending.versions.get(id(p), p._version) for _, p in self.weights):
+            self._skip("the optimizer moves the weights before the gradient is final")
             return
         groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
         grad_scale = getattr(optimizer, "grad_scale", None)  # fused optimizers unscale inside their step
@@ -211,6 +217,10 @@ class StepProbe:
         if pending.steps:
             total = torch.stack([step.gradient_sq.sum() for step, _ in pending.steps]).sum()
             pending.valid.append(total.isfinite())
+        known = {id(parameter) for _, parameter in self.weights}
+        moved = [p for group in optimizer.param_groups for p in group["params"] if p.ndim >= 2 and p.grad is not None]
+        assert self._measurement is not None  # noqa: S101
+        self._measurement.unknown += sum(id(parameter) not in known for parameter in moved)
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None:
             pending.valid.append(found_inf.reshape(()) == 0)
@@ -218,7 +228,7 @@ class StepProbe:
     def _measure(
         self, units: WeightUnits, parameter: nn.Parameter, optimizer: Optimizer, group: Any, grad_scale: Tensor | None
     ) -> WeightStep:
-        described = describe_update(optimizer, group, optimizer.state.get(parameter, {}))
+        described = describe_update(optimizer, group, optimizer.state.get(parameter, {}), parameter.dtype)
         rule, state = described if described is not None else (None, ())
 
         def reduce(w: Tensor, g: Tensor, *s: Tensor) -> tuple[Tensor, ...]:
@@ -263,12 +273,8 @@ class StepProbe:
 
     @torch.no_grad()
     def _measure_update(self, step: WeightStep, parameter: nn.Parameter) -> None:
-        def reduce(w: Tensor, new: Tensor) -> tuple[Tensor, ...]:
-            change = new - w
-            return dot(w, change), dot(change, change)
+        step.update = update_products(step.units.rows(self._before[id(parameter)]), step.units.rows(parameter))
 
-        rows: Sequence[Tensor] = [step.units.rows(self._before[id(parameter)]), step.units.rows(parameter)]
-        step.weight_update, step.update_sq = map_rows(reduce, *rows)
-
-    def _versions(self) -> int:
-        return sum(parameter._version for _, parameter in self.weights)
+    def _skip(self, reason: str) -> None:
+        self.skipped[reason] += 1
+        warn_once(f"Steps are left out because {reason}: no formula for one update describes them.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import altair as alt
 import vl_convert
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_normgeo._version import __version__
 from lightning_normgeo.record import Record, read_record
@@ -39,7 +39,7 @@ def render(record: Record) -> str:
     """Return the page of a record."""
     environment = Environment(
         loader=PackageLoader("lightning_normgeo.report", "."),
-        autoescape=select_autoescape(),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -36,14 +36,14 @@ def bim_linf(
 
     Cost: ``steps`` forward passes and backward passes to the input.
     """
-    images = images.detach()
+    images, labels = images.detach(), labels.clone()  # labels may be inference tensors
     floor, ceiling = images - eps, images + eps
     adversarial = images.clone()
     for _ in range(steps):
         with torch.enable_grad():
             adversarial.requires_grad_(True)
             # the sum, not the mean: no sample's gradient depends on the size of the batch
-            loss = F.cross_entropy(logits(adversarial).float(), labels, reduction="sum")
+            loss = F.cross_entropy(_at_least_float32(logits(adversarial)), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, adversarial)
         with torch.no_grad():
             adversarial = adversarial.detach() + step_size * gradient.sign()
@@ -65,10 +65,21 @@ def gaussian_noise(
         seed: of the evaluation.
         indices: position of each sample in the data set.
         bounds: clip to this interval; None for no clipping.
+
+    Raises:
+        ValueError: unless there is one index per image.
     """
-    noise = torch.stack([_standard_normal(images.shape[1:], seed, index) for index in indices])
+    if len(indices) != len(images):
+        raise ValueError(f"{len(images)} images need as many indices, got {len(indices)}.")
+    if not len(images):
+        return images
+    noise = torch.stack([_standard_normal(images.shape[1:], seed, int(index)) for index in indices])
     noisy = images + std * noise.to(images.device, images.dtype)
     return noisy if bounds is None else noisy.clamp(*bounds)
+
+
+def _at_least_float32(scores: Tensor) -> Tensor:
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
 def _standard_normal(shape: Sequence[int], seed: int, index: int) -> Tensor:

@@ -71,7 +71,7 @@ class RobustnessEvaluator:
         self.inputs = inputs
         self.attacks = ("clean", *(name for name in ATTACKS if name in attacks))
         self.seed = seed
-        self.counts: Tensor | None = None
+        self.counts = torch.zeros(len(self.attacks) + 1, dtype=torch.long)
 
     def evaluate(self, logits: Logits, images: Tensor, labels: Tensor, indices: Sequence[int]) -> Perturbed:
         """Evaluate one batch and add it to the counts.
@@ -103,7 +103,7 @@ class RobustnessEvaluator:
             pixels[name] = self.inputs.to_pixels(perturbed, space)
         correct = torch.stack([(predictions[name] == labels).sum() for name in self.attacks])
         counts = torch.cat([correct, torch.tensor([labels.numel()]).to(correct.device)])
-        self.counts = counts if self.counts is None else self.counts + counts
+        self.counts = self.counts.to(counts.device) + counts
         return Perturbed(pixels, predictions, labels)
 
     def results(self, counts: Tensor | None = None) -> dict[str, AttackResult]:
@@ -112,8 +112,7 @@ class RobustnessEvaluator:
         Args:
             counts: counts summed over processes; this process's own if left out.
         """
-        counts = self.counts if counts is None else counts
-        *correct, n = [0] * (len(self.attacks) + 1) if counts is None else counts.tolist()
+        *correct, n = (self.counts if counts is None else counts).tolist()
         clean = correct[0] / n if n else 0.0
         results = {}
         for name, hits in zip(self.attacks, correct, strict=True):
@@ -139,16 +138,24 @@ class RobustnessEvaluator:
 
 
 def check_images(images: Tensor, inputs: InputSpace) -> None:
-    """Check that images are floating point and, where pixels are expected, within [0, 1].
+    """Check that images are floating point and that their pixels are within [0, 1].
 
     Raises:
         ConfigurationError: otherwise.
     """
     if not images.is_floating_point():
         raise ConfigurationError(f"Images have dtype {images.dtype}; expected floating point in [0, 1].")
-    low, high = images.detach().amin().item(), images.detach().amax().item()
-    if inputs.normalized_data or (low >= -1e-6 and high <= 1 + 1e-6):
+    pixels = inputs.to_space(images.detach(), "pixel")
+    low, high = pixels.amin().item(), pixels.amax().item()
+    slack = 1e-3 if inputs.normalized_data else 1e-6  # what normalizing and back can cost
+    if low >= -slack and high <= 1 + slack:
         return
+    if inputs.normalized_data:
+        raise ConfigurationError(
+            f"With the declared mean={inputs.mean} and std={inputs.std} the images are pixels in [{low:.3g}, "
+            f"{high:.3g}], not in [0, 1]. Declare the mean and std that the data pipeline really uses; "
+            "leave both out where images are pixels and the model normalizes."
+        )
     raise ConfigurationError(
         f"Images are expected to be pixels in [0, 1] but span [{low:.3g}, {high:.3g}]. If the data pipeline normalizes "
         "them, give RobustnessEvaluation the same mean=… and std=…; if they are in 0…255, divide by 255."
@@ -161,6 +168,11 @@ def check_labels(labels: Tensor, scores: Tensor) -> None:
     Raises:
         ConfigurationError: otherwise.
     """
+    if not isinstance(scores, Tensor):
+        raise ConfigurationError(
+            f"Expected logits (batch, classes), got {type(scores).__name__}. Override RobustnessEvaluation.logits to "
+            "return the logits of a model with several outputs."
+        )
     if scores.ndim != 2 or labels.ndim != 1 or scores.shape[0] != labels.shape[0]:
         raise ConfigurationError(
             f"Expected logits (batch, classes) and labels (batch,), got {tuple(scores.shape)} and "
@@ -176,7 +188,7 @@ def check_labels(labels: Tensor, scores: Tensor) -> None:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; outside, every module's mode and the random state are bit for bit what they were.
+    """Evaluation mode inside; outside, every module's mode and torch's random state are bit for bit what they were.
 
     Works under ``torch.inference_mode``: gradients can be taken inside.
     """

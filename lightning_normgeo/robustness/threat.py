@@ -44,12 +44,14 @@ class ThreatModel:
         Raises:
             ConfigurationError: naming the setting, its value and what is allowed.
         """
+        if self.space not in ("pixel", "normalized"):
+            raise ConfigurationError(f"space={self.space!r} is unknown; choose 'pixel' or 'normalized'.")
         for name in ("eps", "step_size", "noise_std"):
             if not getattr(self, name) >= 0:
                 unit = "pixels in [0, 1], so 8/255 is 0.0314" if self.space == "pixel" else "standard deviations"
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} must be at least 0, in {unit}.")
-        if isinstance(self.steps, bool) or self.steps < 1:
-            raise ConfigurationError(f"steps={self.steps!r} must be at least 1.")
+        if type(self.steps) is not int or self.steps < 1:
+            raise ConfigurationError(f"steps={self.steps!r} must be an integer, at least 1.")
         if not self.lower < self.upper:
             raise ConfigurationError(f"lower={self.lower!r} must be less than upper={self.upper!r}.")
         if self.space == "pixel" and self.eps > 1:
@@ -108,7 +110,7 @@ class InputSpace:
             raise ConfigurationError(
                 f"mean={self.mean} and std={self.std} must be given together, one value per channel."
             )
-        if self.std is not None and min(self.std) <= 0:
+        if self.std is not None and not min(self.std, default=0) > 0:
             raise ConfigurationError(f"std={self.std} must be positive.")
 
     def to_space(self, images: Tensor, space: Space) -> Tensor:
@@ -140,4 +142,6 @@ class InputSpace:
                 "The normalized space needs the input normalization: give RobustnessEvaluation(mean=…, std=…), one "
                 "value per channel."
             )
+        if len(values) != like.shape[1]:
+            raise ConfigurationError(f"mean and std have {len(values)} values, images have {like.shape[1]} channels.")
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, *[1] * (like.ndim - 2))

@@ -1,0 +1,127 @@
+"""Imports run one way, and the small parts stay small."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "lightning_normgeo"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LIMIT = 300
+
+# what each part of the package may import of it; a part may only name parts above it
+ALLOWED = {
+    "_version": set(),
+    "errors": set(),
+    "_lightning": set(),
+    "geometry": {"errors"},
+    "normalization": {"errors", "geometry"},
+    "robustness": {"errors"},
+    "probes": {"errors", "geometry", "normalization"},
+    "record": {"errors"},
+    "summary": {"record"},
+    "report": {"_version", "record"},
+    "data": {"errors"},
+    "models": {"errors", "normalization"},
+    "callbacks": {"_lightning", "errors", "geometry", "normalization", "probes", "robustness"},
+    "__init__": {"_version", "callbacks", "data", "models", "normalization", "record"},
+    "cli": {"_version", "errors", "record", "summary", "report", "data", "models", "callbacks"},
+}
+# what the parts without a Trainer may import from elsewhere
+THIRD_PARTY = {
+    "_version": set(),
+    "errors": {"lightning_utilities"},  # for the rank: a package of two dozen helpers, not Lightning
+    "geometry": {"torch"},
+    "normalization": {"torch"},
+    "robustness": {"torch"},
+    "probes": {"torch"},
+    "summary": {"rich"},
+    "report": {"altair", "jinja2", "vl_convert"},
+    "record": {"lightning_utilities", "pytorch_lightning", "PIL"},
+}
+
+
+def part(name: str) -> str:
+    """Return the part of a dotted name below the package."""
+    return [*name.split("."), "__init__"][1]
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(file: Path) -> set[str]:
+    """Return the dotted names of all modules that a file imports, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            assert node.module is not None
+            inside = node.module == PACKAGE.name  # from lightning_normgeo import record
+            names.update(f"{node.module}.{alias.name}" for alias in node.names) if inside else names.add(node.module)
+    return names
+
+
+def named(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part_of(file) for file in FILES} == set(ALLOWED)
+    parts = list(ALLOWED)
+    for i, name in enumerate(parts):
+        assert ALLOWED[name] <= set(parts[:i]), f"{name} is allowed to import what stands above it"
+
+
+@pytest.mark.parametrize("file", FILES, ids=named)
+def test_imports_run_one_way(file: Path) -> None:
+    inside = {part(name) for name in imported(file) if name.split(".")[0] == PACKAGE.name}
+    assert inside - {part_of(file)} <= ALLOWED[part_of(file)]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if part_of(file) in THIRD_PARTY], ids=named)
+def test_foundations_need_little(file: Path) -> None:
+    outside = {name.split(".")[0] for name in imported(file)} - {PACKAGE.name} - sys.stdlib_module_names
+    assert outside <= THIRD_PARTY[part_of(file)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=named)
+def test_wandb_is_imported_nowhere(file: Path) -> None:
+    assert not any(name.split(".")[0] == "wandb" for name in imported(file))
+
+
+@pytest.mark.parametrize("file", FILES, ids=named)
+def test_files_are_short(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= LIMIT
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("lightning_normgeo", ["torch", "pytorch_lightning", "lightning", "numpy"]),
+        ("lightning_normgeo.geometry", ["pytorch_lightning", "lightning", "wandb"]),
+        ("lightning_normgeo.normalization", ["pytorch_lightning", "lightning", "wandb"]),
+        ("lightning_normgeo.robustness", ["pytorch_lightning", "lightning", "wandb"]),
+        ("lightning_normgeo.probes", ["pytorch_lightning", "lightning", "wandb"]),
+    ],
+)
+def test_import_is_light(module: str, absent: list[str]) -> None:
+    code = f"import sys, {module}; print([name for name in {absent} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names() -> None:
+    import lightning_normgeo
+
+    assert all(getattr(lightning_normgeo, name) is not None for name in lightning_normgeo.__all__)
+    assert dir(lightning_normgeo) == sorted(lightning_normgeo.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Monitor'"):
+        _ = lightning_normgeo.Monitor  # type: ignore[attr-defined]

@@ -1,0 +1,148 @@
+"""Every configuration in the repository runs, through the command line it is for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from conftest import REPOSITORY
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.cli import LightningCLI
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, RobustnessEvaluation, read_record
+from lightning_normgeo.cli import configs_folder, run
+
+pytestmark = [
+    # Lightning's LightningCLI calls what jsonargparse 4.49 renamed
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+]
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+FRAGMENTS = [path for path in CONFIGS if "callbacks+" in (yaml.safe_load(path.read_text()).get("trainer") or {})]
+TINY = {
+    "trainer": {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "limit_train_batches": 1,
+        "limit_val_batches": 1,
+        "limit_test_batches": 1,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    },
+    "model": {"arch": "resnet18", "stem": "imagenet"},
+}
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY / "configs"))
+
+
+def test_the_configurations_are_found() -> None:
+    assert {"quickstart.yaml", "defaults.yaml", "callbacks.yaml", "cifar10/resnet101_bn.yaml"} <= set(
+        map(named, CONFIGS)
+    )
+    assert configs_folder().resolve() == REPOSITORY / "configs"
+
+
+@pytest.mark.usefixtures("fake_cifar10")
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in FRAGMENTS], ids=named)
+def test_configuration_runs(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    text = yaml.safe_load(path.read_text())
+    data = [] if "data" in text else ["--data", "lightning_normgeo.DigitsDataModule"]
+    small = [] if "data" in text and "CIFAR" in text["data"]["class_path"] else ["--data.batch_size", "16"]
+    cli = run(["fit", "--config", str(path), "--config", "tiny.yaml", "--wandb", "disabled", *data, *small])
+    record = read_record(cli.trainer.loggers[0].log_dir)
+    assert record.complete
+    assert {"orthogonality", "norm_growth", "affine", "robustness"} <= {key.split("/")[0] for key in record.metrics}
+    assert (record.folder / "report.html").is_file()
+    saved = record.settings["config"]
+    for key, value in (text.get("optimizer") or {}).get("init_args", {}).items():
+        assert saved["optimizer"]["init_args"][key] == value
+
+
+class ForeignModel(pl.LightningModule):
+    """Somebody else's project: it normalizes in the model and knows nothing of this package."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, 4)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images)
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        self.log("test/loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class ForeignData(pl.LightningDataModule):
+    """Random images."""
+
+    def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
+        return DataLoader(TensorDataset(torch.rand(8, 3, 8, 8), torch.arange(8) % 4), batch_size=4)
+
+    test_dataloader = train_dataloader
+
+
+FOREIGN = """
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+  enable_checkpointing: false
+  callbacks:
+    - class_path: pytorch_lightning.callbacks.LearningRateMonitor
+  logger:
+    - class_path: lightning_normgeo.RecordLogger
+      init_args: {save_dir: out, version: one}
+"""
+
+
+@pytest.mark.parametrize("path", FRAGMENTS, ids=named)
+def test_fragment_joins_the_callbacks_of_another_project(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs.yaml").write_text(FOREIGN)
+    cli = LightningCLI(
+        ForeignModel,
+        ForeignData,
+        save_config_callback=None,
+        seed_everything_default=0,
+        args=["fit", "--config", "theirs.yaml", "--config", str(path)],
+    )
+    kinds = [type(callback) for callback in cli.trainer.callbacks]
+    assert {LearningRateMonitor, OrthogonalityMonitor, NormGrowthMonitor, RobustnessEvaluation} <= set(kinds)
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    assert isinstance(cli.trainer.logger, RecordLogger)
+    record = read_record(cli.trainer.logger.folder)
+    assert {"orthogonality", "norm_growth", "affine", "robustness", "lr-SGD"} <= {
+        k.split("/")[0] for k in record.metrics
+    }
+    assert record.metrics["orthogonality/max_abs_cos"][-1][1] < 1e-3
+    assert record.metrics["robustness/clean/n"] == [(2, 8.0)]
+
+
+@pytest.mark.slow
+def test_configurations_are_in_the_wheel(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(REPOSITORY)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"lightning_normgeo/configs/{named(path)}" for path in CONFIGS} <= set(names)
+    assert "lightning_normgeo/report/page.html.j2" in names

@@ -1,0 +1,98 @@
+"""The README's Python, commands and key table are what the package does."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_normgeo import RecordLogger, read_record
+from lightning_normgeo.cli import NormgeoCLI
+from tests.projects import Project, images, sgd, trainer
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run_python(tmp_path: Path) -> dict[str, Any]:
+    """Run the Python blocks one after the other, as a reader would."""
+    made: list[Any] = []
+
+    def small_trainer(callbacks: Any = (), logger: Any = None) -> Any:
+        made.append(trainer(*callbacks, logger=logger or RecordLogger(str(tmp_path))))
+        return made[-1]
+
+    scope: dict[str, Any] = {
+        "Trainer": small_trainer,
+        "model": Project(sgd(weight_decay=0.01)),
+        "train_loader": images(),
+        "test_loader": images(16),
+    }
+    for language, code in BLOCKS:
+        if language == "python":
+            exec(compile(code, "README.md", "exec"), scope)
+    scope["first"] = made[0].logger
+    return scope
+
+
+def test_python_blocks_run_and_the_key_table_is_complete(tmp_path: Path) -> None:
+    scope = run_python(tmp_path)
+    assert len(scope["growth"]) == 4
+    documented = re.findall(r"^\| `([^`]+)`", README.split("<!-- keys -->")[1].split("<!-- /keys -->")[0], re.MULTILINE)
+    assert len(documented) > 25
+    patterns = [re.sub(r"\{\w+\}", "*", key) for key in documented]
+    patterns += [key.replace("_mean", suffix) for key in patterns for suffix in ("_median", "_q90") if "_mean" in key]
+    groups = ("orthogonality", "norm_growth", "affine", "robustness")
+    logged = {key for key in read_record(scope["first"].folder).metrics if key.startswith(groups)}
+    for pattern in patterns:
+        assert any(fnmatchcase(key, pattern) for key in logged), f"{pattern} is in the README but never logged"
+    patterns += [f"affine/{name}_channel/*" for name in ("abs_beta_minus_mu", "gamma2_over_sigma2")]
+    for key in logged:
+        aggregate = any(fnmatchcase(key, pattern) for pattern in patterns)
+        layer = any(fnmatchcase(key.rpartition("/")[0], pattern) for pattern in patterns)
+        assert aggregate or layer, f"{key} is logged but not in the README"
+
+
+def test_the_test_command_is_the_one_ci_runs() -> None:
+    commands = [line for language, code in BLOCKS if language == "bash" for line in code.strip().splitlines()]
+    (suite,) = [line for line in commands if line.endswith("pytest")]
+    assert suite in (ROOT / ".ci" / "run").read_text().splitlines()
+    (quick,) = [line for line in commands if line.endswith("normgeo fit --config configs/quickstart.yaml")]
+    assert '".[report]"' in quick
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        line.partition("#")[0].strip()
+        for language, code in BLOCKS
+        if language == "bash"
+        for line in code.splitlines()
+        if line.startswith("normgeo")
+    ],
+)
+def test_commands_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Everything is parsed as on the shell; building and training are other tests."""
+    parsed: list[Any] = []
+    monkeypatch.setattr(NormgeoCLI, "instantiate_classes", lambda self: parsed.append(self.config))
+    monkeypatch.setattr(NormgeoCLI, "after_instantiate_classes", lambda self: None)
+    monkeypatch.setattr(NormgeoCLI, "_run_subcommand", lambda self, name: None)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    NormgeoCLI(shlex.split(command)[1:])
+    assert parsed
+
+
+def test_named_files_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+    for text in re.findall(r"configs/[\w/]+\.yaml", README):
+        assert yaml.safe_load((ROOT / text).read_text())
