@@ -26,7 +26,7 @@ from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, Ortho
 from lightning_normgeo._lightning import BATCH_HOOKS
 from lightning_normgeo.normalization.units import named_weights
 
-_CALLS = 500
+_CALLS = 100
 
 
 def median_ms(function: Callable[[], Any], rounds: int) -> float:
@@ -50,41 +50,35 @@ class UnmeasuredStep(pl.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx != 2:
             return
-        ours = [callback for callback in trainer.callbacks if callback is not self]
-        own_hook = type(self).on_train_batch_end
-        type(self).on_train_batch_end = pl.Callback.on_train_batch_end
-        everyone, optimizer = trainer.callbacks, trainer.optimizers[0]
-        hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+        ours, optimizer = [callback for callback in trainer.callbacks if callback is not self], trainer.optimizers[0]
+        step_hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
+        cases = {
+            "none": ([], []),
+            "three callbacks without a hook": ([pl.Callback() for _ in range(3)], []),
+            "three monitors": (ours, step_hooks),
+        }
+        everyone, times = trainer.callbacks, {name: [] for name in cases}
+        for _ in range(10 * self.rounds):  # in turn, so that the machine's drift hits all
+            for name, (callbacks, hooks) in cases.items():
+                trainer.callbacks = callbacks
+                times[name].append(self._dispatch(trainer, batch, outputs, optimizer, hooks))
+        trainer.callbacks = everyone
+        self.microseconds = {name: 1e6 * statistics.median(values) for name, values in times.items()}
+
+    @staticmethod
+    def _dispatch(trainer: Any, batch: Any, outputs: Any, optimizer: Any, step_hooks: list[Any]) -> float:
         arguments = {
             "on_train_batch_start": (batch, 3),
             "on_train_batch_end": (outputs, batch, 3),
             "on_after_backward": (),
         }
-
-        def dispatch() -> None:
-            for _ in range(_CALLS):
-                for hook in BATCH_HOOKS:
-                    call._call_callback_hooks(trainer, hook, *arguments.get(hook, (None,)))
-                for step_hooks in hooks:
-                    for step_hook in step_hooks.values():
-                        step_hook(optimizer, (optimizer,), {})
-
-        empty = [pl.Callback() for _ in ours]
-        for name, callbacks, kept in (
-            ("none", [], False),
-            ("three empty", empty, False),
-            ("three monitors", ours, True),
-        ):
-            saved = [dict(step_hooks) for step_hooks in hooks]
-            if not kept:
-                for step_hooks in hooks:
-                    step_hooks.clear()
-            trainer.callbacks = callbacks
-            self.microseconds[name] = 1e3 * median_ms(dispatch, 5 * self.rounds) / _CALLS
-            for step_hooks, content in zip(hooks, saved, strict=True):
-                step_hooks.update(content)
-        trainer.callbacks = everyone
-        type(self).on_train_batch_end = own_hook
+        start = time.perf_counter()
+        for _ in range(_CALLS):
+            for hook in BATCH_HOOKS:
+                call._call_callback_hooks(trainer, hook, *arguments.get(hook, (None,)))
+            for step_hook in step_hooks:
+                step_hook(optimizer, (optimizer,), {})
+        return (time.perf_counter() - start) / _CALLS
 
 
 class StepTimes(pl.Callback):
@@ -158,7 +152,7 @@ def main() -> None:
     console.print(table)
 
     bare, measured = [], []
-    for _ in range(2):  # in turn, so that the machine's drift hits both
+    for _ in range(3):  # in turn, so that the machine's drift hits both
         bare.append(step_ms(options.arch, options.batch, options.rounds, []))
         measured.append(step_ms(options.arch, options.batch, options.rounds, monitors(every=1)))
     model = ResNetClassifier(arch=options.arch, stem="imagenet")

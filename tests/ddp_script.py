@@ -28,15 +28,28 @@ def main(folder: str, devices: int) -> None:
     torch.set_num_threads(1)
     pl.seed_everything(0)
     project = Project(sgd(momentum=0.9))
-    robustness = RobustnessEvaluation(steps=2)
-    monitors = [OrthogonalityMonitor(), NormGrowthMonitor(), AffineConvergenceMonitor(), robustness]
+    type(project).test_dataloader = lambda self: images(21, batch_size=4)  # type: ignore[method-assign]
+    after = RobustnessEvaluation(attacks=[], after_fit=True, num_images=0)
+    monitors = [OrthogonalityMonitor(), NormGrowthMonitor(), AffineConvergenceMonitor(), after]
     logger = RecordLogger(folder, version="run")
     spread: dict[str, Any] = {"strategy": "ddp", "devices": 2} if devices == 2 else {}
     run = trainer(*monitors, steps=4, logger=logger, **spread)
     run.fit(project, images(64, batch_size=8 // devices))
     watched = {key: float(value) for key, value in run.callback_metrics.items()}
-    run.test(project, images(23, batch_size=4), verbose=False)
-    counts = {name: (result.correct, result.n) for name, result in robustness.results.items()}
+    after_fit = after.results["clean"].n
+    counts = {}
+    robustness = RobustnessEvaluation(steps=2)
+    one = RobustnessEvaluation(attacks=[], max_samples=1)
+    test = trainer(robustness, one, logger=logger, **spread)
+    test.test(project, images(23, batch_size=4), verbose=False)
+    for name, result in (*robustness.results.items(), ("one", one.results["clean"])):
+        counts[name] = (result.correct, result.n)
+    undealt = RobustnessEvaluation(attacks=[])
+    trainer(undealt, logger=logger, use_distributed_sampler=False, **spread).test(
+        project, images(23, batch_size=4), verbose=False
+    )
+    counts["undealt"] = (undealt.results["clean"].correct, undealt.results["clean"].n)
+    counts["after_fit"] = (0, after_fit)
     weights = {name: tensor.tolist() for name, tensor in project.named_parameters()}
     report = {"watched": watched, "counts": counts, "weights": weights}
     Path(folder, f"rank{run.global_rank}.json").write_text(json.dumps(report))

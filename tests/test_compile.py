@@ -39,6 +39,52 @@ def in_place(project: Project) -> Any:
     return project
 
 
+def test_measuring_now_and_then_compiles_nothing_again() -> None:
+    """Dynamo guards on what a hook reads: one that reads a counter recompiles until the limit, then runs eagerly."""
+
+    def train(callbacks: list[Any]) -> tuple[int, list[torch.Tensor]]:
+        graphs: list[Any] = []
+
+        def counting(graph: Any, inputs: Any) -> Any:
+            graphs.append(graph)
+            return graph.forward
+
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        project = Project()
+        project.net.compile(backend=counting)
+        trainer(*callbacks, steps=40).fit(project, images(320))
+        return len(graphs), [tensor.clone() for tensor in project.state_dict().values()]
+
+    bare, weights = train([])
+    observed, same = train([OrthogonalityMonitor(13), NormGrowthMonitor(11), AffineConvergenceMonitor(17)])
+    assert observed == bare
+    assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
+
+
+def test_a_wrong_guess_is_refuted_by_the_numbers(tmp_path: Path) -> None:
+    class Crossed(nn.Module):
+        """Registered as if the normalization stood behind the first convolution; run otherwise."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 6, 3)
+            self.norm = nn.BatchNorm2d(6)
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(self.first(x).tanh()).amax((2, 3)))
+
+    project = Project(net=Crossed())
+    project.net.compile(backend="aot_eager")
+    logger = RecordLogger(str(tmp_path))
+    with pytest.warns(UserWarning, match=r"The numbers refute it for net\.first\.weight: a control from here on"):
+        trainer(OrthogonalityMonitor(layers="*"), logger=logger, steps=3).fit(project, images(32))
+    found = read_record(logger.folder).metrics
+    assert "orthogonality/max_abs_cos/net.first" not in found
+    assert [step for step, _ in found["orthogonality_control/max_abs_cos/net.first"]] == [1, 2]
+
+
 def metrics(folder: Path, project: Any) -> dict[str, float]:
     logger = RecordLogger(str(folder))
     monitors = [OrthogonalityMonitor(layers="*"), NormGrowthMonitor(layers="*"), AffineConvergenceMonitor(layers="*")]

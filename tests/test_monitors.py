@@ -164,6 +164,48 @@ def test_layers_choose_keys_and_the_record_keeps_all(tmp_path: Path) -> None:
     assert set(record.layers["norm_growth/weight_norm"][0][1]) == {"net.0", "net.3"}
 
 
+def test_two_instances_of_one_monitor_add_up(tmp_path: Path) -> None:
+    record = fit(tmp_path, NormGrowthMonitor(layers="net.0"), NormGrowthMonitor(layers="net.3"))
+    assert {"norm_growth/increment/net.0", "norm_growth/increment/net.3"} <= record.metrics.keys()
+
+
+def test_structure_is_read_anew_at_every_measured_step(tmp_path: Path) -> None:
+    class Freezing(Project):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.net[1].train(batch_idx < 2)
+
+    record = fit(tmp_path, OrthogonalityMonitor(layers="net.0"), project=Freezing())
+    assert [step for step, _ in record.metrics["orthogonality/max_abs_cos/net.0"]] == [0, 1]
+    assert [step for step, _ in record.metrics["orthogonality_control/max_abs_cos/net.0"]] == [2, 3]
+    assert max(value for _, value in record.metrics["orthogonality/max_abs_cos_corrected"]) < 1e-3
+
+
+def test_layers_thawed_later_are_measured_from_then_on(tmp_path: Path) -> None:
+    class Thawing(Project):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.net[0].weight.requires_grad_(batch_idx >= 2)
+
+    record = fit(tmp_path, NormGrowthMonitor(layers="*"), project=Thawing())
+    assert [step for step, _ in record.metrics["norm_growth/increment/net.0"]] == [2, 3]
+    assert [step for step, _ in record.metrics["norm_growth/increment/net.3"]] == [0, 1, 2, 3]
+
+
+def test_hooks_of_subclasses_are_called_and_may_call_super() -> None:
+    calls: list[str] = []
+
+    class Own(NormGrowthMonitor):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+            calls.append("start")
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            super().on_train_batch_end(*args)
+            calls.append("end")
+
+    trainer(Own(every_n_steps=3), steps=6).fit(Project(), images())
+    assert calls == ["start", "end"] * 6
+
+
 @pytest.mark.parametrize("loggers", [0, 1, 2])
 def test_any_number_of_loggers(loggers: int, tmp_path: Path) -> None:
     made = [CSVLogger(tmp_path, name=str(i)) for i in range(loggers)]
@@ -269,6 +311,20 @@ def test_a_model_without_invariance_has_controls_only(tmp_path: Path) -> None:
         record = fit(tmp_path, OrthogonalityMonitor(), NormGrowthMonitor(), project=Project(net=net))
     assert "norm_growth_control/explained" in record.metrics
     assert not [key for key in record.metrics if key.startswith("norm_growth/")]
+
+
+def test_optimizers_that_are_none_of_torch_are_refused_before_training() -> None:
+    class Foreign:
+        param_groups: list[Any] = []  # noqa: RUF012
+        state: dict[Any, Any] = {}  # noqa: RUF012
+
+    class Foreigner(NormGrowthMonitor):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            trainer.strategy._optimizers = [Foreign()]
+            super().on_fit_start(trainer, pl_module)
+
+    with pytest.raises(ConfigurationError, match=r"cannot observe Foreign, which is not a torch\.optim\.Optimizer"):
+        trainer(Foreigner()).fit(Project(), images())
 
 
 def test_half_precision_weights_are_refused() -> None:

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 
-from lightning_normgeo import NormGrowthMonitor
+from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.callbacks.session import Measured
 from tests.projects import Optimizers, Project, images, sgd, trainer
 
@@ -189,20 +189,21 @@ def test_grad_scaler_sees_unscaled_gradients_and_leaves_out_skipped_steps(fused:
 class Sink(pl.Callback):
     """Puts a logger into the trainer that keeps what is published."""
 
-    def __init__(self, rows: list[tuple[int, dict[str, float]]]) -> None:
-        self.rows = rows
+    def __init__(self, rows: list[tuple[int, dict[str, float]]], prefix: str = "norm_growth") -> None:
+        self.rows, self.prefix = rows, prefix
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        trainer.loggers = [Keeper(self.rows)]
+        trainer.loggers = [Keeper(self.rows, self.prefix)]
 
 
 class Keeper(pl.loggers.logger.DummyLogger):
-    def __init__(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+    def __init__(self, rows: list[tuple[int, dict[str, float]]], prefix: str) -> None:
         super().__init__()
-        self.rows = rows
+        self.rows, self.prefix = rows, prefix
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
-        if any(key.startswith("norm_growth") for key in metrics):
+        geometry = [key for key in metrics if key.startswith(("norm_growth", "orthogonality"))]
+        if any(key.startswith(self.prefix) for key in geometry):
             self.rows.append((step or 0, dict(metrics)))
 
 
@@ -211,6 +212,76 @@ def test_closures_called_several_times_are_left_out() -> None:
     with pytest.warns(UserWarning, match="left out because the optimizer evaluates its closure several times"):
         trainer(spy, steps=2).fit(Project(lambda m: torch.optim.LBFGS(m.parameters(), max_iter=3)), images(32))
     assert [len(steps) for steps in spy.seen] == [0, 0]
+
+
+def test_a_skipped_step_leaves_the_others_as_they_were() -> None:
+    """After a step that did not happen nothing may stay armed, nor may the next measured step inherit from it."""
+
+    class Overflowing(Project):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            return loss * torch.inf if batch_idx == 3 else loss
+
+    rows: list[tuple[int, dict[str, float]]] = []
+    grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    settings: dict[str, Any] = {"plugins": [MixedPrecision("16-mixed", "cpu", grad_scaler)], "steps": 12}
+    spy = Spy(every_n_steps=4)
+    trainer(spy, OrthogonalityMonitor(2), Sink(rows, ""), **settings).fit(Project(), images(160))
+    skipping: list[tuple[int, dict[str, float]]] = []
+    other = Spy(every_n_steps=4)
+    trainer(other, OrthogonalityMonitor(2), Sink(skipping, ""), **settings).fit(Overflowing(), images(160))
+    assert [step for step, _ in rows] == [1, 3, 5, 7, 9, 11]
+    assert [step for step, _ in skipping] == [1, 5, 7, 9, 11]
+    expected = dict(rows)
+    assert all(metrics.keys() == expected[step].keys() for step, metrics in skipping)
+    assert len(other.seen) == len(spy.seen) - 1
+
+
+def test_adamw_is_explained_down_to_the_rounding_of_its_decay() -> None:
+    """float32(1 - ηλ) shrinks every element the same way, which adds up over a large layer."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4096), nn.BatchNorm1d(4096), nn.Linear(4096, 4))
+    spy = Spy()
+    trainer(spy, steps=2).fit(
+        Project(lambda m: torch.optim.AdamW(m.parameters(), 3e-4, weight_decay=0.1), net), images(16)
+    )
+    for steps in spy.seen:
+        step = steps["net.1.weight"]
+        residual = (2 * step.update.weight_update + step.update.update_sq - step.terms.total).sum()
+        assert abs(float(residual)) <= 4 * torch.finfo(torch.float32).eps / 2 * float(step.quartic.sum().sqrt())
+
+
+def test_steps_with_arguments_of_their_own_are_left_alone() -> None:
+    class Scaled(torch.optim.SGD):
+        def step(self, scale: float = 1.0) -> None:  # type: ignore[override]
+            assert scale == 2.0
+            super().step()
+
+    class Manual2(Project):
+        automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+            optimizer.step(2.0)
+
+    spy = Spy()
+    trainer(spy, steps=-1, max_epochs=1).fit(Manual2(lambda m: Scaled(m.parameters(), lr=0.1)), images(16))
+    assert [len(steps) for steps in spy.seen] == [3, 3]
+
+
+def test_gradients_from_elsewhere_are_said_to_be_missing() -> None:
+    class Raw(Project):
+        automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(self(batch[0]), batch[1]).backward()
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match=r"3 weights moved that no backward pass of Lightning's.*manual_backward"):
+        trainer(Spy(), steps=-1, max_epochs=1).fit(Raw(), images(16))
 
 
 def test_swa_statistics_refresh_is_no_step() -> None:

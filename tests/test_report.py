@@ -194,9 +194,9 @@ def test_negative_values_are_drawn() -> None:
         logger.log_metrics({"norm_growth/increment": value, "norm_growth/term_momentum": value}, step=step)
     logger.finalize("success")
     shown = page(logger)
-    assert [row["value"] for row in rows_of(shown.spec("increments"))] == [1.0, -2.0, 0.0]
-    assert shown.spec("increments")["encoding"]["y"]["scale"].get("type") != "log"
-    assert [(row["value"], row["magnitude"]) for row in rows_of(shown.spec("terms"))] == [(1.0, 1.0), (-2.0, 2.0)]
+    for anchor in ("increments", "terms"):
+        drawn = [(row["value"], row["magnitude"]) for row in rows_of(shown.spec(anchor))]
+        assert drawn == [(1.0, 1.0), (-2.0, 2.0)], "a logarithmic axis has no place for 0"
 
 
 def test_every_figure_has_its_place_and_specification() -> None:

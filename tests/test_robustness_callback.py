@@ -136,6 +136,42 @@ def test_normalized_data_is_declared_once() -> None:
         assert {k: r.correct for k, r in a.results.items()} == {k: r.correct for k, r in b.results.items()}
 
 
+def test_a_wrong_declaration_is_refused() -> None:
+    callback = RobustnessEvaluation(mean=[0.5] * 3, std=[2.0] * 3)
+    with pytest.raises(
+        ConfigurationError, match=r"With the declared mean=.*pixels in \[0\.5\d*, 2\.\d*\], not in \[0, 1\]"
+    ):
+        trainer(callback).test(Project(), images(8), verbose=False)
+
+
+def test_models_with_several_outputs_are_refused_with_the_remedy() -> None:
+    class Two(Project):
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.net(x), x
+
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    with pytest.raises(ConfigurationError, match=r"got tuple. Override RobustnessEvaluation.logits"):
+        trainer(RobustnessEvaluation()).test(Two(), images(8), verbose=False)
+
+
+def test_a_failure_after_fit_does_not_take_the_other_callbacks_along(tmp_path: Path) -> None:
+    class Broken(Project):
+        def test_dataloader(self) -> Any:
+            raise OSError("gone")
+
+    ended: list[str] = []
+
+    class Later(pl.Callback):
+        def on_train_end(self, *args: Any) -> None:
+            ended.append("end")
+
+    with pytest.warns(UserWarning, match=r"evaluation after fit failed: OSError\('gone'\)"):
+        trainer(RobustnessEvaluation(after_fit=True), Later()).fit(Broken(), images())
+    assert ended == ["end"]
+
+
 def test_galloway_needs_the_normalization() -> None:
     with pytest.raises(ConfigurationError, match=r"normalized space needs the input normalization.*mean="):
         trainer(RobustnessEvaluation("galloway2019")).test(Project(), images(8), verbose=False)

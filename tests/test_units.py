@@ -67,6 +67,19 @@ def generator(m: Net, x: Tensor) -> Tensor:
     return m.norm(m.linear(x.flatten(1)).view(len(x), 3, 2, 2))
 
 
+def shuffled(m: Net, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.norm(y.view(len(y), 2, 3, 4, 4).transpose(1, 2).reshape(y.shape))
+
+
+def turned(m: Net, x: Tensor) -> Tensor:
+    return m.norm(m.conv(x).transpose(1, 2))
+
+
+def halved(m: Net, x: Tensor) -> Tensor:
+    return m.norm(m.linear(x.flatten(1)).view(2 * len(x), 6))
+
+
 def frozen(net: Net) -> Net:
     net.norm.eval()
     return net
@@ -94,6 +107,12 @@ CASES: dict[str, tuple[Net, str]] = {
     "used-twice": (Net(used_twice, conv=conv(4), norm=bn(4)), "none"),
     "two-readers": (Net(two_readers, conv=conv(), norm=bn()), "none"),
     "generator": (Net(generator, linear=nn.Linear(64, 12, bias=False), norm=bn(3)), "group"),
+    "generator-bias": (Net(generator, linear=nn.Linear(64, 12), norm=bn(3)), "none"),
+    "channel-shuffle": (Net(shuffled, conv=conv(), norm=nn.GroupNorm(3, 6, eps=EPS)), "none"),
+    "transposed-channels": (Net(turned, conv=conv(4), norm=bn(4)), "none"),
+    "transposed-channels-group": (Net(turned, conv=conv(4), norm=nn.GroupNorm(2, 4, eps=EPS)), "none"),
+    "split-into-samples": (Net(halved, linear=nn.Linear(64, 12), norm=nn.BatchNorm1d(6, eps=EPS)), "none"),
+    "split-into-samples-group": (Net(halved, linear=nn.Linear(64, 12, bias=False), norm=nn.GroupNorm(2, 6)), "none"),
     "frozen": (frozen(Net(lambda m, x: m.norm(m.conv(x)), conv=conv(), norm=bn())), "none"),
 }
 
@@ -152,6 +171,14 @@ def test_registration_order_agrees_with_the_graph_on_plain_networks() -> None:
     assert [(u.name, u.kind, u.scale) for u in units_from_modules(model)] == [
         (u.name, u.kind, u.scale) for u in units_from_graph(model, loss)
     ]
+
+
+def test_a_gamma_that_something_else_reads_predicts_no_epsilon_part() -> None:
+    """Network slimming: the penalty's gradient is in γ.grad, and not a part of the normalization's."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    loss = model(torch.rand(4, 3, 8, 8)).square().sum()
+    assert units_from_graph(model, loss)[0].scale == "1.weight"
+    assert units_from_graph(model, loss + 0.1 * model[1].weight.abs().sum())[0].scale is None
 
 
 def test_weights_the_loss_does_not_depend_on_are_left_out() -> None:

@@ -12,7 +12,7 @@ from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.session import Measured
 from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.geometry.angles import UpdateProducts, effective_lr, split_update
-from lightning_normgeo.geometry.increments import measured_increment, storage_floor
+from lightning_normgeo.geometry.increments import arithmetic_floor, measured_increment, storage_floor
 from lightning_normgeo.probes.step import WeightStep
 
 
@@ -35,7 +35,7 @@ class NormGrowthMonitor(GeometryMonitor):
     ``norm_growth/term_weight_decay``      weight²     from weight decay
     ``norm_growth/term_quadratic``         weight²     η²‖update direction‖²
     ``norm_growth/residual``               weight²     increment - explained
-    ``norm_growth/storage_floor``          weight²     what rounding W⁺ for storage can add to the increment
+    ``norm_growth/storage_floor``          weight²     what rounding in the weights' dtype can add to the increment
     ``norm_growth/angular_update``         radians     angle between W and W⁺, root mean square over units
     ``norm_growth/effective_lr``           1/weight²   η / ‖unit‖², mean over units
     ``norm_growth/equilibrium_angle``      radians     where weight decay and gradient noise balance
@@ -71,8 +71,7 @@ def _growth(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]:
     yield sites.reading(f"{group}/increment", increment, sites.sum, watch=True)
     yield sites.reading(f"{group}/predicted", torch.cat([step.predicted for step in steps]), sites.sum, watch=True)
     yield from _explained(group, sites, steps, increment)
-    floors = torch.cat([storage_floor(step.quartic, step.dtype) for step in steps])
-    yield sites.reading(f"{group}/storage_floor", floors.square(), sites.sum, torch.sqrt)
+    yield _floor(f"{group}/storage_floor", sites, steps)
     angle = split_update(update).angle
     yield sites.reading(f"{group}/angular_update", angle.square(), sites.mean, torch.sqrt, watch=True)
     rates = torch.cat([effective_lr(step.lr, step.weight_sq) for step in steps])
@@ -92,6 +91,19 @@ def _explained(group: str, sites: Sites, steps: Sequence[WeightStep], increment:
     for name, values in terms.items():
         yield sites.reading(f"{group}/term_{name}", values, sites.sum)
     yield sites.reading(f"{group}/residual", increment - explained, sites.sum)
+
+
+def _floor(key: str, sites: Sites, steps: Sequence[WeightStep]) -> Reading:
+    """Return what rounding explains of the residual: of stored weights at random, of arithmetic systematically."""
+    stored = torch.cat([storage_floor(step.quartic, step.dtype) for step in steps]).square()
+    computed = torch.cat(
+        [
+            step.inner.new_zeros(step.inner.shape) if step.terms is None else arithmetic_floor(step.terms, step.dtype)
+            for step in steps
+        ]
+    )
+    total = stored.sum().sqrt() + computed.sum()
+    return Reading(key, total, sites.sum(stored).sqrt() + sites.sum(computed), sites.names)
 
 
 def _equilibrium(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]:

@@ -17,6 +17,7 @@ from lightning_normgeo.geometry.increments import AdamRule as AdamRule
 from lightning_normgeo.geometry.increments import IncrementTerms as IncrementTerms
 from lightning_normgeo.geometry.increments import SGDRule as SGDRule
 from lightning_normgeo.geometry.increments import UpdateRule as UpdateRule
+from lightning_normgeo.geometry.increments import arithmetic_floor as arithmetic_floor
 from lightning_normgeo.geometry.increments import measured_increment as measured_increment
 from lightning_normgeo.geometry.increments import norm_increment as norm_increment
 from lightning_normgeo.geometry.increments import predicted_increment as predicted_increment

@@ -226,6 +226,15 @@ def measured_increment(weight_update: Tensor, update_sq: Tensor) -> Tensor:
     return 2 * weight_update + update_sq
 
 
+def arithmetic_floor(terms: IncrementTerms, dtype: torch.dtype) -> Tensor:
+    r"""Return how far the optimizer's own rounding can move ‖W⁺‖²: :math:`4u\sum|\mathrm{term}|`, u the unit roundoff.
+
+    The optimizer computes in ``dtype``, and η, μ, λ are rounded to it, the same way for every element. These errors
+    are systematic: floors of several units add up as they are.
+    """
+    return 4 * (torch.finfo(dtype).eps / 2) * torch.stack(list(terms)).abs().sum(0)
+
+
 def storage_floor(weight_quartic: Tensor, dtype: torch.dtype) -> Tensor:
     r"""Return how far storing W⁺ in ``dtype`` alone can move ‖W⁺‖²: :math:`4u\sqrt{\sum_i W_i^4}`, u the unit roundoff.
 

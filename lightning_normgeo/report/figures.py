@@ -100,8 +100,9 @@ def _increments(record: Record) -> Figure | None:
         "increments",
         "What one step adds to ‖W‖²",
         "Measured, explained by the optimizer's formula, and predicted by the paper's eq 16, summed over all "
-        "scale-invariant weights. Eq 16 covers plain SGD; momentum and weight decay are in the explained curve only.",
-        _lines(rows, "Δ‖W‖² per step", log=all(row["value"] > 0 for row in rows)),
+        "scale-invariant weights; magnitudes, hover for signs. Eq 16 covers plain SGD; momentum and weight "
+        "decay are in the explained curve only.",
+        _magnitudes(rows, "|Δ‖W‖²| per step"),
     )
 
 
@@ -117,24 +118,12 @@ def _terms(record: Record) -> Figure | None:
     rows = _curves(record, names)
     if not rows:
         return None
-    for row in rows:
-        row["magnitude"] = abs(row["value"])
-    chart = (
-        alt.Chart(alt.Data(values=[row for row in rows if row["magnitude"] > 0]))
-        .mark_line(point=alt.OverlayMarkDef(size=14))
-        .encode(
-            x=_step(),
-            y=alt.Y("magnitude:Q", title="|term| of Δ‖W‖²", scale=_log(), axis=_axis()),
-            color=_color(list(dict.fromkeys(row["series"] for row in rows))),
-            tooltip=["series:N", "step:Q", alt.Tooltip("value:Q", format=".3g")],
-        )
-    )
     return Figure(
         "terms",
         "The terms of the increment",
         "Magnitudes; hover for signs. The residual is measured minus explained: it stays below the storage floor, "
-        "which is what rounding the weights for storage can add.",
-        _sized(chart),
+        "which is what rounding in float32 can add.",
+        _magnitudes(rows, "|term| of Δ‖W‖²"),
     )
 
 
@@ -232,21 +221,27 @@ def _layer_curves(record: Record, quantity: str) -> list[dict[str, Any]]:
     return _curves(record, {key: key.removeprefix(f"{quantity}/") for key in keys})
 
 
-def _lines(rows: Sequence[dict[str, Any]], title: str, log: bool = False) -> Any:
-    rows = [row for row in rows if row["value"] > 0] if log else rows
+def _lines(rows: Sequence[dict[str, Any]], title: str, log: bool = False, field: str = "value") -> Any:
+    rows = [row for row in rows if row[field] > 0] if log else rows
     scale = _log() if log else alt.Scale(zero=False)
     chart = (
         alt.Chart(alt.Data(values=list(rows)))
         .mark_line(point=alt.OverlayMarkDef(size=14))
         .encode(
             x=_step(),
-            y=alt.Y("value:Q", title=title, scale=scale, axis=_axis()),
+            y=alt.Y(f"{field}:Q", title=title, scale=scale, axis=_axis()),
             color=_color(list(dict.fromkeys(row["series"] for row in rows))),
             strokeDash=alt.StrokeDash("series:N", legend=None),
             tooltip=["series:N", "step:Q", alt.Tooltip("value:Q", format=".4g")],
         )
     )
     return _sized(chart)
+
+
+def _magnitudes(rows: Sequence[dict[str, Any]], title: str) -> Any:
+    """Draw absolute values on a logarithmic axis; the tooltip keeps the signs."""
+    shown = [{**row, "magnitude": abs(row["value"])} for row in rows if row["value"]]
+    return _lines(shown, title, log=True, field="magnitude")
 
 
 def _axis() -> Any:
