@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import torch
@@ -14,9 +15,14 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from lightning_normgeo.data.images import ImageDataModule
 from lightning_normgeo.errors import ConfigurationError
 
+_ORDER_SEED = 2020
+
 
 class ImageFolderDataModule(ImageDataModule):
     """Images in ``data_dir/train/<class>/`` and ``data_dir/test/<class>/``, decoded once and kept in memory as uint8.
+
+    They are kept in a fixed random order, not sorted by class as on disk: the first part of the test set, as
+    ``limit_test_batches`` or ``max_samples`` take it, then stands for all classes.
 
     Args:
         data_dir: the folder with ``train`` and ``test``.
@@ -62,6 +68,7 @@ class ImageFolderDataModule(ImageDataModule):
     def load(self, split: str) -> tuple[Tensor, Tensor]:
         """Return uint8 images and labels of ``train`` or ``test``."""
         files = [(file, label) for label, name in enumerate(self.classes) for file in _images(self.root / split / name)]
+        random.Random(_ORDER_SEED).shuffle(files)  # noqa: S311 - an order, not a secret
         size = len(files) * 3 * self.image_size**2 / 2**30
         if size > self.max_memory_gb:
             raise ConfigurationError(
