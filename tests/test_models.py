@@ -222,3 +222,31 @@ def test_checkpoint_of_another_model_is_refused(checkpoint: Path, settings: dict
     match = rf"trained with {saved}, the model has {name}={value!r}\. Set model\.{name}="
     with pytest.raises(ConfigurationError, match=match):
         trainer().fit(small(**settings), DataLoader(TensorDataset(*batch()), batch_size=4), ckpt_path=str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.rand(4, 3, 32, 32) * 255, [0, 1, 2, 3], r"expects pixels in \[0, 1\].*span \[.*, 25\d\].*Divide by 255"),
+        (torch.randn(4, 3, 32, 32), [0, 1, 2, 3], r"expects pixels in \[0, 1\].*normalization out of the data"),
+        (torch.rand(4, 3, 32, 32), [0, 1, 2, 4], r"Labels span 0…4.*num_classes=4\) knows 0…3"),
+        (torch.rand(4, 3, 32, 32), [-1, 1, 2, 3], r"Labels span -1…3"),
+    ],
+    ids=["bytes", "normalized", "label-too-large", "label-negative"],
+)
+def test_data_that_does_not_fit_is_refused_before_anything_is_learned(
+    images: torch.Tensor, labels: list[int], message: str
+) -> None:
+    model = ResNetClassifier(num_classes=4, arch="resnet18", stem="imagenet")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.tensor(labels)), batch_size=4)
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", **quiet)
+    with pytest.raises(ConfigurationError, match=message):
+        trainer.fit(model, loader)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

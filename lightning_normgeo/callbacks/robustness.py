@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
 from typing import Any
 
-from rich.progress import track
 from torch import Tensor, nn
-from torch.utils.data import DistributedSampler
 
-from lightning_normgeo._lightning import QuietCallback, is_lightnings_own
+from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks.examples import example_strips
+from lightning_normgeo.callbacks.loaders import batches_of, indices_of, test_loaders, test_source
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.robustness.evaluation import (
     ATTACKS,
@@ -122,7 +120,7 @@ class RobustnessEvaluation(QuietCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what an evaluation after fit will need."""
         if self.after_fit:
-            _test_source(trainer)
+            test_source(trainer)
             behind = trainer.callbacks[trainer.callbacks.index(self) :]
             if any(kind.__name__ == "WeightAveraging" for callback in behind for kind in type(callback).__mro__):
                 raise ConfigurationError(
@@ -171,9 +169,9 @@ class RobustnessEvaluation(QuietCallback):
     def _evaluate_after_fit(self, trainer: Any, module: Any) -> None:
         self._start()
         with undisturbed(module):
-            loaders = _test_loaders(trainer)
+            loaders = test_loaders(trainer)
             for number, loader in enumerate(loaders):
-                for batch in _batches(trainer, loader):
+                for batch in batches_of(trainer, loader):
                     self._evaluate(trainer, module, batch, number, loader)
         self._finish(trainer, module, len(loaders))
         for logger in trainer.loggers:
@@ -199,14 +197,13 @@ class RobustnessEvaluation(QuietCallback):
         evaluator = self._evaluators.setdefault(number, self._evaluator(module))
         seen = self._seen.get(number, 0)
         self._seen[number] = seen + len(labels)
-        indices = _indices(trainer, loader, seen, len(labels))
-        keep = [
-            i for i, index in enumerate(indices) if index is not None and index < (self.max_samples or float("inf"))
-        ]
-        if not keep:
+        limit = float("inf") if self.max_samples is None else self.max_samples
+        positions = enumerate(indices_of(trainer, loader, seen, len(labels)))
+        counted = {i: index for i, index in positions if index is not None and index < limit}
+        if not counted:
             return
-        chosen = [index for i in keep if (index := indices[i]) is not None]
-        shown = evaluator.evaluate(lambda x: self.logits(module, x), images[keep], labels[keep], chosen)
+        keep, indices = list(counted), list(counted.values())
+        shown = evaluator.evaluate(lambda x: self.logits(module, x), images[keep], labels[keep], indices)
         if self._examples is None and self.num_images > 0:
             self._examples = shown
 
@@ -241,55 +238,3 @@ class RobustnessEvaluation(QuietCallback):
                     logger.log_image(key="robustness/examples", images=images, caption=captions)
             except Exception as error:
                 warn_once(f"{type(logger).__name__} failed to log the robustness results: {error!r}.")
-
-
-def _indices(trainer: Any, loader: Any, seen: int, count: int) -> list[int | None]:
-    """Return which samples of the data set a batch holds; None for those that do not count here.
-
-    A distributed sampler deals out samples in turn and repeats some to fill the last round. Without one every process
-    sees all samples, and the first one counts them.
-    """
-    if trainer.world_size == 1:
-        return list(range(seen, seen + count))
-    if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
-        return [seen + i if trainer.global_rank == 0 else None for i in range(count)]
-    positions = [trainer.global_rank + trainer.world_size * (seen + i) for i in range(count)]
-    return [position if position < len(loader.dataset) else None for position in positions]
-
-
-def _test_source(trainer: Any) -> Any:
-    """Return the object whose ``test_dataloader`` was written by the user.
-
-    Raises:
-        ConfigurationError: if there is none.
-    """
-    for source in (trainer.datamodule, trainer.lightning_module):
-        if source is not None and not is_lightnings_own(source, "test_dataloader"):
-            return source
-    raise ConfigurationError(
-        "RobustnessEvaluation(after_fit=True) needs a test_dataloader in the data module or in the LightningModule. "
-        "Add one, or call trainer.test(model, dataloader) with after_fit=False."
-    )
-
-
-def _test_loaders(trainer: Any) -> list[Any]:
-    """Return the test loaders, dealt out to the processes."""
-    source = _test_source(trainer)
-    if source is trainer.datamodule:
-        source.setup("test")
-    loaders = source.test_dataloader()
-    loaders = list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
-    if trainer.world_size == 1:
-        return loaders
-    stage = type(trainer.state.stage).TESTING
-    return [trainer._data_connector._prepare_dataloader(loader, shuffle=False, mode=stage) for loader in loaders]
-
-
-def _batches(trainer: Any, loader: Any) -> Iterable[Any]:
-    """Yield batches on the device, after fit, with a progress bar."""
-    limit = trainer.limit_test_batches
-    batches = len(loader) if limit is None else int(limit if isinstance(limit, int) else limit * len(loader))
-    batches = min(batches, len(loader))
-    hidden = not trainer.is_global_zero
-    for batch in track(islice(loader, batches), "robustness", total=batches, disable=hidden, transient=True):
-        yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
