@@ -91,7 +91,8 @@ def test_bim_equals_an_explicit_loop_with_one_gradient_per_image(eps):
 def test_bim_equals_torchattacks_per_pixel(eps):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torchattacks = pytest.importorskip("torchattacks")
+        import torchattacks
+
         net, x, labels = conv_net(), pixels(8, 3, 8, 8, dtype=torch.float32), torch.arange(8) % 5
         theirs = torchattacks.BIM(net, eps=eps, alpha=eps / 4, steps=10)(x, labels)
     ours = bim_linf(net, x, labels, eps, eps / 4, 10, 0.0, 1.0)
