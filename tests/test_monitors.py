@@ -343,3 +343,15 @@ def test_siamese_forward_passes_have_no_single_sigma(tmp_path: Path) -> None:
     assert not [key for key in record.metrics if key.startswith("affine/")]
     assert "orthogonality/max_abs_cos" in record.metrics
     assert "orthogonality/max_abs_cos_corrected" not in record.metrics
+
+
+def test_values_that_are_not_finite_are_left_out_and_said_to_be(tmp_path: Path) -> None:
+    class Overflowing(AffineConvergenceMonitor):
+        def measure(self, measured: Any) -> Any:
+            for reading in super().measure(measured):
+                yield type(reading)(reading.key, torch.tensor(torch.nan).double(), reading.by_site, reading.sites)
+
+    with pytest.warns(UserWarning, match="Values that are not finite are left out"):
+        record = fit(tmp_path, Overflowing(), steps=1)
+    assert "affine/abs_beta_minus_mu_mean" not in record.metrics
+    assert "affine/abs_beta_minus_mu_channel/net.1" in record.metrics

@@ -181,6 +181,8 @@ class Session:
             self._publish(row, trainer)
 
     def _publish(self, row: Row, trainer: Any) -> None:
+        if row.dropped:
+            warn_once("Values that are not finite are left out of the logs.")
         publish(row, trainer.loggers, trainer.fit_loop.epoch_loop._batches_that_stepped)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.watched.items()})
 

@@ -127,11 +127,6 @@ class StepProbe:
         self._before.clear()
         self._measurement = self._pending = None
 
-    @property
-    def armed(self) -> bool:
-        """Whether the steps that follow are measured."""
-        return self._measurement is not None
-
     def arm(self, updates: bool) -> None:
         """Measure the steps that follow, until :meth:`collect`.
 
