@@ -98,7 +98,7 @@ class RobustnessEvaluation(QuietCallback):
         self._evaluators: dict[int, RobustnessEvaluator] = {}
         self._seen: dict[int, int] = {}
         self._examples: Perturbed | None = None
-        self._evaluator(None)  # names of attacks are checked now
+        self._new_evaluator(None)  # names of attacks are checked now
 
     def logits(self, pl_module: Any, images: Tensor) -> Tensor:
         """Return class logits ``(batch, classes)`` for images as the loader yields them. Override for other models."""
@@ -189,12 +189,18 @@ class RobustnessEvaluation(QuietCallback):
             )
         return self.declared
 
-    def _evaluator(self, module: nn.Module | None) -> RobustnessEvaluator:
+    def _new_evaluator(self, module: nn.Module | None) -> RobustnessEvaluator:
         return RobustnessEvaluator(self.threat, self._inputs(module), self.attacks, self.seed)
+
+    def _evaluator(self, number: int, module: nn.Module) -> RobustnessEvaluator:
+        """Return the evaluator of a loader, made with its first batch: the model's normalization is read once."""
+        if number not in self._evaluators:
+            self._evaluators[number] = self._new_evaluator(module)
+        return self._evaluators[number]
 
     def _evaluate(self, trainer: Any, module: Any, batch: Any, number: int, loader: Any) -> None:
         images, labels = (tensor.clone() for tensor in self.unpack(batch))
-        evaluator = self._evaluators.setdefault(number, self._evaluator(module))
+        evaluator = self._evaluator(number, module)
         seen = self._seen.get(number, 0)
         self._seen[number] = seen + len(labels)
         limit = float("inf") if self.max_samples is None else self.max_samples
@@ -209,7 +215,7 @@ class RobustnessEvaluation(QuietCallback):
 
     def _finish(self, trainer: Any, module: Any, loaders: int) -> None:
         for number in range(loaders):
-            evaluator = self._evaluators.setdefault(number, self._evaluator(module))
+            evaluator = self._evaluator(number, module)
             suffix = f"/dataloader_{number}" if loaders > 1 else ""
             counts = evaluator.counts.to(trainer.strategy.root_device)
             if trainer.world_size > 1:  # on every rank, also one that had no sample to count

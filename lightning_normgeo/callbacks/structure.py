@@ -10,13 +10,7 @@ from torch import Tensor, nn
 from lightning_normgeo.callbacks.readings import Reading, Row
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.orthogonality import cosine
-from lightning_normgeo.normalization.units import (
-    WeightUnits,
-    clean_name,
-    is_compiled_graph,
-    units_from_graph,
-    units_from_modules,
-)
+from lightning_normgeo.normalization.units import WeightUnits, clean_name, find_units
 from lightning_normgeo.probes.step import WeightStep
 
 _CONFIRMATION = "structure/rms_cos"
@@ -45,8 +39,7 @@ class Structure:
 
     def read(self, module: nn.Module, loss: Tensor) -> None:
         """Add the weights behind ``loss``; several backward passes of a step add up."""
-        self._guessed = is_compiled_graph(loss)
-        found = units_from_modules(module) if self._guessed else units_from_graph(module, loss)
+        found, self._guessed = find_units(module, loss)
         parameters = {clean_name(name): parameter for name, parameter in module.named_parameters()}
         for units in found:
             kept = units.without_invariance("refuted by the numbers") if units.name in self._refuted else units

@@ -34,7 +34,8 @@ def weight_gradient_products(weight: Tensor, gradient: Tensor) -> tuple[Tensor, 
         weight: ``(units, n)``.
         gradient: ``(units, n)``.
     """
-    return _three(*map_rows(lambda w, g: (dot(w, w), dot(w, g), dot(g, g)), weight, gradient))
+    weight_sq, inner, gradient_sq = map_rows(lambda w, g: (dot(w, w), dot(w, g), dot(g, g)), weight, gradient)
+    return weight_sq, inner, gradient_sq
 
 
 def weight_gradient_cosine(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -64,7 +65,3 @@ def batch_norm_epsilon_inner(gamma: Tensor, gamma_gradient: Tensor, variance: Te
         eps: the layer's epsilon.
     """
     return eps / (variance + eps) * gamma * gamma_gradient
-
-
-def _three(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return a, b, c

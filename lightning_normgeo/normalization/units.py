@@ -116,7 +116,20 @@ def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]
 
     Cost: one walk over the graph in Python, a few milliseconds for ResNet-101; no tensor is touched.
     """
+    return _units_in(_Graph(loss), module)
+
+
+def find_units(module: nn.Module, loss: Tensor) -> tuple[tuple[WeightUnits, ...], bool]:
+    """Return the units behind ``loss``, and whether they are a guess.
+
+    Read from the graph as by :func:`units_from_graph`, or guessed by :func:`units_from_modules` where torch.compile
+    made part of the graph opaque.
+    """
     graph = _Graph(loss)
+    return (units_from_modules(module), True) if graph.compiled else (_units_in(graph, module), False)
+
+
+def _units_in(graph: _Graph, module: nn.Module) -> tuple[WeightUnits, ...]:
     names = {id(parameter): clean_name(name) for name, parameter in module.named_parameters()}
     found = {}
     for node in graph.leaves:
@@ -192,40 +205,35 @@ class _Graph:
             node = reader
 
 
-def is_compiled_graph(loss: Tensor) -> bool:
-    """Whether the graph below ``loss`` was made by torch.compile, so that its structure cannot be read."""
-    return _Graph(loss).compiled
-
-
 def _units_of(graph: _Graph, leaf: Node, name: str, names: dict[int, str]) -> WeightUnits:
     weight = leaf.variable
     plain = WeightUnits(name, "none", weight.shape[0], 0, None, "")
     layer, position, passed = graph.follow(leaf, _COPIES | {"TBackward0"})
     if layer is None:
-        return _because(plain, f"used more than once: {passed.pop()}")
+        return plain.without_invariance(f"used more than once: {passed.pop()}")
     kind = layer.name()
     if _LINEAR_MAPS.get(kind) != position:
-        return _because(plain, f"read by {kind}, not as the weight of a linear map")
+        return plain.without_invariance(f"read by {kind}, not as the weight of a linear map")
     transposed = kind == "ConvolutionBackward0" and layer._saved_transposed
     if transposed and layer._saved_groups > 1:
-        return _because(plain, "grouped transposed convolution")
+        return plain.without_invariance("grouped transposed convolution")
     plain = WeightUnits(name, "none", weight.shape[int(transposed)], int(transposed), None, "")
     norm, position, passed = graph.follow(layer, _COPIES | _VIEWS | _HOMOGENEOUS)
     if norm is None:
-        return _because(plain, f"its output has {passed.pop()}")
+        return plain.without_invariance(f"its output has {passed.pop()}")
     if position != 0 or norm.name() not in _BATCH_NORMS | _GROUP_NORMS:
-        return _because(
-            plain, f"its output is read by {norm.name().removesuffix('Backward0')}, which is no normalization"
+        return plain.without_invariance(
+            f"its output is read by {norm.name().removesuffix('Backward0')}, which is no normalization"
         )
     bias = _has_input(layer, _BIAS_INPUT.get(kind))
     shapes = (tuple(layer._input_metadata[0].shape), tuple(norm._input_metadata[0].shape))
     if norm.name() not in _GROUP_NORMS:
         return _before_batch_norm(graph, plain, norm, passed, shapes, bias, names)
     if bias:
-        return _because(plain, "only weight and bias jointly: a bias is added before the normalization")
+        return plain.without_invariance("only weight and bias jointly: a bias is added before the normalization")
     whole = norm.name() == "NativeLayerNormBackward0"
     if passed & _VIEWS and shapes[0][: 2 - whole] != shapes[1][: 2 - whole]:
-        return _because(plain, "reshaped before the normalization")
+        return plain.without_invariance("reshaped before the normalization")
     count = 1 if whole else norm._saved_group
     unit: Kind = "layer" if count == 1 else "group"
     return WeightUnits(name, unit, count, plain.dim, None, f"{unit} normalization")
@@ -242,7 +250,7 @@ def _before_batch_norm(
 ) -> WeightUnits:
     """Classify a weight whose output is read by a batch (or instance) normalization."""
     if not getattr(norm, "_saved_training", True):  # SyncBatchNorm's node exists in training only
-        return _because(plain, "batch normalization with frozen statistics")
+        return plain.without_invariance("batch normalization with frozen statistics")
     through = passed & _HOMOGENEOUS
     (batch, channels, *space), (new_batch, new_channels, *_) = shapes
     kept = new_batch == batch and new_channels == channels
@@ -250,9 +258,9 @@ def _before_batch_norm(
     instances = new_batch == 1 and new_channels == batch * channels
     split = new_batch == batch and not space and channels % new_channels == 0  # rows share their statistics
     if passed & _VIEWS and not (kept or flat or instances or split):
-        return _because(plain, f"reshaped from {shapes[0]} to {shapes[1]} before the normalization")
+        return plain.without_invariance(f"reshaped from {shapes[0]} to {shapes[1]} before the normalization")
     if bias and (through or (split and not kept)):
-        return _because(plain, "only weight and bias jointly: a bias is added before the normalization")
+        return plain.without_invariance("only weight and bias jointly: a bias is added before the normalization")
     reason = " after ".join(["batch normalization", *(node.removesuffix("Backward0") for node in sorted(through))])
     if split and not kept:
         return WeightUnits(plain.name, "group", new_channels, plain.dim, None, reason)
@@ -261,10 +269,6 @@ def _before_batch_norm(
     return WeightUnits(
         plain.name, "filter", plain.count, plain.dim, _variable_name(scale, names) if alone else None, reason
     )
-
-
-def _because(units: WeightUnits, reason: str) -> WeightUnits:
-    return units.without_invariance(reason)
 
 
 def _has_input(node: Node, position: int | None) -> bool:

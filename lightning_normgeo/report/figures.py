@@ -14,6 +14,11 @@ _WIDTH, _HEIGHT = 400, 250
 _COLORS = ["#3b6fb6", "#d1603d", "#4c9a6a", "#8d6cab", "#b8923a", "#5f6b7a", "#c0567d", "#3a9ca6"]
 _FIRST_BLOCK = 8
 """At most so many layers get a curve of their own."""
+_COSINES = {
+    "orthogonality/max_abs_cos": "scale invariant",
+    "orthogonality/max_abs_cos_corrected": "scale invariant, ε removed",
+    "orthogonality_control/max_abs_cos": "control (no invariance)",
+}
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,7 @@ def all_figures(record: Record) -> list[Figure]:
 
 
 def _orthogonality(record: Record) -> Figure | None:
-    names = {
-        "orthogonality/max_abs_cos": "scale invariant",
-        "orthogonality/max_abs_cos_corrected": "scale invariant, ε removed",
-        "orthogonality_control/max_abs_cos": "control (no invariance)",
-    }
-    rows = _curves(record, names)
+    rows = _curves(record, _COSINES)
     if not rows:
         return None
     return Figure(
@@ -52,12 +52,7 @@ def _orthogonality(record: Record) -> Figure | None:
 
 
 def _orthogonality_by_layer(record: Record) -> Figure | None:
-    names = {
-        "orthogonality/max_abs_cos": "scale invariant",
-        "orthogonality/max_abs_cos_corrected": "scale invariant, ε removed",
-        "orthogonality_control/max_abs_cos": "control (no invariance)",
-    }
-    last = {label: record.layers[key][-1][1] for key, label in names.items() if record.layers.get(key)}
+    last = {label: record.layers[key][-1][1] for key, label in _COSINES.items() if record.layers.get(key)}
     rows = [
         {"layer": layer, "series": label, "value": value}
         for label, layers in last.items()
