@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor, ResNetClassifier
 from lightning_normgeo._lightning import BATCH_HOOKS
-from lightning_normgeo.normalization.units import named_weights
+from lightning_normgeo.normalization.names import named_weights
 
 _CALLS = 100
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from lightning_normgeo.data import ImageFolderDataModule as ImageFolderDataModule
     from lightning_normgeo.models import ResNetClassifier as ResNetClassifier
     from lightning_normgeo.normalization import NORMS as NORMS
+    from lightning_normgeo.normalization import SwapReport as SwapReport
+    from lightning_normgeo.normalization import Units as Units
+    from lightning_normgeo.normalization import scale_invariant_units as scale_invariant_units
+    from lightning_normgeo.normalization import swap_norm as swap_norm
     from lightning_normgeo.record import RecordLogger as RecordLogger
     from lightning_normgeo.record import read_record as read_record
 
@@ -35,7 +39,11 @@ _HOMES = {
     "RecordLogger": "record",
     "ResNetClassifier": "models",
     "RobustnessEvaluation": "callbacks",
+    "SwapReport": "normalization",
+    "Units": "normalization",
     "read_record": "record",
+    "scale_invariant_units": "normalization",
+    "swap_norm": "normalization",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

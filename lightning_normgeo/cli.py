@@ -37,6 +37,7 @@ class RecordConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
             if isinstance(logger, RecordLogger):
+                logger.folder.mkdir(parents=True, exist_ok=True)
                 (logger.folder / "config.yaml").write_text(text, encoding="utf-8")
             logger.log_hyperparams({"config": yaml.safe_load(text)})
 

@@ -197,3 +197,88 @@ def bim(logits, images, labels, eps, step_size, steps, lower, upper):
                 current[i] = min(max(min(max(moved, origin[i] - eps), origin[i] + eps), lower), upper)
         adversarial.append(torch.tensor(current, dtype=image.dtype).reshape(image.shape))
     return torch.stack(adversarial)
+
+
+def two_norm_squared(matrix) -> float:
+    """σ_max²: the smallest t for which t - A Aᵀ is not indefinite, by bisection; its pivots tell, in rationals."""
+    gram = [[exact_dot(a, b) for b in matrix] for a in matrix]
+
+    def above(t: float) -> bool:
+        rest = [[Fraction(t) * (i == j) - x for j, x in enumerate(row)] for i, row in enumerate(gram)]
+        while rest:
+            (pivot, *head), *rest = rest
+            if pivot <= 0:
+                return False
+            rest = [[x - row[0] * y / pivot for x, y in zip(row[1:], head, strict=True)] for row in rest]
+        return True
+
+    low, high = 0.0, 2 * float(sum(row[i] for i, row in enumerate(gram)))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if above(middle) else (middle, high)
+    return high
+
+
+def weight_normalization(v, gain: float) -> Vector:
+    return [gain * x / root(exact_dot(v, v)) for x in v]
+
+
+def centered_weight_normalization(v) -> Vector:
+    return weight_normalization(center(v), 1.0)
+
+
+def weight_standardization(v, unbiased: bool, eps: float) -> Vector:
+    return [x / (root(variance(v) * Fraction(len(v), len(v) - unbiased)) + eps) for x in center(v)]
+
+
+def patches(images, height: int, width: int, stride: int, padding: int, dilation: int) -> list[Vector]:
+    """The patches of ``(B, C, H, W)`` nested lists, one vector each: images, then rows, then columns of positions."""
+    found = []
+    for image in images:
+        rows, columns = len(image[0]), len(image[0][0])
+        reach = [padding + rows - dilation * (height - 1), padding + columns - dilation * (width - 1)]
+        for top in range(-padding, reach[0], stride):
+            for left in range(-padding, reach[1], stride):
+                places = [(top + dilation * i, left + dilation * j) for i in range(height) for j in range(width)]
+                inside = [0 <= i < rows and 0 <= j < columns for i, j in places]
+                found.append([c[i][j] if ok else 0.0 for c in image for (i, j), ok in zip(places, inside, strict=True)])
+    return found
+
+
+# --- what ε and weight decay do ---------------------------------------------------------------------------------------
+
+
+def standardize_gradient(v, upstream, eps: float) -> Vector:
+    """Σ_j c_j ∂N_j/∂v_i with ∂N_j/∂v_i = (δ_ij - 1/n)/s - u_i u_j/(n s³), entry by entry in 60 digits."""
+    with localcontext() as context:
+        context.prec = 60
+        v, c, n = [Decimal(x) for x in v], [Decimal(x) for x in upstream], len(v)
+        u = [x - sum(v) / n for x in v]
+        s = (sum(x * x for x in u) / n + Decimal(eps)).sqrt()
+        rows = [[(Decimal(i == j) - 1 / Decimal(n)) / s - u[i] * u[j] / (n * s**3) for j in range(n)] for i in range(n)]
+        return [float(sum(x * y for x, y in zip(row, c, strict=True))) for row in rows]
+
+
+def epsilon_inner(upstream, normalized, scales, eps: float) -> float:
+    """Σ_k ε/(scale_k + ε) ⟨c_k, ŷ_k⟩ over the instances of one unit."""
+    shares = [Fraction(eps) / (Fraction(scale) + Fraction(eps)) for scale in scales]
+    parts = [exact_dot(c, y) for c, y in zip(upstream, normalized, strict=True)]
+    return float(sum((share * part for share, part in zip(shares, parts, strict=True)), Fraction(0)))
+
+
+def schedule_root(lr: float, decay: float, momentum: float) -> Decimal:
+    """The larger root of x² - (1 + μ - λη)x + μ, in 60 digits."""
+    with localcontext() as context:
+        context.prec = 60
+        half = (1 + Decimal(momentum) - Decimal(lr) * Decimal(decay)) / 2
+        return half + (half * half - Decimal(momentum)).sqrt()
+
+
+def balanced_norm(lr: float, decay: float, unit_gradient_norm: float) -> float:
+    """The length at which one step of SGD with weight decay changes nothing, by bisection."""
+    low, high = 1e-6, 1e6
+    for _ in range(200):
+        length = math.sqrt(low * high)
+        longer = math.hypot((1 - lr * decay) * length, lr * unit_gradient_norm / length)
+        low, high = (length, high) if longer > length else (low, length)
+    return length

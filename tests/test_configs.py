@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
+import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -17,8 +21,15 @@ from pytorch_lightning.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, RobustnessEvaluation, read_record
-from lightning_normgeo.cli import configs_folder, run
+from lightning_normgeo import (
+    NormGrowthMonitor,
+    OrthogonalityMonitor,
+    RecordLogger,
+    RobustnessEvaluation,
+    read_record,
+)
+from lightning_normgeo.cli import NormgeoCLI, configs_folder, run
+from lightning_normgeo.normalization import find_norm
 
 pytestmark = [
     # Lightning's LightningCLI calls what jsonargparse 4.49 renamed
@@ -59,14 +70,59 @@ def test_configuration_runs(path: Path, tmp_path: Path) -> None:
     text = yaml.safe_load(path.read_text())
     data = [] if "data" in text else ["--data", "lightning_normgeo.DigitsDataModule"]
     small = [] if "data" in text and "CIFAR" in text["data"]["class_path"] else ["--data.batch_size", "16"]
-    cli = run(["fit", "--config", str(path), "--config", "tiny.yaml", "--wandb", "disabled", *data, *small])
+    norm = find_norm((text.get("model") or {}).get("norm", "bn"))
+    stem = ["--model.stem", "cifar"] if norm.data == "in" else []
+    command = ["fit", "--config", str(path), "--config", "tiny.yaml", "--wandb", "disabled", *data, *small, *stem]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "AffineConvergenceMonitor observes nothing" if norm.data != "bn" else "$^")
+        warnings.filterwarnings("ignore", "None of 21 weights is scale invariant" if norm.title[:2] == "no" else "$^")
+        cli = run(command)
     record = read_record(cli.trainer.loggers[0].log_dir)
     assert record.complete
-    assert {"orthogonality", "norm_growth", "affine", "robustness"} <= {key.split("/")[0] for key in record.metrics}
+    invariant = {"orthogonality", "norm_growth"} if norm.data or norm.weight else set()
+    affine = {"affine"} if norm.data == "bn" else set()
+    groups = {key.split("/")[0] for key in record.metrics}
+    assert {"orthogonality_control", "norm_growth_control", "robustness", *invariant, *affine} <= groups
     assert (record.folder / "report.html").is_file()
     saved = record.settings["config"]
     for key, value in (text.get("optimizer") or {}).get("init_args", {}).items():
         assert saved["optimizer"]["init_args"][key] == value
+
+
+def test_configurations_of_the_normalizations_are_those_of_the_table() -> None:
+    """Not one too many, none out of date; short, and different from the base in the norm and weight decay alone."""
+    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
+    assert spec is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    files = generate.files()
+    assert {path: path.read_text() for path in files} == files, "run docs/generate.py"
+    assert set((REPOSITORY / "configs" / "norm").iterdir()) == {path for path in files if path.suffix == ".yaml"}
+    assert all(len(text.splitlines()) <= 12 for path, text in files.items() if path.suffix == ".yaml")
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], Any]:
+    """Parse a command as the shell does, without building anything."""
+    found: list[Any] = []
+    monkeypatch.setattr(NormgeoCLI, "instantiate_classes", lambda self: found.append(self.config["fit"]))
+    monkeypatch.setattr(NormgeoCLI, "after_instantiate_classes", lambda self: None)
+    monkeypatch.setattr(NormgeoCLI, "_run_subcommand", lambda self, name: None)
+    return lambda args: (NormgeoCLI(args), found.pop())[1]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.0005])
+def test_a_normalization_goes_over_the_base(decay: float, parse: Callable[[list[str]], Any]) -> None:
+    file = "gn+ws_wd.yaml" if decay else "gn+ws.yaml"
+    configs = ["cifar10/resnet101_bn.yaml", f"norm/{file}"]
+    paths = [option for name in configs for option in ("--config", str(REPOSITORY / "configs" / name))]
+    parsed = parse(["fit", *paths])
+    base = parse(["fit", *paths[:2]])
+    assert parsed.model.norm == "gn+ws"
+    assert parsed.optimizer.init_args.weight_decay == decay
+    parsed.model.norm, parsed.optimizer.init_args.weight_decay = "bn", 0.0
+    assert parsed.optimizer == base.optimizer
+    assert (parsed.trainer, parsed.data) == (base.trainer, base.data)
 
 
 class ForeignModel(pl.LightningModule):

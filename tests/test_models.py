@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_normgeo import NORMS, DigitsDataModule, ResNetClassifier
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.models.resnet import ARCHITECTURES, build_resnet
+from lightning_normgeo.models.architecture import ARCHITECTURES, build_resnet
+from lightning_normgeo.normalization import find_norm, scale_invariant_units
+from lightning_normgeo.normalization.weights import WeightStandardization
 
 PARAMETERS = {"resnet18": 11.2, "resnet34": 21.3, "resnet50": 23.5, "resnet101": 42.5, "resnet152": 58.2}
 
@@ -47,7 +49,7 @@ def test_every_architecture_builds(arch: str, norm: str) -> None:
     with torch.device("meta"):
         model = build_resnet(arch, norm, "cifar", 10)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(PARAMETERS[arch], rel=0.01)
-    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) is (norm == "bn")
+    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()) is (find_norm(norm).data == "bn")
     assert model.fc.out_features == 10
 
 
@@ -61,10 +63,72 @@ def test_stem_decides_the_size_of_the_first_block(stem: Any, size: int) -> None:
     assert logits.shape == (2, 4)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_normalization_starts_finite_and_learns(norm: str) -> None:
+    torch.manual_seed(0)
+    stem = "cifar" if norm == "in" else "imagenet"
+    model = small(norm=norm, stem=stem, optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.002}})
+    images, labels = batch(8)
+    optimizer, losses = model.configure_optimizers(), []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = model.loss(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(0 < loss < 5 for loss in losses)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_units_of_every_normalization(norm: str) -> None:
+    entry = find_norm(norm)
+    units = scale_invariant_units(build_resnet("resnet18", norm, "cifar", 4), torch.rand(2, 3, 16, 16))
+    of_weights = {"sn": "matrix", "wn": "filter", "cwn": "filter", "ws": "filter"}
+    of_data = {"bn": "filter", "in": "filter", "gn": "group", "ln": "layer", None: "none"}
+    expected = of_weights[entry.weight] if entry.weight else of_data[entry.data]
+    assert units.kinds == ({"none": 21} if expected == "none" else {expected: 20, "none": 1})
+    assert not units["fc"].invariant
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_residual_branches_start_at_zero_where_asked(norm: str) -> None:
+    """At zero the network is its skip connections: scaling a branch's inner weights changes nothing."""
+    images = torch.rand(2, 3, 16, 16)
+    torch.manual_seed(0)
+    model = build_resnet("resnet18", norm, "cifar", 4, zero_init_residual=True)
+    block = model.layer1[0]
+    x = torch.rand(2, 64, 16, 16)
+    torch.testing.assert_close(block(x), x)
+    assert model(images).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "remedy"),
+    [("imagenet", 32, "Use stem='cifar', larger images"), ("cifar", 8, "Use larger images")],
+)
+def test_instance_normalization_of_single_values_is_refused(stem: Any, size: int, remedy: str) -> None:
+    model = small(norm="in", stem=stem)
+    images = torch.rand(2, 3, size, size)
+    with pytest.raises(ConfigurationError, match=f"{size}x{size} images end as 1x1 maps with stem='{stem}'.*{remedy}"):
+        model._check_batch(images, torch.tensor([0, 1]))
+    images = torch.rand(2, 3, size + 1, size + 1)
+    model._check_batch(images, torch.tensor([0, 1]))
+    assert model(images).isfinite().all()
+
+
+def test_groups_and_the_deviation_are_choices() -> None:
+    model = small(norm="gn+ws", groups=4, unbiased=False).model
+    assert {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)} == {4}
+    assert not any(m.unbiased for m in model.modules() if isinstance(m, WeightStandardization))
+    with pytest.raises(ConfigurationError, match=r"groups=48 does not divide 64 channels.*such as 32"):
+        small(norm="gn", groups=48)
+
+
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_without_normalization_it_starts_finite_and_trains(arch: str) -> None:
     torch.manual_seed(0)
-    model = small(arch=arch, norm="none", optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}})
+    model = small(arch=arch, norm="none", optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.005}})
     images, labels = batch(8)
     optimizer = model.configure_optimizers()
     losses = []

@@ -23,7 +23,7 @@ from lightning_normgeo import (
 )
 from lightning_normgeo._lightning import BATCH_HOOKS
 from lightning_normgeo.callbacks.session import Session
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.geometry import batch_norm_epsilon_inner, cosine
 from tests.projects import ConvNet, Project, images, sgd, trainer
 
@@ -297,10 +297,16 @@ def test_unknown_layers_are_refused_before_training(monitor: Any) -> None:
     assert run.global_step == 0
 
 
-def test_a_model_without_batch_normalization_is_refused() -> None:
+@pytest.mark.filterwarnings("ignore:None of 1 weights is scale invariant")
+def test_a_model_without_batch_normalization_is_trained_with_a_warning() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
-    with pytest.raises(ConfigurationError, match=r"Project has no batch normalization.*Remove the callback"):
+    with pytest.warns(MeasurementWarning, match="observes nothing: Project has no batch normalization with γ and β"):
         trainer(AffineConvergenceMonitor()).fit(Project(net=net), images())
+    with (
+        pytest.warns(MeasurementWarning, match="observes nothing"),
+        pytest.raises(ConfigurationError, match=r"layers='\*'\): '\*' matches none of the 0 layers"),
+    ):
+        trainer(AffineConvergenceMonitor(layers="*")).fit(Project(net=net), images())
 
 
 def test_a_model_without_invariance_has_controls_only(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torchvision
 import yaml
 
 from lightning_normgeo import RecordLogger, read_record
@@ -33,6 +35,8 @@ def run_python(tmp_path: Path) -> dict[str, Any]:
         "model": Project(sgd(weight_decay=0.01)),
         "train_loader": images(),
         "test_loader": images(16),
+        "network": torchvision.models.resnet18(),
+        "images": torch.rand(2, 3, 64, 64),
     }
     for language, code in BLOCKS:
         if language == "python":
@@ -94,5 +98,5 @@ def test_named_files_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
-    for text in re.findall(r"configs/[\w/]+\.yaml", README):
+    for text in re.findall(r"configs/[\w/+]+\.yaml", README):
         assert yaml.safe_load((ROOT / text).read_text())

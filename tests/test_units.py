@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
-from lightning_normgeo.geometry import weight_gradient_cosine
-from lightning_normgeo.normalization.units import WeightUnits, named_weights, units_from_graph, units_from_modules
+from lightning_normgeo.geometry import as_rows, weight_gradient_cosine
+from lightning_normgeo.normalization import WeightUnits, guess_units, normalize_weight, units_from_graph
+from lightning_normgeo.normalization.weights import WeightStandardization
 from tests.projects import ConvNet
 
 EPS = 1e-60  # so that in float64 nothing is left but rounding
@@ -85,71 +89,202 @@ def frozen(net: Net) -> Net:
     return net
 
 
+def joined(m: Net, x: Tensor) -> Tensor:
+    """DenseNet: what a normalization reads is a concatenation."""
+    return m.norm(torch.cat([x, m.conv(x)], 1))
+
+
+def by_hand(m: Net, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    centered = y - y.mean((0, 2, 3), keepdim=True)
+    return centered / (centered.square().mean((0, 2, 3), keepdim=True) + EPS).sqrt()
+
+
+def rms_by_hand(m: Net, x: Tensor) -> Tensor:
+    y = m.linear(x.flatten(1))
+    return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + EPS)
+
+
+def siamese(m: Net, x: Tensor) -> Tensor:
+    return m.norm(m.conv(x)) * m.norm(m.conv(x.flip(0)))
+
+
+def gated(m: Net, x: Tensor) -> Tensor:
+    a, b = m.conv(x).chunk(2, 1)
+    return m.norm(a) * b.sigmoid()
+
+
+def sliced(m: Net, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.norm(y[:, :4]) + m.other(y[:, 2:])
+
+
+def centered_twice(m: Net, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.norm(y - y.mean(1, keepdim=True))
+
+
+def normalized_weight(m: Net, x: Tensor) -> Tensor:
+    return F.conv2d(x, F.normalize(m.conv.weight.flatten(1)).view_as(m.conv.weight), padding=1).sigmoid()
+
+
+def weighted(kind: str, layer: nn.Module, gain: bool = True) -> Net:
+    normalize_weight(layer, kind, gain)
+    for child in layer.modules():
+        if isinstance(child, WeightStandardization):
+            child.eps = EPS
+    return chain(layer, nn.Sigmoid())
+
+
+def ln(*shape: int) -> nn.LayerNorm:
+    return nn.LayerNorm(list(shape), eps=EPS)
+
+
+def gn(groups: int = 3, channels: int = 6) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=EPS)
+
+
+LINEAR, SHORT = nn.Linear(64, 12), nn.Linear(64, 12, bias=False)
 CASES: dict[str, tuple[Net, str]] = {
     "batch-norm": (chain(conv(), bn()), "filter"),
     "batch-norm-bias": (chain(conv(bias=True), bn()), "filter"),
     "relu-batch-norm": (chain(conv(), nn.ReLU(), bn()), "filter"),
     "pool-batch-norm": (chain(conv(), nn.MaxPool2d(2), bn()), "filter"),
-    "bias-relu-batch-norm": (chain(conv(bias=True), nn.ReLU(), bn()), "none"),
+    "average-pool-batch-norm": (chain(conv(bias=True), nn.AvgPool2d(3, 1, padding=1), bn()), "filter+bias"),
+    "upsampled-batch-norm": (chain(conv(bias=True), nn.Upsample(scale_factor=2), bn()), "filter"),
+    "bias-relu-batch-norm": (chain(conv(bias=True), nn.ReLU(), bn()), "filter+bias"),
     "gelu-batch-norm": (chain(conv(), nn.GELU(), bn()), "none"),
+    "dropout-batch-norm": (chain(conv(), nn.Dropout(0.3), bn()), "filter"),
     "no-norm": (chain(conv()), "none"),
     "depthwise": (chain(conv(8, groups=4), bn(8)), "filter"),
+    "separable": (chain(conv(8, groups=4), nn.Conv2d(8, 5, 1, bias=False), bn(5)), "layer"),
+    "deeper": (chain(conv(bias=True), nn.ReLU(), nn.Conv2d(6, 6, 1, groups=3, bias=False), gn()), "group+bias"),
     "transposed": (chain(nn.ConvTranspose2d(4, 6, 2, bias=False), bn()), "filter"),
+    "transposed-group-norm": (chain(nn.ConvTranspose2d(4, 6, 2), gn()), "group+bias"),
+    "transposed-grouped": (chain(nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False), bn()), "filter"),
+    "transposed-grouped-group-norm": (chain(nn.ConvTranspose2d(4, 6, 2, groups=2), gn(2)), "group+bias"),
     "linear": (chain(nn.Flatten(), nn.Linear(64, 5), nn.BatchNorm1d(5, eps=EPS)), "filter"),
     "instance-norm": (chain(conv(), nn.InstanceNorm2d(6, eps=EPS)), "filter"),
-    "group-norm": (chain(conv(), nn.GroupNorm(3, 6, eps=EPS)), "group"),
-    "group-norm-bias": (chain(conv(bias=True), nn.GroupNorm(3, 6, eps=EPS)), "none"),
+    "instance-norm-bias": (chain(conv(bias=True), nn.InstanceNorm2d(6, eps=EPS)), "filter"),
+    "group-norm": (chain(conv(), gn()), "group"),
+    "group-norm-bias": (chain(conv(bias=True), gn()), "group+bias"),
+    "group-norm-of-channels": (chain(conv(bias=True), gn(6)), "filter"),
     "layer-norm": (chain(conv(), nn.LayerNorm([6, 4, 4], eps=EPS, elementwise_affine=False)), "layer"),
-    "layer-norm-linear": (chain(nn.Flatten(), nn.Linear(64, 5, bias=False), nn.LayerNorm(5, eps=EPS)), "layer"),
+    "layer-norm-bias": (chain(conv(bias=True), ln(6, 4, 4)), "layer+bias"),
+    "layer-norm-linear": (chain(nn.Flatten(), nn.Linear(64, 5, bias=False), ln(5)), "layer"),
+    "layer-norm-linear-bias": (chain(nn.Flatten(), nn.Linear(64, 5), ln(5)), "layer+bias"),
+    "layer-norm-tokens": (chain(nn.Flatten(2), nn.Linear(16, 5), ln(5)), "layer+bias"),
+    "rms-norm": (chain(nn.Flatten(), nn.Linear(64, 5, bias=False), nn.RMSNorm(5, eps=EPS)), "layer"),
+    "rms-norm-bias": (chain(nn.Flatten(), nn.Linear(64, 5), nn.RMSNorm(5, eps=EPS)), "layer+bias"),
+    "rms-by-hand": (Net(rms_by_hand, linear=nn.Linear(64, 5, bias=False)), "layer"),
     "functional": (Net(functional, conv=conv()), "filter"),
+    "by-hand": (Net(by_hand, conv=conv()), "filter"),
     "residual-before": (Net(residual_before, conv=conv(4), norm=bn(4)), "none"),
     "residual-after": (Net(residual_after, conv=conv(4), norm=bn(4)), "filter"),
-    "used-twice": (Net(used_twice, conv=conv(4), norm=bn(4)), "none"),
+    "used-twice": (Net(used_twice, conv=conv(4), norm=bn(4)), "layer"),
+    "siamese": (Net(siamese, conv=conv(), norm=bn()), "filter"),
     "two-readers": (Net(two_readers, conv=conv(), norm=bn()), "none"),
-    "generator": (Net(generator, linear=nn.Linear(64, 12, bias=False), norm=bn(3)), "group"),
-    "generator-bias": (Net(generator, linear=nn.Linear(64, 12), norm=bn(3)), "none"),
-    "channel-shuffle": (Net(shuffled, conv=conv(), norm=nn.GroupNorm(3, 6, eps=EPS)), "none"),
-    "transposed-channels": (Net(turned, conv=conv(4), norm=bn(4)), "none"),
-    "transposed-channels-group": (Net(turned, conv=conv(4), norm=nn.GroupNorm(2, 4, eps=EPS)), "none"),
+    "concatenated": (Net(joined, conv=conv(), norm=bn(10)), "filter"),
+    "concatenated-instance-norm": (Net(joined, conv=conv(), norm=nn.InstanceNorm2d(10, eps=EPS)), "filter"),
+    "concatenated-group-norm": (Net(joined, conv=conv(), norm=gn(5, 10)), "none"),
+    "gated": (Net(gated, conv=conv(), norm=bn(3)), "none"),
+    "sliced": (Net(sliced, conv=conv(), norm=bn(4), other=bn(4)), "filter"),
+    "centered-by-hand": (Net(centered_twice, conv=conv(), norm=bn()), "layer"),
+    "generator": (Net(generator, linear=SHORT, norm=bn(3)), "group"),
+    "generator-bias": (Net(generator, linear=LINEAR, norm=bn(3)), "group+bias"),
+    "channel-shuffle": (Net(shuffled, conv=conv(), norm=gn()), "none"),
+    "transposed-channels": (Net(turned, conv=conv(4), norm=bn(4)), "layer"),
+    "transposed-channels-group": (Net(turned, conv=conv(4), norm=gn(2, 4)), "layer"),
     "split-into-samples": (Net(halved, linear=nn.Linear(64, 12), norm=nn.BatchNorm1d(6, eps=EPS)), "none"),
-    "split-into-samples-group": (Net(halved, linear=nn.Linear(64, 12, bias=False), norm=nn.GroupNorm(2, 6)), "none"),
+    "split-into-samples-group": (Net(halved, linear=nn.Linear(64, 12, bias=False), norm=gn(2)), "group"),
     "frozen": (frozen(Net(lambda m, x: m.norm(m.conv(x)), conv=conv(), norm=bn())), "none"),
+    "weight-norm": (weighted("wn", conv(bias=True)), "filter"),
+    "weight-norm-transposed": (weighted("wn", nn.ConvTranspose2d(4, 6, 2)), "filter"),
+    "weight-norm-linear": (chain(nn.Flatten(), weighted("wn", nn.Linear(64, 5))), "filter"),
+    "weight-norm-of-all": (chain(parametrizations.weight_norm(conv(), dim=None), nn.Sigmoid()), "matrix"),
+    "centered-weight-norm": (weighted("cwn", conv(bias=True)), "filter"),
+    "centered-weight-norm-transposed": (weighted("cwn", nn.ConvTranspose2d(4, 6, 2)), "filter"),
+    "weight-standardization": (weighted("ws", conv(bias=True), gain=False), "filter"),
+    "spectral-norm": (weighted("sn", conv(bias=True)), "matrix"),
+    "spectral-norm-transposed": (weighted("sn", nn.ConvTranspose2d(4, 6, 2), gain=False), "matrix"),
+    "normalized-weight": (Net(normalized_weight, conv=conv()), "filter"),
+    "standardized-before-group-norm": (chain(weighted("ws", conv()).chain[0], gn()), "filter"),
 }
 
 
 def cosines(net: nn.Module) -> tuple[tuple[WeightUnits, ...], dict[str, Tensor]]:
     torch.manual_seed(1)
     net = net.double()
+    net.zero_grad()
     x = torch.randn(7, 4, 4, 4, dtype=torch.float64)
     y = net(x)
     loss = (y * torch.randn_like(y)).sum() + y.pow(3).sum()
     units = units_from_graph(net, loss)
     loss.backward()
-    weights = dict(named_weights(net))
-    found = {u.name: weight_gradient_cosine(u.rows(weights[u.name]), u.rows(weights[u.name].grad)) for u in units}
-    return units, found
+    return units, {u.name: joint_cosine(net, u) for u in units}
 
 
-@pytest.mark.parametrize(("net", "kind"), CASES.values(), ids=CASES.keys())
-def test_kind_and_orthogonality(net: Net, kind: str) -> None:
-    (units,), found = cosines(net)
-    assert units.kind == kind, units.reason
-    largest = float(found[units.name].abs().max())
-    assert largest < 1e-12 if kind != "none" else largest > 1e-3
-    assert units.invariant or units.reason
+def joint_cosine(net: nn.Module, units: WeightUnits) -> Tensor:
+    """Return cos((W, b), gradient) for each unit, with the bias where it belongs to them."""
+    parameters = dict(net.named_parameters())
+    parts = [parameters[name] for name in (units.name, units.bias) if name is not None]
+    weight, gradient = (
+        torch.cat([units.rows(tensor) for tensor in tensors], 1) for tensors in (parts, [p.grad for p in parts])
+    )
+    return weight_gradient_cosine(weight, gradient)
 
 
-@pytest.mark.parametrize("name", ["group-norm", "layer-norm", "generator"])
+@pytest.mark.parametrize(("net", "expected"), CASES.values(), ids=CASES.keys())
+def test_kind_and_orthogonality(net: Net, expected: str) -> None:
+    (units, *_), found = cosines(net)
+    assert units.kind + ("+bias" if units.bias else "") == expected, units.reason or units.normalization
+    largest = float(found[units.name].detach().abs().max())
+    assert largest < 1e-12 if units.invariant else largest > 1e-3
+    assert bool(units.normalization) is units.invariant
+    assert bool(units.reason) is not units.invariant
+
+
+JOINT = {"group": 2, "layer": 1, "matrix": 1}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, (_, kind) in CASES.items() if kind.split("+")[0] in JOINT and name != "centered-by-hand"]
+)
 def test_finer_units_would_be_wrong(name: str) -> None:
     """The paper's "every row" fails where rows share their statistics."""
     net, _ = CASES[name]
-    cosines(net)
-    ((_, weight),) = named_weights(net)
-    weight.grad = None
-    torch.manual_seed(2)
-    y = net(torch.randn(7, 4, 4, 4, dtype=torch.float64))
-    (y * torch.randn_like(y)).sum().backward()
-    assert weight_gradient_cosine(weight.flatten(1), weight.grad.flatten(1)).abs().max().item() > 1e-2
+    (units, *_), _ = cosines(net)
+    weight = dict(net.named_parameters())[units.name]
+    rows = [as_rows(t, t.shape[units.dim] * units.groups, units.dim, units.groups) for t in (weight, weight.grad)]
+    assert weight_gradient_cosine(*rows).abs().max().item() > 1e-2
+
+
+@pytest.mark.parametrize("name", [name for name, (_, kind) in CASES.items() if kind.endswith("+bias")])
+def test_without_the_bias_a_joint_unit_would_be_wrong(name: str) -> None:
+    net, _ = CASES[name]
+    (units, *_), _ = cosines(net)
+    bias = dict(net.named_parameters())[units.bias]
+    assert bias.grad.abs().max() > 1e-3
+    assert replace(units, bias=None) != units
+    assert joint_cosine(net, replace(units, bias=None)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gelu-batch-norm", "its output is read by Gelu, which is not positively homogeneous"),
+        ("residual-before", r"added to another tensor before any normalization \(a residual sum\)"),
+        ("two-readers", "one of 2 consumers: its output is added to another tensor"),
+        ("frozen", r"frozen statistics \(evaluation mode\)"),
+        ("concatenated-group-norm", "normalized together with other outputs"),
+        ("channel-shuffle", "do not follow each other"),
+        ("split-into-samples", "do not follow each other"),
+        ("no-norm", "two uses of it that scale in different ways are added up"),
+    ],
+)
+def test_reasons(name: str, reason: str) -> None:
+    (units, *_), _ = cosines(CASES[name][0])
+    assert re.search(reason, units.reason), units.reason
 
 
 def test_resnet_units_and_their_scales() -> None:
@@ -168,7 +303,7 @@ def test_resnet_units_and_their_scales() -> None:
 def test_registration_order_agrees_with_the_graph_on_plain_networks() -> None:
     model = ConvNet()
     loss = model(torch.rand(4, 3, 8, 8)).sum()
-    assert [(u.name, u.kind, u.scale) for u in units_from_modules(model)] == [
+    assert [(u.name, u.kind, u.scale) for u in guess_units(model)] == [
         (u.name, u.kind, u.scale) for u in units_from_graph(model, loss)
     ]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_normgeo.callbacks.base import GeometryMonitor
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.session import Measured
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.batch import scale_gap, shift_gap, squared_gain
 from lightning_normgeo.probes.batchnorm import affine_batch_norms
 
@@ -43,8 +43,8 @@ class AffineConvergenceMonitor(GeometryMonitor):
             if left out.
         channel_seed: chooses the one channel per layer that is logged by itself.
 
-    Raises:
-        ConfigurationError: for a model without a batch normalization that has γ and β, before training starts.
+    A model without such layers is trained as it is, with a warning, so that one list of callbacks serves all models
+    of a comparison.
     """
 
     groups = ("affine",)
@@ -60,10 +60,9 @@ class AffineConvergenceMonitor(GeometryMonitor):
         """Return the batch normalizations with γ and β."""
         found = list(affine_batch_norms(module))
         if not found:
-            raise ConfigurationError(
-                f"AffineConvergenceMonitor: {type(module).__name__} has no batch normalization with γ and β "
-                "(BatchNorm with affine=True), so there is nothing to compare σ and μ with. Remove the callback, or "
-                "choose a normalized model (for ResNetClassifier: norm='bn')."
+            warn_once(
+                f"AffineConvergenceMonitor observes nothing: {type(module).__name__} has no batch normalization with γ "
+                "and β (BatchNorm with affine=True) to compare σ and μ with."
             )
         return found
 

@@ -13,7 +13,7 @@ from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.session import Measured, Session
 from lightning_normgeo.errors import ConfigurationError, closest
-from lightning_normgeo.normalization.units import named_weights
+from lightning_normgeo.normalization.names import named_weights, site_of
 
 _REFUSED_STRATEGIES = {
     "FSDPStrategy": "it shards weights without regard to filters. Use ddp",
@@ -59,7 +59,7 @@ class GeometryMonitor(QuietCallback):
 
     def sites(self, module: nn.Module) -> list[str]:
         """Return the module paths that ``layers`` chooses from."""
-        return [name.removesuffix(".weight") for name, _ in named_weights(module)]
+        return [site_of(name) for name, _ in named_weights(module)]
 
     def measure(self, measured: Measured) -> Iterable[Reading]:
         """Return the readings of one step."""

@@ -13,7 +13,7 @@ from lightning_normgeo.callbacks.session import Measured
 from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.geometry.angles import UpdateProducts, effective_lr, split_update
 from lightning_normgeo.geometry.increments import arithmetic_floor, measured_increment, storage_floor
-from lightning_normgeo.probes.step import WeightStep
+from lightning_normgeo.probes.measurement import WeightStep
 
 
 class NormGrowthMonitor(GeometryMonitor):

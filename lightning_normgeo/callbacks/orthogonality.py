@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks.base import GeometryMonitor
+from lightning_normgeo.callbacks.epsilon import epsilon_inner
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.session import Measured
 from lightning_normgeo.callbacks.sites import Sites
-from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner, cosine
+from lightning_normgeo.geometry.orthogonality import cosine
 from lightning_normgeo.probes.batchnorm import BatchStatistics
-from lightning_normgeo.probes.step import WeightStep
+from lightning_normgeo.probes.measurement import WeightStep
 
 
 class OrthogonalityMonitor(GeometryMonitor):
@@ -54,16 +55,6 @@ class OrthogonalityMonitor(GeometryMonitor):
             yield from _corrected(invariant, measured.statistics)
         controls = [step for step in measured.steps if not step.units.invariant]
         yield from _cosines("orthogonality_control", "", controls, [step.inner for step in controls])
-
-
-def epsilon_inner(step: WeightStep, statistics: dict[str, BatchStatistics]) -> Tensor | None:
-    """Return the ⟨W, g⟩ that ε causes for each unit, or None where it is not known."""
-    if step.units.scale is None or step.scale_gradient is None:
-        return None
-    batch = statistics.get(step.units.scale.removesuffix(".weight"))
-    if batch is None or batch.variance.shape != step.inner.shape:
-        return None
-    return batch_norm_epsilon_inner(batch.scale, step.scale_gradient, batch.variance, batch.eps)
 
 
 def _corrected(steps: Sequence[WeightStep], statistics: dict[str, BatchStatistics]) -> Iterator[Reading]:

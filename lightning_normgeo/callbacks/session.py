@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from lightning_normgeo._lightning import QuietCallback, is_lightnings_own
 from lightning_normgeo.callbacks.readings import Reading, Row, publish, transfer
-from lightning_normgeo.callbacks.structure import Structure, is_compiled
+from lightning_normgeo.callbacks.structure import Structure
 from lightning_normgeo.errors import harmless, warn_once
+from lightning_normgeo.normalization.graph import is_compiled
 from lightning_normgeo.probes.batchnorm import BatchNormProbe, BatchStatistics, affine_batch_norms
-from lightning_normgeo.probes.step import StepProbe, WeightStep
+from lightning_normgeo.probes.measurement import WeightStep
+from lightning_normgeo.probes.step import StepProbe
 
 _MEASURED_HOOKS = ("on_before_backward", "on_after_backward", "on_train_batch_end")
 
@@ -172,10 +174,11 @@ class Session:
         self._disarm()
         self._explain_missing(statistics, measurement.unknown)
         one_device = trainer.world_size == 1
-        single_pass = one_device and self._backwards == 1 and _scales_gradients_alike(trainer)
+        whole = _scales_gradients_alike(trainer)
+        single_pass = one_device and self._backwards == 1 and whole
         measured = Measured(list(measurement.steps.values()), statistics, one_device, single_pass)
         readings = [reading for monitor in self._due for reading in _readings(monitor, measured) or ()]
-        readings += self.structure.confirmation(measured.steps)
+        readings += self.structure.confirmation(measured.steps, statistics if single_pass else {}, whole)
         row = transfer(readings, measurement.valid, self._chosen()) if readings else None
         if row is not None and self.structure.confirmed(row):
             self._publish(row, trainer)

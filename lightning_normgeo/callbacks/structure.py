@@ -7,30 +7,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_normgeo.callbacks.epsilon import epsilon_inner
 from lightning_normgeo.callbacks.readings import Reading, Row
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.orthogonality import cosine
-from lightning_normgeo.normalization.units import WeightUnits, clean_name, find_units
-from lightning_normgeo.probes.step import WeightStep
+from lightning_normgeo.normalization.invariance import find_units
+from lightning_normgeo.normalization.names import clean_name
+from lightning_normgeo.probes.batchnorm import BatchStatistics
+from lightning_normgeo.probes.measurement import Observed, WeightStep
 
 _CONFIRMATION = "structure/rms_cos"
 _REFUTED_ABOVE = 1e-2
-"""Root mean square cosine of a layer above which a guessed invariance is given up: broken ones have 0.02 and more,
-true ones at most a few 1e-3, under bf16 autocast."""
+"""Root mean square cosine of a layer above which its invariance is not believed: broken ones have 0.02 and more, true
+ones at most a few 1e-3, under bf16 autocast."""
+_INVARIANT_BELOW = 1e-6
+"""And below which a layer without an established invariance looks like one, if it has enough units to tell."""
+_ENOUGH_UNITS = 8
 
 
 class Structure:
     """The units of the weights behind the losses of one optimizer step."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[WeightUnits, nn.Parameter]] = {}
+        self._found: dict[str, Observed] = {}
         self.scales: dict[str, nn.Parameter] = {}
         self._guessed = False
+        self._compared = False
         self._refuted: set[str] = set()
 
     @property
-    def weights(self) -> list[tuple[WeightUnits, nn.Parameter]]:
-        """The units and the parameter of every weight seen since :meth:`forget`."""
+    def weights(self) -> list[Observed]:
+        """Every weight seen since :meth:`forget`, with its units."""
         return list(self._found.values())
 
     def forget(self) -> None:
@@ -43,38 +50,66 @@ class Structure:
         parameters = {clean_name(name): parameter for name, parameter in module.named_parameters()}
         for units in found:
             kept = units.without_invariance("refuted by the numbers") if units.name in self._refuted else units
-            self._found[units.name] = (kept, parameters[units.name])
+            bias = None if kept.bias is None else parameters[kept.bias]
+            self._found[units.name] = Observed(kept, parameters[units.name], bias)
             if kept.scale is not None:
                 self.scales[kept.scale] = parameters[kept.scale]
-        if found and not any(units.invariant for units, _ in self._found.values()):
-            reasons = sorted({units.reason for units, _ in self._found.values()})[:3]
+        if found and not any(observed.units.invariant for observed in self.weights):
+            reasons = sorted({observed.units.reason for observed in self.weights})[:3]
             warn_once(f"None of {len(found)} weights is scale invariant; all are controls: {'; '.join(reasons)}.")
 
-    def confirmation(self, steps: Sequence[WeightStep]) -> list[Reading]:
-        """Return what has to be looked at before a guess is believed; nothing where structure was read."""
-        claimed = [step for step in steps if step.units.invariant] if self._guessed else []
-        if not claimed:
+    def confirmation(
+        self, steps: Sequence[WeightStep], statistics: dict[str, BatchStatistics], gradients_are_whole: bool
+    ) -> list[Reading]:
+        """Return what has to be looked at before structure is believed: guesses always, the graph's word once.
+
+        Args:
+            steps: the weights that moved.
+            statistics: batch statistics, where ε's part of ⟨W, g⟩ can be told from them; else empty.
+            gradients_are_whole: whether they moved along the gradient of the loss, not one clipped by value.
+        """
+        asked = [step for step in steps if step.units.invariant or not self._guessed]
+        if not asked or not (self._guessed or (gradients_are_whole and not self._compared)):
             return []
-        squares = [cosine(step.inner, step.weight_sq, step.gradient_sq).square().mean() for step in claimed]
-        return [Reading(_CONFIRMATION, None, torch.stack(squares).sqrt(), [step.units.name for step in claimed])]
+        squares = [_mean_squared_cosine(step, epsilon_inner(step, statistics)) for step in asked]
+        return [Reading(_CONFIRMATION, None, torch.stack(squares).sqrt(), [step.units.name for step in asked])]
 
     def confirmed(self, row: Row) -> bool:
-        """Return whether the numbers agree with the guess; what they refute is a control from now on."""
-        refuted = {name for name, rms in row.layers.pop(_CONFIRMATION, {}).items() if rms > _REFUTED_ABOVE}
-        if refuted:
-            self._refuted |= refuted
+        """Return whether to publish a row: not one whose guesses the numbers refute, which are controls from now on."""
+        cosines = row.layers.pop(_CONFIRMATION, {})
+        broken = {name for name, rms in cosines.items() if self._found[name].units.invariant and rms > _REFUTED_ABOVE}
+        if not self._guessed:
+            self._compare(broken, cosines)
+            return True
+        if broken:
+            self._refuted |= broken
             warn_once(
                 f"Under torch.compile, scale invariance is guessed from the order of layers. The numbers refute it for "
-                f"{', '.join(sorted(refuted))}: a control from here on."
+                f"{', '.join(sorted(broken))}: a control from here on."
             )
-        return not refuted
+        return not broken
+
+    def _compare(self, broken: set[str], cosines: dict[str, float]) -> None:
+        """Say once where the graph and the first measured gradients disagree."""
+        if self._compared or not cosines:
+            return
+        self._compared = True
+        controls = [found.units for found in self.weights if not found.units.invariant]
+        hidden = [
+            u.name for u in controls if u.count >= _ENOUGH_UNITS and 0 < cosines.get(u.name, 1) < _INVARIANT_BELOW
+        ]
+        parts = []
+        if broken:
+            parts.append(
+                f"{', '.join(sorted(broken))} should be orthogonal to their gradients and are not (something "
+                "changes the gradients, or a variance is not large against ε)"
+            )
+        if hidden:
+            parts.append(f"{', '.join(sorted(hidden))} are, and are counted as controls (the reason is not recognized)")
+        if parts:
+            warn_once(f"Structure and numbers disagree at the first measured step: {'; '.join(parts)}.")
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Whether ``torch.compile`` was applied to a module, to a submodule, or to the LightningModule itself."""
-    if getattr(module, "_compiler_ctx", None) is not None:
-        return True
-    return any(
-        getattr(child, "_compiled_call_impl", None) is not None or type(child).__name__ == "OptimizedModule"
-        for child in module.modules()
-    )
+def _mean_squared_cosine(step: WeightStep, explained: Tensor | None) -> Tensor:
+    inner = step.inner if explained is None else step.inner - explained
+    return cosine(inner, step.weight_sq, step.gradient_sq).square().mean()

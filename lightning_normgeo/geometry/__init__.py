@@ -5,14 +5,26 @@ from lightning_normgeo.geometry.angles import UpdateProducts as UpdateProducts
 from lightning_normgeo.geometry.angles import angular_update as angular_update
 from lightning_normgeo.geometry.angles import effective_lr as effective_lr
 from lightning_normgeo.geometry.angles import equilibrium_angle as equilibrium_angle
+from lightning_normgeo.geometry.angles import joined_products as joined_products
 from lightning_normgeo.geometry.angles import split_update as split_update
 from lightning_normgeo.geometry.angles import update_products as update_products
 from lightning_normgeo.geometry.batch import covariance as covariance
 from lightning_normgeo.geometry.batch import covariance_rank as covariance_rank
 from lightning_normgeo.geometry.batch import kernel_fraction as kernel_fraction
+from lightning_normgeo.geometry.batch import pair_gradient as pair_gradient
+from lightning_normgeo.geometry.batch import pair_standardize as pair_standardize
+from lightning_normgeo.geometry.batch import patch_columns as patch_columns
+from lightning_normgeo.geometry.batch import preactivation_variance as preactivation_variance
 from lightning_normgeo.geometry.batch import scale_gap as scale_gap
 from lightning_normgeo.geometry.batch import shift_gap as shift_gap
 from lightning_normgeo.geometry.batch import squared_gain as squared_gain
+from lightning_normgeo.geometry.constraints import centered_weight_normalization as centered_weight_normalization
+from lightning_normgeo.geometry.constraints import spectral_normalization as spectral_normalization
+from lightning_normgeo.geometry.constraints import subtract_mean_row as subtract_mean_row
+from lightning_normgeo.geometry.constraints import weight_normalization as weight_normalization
+from lightning_normgeo.geometry.constraints import weight_standardization as weight_standardization
+from lightning_normgeo.geometry.decay import ExponentialSchedule as ExponentialSchedule
+from lightning_normgeo.geometry.decay import balanced_norm as balanced_norm
 from lightning_normgeo.geometry.increments import AdamRule as AdamRule
 from lightning_normgeo.geometry.increments import IncrementTerms as IncrementTerms
 from lightning_normgeo.geometry.increments import SGDRule as SGDRule
@@ -22,14 +34,23 @@ from lightning_normgeo.geometry.increments import measured_increment as measured
 from lightning_normgeo.geometry.increments import norm_increment as norm_increment
 from lightning_normgeo.geometry.increments import predicted_increment as predicted_increment
 from lightning_normgeo.geometry.increments import storage_floor as storage_floor
+from lightning_normgeo.geometry.orthogonality import batch_instances as batch_instances
 from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner as batch_norm_epsilon_inner
 from lightning_normgeo.geometry.orthogonality import cosine as cosine
+from lightning_normgeo.geometry.orthogonality import epsilon_inner as epsilon_inner
+from lightning_normgeo.geometry.orthogonality import group_instances as group_instances
+from lightning_normgeo.geometry.orthogonality import preactivation_epsilon_inner as preactivation_epsilon_inner
 from lightning_normgeo.geometry.orthogonality import weight_gradient_cosine as weight_gradient_cosine
 from lightning_normgeo.geometry.orthogonality import weight_gradient_products as weight_gradient_products
+from lightning_normgeo.geometry.orthogonality import (
+    weight_standardization_epsilon_inner as weight_standardization_epsilon_inner,
+)
 from lightning_normgeo.geometry.rows import as_rows as as_rows
 from lightning_normgeo.geometry.sphere import affine_decomposition as affine_decomposition
 from lightning_normgeo.geometry.sphere import affine_norm as affine_norm
 from lightning_normgeo.geometry.sphere import center as center
+from lightning_normgeo.geometry.sphere import effective_bias as effective_bias
 from lightning_normgeo.geometry.sphere import effective_weight as effective_weight
 from lightning_normgeo.geometry.sphere import sphere_radius as sphere_radius
 from lightning_normgeo.geometry.sphere import standardize as standardize
+from lightning_normgeo.geometry.sphere import standardize_gradient as standardize_gradient

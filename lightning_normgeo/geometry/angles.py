@@ -57,6 +57,22 @@ def update_products(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
     return UpdateProducts(*map_rows(reduce, weight, new_weight))
 
 
+def joined_products(*parts: UpdateProducts) -> UpdateProducts:
+    """Return the products of units that consist of several tensors, such as weight and bias jointly.
+
+    With ρ_p the radial part of each and ρ that of all, ‖D_⊥‖² = Σ_p ‖D_⊥p‖² + (ρ_p - ρ)²‖W_p‖², a sum of squares, so
+    nothing cancels.
+    """
+    weight_sq, weight_update, update_sq, tangential_sq = (
+        sum(column[1:], column[0]) for column in zip(*parts, strict=True)
+    )
+    radial = weight_update / torch.where(weight_sq > 0, weight_sq, 1.0)
+    for part in parts:
+        own = part.weight_update / torch.where(part.weight_sq > 0, part.weight_sq, 1.0)
+        tangential_sq = tangential_sq + (own - radial).square() * part.weight_sq
+    return UpdateProducts(weight_sq, weight_update, update_sq, tangential_sq)
+
+
 def split_update(products: UpdateProducts) -> UpdateParts:
     """Split an update into its radial and tangential part.
 

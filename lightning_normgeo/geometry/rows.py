@@ -21,18 +21,22 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def as_rows(tensor: Tensor, units: int, dim: int = 0) -> Tensor:
+def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor:
     """View a weight as a matrix with one unit per row.
 
     Args:
         tensor: weight, gradient or optimizer state, of any shape.
         units: number of units; must divide ``tensor.shape[dim]``, or be 1 for the whole tensor.
         dim: the dimension that enumerates output channels (1 for transposed convolutions).
+        groups: of a transposed convolution: its output channels are spread over as many blocks of inputs.
 
     Returns:
         ``(units, tensor.numel() // units)``; a view where the memory layout allows it.
     """
-    return tensor.detach().movedim(dim, 0).reshape(units, -1)
+    tensor = tensor.detach()
+    if groups > 1:
+        tensor, dim = tensor.reshape(groups, -1, *tensor.shape[1:]).movedim(2, 1).flatten(0, 1), 0
+    return tensor.movedim(dim, 0).reshape(units, -1)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

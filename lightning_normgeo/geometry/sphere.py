@@ -36,6 +36,28 @@ def standardize(v: Tensor, eps: float = 0.0) -> Tensor:
     return torch.where(scale > 0, centered / scale, torch.zeros_like(centered))
 
 
+def standardize_gradient(v: Tensor, upstream: Tensor, eps: float = 0.0) -> Tensor:
+    r"""Return ∂L/∂v for L that depends on v through :math:`\hat v = N(v)`, in closed form (appendix 5.4).
+
+    .. math:: \frac{\partial L}{\partial v} = \frac{1}{\sqrt{\sigma_v^2 + \varepsilon}}
+              \Bigl(P_e c - \tfrac1n \langle c, \hat v\rangle \hat v\Bigr), \qquad c = \partial L / \partial \hat v
+
+    It is orthogonal to e always, and to v̂ for ε = 0 (with ε: :func:`preactivation_epsilon_inner`).
+
+    Args:
+        v: ``(..., n)``.
+        upstream: c, ``(..., n)``.
+        eps: as in :func:`standardize`.
+
+    Returns:
+        ``(..., n)``; zeros where σ² + ε = 0.
+    """
+    normalized, centered = standardize(v, eps), center(v)
+    scale = (centered.square().mean(-1, keepdim=True) + eps).sqrt()
+    tangent = center(upstream) - (upstream * normalized).mean(-1, keepdim=True) * normalized
+    return torch.where(scale > 0, tangent / scale, torch.zeros_like(tangent))
+
+
 def affine_decomposition(v: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return (γ, β) with :math:`v = \gamma N(v) + \beta e`, that is γ = σ_v and β = the mean (Lemma 1.5, eq 3).
 
@@ -81,3 +103,16 @@ def effective_weight(weight: Tensor, gamma: Tensor, variance: Tensor, eps: float
     """
     scale = gamma / (variance + eps).sqrt()
     return weight * scale.reshape([-1] + [1] * (weight.ndim - 1))
+
+
+def effective_bias(gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    r"""Return :math:`b' = \beta - \gamma W\bar X / \sqrt{\sigma^2 + \varepsilon}`, so that BN(WX) = W'X + b' (eq 12).
+
+    Args:
+        gamma: ``(out,)``.
+        beta: ``(out,)``.
+        mean: of WX over the batch, ``(out,)``, without the layer's own bias, which cancels.
+        variance: ``(out,)``, biased.
+        eps: the layer's epsilon.
+    """
+    return beta - gamma * mean / (variance + eps).sqrt()

@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import nn
 
 from lightning_normgeo.errors import ConfigurationError, closest
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """One choice of normalization.
+    """One choice of normalization: a layer over the data, a parametrization of the weights, or both.
 
     Attributes:
         title: its name in words.
-        layer: makes the layer for a number of channels, as torchvision's ``norm_layer``.
+        source: who proposed it.
+        data: the layer: ``bn``, ``ln``, ``in``, ``gn``, ``mbn`` (mean-only batch normalization) or None.
+        weight: the parametrization: ``wn``, ``cwn``, ``ws``, ``sn`` or None.
     """
 
     title: str
-    layer: Callable[[int], nn.Module]
+    source: str
+    data: str | None = None
+    weight: str | None = None
 
-
-def _identity(channels: int) -> nn.Module:
-    del channels
-    return nn.Identity()
+    @property
+    def gain(self) -> bool:
+        """Whether normalized weights get a learnable length: where no layer behind them has a γ."""
+        return self.data is None
 
 
 NORMS: dict[str, Normalization] = {
-    "bn": Normalization("batch normalization", nn.BatchNorm2d),
-    "none": Normalization("no normalization", _identity),
+    "bn": Normalization("batch normalization", "Ioffe & Szegedy 2015", data="bn"),
+    "ln": Normalization("layer normalization", "Ba et al. 2016", data="ln"),
+    "in": Normalization("instance normalization", "Ulyanov et al. 2016", data="in"),
+    "gn": Normalization("group normalization", "Wu & He 2018", data="gn"),
+    "wn": Normalization("weight normalization", "Salimans & Kingma 2016", weight="wn"),
+    "cwn": Normalization("centered weight normalization", "Huang et al. 2017", weight="cwn"),
+    "ws": Normalization("weight standardization", "Qiao et al. 2019", weight="ws"),
+    "sn": Normalization("spectral normalization", "Miyato et al. 2018", weight="sn"),
+    "none": Normalization("no normalization", ""),
+    "bn+ws": Normalization("batch normalization of standardized weights", "Qiao et al. 2019", data="bn", weight="ws"),
+    "gn+ws": Normalization("group normalization of standardized weights", "Qiao et al. 2019", data="gn", weight="ws"),
+    "bn+cwn": Normalization(
+        "batch normalization of centered, normalized weights", "Huang et al. 2017", data="bn", weight="cwn"
+    ),
+    "bn+sn": Normalization("batch normalization of spectrally normalized weights", "", data="bn", weight="sn"),
+    "wn+mbn": Normalization(
+        "weight normalization with mean-only batch normalization", "Salimans & Kingma 2016", data="mbn", weight="wn"
+    ),
 }
+"""Every normalization by name. A pair is a layer over the data behind normalized weights."""
 
 
 def find_norm(name: str) -> Normalization:

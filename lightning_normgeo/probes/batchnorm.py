@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.normalization.units import clean_name
+from lightning_normgeo.normalization.names import clean_name
 
 _NODES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
 _SYNC_NODE = "SyncBatchNormBackward"

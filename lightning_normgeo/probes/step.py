@@ -18,64 +18,12 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import harmless, warn_once
-from lightning_normgeo.geometry.angles import UpdateProducts, equilibrium_angle, update_products
-from lightning_normgeo.geometry.increments import IncrementTerms, Scalar, predicted_increment
+from lightning_normgeo.geometry.angles import equilibrium_angle, joined_products, update_products
+from lightning_normgeo.geometry.increments import predicted_increment
 from lightning_normgeo.geometry.rows import dot, map_rows, wide_dtype
 from lightning_normgeo.normalization.units import WeightUnits
+from lightning_normgeo.probes.measurement import Observed, StepMeasurement, WeightStep
 from lightning_normgeo.probes.rules import describe_update, scalar
-
-
-@dataclass
-class WeightStep:
-    """One weight in one optimizer step; tensors hold one wide value per unit and stay on the device.
-
-    Attributes:
-        units: which slices of the weight are looked at.
-        dtype: what the weight is stored in.
-        lr: learning rate of this step.
-        weight_sq: ‖W‖² before the step.
-        inner: ⟨W, g⟩.
-        gradient_sq: ‖g‖².
-        quartic: Σ W_i⁴, for the storage floor.
-        terms: what the optimizer's formula adds to ‖W‖²; None for an optimizer without a known decomposition.
-        equilibrium: angle at which weight decay and gradient noise balance, where a closed form is known.
-        scale_gradient: ∂L/∂γ of the batch normalization behind the weight, at the same moment as g.
-        update: inner products of D = W⁺ - W; None unless updates were asked for.
-    """
-
-    units: WeightUnits
-    dtype: torch.dtype
-    lr: Scalar
-    weight_sq: Tensor
-    inner: Tensor
-    gradient_sq: Tensor
-    quartic: Tensor
-    terms: IncrementTerms | None
-    equilibrium: Scalar | None
-    scale_gradient: Tensor | None
-    update: UpdateProducts | None = None
-
-    @property
-    def predicted(self) -> Tensor:
-        """η²‖g‖² of eq 16."""
-        return predicted_increment(self.lr, self.gradient_sq)
-
-
-@dataclass
-class StepMeasurement:
-    """What was seen between two ends of a batch: a step for each weight that moved.
-
-    Attributes:
-        steps: by parameter name; the last step of a weight counts where there were several.
-        valid: boolean scalars on the device; all have to hold, else the steps did not happen as described.
-        stepped: whether any optimizer took a step, measured or not.
-        unknown: how many weights of the optimizers have gradients but are in no graph that was seen.
-    """
-
-    steps: dict[str, WeightStep] = field(default_factory=dict)
-    valid: list[Tensor] = field(default_factory=list)
-    stepped: bool = False
-    unknown: int = 0
 
 
 @dataclass
@@ -84,7 +32,7 @@ class _Pending:
 
     versions: dict[int, int]
     closure_calls: int = 0
-    steps: list[tuple[WeightStep, nn.Parameter]] = field(default_factory=list)
+    steps: list[tuple[WeightStep, Observed]] = field(default_factory=list)
     valid: list[Tensor] = field(default_factory=list)
 
 
@@ -96,7 +44,7 @@ class StepProbe:
     """
 
     def __init__(self) -> None:
-        self.weights: list[tuple[WeightUnits, nn.Parameter]] = []
+        self.weights: list[Observed] = []
         self.scales: dict[str, nn.Parameter] = {}
         self.skipped: Counter[str] = Counter()
         self.gradients_are_fresh: Callable[[], bool] = lambda: True
@@ -187,9 +135,9 @@ class StepProbe:
         if pending.closure_calls > 1:
             self._skip("the optimizer evaluates its closure several times")
             return
-        for step, parameter in pending.steps:
+        for step, observed in pending.steps:
             if self._updates:
-                self._measure_update(step, parameter)
+                self._measure_update(step, observed)
             self._measurement.steps[step.units.name] = step
         self._measurement.valid += pending.valid
 
@@ -200,20 +148,25 @@ class StepProbe:
         if not self.gradients_are_fresh():
             self.skipped["no backward pass since the last step"] += 1
             return
-        if any(p._version != pending.versions.get(id(p), p._version) for _, p in self.weights):
+        if any(p._version != pending.versions.get(id(p), p._version) for o in self.weights for p in o.parameters):
             self._skip("the optimizer moves the weights before the gradient is final")
             return
         groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
         grad_scale = getattr(optimizer, "grad_scale", None)  # fused optimizers unscale inside their step
-        for units, parameter in self.weights:
-            if id(parameter) in groups and parameter.grad is not None and not parameter.grad.is_sparse:
-                step = self._measure(units, parameter, optimizer, groups[id(parameter)], grad_scale)
-                pending.steps.append((step, parameter))
+        for observed in self.weights:
+            if all(id(p) in groups and p.grad is not None and not p.grad.is_sparse for p in observed.parameters):
+                step, *bias = (
+                    self._measure(observed.units, p, optimizer, groups[id(p)], grad_scale) for p in observed.parameters
+                )
+                pending.steps.append((step.with_bias(*bias) if bias else step, observed))
         if pending.steps:
             total = torch.stack([step.gradient_sq.sum() for step, _ in pending.steps]).sum()
             pending.valid.append(total.isfinite())
-        known = {id(parameter) for _, parameter in self.weights}
-        moved = [p for group in optimizer.param_groups for p in group["params"] if p.ndim >= 2 and p.grad is not None]
+        known = {id(observed.weight) for observed in self.weights}
+        matrices = [
+            p for group in optimizer.param_groups for p in group["params"] if p.numel() > max(p.shape, default=1)
+        ]
+        moved = [p for p in matrices if p.grad is not None]
         assert self._measurement is not None  # noqa: S101
         self._measurement.unknown += sum(id(parameter) not in known for parameter in moved)
         found_inf = getattr(optimizer, "found_inf", None)
@@ -238,10 +191,12 @@ class StepProbe:
         )
         if self._updates:
             self._remember(parameter)
+        lr = scalar(group["lr"])
         return WeightStep(
             units=units,
             dtype=parameter.dtype,
-            lr=scalar(group["lr"]),
+            lr=lr,
+            predicted=predicted_increment(lr, gradient_sq),
             weight_sq=weight_sq,
             inner=inner,
             gradient_sq=gradient_sq,
@@ -267,8 +222,10 @@ class StepProbe:
         buffer.copy_(parameter)
 
     @torch.no_grad()
-    def _measure_update(self, step: WeightStep, parameter: nn.Parameter) -> None:
-        step.update = update_products(step.units.rows(self._before[id(parameter)]), step.units.rows(parameter))
+    def _measure_update(self, step: WeightStep, observed: Observed) -> None:
+        rows = step.units.rows
+        parts = [update_products(rows(self._before[id(p)]), rows(p)) for p in observed.parameters]
+        step.update = parts[0] if len(parts) == 1 else joined_products(*parts)
 
     def _skip(self, reason: str) -> None:
         self.skipped[reason] += 1

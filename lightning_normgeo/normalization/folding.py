@@ -1,0 +1,136 @@
+"""What a normalization does in evaluation mode, put into the layer in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.utils.parametrizations import _WeightNorm
+
+from lightning_normgeo.normalization.feeders import Feeder, outputs_of
+from lightning_normgeo.normalization.layers import MeanOnlyBatchNorm
+from lightning_normgeo.normalization.sources import Source, overrides
+from lightning_normgeo.normalization.weights import Gain, normalize_weight, parametrizations_of, rows_dim
+
+
+def without_place(source: Source, layer: nn.Module | None) -> list[str]:
+    """Return what of a layer has no place in the one to come, in words."""
+    mean, variance = source.statistics
+    if isinstance(layer, MeanOnlyBatchNorm):
+        return [title for title, there in (("γ", source.gamma), ("running variance", variance)) if there is not None]
+    there = {
+        "γ": source.gamma,
+        "β": source.beta,
+        "running statistics" if variance is not None else "running mean": mean,
+    }
+    return [title for title, value in there.items() if value is not None]
+
+
+def foldable(source: Source, layer: nn.Module, feeders: Sequence[Feeder], tied: set[int]) -> Feeder | str | None:
+    """Return the layer that γ, β and statistics can go into, why there is none, or None where nothing has to.
+
+    Args:
+        source: the normalization.
+        layer: what takes its place.
+        feeders: the layers in front of it.
+        tied: ids of parameters that belong to several modules.
+    """
+    if not without_place(source, layer):
+        return None
+    if len(feeders) != 1:
+        return f"{'more than' if feeders else 'not'} one weight in front"
+    feeder = feeders[0]
+    rows = source.gamma is not None or source.statistics[1] is not None
+    if rows and not _scalable(feeder.layer):
+        return f"the weight of {feeder.name} is parametrized without a gain for each row"
+    if not feeder.direct or outputs_of(feeder.layer) != source.channels:
+        return f"{feeder.name} is not directly in front of this layer alone"
+    if overrides(feeder.layer, "forward", "_conv_forward"):
+        return f"{type(feeder.layer).__name__} has a forward of its own"
+    if any(id(parameter) in tied for parameter in feeder.layer.parameters()):
+        return f"weight or bias of {feeder.name} is used elsewhere too"
+    return feeder
+
+
+@torch.no_grad()
+def fold(source: Source, feeder: nn.Module, into: nn.Module) -> Tensor:
+    r"""Put what ``source`` does in evaluation mode into the bias in front; return the factors for the weight's rows.
+
+    .. math:: W' = \gamma W / \sqrt{\sigma^2 + \varepsilon}, \quad
+              b' = \beta + \gamma(b - \mu) / \sqrt{\sigma^2 + \varepsilon}
+
+    Args:
+        source: the normalization.
+        feeder: the layer in front of it.
+        into: what takes its place; a mean-only batch normalization keeps β, and μ in the new scale.
+    """
+    like = next(feeder.parameters())
+    wide = torch.promote_types(like.dtype, torch.float32)
+    factors, offset = like.new_ones(source.channels, dtype=wide), like.new_zeros(source.channels, dtype=wide)
+    mean, variance = source.statistics
+    if variance is not None:
+        factors = torch.rsqrt(variance.to(wide) + cast("float", source.layer.eps))
+    if source.gamma is not None:
+        factors = factors * per_channel(source.gamma).to(wide)
+    if isinstance(into, MeanOnlyBatchNorm):
+        into.running_mean = (into.running_mean * factors).to(into.running_mean.dtype)
+    else:
+        offset = offset if mean is None else -mean.to(wide) * factors
+        offset = offset if source.beta is None else offset + per_channel(source.beta).to(wide)
+    old = feeder._parameters.get("bias")
+    if old is not None or not isinstance(into, MeanOnlyBatchNorm):
+        trained = [parameter.requires_grad for parameter in (old, source.beta) if parameter is not None]
+        values = offset if old is None else offset + old.to(wide) * factors
+        bias = nn.Parameter(values.to(like.dtype)) if old is None else old
+        bias.copy_(values)
+        feeder.bias = bias.requires_grad_(any(trained or [like.requires_grad]))
+    return factors
+
+
+def normalize_scaled(layer: nn.Module, kind: str, gain: bool, unbiased: bool, factors: Tensor) -> None:
+    """Parametrize a weight and multiply its rows by factors, so that a row keeps its direction where that is zero."""
+    first = kind == "sn" and (factors.is_meta or bool(factors.any()))  # one gain for all rows
+    if first:
+        scale_rows(layer, factors)
+    normalize_weight(layer, kind, gain, unbiased)
+    if not first:
+        scale_rows(layer, factors)
+
+
+@torch.no_grad()
+def scale_rows(layer: nn.Module, factors: Tensor) -> None:
+    """Multiply the part of a weight that makes each output channel by a factor, in place."""
+    gain = gain_of(layer)
+    if gain is not None:
+        gain.mul_(factors[: gain.numel()].view_as(gain))
+    elif isinstance(layer, _ConvTransposeNd):
+        inputs, outputs, *kernel = layer.weight.shape
+        groups = layer.weight.view(layer.groups, inputs // layer.groups, outputs, *kernel)
+        groups.mul_(factors.view(layer.groups, 1, outputs, *[1] * len(kernel)))
+    elif "weight" in layer._parameters:
+        weight = cast("nn.Parameter", layer.weight)
+        weight.mul_(factors.view(-1, *[1] * (weight.ndim - 1)))
+
+
+def gain_of(layer: nn.Module) -> nn.Parameter | None:
+    """Return the learnable length that a normalized weight has for each row, or for the matrix."""
+    last = next(reversed(parametrizations_of(layer)), None)
+    if isinstance(last, Gain):
+        return last.gain
+    if isinstance(last, _WeightNorm) and last.dim == rows_dim(layer):
+        return cast("nn.Parameter", layer.parametrizations["weight"].original0)  # type: ignore[index, union-attr]
+    return None
+
+
+def _scalable(layer: nn.Module) -> bool:
+    """Whether each output channel of a layer can be scaled by itself."""
+    gain = gain_of(layer)
+    return "weight" in layer._parameters if gain is None else gain.numel() == outputs_of(layer)
+
+
+def per_channel(values: Tensor) -> Tensor:
+    """Average γ or β over positions, where it has any."""
+    return values.detach() if values.ndim == 1 else values.detach().flatten(1).mean(1)

@@ -1,0 +1,115 @@
+"""The autograd graph of one forward pass, as the trace of what a model computes."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from lightning_normgeo.errors import ConfigurationError
+
+Node = Any
+"""An autograd node; torch has no public type for the C++ ones."""
+
+
+class Graph:
+    """The autograd graph below some tensors, with the edges turned round: who reads what a node produced.
+
+    Args:
+        results: the loss, or all that one is made of.
+
+    Attributes:
+        readers: for each node and output the readers and the position at which they read it.
+        leaves: the nodes of parameters.
+        results: the nodes and outputs that the tensors came from.
+        order: an index for each node; what reads another node has a larger one.
+        outputs: which outputs of a node are read, or are results.
+    """
+
+    def __init__(self, *results: Tensor) -> None:
+        self.readers: dict[tuple[Node, int], list[tuple[Node, int]]] = defaultdict(list)
+        self.leaves: list[Node] = []
+        self.order: dict[Node, int] = {}
+        self.results = {(result.grad_fn, result.output_nr) for result in results}
+        self.outputs: dict[Node, set[int]] = defaultdict(set)
+        finished = itertools.count()
+        stack: list[tuple[Node, bool]] = [(result.grad_fn, False) for result in results]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                self.order[node] = next(finished)
+            elif node is not None and node not in self.order:
+                self.order[node] = -1
+                stack.append((node, True))
+                stack += [(source, False) for source, _ in node.next_functions if source not in self.order]
+        self._turn_round()
+        for node, output in [*self.readers, *self.results]:
+            self.outputs[node].add(output)
+
+    def _turn_round(self) -> None:
+        for node in self.order:
+            if hasattr(node, "variable"):
+                self.leaves.append(node)
+            for position, (source, output) in enumerate(node.next_functions):
+                if source is not None:
+                    self.readers[source, output].append((node, position))
+
+    @property
+    def compiled(self) -> bool:
+        """Whether part of the graph is one opaque node made by torch.compile."""
+        return any("CompiledFunction" in node.name() for node in self.order)
+
+
+def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:
+    """Run one forward pass and return all outputs that have a gradient, leaving no trace in the module.
+
+    Buffers are replaced by copies for the time of the call, random number generators are put back, ``.grad`` is not
+    touched. The module runs in the mode it is in.
+
+    Args:
+        module: any module.
+        example_batch: its input; a tuple holds positional and a dict keyword arguments.
+
+    Raises:
+        ConfigurationError: where the module cannot take the batch, or returns nothing that depends on parameters.
+    """
+    kwargs = example_batch if isinstance(example_batch, dict) else {}
+    args = example_batch if isinstance(example_batch, tuple) else () if kwargs else (example_batch,)
+    devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
+    with torch.inference_mode(False), torch.random.fork_rng(sorted(devices, key=str)), torch.enable_grad():
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        try:
+            outputs = functional_call(module, buffers, args, kwargs)
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{type(module).__name__} cannot take the example batch ({_describe(example_batch)}): {error}. Give "
+                "one batch as its forward takes it; a tuple holds several positional, a dict keyword arguments."
+            ) from error
+        found = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not found:
+        raise ConfigurationError(
+            f"{type(module).__name__} returned {_describe(outputs)}, which depends on no trainable parameter. Return "
+            "the tensors that the loss is made of, and unfreeze the parameters to be looked at."
+        )
+    return found
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` was applied to a module, to a submodule, or to the LightningModule itself."""
+    if getattr(module, "_compiler_ctx", None) is not None:
+        return True
+    return any(
+        getattr(child, "_compiled_call_impl", None) is not None or type(child).__name__ == "OptimizedModule"
+        for child in module.modules()
+    )
+
+
+def _describe(value: Any) -> str:
+    """Return the shapes in a batch, or its type."""
+    shapes = [str(tuple(leaf.shape)) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return f"shape {', '.join(shapes)}" if shapes else type(value).__name__

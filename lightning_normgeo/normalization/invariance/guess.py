@@ -1,0 +1,53 @@
+"""Units of compiled models, whose autograd graph is opaque: a guess from the order in which layers were registered."""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_normgeo.normalization.names import clean_name, named_weights, site_of
+from lightning_normgeo.normalization.units import WeightUnits
+from lightning_normgeo.normalization.weights import parametrization_kind, parametrization_title, rows_dim
+
+_CONSTRUCTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def guess_units(module: nn.Module) -> tuple[WeightUnits, ...]:
+    """Guess the units: a parametrized weight, or a convolution registered right before a batch normalization.
+
+    The numbers have to confirm it.
+    """
+    parameters = {id(parameter): clean_name(name) for name, parameter in module.named_parameters()}
+    layers = {clean_name(name): layer for name, layer in module.named_modules()}
+    norms = _norms_behind(module)
+    found = []
+    for name, weight in named_weights(module):
+        layer, norm = layers.get(site_of(name)), norms.get(id(weight))
+        dim = 0 if layer is None else rows_dim(layer)
+        units = WeightUnits(name=name, kind="none", count=weight.shape[dim], dim=dim)
+        kind = parametrization_kind(layer)
+        if kind is not None:
+            count = 1 if kind == "matrix" else units.count
+            units = WeightUnits(name=name, kind=kind, count=count, dim=dim, normalization=parametrization_title(layer))
+        elif norm is not None:
+            scale = None if norm.weight is None else parameters[id(norm.weight)]
+            title = "batch normalization registered behind it"
+            units = WeightUnits(name=name, kind="filter", count=units.count, dim=dim, scale=scale, normalization=title)
+        else:
+            units = units.without_invariance("no batch normalization registered behind it")
+        found.append(units)
+    return tuple(found)
+
+
+def _norms_behind(module: nn.Module) -> dict[int, _BatchNorm]:
+    """Return the batch normalization registered right behind each weight that fits it."""
+    norms = {}
+    for parent in module.modules():
+        for layer, behind in itertools.pairwise(parent.children()):
+            if isinstance(layer, _CONSTRUCTED) and isinstance(behind, _BatchNorm) and behind.training:
+                weight = layer._parameters.get("weight")  # not layer.weight, which would run a parametrization
+                if weight is not None and weight.shape[0] == behind.num_features:
+                    norms[id(weight)] = behind
+    return norms

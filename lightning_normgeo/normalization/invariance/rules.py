@@ -1,0 +1,57 @@
+"""All rules, by the name of the autograd node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning_normgeo.normalization.invariance import arithmetic, maps, shapes
+from lightning_normgeo.normalization.invariance.layout import Scaled
+from lightning_normgeo.normalization.invariance.walk import NotInvariantError, Walk, name_of
+
+_BY_RULE: dict[Callable[[Walk], Scaled | None], str] = {
+    shapes.copy: "ToCopy Clone Alias Contiguous",
+    arithmetic.homogeneous: "Relu LeakyRelu Abs Neg NativeDropout",
+    shapes.view: "View ReshapeAlias UnsafeView Squeeze Unsqueeze Reshape",
+    shapes.permute: "T Transpose Permute",
+    shapes.expand: "Expand",
+    shapes.spatial: (
+        "MaxPool2DWithIndices MaxPool3DWithIndices AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D "
+        "AdaptiveMaxPool2D AdaptiveMaxPool3D MkldnnMaxPool2D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D "
+        "UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleTrilinear3D ReflectionPad1D ReflectionPad2D "
+        "ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D"
+    ),
+    shapes.cut: "Slice Split SplitWithSizes Narrow Select Unbind",
+    shapes.concatenate: "Cat",
+    arithmetic.power(None): "Pow",
+    arithmetic.power(0.5): "Sqrt",
+    arithmetic.power(-0.5): "Rsqrt",
+    arithmetic.power(-1.0): "Reciprocal",
+    arithmetic.reduction(1.0): "Sum Mean Std LinalgVectorNorm Norm Amax Amin",
+    arithmetic.reduction(2.0): "Var",
+    arithmetic.add: "Add Sub",
+    arithmetic.multiply: "Mul",
+    arithmetic.divide: "Div",
+    arithmetic.clamp: "ClampMin Clamp",
+    maps.convolution: "Convolution",
+    maps.matrix_product: "Mm Addmm Bmm Baddbmm",
+    maps.linear: "Linear",
+    maps.vector_product: "Mv Dot Vdot",
+    maps.batch_norm: "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm SyncBatchNorm",
+    maps.group_norm: "NativeGroupNorm",
+    maps.layer_norm: "NativeLayerNorm",
+    maps.rms_norm: "FusedRmsNorm",
+    maps.weight_norm: "WeightNormInterface",
+}
+RULES = {name: function for function, names in _BY_RULE.items() for name in names.split()}
+
+
+def apply(walk: Walk) -> Scaled | None:
+    """Return the state of a node's output, or None where it no longer scales.
+
+    Raises:
+        NotInvariantError: where the loss depends on the scale from here on, or nothing is known about the node.
+    """
+    function = RULES.get(name_of(walk.node))
+    if function is None:
+        raise NotInvariantError(f"its output is read by {name_of(walk.node)}, which is not positively homogeneous")
+    return function(walk)

@@ -1,0 +1,105 @@
+"""Rules for everything that moves, copies or pools values: who is where, not what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+from lightning_normgeo.normalization.invariance.layout import Axis, Scaled, broadcast, plain, regroup
+from lightning_normgeo.normalization.invariance.walk import (
+    BiasNotScaledError,
+    NotInvariantError,
+    Walk,
+    dimensions,
+    the_operand,
+    without_offset,
+)
+
+
+def copy(walk: Walk) -> Scaled | None:
+    """The same values."""
+    return the_operand(walk)
+
+
+def view(walk: Walk) -> Scaled | None:
+    """The same values in another shape."""
+    state = the_operand(walk)
+    axes = regroup(state.axes, walk.shape)
+    if axes is None:
+        if any(axis.partial for axis in state.axes) or state.offset is not None:
+            raise NotInvariantError(f"reshaped from {state.shape} to {walk.shape} before a normalization")
+        walk.merge(state.axes)
+        return state.over([plain(size) for size in walk.shape])
+    return replace(state, axes=axes, offset=_moved_offset(state, axes))
+
+
+def permute(walk: Walk) -> Scaled | None:
+    """The same values with their axes in another order."""
+    state, node = the_operand(walk), walk.node
+    order = list(range(len(state.axes)))
+    if node.name().startswith("Permute"):
+        order = dimensions(node._saved_dims, len(order))
+    elif node.name().startswith("Transpose"):
+        a, b = dimensions((node._saved_dim0, node._saved_dim1), len(order))
+        order[a], order[b] = b, a
+    else:
+        order.reverse()
+    offset = None if state.offset is None else order.index(state.offset)
+    return replace(state, axes=tuple(state.axes[d] for d in order), offset=offset)
+
+
+def expand(walk: Walk) -> Scaled | None:
+    """Values repeated along new axes."""
+    state = the_operand(walk)
+    shift = len(walk.shape) - len(state.axes)
+    offset = None if state.offset is None else state.offset + shift
+    return replace(state, axes=broadcast(state.axes, walk.shape), offset=offset)
+
+
+def spatial(walk: Walk) -> Scaled | None:
+    """Pooling, resampling and padding by reflection: each channel by itself, linear or a maximum over positions."""
+    state, name = the_operand(walk), walk.node.name()
+    count = next(k for k in (1, 2, 3) if f"{k}D" in name.upper())
+    if "Max" not in name and "Nearest" not in name:
+        without_offset(state)
+    walk.reduce(state.axes[-count:])
+    kept = len(state.axes) - count
+    return state.over([*state.axes[:kept], *map(plain, walk.shape[kept:])])
+
+
+def cut(walk: Walk) -> Scaled | None:
+    """A part of an axis: slices, splits."""
+    state = the_operand(walk)
+    (axis,) = dimensions(walk.node._saved_dim, len(state.axes))
+    old = state.axes[axis]
+    if len(walk.shape) < len(state.axes):
+        if old.digits or old.partial or state.offset is not None:
+            raise NotInvariantError("only some of its outputs are selected")
+        return state.over([entry for d, entry in enumerate(state.axes) if d != axis])
+    new = Axis(walk.shape[axis], old.pieces, True) if old.digits or old.partial else plain(walk.shape[axis])
+    return state.over([new if d == axis else entry for d, entry in enumerate(state.axes)])
+
+
+def concatenate(walk: Walk) -> Scaled | None:
+    """Joined with others along one axis."""
+    scaled = [operand for operand in walk.operands if operand is not None]
+    state = scaled[0]
+    if any((other.degree, other.offset) != (state.degree, state.offset) for other in scaled):
+        raise NotInvariantError("concatenated with outputs that scale in another way")
+    (axis,) = dimensions(walk.node._saved_dim, len(state.axes))
+    joined = Axis(walk.shape[axis], state.axes[axis].pieces, True)
+    return state.over([joined if d == axis else entry for d, entry in enumerate(state.axes)])
+
+
+def _moved_offset(state: Scaled, axes: Sequence[Axis]) -> int | None:
+    """Return the axis that the offset's axis is (a part of) after a view."""
+    if state.offset is None:
+        return None
+    before = prod(axis.size for axis in state.axes[: state.offset])
+    after, size = 1, state.axes[state.offset].size
+    for d, axis in enumerate(axes):
+        if after <= before and after * axis.size >= before * size and axis.size > 1:
+            return d
+        after *= axis.size
+    raise BiasNotScaledError("a bias is added before it is reshaped")

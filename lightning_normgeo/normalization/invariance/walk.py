@@ -1,0 +1,107 @@
+"""What the rules have in common: one autograd node as a rule sees it, and what ends the search.
+
+Scaling the rows of a weight is followed through all that is computed from it, until a normalization absorbs the scale.
+A rule takes the states of a node's inputs (None for what does not depend on the weight, or does not change with its
+scale) and returns the state of its output, or None. A node without a rule, and a sum with something that is not
+scaled, end the search with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from lightning_normgeo.normalization.graph import Node
+from lightning_normgeo.normalization.invariance.layout import Axis, Piece, Scaled, split
+
+Operands = list[Scaled | None]
+
+
+class NotInvariantError(Exception):
+    """The loss depends on the scale of the weight, or may; the text says why."""
+
+
+class BiasNotScaledError(NotInvariantError):
+    """A bias that is added is not scaled with the weight; scaling both together may do."""
+
+
+@dataclass
+class Walk:
+    """One node as a rule sees it, and what is collected on the way.
+
+    Attributes:
+        node: the autograd node.
+        operands: states of its inputs.
+        shape: shape of its output.
+        merged: digits over which rows had to be brought together so far.
+        absorbers: normalizations that were reached, with the state that went in.
+        readers: names of the nodes that read the output.
+    """
+
+    node: Node
+    operands: Operands
+    shape: tuple[int, ...]
+    merged: set[Piece]
+    absorbers: list[tuple[Node, Scaled]] = field(default_factory=list)
+    readers: Sequence[tuple[str, int]] = ()
+
+    def merge(self, axes: Sequence[Axis] | Sequence[Piece]) -> None:
+        """Bring together the rows along axes or pieces: they only make sense scaled by a common factor."""
+        for entry in axes:
+            self.merged.update(entry.digits if isinstance(entry, Axis) else [entry] if entry.stride else [])
+
+    def reduce(self, axes: Sequence[Axis]) -> None:
+        """Bring together the rows along axes that are summed over or normalized over."""
+        if any(axis.partial for axis in axes):
+            raise NotInvariantError("summed or normalized together with other outputs (a concatenation)")
+        self.merge(axes)
+
+    def absorb(self, state: Scaled, kept: Sequence[int], groups: int = 1, centers: bool = True) -> None:
+        """End a path at a normalization whose statistics are taken for each index of the axes ``kept``.
+
+        With ``groups``, axis 1 is split and its first part kept. One that ``centers`` removes a constant bias too.
+        """
+        parts = split(state.axes[1], groups) if groups > 1 else None
+        self.reduce([axis for d, axis in enumerate(state.axes) if d not in kept and not (parts and d == 1)])
+        if groups > 1:
+            if parts is None or state.axes[1].partial:
+                raise NotInvariantError("normalized in groups together with other outputs")
+            self.merge(parts[1])
+        alone = groups > 1 and prod(piece.size for piece in parts[1]) == 1 if parts else False
+        if state.offset is not None and not (centers and (state.offset in kept or (state.offset == 1 and alone))):
+            raise BiasNotScaledError("a bias is added before the normalization")
+        self.absorbers.append((self.node, state))
+
+
+def dimensions(saved: Any, ndim: int) -> list[int]:
+    """Return dimensions as autograd saves them (None or () for all; negative ones as unsigned numbers)."""
+    listed = list(range(ndim)) if saved is None else [saved] if isinstance(saved, int) else list(saved)
+    return [(d - 2**64 if d >= 2**63 else d) % ndim for d in listed] or list(range(ndim))
+
+
+def without_offset(state: Scaled) -> Scaled:
+    """Return ``state`` where no bias is in it."""
+    if state.offset is not None:
+        raise BiasNotScaledError("a bias is added before it")
+    return state
+
+
+def the_operand(walk: Walk) -> Scaled:
+    """Return the one operand that scales."""
+    scaled = [operand for operand in walk.operands if operand is not None]
+    if len(scaled) != 1 or (walk.operands.index(scaled[0]) != 0 and len(walk.operands) == 1):
+        raise NotInvariantError(f"read several times by {name_of(walk.node)}")
+    return scaled[0]
+
+
+def name_of(node: Node) -> str:
+    """Return the operation of a node, as in ``Convolution``."""
+    name: str = node.name().rstrip("0123456789").removesuffix("Backward")
+    return name
+
+
+def shape_of(node: Node, output: int = 0) -> tuple[int, ...]:
+    """Return the shape of an output of a node."""
+    return tuple(node.variable.shape if hasattr(node, "variable") else node._input_metadata[output].shape)

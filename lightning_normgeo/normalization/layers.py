@@ -1,0 +1,109 @@
+"""Data-based normalizations by name, over torch's layers: one factory for any number of spatial dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_normgeo.errors import ConfigurationError
+
+GROUPS = 32
+"""Groups of a group normalization where the channels allow it (Wu & He 2018)."""
+_BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What a data-based normalization layer is made for.
+
+    Attributes:
+        channels: number of channels C of inputs ``(N, C, ...)``.
+        dims: number of spatial dimensions, 0 to 3; 0 and 1 share torch's layers.
+        eps: added to the variance.
+        momentum: of running statistics; None for a cumulative average.
+        affine: whether it has γ and β.
+        groups: for ``gn``; :func:`default_groups` if None.
+    """
+
+    channels: int
+    dims: int = 2
+    eps: float = 1e-5
+    momentum: float | None = 0.1
+    affine: bool = True
+    groups: int | None = None
+
+
+def default_groups(channels: int) -> int:
+    """Return the largest number of groups up to 32 that divides the channels and leaves at least two in each."""
+    fits = [g for g in range(1, min(GROUPS, channels // 2) + 1) if channels % g == 0]
+    return max(fits, default=1)
+
+
+def data_layer(kind: str, settings: LayerSettings) -> nn.Module:
+    """Return a fresh layer: ``bn``, ``in``, ``gn``, ``ln`` (all channels and positions jointly) or ``mbn``.
+
+    Raises:
+        ConfigurationError: for groups that do not divide the channels.
+    """
+    channels, dims, eps, affine = settings.channels, max(1, settings.dims), settings.eps, settings.affine
+    if kind == "bn":
+        return _BATCH_NORMS[dims](channels, eps=eps, momentum=settings.momentum, affine=affine)
+    if kind == "in":
+        return _INSTANCE_NORMS[dims](channels, eps=eps, affine=affine)
+    if kind == "mbn":
+        return MeanOnlyBatchNorm(channels, momentum=settings.momentum)
+    groups = default_groups(channels) if settings.groups is None else settings.groups
+    groups = 1 if kind == "ln" else groups
+    if groups < 1 or channels % groups:
+        nearest = max((g for g in range(1, groups) if channels % g == 0), default=1)
+        raise ConfigurationError(
+            f"groups={groups} does not divide {channels} channels. Choose a divisor, such as {nearest}, or leave it "
+            "out."
+        )
+    return nn.GroupNorm(groups, channels, eps=eps, affine=affine)
+
+
+class MeanOnlyBatchNorm(nn.Module):
+    r"""Mean-only batch normalization (Salimans & Kingma 2016, section 4): :math:`y - \mu + \beta`.
+
+    Made for weight normalization, which takes care of the scale. Batches ``(N, C, ...)``; in evaluation the running
+    mean takes the place of μ.
+
+    Args:
+        num_features: channels C.
+        momentum: of the running mean, as in torch's batch normalization; None for a cumulative average.
+    """
+
+    running_mean: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_features: int, momentum: float | None = 0.1) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.momentum = momentum
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def extra_repr(self) -> str:
+        """Return the settings for ``print(model)``."""
+        return f"{self.num_features}, momentum={self.momentum}"
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Return the centered pre-activations."""
+        if not self.training:
+            return y - _broadcast(self.running_mean - self.bias, y)
+        mean = y.mean([d for d in range(y.ndim) if d != 1])
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            self.running_mean += momentum * (mean - self.running_mean)
+        return y - _broadcast(mean - self.bias, y)
+
+
+def _broadcast(values: Tensor, like: Tensor) -> Tensor:
+    """View one value per channel so that it fits ``(N, C, ...)``."""
+    return values.view([1, -1] + [1] * (like.ndim - 2))
