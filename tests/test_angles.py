@@ -18,13 +18,10 @@ from lightning_normgeo.geometry import (
     split_update,
     update_products,
 )
+from tests.tensors import draw
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=80)
 NUMBER = st.floats(-10, 10, allow_subnormal=False).map(lambda x: x if abs(x) > 1e-3 else 0.0)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def turned(theta, radial=0.0, n=50):

@@ -15,6 +15,7 @@ from lightning_normgeo.geometry import (
     shift_gap,
     squared_gain,
 )
+from tests.tensors import draw
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=80)
 
@@ -25,10 +26,6 @@ def integer_data(draw, max_n=6, max_samples=7):
     n, samples = draw(st.integers(1, max_n)), draw(st.integers(1, max_samples))
     column = st.lists(st.integers(-3, 3), min_size=n, max_size=n)
     return torch.tensor(draw(st.lists(column, min_size=samples, max_size=samples)), dtype=torch.float64).T
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def test_gaps_are_absolute_differences_per_channel():

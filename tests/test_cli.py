@@ -196,6 +196,7 @@ def test_report_can_be_left_out(finished: Finished, tiny: str, capsys: pytest.Ca
         (["--version"], __version__),
         (["--help"], "predict"),
         (["fit", "--help"], "--test_after_fit"),
+        (["fit", "--help"], "'wn+mbn'"),
         (["fit", "--trainer.callbacks.help", "lightning_normgeo.NormGrowthMonitor"], "every_n_steps"),
         (["fit", "--data.help", "lightning_normgeo.DigitsDataModule"], "split_seed"),
     ],

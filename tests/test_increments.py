@@ -20,12 +20,9 @@ from lightning_normgeo.geometry import (
     weight_gradient_products,
 )
 from lightning_normgeo.probes.rules import describe_update
+from tests.tensors import draw
 
 UNITS, LRS = 3, [0.2, 0.2, 0.05, 0.1, 0.02]
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def take_step(optimizer, parameter, gradient, lr):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_normgeo import NORMS, DigitsDataModule, ResNetClassifier
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.models.architecture import ARCHITECTURES, build_resnet
 from lightning_normgeo.normalization import find_norm, scale_invariant_units
 from lightning_normgeo.normalization.weights import WeightStandardization
@@ -115,6 +117,16 @@ def test_instance_normalization_of_single_values_is_refused(stem: Any, size: int
     images = torch.rand(2, 3, size + 1, size + 1)
     model._check_batch(images, torch.tensor([0, 1]))
     assert model(images).isfinite().all()
+
+
+@pytest.mark.parametrize(("norm", "use_buffers", "warned"), [("sn", True, 1), ("sn", False, 0), ("bn", True, 0)])
+def test_averaging_singular_vectors_is_warned_about(norm: str, use_buffers: bool, warned: int) -> None:
+    averaging = EMAWeightAveraging(use_buffers=use_buffers)
+    data = DataLoader(TensorDataset(*batch()), batch_size=4)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", MeasurementWarning)
+        trainer(callbacks=[averaging]).fit(small(norm=norm), data)
+    assert sum("singular vectors of norm='sn'" in str(entry.message) for entry in seen) == warned
 
 
 def test_groups_and_the_deviation_are_choices() -> None:

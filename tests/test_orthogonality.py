@@ -15,13 +15,10 @@ from lightning_normgeo.geometry import (
     weight_gradient_cosine,
     weight_gradient_products,
 )
+from tests.tensors import draw, readout
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 NUMBER = st.floats(-10, 10, allow_subnormal=False).map(lambda x: x if abs(x) > 1e-6 else 0.0)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 LAYERS = {
@@ -31,10 +28,6 @@ LAYERS = {
     "transposed-conv": (lambda x, w: F.conv_transpose2d(x, w), (3, 2, 4, 4), (2, 4, 3, 3), 1),
     "conv-relu": (lambda x, w: F.conv2d(x, w).relu(), (3, 2, 5, 5), (4, 2, 3, 3), 0),
 }
-
-
-def readout(y):
-    return ((y + 0.3).tanh() * draw(*y.shape, seed=9)).sum()
 
 
 def weight_and_gradient(kind, normalize, scale=1.0):

@@ -19,8 +19,8 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization import NORMS, SwapReport, swap_norm
-from lightning_normgeo.normalization.feeders import inputs_by_graph, inputs_in_order
-from lightning_normgeo.normalization.sources import Layers, normalization_layers
+from lightning_normgeo.normalization.sources import Layers
+from tests.small_models import feeders
 from tests.swap_ddp_script import swapped_and_trained
 
 SCRIPT = Path(__file__).with_name("swap_ddp_script.py")
@@ -120,12 +120,6 @@ def test_what_is_left_alone() -> None:
     assert [entry.name for entry in report.left] == ["features.1.0.block.2", "features.3.0.block.2"] + [
         f"features.5.{i}.block.2" for i in range(2)
     ]
-
-
-def feeders(model: nn.Module, batch: Any = None) -> dict[str, list[str]]:
-    sources = normalization_layers(model)
-    found = inputs_in_order(model, sources) if batch is None else inputs_by_graph(model, sources, batch)
-    return {s.name: sorted(f.name for f in found[s.layer].feeders) for s in sources if s.layer in found}
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch not in ("densenet121", "convnext")])

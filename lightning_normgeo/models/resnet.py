@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.errors import ConfigurationError, closest, warn_once
 from lightning_normgeo.models.architecture import ARCHITECTURES, Stem, build_resnet, smallest_map
 from lightning_normgeo.normalization.registry import NORMS, find_norm
 
 Decayed = Literal["all", "weights", "none"]
-if TYPE_CHECKING:
-    NormName = str
-else:  # so that --help lists them; any other string gets this package's error, with the nearest names
-    NormName = Literal[tuple(NORMS)] | str
+# so that --help lists the names; any other string gets this package's error, with the nearest ones
+NormName = Literal[tuple(NORMS)] | str  # type: ignore[valid-type]
 _SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
 
 
@@ -82,7 +80,7 @@ class ResNetClassifier(pl.LightningModule):
         self,
         num_classes: int = 10,
         arch: str = "resnet101",
-        norm: NormName = "bn",
+        norm: NormName = "bn",  # type: ignore[valid-type]
         stem: Stem = "cifar",
         groups: int | None = None,
         unbiased: bool = True,
@@ -142,7 +140,13 @@ class ResNetClassifier(pl.LightningModule):
         }
 
     def on_fit_start(self) -> None:
-        """Check that the data has the number of classes the model was built for."""
+        """Check that the data has the number of classes the model was built for, and callbacks that would harm it."""
+        averaging = [callback for callback in self.trainer.callbacks if getattr(callback, "_use_buffers", False)]  # type: ignore[attr-defined]
+        if averaging and find_norm(self.hparams["norm"]).weight == "sn":
+            warn_once(
+                f"{type(averaging[0]).__name__} averages buffers, among them the singular vectors of norm='sn', whose "
+                "averages are none: σ comes out wrong. Give it use_buffers=False."
+            )
         classes = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
         if classes is not None and classes != self.hparams["num_classes"]:
             raise ConfigurationError(

@@ -254,7 +254,9 @@ def _log() -> Any:
 
 def _color(domain: list[str]) -> Any:
     legend = alt.Legend(title=None, orient="bottom", columns=2, labelLimit=300)
-    return alt.Color("series:N", scale=alt.Scale(domain=domain, range=_COLORS), legend=legend)
+    own = {label: _COLORS[i] for i, label in enumerate(_COSINES.values())}  # a control alone is no invariant unit
+    colors = [own.get(label, _COLORS[i % len(_COLORS)]) for i, label in enumerate(domain)]
+    return alt.Color("series:N", scale=alt.Scale(domain=domain, range=colors), legend=legend)
 
 
 def _sized(chart: Any) -> Any:

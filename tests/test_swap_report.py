@@ -1,0 +1,49 @@
+"""swap_norm says what it did."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lightning_normgeo.normalization import NORMS, swap_norm
+from tests.projects import ConvNet
+from tests.small_models import conv_bn
+
+
+def test_hooks_that_go_are_reported() -> None:
+    for to in ("gn", "wn"):
+        net = conv_bn()
+        net[1].register_full_backward_hook(lambda *_: None)
+        assert "its hooks dropped" in swap_norm(net, to).changes[0].note
+    net = conv_bn()
+    net[1].register_forward_hook(lambda *_: None)
+    assert "hooks" not in swap_norm(net, "bn+ws").changes[0].note
+
+
+def test_the_report_as_text() -> None:
+    net = nn.Sequential(ConvNet(), nn.LayerNorm(4))
+    assert str(swap_norm(net, "gn", groups=2)) == "\n".join(
+        [
+            "to gn: 2 layers changed, 1 left alone, 674 -> 674 parameters",
+            "  0.1  BatchNorm2d -> GroupNorm(2 groups) (running mean dropped, running variance dropped)",
+            "  0.4  BatchNorm2d -> GroupNorm(2 groups) (running mean dropped, running variance dropped)",
+            "  1    left alone: it normalizes the last dimension of its input, not channels (N, C, ...)",
+        ]
+    )
+    assert str(swap_norm(net, "cwn", layers="0.4")) == "\n".join(
+        [
+            "to cwn: 1 layer changed, 2 left alone, 674 -> 666 parameters",
+            "  weights in front found by the order of registration, a guess; with example_batch the model is traced",
+            "  0.4  GroupNorm(2 groups) -> Identity, weights of 0.3 (γ and β folded into weight and bias of 0.3)",
+            "  0.1  left alone: layers='0.4' does not match it",
+            "  1    left alone: layers='0.4' does not match it",
+        ]
+    )
+
+
+def test_the_report_counts_parameters() -> None:
+    for to in NORMS:
+        net = nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.GroupNorm(2, 6))
+        report = swap_norm(net, to)
+        assert report.to == to
+        assert report.parameters_before == 4 * 6 * 9 + 12
+        assert report.parameters_after == sum(p.numel() for p in net.parameters())
