@@ -14,24 +14,18 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from lightning_normgeo.geometry import as_rows, weight_gradient_cosine
-from lightning_normgeo.normalization import WeightUnits, guess_units, normalize_weight, units_from_graph
+from lightning_normgeo.normalization import (
+    WeightUnits,
+    guess_units,
+    normalize_weight,
+    scale_invariant_units,
+    units_from_graph,
+)
 from lightning_normgeo.normalization.weights import WeightStandardization
 from tests.projects import ConvNet
+from tests.small_models import Net
 
 EPS = 1e-60  # so that in float64 nothing is left but rounding
-
-
-class Net(nn.Module):
-    """Layers by name and how to run them."""
-
-    def __init__(self, run: Callable[..., Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
 
 
 def conv(out: int = 6, bias: bool = False, **settings: int) -> nn.Conv2d:
@@ -128,6 +122,55 @@ def normalized_weight(m: Net, x: Tensor) -> Tensor:
     return F.conv2d(x, F.normalize(m.conv.weight.flatten(1)).view_as(m.conv.weight), padding=1).sigmoid()
 
 
+def halves(m: Net, x: Tensor) -> Tensor:
+    a, b = m.conv(x).chunk(2, 1)
+    return m.norm(a + b)
+
+
+def attention_maps(m: Net, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.norm(y[:, :1] * x + y[:, 1:2] * x)
+
+
+def copied_twice(m: Net, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    n, c, h, w = y.shape
+    in_turn, in_blocks = y[:, :, None].expand(n, c, 2, h, w), y[:, None].expand(n, 2, c, h, w)
+    return m.norm(in_turn.reshape(n, 2 * c, h, w) + in_blocks.reshape(n, 2 * c, h, w))
+
+
+def squash(m: Net, x: Tensor) -> Tensor:
+    """A capsule network's: 1 is no epsilon."""
+    y = m.conv(x)
+    square = y.square().sum(1, keepdim=True)
+    return square / (1 + square) * y / square.sqrt()
+
+
+def added_first(m: Net, x: Tensor) -> Tensor:
+    return m.norm(torch.addmm(m.other(x.flatten(1)), x.flatten(1), m.linear.weight.t()))
+
+
+def variance_and_mean(m: Net, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    variance, mean = torch.var_mean(y, (0, 2, 3), keepdim=True)
+    return (y - mean) / (variance + EPS).sqrt()
+
+
+def standardized_as_published(m: Net, x: Tensor) -> Tensor:
+    """Weight standardization as in Qiao's code: an expanded deviation."""
+    centered = m.conv.weight - m.conv.weight.mean((1, 2, 3), keepdim=True)
+    deviation = centered.view(len(centered), -1).std(1).view(-1, 1, 1, 1) + EPS
+    return F.conv2d(x, centered / deviation.expand_as(centered)).sigmoid()
+
+
+def with_weight(change: Callable[[Tensor], Tensor]) -> Callable[[Net, Tensor], Tensor]:
+    return lambda m, x: m.norm(F.conv2d(x, change(m.conv.weight)))
+
+
+def then(function: Callable[[Tensor], Tensor]) -> Callable[[Net, Tensor], Tensor]:
+    return lambda m, x: m.norm(function(m.conv(x)))
+
+
 def weighted(kind: str, layer: nn.Module, gain: bool = True) -> Net:
     normalize_weight(layer, kind, gain)
     for child in layer.modules():
@@ -208,6 +251,29 @@ CASES: dict[str, tuple[Net, str]] = {
     "spectral-norm": (weighted("sn", conv(bias=True)), "matrix"),
     "spectral-norm-transposed": (weighted("sn", nn.ConvTranspose2d(4, 6, 2), gain=False), "matrix"),
     "normalized-weight": (Net(normalized_weight, conv=conv()), "filter"),
+    "softsign-batch-norm": (chain(conv(), nn.Softsign(), bn()), "none"),
+    "prelu-batch-norm": (chain(conv(), nn.PReLU(), bn()), "filter"),
+    "clamp-below-zero": (Net(then(lambda y: y.clamp(min=-0.5)), conv=conv(), norm=bn()), "none"),
+    "clamp-at-zero": (Net(then(lambda y: y.clamp(min=0)), conv=conv(), norm=bn()), "filter"),
+    "clamp-by-tensor": (Net(then(lambda y: y.clamp(min=y.new_full((6, 1, 1), -0.5))), conv=conv(), norm=bn()), "none"),
+    "square-of-sum": (Net(then(lambda y: (y + 1).pow(2)), conv=conv(), norm=bn()), "none"),
+    "exponent": (Net(then(lambda y: 2**y), conv=conv(), norm=bn()), "none"),
+    "noisy-weight": (Net(with_weight(lambda w: w + torch.ones_like(w)), conv=conv(), norm=bn()), "none"),
+    "part-of-weight": (Net(with_weight(lambda w: w[:4]), conv=conv(), norm=gn(2, 4)), "none"),
+    "sum-of-halves": (Net(halves, conv=conv(), norm=bn(3)), "none"),
+    "attention-maps": (Net(attention_maps, conv=conv(2), norm=bn(4)), "none"),
+    "copied-twice": (Net(copied_twice, conv=conv(), norm=bn(12)), "layer"),
+    "two-group-norms": (Net(lambda m, x: m.a(m.conv(x)) + m.b(m.conv(x)), conv=conv(), a=gn(2), b=gn(3)), "layer"),
+    "cut-before-group-norm": (Net(then(lambda y: y[:, 1:5]), conv=conv(8), norm=gn(2, 4)), "none"),
+    "uneven-view": (
+        Net(then(lambda y: y.flatten(2).view(7, 8, 12)), conv=conv(), norm=nn.GroupNorm(4, 8, EPS)),
+        "layer",
+    ),
+    "added-in-product": (Net(added_first, linear=nn.Linear(64, 6), other=nn.Linear(64, 6), norm=ln(6)), "none"),
+    "squash": (Net(squash, conv=conv()), "none"),
+    "variance-and-mean": (Net(variance_and_mean, conv=conv()), "filter"),
+    "standardized-as-published": (Net(standardized_as_published, conv=conv()), "filter"),
+    "weight-norm-of-inputs": (chain(parametrizations.weight_norm(nn.ConvTranspose2d(4, 6, 2)), nn.Sigmoid()), "filter"),
     "standardized-before-group-norm": (chain(weighted("ws", conv()).chain[0], gn()), "filter"),
 }
 
@@ -272,7 +338,7 @@ def test_without_the_bias_a_joint_unit_would_be_wrong(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("gelu-batch-norm", "its output is read by Gelu, which is not positively homogeneous"),
+        ("gelu-batch-norm", "its output is read by Gelu, which is not known to be positively homogeneous"),
         ("residual-before", r"added to another tensor before any normalization \(a residual sum\)"),
         ("two-readers", "one of 2 consumers: its output is added to another tensor"),
         ("frozen", r"frozen statistics \(evaluation mode\)"),
@@ -314,6 +380,19 @@ def test_a_gamma_that_something_else_reads_predicts_no_epsilon_part() -> None:
     loss = model(torch.rand(4, 3, 8, 8)).square().sum()
     assert units_from_graph(model, loss)[0].scale == "1.weight"
     assert units_from_graph(model, loss + 0.1 * model[1].weight.abs().sum())[0].scale is None
+
+
+def test_a_weight_that_is_an_output_too_has_no_units() -> None:
+    model = Net(lambda m, x: (m.norm(m.conv(x)), m.conv.weight), conv=conv(), norm=bn())  # type: ignore[arg-type,return-value]
+    reason = scale_invariant_units(model, torch.rand(2, 4, 4, 4))["conv"].reason
+    assert reason == "it reaches the loss without a normalization"
+
+
+def test_the_columns_of_a_matrix_that_is_multiplied_from_the_right() -> None:
+    model = nn.ParameterList([torch.rand(5, 3, dtype=torch.float64)])
+    loss = F.batch_norm(torch.rand(7, 5, dtype=torch.float64) @ model[0], None, None, training=True, eps=EPS)
+    (units,) = units_from_graph(model, (loss * torch.rand(7, 3)).sum())
+    assert (units.kind, units.count, units.dim) == ("filter", 3, 1)
 
 
 def test_weights_the_loss_does_not_depend_on_are_left_out() -> None:

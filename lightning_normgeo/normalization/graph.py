@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
@@ -35,18 +36,19 @@ class Graph:
         self.readers: dict[tuple[Node, int], list[tuple[Node, int]]] = defaultdict(list)
         self.leaves: list[Node] = []
         self.order: dict[Node, int] = {}
-        self.results = {(result.grad_fn, result.output_nr) for result in results}
+        edges = [get_gradient_edge(result) for result in results if result.requires_grad]  # of a parameter: its leaf
+        self.results = {(edge.node, edge.output_nr) for edge in edges}
         self.outputs: dict[Node, set[int]] = defaultdict(set)
         finished = itertools.count()
-        stack: list[tuple[Node, bool]] = [(result.grad_fn, False) for result in results]
+        stack: list[tuple[Node, bool]] = [(edge.node, False) for edge in edges]
         while stack:
             node, done = stack.pop()
             if done:
                 self.order[node] = next(finished)
-            elif node is not None and node not in self.order:
+            elif node not in self.order:
                 self.order[node] = -1
                 stack.append((node, True))
-                stack += [(source, False) for source, _ in node.next_functions if source not in self.order]
+                stack += [(source, False) for source, _ in node.next_functions if source not in self.order and source]
         self._turn_round()
         for node, output in [*self.readers, *self.results]:
             self.outputs[node].add(output)
@@ -82,10 +84,10 @@ def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:
     args = example_batch if isinstance(example_batch, tuple) else () if kwargs else (example_batch,)
     devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     with torch.inference_mode(False), torch.random.fork_rng(sorted(devices, key=str)), torch.enable_grad():
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         try:
+            buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
             outputs = functional_call(module, buffers, args, kwargs)
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        except Exception as error:
             raise ConfigurationError(
                 f"{type(module).__name__} cannot take the example batch ({_describe(example_batch)}): {error}. Give "
                 "one batch as its forward takes it; a tuple holds several positional, a dict keyword arguments."

@@ -25,13 +25,14 @@ def bias_of(name: str) -> str:
     return f"{site_of(name)}.bias"
 
 
-def named_weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the trainable parameters that are matrices of rows, under clean names.
+def named_weights(module: nn.Module, frozen: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the trainable parameters that are matrices of rows, under clean names; with ``frozen`` also the others.
 
     Leaves out vectors (γ, β, biases) and what has one number per row: lengths of weight normalization, layer scales.
     """
     parameters = dict(module.named_parameters())
     for name, parameter in parameters.items():
         is_length = name.endswith(".original0") and f"{name[:-1]}1" in parameters
-        if parameter.requires_grad and parameter.ndim >= 2 and parameter.numel() > parameter.shape[0] and not is_length:
+        has_rows = parameter.ndim >= 2 and parameter.numel() > parameter.shape[0] and not is_length
+        if has_rows and (parameter.requires_grad or frozen):
             yield clean_name(name), parameter

@@ -21,11 +21,11 @@ class WeightUnits:
 
     Attributes:
         name: the parameter's name in the module it was found in.
-        kind: what a unit is. ``filter``: the slice of one output channel; ``group``: those of several channels
-            jointly; ``layer``: all; ``matrix``: all, by a normalization of the weight itself; ``none``: no invariance
-            was established.
+        kind: what a unit is. ``filter``: the slice of one output channel (for torch's weight normalization that of one
+            index of its ``dim``); ``group``: those of several channels jointly; ``layer``: all; ``matrix``: all, by a
+            normalization of the weight itself; ``none``: no invariance was established.
         count: number of units; for ``none`` each output row is looked at by itself.
-        dim: the weight's dimension that enumerates output channels.
+        dim: the weight's dimension that enumerates these slices.
         groups: of a transposed convolution, whose output channels are spread over its groups.
         bias: name of the bias that belongs to the units, where only weight and bias jointly are invariant.
         scale: name of the γ of the one batch normalization that makes it invariant; for the epsilon correction.

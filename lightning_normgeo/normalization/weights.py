@@ -132,10 +132,12 @@ def parametrizations_of(layer: nn.Module) -> list[nn.Module]:
 
 
 def parametrization_kind(layer: nn.Module | None) -> Literal["filter", "matrix"] | None:
-    """Return what a unit of a parametrized weight is, for the parametrizations of this package."""
+    """Return what a unit of a parametrized weight is; None where it is unknown, or not an output channel's slice."""
     for parametrization in [] if layer is None else parametrizations_of(layer):
-        if type(parametrization) in _PARAMETRIZATIONS:
-            return "matrix" if isinstance(parametrization, parametrizations._SpectralNorm) else "filter"
+        if isinstance(parametrization, parametrizations._SpectralNorm):
+            return "matrix"
+        if type(parametrization) in _PARAMETRIZATIONS and layer is not None:
+            return "filter" if parametrization.dim == rows_dim(layer) else None
     return None
 
 

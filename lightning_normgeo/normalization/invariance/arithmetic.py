@@ -11,14 +11,19 @@ from lightning_normgeo.normalization.invariance.walk import (
     NotInvariantError,
     Operands,
     Walk,
+    bias_axis,
     dimensions,
+    name_of,
+    shape_of,
     the_operand,
     without_offset,
 )
 
 
 def homogeneous(walk: Walk) -> Scaled | None:
-    """A function of each element with f(αx) = αf(x): ReLU, absolute value, dropout."""
+    """A function of each element with f(αx) = αf(x): ReLU, absolute value, dropout; PReLU with slopes of its own."""
+    if walk.operands[0] is None:
+        raise NotInvariantError(f"it scales a parameter of {name_of(walk.node)}")
     return without_offset(the_operand(walk))
 
 
@@ -27,14 +32,20 @@ def power(exponent: float | None) -> Callable[[Walk], Scaled | None]:
 
     def rule(walk: Walk) -> Scaled | None:
         state = without_offset(the_operand(walk))
-        by = float(walk.node._saved_exponent) if exponent is None else exponent
+        by = _exponent(walk.node) if exponent is None else exponent
+        if by is None:
+            raise NotInvariantError("a power that is computed is taken of it, or with it as the exponent")
         return _of_degree(walk, state, state.degree * by)
 
     return rule
 
 
-def reduction(degree: float) -> Callable[[Walk], Scaled | None]:
-    """Return the rule of a sum, mean, norm or deviation (degree 1) or a variance (degree 2) over some axes."""
+def reduction(*degrees: float) -> Callable[[Walk], Scaled | None]:
+    """Return the rule of a sum, mean, norm or deviation (degree 1) or a variance (degree 2) over some axes.
+
+    Args:
+        degrees: one for each output.
+    """
 
     def rule(walk: Walk) -> Scaled | None:
         state = without_offset(the_operand(walk))
@@ -44,7 +55,7 @@ def reduction(degree: float) -> Callable[[Walk], Scaled | None]:
             axes = [plain(1) if d in gone else axis for d, axis in enumerate(state.axes)]
         else:
             axes = [axis for d, axis in enumerate(state.axes) if d not in gone]
-        return replace(state, axes=tuple(axes), degree=state.degree * degree)
+        return replace(state, axes=tuple(axes), degree=state.degree * degrees[walk.output], statistic=True)
 
     return rule
 
@@ -58,10 +69,10 @@ def add(walk: Walk) -> Scaled | None:
         return _joined(walk, a, b, a.degree)
     state = the_operand(walk)
     edges = walk.node.next_functions
-    other = edges[1 if b is None else 0][0] if len(edges) > 1 else None
-    if other is None and (not state.data or _is_epsilon(walk)):
+    other, output = edges[1 if b is None else 0] if len(edges) > 1 else (None, 0)
+    if other is None and state.statistic and _divides(walk.consumers()):
         return state.over(broadcast(state.axes, walk.shape))
-    axis = _bias_axis(other, walk.shape)
+    axis = None if other is None else bias_axis(shape_of(other, output), walk.shape)
     if axis is None or state.offset not in (None, axis):
         raise NotInvariantError("its output is added to another tensor before any normalization (a residual sum)")
     return replace(state, axes=broadcast(state.axes, walk.shape), offset=axis)
@@ -79,6 +90,8 @@ def multiply(walk: Walk) -> Scaled | None:
 def divide(walk: Walk) -> Scaled | None:
     """A quotient: the degree of the denominator is taken off."""
     a, b = _pair(walk)
+    if a is not None and b is not None and a.statistic and b.statistic:
+        raise NotInvariantError("a statistic is divided by another, as n / (1 + n) in a capsule network is")
     if a is not None and b is not None:
         return _of_degree(walk, _joined(walk, without_offset(a), without_offset(b), 1), a.degree - b.degree)
     state = without_offset(the_operand(walk))
@@ -87,10 +100,13 @@ def divide(walk: Walk) -> Scaled | None:
 
 
 def clamp(walk: Walk) -> Scaled | None:
-    """Bounded below by (nearly) zero: a ReLU, or an epsilon."""
-    if not float(getattr(walk.node, "_saved_min", None) or 0.0) <= 1e-4 or getattr(walk.node, "_saved_max", None):
+    """Bounded below by zero: a ReLU; what a normalization divides by, by an epsilon."""
+    state = without_offset(the_operand(walk))
+    low = walk.node._saved_min if len(walk.operands) == 1 else None  # a tensor would be an operand
+    epsilon = 1e-4 if state.statistic else 0.0
+    if low is None or not 0.0 <= float(low) <= epsilon or getattr(walk.node, "_saved_max", None) is not None:
         raise NotInvariantError("its output is clamped")
-    return without_offset(the_operand(walk))
+    return state
 
 
 def _pair(walk: Walk) -> Operands:
@@ -108,34 +124,20 @@ def _of_degree(walk: Walk, state: Scaled, degree: float) -> Scaled | None:
 
 def _joined(walk: Walk, a: Scaled, b: Scaled, degree: float) -> Scaled:
     """Return the state of an elementwise function of two tensors that both scale."""
-    axes = []
-    for left, right in zip(broadcast(a.axes, walk.shape), broadcast(b.axes, walk.shape), strict=True):
-        if left.partial != right.partial:
-            raise NotInvariantError("combined with other outputs")
-        unlike = set(left.digits) ^ set(right.digits)
-        walk.merge(sorted(unlike))
-        axes.append(left if left.digits else right)
-    return Scaled(tuple(axes), degree, None, a.data or b.data)
+    axes = map(walk.joined, broadcast(a.axes, walk.shape), broadcast(b.axes, walk.shape))
+    return Scaled(tuple(axes), degree, None, a.data or b.data, a.statistic and b.statistic)
 
 
-def _is_epsilon(walk: Walk) -> bool:
-    """Whether what is added goes straight into a root or under a fraction."""
-    roots = ("Sqrt", "Rsqrt", "Reciprocal", "Pow")
-    return all(name.startswith(roots) or (name.startswith("Div") and at == 1) for name, at in walk.readers)
+def _divides(consumers: Sequence[tuple[Node, int]]) -> bool:
+    """Whether a number that is added is an epsilon: it goes straight into a root or under a fraction."""
+    return all(
+        name_of(node) in ("Sqrt", "Rsqrt", "Reciprocal")
+        or (name_of(node) == "Div" and position == 1)
+        or (name_of(node) == "Pow" and not (_exponent(node) or 1.0) > 0.5)
+        for node, position in consumers
+    )
 
 
-def _bias_axis(node: Node, shape: Sequence[int]) -> int | None:
-    """Return the axis along which a parameter that is added varies, or None if it is no bias of one axis."""
-    size: tuple[int, ...] | None = None
-    while node is not None:
-        if hasattr(node, "variable"):
-            size = size or tuple(node.variable.shape)
-            break
-        if not node.name().startswith(("ToCopy", "View", "Unsqueeze", "Reshape", "Expand")):
-            return None
-        size = size or tuple(node._input_metadata[0].shape)
-        node = node.next_functions[0][0]
-    if node is None or size is None:
-        return None
-    wide = [d - len(size) + len(shape) for d, length in enumerate(size) if length > 1]
-    return wide[0] if len(wide) == 1 else None
+def _exponent(node: Node) -> float | None:
+    """Return the exponent of a power, or None where it is a tensor."""
+    return float(node._saved_exponent) if node.name() == "PowBackward0" else None

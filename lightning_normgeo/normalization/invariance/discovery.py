@@ -13,38 +13,16 @@ The paper's "every row" (Lemma 3) is right for the first and wrong for the other
 
 from __future__ import annotations
 
-import heapq
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.normalization.graph import Graph, Node, is_compiled, trace
+from lightning_normgeo.normalization.graph import Graph, is_compiled, trace
 from lightning_normgeo.normalization.invariance.guess import guess_units
-from lightning_normgeo.normalization.invariance.layout import Axis, Piece, Scaled, contiguous_units, plain, rows
-from lightning_normgeo.normalization.invariance.rules import apply
-from lightning_normgeo.normalization.invariance.walk import (
-    BiasNotScaledError,
-    NotInvariantError,
-    Walk,
-    name_of,
-    shape_of,
-)
-from lightning_normgeo.normalization.names import bias_of, clean_name, named_weights, site_of
-from lightning_normgeo.normalization.units import Kind, Units, WeightUnits
-from lightning_normgeo.normalization.weights import parametrization_title
-
-_TITLES = {
-    "NativeBatchNorm": "batch normalization",
-    "CudnnBatchNorm": "batch normalization",
-    "MiopenBatchNorm": "batch normalization",
-    "SyncBatchNorm": "batch normalization",
-    "NativeGroupNorm": "group normalization",
-    "NativeLayerNorm": "layer normalization",
-    "FusedRmsNorm": "root mean square normalization",
-}
+from lightning_normgeo.normalization.invariance.search import Search
+from lightning_normgeo.normalization.names import clean_name, named_weights
+from lightning_normgeo.normalization.units import Units, WeightUnits
 
 
 def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
@@ -68,13 +46,10 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
         raise ConfigurationError("scale_invariant_units cannot look into a compiled model. Give it the model itself.")
     found = {units.name: units for units in _units_in(Graph(*trace(module, example_batch)), module)}
     weights = []
-    for name, parameter in module.named_parameters():
-        known = found.get(clean_name(name))
-        if known is None and parameter.ndim >= 2 and parameter.numel() > parameter.shape[0]:
-            why = "no output depends on it" if parameter.requires_grad else "frozen: it has no gradient"
-            known = WeightUnits(name=clean_name(name), kind="none", count=parameter.shape[0], reason=why)
-        if known is not None and not name.endswith(".original0"):
-            weights.append(known)
+    for name, parameter in named_weights(module, frozen=True):
+        why = "no output depends on it" if parameter.requires_grad else "frozen: it has no gradient"
+        other = WeightUnits(name=name, kind="none", count=parameter.shape[0], reason=why)
+        weights.append(found.get(name, other))
     return Units(tuple(weights))
 
 
@@ -107,153 +82,5 @@ def _units_in(graph: Graph, module: nn.Module) -> tuple[WeightUnits, ...]:
     names = {id(parameter): clean_name(name) for name, parameter in module.named_parameters()}
     layers = {clean_name(name): layer for name, layer in module.named_modules()}
     leaves = {names[id(leaf.variable)]: leaf for leaf in graph.leaves if id(leaf.variable) in names}
-    search = _Search(graph, names, layers, leaves)
+    search = Search(graph, names, layers, leaves)
     return tuple(search.units_of(name) for name, _ in named_weights(module) if name in leaves)
-
-
-class _Search:
-    """Follows one weight after the other through a graph."""
-
-    def __init__(
-        self, graph: Graph, names: dict[int, str], layers: dict[str, nn.Module], leaves: dict[str, Node]
-    ) -> None:
-        self.graph = graph
-        self.names = names
-        self.layers = layers
-        self.leaves = leaves
-
-    def units_of(self, name: str) -> WeightUnits:
-        """Return the units of the weight called ``name``."""
-        leaf, owner = self.leaves[name], self.layers.get(site_of(name))
-        dim, groups = self._where_rows_are(leaf, owner)
-        weight = leaf.variable
-        found = WeightUnits(name=name, kind="none", count=weight.shape[dim] * groups, dim=dim, groups=groups)
-        start = {leaf: _rows_of(weight, dim, groups)}
-        try:
-            return self._invariant(found, *self._follow(start), owner)
-        except BiasNotScaledError as problem:
-            bias = self.leaves.get(bias_of(name))
-            if bias is None or bias.variable.shape != (found.count,):
-                return found.without_invariance(str(problem))
-            try:
-                merged, absorbers = self._follow({**start, bias: Scaled((rows(found.count),))})
-                return self._invariant(found, merged, absorbers, owner, bias_of(name))
-            except NotInvariantError as second:
-                return found.without_invariance(str(second))
-        except NotInvariantError as problem:
-            return found.without_invariance(str(problem))
-
-    def _where_rows_are(self, leaf: Node, owner: nn.Module | None) -> tuple[int, int]:
-        """Return the dimension of output channels, and the groups of a transposed convolution."""
-        if isinstance(owner, _ConvTransposeNd):
-            return 1, owner.groups
-        for reader, position in self.graph.readers[leaf, 0]:
-            if position == 1 and name_of(reader) == "Convolution" and reader._saved_transposed:
-                return 1, int(reader._saved_groups)
-        return 0, 1
-
-    def _follow(self, start: dict[Node, Scaled]) -> tuple[set[Piece], list[tuple[Node, Scaled]]]:
-        """Propagate ``start`` until every path has ended at a normalization.
-
-        Raises:
-            NotInvariantError: where one does not.
-        """
-        states: dict[tuple[Node, int], Scaled] = {(node, 0): state for node, state in start.items()}
-        merged: set[Piece] = set()
-        absorbers: list[tuple[Node, Scaled]] = []
-        queue: list[tuple[int, Node]] = []
-        seen: set[Node] = set()
-        for node in start:
-            self._enqueue(queue, seen, node, 0)
-        while queue:
-            _, node = heapq.heappop(queue)
-            operands = [states.get((source, output)) for source, output in node.next_functions]
-            for output in self.graph.outputs[node]:
-                readers = [(name_of(reader), at) for reader, at in self.graph.readers[node, output]]
-                walk = Walk(node, operands, shape_of(node, output), merged, absorbers, readers)
-                state = self._apply(walk)
-                if state is None:
-                    continue
-                if (node, output) in self.graph.results:
-                    raise NotInvariantError("it reaches the loss without a normalization")
-                states[node, output] = state
-                self._enqueue(queue, seen, node, output)
-        return merged, absorbers
-
-    def _apply(self, walk: Walk) -> Scaled | None:
-        """Apply the rule of a node; a reason not to go on says so where the node is one of several consumers."""
-        try:
-            return apply(walk)
-        except BiasNotScaledError:
-            raise
-        except NotInvariantError as problem:
-            counts = [
-                len(self.graph.readers[edge])
-                for edge, operand in zip(walk.node.next_functions, walk.operands, strict=True)
-                if operand is not None
-            ]
-            if max(counts) == 1:
-                raise
-            raise NotInvariantError(f"one of {max(counts)} consumers: {problem}") from None
-
-    def _enqueue(self, queue: list[tuple[int, Node]], seen: set[Node], node: Node, output: int) -> None:
-        for reader, _ in self.graph.readers[node, output]:
-            if reader not in seen:
-                seen.add(reader)
-                heapq.heappush(queue, (self.graph.order[reader], reader))
-
-    def _invariant(
-        self,
-        found: WeightUnits,
-        merged: set[Piece],
-        absorbers: list[tuple[Node, Scaled]],
-        owner: nn.Module | None,
-        bias: str | None = None,
-    ) -> WeightUnits:
-        count = contiguous_units(merged, found.count)
-        if count is None:
-            return found.without_invariance("the rows that share a normalization do not follow each other")
-        by_weight = not any(state.data for _, state in absorbers)
-        kind: Kind = "matrix" if by_weight else "layer"
-        kind = "filter" if count == found.count else "group" if count > 1 else kind
-        titles = dict.fromkeys(self._title(node, state, owner) for node, state in absorbers)
-        text = ", ".join(list(titles)[:2]) + (f" and {len(titles) - 2} more" if len(titles) > 2 else "")
-        scale = self._scale(found.count, absorbers) if kind == "filter" else None
-        return WeightUnits(
-            name=found.name,
-            kind=kind,
-            count=count,
-            dim=found.dim,
-            groups=found.groups,
-            bias=bias,
-            scale=scale,
-            normalization=text,
-        )
-
-    def _title(self, node: Node, state: Scaled, owner: nn.Module | None) -> str:
-        if not state.data:
-            return parametrization_title(owner)
-        title = _TITLES.get(name_of(node), "a normalization written out")
-        gamma = node.next_functions[1][0] if len(node.next_functions) > 1 else None
-        name = self.names.get(id(getattr(gamma, "variable", None)))
-        return title if name is None or name_of(node) not in _TITLES else f"{title} {site_of(name)}"
-
-    def _scale(self, count: int, absorbers: list[tuple[Node, Scaled]]) -> str | None:
-        """Return the name of γ where one batch normalization alone absorbs each row in its own channel."""
-        (node, state), *others = absorbers
-        if others or not state.data or _TITLES.get(name_of(node)) != "batch normalization":
-            return None
-        gamma = node.next_functions[1][0]
-        if state.axes[1] != rows(count) or state.degree != 1 or gamma is None or not hasattr(gamma, "variable"):
-            return None
-        alone = len(self.graph.readers[gamma, 0]) == 1  # else γ.grad holds more than this layer's part
-        return self.names.get(id(gamma.variable)) if alone else None
-
-
-def _rows_of(weight: torch.Tensor, dim: int, groups: int) -> Scaled:
-    """Return the state of a weight whose output channels are scaled one by one."""
-    if dim == 0:
-        return Scaled((rows(weight.shape[0]), *map(plain, weight.shape[1:])))
-    inputs, each, *kernel = weight.shape
-    first = Axis(inputs, (Piece(groups, each), Piece(inputs // groups, 0))) if groups > 1 else plain(inputs)
-    return Scaled((first, rows(each), *map(plain, kernel)))

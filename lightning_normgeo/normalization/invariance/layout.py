@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
-from typing import NamedTuple
+from math import lcm, prod
+from typing import Any, NamedTuple
 
 
 class Piece(NamedTuple):
@@ -26,12 +26,13 @@ class Axis(NamedTuple):
     Attributes:
         size: its length.
         pieces: most significant first.
-        partial: whether only a part of it comes from the weight, or only some of the rows are on it.
+        cut: the slice or concatenation (a node and its output) that left some rows of the pieces out, or put other
+            things next to them; None where there are exactly the rows of the pieces.
     """
 
     size: int
     pieces: tuple[Piece, ...]
-    partial: bool = False
+    cut: Any = None
 
     @property
     def digits(self) -> tuple[Piece, ...]:
@@ -50,12 +51,14 @@ class Scaled:
         degree: the power.
         offset: the axis along which an added constant varies that is not scaled (a bias), or None.
         data: whether the data has come in, as it does in the linear map that the weight is for.
+        statistic: whether it was taken over some axes, as what a normalization divides by.
     """
 
     axes: tuple[Axis, ...]
     degree: float = 1.0
     offset: int | None = None
     data: bool = False
+    statistic: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,18 +111,20 @@ def fused(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
 
 def regroup(axes: Sequence[Axis], shape: Sequence[int]) -> tuple[Axis, ...] | None:
     """Return the axes after a view with another shape; None where rows cannot be followed through it."""
+    if any(axis.cut and axis.size == 1 for axis in axes):
+        return None
     left = [axis for axis in axes if axis.size != 1]
     found = []
     for size in shape:
         pieces: tuple[Piece, ...] = ()
-        partial, taken = False, 1
+        cut, taken = None, 1
         while taken < size:
-            if not left:
+            if not left or size % taken:
                 return None
             axis, need = left.pop(0), size // taken
-            if axis.partial and axis.size > need:
+            if axis.cut and (cut or axis.size > need):
                 return None
-            partial |= axis.partial
+            cut = cut or axis.cut
             if axis.size <= need:
                 pieces, taken = pieces + axis.pieces, taken * axis.size
                 continue
@@ -130,14 +135,17 @@ def regroup(axes: Sequence[Axis], shape: Sequence[int]) -> tuple[Axis, ...] | No
             left.insert(0, Axis(axis.size // need, parts[1]))
         if taken != size:
             return None
-        found.append(Axis(size, fused(pieces), partial))
+        found.append(Axis(size, fused(pieces), cut))
     return tuple(found) if not left else None
 
 
 def broadcast(a: Sequence[Axis], shape: Sequence[int]) -> tuple[Axis, ...]:
     """Return the axes of a tensor broadcast to ``shape``."""
     padded = [plain(1)] * (len(shape) - len(a)) + list(a)
-    return tuple(axis if axis.size == size else plain(size) for axis, size in zip(padded, shape, strict=True))
+    return tuple(
+        axis if axis.size == size else plain(size)._replace(cut=axis.cut)
+        for axis, size in zip(padded, shape, strict=True)
+    )
 
 
 def contiguous_units(merged: set[Piece], rows: int) -> int | None:
@@ -154,6 +162,5 @@ def contiguous_units(merged: set[Piece], rows: int) -> int | None:
     for size, stride in sorted(merged, key=lambda piece: piece.stride):
         if stride > together:
             return None
-        if stride * size > together:
-            together = stride * size
+        together = lcm(together, stride * size)
     return rows // together if rows % together == 0 else None

@@ -8,10 +8,14 @@ from lightning_normgeo.normalization.invariance.layout import Axis, Scaled, fuse
 from lightning_normgeo.normalization.invariance.walk import (
     NotInvariantError,
     Walk,
+    bias_axis,
     dimensions,
     name_of,
+    shape_of,
     without_offset,
 )
+
+_ADDED = "a bias that is computed from it is added to other outputs"
 
 
 def convolution(walk: Walk) -> Scaled | None:
@@ -22,10 +26,11 @@ def convolution(walk: Walk) -> Scaled | None:
     if x is not None and weight is not None:
         state = _all_together(walk, x, weight)
     elif weight is not None:
-        state = _by_weight(walk, weight, transposed, groups)
-    else:
-        assert x is not None  # noqa: S101 - one operand at least scales
+        state = _by_weight(walk, without_offset(weight), transposed, groups)
+    elif x is not None:
         state = _by_input(walk, without_offset(x), groups)
+    else:
+        raise NotInvariantError(_ADDED)
     return _with_bias(walk, state, bias, 1, sum(node._saved_bias_sym_sizes_opt or ()) > 0)
 
 
@@ -35,18 +40,20 @@ def _by_weight(walk: Walk, weight: Scaled, transposed: bool, groups: int) -> Sca
         walk.reduce(weight.axes[1:])
     else:
         parts = split(weight.axes[0], groups)
-        assert parts is not None  # noqa: S101 - torch checks that groups divide
+        if parts is None or weight.axes[0].cut or weight.axes[1].cut:
+            raise NotInvariantError("the weight of a transposed convolution is put together from parts of it")
         channels = fused(parts[0] + weight.axes[1].pieces)
         walk.merge(parts[1])
         walk.reduce(weight.axes[2:])
     batch, out, *space = walk.shape
-    return Scaled((plain(batch), Axis(out, channels), *map(plain, space)), weight.degree, None, True)
+    axes = (plain(batch), Axis(out, channels, weight.axes[0].cut), *map(plain, space))
+    return Scaled(axes, weight.degree, None, True)
 
 
 def _by_input(walk: Walk, x: Scaled, groups: int) -> Scaled:
     """The filters mix the channels of a group; a depthwise convolution mixes none."""
     _, out, *space = walk.shape
-    if x.axes[1].partial:
+    if x.axes[1].cut:
         raise NotInvariantError("its output is mixed with other outputs (a concatenation) before a normalization")
     parts = split(x.axes[1], groups)
     if parts is None:
@@ -54,7 +61,7 @@ def _by_input(walk: Walk, x: Scaled, groups: int) -> Scaled:
         return Scaled((x.axes[0], plain(out), *map(plain, space)), x.degree, None, True)
     walk.merge(parts[1])
     walk.reduce(x.axes[2:])
-    channels = (*parts[0], *plain(out // groups).pieces)
+    channels = fused((*parts[0], *plain(out // groups).pieces))
     return Scaled((x.axes[0], Axis(out, channels), *map(plain, space)), x.degree, None, True)
 
 
@@ -64,6 +71,8 @@ def matrix_product(walk: Walk) -> Scaled | None:
     a, b = walk.operands[-2:]
     if a is not None and b is not None:
         state = _all_together(walk, a, b)
+    elif a is None and b is None:
+        raise NotInvariantError(_ADDED)
     else:
         one = without_offset(a if a is not None else b)  # type: ignore[arg-type]
         contracted, kept = (-1, -2) if a is not None else (-2, -1)
@@ -73,6 +82,9 @@ def matrix_product(walk: Walk) -> Scaled | None:
         axes = (*lead, rows, plain(walk.shape[-1])) if a is not None else (*lead, plain(walk.shape[-2]), rows)
         state = Scaled(axes, one.degree, None, True)
     bias = walk.operands[0] if has_bias else None
+    added, output = walk.node.next_functions[0]
+    if has_bias and added is not None and bias_axis(shape_of(added, output), walk.shape) != len(walk.shape) - 1:
+        raise NotInvariantError("a matrix is added to its output before any normalization (a residual sum)")
     return _with_bias(walk, state, bias, len(walk.shape) - 1, has_bias)
 
 
@@ -82,10 +94,11 @@ def linear(walk: Walk) -> Scaled | None:
     if x is not None and weight is not None:
         state = _all_together(walk, x, weight)
     elif weight is not None:
-        walk.reduce(weight.axes[1:])
+        walk.reduce(without_offset(weight).axes[1:])
         state = Scaled((*map(plain, walk.shape[:-1]), weight.axes[0]), weight.degree, None, True)
+    elif x is None:
+        raise NotInvariantError(_ADDED)
     else:
-        assert x is not None  # noqa: S101 - one operand at least scales
         walk.reduce([without_offset(x).axes[-1]])
         state = Scaled((*x.axes[:-1], plain(walk.shape[-1])), x.degree, None, True)
     has_bias = len(walk.node.next_functions) > 2 and walk.node.next_functions[2][0] is not None
@@ -98,9 +111,9 @@ def vector_product(walk: Walk) -> Scaled | None:
     state = without_offset(scaled[0])
     if len(scaled) > 1:
         raise NotInvariantError(f"both sides of {name_of(walk.node)} depend on it")
-    kept = 0 if len(walk.shape) == 0 else 1
-    walk.reduce(state.axes[kept:])
-    return state.over(state.axes[:kept])
+    walk.reduce(state.axes[-1:])
+    kept = state.axes[:-1] if len(state.axes) == 2 else map(plain, walk.shape)
+    return replace(state, axes=tuple(kept), statistic=True)
 
 
 def _all_together(walk: Walk, a: Scaled, b: Scaled) -> Scaled:
@@ -115,8 +128,8 @@ def _with_bias(walk: Walk, state: Scaled, bias: Scaled | None, axis: int, presen
         return replace(state, offset=axis) if present else state
     if bias.degree != state.degree:
         raise NotInvariantError("weight and bias scale in different ways")
-    walk.merge(sorted(set(bias.axes[-1].digits) ^ set(state.axes[axis].digits)))
-    return state
+    joined = walk.joined(bias.axes[-1], state.axes[axis])
+    return state.over([joined if d == axis else entry for d, entry in enumerate(state.axes)])
 
 
 def batch_norm(walk: Walk) -> None:

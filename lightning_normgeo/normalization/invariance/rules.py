@@ -10,7 +10,7 @@ from lightning_normgeo.normalization.invariance.walk import NotInvariantError, W
 
 _BY_RULE: dict[Callable[[Walk], Scaled | None], str] = {
     shapes.copy: "ToCopy Clone Alias Contiguous",
-    arithmetic.homogeneous: "Relu LeakyRelu Abs Neg NativeDropout",
+    arithmetic.homogeneous: "Relu LeakyRelu PreluKernel Abs Neg NativeDropout",
     shapes.view: "View ReshapeAlias UnsafeView Squeeze Unsqueeze Reshape",
     shapes.permute: "T Transpose Permute",
     shapes.expand: "Expand",
@@ -28,6 +28,8 @@ _BY_RULE: dict[Callable[[Walk], Scaled | None], str] = {
     arithmetic.power(-1.0): "Reciprocal",
     arithmetic.reduction(1.0): "Sum Mean Std LinalgVectorNorm Norm Amax Amin",
     arithmetic.reduction(2.0): "Var",
+    arithmetic.reduction(2.0, 1.0): "VarMean",
+    arithmetic.reduction(1.0, 1.0): "StdMean",
     arithmetic.add: "Add Sub",
     arithmetic.multiply: "Mul",
     arithmetic.divide: "Div",
@@ -53,5 +55,7 @@ def apply(walk: Walk) -> Scaled | None:
     """
     function = RULES.get(name_of(walk.node))
     if function is None:
-        raise NotInvariantError(f"its output is read by {name_of(walk.node)}, which is not positively homogeneous")
+        raise NotInvariantError(
+            f"its output is read by {name_of(walk.node)}, which is not known to be positively homogeneous"
+        )
     return function(walk)

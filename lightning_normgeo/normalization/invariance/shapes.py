@@ -27,7 +27,7 @@ def view(walk: Walk) -> Scaled | None:
     state = the_operand(walk)
     axes = regroup(state.axes, walk.shape)
     if axes is None:
-        if any(axis.partial for axis in state.axes) or state.offset is not None:
+        if any(axis.cut for axis in state.axes) or state.offset is not None:
             raise NotInvariantError(f"reshaped from {state.shape} to {walk.shape} before a normalization")
         walk.merge(state.axes)
         return state.over([plain(size) for size in walk.shape])
@@ -61,10 +61,10 @@ def spatial(walk: Walk) -> Scaled | None:
     """Pooling, resampling and padding by reflection: each channel by itself, linear or a maximum over positions."""
     state, name = the_operand(walk), walk.node.name()
     count = next(k for k in (1, 2, 3) if f"{k}D" in name.upper())
-    if "Max" not in name and "Nearest" not in name:
-        without_offset(state)
-    walk.reduce(state.axes[-count:])
     kept = len(state.axes) - count
+    if ("Max" not in name and "Nearest" not in name) or (state.offset or 0) >= kept:
+        without_offset(state)
+    walk.reduce(state.axes[kept:])
     return state.over([*state.axes[:kept], *map(plain, walk.shape[kept:])])
 
 
@@ -74,10 +74,13 @@ def cut(walk: Walk) -> Scaled | None:
     (axis,) = dimensions(walk.node._saved_dim, len(state.axes))
     old = state.axes[axis]
     if len(walk.shape) < len(state.axes):
-        if old.digits or old.partial or state.offset is not None:
+        if old.digits or old.cut or state.offset is not None:
             raise NotInvariantError("only some of its outputs are selected")
         return state.over([entry for d, entry in enumerate(state.axes) if d != axis])
-    new = Axis(walk.shape[axis], old.pieces, True) if old.digits or old.partial else plain(walk.shape[axis])
+    if walk.shape[axis] == old.size:
+        return state
+    cut_here = (walk.node, walk.output) if old.digits or old.cut else None
+    new = Axis(walk.shape[axis], old.pieces, cut_here) if cut_here else plain(walk.shape[axis])
     return state.over([new if d == axis else entry for d, entry in enumerate(state.axes)])
 
 
@@ -88,8 +91,12 @@ def concatenate(walk: Walk) -> Scaled | None:
     if any((other.degree, other.offset) != (state.degree, state.offset) for other in scaled):
         raise NotInvariantError("concatenated with outputs that scale in another way")
     (axis,) = dimensions(walk.node._saved_dim, len(state.axes))
-    joined = Axis(walk.shape[axis], state.axes[axis].pieces, True)
-    return state.over([joined if d == axis else entry for d, entry in enumerate(state.axes)])
+    axes = list(state.axes)
+    for d in set(range(len(axes))) - {axis}:
+        for other in scaled[1:]:
+            axes[d] = walk.joined(axes[d], other.axes[d])
+    axes[axis] = Axis(walk.shape[axis], axes[axis].pieces, (walk.node, walk.output))
+    return state.over(axes)
 
 
 def _moved_offset(state: Scaled, axes: Sequence[Axis]) -> int | None:

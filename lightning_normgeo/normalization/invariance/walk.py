@@ -9,14 +9,15 @@ scaled, end the search with a reason.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from lightning_normgeo.normalization.graph import Node
-from lightning_normgeo.normalization.invariance.layout import Axis, Piece, Scaled, split
+from lightning_normgeo.normalization.graph import Graph, Node
+from lightning_normgeo.normalization.invariance.layout import Axis, Piece, Scaled, fused, plain, split
 
 Operands = list[Scaled | None]
+_MOVES = {"View", "ReshapeAlias", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "ToCopy", "Clone"}
 
 
 class NotInvariantError(Exception):
@@ -32,20 +33,46 @@ class Walk:
     """One node as a rule sees it, and what is collected on the way.
 
     Attributes:
+        graph: the graph it is in.
         node: the autograd node.
+        output: which of its outputs is asked for.
         operands: states of its inputs.
-        shape: shape of its output.
         merged: digits over which rows had to be brought together so far.
         absorbers: normalizations that were reached, with the state that went in.
-        readers: names of the nodes that read the output.
     """
 
+    graph: Graph
     node: Node
+    output: int
     operands: Operands
-    shape: tuple[int, ...]
     merged: set[Piece]
-    absorbers: list[tuple[Node, Scaled]] = field(default_factory=list)
-    readers: Sequence[tuple[str, int]] = ()
+    absorbers: list[tuple[Node, Scaled]]
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the output."""
+        return shape_of(self.node, self.output)
+
+    def consumers(self) -> list[tuple[Node, int]]:
+        """Return what computes with the output, seen through reshapes and copies, and at which position."""
+        found, stack = [], list(self.graph.readers[self.node, self.output])
+        while stack:
+            reader, position = stack.pop()
+            if name_of(reader) in _MOVES:
+                stack += self.graph.readers[reader, 0]
+            else:
+                found.append((reader, position))
+        return found
+
+    def joined(self, left: Axis, right: Axis) -> Axis:
+        """Return an axis of what two tensors are combined to; rows that meet are brought together."""
+        same = fused(left.pieces) == fused(right.pieces)
+        if left.cut != right.cut or (left.cut and not same):
+            raise NotInvariantError("combined with other outputs")
+        if same:
+            return left
+        self.merge([left, right])
+        return plain(left.size)
 
     def merge(self, axes: Sequence[Axis] | Sequence[Piece]) -> None:
         """Bring together the rows along axes or pieces: they only make sense scaled by a common factor."""
@@ -54,7 +81,7 @@ class Walk:
 
     def reduce(self, axes: Sequence[Axis]) -> None:
         """Bring together the rows along axes that are summed over or normalized over."""
-        if any(axis.partial for axis in axes):
+        if any(axis.cut for axis in axes):
             raise NotInvariantError("summed or normalized together with other outputs (a concatenation)")
         self.merge(axes)
 
@@ -63,14 +90,15 @@ class Walk:
 
         With ``groups``, axis 1 is split and its first part kept. One that ``centers`` removes a constant bias too.
         """
-        parts = split(state.axes[1], groups) if groups > 1 else None
-        self.reduce([axis for d, axis in enumerate(state.axes) if d not in kept and not (parts and d == 1)])
+        constant = set(kept)  # axes along which a bias may vary and yet be centered away
         if groups > 1:
-            if parts is None or state.axes[1].partial:
-                raise NotInvariantError("normalized in groups together with other outputs")
+            constant |= {1} if groups == state.shape[1] else set()
+            parts = None if state.axes[1].cut else split(state.axes[1], groups)
+            if parts is None:
+                raise NotInvariantError("normalized together with other outputs, in groups")
             self.merge(parts[1])
-        alone = groups > 1 and prod(piece.size for piece in parts[1]) == 1 if parts else False
-        if state.offset is not None and not (centers and (state.offset in kept or (state.offset == 1 and alone))):
+        self.reduce([axis for d, axis in enumerate(state.axes) if d not in kept and (d != 1 or groups == 1)])
+        if state.offset is not None and not (centers and state.offset in constant):
             raise BiasNotScaledError("a bias is added before the normalization")
         self.absorbers.append((self.node, state))
 
@@ -91,7 +119,7 @@ def without_offset(state: Scaled) -> Scaled:
 def the_operand(walk: Walk) -> Scaled:
     """Return the one operand that scales."""
     scaled = [operand for operand in walk.operands if operand is not None]
-    if len(scaled) != 1 or (walk.operands.index(scaled[0]) != 0 and len(walk.operands) == 1):
+    if len(scaled) != 1:
         raise NotInvariantError(f"read several times by {name_of(walk.node)}")
     return scaled[0]
 
@@ -105,3 +133,9 @@ def name_of(node: Node) -> str:
 def shape_of(node: Node, output: int = 0) -> tuple[int, ...]:
     """Return the shape of an output of a node."""
     return tuple(node.variable.shape if hasattr(node, "variable") else node._input_metadata[output].shape)
+
+
+def bias_axis(size: Sequence[int], shape: Sequence[int]) -> int | None:
+    """Return the axis along which a tensor added to one of ``shape`` varies; None where it varies along several."""
+    wide = [d - len(size) + len(shape) for d, length in enumerate(size) if length > 1] or [len(shape) - 1]
+    return wide[0] if len(wide) == 1 else None
