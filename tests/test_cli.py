@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from wandb_log import WandbRun, read_finished
 
-from lightning_normgeo import ResNetClassifier, __version__, read_record
+from lightning_normgeo import NORMS, ResNetClassifier, __version__, read_record
 from lightning_normgeo.cli import NormgeoCLI, main, run
 from lightning_normgeo.errors import MeasurementWarning
 
@@ -271,7 +271,8 @@ MONITOR = ["--trainer.callbacks", "lightning_normgeo.NormGrowthMonitor"]
 ATTACK = ["--trainer.callbacks", "lightning_normgeo.RobustnessEvaluation"]
 BAD = {
     "glob": ([*MONITOR, f"{LAST}.layers", "[layer9*]"], ["layers=['layer9*']", "matches none of", "Nearest: 'model."]),
-    "no normalization": (["--model.norm", "none"], ["AffineConvergenceMonitor", "Remove the callback", "norm='bn'"]),
+    "unknown norm": (["--model.norm", "gnn"], ["norm='gnn' is unknown", "'gn'", f"{len(NORMS)} in all"]),
+    "groups": (["--model.norm", "gn", "--model.groups", "48"], ["bn1: groups=48 does not divide 64", "such as 32"]),
     "every 0 steps": ([*MONITOR, f"{LAST}.every_n_steps", "0"], ["every_n_steps=0", "at least 1", "Leave it out"]),
     "negative eps": ([*ATTACK, f"{LAST}.eps", "-0.1"], ["eps=-0.1", "at least 0", "8/255"]),
     "large eps": ([*ATTACK, f"{LAST}.eps", "8"], ["eps=8", "pixel range", "8/255 = 0.0314"]),
