@@ -282,7 +282,6 @@ BAD = {
     "unknown init arg": ([*MONITOR, f"{LAST}.every_n_step", "3"], ["every_n_step"]),
     "wrong type": (["--trainer.max_epochs", "many"], ["max_epochs", "many"]),
     "unknown arch": (["--model.arch", "resnet19"], ["arch='resnet19'", "'resnet18'"]),
-    "unknown norm": (["--model.norm", "batch"], ["norm='batch'", "'bn'"]),
     "batch size": (["--data.batch_size", "0"], ["batch_size=0", "at least 1"]),
     "wandb mode": (["--wandb", "sometimes"], ["wandb", "sometimes", "offline"]),
     "other classes": (["--model.num_classes", "3"], ["num_classes"]),
