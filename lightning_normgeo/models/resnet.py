@@ -46,11 +46,11 @@ class ResNetClassifier(pl.LightningModule):
 
     Convolutions start as in He et al. 2015 (fan-out). Without a layer over the data (``wn cwn ws sn none`` and
     ``wn+mbn``) nothing keeps the scale of 33 residual branches in check, so each starts at zero by its last gain or
-    weight, and the network starts as its skip connections. Measured with ResNet-50, CIFAR-10 images and SGD with
-    momentum over 12 steps: without that ``none`` and ``wn`` overflow (learning rates 0.01 and 0.05), with it the loss
-    stays below 2.4; with fan-in instead of fan-out it climbs to 10. The data-dependent initialization of Salimans &
-    Kingma 2016 was tried in its place: on 1×1 maps some channels hardly vary, their gains explode, and training
-    starts at a loss of 3e5.
+    weight, and the network starts as its skip connections. Measured for ``none`` with ResNet-50, CIFAR-10 images and
+    SGD with momentum over 12 steps: without that the loss climbs from 5 to 41 at learning rate 0.01 and overflows at
+    0.05, with it it stays below 2.4; with fan-in in place of fan-out it climbs to 10, for ``wn`` likewise. The
+    data-dependent initialization of Salimans & Kingma 2016 was tried in its place: on 1×1 maps some channels hardly
+    vary, their gains explode, and training starts at a loss of 3e5.
 
     Args:
         num_classes: number of classes.
