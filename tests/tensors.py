@@ -1,8 +1,14 @@
-"""Random tensors in float64, a loss of them, and what is close."""
+"""Random tensors in float64, a loss of them, what is close, and what properties of identities are drawn from."""
 
 from __future__ import annotations
 
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+
+PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
+SEED, SIZE, POSITIVE = st.integers(0, 10**6), st.integers(3, 9), st.floats(0.01, 100)
+EPS = st.sampled_from([1e-5, 1e-3, 0.1])
 
 
 def draw(*shape, seed=0):

@@ -7,7 +7,7 @@ import math
 import pytest
 import reference as ref
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -31,11 +31,7 @@ from lightning_normgeo.geometry import (
     subtract_mean_row,
     weight_normalization,
 )
-from tests.tensors import close, draw
-
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
-SEED, SIZE, POSITIVE = st.integers(0, 10**6), st.integers(3, 9), st.floats(0.01, 100)
-EPS = st.sampled_from([1e-5, 1e-3, 0.1])
+from tests.tensors import EPS, POSITIVE, PROPERTY, SEED, SIZE, close, draw
 
 
 def batch_norm(y, gamma=None, beta=None, eps=1e-60):

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 import reference as ref
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -23,11 +23,7 @@ from lightning_normgeo.geometry import (
     weight_standardization,
 )
 from lightning_normgeo.normalization.weights import CenteredWeightNormalization, WeightStandardization
-from tests.tensors import close, draw
-
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
-SEED, SIZE, POSITIVE = st.integers(0, 10**6), st.integers(3, 9), st.floats(0.01, 100)
-EPS = st.sampled_from([1e-5, 1e-3, 0.1])
+from tests.tensors import EPS, POSITIVE, PROPERTY, SEED, SIZE, close, draw
 
 
 @PROPERTY

@@ -147,21 +147,24 @@ def group_norm(walk: Walk) -> None:
 
 def layer_norm(walk: Walk) -> None:
     """Statistics over the last dimensions."""
-    state = _input(walk)
-    walk.absorb(state, kept=range(len(state.axes) - len(walk.node._saved_normalized_shape)))
+    _over_the_last(walk, centers=True)
 
 
 def rms_norm(walk: Walk) -> None:
     """Root mean square over the last dimensions; nothing is centered."""
-    state = _input(walk)
-    kept = range(len(state.axes) - len(walk.node._saved_normalized_shape))
-    walk.absorb(state, kept=kept, centers=False)
+    _over_the_last(walk, centers=False)
 
 
 def weight_norm(walk: Walk) -> None:
     """Torch's weight normalization in one node: v is divided by the norm over all dimensions but one."""
     state = _input(walk)
     walk.absorb(state, kept=dimensions(walk.node._saved_dim, len(state.axes)), centers=False)
+
+
+def _over_the_last(walk: Walk, centers: bool) -> None:
+    state = _input(walk)
+    kept = range(len(state.axes) - len(walk.node._saved_normalized_shape))
+    walk.absorb(state, kept=kept, centers=centers)
 
 
 def _input(walk: Walk) -> Scaled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -141,16 +142,7 @@ class Search:
         titles = dict.fromkeys(self._title(node, state, owner) for node, state in absorbers)
         text = ", ".join(list(titles)[:2]) + (f" and {len(titles) - 2} more" if len(titles) > 2 else "")
         scale = self._scale(found.count, absorbers) if kind == "filter" else None
-        return WeightUnits(
-            name=found.name,
-            kind=kind,
-            count=count,
-            dim=found.dim,
-            groups=found.groups,
-            bias=bias,
-            scale=scale,
-            normalization=text,
-        )
+        return replace(found, kind=kind, count=count, bias=bias, scale=scale, normalization=text)
 
     def _title(self, node: Node, state: Scaled, owner: nn.Module | None) -> str:
         if not state.data:
