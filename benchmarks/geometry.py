@@ -1,7 +1,8 @@
-"""What the monitors cost: on a step that is not measured, and on one that is.
+"""What the monitors cost, beside what else people use to look at weights and gradients.
 
-Run it as a plain script: ``python benchmarks/geometry.py [--arch resnet101] [--batch 64] [--rounds 5]``. Everything is
-measured side by side in one process; quote ratios, not milliseconds.
+Run it as a plain script: ``python benchmarks/geometry.py [--arch resnet101] [--batch 64] [--rounds 20]``. Steps with
+and without the work in question alternate within one fit, and the floor, reading every weight and gradient once, is
+timed between them: quote ratios, not milliseconds. On a GPU every time includes the device.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import argparse
 import logging
 import platform
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.trainer import call
+from pytorch_lightning.utilities import grad_norm
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor, ResNetClassifier
@@ -27,17 +31,150 @@ from lightning_normgeo._lightning import BATCH_HOOKS
 from lightning_normgeo.normalization.names import named_weights
 
 _CALLS = 100
+_CADENCE = 50
+_QUIET = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+OPTIMIZERS = {
+    "SGD, momentum": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01, "momentum": 0.9}},
+    "AdamW": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-4, "weight_decay": 0.01}},
+}
 
 
-def median_ms(function: Callable[[], Any], rounds: int) -> float:
-    """Return the median time of a call in milliseconds, after one to warm up."""
-    function()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
+class Result(NamedTuple):
+    """A table."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+    def show(self, console: Console) -> None:
+        """Print it for people."""
+        table = Table(*(Column(name, justify="right") for name in self.columns), title=self.title)
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+
+    def markdown(self) -> str:
+        """Return it for documents."""
+        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
+        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def now() -> float:
+    """Return the time in milliseconds, when everything that was started has ended."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return 1e3 * time.perf_counter()
+
+
+def monitors(every: int) -> list[Any]:
+    """Return all three monitors."""
+    return [OrthogonalityMonitor(every), NormGrowthMonitor(every), AffineConvergenceMonitor(every)]
+
+
+class Start(pl.Callback):
+    """The first callback: a step begins. Every second step, from the second, does the work in question."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        self.times: dict[bool, list[float]] = {True: [], False: []}
+        self.floors: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.began = now()
+
+
+class End(pl.Callback):
+    """The last callback: the step has ended. Then the floor is timed."""
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        took = now() - self.start.began
+        if batch_idx >= 4:  # the first ones allocate, compile and remember
+            self.start.times[batch_idx % 2 == 1].append(took)
+            began = now()
+            for _, weight in named_weights(pl_module):
+                weight.detach().sum()
+                weight.grad.sum()
+            self.start.floors.append(now() - began)
+
+
+class GradNorm(pl.Callback):
+    """Lightning's own recipe: self.log_dict(grad_norm(self, 2))."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.fit_loop.epoch_loop._batches_that_stepped % 2 == 1:
+            pl_module.log_dict(grad_norm(pl_module, norm_type=2))
+
+
+class PlainLoop(pl.Callback):
+    """What one writes by hand: a loop over the layers, cosine, norms and update of each filter, .item() for each."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, Any] = {}
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.fit_loop.epoch_loop._batches_that_stepped % 2 == 0:
+            return
+        values = {}
+        for name, weight in named_weights(pl_module):
+            w, g = weight.detach().flatten(1), weight.grad.flatten(1)
+            self.before[name] = w.clone()
+            values[f"cos/{name}"] = torch.nn.functional.cosine_similarity(w, g).abs().max().item()
+            values[f"norm/{name}"], values[f"gradient/{name}"] = w.norm().item(), g.norm().item()
+        trainer.logger.log_metrics(values)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        values = {}
+        for name, weight in named_weights(pl_module) if self.before else ():
+            w, new = self.before[name], weight.detach().flatten(1)
+            values[f"increment/{name}"] = (new.norm() ** 2 - w.norm() ** 2).item()
+            values[f"angle/{name}"] = torch.nn.functional.cosine_similarity(w, new).clamp(-1, 1).acos().mean().item()
+        self.before.clear()
+        if values:
+            trainer.logger.log_metrics(values)
+
+
+class Watch(pl.Callback):
+    """WandbLogger.watch(model, log="all")."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        trainer.logger.watch(pl_module.model, log="all", log_freq=2, log_graph=False)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.logger.experiment.unwatch(pl_module.model)
+
+
+CASES: dict[str, Callable[[], list[Any]]] = {
+    "all three monitors, per filter": lambda: monitors(2),
+    "OrthogonalityMonitor": lambda: [OrthogonalityMonitor(2)],
+    "NormGrowthMonitor": lambda: [NormGrowthMonitor(2)],
+    "the same, cumulative, on an unmeasured step": lambda: [NormGrowthMonitor(10_000, cumulative=True)],
+    "AffineConvergenceMonitor": lambda: [AffineConvergenceMonitor(2)],
+    'WandbLogger.watch(log="all")': lambda: [Watch()],
+    "log_dict(grad_norm(...))": lambda: [GradNorm()],
+    "a plain loop over the layers": lambda: [PlainLoop()],
+}
+
+
+def fit(options: Any, optimizer: str, batch: int, steps: int, callbacks: list[Any], logger: Any) -> Start:
+    """Train a few steps on random images and return their times."""
+    torch.manual_seed(0)
+    model = ResNetClassifier(arch=options.arch, stem="imagenet", optimizer=OPTIMIZERS[optimizer])
+    data = TensorDataset(torch.rand(batch * steps, 3, 32, 32), torch.randint(10, (batch * steps,)))
+    start = Start()
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(
+        max_steps=steps,
+        callbacks=[start, *callbacks, End(start)],
+        logger=logger,
+        log_every_n_steps=1,
+        devices=1,
+        **quiet,
+    )
+    trainer.fit(model, DataLoader(data, batch))
+    return start
 
 
 class UnmeasuredStep(pl.Callback):
@@ -81,98 +218,65 @@ class UnmeasuredStep(pl.Callback):
         return (time.perf_counter() - start) / _CALLS
 
 
-class StepTimes(pl.Callback):
-    """Times whole training steps."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        self.start = time.perf_counter()
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        self.times.append(time.perf_counter() - self.start)
-
-
-def monitors(every: int) -> list[Any]:
-    """Return all three monitors."""
-    return [OrthogonalityMonitor(every), NormGrowthMonitor(every), AffineConvergenceMonitor(every)]
+def unmeasured_table(rounds: int) -> Result:
+    """Time the step that is not measured."""
+    unmeasured = UnmeasuredStep(rounds)
+    data = TensorDataset(torch.rand(16, 3, 32, 32), torch.randint(10, (16,)))
+    everyone = [unmeasured, *monitors(1000)]
+    trainer = pl.Trainer(max_steps=4, callbacks=everyone, logger=False, accelerator="cpu", **_QUIET)
+    trainer.fit(ResNetClassifier(arch="resnet18", stem="imagenet"), DataLoader(data, 4))
+    base = unmeasured.microseconds["none"]
+    rows = [(name, f"{value:.1f}", f"{value - base:.1f}") for name, value in unmeasured.microseconds.items()]
+    title = "A step that is not measured: callbacks and optimizer hooks"
+    return Result(title, ("callbacks", "µs per step", "more than without"), rows)
 
 
-def fit(arch: str, batch: int, steps: int, callbacks: list[Any]) -> ResNetClassifier:
-    """Train a few steps on random images."""
-    torch.manual_seed(0)
-    settings = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01, "momentum": 0.9}}
-    model = ResNetClassifier(arch=arch, stem="imagenet", optimizer=settings)
-    data = TensorDataset(torch.rand(batch * steps, 3, 32, 32), torch.randint(10, (batch * steps,)))
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    pl.Trainer(max_epochs=1, callbacks=callbacks, accelerator="cpu", **quiet).fit(model, DataLoader(data, batch))
-    return model
-
-
-def step_ms(arch: str, batch: int, rounds: int, callbacks: list[Any]) -> float:
-    """Return the median time of a training step, without the first two."""
-    times = StepTimes()
-    fit(arch, batch, rounds + 2, [times, *callbacks])
-    return 1e3 * statistics.median(times.times[2:])
-
-
-def floor_ms(model: ResNetClassifier, rounds: int) -> float:
-    """Return the time to read every weight and gradient once."""
-    tensors = [
-        tensor.flatten() for _, weight in named_weights(model) for tensor in (weight.detach(), weight.detach().clone())
-    ]
-    return median_ms(lambda: [tensor.sum() for tensor in tensors], rounds)
+def measured_table(options: Any, optimizer: str, logger: Any) -> Result:
+    """Time the step that is measured, and the alternatives."""
+    bare = fit(options, optimizer, options.batch, 4 + options.rounds, [], logger)
+    step = statistics.median(bare.times[True] + bare.times[False])
+    title = (
+        f"A measured step: {options.arch}, {optimizer}; a training step of {options.batch} images takes {step:.0f} ms"
+    )
+    rows = []
+    for name, make in CASES.items():
+        found = fit(options, optimizer, options.small, 4 + 2 * options.rounds, make(), logger)
+        without = found.times[False]
+        if "unmeasured" in name:  # then every step is alike: compare with a fit without
+            without = fit(options, optimizer, options.small, 4 + 2 * options.rounds, [], logger).times[True]
+        more, floor = statistics.median(found.times[True]) - statistics.median(without), statistics.median(found.floors)
+        share = "" if "unmeasured" in name else f"{100 * more / step / _CADENCE:.2f} %"
+        rows.append((name, f"{more:.1f}", f"{more / floor:.1f}", f"{100 * more / step:.1f} %", share))
+    rows.append(
+        ("reading all weights and gradients once (floor)", f"{floor:.1f}", "1", f"{100 * floor / step:.1f} %", "")
+    )
+    return Result(title, ("", "ms more", "× floor", "of the step", f"each {_CADENCE}th step"), rows)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", default="resnet101")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=64, help="of the training step that costs are compared with")
+    parser.add_argument("--small", type=int, default=4, help="of the steps whose difference is taken")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--markdown", action="store_true", help="print tables for a document")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-
-    unmeasured = UnmeasuredStep(options.rounds)
-    model = fit("resnet18", 4, 4, [unmeasured, *monitors(every=1000)])
-    base = unmeasured.microseconds["none"]
-    table = Table(title="A step that is not measured: callbacks and optimizer hooks, µs")
-    for column in ("callbacks", "µs per step", "more than without"):
-        table.add_column(column, justify="right")
-    for name, value in unmeasured.microseconds.items():
-        table.add_row(name, f"{value:.1f}", f"{value - base:.1f}")
-    console = Console(width=110)
-    console.print(table)
-
-    bare, measured = [], []
-    for _ in range(3):  # in turn, so that the machine's drift hits both
-        bare.append(step_ms(options.arch, options.batch, options.rounds, []))
-        measured.append(step_ms(options.arch, options.batch, options.rounds, monitors(every=1)))
-    model = ResNetClassifier(arch=options.arch, stem="imagenet")
-    floor = floor_ms(model, options.rounds)
-    more = statistics.mean(measured) - statistics.mean(bare)
-    table = Table(title=f"A measured step: {options.arch}, batch {options.batch}, 32×32, imagenet stem")
-    for column in ("", "ms", "ratio"):
-        table.add_column(column, justify="right")
-    table.add_row("training step", f"{statistics.mean(bare):.0f}", "1")
-    table.add_row(
-        "with all three monitors, measured",
-        f"{statistics.mean(measured):.0f}",
-        f"{1 + more / statistics.mean(bare):.2f}",
-    )
-    table.add_row("the measurement", f"{more:.0f}", f"{more / floor:.1f} × reading all weights and gradients once")
-    table.add_row("measured each 50th step", "", f"{100 * more / 50 / statistics.mean(bare):.2f} % of training")
-    console.print(table)
-    console.print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        logger = WandbLogger(save_dir=folder, offline=True, project="benchmark")
+        results = [unmeasured_table(options.rounds)]
+        results += [measured_table(options, optimizer, logger) for optimizer in OPTIMIZERS]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    machine = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, Lightning {pl.__version__}"
+    if options.markdown:
+        print("\n".join(result.markdown() for result in results) + f"\n{machine}")
+        return
+    console = Console(width=120)
+    for result in results:
+        result.show(console)
+    console.print(machine)
 
 
 if __name__ == "__main__":

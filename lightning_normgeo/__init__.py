@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lightning_normgeo.normalization import Units as Units
     from lightning_normgeo.normalization import scale_invariant_units as scale_invariant_units
     from lightning_normgeo.normalization import swap_norm as swap_norm
+    from lightning_normgeo.probes import describe_lion as describe_lion
+    from lightning_normgeo.probes import register_optimizer as register_optimizer
     from lightning_normgeo.record import RecordLogger as RecordLogger
     from lightning_normgeo.record import read_record as read_record
 
@@ -41,7 +43,9 @@ _HOMES = {
     "RobustnessEvaluation": "callbacks",
     "SwapReport": "normalization",
     "Units": "normalization",
+    "describe_lion": "probes",
     "read_record": "record",
+    "register_optimizer": "probes",
     "scale_invariant_units": "normalization",
     "swap_norm": "normalization",
 }

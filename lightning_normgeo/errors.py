@@ -38,9 +38,23 @@ def is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
+_said: set[str] | None = None
+
+
+def remember_warnings(while_training: bool) -> None:
+    """Begin or end a training, during which each warning is given once.
+
+    Python's own memory of what it has shown is lost whenever anybody uses ``warnings.catch_warnings``.
+    """
+    global _said
+    _said = set() if while_training else None
+
+
 def warn_once(message: str) -> None:
-    """Warn from rank zero; Python shows a warning with the same text once."""
-    if is_rank_zero():
+    """Warn from rank zero; during a training once with the same text."""
+    if is_rank_zero() and message not in (_said or ()):
+        if _said is not None:
+            _said.add(message)
         warnings.warn(message, MeasurementWarning, stacklevel=3)
 
 

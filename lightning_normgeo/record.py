@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lightning_utilities.core.rank_zero import rank_zero_only
-from pytorch_lightning.loggers import Logger
 
+from lightning_normgeo._lightning import Logger
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero
 
 RECORD_NAME = "record.jsonl"

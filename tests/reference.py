@@ -6,6 +6,7 @@ Nothing here calls the package. Sums are taken in rational arithmetic, so a twin
 from __future__ import annotations
 
 import math
+import struct
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
@@ -87,16 +88,6 @@ def split(before, after) -> tuple[float, float]:
     return float(radial), root(exact_dot(rest, rest))
 
 
-def equilibrium_angle(lr, decay, *, momentum=0.0, dampening=0.0, nesterov=False) -> float:
-    """Random-walk model from the impulse response h of the update: θ² = 2ηλ Σh² / Σh."""
-    response, buffer = [], None
-    for step in range(3000):
-        impulse = [1.0 if step == 1 else 0.0]  # not at step 0, where torch skips dampening
-        direction, buffer = sgd_direction([0.0], impulse, buffer, momentum, dampening, 0.0, nesterov, maximize=False)
-        response.append(direction[0])
-    return math.sqrt(2 * lr * decay * math.fsum(h * h for h in response) / math.fsum(response))
-
-
 # --- optimizers -------------------------------------------------------------------------------------------------------
 
 
@@ -121,30 +112,149 @@ def sgd_terms(w, g, buffer, lr, *flags):
     return (*linear, lr**2 * dot(whole, whole))
 
 
-def adam_step(w, g, state, lr, betas, eps, weight_decay, *, decoupled, amsgrad, maximize):
-    """One step of Adam or AdamW; returns (terms, W⁺) and moves ``state`` = {t, m, v, top} on."""
-    (beta1, beta2), n = betas, len(w)
-    state["t"] += 1
-    coupled = 0.0 if decoupled else weight_decay
-    shrink = 1 - lr * weight_decay if decoupled else 1.0
-    parts = {"gradient": [], "momentum": [], "decay": []}
-    for i in range(n):
-        gradient = -g[i] if maximize else g[i]
-        full = gradient + coupled * w[i]
-        state["v"][i] = beta2 * state["v"][i] + (1 - beta2) * full**2
-        state["top"][i] = max(state["top"][i], state["v"][i])
-        second = state["top"][i] if amsgrad else state["v"][i]
-        scale = (1 - beta1 ** state["t"]) * (math.sqrt(second / (1 - beta2 ** state["t"])) + eps)
-        parts["gradient"].append((1 - beta1) * gradient / scale)
-        parts["momentum"].append(beta1 * state["m"][i] / scale)
-        parts["decay"].append((1 - beta1) * coupled * w[i] / scale)
-        state["m"][i] = beta1 * state["m"][i] + (1 - beta1) * full
-    whole = [sum(part) for part in zip(*parts.values(), strict=True)]
-    by_gradient, by_momentum, by_decay = (-2 * lr * shrink * dot(w, part) for part in parts.values())
+# --- optimizers that scale each element by itself ---------------------------------------------------------------------
+
+# Each takes (g̃, memory of one element, flags), moves the memory on, and returns what the step takes off that element
+# per η as a function of (gradient, momentum before): linear, since the divisor is settled by then.
+
+
+def single(x: float) -> float:
+    """What float32 stores for x."""
+    return struct.unpack("f", struct.pack("f", x))[0]
+
+
+def moment(memory, name, value, decay) -> float:
+    memory[name] = decay * memory[name] + (1 - decay) * value
+    return memory[name]
+
+
+def adam(full, memory, betas, eps, *, amsgrad=False):
+    (beta1, beta2), t = betas, memory["t"]
+    second = moment(memory, "v", full**2, beta2)
+    memory["top"] = max(memory["top"], second)
+    divisor = math.sqrt((memory["top"] if amsgrad else second) / (1 - beta2**t)) + eps
+    moment(memory, "m", full, beta1)
+    return lambda g, m: (beta1 * m + (1 - beta1) * g) / (1 - beta1**t) / divisor
+
+
+def nadam(full, memory, betas, eps, momentum_decay):
+    """Torch keeps Π μ in float32."""
+    (beta1, beta2), t = betas, memory["t"]
+    divisor = math.sqrt(moment(memory, "v", full**2, beta2) / (1 - beta2**t)) + eps
+    mu, mu_next = (beta1 * (1 - 0.96 ** (time * momentum_decay) / 2) for time in (t, t + 1))
+    product = memory["product"] = single(memory.get("product", 1.0) * single(mu))
+    moment(memory, "m", full, beta1)
+
+    def move(g, m):
+        m = beta1 * m + (1 - beta1) * g
+        return (mu_next * m / (1 - product * mu_next) + (1 - mu) * g / (1 - product)) / divisor
+
+    return move
+
+
+def radam_length(beta2, t) -> tuple[float, float]:
+    """ρ_∞ and ρ_t."""
+    longest = 2 / (1 - beta2) - 1
+    return longest, longest - 2 * t * beta2**t / (1 - beta2**t)
+
+
+def radam(full, memory, betas, eps):
+    (beta1, beta2), t = betas, memory["t"]
+    second, (longest, length) = moment(memory, "v", full**2, beta2), radam_length(beta2, t)
+    factor = 1.0
+    if length > 5:
+        squared = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        factor = math.sqrt(squared) * math.sqrt(1 - beta2**t) / (math.sqrt(second) + eps)
+    moment(memory, "m", full, beta1)
+    return lambda g, m: (beta1 * m + (1 - beta1) * g) / (1 - beta1**t) * factor
+
+
+def rmsprop(full, memory, alpha, eps, momentum, centered):
+    second = moment(memory, "v", full**2, alpha)
+    mean = moment(memory, "mean", full, alpha)
+    divisor = math.sqrt(second - mean**2 if centered else second) + eps
+
+    def move(g, m):
+        return momentum * m + g / divisor
+
+    memory["m"] = move(full, memory["m"])
+    return move
+
+
+def adagrad(full, memory, lr_decay, initial_accumulator_value, eps):
+    memory["sum"] = memory.get("sum", initial_accumulator_value) + full**2
+    divisor = (math.sqrt(memory["sum"]) + eps) * (1 + (memory["t"] - 1) * lr_decay)
+    return lambda g, m: g / divisor
+
+
+def adamax(full, memory, betas, eps):
+    (beta1, beta2), t = betas, memory["t"]
+    divisor = memory["u"] = max(beta2 * memory["u"], abs(full) + eps)
+    moment(memory, "m", full, beta1)
+    return lambda g, m: (beta1 * m + (1 - beta1) * g) / (1 - beta1**t) / divisor
+
+
+def lion(full, memory, betas):
+    beta1, beta2 = betas
+    c = beta1 * memory["m"] + (1 - beta1) * full
+    moment(memory, "m", full, beta2)
+    return lambda g, m: (beta1 * m + (1 - beta1) * g) / abs(c) if c else 0.0
+
+
+def elementwise_step(optimizer, w, g, memories, lr, *, weight_decay=0.0, decoupled=False, maximize=False, **flags):
+    """One step of one of these; returns (terms, W⁺) and moves the memories, a defaultdict(float) per element, on."""
+    coupled, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
+    parts = []
+    for x, slope, memory in zip(w, g, memories, strict=True):
+        gradient, before = -slope if maximize else slope, memory["m"]
+        memory["t"] += 1
+        move = optimizer(gradient + coupled * x, memory, **flags)
+        parts.append((move(gradient, 0.0), move(0.0, before), move(coupled * x, 0.0)))
+    whole = [math.fsum(part) for part in parts]
+    by_gradient, by_momentum, by_decay = (-2 * lr * shrink * dot(w, part) for part in zip(*parts, strict=True))
     by_decay += float((Fraction(shrink) ** 2 - 1) * exact_dot(w, w))
-    return (by_gradient, by_momentum, by_decay, lr**2 * dot(whole, whole)), [
-        shrink * x - lr * a for x, a in zip(w, whole, strict=True)
-    ]
+    new = [shrink * x - lr * a for x, a in zip(w, whole, strict=True)]
+    return (by_gradient, by_momentum, by_decay, lr**2 * dot(whole, whole)), new
+
+
+# --- equilibria -------------------------------------------------------------------------------------------------------
+
+
+def impulse_response(momentum, dampening, nesterov) -> Vector:
+    """h: what one gradient adds to the directions of the steps from its own on."""
+    response, buffer = [], None
+    for step in range(3000):
+        impulse = [1.0 if step == 1 else 0.0]  # not at step 0, where torch skips dampening
+        direction, buffer = sgd_direction([0.0], impulse, buffer, momentum, dampening, 0.0, nesterov, maximize=False)
+        response.append(direction[0])
+    return response
+
+
+def equilibrium_angle(lr, decay, *, momentum=0.0, dampening=0.0, nesterov=False) -> float:
+    """Random-walk model: θ² = 2ηλ Σh² / Σh."""
+    response = impulse_response(momentum, dampening, nesterov)
+    return math.sqrt(2 * lr * decay * math.fsum(h * h for h in response) / math.fsum(response))
+
+
+def relaxation_steps(lr, decay, *, momentum=0.0, dampening=0.0, nesterov=False) -> float:
+    """‖W‖² loses 2ηλΣh of itself per step and gains η²G²(Σh)²/‖W‖²: ‖W‖⁴ relaxes at the rate 4ηλΣh."""
+    return 1 / (4 * lr * decay * math.fsum(impulse_response(momentum, dampening, nesterov)))
+
+
+def lion_sign_correlations(betas) -> Vector:
+    """Correlation of sign(c) with itself k steps on, c of white Gaussian noise: (2/π) arcsin ρ_k, from h of c."""
+    response, (beta1, beta2), m = [1 - betas[0]], betas, 1 - betas[1]
+    while beta1 * m > 1e-9:
+        response.append(beta1 * m)
+        m *= beta2
+    lagged = [math.fsum(a * b for a, b in zip(response, response[k:], strict=False)) for k in range(len(response))]
+    return [2 / math.pi * math.asin(value / lagged[0]) for value in lagged]
+
+
+def lion_equilibrium_angle(lr, decay, betas) -> float:
+    """Steps of length η√n whose directions correlate by r_k: 2ηλ‖W‖² = η²n(1 + 2Σr_k), θ² = η²n/‖W‖²."""
+    itself, *later = lion_sign_correlations(betas)
+    return math.sqrt(2 * lr * decay / (itself + 2 * math.fsum(later)))
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

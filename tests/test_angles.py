@@ -10,11 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lightning_normgeo.geometry import (
-    AdamRule,
-    SGDRule,
     angular_update,
     effective_lr,
-    equilibrium_angle,
     split_update,
     update_products,
 )
@@ -88,70 +85,3 @@ def test_effective_lr_is_lr_over_the_squared_norm():
     squared = torch.tensor([4.0, 0.0, 0.25])
     assert effective_lr(0.1, squared).tolist() == pytest.approx([0.025, 0, 0.4], rel=1e-6)
     assert effective_lr(torch.tensor(0.5), squared).tolist() == [0.125, 0, 2]
-
-
-@pytest.mark.parametrize("lr_decay", [(0.1, 1e-4), (1e-3, 5e-2)], ids=str)
-@pytest.mark.parametrize(
-    "flags",
-    [
-        {},
-        {"momentum": 0.5},
-        {"momentum": 0.9},
-        {"momentum": 0.9, "dampening": 0.3},
-        {"momentum": 0.9, "dampening": 0.9},
-        {"momentum": 0.5, "nesterov": True},
-        {"momentum": 0.9, "nesterov": True},
-    ],
-    ids=str,
-)
-def test_equilibrium_angle_follows_from_the_impulse_response(flags, lr_decay):
-    lr, decay = lr_decay
-    for first in (True, False):
-        value = equilibrium_angle(SGDRule(lr=lr, weight_decay=decay, first=first, **flags))
-        assert value == pytest.approx(ref.equilibrium_angle(lr, decay, **flags), rel=1e-9)
-
-
-def test_equilibrium_angle_of_adamw_is_that_of_an_average():
-    """Decoupled decay and a direction m̂ = (1-β₁)Σβ₁ʲĝ: SGD with momentum β₁ and dampening β₁."""
-    value = equilibrium_angle(AdamRule(lr=1e-3, betas=(0.8, 0.99), weight_decay=0.1, decoupled=True))
-    assert value == pytest.approx(ref.equilibrium_angle(1e-3, 0.1, momentum=0.8, dampening=0.8), rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    "rule",
-    [SGDRule(lr=0.1, momentum=0.9), AdamRule(lr=0.1, decoupled=True), AdamRule(lr=0.1, weight_decay=0.1)],
-    ids=["sgd without decay", "adamw without decay", "adam with coupled decay"],
-)
-def test_no_equilibrium_angle_without_a_closed_form(rule):
-    assert equilibrium_angle(rule) is None
-
-
-def test_dampening_without_momentum_has_no_effect_on_the_equilibrium():
-    plain, damped = (equilibrium_angle(SGDRule(lr=0.1, weight_decay=0.1, dampening=t)) for t in (0.0, 0.5))
-    assert plain == damped == pytest.approx(math.sqrt(0.02))
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [{"momentum": 0.0}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "dampening": 0.5}],
-    ids=str,
-)
-def test_a_random_walk_on_the_sphere_turns_by_the_equilibrium_angle(flags):
-    """Torch's SGD on random gradients orthogonal to W and ∝ 1/‖W‖, started at the equilibrium norm."""
-    generator, lr, decay = torch.Generator().manual_seed(0), 0.05, 0.02
-    share = 1 - flags.get("dampening", 0.0)
-    weight = torch.nn.Parameter(torch.randn(32, 200, generator=generator, dtype=torch.float64))
-    # ‖W‖⁴ = ηG²(1-τ)/(2λ(1-μ)), G² = 199
-    weight.data *= (lr * 199 * share / (2 * decay * (1 - flags["momentum"]))) ** 0.25 / weight.norm(dim=1, keepdim=True)
-    optimizer = torch.optim.SGD([weight], lr=lr, weight_decay=decay, **flags)
-    squares = []
-    for step in range(300):
-        noise = torch.randn(32, 200, generator=generator, dtype=torch.float64)
-        before = weight.detach().clone()
-        norm = before.norm(dim=1, keepdim=True)
-        weight.grad = (noise - (noise * before).sum(1, keepdim=True) / norm**2 * before) / norm
-        optimizer.step()
-        if step >= 100:
-            squares.append(angular_update(before, weight.detach()).square().mean().item())
-    expected = equilibrium_angle(SGDRule(lr=lr, weight_decay=decay, **flags))
-    assert math.sqrt(sum(squares) / len(squares)) == pytest.approx(expected, rel=0.03)

@@ -9,45 +9,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_normgeo.geometry import (
-    AdamRule,
-    SGDRule,
     as_rows,
     measured_increment,
-    norm_increment,
     predicted_increment,
     storage_floor,
     update_products,
     weight_gradient_products,
 )
-from lightning_normgeo.probes.rules import describe_update
+from tests.steps import LRS, UNITS, assert_explains, assert_terms, take_step
 from tests.tensors import draw
-
-UNITS, LRS = 3, [0.2, 0.2, 0.05, 0.1, 0.02]
-
-
-def take_step(optimizer, parameter, gradient, lr):
-    """Describe the step before it is taken, take it; return W, the terms, and the exact increments."""
-    optimizer.param_groups[0]["lr"] = lr
-    parameter.grad = gradient.clone()
-    before = parameter.detach().clone()
-    rule, state = describe_update(optimizer, optimizer.param_groups[0], optimizer.state[parameter])
-    terms = norm_increment(rule, *(as_rows(tensor, UNITS) for tensor in (before, gradient, *state)))
-    optimizer.step()
-    old, new = as_rows(before, UNITS), as_rows(parameter, UNITS)
-    exact = [ref.increment(*map(ref.floats, pair)) for pair in zip(old, new, strict=True)]
-    return old, terms, torch.tensor(exact, dtype=torch.float64)
-
-
-def assert_explains(terms, exact, weight):
-    """To 1e-12 of the terms, and to the rounding of the stored W⁺."""
-    tolerance = 1e-12 * sum(term.abs() for term in terms) + 1e-15 * weight.square().sum(1)
-    assert ((terms.total - exact).abs() <= tolerance).all()
-
-
-def assert_terms(terms, expected):
-    for name, value, twin in zip(terms._fields, terms, zip(*expected, strict=True), strict=True):
-        assert value.tolist() == pytest.approx(list(twin), rel=1e-12, abs=1e-14), name
-
 
 SGD_FLAGS = [
     dict(zip(("momentum", "dampening", "weight_decay", "nesterov", "maximize"), flags, strict=True))
@@ -72,34 +42,18 @@ def test_sgd_terms_explain_every_step_of_torch(flags):
         buffers = [ref.sgd_direction(*row, *flags.values())[1] for row in rows]
 
 
-ADAM_KINDS = {
-    "adam": (torch.optim.Adam, {}, False),
-    "adamw": (torch.optim.AdamW, {}, True),
-    "adam-decoupled": (torch.optim.Adam, {"decoupled_weight_decay": True}, True),
-}
-
-
-@pytest.mark.parametrize("kind", ADAM_KINDS)
-@pytest.mark.parametrize("amsgrad", [False, True], ids=["", "amsgrad"])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1], ids=["", "decay"])
-@pytest.mark.parametrize("maximize", [False, True], ids=["", "maximize"])
-def test_adam_terms_explain_every_step_of_torch(kind, amsgrad, weight_decay, maximize):
-    make, extra, decoupled = ADAM_KINDS[kind]
+@pytest.mark.parametrize("flags", [{}, {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.05, "maximize": True}])
+@pytest.mark.parametrize(
+    "how",
+    [{"foreach": True}, {"fused": True}, {"lr": torch.tensor(1.0, dtype=torch.float64)}],
+    ids=lambda how: next(iter(how)),
+)
+def test_sgd_is_explained_in_every_implementation(flags, how):
     parameter = nn.Parameter(draw(UNITS, 4))
-    shared = {"betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": weight_decay, "maximize": maximize}
-    optimizer = make([parameter], lr=1.0, amsgrad=amsgrad, **shared, **extra)
-    states = [{"t": 0, "m": [0.0] * 4, "v": [0.0] * 4, "top": [0.0] * 4} for _ in range(UNITS)]
-    for step in range(12):  # gradients shrink, so that the running maximum of amsgrad matters
-        gradient, lr = draw(UNITS, 4, seed=step + 1) * 0.5**step, LRS[step % 5]
-        weight, terms, exact = take_step(optimizer, parameter, gradient, lr)
+    optimizer = torch.optim.SGD([parameter], **{"lr": 1.0, "foreach": False, **flags, **how})
+    for step in range(10):
+        weight, terms, exact = take_step(optimizer, parameter, draw(UNITS, 4, seed=step + 1), LRS[step % 5])
         assert_explains(terms, exact, weight)
-        flags = {**shared, "decoupled": decoupled, "amsgrad": amsgrad}
-        twins = [
-            ref.adam_step(w, g, state, lr, **flags)
-            for w, g, state in zip(weight.tolist(), gradient.tolist(), states, strict=True)
-        ]
-        assert_terms(terms, [expected for expected, _ in twins])
-        assert parameter.flatten().tolist() == pytest.approx([x for _, new in twins for x in new], rel=1e-12, abs=1e-14)
 
 
 SHAPES = {"linear": ((12, 5), (UNITS, 5), F.linear), "conv": ((3, 2, 5, 5), (UNITS, 2, 3, 3), F.conv2d)}
@@ -145,9 +99,10 @@ def test_weight_decay_can_shrink_norms():
     assert any((exact < 0).any() for *_, exact in steps)
 
 
-def test_adam_is_not_covered_by_equation_16():
-    """⟨W, g⟩ = 0 does not make Adam's gradient term vanish: it can exceed the quadratic one."""
-    steps = [terms for _, _, terms, _ in train("linear", torch.optim.Adam, 5, lr=0.01)]
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam])
+def test_optimizers_that_scale_elements_are_not_covered_by_equation_16(make):
+    """⟨W, g⟩ = 0 does not make their gradient term vanish: it can exceed the quadratic one."""
+    steps = [terms for _, _, terms, _ in train("linear", make, 5, lr=0.01)]
     assert max((terms.gradient.abs() / terms.quadratic).max().item() for terms in steps) > 1
     assert min(terms.total.min().item() for terms in steps) < 0
 
@@ -175,27 +130,3 @@ def test_storage_floor_bounds_what_rounding_does_to_a_norm(dtype):
     assert 0.15 < share.square().mean().sqrt() < 0.27
     both = storage_floor(weight.pow(4).sum(), dtype)
     assert moved.sum().abs() < both < floor.sum()
-
-
-class Renamed(torch.optim.SGD):
-    """A subclass that keeps step."""
-
-
-class Overridden(torch.optim.AdamW):
-    def step(self, closure=None):
-        return super().step(closure)
-
-
-@pytest.mark.parametrize(
-    ("make", "rule"),
-    [(Renamed, SGDRule), (torch.optim.AdamW, AdamRule), (Overridden, None), (torch.optim.RMSprop, None),
-     (torch.optim.NAdam, None), (torch.optim.RAdam, None), (torch.optim.Adamax, None), (torch.optim.LBFGS, None)],
-)  # fmt: skip
-def test_only_optimizers_with_a_known_step_are_described(make, rule):
-    parameter = nn.Parameter(draw(3, 2))
-    optimizer = make([parameter], lr=0.1)
-    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)  # replaces optimizer.step on the instance
-    described = describe_update(optimizer, optimizer.param_groups[0], optimizer.state[parameter])
-    assert described is None if rule is None else isinstance(described[0], rule)
-    if make is torch.optim.AdamW:
-        assert described[0].decoupled

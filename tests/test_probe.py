@@ -12,8 +12,8 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
-from lightning_normgeo.callbacks.session import Measured
-from tests.projects import Optimizers, Project, images, sgd, trainer
+from lightning_normgeo.callbacks.measured import Measured
+from tests.projects import Account, Optimizers, Project, Rows, images, sgd, trainer
 
 
 class Spy(NormGrowthMonitor):
@@ -26,20 +26,6 @@ class Spy(NormGrowthMonitor):
     def measure(self, measured: Measured) -> Iterator[Any]:
         self.seen.append({step.units.name: step for step in measured.steps})
         yield from super().measure(measured)
-
-
-class Account(pl.Callback):
-    """The same quantities the slow way: copies of all weights before and after, in float64."""
-
-    def __init__(self) -> None:
-        self.weights: list[dict[str, torch.Tensor]] = []
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        self.weights.append({n: p.detach().double().clone() for n, p in pl_module.named_parameters()})
-
-    def increments(self) -> list[dict[str, float]]:
-        pairs = zip(self.weights, self.weights[1:], strict=False)
-        return [{n: float(((b[n] - a[n]) * (b[n] + a[n])).sum()) for n in a} for a, b in pairs]
 
 
 class Manual(Project):
@@ -103,7 +89,6 @@ LOOPS: dict[str, dict[str, Any]] = {
 def observe(project: Project, steps: int = 4, **settings: Any) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
     spy, account = Spy(), Account()
     trainer(account, spy, steps=steps, **settings).fit(project, images(160))
-    account.weights.append({n: p.detach().double().clone() for n, p in project.named_parameters()})
     return spy.seen, account.increments()
 
 
@@ -119,6 +104,15 @@ def check(seen: list[dict[str, Any]], increments: list[dict[str, float]], exact:
             sizes = sum(float(term.abs().sum()) for term in step.terms)
             slack = 1e-12 * sizes if exact else 1e-6 * sizes
             assert abs(measured - explained) <= floor + slack, name
+
+
+def check_unexplained(steps: dict[str, Any], truth: dict[str, float]) -> None:
+    """A step without a known decomposition is measured all the same."""
+    assert steps
+    for name, step in steps.items():
+        assert step.terms is None
+        measured = float((2 * step.update.weight_update + step.update.update_sq).sum())
+        assert measured == pytest.approx(truth[name], rel=1e-9, abs=1e-12 * float(step.weight_sq.sum()))
 
 
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS.keys())
@@ -138,7 +132,6 @@ def test_manual_optimization_with_two_optimizers(raw: bool) -> None:
     spy, account = Spy(), Account()
     project = Manual(raw)
     trainer(account, spy, steps=-1, max_epochs=1).fit(project, images(32))
-    account.weights.append({n: p.detach().double().clone() for n, p in project.named_parameters()})
     assert len(spy.seen) == 4
     check(spy.seen, account.increments(), exact=False)
 
@@ -158,11 +151,7 @@ def test_accumulation_is_one_step_with_the_mean_gradient() -> None:
 def test_optimizers_that_call_their_parent_are_seen_once() -> None:
     seen, increments = observe(Project(lambda m: Wrapped(m.parameters(), lr=0.1)))
     for steps, truth in zip(seen, increments, strict=True):
-        for name, step in steps.items():
-            assert step.terms is None, "a step of its own has no known decomposition"
-            assert float((2 * step.update.weight_update + step.update.update_sq).sum()) == pytest.approx(
-                truth[name], rel=1e-9
-            )
+        check_unexplained(steps, truth)
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["unfused", "fused"])
@@ -172,46 +161,33 @@ def test_grad_scaler_sees_unscaled_gradients_and_leaves_out_skipped_steps(fused:
             loss = super().training_step(batch, batch_idx)
             return loss * torch.inf if batch_idx == 1 else loss
 
-    spy, account, published = Spy(), Account(), []
+    account, rows = Account(), Rows()
     project = Overflowing(lambda m: torch.optim.SGD(m.parameters(), lr=0.1, fused=fused))
     grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    fit = trainer(account, spy, Sink(published), plugins=[MixedPrecision("16-mixed", "cpu", grad_scaler)])
-    fit.fit(project, images(64))
-    account.weights.append({n: p.detach().double().clone() for n, p in project.named_parameters()})
-    assert [step for step, _ in published] == [0, 2, 3]
+    monitor = NormGrowthMonitor()
+    trainer(account, monitor, logger=rows, plugins=[MixedPrecision("16-mixed", "cpu", grad_scaler)]).fit(
+        project, images(64)
+    )
+    assert rows.steps == [0, 2, 3]
     truth = account.increments()
-    for step, metrics in published:
+    for step, metrics in rows.rows:
         total = sum(truth[step][name] for name in ("net.0.weight", "net.3.weight"))
         assert metrics["norm_growth/increment"] == pytest.approx(total, rel=1e-6)
         assert metrics["norm_growth/residual"] == pytest.approx(0, abs=metrics["norm_growth/storage_floor"])
 
 
-class Sink(pl.Callback):
-    """Puts a logger into the trainer that keeps what is published."""
-
-    def __init__(self, rows: list[tuple[int, dict[str, float]]], prefix: str = "norm_growth") -> None:
-        self.rows, self.prefix = rows, prefix
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        trainer.loggers = [Keeper(self.rows, self.prefix)]
-
-
-class Keeper(pl.loggers.logger.DummyLogger):
-    def __init__(self, rows: list[tuple[int, dict[str, float]]], prefix: str) -> None:
-        super().__init__()
-        self.rows, self.prefix = rows, prefix
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
-        geometry = [key for key in metrics if key.startswith(("norm_growth", "orthogonality"))]
-        if any(key.startswith(self.prefix) for key in geometry):
-            self.rows.append((step or 0, dict(metrics)))
-
-
-def test_closures_called_several_times_are_left_out() -> None:
-    spy = Spy()
+def test_closures_called_several_times_leave_out_what_one_gradient_explains() -> None:
+    spy, account, rows = Spy(), Account(), Rows()
     with pytest.warns(UserWarning, match="left out because the optimizer evaluates its closure several times"):
-        trainer(spy, steps=2).fit(Project(lambda m: torch.optim.LBFGS(m.parameters(), max_iter=3)), images(32))
-    assert [len(steps) for steps in spy.seen] == [0, 0]
+        trainer(account, spy, steps=2, logger=rows).fit(
+            Project(lambda m: torch.optim.LBFGS(m.parameters(), max_iter=3)), images(32)
+        )
+    for steps, truth in zip(spy.seen, account.increments(), strict=True):
+        assert set(steps) == {"net.0.weight", "net.3.weight", "net.8.weight"}
+        check_unexplained(steps, truth)
+        assert all(step.has_gradient for step in steps.values())
+    assert spy.left_out == {"the optimizer evaluates its closure several times": 2}
+    assert not [key for key in rows.curves if "explained" in key or "residual" in key or "term" in key]
 
 
 def test_a_skipped_step_leaves_the_others_as_they_were() -> None:
@@ -222,19 +198,19 @@ def test_a_skipped_step_leaves_the_others_as_they_were() -> None:
             loss = super().training_step(batch, batch_idx)
             return loss * torch.inf if batch_idx == 3 else loss
 
-    rows: list[tuple[int, dict[str, float]]] = []
+    rows, skipping = Rows(), Rows()
     grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     settings: dict[str, Any] = {"plugins": [MixedPrecision("16-mixed", "cpu", grad_scaler)], "steps": 12}
     spy = Spy(every_n_steps=4)
-    trainer(spy, OrthogonalityMonitor(2), Sink(rows, ""), **settings).fit(Project(), images(160))
-    skipping: list[tuple[int, dict[str, float]]] = []
+    trainer(spy, OrthogonalityMonitor(2), logger=rows, **settings).fit(Project(), images(160))
     other = Spy(every_n_steps=4)
-    trainer(other, OrthogonalityMonitor(2), Sink(skipping, ""), **settings).fit(Overflowing(), images(160))
-    assert [step for step, _ in rows] == [1, 3, 5, 7, 9, 11]
-    assert [step for step, _ in skipping] == [1, 5, 7, 9, 11]
-    expected = dict(rows)
-    assert all(metrics.keys() == expected[step].keys() for step, metrics in skipping)
+    trainer(other, OrthogonalityMonitor(2), logger=skipping, **settings).fit(Overflowing(), images(160))
+    assert rows.steps == [1, 3, 5, 7, 9, 11]
+    assert skipping.steps == [1, 5, 7, 9, 11]
+    expected = dict(rows.rows)
+    assert all(metrics.keys() == expected[step].keys() for step, metrics in skipping.rows)
     assert len(other.seen) == len(spy.seen) - 1
+    assert other.left_out == {"no optimizer took a step": 1}
 
 
 def test_adamw_is_explained_down_to_the_rounding_of_its_decay() -> None:
@@ -292,11 +268,8 @@ def test_swa_statistics_refresh_is_no_step() -> None:
     assert len([steps for steps in spy.seen if steps]) == 3 * 4
 
 
-def test_unknown_optimizers_get_what_needs_no_formula() -> None:
-    seen, increments = observe(Project(adam(torch.optim.RMSprop)))
+@pytest.mark.parametrize("kind", [torch.optim.Rprop, torch.optim.ASGD, torch.optim.Adadelta])
+def test_unknown_optimizers_get_what_needs_no_formula(kind: Any) -> None:
+    seen, increments = observe(Project(adam(kind)))
     for steps, truth in zip(seen, increments, strict=True):
-        for name, step in steps.items():
-            assert step.terms is None
-            assert float((2 * step.update.weight_update + step.update.update_sq).sum()) == pytest.approx(
-                truth[name], rel=1e-9
-            )
+        check_unexplained(steps, truth)

@@ -18,8 +18,10 @@ from lightning_normgeo import (
     scale_invariant_units,
     swap_norm,
 )
+from lightning_normgeo.callbacks import structure
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.geometry import joined_products, split_update, update_products
+from lightning_normgeo.normalization.graph import Graph
 from tests.projects import ConvNet, Project, images, trainer
 
 
@@ -239,3 +241,40 @@ def test_bad_batches(module: nn.Module, batch: Any, message: str) -> None:
 def test_compiled_models_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"cannot look into a compiled model\. Give it the model itself"):
         scale_invariant_units(torch.compile(ConvNet()), torch.rand(2, 3, 8, 8))
+
+
+def test_a_graph_is_searched_once_and_recognized_after_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two heads in turn and a layer that is frozen half of the time: four graphs in eight measured steps."""
+    searched: list[Any] = []
+    original = structure.find_units
+    monkeypatch.setattr(
+        structure, "find_units", lambda module, graph: (searched.append(graph), original(module, graph))[1]
+    )
+
+    class Alternating(Project):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Linear(8, 4)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.net[0].weight.requires_grad_(batch_idx % 4 < 2)
+            y = nn.Sequential(*list(self.net)[:-1])(batch[0])
+            return nn.functional.cross_entropy((self.net[-1] if batch_idx % 2 else self.other)(y), batch[1])
+
+    logger = RecordLogger(str(tmp_path))
+    trainer(NormGrowthMonitor(layers="*"), logger=logger, steps=8).fit(Alternating(), images(64))
+    metrics = read_record(logger.folder).metrics
+    assert len(searched) == 4
+    assert [step for step, _ in metrics["norm_growth_control/increment/other"]] == [0, 2, 4, 6]
+    assert [step for step, _ in metrics["norm_growth_control/increment/net.8"]] == [1, 3, 5, 7]
+    assert [step for step, _ in metrics["norm_growth/increment/net.0"]] == [0, 1, 4, 5]
+
+
+def test_a_graph_with_another_parameter_is_another_graph() -> None:
+    layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+    x = torch.rand(2, 3)
+    first, again, other = (Graph(layers[i](x).sum()).signature for i in (0, 0, 1))
+    assert first == again != other
+    norm = nn.BatchNorm1d(3)
+    training, evaluating = (Graph(norm.train(mode)(layers[0](x)).sum()).signature for mode in (True, False))
+    assert training != evaluating

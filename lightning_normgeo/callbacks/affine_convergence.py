@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_normgeo.callbacks.base import GeometryMonitor
+from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Reading
-from lightning_normgeo.callbacks.session import Measured
+from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.batch import scale_gap, shift_gap, squared_gain
 from lightning_normgeo.probes.batchnorm import affine_batch_norms
@@ -39,8 +41,8 @@ class AffineConvergenceMonitor(GeometryMonitor):
 
     Args:
         every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
-        layers: globs for the normalization layers that get keys of their own; those of the first residual block
-            if left out.
+        layers: globs for the normalization layers that get keys of their own, up to 16; those of the first residual
+            block if left out.
         channel_seed: chooses the one channel per layer that is logged by itself.
 
     A model without such layers is trained as it is, with a warning, so that one list of callbacks serves all models
@@ -48,6 +50,7 @@ class AffineConvergenceMonitor(GeometryMonitor):
     """
 
     groups = ("affine",)
+    needs_weights = False
     needs_statistics = True
 
     def __init__(
@@ -71,26 +74,28 @@ class AffineConvergenceMonitor(GeometryMonitor):
         layers = measured.statistics
         if not layers:
             return
+        names, found = list(layers), list(layers.values())
+        channels = [statistics.scale.numel() for statistics in found]
+        columns = ([getattr(s, field) for s in found] for field in ("scale", "shift", "variance", "mean"))
+        scale, shift, variance, mean = map(torch.cat, columns)
+        eps = torch.cat([scale.new_full((n,), s.eps) for n, s in zip(channels, found, strict=True)])
         values = {
-            "abs_gamma2_minus_sigma2": {n: scale_gap(s.scale, s.variance) for n, s in layers.items()},
-            "abs_beta_minus_mu": {n: shift_gap(s.shift, s.mean) for n, s in layers.items()},
-            "gamma2_over_sigma2": {n: squared_gain(s.scale, s.variance, s.eps) for n, s in layers.items()},
+            "abs_gamma2_minus_sigma2": scale_gap(scale, variance),
+            "abs_beta_minus_mu": shift_gap(shift, mean),
+            "gamma2_over_sigma2": squared_gain(scale, variance, eps),
         }
-        watch = measured.single_device
-        for name, by_layer in values.items():
-            yield from self._summaries(f"affine/{name}", by_layer, watch)
+        first = itertools.accumulate(channels, initial=0)
+        picked = [start + self.channel(name, n) for start, name, n in zip(first, names, channels, strict=False)]
+        index = torch.tensor(picked).to(scale.device, non_blocking=True)
+        sites, watch = Sites(names, channels, scale.device), measured.single_device
+        for name, by_channel in values.items():
+            key = f"affine/{name}"
+            yield sites.reading(f"{key}_mean", by_channel, sites.mean, watch=watch)
+            yield Reading(f"{key}_median", by_channel.quantile(0.5))
+            yield Reading(f"{key}_q90", by_channel.quantile(0.9))
+            yield Reading(f"{key}_channel", None, by_channel[index], names)
 
     def channel(self, site: str, channels: int) -> int:
         """Return the channel of a layer that is logged by itself: the same for the same seed, name and width."""
         digest = hashlib.sha256(f"{self.channel_seed}:{site}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % channels
-
-    def _summaries(self, key: str, by_layer: dict[str, Tensor], watch: bool) -> Iterator[Reading]:
-        everything = torch.cat(list(by_layer.values()))
-        names = list(by_layer)
-        means = torch.stack([values.mean() for values in by_layer.values()])
-        picked = torch.stack([values[self.channel(name, values.numel())] for name, values in by_layer.items()])
-        yield Reading(f"{key}_mean", everything.mean(), means, names, watch)
-        yield Reading(f"{key}_median", everything.quantile(0.5))
-        yield Reading(f"{key}_q90", everything.quantile(0.9))
-        yield Reading(f"{key}_channel", None, picked, names)

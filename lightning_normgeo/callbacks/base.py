@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 
 from lightning_normgeo._lightning import QuietCallback
+from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Reading
-from lightning_normgeo.callbacks.session import Measured, Session
-from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.callbacks.session import Session
+from lightning_normgeo.errors import ConfigurationError, closest, warn_once
 from lightning_normgeo.normalization.names import named_weights, site_of
 
 _REFUSED_STRATEGIES = {
@@ -21,6 +23,9 @@ _REFUSED_STRATEGIES = {
     "ModelParallelStrategy": "weights are distributed tensors. Use ddp",
     "XLAFSDPStrategy": "it shards weights without regard to filters. Use ddp",
 }
+SITE_LIMIT = 16
+"""How many layers of one monitor can have metric keys of their own. Each has up to two dozen, and W&B asks for fewer
+than 10,000 in a whole project, all models with layers of other names included."""
 
 
 class GeometryMonitor(QuietCallback):
@@ -33,16 +38,24 @@ class GeometryMonitor(QuietCallback):
     Args:
         every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
         layers: globs for the module paths that get metric keys of their own, ``"*"`` for all. If left out: the first
-            residual block as in the paper (``*layer1.0.*``), or the first three layers of other networks. Aggregates
-            over all layers are always logged.
+            residual block as in the paper (``*layer1.0.*``), or the first three layers of other networks. More than 16
+            layers get none, but rows in the table ``geometry/layers``, which loggers that can (W&B) get when training
+            ends: at most 10,000 rows, from long runs every second, fourth, eighth … measured step. Aggregates over
+            all layers are always logged, and RecordLogger always keeps every layer.
+
+    Attributes:
+        left_out: how many measured steps, or parts of them, are missing from the logs, by reason: steps that the
+            gradient scaler skipped, gradients that are not finite, closures evaluated several times.
 
     Raises:
         ConfigurationError: for settings that cannot work, when constructed or before training starts.
     """
 
     groups: ClassVar[tuple[str, ...]] = ()
+    needs_weights: ClassVar[bool] = True
     needs_updates: ClassVar[bool] = False
     needs_statistics: ClassVar[bool] = False
+    cumulative: bool = False
 
     def __init__(self, every_n_steps: int | None = None, layers: str | list[str] | None = None) -> None:
         super().__init__()
@@ -56,6 +69,8 @@ class GeometryMonitor(QuietCallback):
         self.layers = layers
         self._cadence = every_n_steps or 1
         self._sites: frozenset[str] = frozenset()
+        self._tabled: frozenset[str] = frozenset()
+        self.left_out: Counter[str] = Counter()
 
     def sites(self, module: nn.Module) -> list[str]:
         """Return the module paths that ``layers`` chooses from."""
@@ -73,10 +88,18 @@ class GeometryMonitor(QuietCallback):
         """Return for each metric group the sites that get keys of their own."""
         return dict.fromkeys(self.groups, self._sites)
 
+    def tabled(self) -> dict[str, frozenset[str]]:
+        """Return for each metric group the sites that have rows in the layer table, being too many for keys."""
+        return dict.fromkeys(self.groups, self._tabled)
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check everything that can be checked before training starts."""
         self._refuse(trainer, pl_module)
-        self._sites = self._choose(self.sites(pl_module))
+        sites = self._choose(self.sites(pl_module))
+        few = len(sites) <= SITE_LIMIT
+        self._sites, self._tabled = (sites, frozenset()) if few else (frozenset(), sites)
+        if self._tabled:
+            self._ask_for_a_record(trainer.loggers)
         self._cadence = self.every_n_steps or trainer.log_every_n_steps or 1
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -94,7 +117,7 @@ class GeometryMonitor(QuietCallback):
     def _choose(self, sites: Sequence[str]) -> frozenset[str]:
         if self.layers is None:
             first_block = [site for site in sites if fnmatchcase(f".{site}", "*.layer1.0.*")]
-            return frozenset(first_block or sites[:3])
+            return frozenset(first_block[:SITE_LIMIT] or sites[:3])
         chosen: set[str] = set()
         for glob in [self.layers] if isinstance(self.layers, str) else self.layers:
             matches = [site for site in sites if fnmatchcase(site, glob)]
@@ -105,6 +128,14 @@ class GeometryMonitor(QuietCallback):
                 )
             chosen.update(matches)
         return frozenset(chosen)
+
+    def _ask_for_a_record(self, loggers: Sequence[Any]) -> None:
+        """Say before training starts if no logger keeps the curves of many layers."""
+        if loggers and not any(hasattr(logger, "log_table") or hasattr(logger, "log_layers") for logger in loggers):
+            warn_once(
+                f"{type(self).__name__}(layers={self.layers!r}) chooses {len(self._tabled)} layers. More than "
+                f"{SITE_LIMIT} get no metric keys, and no logger has tables. Add RecordLogger() to keep their curves."
+            )
 
     def _refuse(self, trainer: Any, module: nn.Module) -> None:
         strategy = type(trainer.strategy).__name__

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_normgeo.callbacks.base import GeometryMonitor
+from lightning_normgeo.callbacks.columns import Columns
+from lightning_normgeo.callbacks.cumulative import cumulative_readings
+from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Reading
-from lightning_normgeo.callbacks.session import Measured
-from lightning_normgeo.callbacks.sites import Sites
-from lightning_normgeo.geometry.angles import UpdateProducts, effective_lr, split_update
-from lightning_normgeo.geometry.increments import arithmetic_floor, measured_increment, storage_floor
-from lightning_normgeo.probes.measurement import WeightStep
+from lightning_normgeo.callbacks.session import Session
+from lightning_normgeo.geometry.angles import effective_lr, split_update
+from lightning_normgeo.geometry.increments import measured_increment
 
 
 class NormGrowthMonitor(GeometryMonitor):
     r"""Logs weight norms and their increments: measured, predicted by eq 16, and explained term by term.
 
     Eq 16 of the paper, :math:`\Delta\lVert W\rVert^2 = \eta^2\lVert g\rVert^2`, holds for scale-invariant weights
-    under plain SGD. ``explained`` holds for SGD with momentum, dampening, Nesterov and weight decay, for Adam and
-    AdamW, and for any weight: it is the sum of the ``term_…`` keys. For other optimizers these keys are left out.
+    under plain SGD; ``eq16_applies`` says whether that is what runs. ``explained`` holds for any weight under SGD
+    (momentum, dampening, Nesterov, weight decay), Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adamax, and what
+    :func:`~lightning_normgeo.register_optimizer` adds: it is the sum of the ``term_…`` keys. For other optimizers
+    these keys are left out, and so they are where a closure is evaluated several times per step (LBFGS, SAM).
 
     =====================================  ==========  ==============================================================
     key                                    unit        meaning
@@ -39,78 +42,114 @@ class NormGrowthMonitor(GeometryMonitor):
     ``norm_growth/angular_update``         radians     angle between W and W⁺, root mean square over units
     ``norm_growth/effective_lr``           1/weight²   η / ‖unit‖², mean over units
     ``norm_growth/equilibrium_angle``      radians     where weight decay and gradient noise balance
+    ``norm_growth/steps_to_equilibrium``   steps       time constant of the way there
+    ``norm_growth/eq16_applies``           1           1 for plain SGD, else 0: eq 16 does not cover the optimizer
+    ``norm_growth/cumulative_…``           weight²     ``increment`` to ``residual`` and ``storage_floor``, summed over
+                                                       every step so far; only with ``cumulative``
     ``norm_growth_control/*``              as above    the same for weights without an established invariance
     =====================================  ==========  ==============================================================
 
     Aggregates treat all units as one vector, unless the table says otherwise. Add ``/{module path}`` for one layer.
 
-    Cost: a copy of the observed weights, and two passes over weights, gradients and momentum per measured step.
+    With ``cumulative`` every optimizer step is counted, measured or not, so that what was added to ‖W‖² since training
+    began is explained to the last step: ``cumulative_increment`` is ‖W_T‖² - ‖W_0‖², ``cumulative_predicted`` Σ η²‖g‖².
+    The sums are part of checkpoints and go on exactly where a resumed training goes on. Weights changed by others than
+    the optimizer (averaging, clipping) show as ``cumulative_residual``.
+
+    Cost: a copy of the observed weights, and two passes over weights, gradients and momentum per measured step; with
+    ``cumulative`` one pass over the same per unmeasured step.
 
     Args:
         every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
-        layers: globs for the layers that get keys of their own; the first residual block if left out.
+        layers: globs for the layers that get keys of their own, up to 16; more go into one table (see
+            :class:`GeometryMonitor`). The first residual block if left out.
+        cumulative: whether to sum over all steps as well.
     """
 
     groups = ("norm_growth", "norm_growth_control")
     needs_updates = True
 
+    def __init__(
+        self, every_n_steps: int | None = None, layers: str | list[str] | None = None, cumulative: bool = False
+    ) -> None:
+        super().__init__(every_n_steps, layers)
+        self.cumulative = cumulative
+        self._account: dict[str, Any] = {}
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin with sums of zero, unless a checkpoint is loaded."""
+        if stage == "fit":
+            self._account = {}
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Remove every hook; a checkpoint may still be asked for."""
+        self._account = Session.of(trainer).account_state()
+        super().on_train_end(trainer, pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remove every hook; a checkpoint may still be asked for."""
+        self._account = Session.of(trainer).account_state()
+        super().on_exception(trainer, pl_module, exception)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Save the sums."""
+        if self.cumulative:
+            checkpoint["lightning_normgeo"] = {"account": Session.of(trainer).account_state() or self._account}
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Go on with the sums of a checkpoint that has them."""
+        if self.cumulative:
+            Session.of(trainer).restore_account(checkpoint.get("lightning_normgeo", {}).get("account", {}))
+
     def measure(self, measured: Measured) -> Iterable[Reading]:
         """Return the readings of one step."""
-        moved = [step for step in measured.steps if step.update is not None]
-        yield from _growth("norm_growth", [step for step in moved if step.units.invariant])
-        yield from _growth("norm_growth_control", [step for step in moved if not step.units.invariant])
+        for group, invariant in zip(self.groups, (True, False), strict=True):
+            columns = measured.columns(invariant, "update")
+            if columns is None:
+                continue
+            yield from _growth(group, columns)
+            yield from _explained(group, columns)
+            yield from _equilibrium(group, columns)
+            if self.cumulative and measured.account is not None:
+                yield from cumulative_readings(group, columns.steps, measured.account)
 
 
-def _growth(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]:
-    if not steps:
-        return
-    sites = Sites([step.units.site for step in steps], [step.units.count for step in steps], steps[0].inner.device)
-    update = UpdateProducts(*map(torch.cat, zip(*(step.update for step in steps if step.update), strict=True)))
+def _growth(group: str, columns: Columns) -> Iterator[Reading]:
+    sites, update = columns.sites, columns.update
     increment = measured_increment(update.weight_update, update.update_sq)
     yield sites.reading(f"{group}/weight_norm", update.weight_sq, sites.sum, torch.sqrt, watch=True)
     yield sites.reading(f"{group}/increment", increment, sites.sum, watch=True)
-    yield sites.reading(f"{group}/predicted", torch.cat([step.predicted for step in steps]), sites.sum, watch=True)
-    yield from _explained(group, sites, steps, increment)
-    yield _floor(f"{group}/storage_floor", sites, steps)
+    if columns.has_gradient:
+        yield sites.reading(f"{group}/predicted", columns.column("predicted"), sites.sum, watch=True)
+        covered = all(step.is_plain_sgd and step.units.invariant for step in columns.steps)
+        yield Reading(f"{group}/eq16_applies", increment.new_tensor(float(covered)))
     angle = split_update(update).angle
     yield sites.reading(f"{group}/angular_update", angle.square(), sites.mean, torch.sqrt, watch=True)
-    rates = torch.cat([effective_lr(step.lr, step.weight_sq) for step in steps])
+    rates = effective_lr(columns.spread("lr"), columns.column("weight_sq"))
     yield sites.reading(f"{group}/effective_lr", rates, sites.mean)
-    yield from _equilibrium(group, steps)
 
 
-def _explained(group: str, sites: Sites, steps: Sequence[WeightStep], increment: Tensor) -> Iterator[Reading]:
-    if any(step.terms is None for step in steps):
-        return
-    terms = {
-        name: torch.cat([getattr(step.terms, name) for step in steps])
-        for name in ("total", "gradient", "momentum", "weight_decay", "quadratic")
-    }
-    explained = terms.pop("total")
-    yield sites.reading(f"{group}/explained", explained, sites.sum, watch=True)
-    for name, values in terms.items():
-        yield sites.reading(f"{group}/term_{name}", values, sites.sum)
-    yield sites.reading(f"{group}/residual", increment - explained, sites.sum)
+def _explained(group: str, columns: Columns) -> Iterator[Reading]:
+    sites, terms = columns.sites, columns.terms
+    if terms is not None:
+        explained = terms.total
+        yield sites.reading(f"{group}/explained", explained, sites.sum, watch=True)
+        for name, values in terms._asdict().items():
+            yield sites.reading(f"{group}/term_{name}", values, sites.sum)
+        increment = measured_increment(columns.update.weight_update, columns.update.update_sq)
+        yield sites.reading(f"{group}/residual", increment - explained, sites.sum)
+    stored, computed = columns.floors()
+    total = stored.square().sum().sqrt() + computed.sum()
+    by_site = sites.sum(stored.square()).sqrt() + sites.sum(computed)
+    yield Reading(f"{group}/storage_floor", total, by_site, sites.names)
 
 
-def _floor(key: str, sites: Sites, steps: Sequence[WeightStep]) -> Reading:
-    """Return what rounding explains of the residual: of stored weights at random, of arithmetic systematically."""
-    stored = torch.cat([storage_floor(step.quartic, step.dtype) for step in steps]).square()
-    computed = torch.cat(
-        [
-            step.inner.new_zeros(step.inner.shape) if step.terms is None else arithmetic_floor(step.terms, step.dtype)
-            for step in steps
-        ]
-    )
-    total = stored.sum().sqrt() + computed.sum()
-    return Reading(key, total, sites.sum(stored).sqrt() + sites.sum(computed), sites.names)
-
-
-def _equilibrium(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]:
-    decayed = [step for step in steps if step.equilibrium is not None]
-    known = [torch.ones_like(step.inner) * step.equilibrium for step in decayed if step.equilibrium is not None]
-    if known:
-        sites = Sites(
-            [step.units.site for step in decayed], [step.units.count for step in decayed], steps[0].inner.device
+def _equilibrium(group: str, columns: Columns) -> Iterator[Reading]:
+    settling = [step for step in columns.steps if step.equilibrium is not None]
+    if settling:
+        columns = columns if len(settling) == len(columns.steps) else Columns(settling)
+        sites = columns.sites
+        yield sites.reading(
+            f"{group}/equilibrium_angle", columns.spread("equilibrium").square(), sites.mean, torch.sqrt
         )
-        yield sites.reading(f"{group}/equilibrium_angle", torch.cat(known).square(), sites.mean, torch.sqrt)
+        yield sites.reading(f"{group}/steps_to_equilibrium", columns.spread("relaxation"), sites.mean)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks.base import GeometryMonitor
+from lightning_normgeo.callbacks.columns import Columns
 from lightning_normgeo.callbacks.epsilon import epsilon_inner
+from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Reading
-from lightning_normgeo.callbacks.session import Measured
-from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.geometry.orthogonality import cosine
 from lightning_normgeo.probes.batchnorm import BatchStatistics
-from lightning_normgeo.probes.measurement import WeightStep
 
 
 class OrthogonalityMonitor(GeometryMonitor):
@@ -41,7 +40,8 @@ class OrthogonalityMonitor(GeometryMonitor):
 
     Args:
         every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
-        layers: globs for the layers that get keys of their own; the first residual block if left out.
+        layers: globs for the layers that get keys of their own, up to 16; more go into one table (see
+            :class:`GeometryMonitor`). The first residual block if left out.
     """
 
     groups = ("orthogonality", "orthogonality_control")
@@ -49,25 +49,29 @@ class OrthogonalityMonitor(GeometryMonitor):
 
     def measure(self, measured: Measured) -> Iterable[Reading]:
         """Return the readings of one step."""
-        invariant = [step for step in measured.steps if step.units.invariant]
-        yield from _cosines("orthogonality", "", invariant, [step.inner for step in invariant])
-        if measured.single_pass:
-            yield from _corrected(invariant, measured.statistics)
-        controls = [step for step in measured.steps if not step.units.invariant]
-        yield from _cosines("orthogonality_control", "", controls, [step.inner for step in controls])
+        for group, invariant in zip(self.groups, (True, False), strict=True):
+            columns = measured.columns(invariant, "gradient")
+            if columns is None:
+                continue
+            yield from _cosines(group, "", columns, columns.column("inner"))
+            if invariant and measured.single_pass:
+                yield from _corrected(group, columns, measured.statistics)
 
 
-def _corrected(steps: Sequence[WeightStep], statistics: dict[str, BatchStatistics]) -> Iterator[Reading]:
-    known = [(step, part) for step in steps if (part := epsilon_inner(step, statistics)) is not None]
-    yield from _cosines("orthogonality", "_corrected", [s for s, _ in known], [s.inner - part for s, part in known])
+def _corrected(group: str, columns: Columns, statistics: dict[str, BatchStatistics]) -> Iterator[Reading]:
+    parts = [epsilon_inner(step, statistics) for step in columns.steps]
+    explained = [part for part in parts if part is not None]
+    if len(explained) < len(parts):
+        known = [step for step, part in zip(columns.steps, parts, strict=True) if part is not None]
+        if not known:
+            return
+        columns = Columns(known)
+    yield from _cosines(group, "_corrected", columns, columns.column("inner") - torch.cat(explained))
 
 
-def _cosines(group: str, suffix: str, steps: Sequence[WeightStep], inner: Sequence[Tensor]) -> Iterator[Reading]:
-    if not steps:
-        return
-    sites = Sites([step.units.site for step in steps], [step.units.count for step in steps], inner[0].device)
-    squares = (torch.cat([step.weight_sq for step in steps]), torch.cat([step.gradient_sq for step in steps]))
-    cosines = cosine(torch.cat(list(inner)), *squares)
+def _cosines(group: str, suffix: str, columns: Columns, inner: Tensor) -> Iterator[Reading]:
+    sites = columns.sites
+    cosines = cosine(inner, columns.column("weight_sq"), columns.column("gradient_sq"))
     yield sites.reading(f"{group}/max_abs_cos{suffix}", cosines.abs(), sites.maximum, watch=True)
     yield Reading(f"{group}/q999_abs_cos{suffix}", cosines.abs().quantile(0.999))
     if not suffix:

@@ -7,58 +7,26 @@ all, and but one of them on batches that are not measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from collections import Counter
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo._lightning import QuietCallback, is_lightnings_own
+from lightning_normgeo._lightning import QuietCallback
+from lightning_normgeo.callbacks.layer_table import LayerTable
+from lightning_normgeo.callbacks.measured import Measured, scales_gradients_alike
 from lightning_normgeo.callbacks.readings import Reading, Row, publish, transfer
 from lightning_normgeo.callbacks.structure import Structure
-from lightning_normgeo.errors import harmless, warn_once
+from lightning_normgeo.errors import harmless, remember_warnings, warn_once
 from lightning_normgeo.normalization.graph import is_compiled
+from lightning_normgeo.normalization.names import bias_of, clean_name, named_weights
+from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.batchnorm import BatchNormProbe, BatchStatistics, affine_batch_norms
-from lightning_normgeo.probes.measurement import WeightStep
 from lightning_normgeo.probes.step import StepProbe
 
 _MEASURED_HOOKS = ("on_before_backward", "on_after_backward", "on_train_batch_end")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One measured optimizer step as the monitors see it.
-
-    Attributes:
-        steps: every weight that moved.
-        statistics: batch statistics of the forward pass, by module path.
-        single_device: whether every rank would see the same batch statistics.
-        single_pass: whether one backward pass made the gradients, and nothing but a common factor came over them, so
-            that the epsilon identity holds.
-    """
-
-    steps: Sequence[WeightStep]
-    statistics: dict[str, BatchStatistics]
-    single_device: bool
-    single_pass: bool
-
-
-class Monitor(Protocol):
-    """What the session asks of a callback."""
-
-    needs_updates: bool
-    needs_statistics: bool
-
-    def cadence(self) -> int:
-        """Return after how many optimizer steps it measures."""
-
-    def chosen(self) -> dict[str, frozenset[str]]:
-        """Return for each group the sites that get metric keys of their own."""
-
-    def measure(self, measured: Measured) -> Iterable[Reading]:
-        """Return the readings of one step."""
 
 
 class Driver(QuietCallback):
@@ -85,6 +53,7 @@ class Session:
     def __init__(self) -> None:
         self.probe = StepProbe()
         self.structure = Structure()
+        self.table = LayerTable()
         self.batch_norms: BatchNormProbe | None = None
         self.monitors: list[Any] = []
         self.driver = Driver(self)
@@ -93,6 +62,9 @@ class Session:
         self._armed_at = -1
         self._statistics: dict[str, BatchStatistics] = {}
         self._backwards = 0
+        self._reads_weights = True
+        self._saved_account: dict[str, Any] = {}
+        self.left_out: Counter[str] = self.probe.skipped
 
     @classmethod
     def of(cls, trainer: Any) -> Session:
@@ -103,11 +75,16 @@ class Session:
         """Add a monitor when training starts."""
         if any(monitor is other for other in self.monitors):
             return
+        if not self.monitors:
+            remember_warnings(while_training=True)
         self.monitors.append(monitor)
+        monitor.left_out = self.left_out
         self._cadences = tuple(sorted({m.cadence() for m in self.monitors}))
         automatic = trainer.lightning_module.automatic_optimization
         self.probe.gradients_are_fresh = lambda: self._backwards > 0 or not automatic
         self.probe.attach(trainer.optimizers)
+        if monitor.cumulative and self.probe.account is None:
+            self._open_account(module)
         if monitor.needs_statistics and self.batch_norms is None:
             self.batch_norms = BatchNormProbe(affine_batch_norms(module), is_compiled(module))
         if self.driver not in trainer.callbacks:
@@ -124,29 +101,60 @@ class Session:
             self.batch_norms.detach()
         trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self.driver]
         self._sessions.pop(trainer, None)
+        remember_warnings(while_training=False)
+        self.table.publish(trainer.loggers)
+
+    def account_state(self) -> dict[str, Any]:
+        """Return the sums over all steps so far, for a checkpoint."""
+        return self._saved_account if self.probe.account is None else self.probe.account.state()
+
+    def restore_account(self, state: dict[str, Any]) -> None:
+        """Go on with the sums of a checkpoint."""
+        self._saved_account = state
+        if self.probe.account is not None:
+            self.probe.account.load(state)
+
+    def _open_account(self, module: nn.Module) -> None:
+        """Count every step from here on: all weights, and the biases that may belong to their units."""
+        account = self.probe.account = NormAccount()
+        account.load(self._saved_account)
+        parameters = {clean_name(name): parameter for name, parameter in module.named_parameters()}
+        names = [name for weight, _ in named_weights(module, frozen=True) for name in (weight, bias_of(weight))]
+        account.follow({name: parameters[name] for name in names if name in parameters})
 
     def batch_starts(self, trainer: Any, module: Any, batch: Any, batch_index: int) -> None:
         """Decide whether the optimizer step that this batch belongs to is measured."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        if self.probe.account is not None and self._armed_at != step:
+            self.probe.reset()
+            self.probe.attach(trainer.optimizers)
         for cadence in self._cadences:
             if step % cadence == 0:
                 self._arm(trainer, step)
                 return
-        if self._armed_at >= 0:  # the step that was waited for did not happen
+        if self._armed_at >= 0:
+            self._missed()
             self._disarm()
 
     @harmless
     def _arm(self, trainer: Any, step: int) -> None:
         self.probe.attach(trainer.optimizers)
+        if self._armed_at >= 0 and self._armed_at != step:
+            self._missed()
         if self._armed_at != step:  # else another micro-batch of the same step
             self._armed_at, self._backwards = step, 0
             self._due = [monitor for monitor in self.monitors if step % monitor.cadence() == 0]
             self.structure.forget()
-            self.probe.arm(updates=any(monitor.needs_updates for monitor in self._due))
+            self._reads_weights = any(monitor.needs_weights for monitor in self._due)
+            self.probe.arm(any(monitor.needs_updates for monitor in self._due), self._reads_weights)
         if self.batch_norms is not None and any(monitor.needs_statistics for monitor in self._due):
             self.batch_norms.arm()
         hooks = (self._before_backward, self._after_backward, self._batch_ends)
         self.driver.lend(dict(zip(_MEASURED_HOOKS, hooks, strict=True)))
+
+    def _missed(self) -> None:
+        """The step that was waited for did not happen: the gradient scaler skipped it, or the user."""
+        self.left_out["no optimizer took a step"] += 1
 
     def _disarm(self) -> None:
         self._armed_at = -1
@@ -157,8 +165,9 @@ class Session:
 
     @harmless
     def _before_backward(self, trainer: Any, module: nn.Module, loss: Tensor) -> None:
-        self.structure.read(module, loss)
-        self.probe.weights, self.probe.scales = self.structure.weights, self.structure.scales
+        if self._reads_weights:
+            self.structure.read(module, loss)
+            self.probe.weights, self.probe.scales = self.structure.weights, self.structure.scales
         if self.batch_norms is not None:
             self._statistics = self.batch_norms.collect() or self._statistics
 
@@ -168,25 +177,30 @@ class Session:
     @harmless
     def _batch_ends(self, trainer: Any, module: nn.Module, outputs: Any, batch: Any, batch_index: int) -> None:
         measurement = self.probe.collect()
-        if measurement is None:  # a micro-batch, or a step the gradient scaler skipped
+        if measurement is None:  # a micro-batch, or a step that was skipped
             return
         statistics, self._statistics = self._statistics, {}
         self._disarm()
         self._explain_missing(statistics, measurement.unknown)
         one_device = trainer.world_size == 1
-        whole = _scales_gradients_alike(trainer)
+        whole = scales_gradients_alike(trainer)
         single_pass = one_device and self._backwards == 1 and whole
-        measured = Measured(list(measurement.steps.values()), statistics, one_device, single_pass)
+        steps = list(measurement.steps.values())
+        measured = Measured(steps, statistics, one_device, single_pass, self.probe.account)
         readings = [reading for monitor in self._due for reading in _readings(monitor, measured) or ()]
         readings += self.structure.confirmation(measured.steps, statistics if single_pass else {}, whole)
         row = transfer(readings, measurement.valid, self._chosen()) if readings else None
-        if row is not None and self.structure.confirmed(row):
+        if row is None and readings:
+            self.left_out["its gradients are not finite"] += 1
+        elif row is not None and self.structure.confirmed(row):
             self._publish(row, trainer)
 
     def _publish(self, row: Row, trainer: Any) -> None:
         if row.dropped:
             warn_once("Values that are not finite are left out of the logs.")
-        publish(row, trainer.loggers, trainer.fit_loop.epoch_loop._batches_that_stepped)
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        publish(row, trainer.loggers, step)
+        self.table.add(step, row.layers, [monitor.tabled() for monitor in self._due])
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.watched.items()})
 
     def _chosen(self) -> dict[str, frozenset[str]]:
@@ -212,12 +226,3 @@ class Session:
 @harmless
 def _readings(monitor: Any, measured: Measured) -> list[Reading]:
     return list(monitor.measure(measured))
-
-
-def _scales_gradients_alike(trainer: Any) -> bool:
-    """Whether W and γ get gradients with a common factor: not after clipping by value, nor in the user's own ways."""
-    module = trainer.lightning_module
-    by_value = trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value"
-    return bool(
-        module.automatic_optimization and is_lightnings_own(module, "configure_gradient_clipping") and not by_value
-    )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks.readings import Reading
+from lightning_normgeo.geometry.rows import wide_dtype
 
 _WHOLE: dict[str, Any] = {"maximum": torch.amax, "sum": torch.sum, "mean": torch.mean}
 
@@ -24,7 +25,17 @@ class Sites:
 
     def __init__(self, names: Sequence[str], lengths: Sequence[int], device: torch.device) -> None:
         self.names = list(names)
+        self._units = sum(lengths)
         self._lengths = torch.tensor(list(lengths)).to(device, non_blocking=True)
+
+    def spread(self, values: Sequence[float | Tensor]) -> Tensor:
+        """Return one value per layer for each of its units."""
+        wide = wide_dtype(self._lengths.device)
+        if any(isinstance(value, Tensor) for value in values):
+            column = torch.stack([torch.as_tensor(value, dtype=wide, device=self._lengths.device) for value in values])
+        else:
+            column = torch.tensor(values, dtype=wide).to(self._lengths.device, non_blocking=True)
+        return column.repeat_interleave(self._lengths, output_size=self._units)
 
     def maximum(self, values: Tensor) -> Tensor:
         """Return the maximum over the units of each layer."""

@@ -1,8 +1,9 @@
-"""Which weights are measured as what: read from the graph of every measured step, so that it is always up to date."""
+"""Which weights are measured as what: told from the graph of every measured step, so that it is always up to date."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from lightning_normgeo.callbacks.epsilon import epsilon_inner
 from lightning_normgeo.callbacks.readings import Reading, Row
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.orthogonality import cosine
+from lightning_normgeo.normalization.graph import Graph
 from lightning_normgeo.normalization.invariance import find_units
 from lightning_normgeo.normalization.names import clean_name
 from lightning_normgeo.probes.batchnorm import BatchStatistics
@@ -23,6 +25,8 @@ ones at most a few 1e-3, under bf16 autocast."""
 _INVARIANT_BELOW = 1e-6
 """And below which a layer without an established invariance looks like one, if it has enough units to tell."""
 _ENOUGH_UNITS = 8
+_GRAPHS = 16
+"""How many different graphs are remembered; reading one anew takes ten times longer than recognizing it."""
 
 
 class Structure:
@@ -34,6 +38,8 @@ class Structure:
         self._guessed = False
         self._compared = False
         self._refuted: set[str] = set()
+        # with the parameters themselves: their ids in the signature stay theirs
+        self._known: dict[tuple[Any, ...], tuple[dict[str, Observed], list[Tensor]]] = {}
 
     @property
     def weights(self) -> list[Observed]:
@@ -46,14 +52,25 @@ class Structure:
 
     def read(self, module: nn.Module, loss: Tensor) -> None:
         """Add the weights behind ``loss``; several backward passes of a step add up."""
-        found, self._guessed = find_units(module, loss)
+        graph = Graph(loss)
+        if graph.signature in self._known:
+            self._found.update(self._known[graph.signature][0])
+            return
+        found, self._guessed = find_units(module, graph)
         parameters = {clean_name(name): parameter for name, parameter in module.named_parameters()}
+        observed = {}
         for units in found:
             kept = units.without_invariance("refuted by the numbers") if units.name in self._refuted else units
             bias = None if kept.bias is None else parameters[kept.bias]
-            self._found[units.name] = Observed(kept, parameters[units.name], bias)
+            observed[units.name] = Observed(kept, parameters[units.name], bias)
             if kept.scale is not None:
                 self.scales[kept.scale] = parameters[kept.scale]
+        self._found.update(observed)
+        # not one with leaves of its own, such as an attacked image: it would be kept, and never recognized
+        own = {id(parameter) for parameter in parameters.values()}
+        repeats = not graph.compiled and all(id(leaf.variable) in own for leaf in graph.leaves)
+        if repeats and len(self._known) < _GRAPHS:
+            self._known[graph.signature] = observed, [leaf.variable for leaf in graph.leaves]
         if found and not any(observed.units.invariant for observed in self.weights):
             reasons = sorted({observed.units.reason for observed in self.weights})[:3]
             warn_once(f"None of {len(found)} weights is scale invariant; all are controls: {'; '.join(reasons)}.")
@@ -68,7 +85,7 @@ class Structure:
             statistics: batch statistics, where ε's part of ⟨W, g⟩ can be told from them; else empty.
             gradients_are_whole: whether they moved along the gradient of the loss, not one clipped by value.
         """
-        asked = [step for step in steps if step.units.invariant or not self._guessed]
+        asked = [step for step in steps if step.has_gradient and (step.units.invariant or not self._guessed)]
         if not asked or not (self._guessed or (gradients_are_whole and not self._compared)):
             return []
         squares = [_mean_squared_cosine(step, epsilon_inner(step, statistics)) for step in asked]

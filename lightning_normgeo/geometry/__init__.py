@@ -1,10 +1,16 @@
 """The paper's mathematics: pure functions from tensors to tensors, one value per unit. Needs torch alone."""
 
+from lightning_normgeo.geometry.adaptive import AdagradRule as AdagradRule
+from lightning_normgeo.geometry.adaptive import AdamaxRule as AdamaxRule
+from lightning_normgeo.geometry.adaptive import AdamRule as AdamRule
+from lightning_normgeo.geometry.adaptive import LionRule as LionRule
+from lightning_normgeo.geometry.adaptive import NAdamRule as NAdamRule
+from lightning_normgeo.geometry.adaptive import RAdamRule as RAdamRule
+from lightning_normgeo.geometry.adaptive import RMSpropRule as RMSpropRule
 from lightning_normgeo.geometry.angles import UpdateParts as UpdateParts
 from lightning_normgeo.geometry.angles import UpdateProducts as UpdateProducts
 from lightning_normgeo.geometry.angles import angular_update as angular_update
 from lightning_normgeo.geometry.angles import effective_lr as effective_lr
-from lightning_normgeo.geometry.angles import equilibrium_angle as equilibrium_angle
 from lightning_normgeo.geometry.angles import joined_products as joined_products
 from lightning_normgeo.geometry.angles import split_update as split_update
 from lightning_normgeo.geometry.angles import update_products as update_products
@@ -25,11 +31,15 @@ from lightning_normgeo.geometry.constraints import weight_normalization as weigh
 from lightning_normgeo.geometry.constraints import weight_standardization as weight_standardization
 from lightning_normgeo.geometry.decay import ExponentialSchedule as ExponentialSchedule
 from lightning_normgeo.geometry.decay import balanced_norm as balanced_norm
-from lightning_normgeo.geometry.increments import AdamRule as AdamRule
+from lightning_normgeo.geometry.elementwise import ElementwiseRule as ElementwiseRule
+from lightning_normgeo.geometry.elementwise import StepParts as StepParts
+from lightning_normgeo.geometry.equilibrium import equilibrium_angle as equilibrium_angle
+from lightning_normgeo.geometry.equilibrium import steps_to_equilibrium as steps_to_equilibrium
 from lightning_normgeo.geometry.increments import IncrementTerms as IncrementTerms
 from lightning_normgeo.geometry.increments import SGDRule as SGDRule
 from lightning_normgeo.geometry.increments import UpdateRule as UpdateRule
 from lightning_normgeo.geometry.increments import arithmetic_floor as arithmetic_floor
+from lightning_normgeo.geometry.increments import decay_floor as decay_floor
 from lightning_normgeo.geometry.increments import measured_increment as measured_increment
 from lightning_normgeo.geometry.increments import norm_increment as norm_increment
 from lightning_normgeo.geometry.increments import predicted_increment as predicted_increment

@@ -1,18 +1,20 @@
 """How far a weight turns: radial and tangential parts of an update, angles, equilibria.
 
 Scale-invariant weights have a direction only, so the angle per step is what training does to them. Angles are never
-taken as acos of a cosine, which is 0 below 3e-4 in float32.
+taken as acos of a cosine, which is 0 below 3e-4 in float32. Where these angles settle: :mod:`.equilibrium`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.increments import AdamRule, Scalar, SGDRule, UpdateRule
-from lightning_normgeo.geometry.rows import dot, map_rows
+from lightning_normgeo.geometry.increments import Scalar
+from lightning_normgeo.geometry.passes import fast, readable
+from lightning_normgeo.geometry.rows import column_blocks, dot, map_rows
 
 
 class UpdateParts(NamedTuple):
@@ -46,7 +48,31 @@ def update_products(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
         weight: W, ``(units, n)``.
         new_weight: W⁺, ``(units, n)``.
     """
+    return many_update_products([(weight, new_weight)])[0]
 
+
+def many_update_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[UpdateProducts]:
+    """Return :func:`update_products` of several weights: threads are started once for all of them."""
+    chosen = {k: pair for k, pair in enumerate(pairs) if readable(pair)}
+    sums = fast(
+        lambda loops: loops.update_products(list(chosen.values())), sum(pair[0].numel() for pair in chosen.values())
+    )
+    found = {} if sums is None else dict(zip(chosen, sums, strict=True))
+    return [
+        _over_segments(UpdateProducts(*found[k]), pair[0].shape[0]) if k in found else _by_torch(*pair)
+        for k, pair in enumerate(pairs)
+    ]
+
+
+def _over_segments(sums: UpdateProducts, units: int) -> UpdateProducts:
+    return (
+        sums
+        if sums.weight_sq.numel() == units
+        else _joined(UpdateProducts(*(column.view(units, -1) for column in sums)))
+    )
+
+
+def _by_torch(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
     def reduce(w: Tensor, new: Tensor) -> tuple[Tensor, ...]:
         change = new - w
         weight_sq, weight_update = dot(w, w), dot(w, change)
@@ -54,7 +80,10 @@ def update_products(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
         tangential = torch.addcmul(change, radial[:, None], w, value=-1)
         return weight_sq, weight_update, dot(change, change), dot(tangential, tangential)
 
-    return UpdateProducts(*map_rows(reduce, weight, new_weight))
+    blocks = column_blocks(weight)
+    return joined_products(
+        *(UpdateProducts(*map_rows(reduce, weight[:, columns], new_weight[:, columns])) for columns in blocks)
+    )
 
 
 def joined_products(*parts: UpdateProducts) -> UpdateProducts:
@@ -63,13 +92,17 @@ def joined_products(*parts: UpdateProducts) -> UpdateProducts:
     With ρ_p the radial part of each and ρ that of all, ‖D_⊥‖² = Σ_p ‖D_⊥p‖² + (ρ_p - ρ)²‖W_p‖², a sum of squares, so
     nothing cancels.
     """
-    weight_sq, weight_update, update_sq, tangential_sq = (
-        sum(column[1:], column[0]) for column in zip(*parts, strict=True)
-    )
+    if len(parts) == 1:
+        return parts[0]
+    return _joined(UpdateProducts(*(torch.stack(column, -1) for column in zip(*parts, strict=True))))
+
+
+def _joined(parts: UpdateProducts) -> UpdateProducts:
+    """Join the parts of units along the last dimension."""
+    weight_sq, weight_update, update_sq, tangential_sq = (column.sum(-1) for column in parts)
     radial = weight_update / torch.where(weight_sq > 0, weight_sq, 1.0)
-    for part in parts:
-        own = part.weight_update / torch.where(part.weight_sq > 0, part.weight_sq, 1.0)
-        tangential_sq = tangential_sq + (own - radial).square() * part.weight_sq
+    own = parts.weight_update / torch.where(parts.weight_sq > 0, parts.weight_sq, 1.0)
+    tangential_sq = tangential_sq + ((own - radial[..., None]).square() * parts.weight_sq).sum(-1)
     return UpdateProducts(weight_sq, weight_update, update_sq, tangential_sq)
 
 
@@ -104,26 +137,3 @@ def effective_lr(lr: Scalar, weight_sq: Tensor) -> Tensor:
     return torch.where(
         alive, lr / torch.where(alive, weight_sq, torch.ones_like(weight_sq)), torch.zeros_like(weight_sq)
     )
-
-
-def equilibrium_angle(rule: UpdateRule) -> Scalar | None:
-    r"""Return the angular update at which weight decay and gradient noise balance, in radians.
-
-    ====================  ==================================================  ==============================
-    SGD, momentum μ       :math:`\sqrt{2\eta(1-\tau)\lambda/(1+\mu)}`          Wan et al. 2021 (τ = dampening)
-    Nesterov              :math:`\sqrt{2\eta\lambda(1+2\mu-2\mu^3)/(1+\mu)}`   the same model, derived here
-    AdamW                 :math:`\sqrt{2\eta\lambda(1-\beta_1)/(1+\beta_1)}`   Kosson et al. 2024
-    ====================  ==================================================  ==============================
-
-    Returns:
-        The angle (root mean square over units and steps), or None where no closed form is known: without weight
-        decay, and for Adam with coupled weight decay.
-    """
-    if isinstance(rule, SGDRule) and rule.weight_decay > 0:
-        mu = rule.momentum
-        factor = 1 + 2 * mu - 2 * mu**3 if rule.nesterov else 1 - (rule.dampening if mu else 0.0)
-        return (2 * rule.lr * rule.weight_decay * factor / (1 + mu)) ** 0.5
-    if isinstance(rule, AdamRule) and rule.decoupled and rule.weight_decay > 0:
-        beta1 = rule.betas[0]
-        return (2 * rule.lr * rule.weight_decay * (1 - beta1) / (1 + beta1)) ** 0.5
-    return None

@@ -2,7 +2,8 @@ r"""Equation 16 of Sun et al. 2020 and its exact generalisation: what one optimi
 
 The paper's law, for scale-invariant weights and plain SGD, is :math:`\lVert W^+\rVert^2 - \lVert W\rVert^2 =
 \eta^2 \lVert g \rVert^2`. For any step of SGD (momentum, dampening, Nesterov, weight decay) and of Adam or AdamW the
-increment splits exactly into the four terms of :class:`IncrementTerms`. A rule is used in two movements, so that whole
+increment splits exactly into the four terms of :class:`IncrementTerms`; so it does for the optimizers of
+:mod:`lightning_normgeo.geometry.adaptive`. A rule is used in two movements, so that whole
 weights are read once: ``products`` reduces blocks of rows to inner products, ``terms`` turns these into the terms.
 """
 
@@ -40,6 +41,14 @@ class IncrementTerms(NamedTuple):
 class UpdateRule(Protocol):
     """How one optimizer moves a weight, as far as norms are concerned."""
 
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether it is what eq 16 is about: SGD without momentum and weight decay."""
+
+    @property
+    def stores(self) -> int:
+        """How many times a step stores the weight, and rounds it."""
+
     def products(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Reduce wide ``(rows, n)`` blocks to the inner products that ``terms`` needs beyond ‖W‖², ⟨W,g⟩, ‖g‖²."""
 
@@ -74,6 +83,16 @@ class SGDRule:
     nesterov: bool = False
     maximize: bool = False
     first: bool = True
+
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether it is what eq 16 is about: neither momentum nor weight decay."""
+        return not self.momentum and not self.weight_decay
+
+    @property
+    def stores(self) -> int:
+        """How many times a step stores the weight: once."""
+        return 1
 
     @property
     def coefficients(self) -> tuple[float, float]:
@@ -115,91 +134,11 @@ class SGDRule:
         return direction.add_(buffer, alpha=c_m)
 
 
-@dataclass(frozen=True)
-class AdamRule:
-    r"""torch.optim.Adam and AdamW: W⁺ = sW - ηA with A = m̂ / (√v̂ + ε).
-
-    g̃ = g + λW and s = 1 for Adam, g̃ = g and s = 1 - ηλ for AdamW (decoupled). With D = √v̂ + ε, v̂ after the step:
-
-    .. math:: \Delta\lVert W\rVert^2 = (s^2-1)\lVert W\rVert^2
-              - \frac{2\eta s}{1-\beta_1^t}\bigl[(1-\beta_1)\langle W, \tilde g/D\rangle
-              + \beta_1\langle W, m^-/D\rangle\bigr] + \eta^2\lVert A\rVert^2
-
-    ⟨W, g/D⟩ is not zero for scale-invariant weights: eq 16 does not cover Adam. The state is (m⁻, v⁻) before the step,
-    with amsgrad also the running maximum of v, or nothing at the first step.
-
-    Args:
-        lr: learning rate η at this step.
-        betas: (β₁, β₂).
-        eps: ε.
-        weight_decay: λ.
-        decoupled: AdamW's weight decay.
-        maximize: as in torch, g → -g.
-        step: t of this step, from 1.
-        dtype: what the weight is stored in: torch rounds 1 - ηλ to it, the same way for every element.
-    """
-
-    lr: Scalar
-    betas: tuple[Scalar, Scalar] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    decoupled: bool = False
-    maximize: bool = False
-    step: Scalar = 1.0
-    dtype: torch.dtype = torch.float64
-
-    @property
-    def shrink(self) -> Scalar:
-        """s: what decoupled weight decay multiplies W with; 1 for Adam."""
-        if not self.decoupled:
-            return 1.0
-        factor = 1 - self.lr * self.weight_decay
-        if isinstance(factor, Tensor):
-            return factor.to(self.dtype).to(factor.dtype)
-        return float(torch.tensor(factor, dtype=self.dtype))
-
-    @property
-    def _coupled(self) -> float:
-        return 0.0 if self.decoupled else self.weight_decay
-
-    def products(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Return ⟨W, g/D⟩, ⟨W, m⁻/D⟩, ⟨W, W/D⟩ and ‖A‖², bias corrections included."""
-        beta1, beta2 = self.betas
-        first, second, *maximum = state or (torch.zeros_like(gradient), torch.zeros_like(gradient))
-        gradient = -gradient if self.maximize else gradient
-        full = gradient + self._coupled * weight if self._coupled else gradient
-        second = beta2 * second + (1 - beta2) * full.square()
-        second = torch.maximum(maximum[0], second) if maximum else second
-        scale = (1 - beta1**self.step) * ((second / (1 - beta2**self.step)).sqrt() + self.eps)
-        direction = (beta1 * first + (1 - beta1) * full) / scale
-        return (
-            dot(weight, (1 - beta1) * gradient / scale),
-            dot(weight, beta1 * first / scale),
-            dot(weight, (1 - beta1) * self._coupled * weight / scale)
-            if self._coupled
-            else torch.zeros_like(weight[:, 0]),
-            dot(direction, direction),
-        )
-
-    def terms(self, weight_sq: Tensor, inner: Tensor, gradient_sq: Tensor, *products: Tensor) -> IncrementTerms:
-        """Return the four terms of the increment."""
-        del inner, gradient_sq
-        by_gradient, by_momentum, by_decay, direction_sq = products
-        shrink = self.shrink
-        return IncrementTerms(
-            gradient=-2 * self.lr * shrink * by_gradient,
-            momentum=-2 * self.lr * shrink * by_momentum,
-            # (s² - 1) as (s - 1)(s + 1): nothing is lost where ηλ is tiny
-            weight_decay=(shrink - 1) * (shrink + 1) * weight_sq - 2 * self.lr * by_decay,
-            quadratic=self.lr**2 * direction_sq,
-        )
-
-
 def norm_increment(rule: UpdateRule, weight: Tensor, gradient: Tensor, *state: Tensor) -> IncrementTerms:
     """Return the terms of ‖W⁺‖² - ‖W‖² for one step of ``rule``, before the step is taken.
 
     Args:
-        rule: :class:`SGDRule` or :class:`AdamRule`.
+        rule: :class:`SGDRule`, :class:`AdamRule` or another.
         weight: W, ``(units, n)``.
         gradient: the gradient that the optimizer will use, clipped and unscaled, ``(units, n)``.
         state: the rule's optimizer state before the step, each ``(units, n)``.
@@ -235,7 +174,7 @@ def arithmetic_floor(terms: IncrementTerms, dtype: torch.dtype) -> Tensor:
     return 4 * (torch.finfo(dtype).eps / 2) * torch.stack(list(terms)).abs().sum(0)
 
 
-def storage_floor(weight_quartic: Tensor, dtype: torch.dtype) -> Tensor:
+def storage_floor(weight_quartic: Tensor, dtype: torch.dtype, stores: int = 1) -> Tensor:
     r"""Return how far storing W⁺ in ``dtype`` alone can move ‖W⁺‖²: :math:`4u\sqrt{\sum_i W_i^4}`, u the unit roundoff.
 
     Rounding moves W_i by about u|W_i| at random, hence ‖W‖² by about 0.8 u √ΣW_i⁴ rms; the factor 4 makes a bound of
@@ -244,5 +183,26 @@ def storage_floor(weight_quartic: Tensor, dtype: torch.dtype) -> Tensor:
     Args:
         weight_quartic: Σ W_i⁴, any shape. Rounding errors are independent: floors of several units add up as squares.
         dtype: what the weights are stored in.
+        stores: how many times a step stores them, see :class:`UpdateRule`.
     """
-    return 4 * (torch.finfo(dtype).eps / 2) * weight_quartic.sqrt()
+    return 4 * (torch.finfo(dtype).eps / 2) * (stores * weight_quartic).sqrt()
+
+
+def decay_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) -> Tensor:
+    r"""Return how far the rounding of weight decay can move ‖W⁺‖²: :math:`\min(1, 4q, 1/q)\,u\lVert W\rVert^2`.
+
+    Where nothing else moves a weight, decay by q units in the last place is rounded the same way in every step, for
+    q < 1/2 back to where it was: an error that grows with the number of weights, not with its root. Momentum carries
+    decay on, so q is the decay of this step for 1/q, and with momentum's part for 4q. Weights that are normally or
+    uniformly distributed reach up to 0.9 of this bound. Floors of several units add up as they are.
+
+    Args:
+        terms: of the increment.
+        weight_sq: ‖W‖².
+        dtype: what the weights are stored in.
+    """
+    unit = 2 * torch.finfo(dtype).eps * weight_sq.clamp_min(torch.finfo(weight_sq.dtype).tiny)
+    least = terms.weight_decay.abs() / unit
+    most = torch.where(least > 0, least + terms.momentum.abs() / unit, 0.0)
+    share = torch.minimum((4 * most).clamp_max(1.0), 1 / least.clamp_min(1.0))
+    return share * (torch.finfo(dtype).eps / 2) * weight_sq

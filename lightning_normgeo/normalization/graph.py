@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -61,10 +62,35 @@ class Graph:
                 if source is not None:
                     self.readers[source, output].append((node, position))
 
+    @cached_property
+    def signature(self) -> tuple[Any, ...]:
+        """What was computed from which leaves: equal for two forward passes that ran the same operations."""
+        return tuple(
+            (
+                node.name(),
+                id(node.variable) if hasattr(node, "variable") else _constants(node),
+                tuple((self.order.get(source), output) for source, output in node.next_functions),
+            )
+            for node in self.order
+        )
+
     @property
     def compiled(self) -> bool:
         """Whether part of the graph is one opaque node made by torch.compile."""
         return any("CompiledFunction" in node.name() for node in self.order)
+
+
+_CONSTANTS: dict[str, tuple[str, ...]] = {}
+
+
+def _constants(node: Node) -> tuple[Any, ...]:
+    """Return what a node keeps besides tensors: those have a raw form as well, and are not to be unpacked."""
+    kind = node.name()
+    if kind not in _CONSTANTS:
+        names = dir(type(node))
+        _CONSTANTS[kind] = tuple(n for n in names if n.startswith("_saved_") and f"_raw{n}" not in names)
+    values = (getattr(node, name) for name in _CONSTANTS[kind])
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
 
 
 def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:

@@ -87,6 +87,7 @@ class BatchNormProbe:
         self._handles: list[RemovableHandle] = []
         self._passes: dict[str, list[_Pass]] = {name: [] for name in layers}
         self._before: dict[str, tuple[Tensor, ...]] = {}
+        self._by_difference = set(layers)
         self._samples = {name: _Samples() for name in layers if compiled}
         for name, samples in self._samples.items():
             self._handles.append(layers[name].register_forward_pre_hook(partial(_note_samples, samples)))
@@ -95,7 +96,8 @@ class BatchNormProbe:
         """Watch the next forward pass."""
         self.disarm()
         for name, layer in self.layers.items():
-            if layer.training and layer.track_running_stats and layer.running_mean is not None:
+            tracked = layer.training and layer.track_running_stats and layer.running_mean is not None
+            if tracked and name in self._by_difference:
                 self._before[name] = tuple(_copy(t) for t in _running(layer))
             if layer.training and not self.compiled:
                 self._handles.append(layer.register_forward_hook(partial(_note_pass, self._passes[name])))
@@ -111,21 +113,40 @@ class BatchNormProbe:
 
         Call it after the forward pass and before the optimizer step: γ and β are then the ones it used.
         """
-        found = {}
         for name, samples in self._samples.items():
             if samples.count and name in self._before:
                 self._passes[name].append(_Pass(samples.count, None))
-        for name, passes in self._passes.items():
+        several = sum(len(passes) > 1 for passes in self._passes.values())
+        if several:
+            self.skipped["ran several times in one step"] += several
+        once = {name: passes[0] for name, passes in self._passes.items() if len(passes) == 1}
+        saved = {name: read.saved for name, read in once.items() if read.saved is not None}
+        self._by_difference -= saved.keys()
+        found = self._from_nodes(saved)
+        for name, read in once.items():
             layer = self.layers[name]
-            if len(passes) == 1:
-                statistics = self._statistics(name, layer, passes[0])
-                if statistics is not None:
-                    scale, shift = _copy(layer.weight), _copy(layer.bias)
-                    found[name] = BatchStatistics(scale, shift, *statistics, layer.eps)
-            elif len(passes) > 1:
-                self.skipped["ran several times in one step"] += 1
+            if name not in saved and (pair := self._from_difference(name, layer, read)) is not None:
+                found[name] = BatchStatistics(_copy(layer.weight), _copy(layer.bias), *pair, layer.eps)
         self.disarm()
         return found
+
+    def _from_nodes(self, saved: dict[str, tuple[Tensor, Tensor]]) -> dict[str, BatchStatistics]:
+        """Read all layers in one go: an operation for each would cost more than what it does."""
+        if not saved:
+            return {}
+        layers = [self.layers[name] for name in saved]
+        channels = [layer.num_features for layer in layers]
+        parts = (
+            [layer.weight for layer in layers],
+            [layer.bias for layer in layers],
+            *zip(*saved.values(), strict=True),
+        )
+        scale, shift, mean, inverse_std = (_copy(torch.cat(list(part))) for part in parts)
+        eps = torch.cat([mean.new_full((n,), layer.eps) for n, layer in zip(channels, layers, strict=True)])
+        variance = (inverse_std.pow(-2) - eps).clamp_min(0)
+        columns = (torch.split(column, channels) for column in (scale, shift, mean, variance))
+        eps_of = [layer.eps for layer in layers]
+        return {name: BatchStatistics(*row) for name, *row in zip(saved, *columns, eps_of, strict=True)}
 
     def disarm(self) -> None:
         """Forget what was read; in eager mode remove the hooks too."""
@@ -139,12 +160,10 @@ class BatchNormProbe:
             samples.count = 0
         self._before = {}
 
-    def _statistics(self, name: str, layer: _BatchNorm, read: _Pass) -> tuple[Tensor, Tensor] | None:
-        """Return (mean, biased variance) in wide precision."""
-        if read.saved is not None:
-            mean, inverse_std = (_copy(tensor) for tensor in read.saved)
-            return mean, (inverse_std.pow(-2) - layer.eps).clamp_min(0)
+    def _from_difference(self, name: str, layer: _BatchNorm, read: _Pass) -> tuple[Tensor, Tensor] | None:
+        """Return (mean, biased variance) of a layer from the change of its running statistics."""
         if name not in self._before:
+            self._by_difference.add(name)  # from the next time on
             self.skipped["keeps no running statistics, and its autograd node cannot be read"] += 1
             return None
         mean, variance, count = self._before[name]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.geometry.angles import UpdateProducts
-from lightning_normgeo.geometry.increments import IncrementTerms, Scalar
+from lightning_normgeo.geometry.equilibrium import equilibrium_angle, steps_to_equilibrium
+from lightning_normgeo.geometry.increments import IncrementTerms, Scalar, UpdateRule, storage_floor
 from lightning_normgeo.normalization.units import WeightUnits
 
 _ADDITIVE = ("predicted", "weight_sq", "inner", "gradient_sq", "quartic")
@@ -27,8 +28,10 @@ class WeightStep:
         inner: ⟨W, g⟩.
         gradient_sq: ‖g‖².
         quartic: Σ W_i⁴, for the storage floor.
-        terms: what the optimizer's formula adds to ‖W‖²; None for an optimizer without a known decomposition.
-        equilibrium: angle at which weight decay and gradient noise balance, where a closed form is known.
+        rule: the optimizer's formula; None for an optimizer without a known decomposition.
+        terms: what it adds to ‖W‖².
+        has_gradient: whether g is the gradient at W; if not, as for an optimizer that first moves W, ``inner``,
+            ``gradient_sq`` and ``predicted`` are NaN.
         scale_gradient: ∂L/∂γ of the batch normalization behind the weight, at the same moment as g.
         update: inner products of D = W⁺ - W; None unless updates were asked for.
     """
@@ -41,10 +44,31 @@ class WeightStep:
     inner: Tensor
     gradient_sq: Tensor
     quartic: Tensor
-    terms: IncrementTerms | None
-    equilibrium: Scalar | None
-    scale_gradient: Tensor | None
+    rule: UpdateRule | None = None
+    terms: IncrementTerms | None = None
+    has_gradient: bool = True
+    scale_gradient: Tensor | None = None
     update: UpdateProducts | None = None
+
+    @property
+    def equilibrium(self) -> Scalar | None:
+        """Angle at which weight decay and gradient noise balance, where a closed form is known."""
+        return None if self.rule is None else equilibrium_angle(self.rule)
+
+    @property
+    def relaxation(self) -> Scalar | None:
+        """Time constant of the way there, in steps."""
+        return None if self.rule is None else steps_to_equilibrium(self.rule)
+
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether the step is of the kind that eq 16 is about."""
+        return self.rule is not None and self.rule.is_plain_sgd
+
+    @property
+    def storage_floor(self) -> Tensor:
+        """What rounding in storage can add to the increment of each unit."""
+        return storage_floor(self.quartic, self.dtype, 1 if self.rule is None else self.rule.stores)
 
     def with_bias(self, bias: WeightStep) -> WeightStep:
         """Return the step of the units that weight and bias make up jointly; every product is a sum over both."""
@@ -52,6 +76,10 @@ class WeightStep:
         known = self.terms is not None and bias.terms is not None
         terms = IncrementTerms(*map(torch.add, self.terms or (), bias.terms or ())) if known else None
         return replace(self, terms=terms, **both)
+
+    def unexplained(self) -> WeightStep:
+        """Return the step as one of an optimizer without a known decomposition."""
+        return replace(self, rule=None, terms=None)
 
 
 @dataclass(frozen=True)
@@ -72,6 +100,12 @@ class Observed:
     def parameters(self) -> list[nn.Parameter]:
         """The weight, and the bias if it belongs to the units."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    @property
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The same by name."""
+        names = [self.units.name, *([] if self.units.bias is None else [self.units.bias])]
+        return dict(zip(names, self.parameters, strict=True))
 
 
 @dataclass

@@ -18,21 +18,28 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import harmless, warn_once
-from lightning_normgeo.geometry.angles import equilibrium_angle, joined_products, update_products
-from lightning_normgeo.geometry.increments import predicted_increment
-from lightning_normgeo.geometry.rows import dot, map_rows, wide_dtype
-from lightning_normgeo.normalization.units import WeightUnits
+from lightning_normgeo.probes.account import NormAccount
+from lightning_normgeo.probes.formulas import gradient_scale, groups_of
 from lightning_normgeo.probes.measurement import Observed, StepMeasurement, WeightStep
-from lightning_normgeo.probes.rules import describe_update, scalar
+from lightning_normgeo.probes.reader import WeightReader, scale_gradient
+from lightning_normgeo.probes.rules import description_of
+
+_SEVERAL = "the optimizer evaluates its closure several times"
+_MOVED = "the optimizer moves the weights before the gradient is final"
 
 
 @dataclass
 class _Pending:
     """An optimizer step under way."""
 
+    optimizer: Optimizer
     versions: dict[int, int]
+    depth: int = 0
     closure_calls: int = 0
-    steps: list[tuple[WeightStep, Observed]] = field(default_factory=list)
+    counted: bool = False
+    moved: bool = False
+    observed: list[Observed] = field(default_factory=list)
+    steps: list[WeightStep] = field(default_factory=list)
     valid: list[Tensor] = field(default_factory=list)
 
 
@@ -47,14 +54,15 @@ class StepProbe:
         self.weights: list[Observed] = []
         self.scales: dict[str, nn.Parameter] = {}
         self.skipped: Counter[str] = Counter()
+        self.account: NormAccount | None = None
         self.gradients_are_fresh: Callable[[], bool] = lambda: True
+        self._reader = WeightReader()
         self._handles: list[RemovableHandle] = []
         self._optimizers: list[Optimizer] = []
-        self._before: dict[int, Tensor] = {}
         self._measurement: StepMeasurement | None = None
         self._updates = False
+        self._weights = True
         self._pending: _Pending | None = None
-        self._depth = 0
 
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
         """Hook into ``optimizers``, dropping earlier hooks; nothing happens if these are the ones hooked already."""
@@ -72,16 +80,22 @@ class StepProbe:
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizers = [], []
-        self._before.clear()
+        self._reader.clear()
         self._measurement = self._pending = None
 
-    def arm(self, updates: bool) -> None:
+    def arm(self, updates: bool, weights: bool = True) -> None:
         """Measure the steps that follow, until :meth:`collect`.
 
         Args:
             updates: also measure what the step changes, which takes a copy of the weights.
+            weights: whether to read weights at all, or only to see that a step is taken.
         """
-        self._measurement, self._updates, self._depth = StepMeasurement(), updates, 0
+        self._weights = weights
+        self._measurement, self._updates, self._pending = StepMeasurement(), updates, None
+
+    def reset(self) -> None:
+        """Forget a step that an exception has ended."""
+        self._pending = None
 
     def collect(self) -> StepMeasurement | None:
         """Return what was measured since :meth:`arm` and disarm; None while no optimizer took a step."""
@@ -98,18 +112,24 @@ class StepProbe:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @harmless
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if self._measurement is None:
+        if self._measurement is None and self.account is None:
             return None
-        self._depth += 1
-        if self._depth > 1:  # a subclass that calls super().step()
+        if self._pending is not None and self._pending.optimizer is optimizer:  # a subclass that calls super().step()
+            self._pending.depth += 1
             return None
-        self._measurement.stepped = True
-        self._pending = _Pending({id(p): p._version for group in optimizer.param_groups for p in group["params"]})
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        pending = self._pending = _Pending(optimizer, {id(parameter): parameter._version for parameter in parameters})
+        if self.account is not None:
+            self.account.open(optimizer)
+        if self._measurement is not None:
+            self._measurement.stepped = True
+            if self._updates and description_of(type(optimizer)) is None:
+                self._reader.remember(parameters)
         if callable(kwargs.get("closure")):
-            return args, {**kwargs, "closure": self._wrap(kwargs["closure"], optimizer, self._pending)}
+            return args, {**kwargs, "closure": self._wrap(kwargs["closure"], optimizer, pending)}
         if len(args) > 1 and callable(args[1]):
-            return (args[0], self._wrap(args[1], optimizer, self._pending), *args[2:]), kwargs
-        self._snapshot(optimizer, self._pending)
+            return (args[0], self._wrap(args[1], optimizer, pending), *args[2:]), kwargs
+        self._snapshot(optimizer, pending)
         return None
 
     def _wrap(self, closure: Callable[[], Any], optimizer: Optimizer, pending: _Pending) -> Callable[[], Any]:
@@ -125,108 +145,73 @@ class StepProbe:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @harmless
     def _step_ends(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del optimizer, args, kwargs
-        if self._measurement is None or self._pending is None:
+        del args, kwargs
+        pending = self._pending
+        if pending is None or pending.optimizer is not optimizer:
             return
-        self._depth -= 1
-        if self._depth > 0:
+        if pending.depth:
+            pending.depth -= 1
             return
-        pending, self._pending = self._pending, None
-        if pending.closure_calls > 1:
-            self._skip("the optimizer evaluates its closure several times")
+        self._pending = None
+        several = pending.closure_calls > 1
+        if self.account is not None and pending.counted:
+            self.account.commit(pending.valid, explained=not (several or pending.moved))
+        if self._measurement is None:
             return
-        for step, observed in pending.steps:
-            if self._updates:
-                self._measure_update(step, observed)
-            self._measurement.steps[step.units.name] = step
+        if several:
+            self._note(_SEVERAL)
+        steps = [step.unexplained() if several else step for step in pending.steps]
+        if self._updates:
+            with torch.no_grad():
+                self._reader.add_updates(steps, pending.observed)
+        self._measurement.steps.update((step.units.name, step) for step in steps)
         self._measurement.valid += pending.valid
 
     @harmless
     @torch.no_grad()
     def _snapshot(self, optimizer: Optimizer, pending: _Pending) -> None:
         """Read W, g and the optimizer's state: gradients are final, the update has not begun."""
+        if description_of(type(optimizer)) is None:
+            moved = (p._version != pending.versions.get(id(p)) for g in optimizer.param_groups for p in g["params"])
+            pending.moved = any(moved)
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None:
+            pending.valid.append(found_inf.reshape(()) == 0)
+        if self.account is not None:
+            self.account.begin(optimizer, pending.moved)
+            pending.counted = True
         if not self.gradients_are_fresh():
-            self.skipped["no backward pass since the last step"] += 1
+            self.skipped["no backward pass since the last step"] += self._measurement is not None
             return
-        if any(p._version != pending.versions.get(id(p), p._version) for o in self.weights for p in o.parameters):
-            self._skip("the optimizer moves the weights before the gradient is final")
-            return
-        groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-        grad_scale = getattr(optimizer, "grad_scale", None)  # fused optimizers unscale inside their step
-        for observed in self.weights:
-            if all(id(p) in groups and p.grad is not None and not p.grad.is_sparse for p in observed.parameters):
-                step, *bias = (
-                    self._measure(observed.units, p, optimizer, groups[id(p)], grad_scale) for p in observed.parameters
-                )
-                pending.steps.append((step.with_bias(*bias) if bias else step, observed))
-        if pending.steps:
-            total = torch.stack([step.gradient_sq.sum() for step, _ in pending.steps]).sum()
-            pending.valid.append(total.isfinite())
+        if self._measurement is not None and self._weights:
+            self._measure(optimizer, pending, self._measurement)
+
+    def _measure(self, optimizer: Optimizer, pending: _Pending, measurement: StepMeasurement) -> None:
+        groups, scale = groups_of(optimizer), gradient_scale(optimizer)
         known = {id(observed.weight) for observed in self.weights}
         matrices = [
             p for group in optimizer.param_groups for p in group["params"] if p.numel() > max(p.shape, default=1)
         ]
-        moved = [p for p in matrices if p.grad is not None]
-        assert self._measurement is not None  # noqa: S101
-        self._measurement.unknown += sum(id(parameter) not in known for parameter in moved)
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None:
-            pending.valid.append(found_inf.reshape(()) == 0)
+        measurement.unknown += sum(id(p) not in known for p in matrices if p.grad is not None)
+        if pending.moved:
+            self._note(_MOVED)
+            if not self._updates:
+                return
+        keep = self._updates and description_of(type(optimizer)) is not None
+        pending.observed = [
+            one
+            for one in self.weights
+            if all(id(p) in groups and p.grad is not None and not p.grad.is_sparse for p in one.parameters)
+        ]
+        if pending.moved:
+            pending.steps = self._reader.read_moved(pending.observed, groups)
+            return
+        pending.steps = self._reader.read(pending.observed, optimizer, groups, keep)
+        for step in pending.steps:
+            step.scale_gradient = scale_gradient(step.units, self.scales, scale)
+        if pending.steps:
+            pending.valid.append(torch.cat([step.gradient_sq for step in pending.steps]).sum().isfinite())
 
-    def _measure(
-        self, units: WeightUnits, parameter: nn.Parameter, optimizer: Optimizer, group: Any, grad_scale: Tensor | None
-    ) -> WeightStep:
-        described = describe_update(optimizer, group, optimizer.state.get(parameter, {}), parameter.dtype)
-        rule, state = described if described is not None else (None, ())
-
-        def reduce(w: Tensor, g: Tensor, *s: Tensor) -> tuple[Tensor, ...]:
-            g = g if grad_scale is None else g / grad_scale
-            square = w.square()
-            products = () if rule is None else rule.products(w, g, *s)
-            return square.sum(1), dot(w, g), dot(g, g), dot(square, square), *products
-
-        assert parameter.grad is not None  # noqa: S101
-        weight_sq, inner, gradient_sq, quartic, *products = map_rows(
-            reduce, *(units.rows(tensor) for tensor in (parameter, parameter.grad, *state))
-        )
-        if self._updates:
-            self._remember(parameter)
-        lr = scalar(group["lr"])
-        return WeightStep(
-            units=units,
-            dtype=parameter.dtype,
-            lr=lr,
-            predicted=predicted_increment(lr, gradient_sq),
-            weight_sq=weight_sq,
-            inner=inner,
-            gradient_sq=gradient_sq,
-            quartic=quartic,
-            terms=None if rule is None else rule.terms(weight_sq, inner, gradient_sq, *products),
-            equilibrium=None if rule is None else equilibrium_angle(rule),
-            scale_gradient=self._scale_gradient(units, grad_scale),
-        )
-
-    def _scale_gradient(self, units: WeightUnits, grad_scale: Tensor | None) -> Tensor | None:
-        scale = self.scales.get(units.scale) if units.scale is not None else None
-        if scale is None or scale.grad is None or scale.numel() != units.count:
-            return None
-        gradient = scale.grad.detach().to(wide_dtype(scale.device))
-        # a copy: a foreach optimizer may write to .grad
-        return gradient.clone() if grad_scale is None else gradient / grad_scale
-
-    def _remember(self, parameter: nn.Parameter) -> None:
-        """Keep W in memory that is allocated once per fit: fresh pages would cost more than the copy."""
-        buffer = self._before.get(id(parameter))
-        if buffer is None or buffer.shape != parameter.shape or buffer.device != parameter.device:
-            buffer = self._before[id(parameter)] = torch.empty_like(parameter)
-        buffer.copy_(parameter)
-
-    @torch.no_grad()
-    def _measure_update(self, step: WeightStep, observed: Observed) -> None:
-        rows = step.units.rows
-        parts = [update_products(rows(self._before[id(p)]), rows(p)) for p in observed.parameters]
-        step.update = parts[0] if len(parts) == 1 else joined_products(*parts)
-
-    def _skip(self, reason: str) -> None:
+    def _note(self, reason: str) -> None:
         self.skipped[reason] += 1
-        warn_once(f"Steps are left out because {reason}: no formula for one update describes them.")
+        warn_once(f"What one gradient explains is left out because {reason}: no formula for one update describes it.")

@@ -53,13 +53,12 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
     return Units(tuple(weights))
 
 
-def find_units(module: nn.Module, loss: Tensor) -> tuple[tuple[WeightUnits, ...], bool]:
-    """Return the units behind ``loss``, and whether they are a guess.
+def find_units(module: nn.Module, graph: Graph) -> tuple[tuple[WeightUnits, ...], bool]:
+    """Return the units behind the results of ``graph``, and whether they are a guess.
 
     Read from the graph as by :func:`units_from_graph`, or guessed by :func:`guess_units` where torch.compile made
     part of the graph opaque.
     """
-    graph = Graph(loss)
     return (guess_units(module), True) if graph.compiled else (_units_in(graph, module), False)
 
 
