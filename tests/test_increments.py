@@ -9,13 +9,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_normgeo.geometry import (
+    SGDRule,
     as_rows,
+    decay_floor,
     measured_increment,
+    norm_increment,
     predicted_increment,
     storage_floor,
     update_products,
     weight_gradient_products,
 )
+from lightning_normgeo.probes.rules import describe_update
 from tests.steps import LRS, UNITS, assert_explains, assert_terms, take_step
 from tests.tensors import draw
 
@@ -130,3 +134,30 @@ def test_storage_floor_bounds_what_rounding_does_to_a_norm(dtype):
     assert 0.15 < share.square().mean().sqrt() < 0.27
     both = storage_floor(weight.pow(4).sum(), dtype)
     assert moved.sum().abs() < both < floor.sum()
+
+
+@pytest.mark.parametrize("ulps", [0.01, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0, 10.0, 100.0])
+@pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["", "momentum"])
+@pytest.mark.parametrize("weights", ["normal", "uniform"])
+def test_decay_that_nothing_dithers_is_rounded_within_its_floor(ulps, momentum, weights):
+    """Weights without a gradient: an error of every element in the same direction."""
+    values = draw(1, 200_000) if weights == "normal" else torch.linspace(-1, 1, 200_001, dtype=torch.float64)[None]
+    parameter = nn.Parameter(0.03 * values.float())
+    optimizer = torch.optim.SGD([parameter], lr=1.0, weight_decay=ulps * 2**-23, momentum=momentum)
+    for _ in range(4):
+        parameter.grad = torch.zeros_like(parameter)
+        before = parameter.detach().clone()
+        rule, state = describe_update(optimizer, optimizer.param_groups[0], optimizer.state[parameter])
+        terms = norm_increment(rule, before, parameter.grad, *state)
+        optimizer.step()
+        update = update_products(before, parameter.detach())
+        residual = measured_increment(update.weight_update, update.update_sq) - terms.total
+        random = storage_floor(before.double().pow(4).sum(1), torch.float32)
+        systematic = decay_floor(terms, before.double().square().sum(1), torch.float32)
+        assert (residual.abs() <= random + systematic).all()
+        assert (systematic <= before.double().square().sum(1) * 2**-24).all()
+
+
+def test_without_decay_there_is_no_floor_of_it():
+    terms = norm_increment(SGDRule(lr=0.1, momentum=0.9, first=False), *(draw(3, 9, seed=i) for i in range(3)))
+    assert decay_floor(terms, torch.ones(3, dtype=torch.float64), torch.float32).tolist() == [0.0] * 3
