@@ -30,7 +30,7 @@ def main(folder: str, devices: int) -> None:
     project = Project(sgd(momentum=0.9))
     type(project).test_dataloader = lambda self: images(21, batch_size=4)  # type: ignore[method-assign]
     after = RobustnessEvaluation(attacks=[], after_fit=True, num_images=0)
-    monitors = [OrthogonalityMonitor(), NormGrowthMonitor(), AffineConvergenceMonitor(), after]
+    monitors = [OrthogonalityMonitor(), NormGrowthMonitor(cumulative=True), AffineConvergenceMonitor(), after]
     logger = RecordLogger(folder, version="run")
     spread: dict[str, Any] = {"strategy": "ddp", "devices": 2} if devices == 2 else {}
     run = trainer(*monitors, steps=4, logger=logger, **spread)

@@ -45,12 +45,27 @@ def test_every_rank_can_watch_the_same_numbers(two: Any) -> None:
 
 def test_increments_are_explained_and_only_one_rank_records(two: Any) -> None:
     folder, _ = two
-    record = read_record(folder / "normgeo" / "run")
-    residual, floor = record.metrics["norm_growth/residual"], record.metrics["norm_growth/storage_floor"]
+    metrics = read_metrics(folder)
+    residual, floor = metrics["norm_growth/residual"], metrics["norm_growth/storage_floor"]
     assert [step for step, _ in residual] == [0, 1, 2, 3]
     assert all(abs(value) <= bound for (_, value), (_, bound) in zip(residual, floor, strict=True))
-    assert record.metrics["orthogonality/max_abs_cos"][-1][1] < 1e-3
-    assert "affine/abs_beta_minus_mu_mean" in record.metrics
+    assert metrics["orthogonality/max_abs_cos"][-1][1] < 1e-3
+    assert "affine/abs_beta_minus_mu_mean" in metrics
+
+
+def test_increments_of_all_steps_add_up(two: Any) -> None:
+    folder, _ = two
+    metrics = {key: [value for _, value in points] for key, points in read_metrics(folder).items()}
+    for group in ("norm_growth", "norm_growth_control"):
+        for key in ("increment", "predicted", "explained"):
+            total = metrics[f"{group}/cumulative_{key}"][-1]
+            assert total == pytest.approx(sum(metrics[f"{group}/{key}"]), rel=1e-9)
+        residual, floor = (metrics[f"{group}/cumulative_{key}"][-1] for key in ("residual", "storage_floor"))
+        assert abs(residual) <= floor
+
+
+def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    return read_record(folder / "normgeo" / "run").metrics
 
 
 def test_padding_duplicates_are_not_counted(two: Any, tmp_path: Path) -> None:

@@ -223,6 +223,12 @@ def test_a_gradient_that_is_not_finite_shows(rule, bad, width):
     torch.testing.assert_close(flat(found), flat(expected), equal_nan=True, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("scale", [0.0, torch.inf, torch.nan])
+def test_a_gradient_scale_that_is_no_scale_shows(scale):
+    one = example(SGD)._replace(gradient_scale=torch.tensor(scale))
+    torch.testing.assert_close(flat(by_loops(one_pass, one)), flat(by_torch(one_pass, one)), equal_nan=True)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_an_update_that_is_not_finite_shows(bad):
     weight, new = draw(3, 40).float(), draw(3, 40, seed=1).float()

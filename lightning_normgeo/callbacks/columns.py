@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.geometry.angles import UpdateProducts
-from lightning_normgeo.geometry.increments import IncrementTerms, arithmetic_floor, decay_floor
+from lightning_normgeo.geometry.increments import IncrementTerms, systematic_floor
 from lightning_normgeo.probes.measurement import WeightStep
 
 
@@ -67,4 +67,4 @@ class Columns:
         weight_sq, dtype = self.column("weight_sq"), self.steps[0].dtype
         if self.terms is None:
             return torch.zeros_like(weight_sq)
-        return arithmetic_floor(self.terms, dtype) + decay_floor(self.terms, weight_sq, dtype)
+        return systematic_floor(self.terms, weight_sq, dtype)

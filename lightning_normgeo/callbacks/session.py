@@ -40,9 +40,9 @@ class Driver(QuietCallback):
         """Have these hooks, until others are lent; None takes one back."""
         self.__dict__.update(hooks)
 
-    def __deepcopy__(self, memo: Any) -> QuietCallback:
+    def __reduce__(self) -> tuple[type[QuietCallback], tuple[()]]:
         """A copy of a Trainer's callbacks observes nothing."""
-        return QuietCallback()
+        return QuietCallback, ()
 
 
 class Session:
@@ -96,6 +96,8 @@ class Session:
         self.monitors = [other for other in self.monitors if other is not monitor]
         if self.monitors or trainer not in self._sessions:
             return
+        if self._armed_at >= 0:
+            self._missed()
         self.probe.detach()
         if self.batch_norms is not None:
             self.batch_norms.detach()
@@ -181,6 +183,8 @@ class Session:
             return
         statistics, self._statistics = self._statistics, {}
         self._disarm()
+        if not self.probe.gradients_are_fresh():  # a batch without a loss, which the probe has counted
+            return
         self._explain_missing(statistics, measurement.unknown)
         one_device = trainer.world_size == 1
         whole = scales_gradients_alike(trainer)

@@ -40,10 +40,12 @@ from lightning_normgeo.geometry.increments import SGDRule as SGDRule
 from lightning_normgeo.geometry.increments import UpdateRule as UpdateRule
 from lightning_normgeo.geometry.increments import arithmetic_floor as arithmetic_floor
 from lightning_normgeo.geometry.increments import decay_floor as decay_floor
+from lightning_normgeo.geometry.increments import lattice_floor as lattice_floor
 from lightning_normgeo.geometry.increments import measured_increment as measured_increment
 from lightning_normgeo.geometry.increments import norm_increment as norm_increment
 from lightning_normgeo.geometry.increments import predicted_increment as predicted_increment
 from lightning_normgeo.geometry.increments import storage_floor as storage_floor
+from lightning_normgeo.geometry.increments import systematic_floor as systematic_floor
 from lightning_normgeo.geometry.orthogonality import batch_instances as batch_instances
 from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner as batch_norm_epsilon_inner
 from lightning_normgeo.geometry.orthogonality import cosine as cosine

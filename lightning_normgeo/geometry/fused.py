@@ -11,7 +11,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -187,9 +187,9 @@ def update_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[Tensor]
 
 
 def _loop(one: WeightPass) -> Loop:
-    unscale = 1.0 if one.gradient_scale is None else 1.0 / float(one.gradient_scale)
+    unscale = 1.0 if one.gradient_scale is None else float(one.gradient_scale.double().reciprocal())
     rule, tensors = one.rule, (one.weight, one.gradient)
-    keep = None if one.keep is None else one.keep.numpy()
+    keep = None if one.keep is None else one.keep.detach().numpy()
     if isinstance(rule, SGDRule) and one.state:
         by_gradient, by_buffer = rule.coefficients
         signed = -by_gradient if rule.maximize else by_gradient
@@ -230,8 +230,9 @@ def _run(loops: Sequence[Loop]) -> list[list[Tensor]]:
 
 
 def _share(chunks: deque[tuple[Kernel, tuple[Any, ...]]], helpers: int) -> None:
-    futures = [_pool(torch.get_num_threads(), os.getpid()).submit(_drain, chunks) for _ in range(helpers)]
+    futures: list[Future[None]] = []
     try:
+        futures.extend(_pool(torch.get_num_threads(), os.getpid()).submit(_drain, chunks) for _ in range(helpers))
         _drain(chunks)
     finally:
         chunks.clear()

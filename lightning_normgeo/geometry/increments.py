@@ -174,6 +174,17 @@ def arithmetic_floor(terms: IncrementTerms, dtype: torch.dtype) -> Tensor:
     return 4 * (torch.finfo(dtype).eps / 2) * torch.stack(list(terms)).abs().sum(0)
 
 
+def lattice_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) -> Tensor:
+    r"""Return what storing W⁺ adds systematically where all elements move by the same amount: Lion, Adam's first step.
+
+    Such a step is the same fraction of a unit in the last place off for all W_i of one magnitude, at most
+    :math:`2u\,\mathrm{rms}(W)/\mathrm{rms}(U)` of the step U, and ‖W⁺‖² by as much of 2⟨W, U⟩.
+    """
+    along = (terms.gradient + terms.momentum).abs()
+    ratio = weight_sq / terms.quadratic.clamp_min(torch.finfo(weight_sq.dtype).tiny)
+    return torch.finfo(dtype).eps * ratio.sqrt() * along
+
+
 def storage_floor(weight_quartic: Tensor, dtype: torch.dtype, stores: int = 1) -> Tensor:
     r"""Return how far storing W⁺ in ``dtype`` alone can move ‖W⁺‖²: :math:`4u\sqrt{\sum_i W_i^4}`, u the unit roundoff.
 
@@ -206,3 +217,16 @@ def decay_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) ->
     most = torch.where(least > 0, least + terms.momentum.abs() / unit, 0.0)
     share = torch.minimum((4 * most).clamp_max(1.0), 1 / least.clamp_min(1.0))
     return share * (torch.finfo(dtype).eps / 2) * weight_sq
+
+
+def systematic_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what rounding adds in the same direction for many elements: the sum of the three floors above.
+
+    Unlike :func:`storage_floor` it adds up as it is, over units and over steps.
+    """
+    floors = (
+        arithmetic_floor(terms, dtype),
+        decay_floor(terms, weight_sq, dtype),
+        lattice_floor(terms, weight_sq, dtype),
+    )
+    return sum(floors[1:], floors[0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.increments import IncrementTerms, arithmetic_floor, decay_floor
+from lightning_normgeo.geometry.increments import IncrementTerms, systematic_floor
 from lightning_normgeo.geometry.passes import WeightPass, WeightProducts, many_weight_products
 from lightning_normgeo.geometry.rows import as_rows
 from lightning_normgeo.probes.formulas import Plan, by_rule, explain, plan
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
     weight_decay: Tensor
     quadratic: Tensor
     rounding: Tensor
-    """Σ of what the optimizer's rounding adds systematically, see ``arithmetic_floor`` and ``decay_floor``."""
+    """Σ of what the optimizer's rounding adds systematically, see ``systematic_floor``."""
     steps: Tensor
     """How many steps were counted."""
 
@@ -72,7 +72,7 @@ class NormAccount:
             whole = [_whole(parameter) for parameter in new]
             found = many_weight_products([WeightPass(rows, rows) for rows in whole])
             starts = found[0].weight_sq.new_zeros(len(new), len(Entry._fields))
-            starts[:, 0] = torch.cat([products.weight_sq for products in found])
+            starts[:, 0] = torch.stack([products.weight_sq.sum() for products in found])
             self._rows |= {self._name(parameter): len(self._rows) + i for i, parameter in enumerate(new)}
             self._sums = torch.cat([self._sums.to(starts), starts])
 
@@ -147,15 +147,18 @@ class NormAccount:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """View a tensor as one unit."""
-    return as_rows(tensor, 1)
+    """View a tensor by output row: what rounding adds to one row does not cancel that of another."""
+    return as_rows(tensor, tensor.shape[0] if tensor.ndim > 1 else 1)
 
 
 def _contributions(plans: Sequence[Plan], products: Sequence[WeightProducts]) -> Tensor:
     """Return what one step adds to each field of :class:`Entry`, one row per parameter."""
     weight_sq, predicted, terms = explain(plans, products)
-    none = torch.zeros_like(weight_sq)
+    none, dtype = torch.zeros_like(weight_sq), plans[0].dtype
     known = terms or IncrementTerms(none, none, none, none)
-    dtype = plans[0].dtype
-    rounding = arithmetic_floor(known, dtype) + decay_floor(known, weight_sq, dtype)
-    return torch.stack([none, predicted, *known, rounding, torch.ones_like(none)], 1)
+    rounding = systematic_floor(known, weight_sq, dtype)
+    by_row = torch.stack([none, predicted, *known, rounding, none], 1)
+    rows = [len(read.weight_sq) for read in products]
+    sums = torch.stack([part.sum(0) for part in torch.split(by_row, rows)])
+    sums[:, -1] = 1.0
+    return sums

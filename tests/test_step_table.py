@@ -1,0 +1,263 @@
+"""Every optimizer in every way of taking a step: what is measured is explained, and measuring changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.plugins import MixedPrecision
+from torch import nn
+
+from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, describe_lion, register_optimizer
+from lightning_normgeo.geometry import IncrementTerms
+from tests.projects import OPTIMIZERS, Account, ConvNet, Fingerprint, Lion, Project, Rows, images, same, trainer
+
+register_optimizer(Lion, describe_lion)
+
+STEPS = 4
+FUSED = ["sgd", "momentum", "nesterov-foreach", "adam", "adamw", "adagrad"]
+SITES = {"norm_growth": ["net.0", "net.3"], "norm_growth_control": ["net.9"]}
+SCRIPT = Path(__file__).with_name("table_script.py")
+
+
+def dropping() -> nn.Module:
+    """Return a network whose gradients depend on the random numbers; ε is large enough for cosines that differ."""
+    torch.manual_seed(3)
+    layers = list(ConvNet(eps=1e-4))
+    return nn.Sequential(*layers[:8], nn.Dropout(0.25), *layers[8:])
+
+
+class Automatic(Project):
+    """Leaves everything to Lightning."""
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        super().__init__(lambda module: OPTIMIZERS[name](module.parameters(), **settings), dropping())
+        self.optimizer = lambda parameters: OPTIMIZERS[name](parameters, **settings)
+
+
+class Overflowing(Automatic):
+    """Has infinite gradients in the second step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return loss * torch.inf if batch_idx == 1 else loss
+
+
+class ByHand(Automatic):
+    """Steps two optimizers itself."""
+
+    automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        first, *rest = self.net.parameters()
+        return self.optimizer([first]), self.optimizer(rest)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@cache
+def compiled(dtype: torch.dtype) -> nn.Module:
+    """Return one network for all that train a compiled one: compiling takes longer than training."""
+    net = dropping().to(dtype)
+    net.compile(backend="aot_eager")
+    return net
+
+
+def half() -> dict[str, Any]:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+
+
+@dataclass
+class Loop:
+    """One way of taking steps."""
+
+    settings: Callable[[], dict[str, Any]] = dict
+    project: type[Automatic] = Automatic
+    compiled: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    stepped: tuple[int, ...] = tuple(range(STEPS))
+    names: list[str] = field(default_factory=lambda: list(OPTIMIZERS))
+    wide: bool = True
+    """Whether it makes a difference to train in float64: autocast leaves it alone."""
+
+
+UNSCALED = {"project": Overflowing, "settings": half, "stepped": (0, 2, 3)}
+LOOPS: dict[str, Loop] = {
+    "plain": Loop(),
+    "clip-norm": Loop(lambda: {"gradient_clip_val": 0.05}),
+    "clip-value": Loop(lambda: {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
+    "accumulate": Loop(lambda: {"accumulate_grad_batches": 2}),
+    "scaler": Loop(**UNSCALED),
+    "scaler-fused": Loop(**UNSCALED, options={"fused": True, "foreach": None}, names=FUSED),
+    "bf16-mixed": Loop(lambda: {"precision": "bf16-mixed"}, wide=False),
+    "compiled": Loop(compiled=True),
+    "manual": Loop(lambda: {"max_steps": -1, "max_epochs": 1, "limit_train_batches": STEPS}, ByHand),
+}
+CELLS = [(name, loop) for loop, way in LOOPS.items() for name in way.names]
+CELLS_OF_TWO = [
+    *((name, "plain") for name in OPTIMIZERS),
+    *(("adamw", loop) for loop in ("clip-norm", "clip-value", "accumulate", "bf16-mixed", "manual")),
+]
+"""Those that two processes share as well."""
+
+
+def train(name: str, way: Loop, *callbacks: Any, wide: bool = False, **settings: Any) -> Project:
+    dtype = torch.float64 if wide else torch.float32
+    project = way.project(name, **way.options).to(dtype)
+    if way.compiled:
+        compiled(dtype).load_state_dict(project.net.state_dict())
+        compiled(dtype).zero_grad()
+        project.net = compiled(dtype)
+    torch.manual_seed(4)
+    trainer(*callbacks, **{"steps": STEPS, **way.settings(), **settings}).fit(project, images(dtype=dtype))
+    return project
+
+
+def observe(name: str, way: Loop, wide: bool = False, **settings: Any) -> tuple[Rows, Account, Fingerprint]:
+    account, rows, fingerprint = Account(way.project(name, **way.options)), Rows(), Fingerprint()
+    monitors = [NormGrowthMonitor(layers="*", cumulative=True), OrthogonalityMonitor(layers="*")]
+    train(name, way, account, *monitors, fingerprint, wide=wide, logger=rows, **settings)
+    return rows, account, fingerprint
+
+
+def assert_explained(rows: Rows, account: Account, steps: tuple[int, ...], wide: bool) -> None:
+    """The increment is that of the weights, and what the formula does not explain is rounding."""
+    assert [step for step, metrics in rows.rows if "norm_growth/increment" in metrics] == list(steps)
+    increments = account.increments()
+    for step, metrics in rows.rows:
+        for group, sites in SITES.items():
+            truth = {f"/{site}": increments[step][f"{site}.weight"] for site in sites}
+            for suffix, increment in {"": sum(truth.values()), **truth}.items():
+                if f"{group}/increment{suffix}" not in metrics:
+                    continue  # a row of the other monitor
+                terms = [metrics[f"{group}/term_{name}{suffix}"] for name in IncrementTerms._fields]
+                size, norm = sum(map(abs, terms)), metrics[f"{group}/weight_norm{suffix}"]
+                floor = metrics[f"{group}/storage_floor{suffix}"]
+                assert floor <= (1e-14 if wide else 1e-6) * max(size, norm**2)
+                assert metrics[f"{group}/increment{suffix}"] == pytest.approx(increment, rel=1e-9, abs=1e-15 * norm**2)
+                residual = abs(metrics[f"{group}/residual{suffix}"])
+                assert residual <= floor + (1e-12 * size if wide else 0), (step, group, suffix)
+                assert_cumulative(metrics, group, suffix, increments[: step + 1])
+
+
+def assert_cumulative(metrics: dict[str, float], group: str, suffix: str, increments: list[dict[str, float]]) -> None:
+    """So it is for the sums over all steps so far."""
+    sites = [suffix.strip("/")] if suffix else SITES[group]
+    truth = sum(increment[f"{site}.weight"] for increment in increments for site in sites)
+    rounding = 1e-15 * metrics[f"{group}/weight_norm{suffix}"] ** 2
+    assert metrics[f"{group}/cumulative_increment{suffix}"] == pytest.approx(truth, rel=1e-9, abs=rounding)
+    floor = metrics[f"{group}/cumulative_storage_floor{suffix}"]
+    assert abs(metrics[f"{group}/cumulative_residual{suffix}"]) <= floor + rounding
+
+
+def assert_cosines(rows: Rows, account: Account, steps: tuple[int, ...], tolerance: float = 1e-9) -> None:
+    """Cosines are those of a gradient that was computed elsewhere."""
+    curves = rows.curves
+    for group, sites in SITES.items():
+        orthogonality = group.replace("norm_growth", "orthogonality")
+        for site in sites:
+            largest, average = (dict(curves[f"{orthogonality}/{key}/{site}"]) for key in ("max_abs_cos", "rms_cos"))
+            assert list(largest) == list(average) == list(steps)
+            for step in steps:
+                cosines = account.cosines(step, f"{site}.weight")
+                assert largest[step] == pytest.approx(float(cosines.max()), rel=tolerance)
+                assert average[step] == pytest.approx(float(cosines.square().mean().sqrt()), rel=tolerance)
+    assert min(value for _, value in curves["orthogonality/max_abs_cos"]) > 1e-5, "ε is really there"
+
+
+def cell(name: str, loop: str) -> Any:
+    marks = []
+    if loop == "compiled":
+        marks = [pytest.mark.filterwarnings("ignore"), pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")]
+    return pytest.param(name, LOOPS[loop], id=f"{name}-{loop}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "way"), [cell(*names) for names in CELLS])
+def test_steps_are_explained_and_unchanged(name: str, way: Loop) -> None:
+    bare = Fingerprint()
+    train(name, way, bare)
+    rows, account, fingerprint = observe(name, way)
+    assert same(bare.states, fingerprint.states)
+    assert_explained(rows, account, way.stepped, wide=False)
+    assert_cosines(rows, account, way.stepped)
+    if way.wide:
+        rows, account, _ = observe(name, way, wide=True)
+        assert_explained(rows, account, way.stepped, wide=True)
+        assert_cosines(rows, account, way.stepped)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
+def test_the_table_clips(wide: bool) -> None:
+    """The rows of the table that clip would show little if nothing were clipped."""
+    by_norm, by_value = (observe("sgd", LOOPS[loop], wide)[1].gradients for loop in ("clip-norm", "clip-value"))
+    for first, second in zip(by_norm, by_value, strict=True):
+        assert sum(float(g.square().sum()) for g in first.values()) ** 0.5 == pytest.approx(0.05, rel=1e-4)
+        assert max(float(g.abs().max()) for g in second.values()) == pytest.approx(0.01)
+
+
+SAME_SIZE = {
+    "lion": partial(Lion, lr=1e-3),
+    "nadam": partial(torch.optim.NAdam, lr=1e-3),
+    "adagrad": partial(torch.optim.Adagrad, lr=1e-3),
+}
+"""Steps that move all elements by the same amount: Lion's always, those of others before they have an average."""
+
+
+@cache
+def large(name: str) -> dict[str, list[tuple[int, float]]]:
+    """Return the curves of a network with large layers."""
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(192, 1024, bias=False), nn.BatchNorm1d(1024), nn.ReLU()]
+    layers += [nn.Linear(1024, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 4)]
+    project, rows = Project(lambda module: SAME_SIZE[name](module.parameters()), nn.Sequential(*layers)), Rows()
+    trainer(NormGrowthMonitor(layers="*", cumulative=True), steps=12, logger=rows).fit(project, images())
+    return rows.curves
+
+
+@pytest.mark.parametrize("residual", ["residual", "cumulative_residual"])
+@pytest.mark.parametrize("name", SAME_SIZE)
+def test_steps_of_one_size_are_explained_down_to_rounding(name: str, residual: str) -> None:
+    curves = large(name)
+    for key in [key for key in curves if f"/{residual}" in key]:
+        floor = dict(curves[key.replace("residual", "storage_floor")])
+        assert all(abs(value) <= floor[step] for step, value in curves[key]), key
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """Train all cells in one pair of processes; return what failed on each rank."""
+    folder = tmp_path_factory.mktemp("ddp")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, str(SCRIPT), str(folder)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    "names", [pytest.param("-".join(names), id=f"{'-'.join(names)}-ddp") for names in CELLS_OF_TWO]
+)
+def test_steps_of_two_processes_are_explained_and_unchanged(names: str, two_processes: list[dict[str, str]]) -> None:
+    assert [failed[names] for failed in two_processes] == ["", ""]
+
+
+def test_the_table_is_whole() -> None:
+    assert len(set(CELLS)) == 8 * 11 + 6
+    assert len(set(CELLS_OF_TWO)) == 11 + 5
