@@ -14,13 +14,13 @@ from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.session import Session
+from lightning_normgeo.callbacks.sharding import forget_division, note_division, runs_under
 from lightning_normgeo.errors import ConfigurationError, closest, warn_once
 from lightning_normgeo.normalization.names import named_weights, site_of
 
 _REFUSED_STRATEGIES = {
-    "FSDPStrategy": "it shards weights without regard to filters. Use ddp",
+    "FSDPStrategy": "it shards weights without regard to filters. Use ModelParallelStrategy with fully_shard, or ddp",
     "DeepSpeedStrategy": "its engine owns the optimizer step. Use ddp",
-    "ModelParallelStrategy": "weights are distributed tensors. Use ddp",
     "XLAFSDPStrategy": "it shards weights without regard to filters. Use ddp",
 }
 SITE_LIMIT = 16
@@ -34,6 +34,9 @@ class GeometryMonitor(QuietCallback):
     A monitor observes: weights, gradients, buffers, optimizer state and random numbers are bit for bit what they are
     without it. It logs directly to every logger, at the step Lightning itself uses, and adds nothing to a step that
     is not measured.
+
+    In a model divided by ``fully_shard`` (FSDP2) every process reads the rows it has, and one collective per measured
+    step brings them together, so all processes have to take their optimizer steps together, as they have to anyway.
 
     Args:
         every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
@@ -95,6 +98,7 @@ class GeometryMonitor(QuietCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check everything that can be checked before training starts."""
         self._refuse(trainer, pl_module)
+        note_division(type(self).__name__, trainer, pl_module)
         sites = self._choose(self.sites(pl_module))
         few = len(sites) <= SITE_LIMIT
         self._sites, self._tabled = (sites, frozenset()) if few else (frozenset(), sites)
@@ -113,6 +117,11 @@ class GeometryMonitor(QuietCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remove every hook: after an exception Lightning calls nothing else."""
         Session.of(trainer).leave(self, trainer)
+        forget_division(trainer)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Let go of the model."""
+        forget_division(trainer)
 
     def _choose(self, sites: Sequence[str]) -> frozenset[str]:
         if self.layers is None:
@@ -138,8 +147,8 @@ class GeometryMonitor(QuietCallback):
             )
 
     def _refuse(self, trainer: Any, module: nn.Module) -> None:
-        strategy = type(trainer.strategy).__name__
-        if strategy in _REFUSED_STRATEGIES:
+        strategy = runs_under(trainer, *_REFUSED_STRATEGIES)
+        if strategy is not None:
             raise ConfigurationError(
                 f"{type(self).__name__} cannot observe training with {strategy}: {_REFUSED_STRATEGIES[strategy]}, "
                 "or remove the callback."

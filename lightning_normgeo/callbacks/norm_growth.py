@@ -15,6 +15,7 @@ from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.session import Session
 from lightning_normgeo.geometry.angles import effective_lr, split_update
 from lightning_normgeo.geometry.increments import measured_increment
+from lightning_normgeo.probes.account import NormAccount
 
 
 class NormGrowthMonitor(GeometryMonitor):
@@ -74,27 +75,28 @@ class NormGrowthMonitor(GeometryMonitor):
     ) -> None:
         super().__init__(every_n_steps, layers)
         self.cumulative = cumulative
-        self._account: dict[str, Any] = {}
+        self._account: NormAccount | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin with sums of zero, unless a checkpoint is loaded."""
         if stage == "fit":
-            self._account = {}
+            self._account = None
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Remove every hook; a checkpoint may still be asked for."""
-        self._account = Session.of(trainer).account_state()
+        self._account = Session.of(trainer).account
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remove every hook; a checkpoint may still be asked for."""
-        self._account = Session.of(trainer).account_state()
+        self._account = Session.of(trainer).account
         super().on_exception(trainer, pl_module, exception)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save the sums."""
         if self.cumulative:
-            checkpoint["lightning_normgeo"] = {"account": Session.of(trainer).account_state() or self._account}
+            account = Session.of(trainer).account or self._account
+            checkpoint["lightning_normgeo"] = {"account": {} if account is None else account.state()}
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of a checkpoint that has them."""

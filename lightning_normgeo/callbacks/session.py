@@ -18,12 +18,15 @@ from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks.layer_table import LayerTable
 from lightning_normgeo.callbacks.measured import Measured, scales_gradients_alike
 from lightning_normgeo.callbacks.readings import Reading, Row, publish, transfer
+from lightning_normgeo.callbacks.sharding import Division, division_of
 from lightning_normgeo.callbacks.structure import Structure
 from lightning_normgeo.errors import harmless, remember_warnings, warn_once
 from lightning_normgeo.normalization.graph import is_compiled
 from lightning_normgeo.normalization.names import bias_of, clean_name, named_weights
 from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.batchnorm import BatchNormProbe, BatchStatistics, affine_batch_norms
+from lightning_normgeo.probes.divided import DividedReader
+from lightning_normgeo.probes.exchange import Exchange
 from lightning_normgeo.probes.step import StepProbe
 
 _MEASURED_HOOKS = ("on_before_backward", "on_after_backward", "on_train_batch_end")
@@ -65,6 +68,7 @@ class Session:
         self._reads_weights = True
         self._saved_account: dict[str, Any] = {}
         self.left_out: Counter[str] = self.probe.skipped
+        self.exchange: Exchange | None = None
 
     @classmethod
     def of(cls, trainer: Any) -> Session:
@@ -77,6 +81,7 @@ class Session:
             return
         if not self.monitors:
             remember_warnings(while_training=True)
+            self._divide(division_of(trainer))
         self.monitors.append(monitor)
         monitor.left_out = self.left_out
         self._cadences = tuple(sorted({m.cadence() for m in self.monitors}))
@@ -86,7 +91,7 @@ class Session:
         if monitor.cumulative and self.probe.account is None:
             self._open_account(module)
         if monitor.needs_statistics and self.batch_norms is None:
-            self.batch_norms = BatchNormProbe(affine_batch_norms(module), is_compiled(module))
+            self.batch_norms = BatchNormProbe(affine_batch_norms(module), is_compiled(module), bool(self.exchange))
         if self.driver not in trainer.callbacks:
             # a new list: Lightning is going through the old one; first, so that others see this step's numbers
             trainer.callbacks = [self.driver, *trainer.callbacks]
@@ -99,6 +104,7 @@ class Session:
         if self._armed_at >= 0:
             self._missed()
         self.probe.detach()
+        self.structure.rest()
         if self.batch_norms is not None:
             self.batch_norms.detach()
         trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self.driver]
@@ -106,9 +112,14 @@ class Session:
         remember_warnings(while_training=False)
         self.table.publish(trainer.loggers)
 
-    def account_state(self) -> dict[str, Any]:
-        """Return the sums over all steps so far, for a checkpoint."""
-        return self._saved_account if self.probe.account is None else self.probe.account.state()
+    @property
+    def account(self) -> NormAccount | None:
+        """The sums over all steps so far, or those of a checkpoint."""
+        account = self.probe.account
+        if account is None and self._saved_account:
+            account = NormAccount()
+            account.load(self._saved_account)
+        return account
 
     def restore_account(self, state: dict[str, Any]) -> None:
         """Go on with the sums of a checkpoint."""
@@ -118,11 +129,21 @@ class Session:
 
     def _open_account(self, module: nn.Module) -> None:
         """Count every step from here on: all weights, and the biases that may belong to their units."""
-        account = self.probe.account = NormAccount()
+        account = self.probe.account = NormAccount() if self.exchange is None else self.exchange.new_account()
         account.load(self._saved_account)
-        parameters = {clean_name(name): parameter for name, parameter in module.named_parameters()}
+        named = dict(module.named_parameters()) if self.exchange is None else self.exchange.parameters
+        parameters = {clean_name(name): parameter for name, parameter in named.items()}
         names = [name for weight, _ in named_weights(module, frozen=True) for name in (weight, bias_of(weight))]
         account.follow({name: parameters[name] for name in names if name in parameters})
+
+    def _divide(self, division: Division | None) -> None:
+        """Read the weights of a model of which this process has a part; nothing changes for others."""
+        if division is None:
+            return
+        self.probe = StepProbe(DividedReader())
+        self.left_out = self.probe.skipped
+        self.structure = Structure(division.shards.parameters, division.stand_ins)
+        self.exchange = Exchange(division.shards, division.weights, self.left_out)
 
     def batch_starts(self, trainer: Any, module: Any, batch: Any, batch_index: int) -> None:
         """Decide whether the optimizer step that this batch belongs to is measured."""
@@ -161,6 +182,7 @@ class Session:
     def _disarm(self) -> None:
         self._armed_at = -1
         self.probe.disarm()
+        self.structure.rest()
         if self.batch_norms is not None:
             self.batch_norms.disarm()
         self.driver.lend(dict.fromkeys(_MEASURED_HOOKS))
@@ -181,6 +203,9 @@ class Session:
         measurement = self.probe.collect()
         if measurement is None:  # a micro-batch, or a step that was skipped
             return
+        account = self.probe.account
+        if self.exchange is not None and self._reads_weights:  # before anything can fail on one process: all wait
+            measurement, account = self.exchange(measurement, account)
         statistics, self._statistics = self._statistics, {}
         self._disarm()
         if not self.probe.gradients_are_fresh():  # a batch without a loss, which the probe has counted
@@ -190,7 +215,7 @@ class Session:
         whole = scales_gradients_alike(trainer)
         single_pass = one_device and self._backwards == 1 and whole
         steps = list(measurement.steps.values())
-        measured = Measured(steps, statistics, one_device, single_pass, self.probe.account)
+        measured = Measured(steps, statistics, one_device, single_pass, account)
         readings = [reading for monitor in self._due for reading in _readings(monitor, measured) or ()]
         readings += self.structure.confirmation(measured.steps, statistics if single_pass else {}, whole)
         row = transfer(readings, measurement.valid, self._chosen()) if readings else None

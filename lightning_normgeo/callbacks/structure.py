@@ -17,6 +17,7 @@ from lightning_normgeo.normalization.invariance import find_units
 from lightning_normgeo.normalization.names import clean_name
 from lightning_normgeo.probes.batchnorm import BatchStatistics
 from lightning_normgeo.probes.measurement import Observed, WeightStep
+from lightning_normgeo.probes.stand_ins import StandIns
 
 _CONFIRMATION = "structure/rms_cos"
 _REFUTED_ABOVE = 1e-2
@@ -30,9 +31,16 @@ _GRAPHS = 16
 
 
 class Structure:
-    """The units of the weights behind the losses of one optimizer step."""
+    """The units of the weights behind the losses of one optimizer step.
 
-    def __init__(self) -> None:
+    Args:
+        parameters: by name, and ``stand_ins``, what forward passes compute with: of a model divided by fully_shard.
+        stand_ins: see there.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter] | None = None, stand_ins: StandIns | None = None) -> None:
+        self._parameters = parameters
+        self._stand_ins = stand_ins
         self._found: dict[str, Observed] = {}
         self.scales: dict[str, nn.Parameter] = {}
         self._guessed = False
@@ -49,26 +57,33 @@ class Structure:
     def forget(self) -> None:
         """Begin another step; layers may have been frozen, thawed or added."""
         self._found = {}
+        if self._stand_ins is not None:
+            self._stand_ins.watch()
+
+    def rest(self) -> None:
+        """Read no further steps until :meth:`forget`."""
+        if self._stand_ins is not None:
+            self._stand_ins.rest()
 
     def read(self, module: nn.Module, loss: Tensor) -> None:
         """Add the weights behind ``loss``; several backward passes of a step add up."""
-        graph = Graph(loss)
+        graph = Graph(loss, stand_ins=None if self._stand_ins is None else self._stand_ins.names)
         if graph.signature in self._known:
             self._found.update(self._known[graph.signature][0])
             return
         found, self._guessed = find_units(module, graph)
-        parameters = {clean_name(name): parameter for name, parameter in module.named_parameters()}
+        parameters = self._parameters or {clean_name(name): p for name, p in module.named_parameters()}
         observed = {}
         for units in found:
             kept = units.without_invariance("refuted by the numbers") if units.name in self._refuted else units
             bias = None if kept.bias is None else parameters[kept.bias]
             observed[units.name] = Observed(kept, parameters[units.name], bias)
-            if kept.scale is not None:
+            if kept.scale is not None and self._parameters is None:
                 self.scales[kept.scale] = parameters[kept.scale]
         self._found.update(observed)
         # not one with leaves of its own, such as an attacked image: it would be kept, and never recognized
-        own = {id(parameter) for parameter in parameters.values()}
-        repeats = not graph.compiled and all(id(leaf.variable) in own for leaf in graph.leaves)
+        own = {id(parameter) for parameter in parameters.values()} | (graph.stand_ins or {}).keys()
+        repeats = not self._guessed and all(id(leaf.variable) in own for leaf in graph.leaves)
         if repeats and len(self._known) < _GRAPHS:
             self._known[graph.signature] = observed, [leaf.variable for leaf in graph.leaves]
         if found and not any(observed.units.invariant for observed in self.weights):
@@ -101,7 +116,7 @@ class Structure:
         if broken:
             self._refuted |= broken
             warn_once(
-                f"Under torch.compile, scale invariance is guessed from the order of layers. The numbers refute it for "
+                "Under torch.compile, scale invariance is guessed from the order of layers. The numbers refute it for "
                 f"{', '.join(sorted(broken))}: a control from here on."
             )
         return not broken

@@ -68,7 +68,7 @@ def _over_segments(sums: UpdateProducts, units: int) -> UpdateProducts:
     return (
         sums
         if sums.weight_sq.numel() == units
-        else _joined(UpdateProducts(*(column.view(units, -1) for column in sums)))
+        else folded_products(UpdateProducts(*(column.view(units, -1) for column in sums)))
     )
 
 
@@ -94,10 +94,10 @@ def joined_products(*parts: UpdateProducts) -> UpdateProducts:
     """
     if len(parts) == 1:
         return parts[0]
-    return _joined(UpdateProducts(*(torch.stack(column, -1) for column in zip(*parts, strict=True))))
+    return folded_products(UpdateProducts(*(torch.stack(column, -1) for column in zip(*parts, strict=True))))
 
 
-def _joined(parts: UpdateProducts) -> UpdateProducts:
+def folded_products(parts: UpdateProducts) -> UpdateProducts:
     """Join the parts of units along the last dimension."""
     weight_sq, weight_update, update_sq, tangential_sq = (column.sum(-1) for column in parts)
     radial = weight_update / torch.where(weight_sq > 0, weight_sq, 1.0)

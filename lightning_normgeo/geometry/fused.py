@@ -62,12 +62,13 @@ def _plain(weight: Any, gradient: Any, keep: Any, numbers: Any, out: Any, at: in
         for i in range(w.size):
             if keep is not None:
                 kept[i] = w[i]
-            x, y = float64(w[i]), unscale * float64(g[i])
+            x, y = float64(w[i]), float64(g[i])
             weight_sq += x * x
             inner += x * y
             gradient_sq += y * y
             quartic += (x * x) * (x * x)
-        out[0, at + k], out[1, at + k], out[2, at + k], out[3, at + k] = weight_sq, inner, gradient_sq, quartic
+        out[0, at + k], out[1, at + k] = weight_sq, unscale * inner
+        out[2, at + k], out[3, at + k] = unscale * unscale * gradient_sq, quartic
 
 
 @_compiled
@@ -86,7 +87,7 @@ def _sgd(
         for i in range(w.size):
             if keep is not None:
                 kept[i] = w[i]
-            x, y, z = float64(w[i]), unscale * float64(g[i]), float64(b[i])
+            x, y, z = float64(w[i]), float64(g[i]), float64(b[i])
             direction = by_gradient * y + by_weight * x + by_buffer * z
             weight_sq += x * x
             inner += x * y
@@ -94,7 +95,8 @@ def _sgd(
             quartic += (x * x) * (x * x)
             buffer_inner += x * z
             direction_sq += direction * direction
-        out[0, at + k], out[1, at + k], out[2, at + k], out[3, at + k] = weight_sq, inner, gradient_sq, quartic
+        out[0, at + k], out[1, at + k] = weight_sq, unscale * inner
+        out[2, at + k], out[3, at + k] = unscale * unscale * gradient_sq, quartic
         out[4, at + k], out[5, at + k] = buffer_inner, direction_sq
 
 
@@ -123,20 +125,22 @@ def _adam(
         for i in range(w.size):
             if keep is not None:
                 kept[i] = w[i]
-            x, y = float64(w[i]), unscale * float64(g[i])
+            x, y, z = float64(w[i]), unscale * float64(g[i]), float64(m[i])
             full = y + coupled * x
             rate = 1.0 / (math.sqrt(old * float64(v[i]) + new * (full * full)) + eps)
-            p, q, r = by_gradient * y * rate, by_mean * float64(m[i]) * rate, by_weight * x * rate
+            share = x * rate
+            whole = (by_gradient * y + by_mean * z + by_weight * x) * rate
             weight_sq += x * x
             inner += x * y
             gradient_sq += y * y
             quartic += (x * x) * (x * x)
-            by_g += x * p
-            by_m += x * q
-            by_w += x * r
-            whole_sq += (p + q + r) * (p + q + r)
+            by_g += share * y
+            by_m += share * z
+            by_w += share * x
+            whole_sq += whole * whole
         out[0, at + k], out[1, at + k], out[2, at + k], out[3, at + k] = weight_sq, inner, gradient_sq, quartic
-        out[4, at + k], out[5, at + k], out[6, at + k], out[7, at + k] = by_g, by_m, by_w, whole_sq
+        out[4, at + k], out[5, at + k] = by_gradient * by_g, by_mean * by_m
+        out[6, at + k], out[7, at + k] = by_weight * by_w, whole_sq
 
 
 def _change(new: float, old: float) -> float:
@@ -147,8 +151,8 @@ def _across(new: float, old: float, radial: float) -> float:
     return (new - old) - radial * old
 
 
-# without fastmath, which may turn the latter into new - (1 + ρ) old: what a small update is would be lost
-_change, _across = numba.njit(fastmath=False)(_change), numba.njit(fastmath=False)(_across)
+# reassociated, the latter may become new - (1 + ρ) old: what a small update is would be lost
+_change, _across = numba.njit(fastmath={"contract"})(_change), numba.njit(fastmath={"contract"})(_across)
 
 
 @_compiled
@@ -193,7 +197,7 @@ def _loop(one: WeightPass) -> Loop:
     if isinstance(rule, SGDRule) and one.state:
         by_gradient, by_buffer = rule.coefficients
         signed = -by_gradient if rule.maximize else by_gradient
-        numbers = unscale, float(signed), float(by_gradient * rule.weight_decay), float(by_buffer)
+        numbers = unscale, unscale * signed, float(by_gradient * rule.weight_decay), float(by_buffer)
         return _sgd, (*tensors, *one.state), (keep, numbers), 6
     if isinstance(rule, AdamRule):
         # there is no state at the first step: all of it is zero, and anything times zero will do

@@ -24,6 +24,7 @@ class Graph:
 
     Args:
         results: the loss, or all that one is made of.
+        stand_ins: names by id of what a model computed with, where that is not its parameters (``fully_shard``).
 
     Attributes:
         readers: for each node and output the readers and the position at which they read it.
@@ -33,7 +34,8 @@ class Graph:
         outputs: which outputs of a node are read, or are results.
     """
 
-    def __init__(self, *results: Tensor) -> None:
+    def __init__(self, *results: Tensor, stand_ins: dict[int, str] | None = None) -> None:
+        self.stand_ins = stand_ins
         self.readers: dict[tuple[Node, int], list[tuple[Node, int]]] = defaultdict(list)
         self.leaves: list[Node] = []
         self.order: dict[Node, int] = {}
@@ -73,6 +75,11 @@ class Graph:
             )
             for node in self.order
         )
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether something stands in for the parameters, and the name of none of it is known."""
+        return self.stand_ins is not None and not any(id(leaf.variable) in self.stand_ins for leaf in self.leaves)
 
     @property
     def compiled(self) -> bool:

@@ -69,7 +69,7 @@ class NormAccount:
         new = [p for group in optimizer.param_groups for p in group["params"] if self._name(p) not in self._rows]
         new = [parameter for parameter in new if id(parameter) in self._names]
         if new:
-            whole = [_whole(parameter) for parameter in new]
+            whole = [self._whole(parameter) for parameter in new]
             found = many_weight_products([WeightPass(rows, rows) for rows in whole])
             starts = found[0].weight_sq.new_zeros(len(new), len(Entry._fields))
             starts[:, 0] = torch.stack([products.weight_sq.sum() for products in found])
@@ -95,7 +95,7 @@ class NormAccount:
             self.unpredicted.update(names)
             self._pending = []
             return
-        plans = [plan(parameter, _whole, optimizer, group) for parameter, group in moving]
+        plans = [plan(parameter, self._whole, optimizer, group) for parameter, group in moving]
         products = many_weight_products([planned.reads for planned in plans])
         self._pending = [
             ([names[k] for k in some], _contributions([plans[k] for k in some], [products[k] for k in some]))
@@ -145,10 +145,9 @@ class NormAccount:
     def _name(self, parameter: nn.Parameter) -> str:
         return self._names.get(id(parameter), "")
 
-
-def _whole(tensor: Tensor) -> Tensor:
-    """View a tensor by output row: what rounding adds to one row does not cancel that of another."""
-    return as_rows(tensor, tensor.shape[0] if tensor.ndim > 1 else 1)
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """View a tensor by output row: what rounding adds to one row does not cancel that of another."""
+        return as_rows(tensor, tensor.shape[0] if tensor.ndim > 1 else 1)
 
 
 def _contributions(plans: Sequence[Plan], products: Sequence[WeightProducts]) -> Tensor:

@@ -45,10 +45,11 @@ class BatchStatistics:
 
 @dataclass(frozen=True)
 class _Pass:
-    """One forward pass of a layer: how many values each channel had, and the autograd node's (mean, 1/std)."""
+    """One forward pass of a layer: how many values each channel had, the autograd node's (mean, 1/std), and (γ, β)."""
 
     samples: int
     saved: tuple[Tensor, Tensor] | None
+    affine: tuple[Tensor, Tensor] | None = None
 
 
 def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
@@ -78,11 +79,13 @@ class BatchNormProbe:
     Args:
         layers: batch normalizations with γ and β, by module path.
         compiled: whether they run under ``torch.compile``.
+        divided: whether γ and β are whole only during the forward pass (``fully_shard``).
     """
 
-    def __init__(self, layers: dict[str, _BatchNorm], compiled: bool = False) -> None:
+    def __init__(self, layers: dict[str, _BatchNorm], compiled: bool = False, divided: bool = False) -> None:
         self.layers = layers
         self.compiled = compiled
+        self.divided = divided
         self.skipped: Counter[str] = Counter()
         self._handles: list[RemovableHandle] = []
         self._passes: dict[str, list[_Pass]] = {name: [] for name in layers}
@@ -100,7 +103,10 @@ class BatchNormProbe:
             if tracked and name in self._by_difference:
                 self._before[name] = tuple(_copy(t) for t in _running(layer))
             if layer.training and not self.compiled:
-                self._handles.append(layer.register_forward_hook(partial(_note_pass, self._passes[name])))
+                note = partial(_note_pass, self._passes[name], self.divided)
+                self._handles.append(
+                    layer.register_forward_hook(note, prepend=True)
+                )  # before γ and β are divided again
 
     def detach(self) -> None:
         """Remove every hook, for good."""
@@ -120,27 +126,30 @@ class BatchNormProbe:
         if several:
             self.skipped["ran several times in one step"] += several
         once = {name: passes[0] for name, passes in self._passes.items() if len(passes) == 1}
+        if self.divided and any(read.affine is None for read in once.values()):
+            self.skipped["γ and β are divided over processes, and it runs under torch.compile"] += 1
+            once = {name: read for name, read in once.items() if read.affine is not None}
         saved = {name: read.saved for name, read in once.items() if read.saved is not None}
         self._by_difference -= saved.keys()
-        found = self._from_nodes(saved)
+        found = self._from_nodes(saved, {name: read.affine for name, read in once.items() if read.affine})
         for name, read in once.items():
             layer = self.layers[name]
             if name not in saved and (pair := self._from_difference(name, layer, read)) is not None:
-                found[name] = BatchStatistics(_copy(layer.weight), _copy(layer.bias), *pair, layer.eps)
+                scale, shift = read.affine or (_copy(layer.weight), _copy(layer.bias))
+                found[name] = BatchStatistics(scale, shift, *pair, layer.eps)
         self.disarm()
         return found
 
-    def _from_nodes(self, saved: dict[str, tuple[Tensor, Tensor]]) -> dict[str, BatchStatistics]:
+    def _from_nodes(
+        self, saved: dict[str, tuple[Tensor, Tensor]], affine: dict[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, BatchStatistics]:
         """Read all layers in one go: an operation for each would cost more than what it does."""
         if not saved:
             return {}
         layers = [self.layers[name] for name in saved]
         channels = [layer.num_features for layer in layers]
-        parts = (
-            [layer.weight for layer in layers],
-            [layer.bias for layer in layers],
-            *zip(*saved.values(), strict=True),
-        )
+        pairs = [affine.get(name, (layer.weight, layer.bias)) for name, layer in zip(saved, layers, strict=True)]
+        parts = (*zip(*pairs, strict=True), *zip(*saved.values(), strict=True))
         scale, shift, mean, inverse_std = (_copy(torch.cat(list(part))) for part in parts)
         eps = torch.cat([mean.new_full((n,), layer.eps) for n, layer in zip(channels, layers, strict=True)])
         variance = (inverse_std.pow(-2) - eps).clamp_min(0)
@@ -192,11 +201,12 @@ def _note_samples(samples: _Samples, layer: nn.Module, args: tuple[Tensor, ...])
     samples.count = args[0].numel() // args[0].shape[1]
 
 
-def _note_pass(passes: list[_Pass], layer: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+def _note_pass(passes: list[_Pass], divided: bool, layer: _BatchNorm, args: tuple[Tensor, ...], output: Any) -> None:
     if not layer.training or not torch.is_grad_enabled():
         return
     saved = None if _saving_is_hooked() else _saved_statistics(layer, getattr(output, "grad_fn", None))
-    passes.append(_Pass(args[0].numel() // args[0].shape[1], saved))
+    affine = (_copy(layer.weight), _copy(layer.bias)) if divided else None
+    passes.append(_Pass(args[0].numel() // args[0].shape[1], saved, affine))
 
 
 def _saved_statistics(layer: nn.Module, node: Any) -> tuple[Tensor, Tensor] | None:

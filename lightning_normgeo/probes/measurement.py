@@ -12,7 +12,8 @@ from lightning_normgeo.geometry.equilibrium import equilibrium_angle, steps_to_e
 from lightning_normgeo.geometry.increments import IncrementTerms, Scalar, UpdateRule, storage_floor
 from lightning_normgeo.normalization.units import WeightUnits
 
-_ADDITIVE = ("predicted", "weight_sq", "inner", "gradient_sq", "quartic")
+ADDITIVE = ("predicted", "weight_sq", "inner", "gradient_sq", "quartic")
+"""What of a :class:`WeightStep` is a sum over the elements of a unit, besides its terms."""
 
 
 @dataclass
@@ -72,7 +73,7 @@ class WeightStep:
 
     def with_bias(self, bias: WeightStep) -> WeightStep:
         """Return the step of the units that weight and bias make up jointly; every product is a sum over both."""
-        both = {name: getattr(self, name) + getattr(bias, name) for name in _ADDITIVE}
+        both = {name: getattr(self, name) + getattr(bias, name) for name in ADDITIVE}
         known = self.terms is not None and bias.terms is not None
         terms = IncrementTerms(*map(torch.add, self.terms or (), bias.terms or ())) if known else None
         return replace(self, terms=terms, **both)

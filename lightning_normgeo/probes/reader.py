@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.angles import joined_products, many_update_products
+from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, many_update_products
 from lightning_normgeo.geometry.increments import IncrementTerms
 from lightning_normgeo.geometry.passes import many_weight_products, weight_products
 from lightning_normgeo.geometry.rows import wide_dtype
@@ -31,7 +32,7 @@ class WeightReader:
     def remember(self, parameters: Iterable[nn.Parameter]) -> None:
         """Keep W as it is now: for an optimizer that may move it before the gradient is final."""
         for parameter in parameters:
-            self._buffer(parameter).copy_(parameter)
+            self._buffer(parameter).copy_(self._part(parameter))
 
     def read(
         self, observed: Sequence[Observed], optimizer: Optimizer, groups: Mapping[int, Group], keep: bool
@@ -47,40 +48,59 @@ class WeightReader:
         parts = [(one.units, parameter) for one in observed for parameter in one.parameters]
         plans = [
             plan(
-                parameter, units.rows, optimizer, groups[id(parameter)], self._kept(units, parameter) if keep else None
+                parameter,
+                partial(self._rows, units),
+                optimizer,
+                groups[id(parameter)],
+                self._kept(units, parameter) if keep else None,
             )
             for units, parameter in parts
         ]
         steps = iter(_steps([units for units, _ in parts], plans))
-        return [_joined([next(steps) for _ in one.parameters]) for one in observed]
+        return [self._together([next(steps) for _ in one.parameters]) for one in observed]
 
     def read_moved(self, observed: Sequence[Observed], groups: Mapping[int, Group]) -> list[WeightStep]:
         """Return what is known of weights that were moved after they were remembered: no gradient is the one at W."""
-        return [_joined([self._moved(one.units, p, groups[id(p)]) for p in one.parameters]) for one in observed]
+        return [self._together([self._moved(one.units, p, groups[id(p)]) for p in one.parameters]) for one in observed]
 
     def add_updates(self, steps: Sequence[WeightStep], observed: Sequence[Observed]) -> None:
         """Measure D = W⁺ - W of weights whose W was kept."""
         pairs = [
-            (one.units.rows(self._before[id(p)]), one.units.rows(p.detach()))
+            (self._rows(one.units, self._before[id(p)]), self._rows(one.units, p.detach()))
             for one in observed
             for p in one.parameters
         ]
         parts = iter(many_update_products(pairs))
         for step, one in zip(steps, observed, strict=True):
-            first, *rest = (next(parts) for _ in one.parameters)
-            step.update = joined_products(first, *rest) if rest else first
+            step.update = self._joined([next(parts) for _ in one.parameters])
+
+    def _part(self, parameter: Tensor) -> Tensor:
+        """Return what there is of a parameter in this process."""
+        return parameter
+
+    def _rows(self, units: WeightUnits, tensor: Tensor) -> Tensor:
+        """View a parameter, or what belongs to one, with one row for each value of a step."""
+        return units.rows(tensor)
+
+    def _together(self, steps: Sequence[WeightStep]) -> WeightStep:
+        """Return the step of units from those of their weight and, where it belongs to them, their bias."""
+        return steps[0] if len(steps) == 1 else steps[0].with_bias(steps[1])
+
+    def _joined(self, parts: Sequence[UpdateProducts]) -> UpdateProducts:
+        """Return the update of units, likewise."""
+        return joined_products(*parts)
 
     def _kept(self, units: WeightUnits, parameter: nn.Parameter) -> Tensor | None:
         """Return where to keep W while it is read, or keep it right now where its rows are not a view."""
         buffer = self._buffer(parameter)
-        rows = units.rows(buffer)
+        rows = self._rows(units, buffer)
         if rows.data_ptr() == buffer.data_ptr():
             return rows
-        buffer.copy_(parameter)
+        buffer.copy_(self._part(parameter))
         return None
 
     def _moved(self, units: WeightUnits, parameter: nn.Parameter, group: Group) -> WeightStep:
-        before = units.rows(self._before[id(parameter)])
+        before = self._rows(units, self._before[id(parameter)])
         found = weight_products(before, before)
         unknown = torch.full_like(found.weight_sq, torch.nan)
         return WeightStep(
@@ -96,14 +116,10 @@ class WeightReader:
         )
 
     def _buffer(self, parameter: nn.Parameter) -> Tensor:
-        buffer = self._before.get(id(parameter))
-        if buffer is None or buffer.shape != parameter.shape or buffer.device != parameter.device:
-            buffer = self._before[id(parameter)] = torch.empty_like(parameter, requires_grad=False)
+        buffer, part = self._before.get(id(parameter)), self._part(parameter)
+        if buffer is None or buffer.shape != part.shape or buffer.device != part.device:
+            buffer = self._before[id(parameter)] = torch.empty_like(part, requires_grad=False)
         return buffer
-
-
-def _joined(steps: Sequence[WeightStep]) -> WeightStep:
-    return steps[0] if len(steps) == 1 else steps[0].with_bias(steps[1])
 
 
 def _steps(units: Sequence[WeightUnits], plans: Sequence[Plan]) -> list[WeightStep]:
@@ -111,7 +127,7 @@ def _steps(units: Sequence[WeightUnits], plans: Sequence[Plan]) -> list[WeightSt
     steps: dict[int, WeightStep] = {}
     for members in by_rule(plans):
         explained = explain([plans[k] for k in members], [products[k] for k in members])
-        lengths = [units[k].count for k in members]
+        lengths = [len(products[k].weight_sq) for k in members]
         predicted = torch.split(explained.predicted, lengths)
         terms = zip(*(torch.split(term, lengths) for term in explained.terms or ()), strict=True)
         for k, eq16 in zip(members, predicted, strict=True):

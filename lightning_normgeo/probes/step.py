@@ -50,13 +50,13 @@ class StepProbe:
     numbers. A step that cannot be described exactly is left out and counted in ``skipped`` under its reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reader: WeightReader | None = None) -> None:
         self.weights: list[Observed] = []
         self.scales: dict[str, nn.Parameter] = {}
         self.skipped: Counter[str] = Counter()
         self.account: NormAccount | None = None
         self.gradients_are_fresh: Callable[[], bool] = lambda: True
-        self._reader = WeightReader()
+        self._reader = reader or WeightReader()
         self._handles: list[RemovableHandle] = []
         self._optimizers: list[Optimizer] = []
         self._measurement: StepMeasurement | None = None

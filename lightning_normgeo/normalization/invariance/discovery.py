@@ -57,9 +57,10 @@ def find_units(module: nn.Module, graph: Graph) -> tuple[tuple[WeightUnits, ...]
     """Return the units behind the results of ``graph``, and whether they are a guess.
 
     Read from the graph as by :func:`units_from_graph`, or guessed by :func:`guess_units` where torch.compile made
-    part of the graph opaque.
+    part of the graph opaque, or the names of what stands in for the parameters are not known.
     """
-    return (guess_units(module), True) if graph.compiled else (_units_in(graph, module), False)
+    opaque = graph.compiled or graph.anonymous
+    return (guess_units(module), True) if opaque else (_units_in(graph, module), False)
 
 
 def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]:
@@ -79,6 +80,7 @@ def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]
 
 def _units_in(graph: Graph, module: nn.Module) -> tuple[WeightUnits, ...]:
     names = {id(parameter): clean_name(name) for name, parameter in module.named_parameters()}
+    names |= graph.stand_ins or {}
     layers = {clean_name(name): layer for name, layer in module.named_modules()}
     leaves = {names[id(leaf.variable)]: leaf for leaf in graph.leaves if id(leaf.variable) in names}
     search = Search(graph, names, layers, leaves)

@@ -11,6 +11,7 @@ from lightning_normgeo.normalization.invariance.walk import NotInvariantError, W
 _BY_RULE: dict[Callable[[Walk], Scaled | None], str] = {
     shapes.copy: "ToCopy Clone Alias Contiguous",
     arithmetic.homogeneous: "Relu LeakyRelu PreluKernel Abs Neg NativeDropout",
+    shapes.pass_through: "RegisterPostBackwardFunction",  # fully_shard's, around what goes into a module
     shapes.view: "View ReshapeAlias UnsafeView Squeeze Unsqueeze Reshape",
     shapes.permute: "T Transpose Permute",
     shapes.expand: "Expand",
