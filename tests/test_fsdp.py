@@ -18,6 +18,8 @@ from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, Ortho
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.graph import Graph
 from lightning_normgeo.normalization.invariance import find_units
+from lightning_normgeo.probes.account import NormAccount
+from lightning_normgeo.probes.divided import DividedAccount
 from lightning_normgeo.probes.shards import Shards
 from tests.fsdp_models import BATCH, SAME_AS_ONE, Divided, Zoo, batch_norms, divided_trainer, samples
 from tests.fsdp_script import observed
@@ -195,6 +197,38 @@ def test_one_process_goes_on_with_what_two_have_added_up(two: Ranks) -> None:
     run = divided_trainer(1, monitor, limit_train_batches=4, max_epochs=2, steps=-1, logger=rows)
     run.fit(Divided(optimizers=SAME_AS_ONE["momentum"][0]), ckpt_path=two[0] / "one_file" / "first.ckpt")
     assert_close(rows.rows, two[1][0]["one file"]["whole"][1:])
+
+
+def counted(account: NormAccount, weight: torch.Tensor, gradients: torch.Tensor) -> Any:
+    """Count what SGD does to (a part of) a weight."""
+    parameter = nn.Parameter(weight.clone())
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, weight_decay=0.1)
+    account.follow({"weight": parameter})
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        account.open(optimizer)
+        account.begin(optimizer, False)
+        optimizer.step()
+        account.commit([], explained=True)
+    return account
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4), (5,)])
+def test_the_sums_of_all_parts_are_those_of_the_whole(shape: tuple[int, ...]) -> None:
+    """Only what rounding can add to a vector is not, but larger."""
+    weight, gradients = torch.randn(shape, dtype=torch.float64), torch.randn(4, *shape, dtype=torch.float64)
+    shards = [Shards({}, torch.device("cpu"), 3, 3, rank) for rank in range(3)]
+    lanes = [one.lanes(weight) for one in shards]
+    parts = [
+        counted(DividedAccount(one), weight[at.start : at.stop], gradients[:, at.start : at.stop])
+        for one, at in zip(shards, lanes, strict=True)
+    ]
+    found = parts[0].whole(sum(part.table() for part in parts)).entry("weight")
+    expected = counted(NormAccount(), weight, gradients).entry("weight")
+    if len(shape) == 1:
+        assert 1 <= float(found.rounding / expected.rounding) < 10
+        expected = expected._replace(rounding=found.rounding)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
 
 
 def test_what_cannot_be_observed_is_refused_before_training(two: Ranks) -> None:

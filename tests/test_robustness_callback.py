@@ -236,3 +236,13 @@ def test_wrong_number_of_classes() -> None:
 
     with pytest.raises(ConfigurationError, match=r"Labels span \d…3, but the model has 3 classes"):
         trainer(RobustnessEvaluation()).test(NoLoss(net=net), images(40, batch_size=40), verbose=False)
+
+
+@pytest.mark.parametrize("after_fit", [False, True], ids=["test", "after-fit"])
+def test_models_divided_over_processes_are_refused(after_fit: bool) -> None:
+    class ModelParallelStrategy(pl.strategies.SingleDeviceStrategy):
+        """As named by Lightning; what is divided does not matter here."""
+
+    run = trainer(RobustnessEvaluation(after_fit=after_fit), strategy=ModelParallelStrategy("cpu"), accelerator="auto")
+    with pytest.raises(ConfigurationError, match=r"cannot run under ModelParallelStrategy.*one device or with ddp"):
+        run.fit(Project(), images()) if after_fit else run.test(Project(), images(), verbose=False)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks.examples import example_strips
 from lightning_normgeo.callbacks.loaders import batches_of, indices_of, test_loaders, test_source
+from lightning_normgeo.callbacks.sharding import runs_under
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.robustness.evaluation import (
     ATTACKS,
@@ -120,6 +121,7 @@ class RobustnessEvaluation(QuietCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what an evaluation after fit will need."""
         if self.after_fit:
+            _refuse_divided(trainer)
             test_source(trainer)
             behind = trainer.callbacks[trainer.callbacks.index(self) :]
             if any(kind.__name__ == "WeightAveraging" for callback in behind for kind in type(callback).__mro__):
@@ -150,6 +152,7 @@ class RobustnessEvaluation(QuietCallback):
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Forget earlier results."""
+        _refuse_divided(trainer)
         self._start()
 
     def on_test_batch_end(
@@ -244,3 +247,13 @@ class RobustnessEvaluation(QuietCallback):
                     logger.log_image(key="robustness/examples", images=images, caption=captions)
             except Exception as error:
                 warn_once(f"{type(logger).__name__} failed to log the robustness results: {error!r}.")
+
+
+def _refuse_divided(trainer: Any) -> None:
+    """Refuse models whose layers every process has to run together: one that has run out of samples would not."""
+    strategy = runs_under(trainer, "ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
+    if strategy is not None:
+        raise ConfigurationError(
+            f"RobustnessEvaluation cannot run under {strategy}, where processes wait for each other in every layer. "
+            "Save a checkpoint and test it on one device or with ddp."
+        )

@@ -45,8 +45,8 @@ class DividedReader(WeightReader):
 class DividedAccount(NormAccount):
     """The sums over the rows that this process has; those that leave it are over all processes.
 
-    Every process has to ask for them. Only what rounding can add is not what it would be in one process, but a larger
-    bound: it is the sum of those of all parts.
+    Every process has to ask for them. Only what rounding can add to a bias is not what it would be in one process, but
+    a larger bound: the sum of those of all parts.
     """
 
     def __init__(self, shards: Shards) -> None:
