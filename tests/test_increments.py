@@ -9,13 +9,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_normgeo.geometry import (
+    IncrementTerms,
     SGDRule,
     as_rows,
     decay_floor,
+    lattice_floor,
     measured_increment,
     norm_increment,
     predicted_increment,
     storage_floor,
+    systematic_floor,
     update_products,
     weight_gradient_products,
 )
@@ -161,3 +164,25 @@ def test_decay_that_nothing_dithers_is_rounded_within_its_floor(ulps, momentum, 
 def test_without_decay_there_is_no_floor_of_it():
     terms = norm_increment(SGDRule(lr=0.1, momentum=0.9, first=False), *(draw(3, 9, seed=i) for i in range(3)))
     assert decay_floor(terms, torch.ones(3, dtype=torch.float64), torch.float32).tolist() == [0.0] * 3
+
+
+def test_floors_of_weights_that_do_not_move_are_finite():
+    """A dead unit has no gradient, an unused one no weight."""
+    weight, gradient = torch.zeros(3, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64)
+    weight[0], gradient[1] = 1.0, 1.0
+    terms = norm_increment(SGDRule(lr=0.1), weight, gradient)
+    assert systematic_floor(terms, weight.square().sum(1), torch.float32).isfinite().all()
+
+
+def test_steps_of_one_size_are_rounded_within_their_floor():
+    """Every weight of a binade is off by the same fraction of an ulp: more than random rounding would be."""
+    weight = 1.0 + torch.rand(1, 400_000, generator=torch.Generator().manual_seed(0))
+    step = torch.full_like(weight, 2.3e-7)
+    before, after = weight.double(), (weight - step).double()
+    terms = IncrementTerms(*(torch.tensor([value], dtype=torch.float64) for value in (0.0, 0.0, 0.0, 0.0)))._replace(
+        gradient=-2 * (before * step.double()).sum(1), quadratic=step.double().square().sum(1)
+    )
+    residual = (after.square().sum(1) - before.square().sum(1) - terms.total).abs()
+    random = storage_floor(before.pow(4).sum(1), torch.float32)
+    assert (residual > 5 * random).all()
+    assert (residual <= random + lattice_floor(terms, before.square().sum(1), torch.float32)).all()

@@ -180,8 +180,8 @@ def lattice_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) 
     Such a step is the same fraction of a unit in the last place off for all W_i of one magnitude, at most
     :math:`2u\,\mathrm{rms}(W)/\mathrm{rms}(U)` of the step U, and ‖W⁺‖² by as much of 2⟨W, U⟩.
     """
-    along = (terms.gradient + terms.momentum).abs()
-    ratio = weight_sq / terms.quadratic.clamp_min(torch.finfo(weight_sq.dtype).tiny)
+    along, moves = (terms.gradient + terms.momentum).abs(), terms.quadratic > 0
+    ratio = torch.where(moves, weight_sq / torch.where(moves, terms.quadratic, 1.0), 0.0)
     return torch.finfo(dtype).eps * ratio.sqrt() * along
 
 
