@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 
 from lightning_normgeo.geometry import (
     AdamRule,
+    NAdamRule,
     RMSpropRule,
     SGDRule,
     StepParts,
@@ -278,9 +281,18 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 def test_an_error_in_a_thread_is_not_lost(monkeypatch):
     fused = pytest.importorskip("lightning_normgeo.geometry.fused", exc_type=ImportError)
-    torch.set_num_threads(3)
+    failed = threading.Event()
+
+    def fail_elsewhere(*args):
+        if threading.current_thread() is threading.main_thread():
+            assert failed.wait(60)
+        else:
+            failed.set()
+            fail()
+
+    torch.set_num_threads(2)
     monkeypatch.setattr(fused, "_CHUNK", 1)
-    monkeypatch.setattr(fused, "_plain", fail)
+    monkeypatch.setattr(fused, "_plain", fail_elsewhere)
     with pytest.raises(RuntimeError, match="no compiler"):
         fused.weight_products([example(None, units=50)])
 
@@ -340,7 +352,12 @@ def test_numba_is_not_even_imported_for_a_few_elements(monkeypatch):
     assert not passes._usable
 
 
+class Subclass(torch.Tensor):
+    """What is in its memory may not be all there is, as for a tensor distributed over processes."""
+
+
 LAYOUTS = {
+    "subclass": lambda tensor: tensor.as_subclass(Subclass),
     "bfloat16": lambda tensor: tensor.bfloat16(),
     "transposed": lambda tensor: tensor.T.contiguous().T,
     "every other": lambda tensor: torch.stack([tensor, -tensor], -1)[..., 0],
@@ -378,13 +395,25 @@ def test_parameters_and_what_is_followed_by_autograd_can_be_read(path):
     assert not found.weight_sq.requires_grad
 
 
-def test_several_weights_come_back_in_order(monkeypatch):
-    """Some through loops and some through torch."""
+class Half(SGDRule):
+    """A rule of somebody's own."""
+
+    def products(self, weight, gradient, *state):
+        return tuple(product / 2 for product in super().products(weight, gradient, *state))
+
+
+def test_several_weights_come_back_in_order_by_loops_or_by_torch(monkeypatch):
     monkeypatch.setattr(passes, "_WORTHWHILE", 0)
-    rules = [None, RMSpropRule(lr=0.1), ADAM, SGD, replace(ADAM, lr=0.5)]
-    steps = [example(rule, units, seed=units) for units, rule in enumerate(rules, 1)]
+    monkeypatch.setattr(passes, "_usable", True)
+    rules = [None, RMSpropRule(lr=0.1), ADAM, SGD, Half(lr=0.1, momentum=0.9, first=False), NAdamRule(lr=0.1, step=3.0)]
+    states = [0, 0, 2, 1, 1, 2]
+    steps = [example(rule, k + 1, seed=k, states=states[k]) for k, rule in enumerate(rules)]
+    amsgrad, twice = example(ADAM, 7), example(SGD, 8)
+    amsgrad = amsgrad._replace(state=(*amsgrad.state, 2 * amsgrad.state[1]))
+    steps += [amsgrad, twice._replace(state=twice.state * 2), example(SGD, 9, 0), example(None, 0)]
     found = many_weight_products(steps)
-    assert [len(products.weight_sq) for products in found] == [1, 2, 3, 4, 5]
+    assert passes._usable == (importlib.util.find_spec("numba") is not None)
+    assert [len(products.weight_sq) for products in found] == [*range(1, 10), 0]
     for one, products in zip(steps, found, strict=True):
         same(flat(products), flat(by_torch(one_pass, one)), sizes(one))
     assert many_weight_products([]) == angles.many_update_products([]) == []
