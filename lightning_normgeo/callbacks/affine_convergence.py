@@ -88,11 +88,13 @@ class AffineConvergenceMonitor(GeometryMonitor):
         picked = [start + self.channel(name, n) for start, name, n in zip(first, names, channels, strict=False)]
         index = torch.tensor(picked).to(scale.device, non_blocking=True)
         sites, watch = Sites(names, channels, scale.device), measured.single_device
+        levels = scale.new_tensor([0.5, 0.9])
         for name, by_channel in values.items():
             key = f"affine/{name}"
             yield sites.reading(f"{key}_mean", by_channel, sites.mean, watch=watch)
-            yield Reading(f"{key}_median", by_channel.quantile(0.5))
-            yield Reading(f"{key}_q90", by_channel.quantile(0.9))
+            median, q90 = by_channel.quantile(levels)
+            yield Reading(f"{key}_median", median)
+            yield Reading(f"{key}_q90", q90)
             yield Reading(f"{key}_channel", None, by_channel[index], names)
 
     def channel(self, site: str, channels: int) -> int:

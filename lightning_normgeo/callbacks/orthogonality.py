@@ -72,7 +72,8 @@ def _corrected(group: str, columns: Columns, statistics: dict[str, BatchStatisti
 def _cosines(group: str, suffix: str, columns: Columns, inner: Tensor) -> Iterator[Reading]:
     sites = columns.sites
     cosines = cosine(inner, columns.column("weight_sq"), columns.column("gradient_sq"))
-    yield sites.reading(f"{group}/max_abs_cos{suffix}", cosines.abs(), sites.maximum, watch=True)
-    yield Reading(f"{group}/q999_abs_cos{suffix}", cosines.abs().quantile(0.999))
+    sizes = cosines.abs()
+    yield sites.reading(f"{group}/max_abs_cos{suffix}", sizes, sites.maximum, watch=True)
+    yield Reading(f"{group}/q999_abs_cos{suffix}", sizes.quantile(0.999))
     if not suffix:
         yield sites.reading(f"{group}/rms_cos", cosines.square(), sites.mean, torch.sqrt, watch=True)
