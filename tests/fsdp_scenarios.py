@@ -81,11 +81,11 @@ class State(pl.Callback):
             part = tensor.to_local() if hasattr(tensor, "to_local") else tensor
             return part.detach().clone() if isinstance(part, torch.Tensor) else part
 
-        (optimizer,) = trainer.optimizers
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        state = [{k: local(v) for k, v in optimizer.state[p].items()} for p in parameters]
-        tensors = [local(t) for p in parameters for t in (p, p.grad)] + [local(t) for t in pl_module.buffers()]
-        self.states.append((state, tensors, torch.get_rng_state()))
+        moved = [(o, p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]]
+        state = [{k: local(v) for k, v in o.state.get(p, {}).items()} for o, p in moved]
+        tensors = [local(t) for _, p in moved for t in (p, p.grad)] + [local(t) for t in pl_module.buffers()]
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.states.append((state, tensors, torch.get_rng_state(), scaler and scaler.state_dict()))
 
 
 def collectives(devices: int) -> Report:

@@ -45,16 +45,16 @@ class Automatic(Project):
         self.optimizer = lambda parameters: OPTIMIZERS[name](parameters, **settings)
 
 
-class Overflowing(Automatic):
-    """Has infinite gradients in the second step."""
+class Overflow:
+    """Of a project: its gradients are infinite in the second step."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
         return loss * torch.inf if batch_idx == 1 else loss
 
 
-class ByHand(Automatic):
-    """Steps two optimizers itself."""
+class TwoByHand:
+    """Of a project: it steps two optimizers itself."""
 
     automatic_optimization = False
 
@@ -66,9 +66,17 @@ class ByHand(Automatic):
         optimizers = self.optimizers()
         for optimizer in optimizers:
             optimizer.zero_grad()
-        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        self.manual_backward(nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
         for optimizer in optimizers:
             optimizer.step()
+
+
+class Overflowing(Overflow, Automatic):
+    pass
+
+
+class ByHand(TwoByHand, Automatic):
+    pass
 
 
 @cache
@@ -147,14 +155,19 @@ def assert_explained(rows: Rows, account: Account, steps: tuple[int, ...], wide:
             for suffix, increment in {"": sum(truth.values()), **truth}.items():
                 if f"{group}/increment{suffix}" not in metrics:
                     continue  # a row of the other monitor
-                terms = [metrics[f"{group}/term_{name}{suffix}"] for name in IncrementTerms._fields]
-                size, norm = sum(map(abs, terms)), metrics[f"{group}/weight_norm{suffix}"]
-                floor = metrics[f"{group}/storage_floor{suffix}"]
-                assert floor <= (1e-14 if wide else 1e-6) * max(size, norm**2)
+                norm = metrics[f"{group}/weight_norm{suffix}"]
                 assert metrics[f"{group}/increment{suffix}"] == pytest.approx(increment, rel=1e-9, abs=1e-15 * norm**2)
-                residual = abs(metrics[f"{group}/residual{suffix}"])
-                assert residual <= floor + (1e-12 * size if wide else 0), (step, group, suffix)
+                assert_at_the_floor(metrics, group, suffix, wide)
                 assert_cumulative(metrics, group, suffix, increments[: step + 1])
+
+
+def assert_at_the_floor(metrics: dict[str, float], group: str, suffix: str, wide: bool) -> None:
+    """The floor is that of rounding, and the residual is below it."""
+    size = sum(abs(metrics[f"{group}/term_{name}{suffix}"]) for name in IncrementTerms._fields)
+    floor = metrics[f"{group}/storage_floor{suffix}"]
+    assert floor <= (1e-14 if wide else 1e-6) * max(size, metrics[f"{group}/weight_norm{suffix}"] ** 2)
+    residual = abs(metrics[f"{group}/residual{suffix}"])
+    assert residual <= floor + (1e-12 * size if wide else 0), (group, suffix)
 
 
 def assert_cumulative(metrics: dict[str, float], group: str, suffix: str, increments: list[dict[str, float]]) -> None:
