@@ -38,11 +38,13 @@ def main(folder: str, devices: int) -> None:
     watched = {key: float(value) for key, value in run.callback_metrics.items()}
     after_fit = after.results["clean"].n
     counts = {}
-    robustness = RobustnessEvaluation(steps=2)
+    robustness = RobustnessEvaluation(steps=2, eps=0.1)
+    broken = RobustnessEvaluation(attacks=["bim"], steps=2, eps=0.1, semantics="any", batch_size=50)
     one = RobustnessEvaluation(attacks=[], max_samples=1)
-    test = trainer(robustness, one, logger=logger, **spread)
-    test.test(project, images(23, batch_size=4), verbose=False)
-    for name, result in (*robustness.results.items(), ("one", one.results["clean"])):
+    test = trainer(robustness, one, broken, logger=logger, **spread)
+    test.test(project, images(1003, batch_size=16), verbose=False)
+    counted = {**robustness.results, "one": one.results["clean"], "any": broken.results["bim"]}
+    for name, result in counted.items():
         counts[name] = (result.correct, result.n)
     undealt = RobustnessEvaluation(attacks=[])
     trainer(undealt, logger=logger, use_distributed_sampler=False, **spread).test(

@@ -295,18 +295,69 @@ def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]
 
 
 def bim(logits, images, labels, eps, step_size, steps, lower, upper):
-    """The basic iterative method image by image, step by step, pixel by pixel."""
-    adversarial = []
-    for image, label in zip(images, labels, strict=True):
-        origin, current = floats(image), floats(image)
-        for _ in range(steps):
-            x = torch.tensor(current, dtype=image.dtype).reshape(1, *image.shape).requires_grad_()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(logits(x), label[None]), x)
-            for i, slope in enumerate(floats(gradient)):
-                moved = current[i] + step_size * ((slope > 0) - (slope < 0))
-                current[i] = min(max(min(max(moved, origin[i] - eps), origin[i] + eps), lower), upper)
-        adversarial.append(torch.tensor(current, dtype=image.dtype).reshape(image.shape))
-    return torch.stack(adversarial)
+    """The basic iterative method."""
+    size = images[0].numel()
+    box = [lower] * size, [upper] * size
+    pairs = zip(images, labels, strict=True)
+    return torch.stack([attacked(logits, x, y, "linf", eps, step_size, steps, box) for x, y in pairs])
+
+
+def attacked(logits, image, label, norm, eps, step_size, steps, box, start=None):
+    """Projected gradient ascent for one image, step by step, pixel by pixel; ``box`` has two ends for each pixel."""
+    origin, current = floats(image), floats(image if start is None else start)
+    for _ in range(steps):
+        x = shaped(current, image).requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits(x), label[None]), x)
+        current = projected(ascended(current, floats(gradient), norm, step_size), origin, norm, eps, box)
+    return shaped(current, image)[0]
+
+
+def shaped(values: Vector, image):
+    return torch.tensor(values, dtype=image.dtype).reshape(1, *image.shape)
+
+
+def ascended(point: Vector, gradient: Vector, norm: str, step_size: float) -> Vector:
+    if norm == "linf":
+        return [x + step_size * ((slope > 0) - (slope < 0)) for x, slope in zip(point, gradient, strict=True)]
+    length = root(exact_dot(gradient, gradient))
+    return [x + step_size * (slope / length if length else 0) for x, slope in zip(point, gradient, strict=True)]
+
+
+def projected(point: Vector, origin: Vector, norm: str, eps: float, box: tuple[Vector, Vector]) -> Vector:
+    if norm == "linf":
+        near = [min(max(x, o - eps), o + eps) for x, o in zip(point, origin, strict=True)]
+    else:
+        offset = [x - o for x, o in zip(point, origin, strict=True)]
+        length = root(exact_dot(offset, offset))
+        near = [o + d * min(1, eps / length) if length else o for o, d in zip(origin, offset, strict=True)]
+    return [min(max(x, low), high) for x, low, high in zip(near, *box, strict=True)]
+
+
+def attacked_until_wrong(logits, image, label, norm, eps, step_size, steps, box, starts):
+    """Attack one image until an iterate is wrong, from each start in turn (None: the image, its gradient is known).
+
+    Returns the iterate that ended it, whether that is wrong, and the cost: 1 for a forward and backward pass, 1/3 for
+    a forward pass alone.
+    """
+
+    def wrong(x) -> bool:
+        return int(logits(x[None]).argmax()) != int(label)
+
+    current, cost = image, 0.0
+    if wrong(current):
+        return current, True, cost
+    for start in starts:
+        current = image if start is None else start
+        for step in range(steps):
+            if start is not None or step > 0:
+                cost += 1
+                if wrong(current):
+                    return current, True, cost
+            current = attacked(logits, image, label, norm, eps, step_size, 1, box, current)
+        cost += 1 / 3
+        if wrong(current):
+            return current, True, cost
+    return current, False, cost
 
 
 def two_norm_squared(matrix) -> float:

@@ -21,7 +21,7 @@ ALLOWED = {
     "_lightning": set(),
     "geometry": {"errors"},
     "normalization": {"errors", "geometry"},
-    "robustness": {"errors"},
+    "robustness": {"errors", "normalization"},
     "probes": {"errors", "geometry", "normalization"},
     "record": {"_lightning", "errors"},
     "summary": {"record"},
@@ -38,7 +38,7 @@ THIRD_PARTY = {
     "errors": {"lightning_utilities"},  # for the rank: a package of two dozen helpers, not Lightning
     "geometry": {"torch", "numba"},  # numba only where it is installed
     "normalization": {"torch"},
-    "robustness": {"torch"},
+    "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last only where it is installed and asked for
     "probes": {"torch"},
     "summary": {"rich"},
     "report": {"altair", "jinja2", "vl_convert"},

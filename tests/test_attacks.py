@@ -1,4 +1,7 @@
-"""BIM and Gaussian noise: closed forms, an explicit twin, a second library, and what must never happen."""
+"""BIM and Gaussian noise: closed forms, an explicit twin, a second library, and what must never happen.
+
+Both balls, l2 and random starts are in ``test_balls.py``.
+"""
 
 import math
 import warnings
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_normgeo.robustness import bim_linf, gaussian_noise
-from lightning_normgeo.robustness.evaluation import undisturbed
+from lightning_normgeo.robustness.checks import undisturbed
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 

@@ -93,7 +93,8 @@ def finished(workplace: Path) -> Finished:
 
 def test_run_folder_holds_everything(finished: Finished) -> None:
     names = {path.name for path in finished.folder.iterdir()}
-    assert names == {"record.jsonl", "config.yaml", "robustness.json", "report.html", "images", "checkpoints"}
+    results = {"robustness.json", "robustness.npz", "report.html", "images"}
+    assert names == {"record.jsonl", "config.yaml", "checkpoints", *results}
     record = read_record(finished.folder)
     assert record.complete
     assert [step for step, _ in record.metrics["norm_growth/increment"]] == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Counted accuracies, their intervals, and evaluation that leaves no trace."""
+"""Intervals and tests of counted accuracies, and evaluation that leaves no trace."""
 
 import math
 
@@ -7,11 +7,11 @@ import reference as ref
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from torch import nn
 
-from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.robustness import InputSpace, RobustnessEvaluator, threat_model, wilson_interval
-from lightning_normgeo.robustness.evaluation import undisturbed
+from lightning_normgeo.robustness import mcnemar, wilson_interval
+from lightning_normgeo.robustness.checks import undisturbed
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
 
@@ -66,90 +66,23 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(n):
     assert sum(coverages) / len(coverages) == pytest.approx(0.95, abs=0.012)
 
 
-# --- counting ---------------------------------------------------------------------------------------------------------
-
-PIXELS = InputSpace(None, None, normalized_data=False)
-LEVELS = [0.1, 0.45, 0.6, 0.48, 0.9]
-LABELS = [0, 0, 0, 1, 1]  # clean: right, right, wrong, wrong, right
+# --- McNemar's test ---------------------------------------------------------------------------------------------------
 
 
-def brightness(x):
-    """Class 1 where the image is brighter than 0.5."""
-    return torch.stack([torch.zeros(len(x), dtype=x.dtype), x.flatten(1).mean(1) - 0.5], 1)
-
-
-def batch(which=slice(None)):
-    levels = torch.tensor(LEVELS, dtype=torch.float64)[which]
-    return levels.reshape(-1, 1, 1, 1).expand(-1, 3, 4, 4).clone(), torch.tensor(LABELS)[which]
-
-
-def evaluator(attacks=("bim", "gaussian"), eps=0.1):
-    # BIM moves every pixel by eps towards the other class: the images within eps of 0.5 flip
-    return RobustnessEvaluator(threat_model("pixel-8-255", eps=eps, step_size=0.05, noise_std=1e-6), PIXELS, attacks)
-
-
-def test_counts_drop_and_interval_of_a_model_with_known_answers():
-    run = evaluator()
-    shown = run.evaluate(brightness, *batch(), range(5))
-    assert shown.predictions["clean"].tolist() == [0, 0, 1, 0, 1]
-    assert shown.predictions["bim"].tolist() == [0, 1, 1, 0, 1]
-    results = run.results()
-    assert list(results) == ["clean", "gaussian", "bim"]
-    for name, correct in {"clean": 3, "gaussian": 3, "bim": 2}.items():
-        result = results[name]
-        assert (result.correct, result.n, result.accuracy) == (correct, 5, correct / 5)
-        assert result.accuracy_drop == pytest.approx(3 / 5 - correct / 5)
-        assert (result.ci_low, result.ci_high) == pytest.approx(ref.wilson(correct, 5), rel=1e-9)
-
-
-@pytest.mark.parametrize("parts", [[range(5)], [range(2), range(2, 5)], [[4], [1, 3], [0, 2]]], ids=str)
-def test_batches_add_up_in_any_grouping(parts):
-    run = evaluator()
-    for part in parts:
-        run.evaluate(brightness, *batch(list(part)), list(part))
-    assert run.counts.tolist() == [3, 3, 2, 5]
-    assert run.results(2 * run.counts)["bim"].correct == 4, "counts summed over two processes"
-    assert run.results(2 * run.counts)["bim"].n == 10
-
-
-def test_without_batches_nothing_is_known():
-    for result in evaluator().results().values():
-        assert (result.correct, result.n, result.accuracy, result.accuracy_drop) == (0, 0, 0, 0)
-        assert (result.ci_low, result.ci_high) == (0, 1)
-
-
-def test_only_the_attacks_asked_for_run_and_all_settings_are_told():
-    run = evaluator(attacks=["bim"])
-    assert list(run.evaluate(brightness, *batch(), range(5)).predictions) == list(run.results()) == ["clean", "bim"]
-    settings = run.settings()
-    assert settings["attacks"] == ["clean", "bim"]
-    assert settings["threat"]["eps"] == 0.1
-    with pytest.raises(ConfigurationError, match=r"'bmi' is unknown.*'bim'"):
-        evaluator(attacks=["bmi"])
+@PROPERTY
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_mcnemar_is_the_exact_binomial_test(first, second):
+    expected = binomtest(first, first + second).pvalue if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    assert mcnemar(first, second) == mcnemar(second, first)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda x, y: (x * 255, y), r"pixels in \[0, 1\] but span \[25\.5, 230\].*divide by 255"),
-        (lambda x, y: (x - 0.2, y), r"span \[-0\.1, 0\.7\].*mean=… and std=…"),
-        (lambda x, y: ((x * 255).byte(), y), r"dtype torch\.uint8; expected floating point"),
-        (lambda x, y: (x, y + 1), r"Labels span 1…2, but the model has 2 classes"),
-        (lambda x, y: (x, y - 1), r"Labels span -1…0"),
-        (lambda x, y: (x, y[:3]), r"Expected logits \(batch, classes\) and labels \(batch,\), got \(5, 2\) and \(3,\)"),
-        (lambda x, y: (x, y[:, None]), r"got \(5, 2\) and \(5, 1\)"),
-    ],
+    ("first", "second", "expected"),
+    [(0, 0, 1), (1, 0, 1), (3, 3, 1), (2, 1, 1), (0, 5, 2 / 32), (6, 1, 16 / 128), (0, 1074, 2.0**-1073)],
 )
-def test_unsuitable_batches_are_refused_and_not_counted(change, message):
-    run = evaluator()
-    with pytest.raises(ConfigurationError, match=message):
-        run.evaluate(brightness, *change(*batch()), range(5))
-    assert not run.counts.any()
-
-
-def test_images_a_rounding_outside_the_pixel_range_pass():
-    x = torch.tensor([-5e-7, 1 + 5e-7]).reshape(2, 1, 1, 1)
-    evaluator([]).evaluate(brightness, x, torch.tensor([0, 1]), range(2))
+def test_mcnemar_by_counting(first, second, expected):
+    assert mcnemar(first, second) == expected
 
 
 # --- leaving no trace -------------------------------------------------------------------------------------------------

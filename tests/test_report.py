@@ -305,3 +305,18 @@ def test_summary_shows_first_and_last_step_and_accuracies() -> None:
     assert line.split()[-2:] == [f"{points[0][1]:.4g}", f"{points[-1][1]:.4g}"]
     (line,) = [line for line in lines if "bim" in line]
     assert re.split(r"\s{2,}", line.strip()) == ["bim", "6.25 %", "1.0 … 28.3 %", "87.50 pt", "16"]
+
+
+def test_accuracy_against_the_radius_begins_at_the_clean_one() -> None:
+    logger = RecordLogger("out")
+    swept = [
+        {**RESULTS[1], "attack": f"bim_eps{eps}", "eps": eps, "accuracy": accuracy}
+        for eps, accuracy in ((0.01, 0.5), (0.02, 0.25))
+    ]
+    document = {"settings": {"seed": 0}, "warnings": ["too <weak>"], "results": [RESULTS[0], RESULTS[1], *swept]}
+    logger.log_results("robustness", document)
+    logger.finalize("success")
+    shown = page(logger)
+    points = [(row["attack"], row["eps"], row["accuracy"]) for row in rows_of(shown.spec("against-eps"))]
+    assert points == [("bim", 0.0, 0.9375), ("bim", 0.01, 0.5), ("bim", 0.02, 0.25)]
+    assert "too <weak>" in shown.text

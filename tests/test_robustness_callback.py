@@ -46,7 +46,7 @@ def test_test_loop_equals_a_direct_computation(tmp_path: Path) -> None:
     results = json.loads((logger.folder / "robustness.json").read_text())
     assert results["settings"]["threat"] == {
         "space": "pixel", "eps": 0.1, "step_size": 0.02, "steps": 5, "noise_std": 0.05,
-        "lower": 0.0, "upper": 1.0, "clip_noise": True,
+        "lower": 0.0, "upper": 1.0, "clip_noise": True, "eps_l2": 0.5,
     }  # fmt: skip
     assert [row["attack"] for row in results["results"]] == ["clean", "gaussian", "bim"]
     assert len(list((logger.folder / "images").glob("*.png"))) == 8
@@ -218,7 +218,7 @@ def test_other_batches_are_refused_with_the_remedy() -> None:
         ({"steps": 0}, r"steps=0 must be an integer, at least 1"),
         ({"preset": "pixel-8"}, r"preset='pixel-8' is unknown.*'pixel-8-255'"),
         ({"attacks": ["bmi"]}, r"'bmi' is unknown.*'bim'"),
-        ({"max_samples": 0}, r"max_samples=0 must be at least 1"),
+        ({"max_samples": 0}, r"max_samples=0 must be an integer, at least 1"),
         ({"mean": [0.5] * 3}, r"mean=.*std=None must be given together"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from lightning_normgeo import (
     RobustnessEvaluation,
     read_record,
 )
+from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.record import Record
+from lightning_normgeo.robustness import load_decisions
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,9 @@ def logged(workplace: Path) -> tuple[WandbRun, Record]:
     model = ResNetClassifier(arch="resnet18", stem="imagenet")
     data = DigitsDataModule(batch_size=16)
     trainer.fit(model, datamodule=data)
-    trainer.test(model, datamodule=data, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MeasurementWarning)  # four steps do not make a network worth attacking
+        trainer.test(model, datamodule=data, verbose=False)
     record.finalize("success")
     wandb.finish()
     wandb.teardown()
@@ -102,9 +107,20 @@ def test_table_holds_the_robustness_results(logged: tuple[WandbRun, Record]) -> 
     run, record = logged
     table = run.table("robustness/table")
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    assert rows == record.results["robustness"]["results"]
+    results = record.results["robustness"]["results"]
+    assert rows == [{column: row[column] for column in table["columns"]} for row in results]
+    assert {"accuracy", "ci_low", "ci_high", "eps", "std", "loss", "linf", "l2"} <= set(table["columns"])
     assert [row["attack"] for row in rows] == ["clean", "gaussian", "bim"]
     assert all(row["n"] == 32 for row in rows)
+
+
+def test_what_became_of_each_sample_is_an_artifact(logged: tuple[WandbRun, Record]) -> None:
+    run, record = logged
+    ((kind, (file,)),) = [entry for name, entry in run.artifacts.items() if name.endswith("-robustness")]
+    assert kind == "evaluation"
+    decisions = load_decisions(file)
+    for row in record.results["robustness"]["results"]:
+        assert int(decisions.of(row["attack"]).correct.sum()) == row["correct"]
 
 
 def test_example_images_are_files(logged: tuple[WandbRun, Record]) -> None:

@@ -29,12 +29,14 @@ class WandbRun:
         folder: the run's folder, ``offline-run-…``.
         history: one dictionary for each call of ``log``.
         config: the run's configuration.
+        artifacts: for the name of each artifact its type and the paths of its files.
         exit_code: None for a run that has not ended.
     """
 
     folder: Path
     history: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, tuple[str, list[Path]]] = field(default_factory=dict)
     exit_code: int | None = None
 
     def points(self, key: str) -> list[tuple[int, float]]:
@@ -95,6 +97,9 @@ def read_run(path: Path) -> WandbRun:
                 run.config.update(_nested(record.config.update))
             case "run":
                 run.config.update(_nested(record.run.config.update))
+            case "artifact":
+                files = [Path(entry.local_path) for entry in record.artifact.manifest.contents]
+                run.artifacts[record.artifact.name] = (record.artifact.type, files)
             case "exit":
                 run.exit_code = record.exit.exit_code
     return run

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_normgeo.robustness.evaluation import Perturbed
+from lightning_normgeo.robustness.shown import Shown
 
 _SHOWN_HEIGHT = 96
 """Small images are enlarged to at least this many pixels, so that they can be seen in a report."""
 
 
-def example_strips(examples: Perturbed | None, count: int) -> tuple[list[Any], list[str]]:
+def example_strips(shown: Shown, count: int) -> tuple[list[Any], list[str]]:
     """Return one strip per sample and its caption.
 
     A strip shows, from left to right, the image under each attack, then each perturbation, scaled so that its largest
@@ -23,17 +23,14 @@ def example_strips(examples: Perturbed | None, count: int) -> tuple[list[Any], l
     Returns:
         Strips as ``(height, width, channels)`` uint8 arrays, and captions with the predictions.
     """
-    if examples is None:
-        return [], []
-    names = list(examples.pixels)
     strips, captions = [], []
-    for i in range(min(count, len(examples.labels))):
-        clean = examples.pixels["clean"][i]
-        tiles = [examples.pixels[name][i].clamp(0, 1) for name in names]
-        tiles += [_contrast(examples.pixels[name][i] - clean) for name in names if name != "clean"]
+    for index in list(shown.labels)[:count]:
+        pixels = {name: images[index] for name, images in shown.pixels.items() if index in images}
+        tiles = [image.clamp(0, 1) for image in pixels.values()]
+        tiles += [_contrast(image - pixels["clean"]) for name, image in pixels.items() if name != "clean"]
         strips.append(_as_array(torch.cat([_enlarge(tile) for tile in tiles], dim=-1)))
-        predicted = ", ".join(f"{name} → {examples.predictions[name][i].item()}" for name in names)
-        captions.append(f"label {examples.labels[i].item()}: {predicted}")
+        predicted = ", ".join(f"{name} → {shown.predictions[name][index]}" for name in pixels)
+        captions.append(f"label {shown.labels[index]}: {predicted}")
     return strips, captions
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from rich.progress import track
 from torch.utils.data import DistributedSampler
 
 from lightning_normgeo._lightning import is_lightnings_own
+from lightning_normgeo.callbacks.sharding import runs_under
 from lightning_normgeo.errors import ConfigurationError
 
 
@@ -56,10 +56,28 @@ def test_loaders(trainer: Any) -> list[Any]:
 
 
 def batches_of(trainer: Any, loader: Any) -> Iterable[Any]:
-    """Yield batches on the device, after fit, with a progress bar."""
+    """Yield batches on the device, after fit."""
     limit = trainer.limit_test_batches
     batches = len(loader) if limit is None else int(limit if isinstance(limit, int) else limit * len(loader))
     batches = min(batches, len(loader))
-    hidden = not trainer.is_global_zero
-    for batch in track(islice(loader, batches), "robustness", total=batches, disable=hidden, transient=True):
+    for batch in islice(loader, batches):
         yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+
+
+def loader_of(loaders: Any, number: int) -> Any:
+    """Return one of a loop's loaders."""
+    return loaders[number] if isinstance(loaders, (list, tuple)) else loaders
+
+
+def refuse_divided(trainer: Any) -> None:
+    """Refuse models whose layers every process has to run together: one that has run out of samples would not.
+
+    Raises:
+        ConfigurationError: naming the strategy.
+    """
+    strategy = runs_under(trainer, "ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
+    if strategy is not None:
+        raise ConfigurationError(
+            f"RobustnessEvaluation cannot run under {strategy}, where processes wait for each other in every layer. "
+            "Save a checkpoint and test it on one device or with ddp."
+        )

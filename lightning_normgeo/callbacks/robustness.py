@@ -1,36 +1,34 @@
-"""RobustnessEvaluation: accuracy under Gaussian noise and BIM, inside the test loop or after fit."""
+"""RobustnessEvaluation: accuracy under noise and attack, inside the test loop or after fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_normgeo._lightning import QuietCallback
-from lightning_normgeo.callbacks.examples import example_strips
-from lightning_normgeo.callbacks.loaders import batches_of, indices_of, test_loaders, test_source
-from lightning_normgeo.callbacks.sharding import runs_under
+from lightning_normgeo.callbacks.evaluation import LoaderEvaluation
+from lightning_normgeo.callbacks.loaders import batches_of, loader_of, refuse_divided, test_loaders, test_source
+from lightning_normgeo.callbacks.robustness_log import folder_of, metrics_of, publish
 from lightning_normgeo.errors import ConfigurationError, warn_once
-from lightning_normgeo.robustness.evaluation import (
-    ATTACKS,
-    AttackResult,
-    Perturbed,
-    RobustnessEvaluator,
-    check_images,
-    undisturbed,
-)
-from lightning_normgeo.robustness.threat import InputSpace, threat_model
+from lightning_normgeo.robustness.checks import check_images, undisturbed
+from lightning_normgeo.robustness.inputs import input_space
+from lightning_normgeo.robustness.report import RobustnessReport
+from lightning_normgeo.robustness.results import AttackResult
+from lightning_normgeo.robustness.settings import RobustnessSettings
+from lightning_normgeo.robustness.standalone import pair
+from lightning_normgeo.robustness.threat import InputSpace
 
 
 class RobustnessEvaluation(QuietCallback):
-    """Evaluates the model on every test batch: clean, with Gaussian noise, and under BIM-l∞.
+    """Evaluates the model on every test batch: clean, with Gaussian noise, and under attack (BIM, PGD, torchattacks').
 
-    Works in ``trainer.test`` as it is (inference mode included) and, with ``after_fit=True``, at the end of
-    ``trainer.fit`` on the last weights. Modes of all modules, gradients and random numbers stay as they are.
+    Works in ``trainer.test`` and ``trainer.validate`` as it is (inference mode included) and, with ``after_fit=True``,
+    at the end of ``trainer.fit`` on the last weights. Modes, weights, gradients, buffers and random numbers stay as
+    they are. A run that is killed goes on after the last batch it finished when it is started again.
 
     ========================================  ====  ================================================================
-    key                                       unit  meaning; {attack} is clean, gaussian or bim
+    key                                       unit  meaning; {attack} is clean, gaussian, bim, …
     ========================================  ====  ================================================================
     ``robustness/{attack}/accuracy``          1     fraction classified correctly
     ``robustness/{attack}/accuracy_drop``     1     clean accuracy minus accuracy (Acc-Diff in the paper)
@@ -39,28 +37,52 @@ class RobustnessEvaluation(QuietCallback):
     ``robustness/{attack}/n``                 1     samples evaluated
     ========================================  ====  ================================================================
 
-    Loggers that can (W&B, RecordLogger) also get ``robustness/table`` and ``robustness/examples``.
+    Beside the run's record, or else in the first logger's folder, ``robustness.json`` holds settings, counts by class,
+    mean losses, the largest perturbations and warnings where an attack looks broken, and ``robustness.npz`` what
+    became of each sample. Loggers that can (W&B, RecordLogger) also get ``robustness/table`` and
+    ``robustness/examples``; W&B gets the ``.npz`` as an artifact.
 
     The model is called as ``pl_module(images)`` and must return logits; a batch must be ``(images, labels)``. For
     anything else override :meth:`logits` or :meth:`unpack`.
 
-    Cost: ``steps`` forward and backward passes per test image.
+    Cost: BIM and PGD take ``steps`` forward and backward passes per test image and radius; with ``semantics: any`` a
+    few for images that are easily broken. Batch normalization is folded into convolutions meanwhile.
 
     Args:
-        preset: ``pixel-8-255`` (eps 8/255, step 2/255, 10 steps, noise 0.05, in pixels) or ``galloway2019`` (eps 0.03,
-            step 0.003, 20 steps, noise 0.25 unclipped, box ±2, in normalized space).
-        eps: radius of the l∞ ball in units of the preset's space; the preset's if left out, as are the next three.
-        step_size: step of one BIM iteration.
-        steps: BIM iterations.
-        noise_std: standard deviation of the Gaussian noise.
-        attacks: which of ``gaussian``, ``bim`` to run besides ``clean``.
-        mean: per-channel mean, where the data pipeline normalizes images. Leave out where images are pixels in [0, 1]
-            and the model normalizes (ResNetClassifier does).
+        preset: ``pixel-8-255`` (eps 8/255, step 2/255, 10 steps, noise 0.05, in pixels; l2 radius 0.5),
+            ``galloway2019`` (eps 0.03, step 0.003, 20 steps, noise 0.25 unclipped, box ±2, in normalized space; l2
+            radius 0.03·√d) or ``galloway2019-boxed`` (the same within the box of pixels).
+        eps: radius of the l∞ ball in units of the preset's space, or several, which become one row each; the preset's
+            if left out, as are the next six.
+        eps_l2: radius of the l2 ball, or several.
+        step_size: step of one BIM or PGD iteration in l∞, for every radius; if left out it is to the radius as in the
+            preset, and so it is in l2.
+        steps: BIM and PGD iterations.
+        noise_std: standard deviation of the Gaussian noise, or several.
+        lower: lower end of the box that images stay in, one number or one per channel.
+        upper: upper end.
+        attacks: which of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``, ``pgd_l2`` and ``torchattacks.…`` (any attack of
+            torchattacks by name) to run besides ``clean``; the first two if left out.
+        attack_options: for the constructors of torchattacks' attacks, by name.
+        semantics: ``final``, the last iterate decides (as in the papers and torchattacks); ``any``, a sample is broken
+            once any iterate breaks it, the clean image included (as AutoAttack counts), and takes part in no further
+            pass.
+        restarts: of PGD; a sample has to withstand all.
+        mean: per-channel mean, where the data pipeline normalizes images; found in a torchvision ``Normalize`` of the
+            data set's transforms if left out. Not needed where images are pixels in [0, 1] and the model normalizes
+            (ResNetClassifier does).
         std: per-channel standard deviation, with ``mean``.
         max_samples: evaluate only the first so many test samples; all if left out.
+        batch_size: samples per pass; the loader's if left out.
+        fold: whether to fold batch normalization into convolutions, which leaves logits the same but for rounding.
+        autocast: ``bf16`` or ``fp16`` to compute in half precision; float32 if left out.
+        compile: whether to ``torch.compile`` the model for the evaluation.
+        rescale: a control: evaluate once more with all scale-invariant weights so many times as long, as rows
+            ``…_rescaled``: the function is the same but for ε, so their length alone changes nothing.
         num_images: how many samples to show.
         after_fit: also evaluate at the end of ``fit``, on the test loader and the last weights.
-        seed: of the noise.
+        resume: whether to keep what is done in the Trainer's ``default_root_dir`` until the evaluation has ended.
+        seed: of noise and random starts.
 
     Raises:
         ConfigurationError: for settings out of range when constructed; for images outside [0, 1] with the first
@@ -70,10 +92,10 @@ class RobustnessEvaluation(QuietCallback):
     def __init__(
         self,
         preset: str = "pixel-8-255",
-        eps: float | None = None,
+        eps: float | list[float] | None = None,
         step_size: float | None = None,
         steps: int | None = None,
-        noise_std: float | None = None,
+        noise_std: float | list[float] | None = None,
         attacks: list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -81,25 +103,56 @@ class RobustnessEvaluation(QuietCallback):
         num_images: int = 8,
         after_fit: bool = False,
         seed: int = 0,
+        eps_l2: float | list[float] | None = None,
+        lower: float | list[float] | None = None,
+        upper: float | list[float] | None = None,
+        attack_options: dict[str, dict[str, Any]] | None = None,
+        semantics: Literal["final", "any"] = "final",
+        restarts: int = 1,
+        batch_size: int | None = None,
+        fold: bool = True,
+        autocast: Literal["bf16", "fp16"] | None = None,
+        compile: bool = False,  # noqa: A002 - torch's name for it
+        rescale: float | None = None,
+        resume: bool = True,
     ) -> None:
         super().__init__()
-        self.threat = threat_model(preset, eps=eps, step_size=step_size, steps=steps, noise_std=noise_std)
-        self.preset = preset
-        self.attacks = list(ATTACKS) if attacks is None else attacks
-        self.declared = InputSpace(tuple(mean) if mean else None, tuple(std) if std else None, mean is not None)
-        if max_samples is not None and max_samples < 1:
-            raise ConfigurationError(f"max_samples={max_samples!r} must be at least 1; leave it out to evaluate all.")
+        self.settings = RobustnessSettings(
+            preset=preset,
+            eps=eps,
+            eps_l2=eps_l2,
+            step_size=step_size,
+            steps=steps,
+            noise_std=noise_std,
+            lower=lower,
+            upper=upper,
+            attacks=attacks,
+            attack_options=attack_options,
+            semantics=semantics,
+            restarts=restarts,
+            seed=seed,
+            batch_size=batch_size,
+            fold=fold,
+            autocast=autocast,
+            compile=compile,
+            max_samples=max_samples,
+            rescale=rescale,
+        )
+        self.mean, self.std = mean, std
+        if mean is not None or std is not None:
+            input_space(None, None, mean, std)  # checked now
         if num_images < 0:
             raise ConfigurationError(f"num_images={num_images!r} must be at least 0.")
-        self.max_samples = max_samples
         self.num_images = num_images
         self.after_fit = after_fit
-        self.seed = seed
-        self.results: dict[str, AttackResult] = {}
-        self._evaluators: dict[int, RobustnessEvaluator] = {}
-        self._seen: dict[int, int] = {}
-        self._examples: Perturbed | None = None
-        self._new_evaluator(None)  # names of attacks are checked now
+        self.resume = resume
+        self.reports: dict[str, RobustnessReport] = {}
+        self._running: dict[int, LoaderEvaluation] = {}
+
+    @property
+    def results(self) -> dict[str, AttackResult]:
+        """The results of the last evaluation, by attack."""
+        return {name + suffix: r for suffix, report in self.reports.items() for name, r in report.results.items()}
 
     def logits(self, pl_module: Any, images: Tensor) -> Tensor:
         """Return class logits ``(batch, classes)`` for images as the loader yields them. Override for other models."""
@@ -111,17 +164,12 @@ class RobustnessEvaluation(QuietCallback):
         Raises:
             ConfigurationError: for a batch that is not a pair of tensors.
         """
-        if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
-            return batch[0], batch[1]
-        raise ConfigurationError(
-            f"RobustnessEvaluation expects batches (images, labels), got {type(batch).__name__}. "
-            "Override its unpack(batch)."
-        )
+        return pair(batch)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what an evaluation after fit will need."""
         if self.after_fit:
-            _refuse_divided(trainer)
+            refuse_divided(trainer)
             test_source(trainer)
             behind = trainer.callbacks[trainer.callbacks.index(self) :]
             if any(kind.__name__ == "WeightAveraging" for callback in behind for kind in type(callback).__mro__):
@@ -139,7 +187,7 @@ class RobustnessEvaluation(QuietCallback):
         self.__dict__["on_train_batch_start"] = None
         pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)
         if pair and batch[0].ndim == 4 and batch[0].is_floating_point():
-            check_images(batch[0], self._inputs(pl_module))
+            check_images(batch[0], self._inputs(pl_module, trainer.train_dataloader))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Evaluate after fit, if asked to."""
@@ -152,108 +200,92 @@ class RobustnessEvaluation(QuietCallback):
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Forget earlier results."""
-        _refuse_divided(trainer)
+        refuse_divided(trainer)
         self._start()
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Evaluate one batch."""
-        loaders = trainer.test_dataloaders
-        loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders
-        with undisturbed(pl_module):
-            self._evaluate(trainer, pl_module, batch, dataloader_idx, loader)
+        loader = loader_of(trainer.test_dataloaders, dataloader_idx)
+        self._evaluate(trainer, pl_module, batch, dataloader_idx, loader, trainer.num_test_batches)
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Sum over processes and log."""
-        self._finish(trainer, pl_module, len(trainer.num_test_batches))
-        pl_module.log_dict(self._metrics(), sync_dist=trainer.world_size > 1)
+        """Put the processes together and log."""
+        self._finish(trainer, pl_module, trainer.test_dataloaders, trainer.num_test_batches)
+        pl_module.log_dict(metrics_of(self.reports), sync_dist=trainer.world_size > 1)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Forget earlier results, in ``trainer.validate``."""
+        if trainer.state.fn == "validate":
+            self.on_test_start(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Evaluate one batch, in ``trainer.validate``; validation inside ``fit`` is left alone."""
+        if trainer.state.fn == "validate":
+            loader = loader_of(trainer.val_dataloaders, dataloader_idx)
+            self._evaluate(trainer, pl_module, batch, dataloader_idx, loader, trainer.num_val_batches)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Put the processes together and log, in ``trainer.validate``."""
+        if trainer.state.fn == "validate":
+            self._finish(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches)
+            pl_module.log_dict(metrics_of(self.reports), sync_dist=trainer.world_size > 1)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Keep what is done for the next attempt."""
+        for running in self._running.values():
+            running.close()
 
     def _evaluate_after_fit(self, trainer: Any, module: Any) -> None:
         self._start()
-        with undisturbed(module):
-            loaders = test_loaders(trainer)
-            for number, loader in enumerate(loaders):
-                for batch in batches_of(trainer, loader):
-                    self._evaluate(trainer, module, batch, number, loader)
-        self._finish(trainer, module, len(loaders))
+        loaders = test_loaders(trainer)
+        counts = [len(loader) for loader in loaders]
+        for number, loader in enumerate(loaders):
+            for batch in batches_of(trainer, loader):
+                self._evaluate(trainer, module, batch, number, loader, counts)
+        self._finish(trainer, module, loaders, counts)
         for logger in trainer.loggers:
-            logger.log_metrics(self._metrics(), step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.log_metrics(metrics_of(self.reports), step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def _start(self) -> None:
-        self.results, self._evaluators, self._seen, self._examples = {}, {}, {}, None
+        self.reports, self._running = {}, {}
 
-    def _inputs(self, module: Any) -> InputSpace:
-        """Return the declared input space, completed by the normalization inside the model."""
-        normalization = getattr(module, "input_normalization", None)
-        if self.declared.mean is None and normalization is not None:
-            return InputSpace(
-                tuple(normalization.mean.flatten().tolist()), tuple(normalization.std.flatten().tolist()), False
+    def _inputs(self, module: Any, loader: Any) -> InputSpace:
+        return input_space(module, loader, self.mean, self.std)
+
+    def _runner(self, trainer: Any, module: Any, number: int, loader: Any, counts: Any) -> LoaderEvaluation:
+        """Return the evaluation of a loader, made with its first batch."""
+        if number not in self._running:
+            self._running[number] = LoaderEvaluation(
+                trainer,
+                module,
+                lambda images: self.logits(module, images),
+                self._inputs(module, loader),
+                self.settings,
+                self.num_images if number == 0 else 0,
+                self.resume,
+                number,
+                counts[number] if number < len(counts) else None,
             )
-        return self.declared
+        return self._running[number]
 
-    def _new_evaluator(self, module: nn.Module | None) -> RobustnessEvaluator:
-        return RobustnessEvaluator(self.threat, self._inputs(module), self.attacks, self.seed)
+    def _evaluate(self, trainer: Any, module: Any, batch: Any, number: int, loader: Any, counts: Any) -> None:
+        with undisturbed(module):
+            images, labels = (tensor.clone() for tensor in self.unpack(batch))
+            self._runner(trainer, module, number, loader, counts).add(images, labels, loader)
 
-    def _evaluator(self, number: int, module: nn.Module) -> RobustnessEvaluator:
-        """Return the evaluator of a loader, made with its first batch: the model's normalization is read once."""
-        if number not in self._evaluators:
-            self._evaluators[number] = self._new_evaluator(module)
-        return self._evaluators[number]
-
-    def _evaluate(self, trainer: Any, module: Any, batch: Any, number: int, loader: Any) -> None:
-        images, labels = (tensor.clone() for tensor in self.unpack(batch))
-        evaluator = self._evaluator(number, module)
-        seen = self._seen.get(number, 0)
-        self._seen[number] = seen + len(labels)
-        limit = float("inf") if self.max_samples is None else self.max_samples
-        positions = enumerate(indices_of(trainer, loader, seen, len(labels)))
-        counted = {i: index for i, index in positions if index is not None and index < limit}
-        if not counted:
-            return
-        keep, indices = list(counted), list(counted.values())
-        shown = evaluator.evaluate(lambda x: self.logits(module, x), images[keep], labels[keep], indices)
-        if self._examples is None and self.num_images > 0:
-            self._examples = shown
-
-    def _finish(self, trainer: Any, module: Any, loaders: int) -> None:
-        for number in range(loaders):
-            evaluator = self._evaluator(number, module)
-            suffix = f"/dataloader_{number}" if loaders > 1 else ""
-            counts = evaluator.counts.to(trainer.strategy.root_device)
-            if trainer.world_size > 1:  # on every rank, also one that had no sample to count
-                counts = trainer.strategy.reduce(counts, reduce_op="sum")
-            self.results.update({name + suffix: result for name, result in evaluator.results(counts).items()})
-        if trainer.is_global_zero and self._evaluators:
-            self._publish(trainer.loggers)
-
-    def _metrics(self) -> dict[str, float]:
-        quantities = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
-        return {f"robustness/{a}/{q}": float(getattr(r, q)) for a, r in self.results.items() for q in quantities}
-
-    def _publish(self, loggers: Iterable[Any]) -> None:
-        settings = {"preset": self.preset, **next(iter(self._evaluators.values())).settings()}
-        columns = ["attack", "accuracy", "ci_low", "ci_high", "accuracy_drop", "correct", "n"]
-        rows = [[name, *(getattr(result, column) for column in columns[1:])] for name, result in self.results.items()]
-        images, captions = example_strips(self._examples, self.num_images)
-        for logger in loggers:
-            try:
-                if hasattr(logger, "log_results"):
-                    results = [dict(zip(columns, row, strict=True)) for row in rows]
-                    logger.log_results("robustness", {"settings": settings, "results": results})
-                if hasattr(logger, "log_table"):
-                    logger.log_table(key="robustness/table", columns=columns, data=rows)
-                if hasattr(logger, "log_image") and images:
-                    logger.log_image(key="robustness/examples", images=images, caption=captions)
-            except Exception as error:
-                warn_once(f"{type(logger).__name__} failed to log the robustness results: {error!r}.")
-
-
-def _refuse_divided(trainer: Any) -> None:
-    """Refuse models whose layers every process has to run together: one that has run out of samples would not."""
-    strategy = runs_under(trainer, "ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
-    if strategy is not None:
-        raise ConfigurationError(
-            f"RobustnessEvaluation cannot run under {strategy}, where processes wait for each other in every layer. "
-            "Save a checkpoint and test it on one device or with ddp."
-        )
+    def _finish(self, trainer: Any, module: Any, loaders: Any, counts: Any) -> None:
+        loaders = list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
+        for number, loader in enumerate(loaders):
+            with undisturbed(module):  # on every rank, also one that had no sample
+                report = self._runner(trainer, module, number, loader, counts).finish()
+            self.reports[f"/dataloader_{number}" if len(loaders) > 1 else ""] = report
+        self._running = {}
+        log_dir = trainer.log_dir  # on every rank: it is told to all
+        for warning in dict.fromkeys(text for report in self.reports.values() for text in report.warnings):
+            warn_once(warning)
+        if trainer.is_global_zero:
+            publish(trainer, self.reports, folder_of(trainer, log_dir), self.num_images)

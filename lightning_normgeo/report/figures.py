@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
 from lightning_normgeo.record import Record
+from lightning_normgeo.report.attacks import accuracies, against_eps
+from lightning_normgeo.report.figure import COLORS, HEIGHT, WIDTH, Figure
 
-_WIDTH, _HEIGHT = 400, 250
-_COLORS = ["#3b6fb6", "#d1603d", "#4c9a6a", "#8d6cab", "#b8923a", "#5f6b7a", "#c0567d", "#3a9ca6"]
 _FIRST_BLOCK = 8
 """At most so many layers get a curve of their own."""
 _COSINES = {
@@ -21,20 +20,19 @@ _COSINES = {
 }
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One figure: what it shows, how to read it, the chart, and whether it needs the whole width."""
-
-    anchor: str
-    title: str
-    caption: str
-    chart: Any
-    wide: bool = False
-
-
 def all_figures(record: Record) -> list[Figure]:
     """Return the figures that the record has data for, in the order of the story."""
-    makers = (_orthogonality, _orthogonality_by_layer, _increments, _terms, _norms, _affine, _angles, _accuracies)
+    makers = (
+        _orthogonality,
+        _orthogonality_by_layer,
+        _increments,
+        _terms,
+        _norms,
+        _affine,
+        _angles,
+        accuracies,
+        against_eps,
+    )
     return [figure for make in makers if (figure := make(record)) is not None]
 
 
@@ -178,31 +176,6 @@ def _affine(record: Record) -> Figure | None:
     )
 
 
-def _accuracies(record: Record) -> Figure | None:
-    results = record.results.get("robustness", {}).get("results", [])
-    if not results:
-        return None
-    base = alt.Chart(alt.Data(values=results)).encode(
-        y=alt.Y("attack:N", sort=None, title=None),
-        tooltip=["attack:N", *(alt.Tooltip(f"{k}:Q", format=".4f") for k in ("accuracy", "ci_low", "ci_high")), "n:Q"],
-    )
-    bars = base.mark_bar(color=_COLORS[0], opacity=0.75, height=18).encode(
-        x=alt.X(
-            "accuracy:Q",
-            scale=alt.Scale(domain=[0, 1]),
-            title="accuracy, with 95 % interval",
-            axis=alt.Axis(format="%"),
-        )
-    )
-    interval = base.mark_rule(strokeWidth=2, color=_COLORS[5]).encode(x="ci_low:Q", x2="ci_high:Q")
-    return Figure(
-        "accuracies",
-        "Accuracy under attack",
-        "Wilson intervals at 95 %. The settings are below the table.",
-        (bars + interval).properties(width=_WIDTH, height=36 * len(results)),
-    )
-
-
 def _curves(record: Record, names: dict[str, str]) -> list[dict[str, Any]]:
     return [
         {"series": label, "step": step, "value": value}
@@ -254,10 +227,10 @@ def _log() -> Any:
 
 def _color(domain: list[str]) -> Any:
     legend = alt.Legend(title=None, orient="bottom", columns=2, labelLimit=300)
-    own = {label: _COLORS[i] for i, label in enumerate(_COSINES.values())}  # a control alone is no invariant unit
-    colors = [own.get(label, _COLORS[i % len(_COLORS)]) for i, label in enumerate(domain)]
+    own = {label: COLORS[i] for i, label in enumerate(_COSINES.values())}  # a control alone is no invariant unit
+    colors = [own.get(label, COLORS[i % len(COLORS)]) for i, label in enumerate(domain)]
     return alt.Color("series:N", scale=alt.Scale(domain=domain, range=colors), legend=legend)
 
 
 def _sized(chart: Any) -> Any:
-    return chart.properties(width=_WIDTH, height=_HEIGHT)
+    return chart.properties(width=WIDTH, height=HEIGHT)

@@ -52,6 +52,7 @@ def render(record: Record) -> str:
         specs={figure.anchor: _inline_json(figure.chart.to_json(indent=None)) for figure in figures},
         library=_library(),
         results=robustness["results"] if robustness else [],
+        warnings=robustness.get("warnings", []) if robustness else [],
         threat=_flat(robustness["settings"]) if robustness else {},
         images=[
             (_data_uri(record.folder / file), caption) for file, caption in record.images.get("robustness/examples", [])

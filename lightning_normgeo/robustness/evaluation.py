@@ -1,204 +1,245 @@
-"""Evaluate a classifier batch by batch: clean, under Gaussian noise, under BIM. Needs torch alone."""
+"""Evaluate a classifier batch by batch: clean, under noise, under attack. Needs torch alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lightning_normgeo.errors import ConfigurationError, closest
-from lightning_normgeo.robustness.attacks import Logits, bim_linf, gaussian_noise
-from lightning_normgeo.robustness.intervals import wilson_interval
-from lightning_normgeo.robustness.threat import InputSpace, ThreatModel
+from lightning_normgeo.robustness.active import ActiveSet, Ended
+from lightning_normgeo.robustness.attacks import Logits, ascent, at_least_float32, lengths
+from lightning_normgeo.robustness.catalogue import Attack, Batch, ProjectedGradient
+from lightning_normgeo.robustness.checks import check_images, check_labels
+from lightning_normgeo.robustness.decisions import Decisions, rows_of
+from lightning_normgeo.robustness.folding import FoldedModel, folded_model
+from lightning_normgeo.robustness.rescale import RescaledModel
+from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
+from lightning_normgeo.robustness.shown import Shown
+from lightning_normgeo.robustness.threat import InputSpace
 
-ATTACKS = ("gaussian", "bim")
-"""The attacks by name; ``clean`` is always evaluated."""
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """Counted accuracy under one attack.
-
-    Attributes:
-        correct: samples classified correctly.
-        n: samples evaluated.
-        accuracy: correct / n.
-        accuracy_drop: clean accuracy minus accuracy (the paper's Acc-Diff), in [-1, 1].
-        ci_low: lower end of the 95 % Wilson interval of the accuracy.
-        ci_high: upper end.
-    """
-
-    correct: int
-    n: int
-    accuracy: float
-    accuracy_drop: float
-    ci_low: float
-    ci_high: float
-
-
-@dataclass(frozen=True)
-class Perturbed:
-    """One batch after every attack, in pixels, with predictions; for showing."""
-
-    pixels: dict[str, Tensor]
-    predictions: dict[str, Tensor]
-    labels: Tensor
+Progress = Callable[[str, int], None]
 
 
 class RobustnessEvaluator:
-    """Counts correct classifications; holds no model and no data.
+    """Evaluates samples as they come, and keeps what became of each.
 
     Args:
-        threat: the threat model.
-        inputs: what the images that come in are.
-        attacks: names out of :data:`ATTACKS`.
-        seed: of the Gaussian noise.
+        logits: maps images, as the loader yields them, to class logits; in evaluation mode.
+        inputs: what those images are.
+        settings: what to evaluate.
+        module: holds the weights that ``logits`` uses; without it nothing is folded.
+        num_images: how many samples to keep for showing.
+        progress: called with the name of an attack before it runs (and 0), and when samples are done with it.
+
+    Attributes:
+        decisions: what became of the samples.
+        shown: the first samples.
+        folded: what stands in for the model's weights; None before the first batch and where nothing does.
+        rescaled: what stands in for them in the control with longer weights, if asked for.
     """
 
     def __init__(
-        self, threat: ThreatModel, inputs: InputSpace, attacks: Sequence[str] = ATTACKS, seed: int = 0
+        self,
+        logits: Logits,
+        inputs: InputSpace,
+        settings: RobustnessSettings,
+        module: nn.Module | None = None,
+        num_images: int = 0,
+        progress: Progress | None = None,
     ) -> None:
-        for name in attacks:
-            if name not in ATTACKS:
-                raise ConfigurationError(
-                    f"attacks={list(attacks)}: {name!r} is unknown; known are {closest(name, ATTACKS)}."
-                )
-        self.threat = threat
-        self.inputs = inputs
-        self.attacks = ("clean", *(name for name in ATTACKS if name in attacks))
-        self.seed = seed
-        self.counts = torch.zeros(len(self.attacks) + 1, dtype=torch.long)
+        self.settings, self.inputs = settings, inputs
+        self.decisions = Decisions(settings.rows)
+        self.shown = Shown(num_images)
+        self.folded: FoldedModel | None = None
+        self.rescaled: RescaledModel | None = None
+        self._call, self._module = logits, module
+        self._compiled = torch.compile(logits) if settings.compile else logits
+        self.progress: Progress = progress or (lambda name, samples: None)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._active: dict[str, ActiveSet] = {}
+        self._gradients: Tensor | None = None
+        self._device = "cpu"
+        self._classes: int | None = None
+        self._begun = False
 
-    def evaluate(self, logits: Logits, images: Tensor, labels: Tensor, indices: Sequence[int]) -> Perturbed:
-        """Evaluate one batch and add it to the counts.
+    def put(self, images: Tensor, labels: Tensor, indices: Sequence[int]) -> None:
+        """Evaluate samples, or let them wait until there are enough for a batch.
 
         Args:
-            logits: the model, for images in the form the loader yields; in evaluation mode.
-            images: ``(batch, channels, …)``, floating point.
+            images: ``(batch, channels, …)``, floating point, as the loader yields them.
             labels: ``(batch,)`` class indices.
             indices: position of each sample in the data set.
 
         Raises:
             ConfigurationError: for images outside [0, 1] where pixels are expected, or labels out of range.
         """
-        space = self.threat.space
+        if not len(labels):
+            return
         check_images(images, self.inputs)
-        original = self.inputs.to_space(images, space)
+        self._check(images, labels)
+        self._device = images.device.type
+        size = self.settings.batch_size or len(labels)
+        if self.decisions.done:
+            images, labels, indices = self._not_done(images, labels, indices)
+        numbers = torch.tensor(indices, dtype=torch.long, device=labels.device)
+        self._waiting.append((images, labels, numbers))
+        while sum(len(labels) for _, labels, _ in self._waiting) >= size:
+            images, labels, numbers = map(torch.cat, zip(*self._waiting, strict=True))
+            self._waiting = [(images[size:], labels[size:], numbers[size:])]
+            self._evaluate(images[:size], labels[:size], numbers[:size])
 
-        def model(x: Tensor) -> Tensor:
-            return logits(self.inputs.from_space(x, space))
+    def finish(self) -> Decisions:
+        """Evaluate what is still waiting, and return all decisions."""
+        if any(len(labels) for _, labels, _ in self._waiting):
+            self._evaluate(*map(torch.cat, zip(*self._waiting, strict=True)))
+        self._waiting = []
+        for name, active in self._active.items():
+            with self._ready(control=name.endswith(RESCALED)):
+                self.progress(name, 0)
+                active.run(self._model, everything=True)
+        return self.decisions
 
-        pixels, predictions = {}, {}
-        with torch.no_grad():
-            scores = logits(images)
-        check_labels(labels, scores)
-        for name in self.attacks:
-            perturbed = original if name == "clean" else self._perturb(name, model, original, labels, indices)
-            with torch.no_grad():
-                predictions[name] = scores.argmax(1) if name == "clean" else model(perturbed).argmax(1)
-            pixels[name] = self.inputs.to_pixels(perturbed, space)
-        correct = torch.stack([(predictions[name] == labels).sum() for name in self.attacks])
-        counts = torch.cat([correct, torch.tensor([labels.numel()]).to(correct.device)])
-        self.counts = self.counts.to(counts.device) + counts
-        return Perturbed(pixels, predictions, labels)
-
-    def results(self, counts: Tensor | None = None) -> dict[str, AttackResult]:
-        """Return the results so far.
-
-        Args:
-            counts: counts summed over processes; this process's own if left out.
-        """
-        *correct, n = (self.counts if counts is None else counts).tolist()
-        clean = correct[0] / n if n else 0.0
-        results = {}
-        for name, hits in zip(self.attacks, correct, strict=True):
-            accuracy = hits / n if n else 0.0
-            results[name] = AttackResult(hits, n, accuracy, clean - accuracy, *wilson_interval(hits, n))
-        return results
-
-    def settings(self) -> dict[str, Any]:
-        """Return what decides the results, as plain values."""
-        return {
-            "threat": self.threat.settings(),
-            "attacks": list(self.attacks),
-            "seed": self.seed,
-            "loss": "cross_entropy",
+    def weights(self) -> dict[str, Any]:
+        """Return norms of weights as plain values: raw, effective, and in the control."""
+        folded = {} if self.folded is None else self.folded.folded
+        found: dict[str, Any] = {
+            "effective_norms": {name: {"raw": raw, "effective": norm} for name, (raw, norm) in folded.items()}
         }
+        if self.rescaled is not None:
+            norms = {name: {"before": before, "after": after} for name, (before, after) in self.rescaled.layers.items()}
+            found["rescaled"] = {
+                "factor": self.rescaled.factor,
+                "largest_logit_change": self.rescaled.difference,
+                "norms": norms,
+                "left_alone": list(self.rescaled.unscaled),
+            }
+        return found
 
-    def _perturb(self, name: str, model: Logits, images: Tensor, labels: Tensor, indices: Sequence[int]) -> Tensor:
-        threat = self.threat
-        if name == "gaussian":
-            bounds = (threat.lower, threat.upper) if threat.clip_noise else None
-            return gaussian_noise(images, threat.noise_std, self.seed, indices, bounds)
-        return bim_linf(model, images, labels, threat.eps, threat.step_size, threat.steps, threat.lower, threat.upper)
+    def _check(self, images: Tensor, labels: Tensor) -> None:
+        """Check labels before anything is computed with them: on a GPU one out of range ends the process."""
+        if self._classes is None:
+            with torch.no_grad():
+                scores = self._call(images[:2])
+            check_labels(labels[:2], scores)
+            self._classes = scores.shape[1]
+        check_labels(labels, torch.empty(len(images), self._classes, device="meta"))
 
+    def _not_done(self, images: Tensor, labels: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor, Sequence[int]]:
+        """Leave out samples that an earlier attempt was done with; the batches that are left are as they were then."""
+        left = [k for k, index in enumerate(indices) if index not in self.decisions.done]
+        return images[left], labels[left], [indices[k] for k in left]
 
-def check_images(images: Tensor, inputs: InputSpace) -> None:
-    """Check that images are floating point and that their pixels are within [0, 1].
+    def _evaluate(self, images: Tensor, labels: Tensor, numbers: Tensor) -> None:
+        if not self._begun:
+            self._begin(images)
+        inside = self.inputs.to_space(images, self.settings.threat.space)
+        for suffix in ("",) if self.rescaled is None else ("", RESCALED):
+            with self._ready(control=bool(suffix)):
+                self._attack(inside, labels, numbers, suffix)
 
-    Raises:
-        ConfigurationError: otherwise.
-    """
-    if not images.is_floating_point():
-        raise ConfigurationError(f"Images have dtype {images.dtype}; expected floating point in [0, 1].")
-    pixels = inputs.to_space(images.detach(), "pixel")
-    low, high = pixels.amin().item(), pixels.amax().item()
-    slack = 1e-3 if inputs.normalized_data else 1e-6  # what normalizing and back can cost
-    if low >= -slack and high <= 1 + slack:
-        return
-    if inputs.normalized_data:
-        raise ConfigurationError(
-            f"With the declared mean={inputs.mean} and std={inputs.std} the images are pixels in [{low:.3g}, "
-            f"{high:.3g}], not in [0, 1]. Declare the mean and std that the data pipeline really uses; "
-            "leave both out where images are pixels and the model normalizes."
-        )
-    raise ConfigurationError(
-        f"Images are expected to be pixels in [0, 1] but span [{low:.3g}, {high:.3g}]. If the data pipeline normalizes "
-        "them, give RobustnessEvaluation the same mean=… and std=…; if they are in 0…255, divide by 255."
-    )
+    def _begin(self, images: Tensor) -> None:
+        if self.settings.fold and self._module is not None:
+            last = images.device.type == "cpu" or self.settings.autocast is not None
+            self.folded = folded_model(self._module, self._call, images, channels_last=last)
+        if self.settings.rescale is not None and self._module is not None:
+            self.rescaled = RescaledModel(self._module, self._call, images, self.settings.rescale)
+        self._begun = True
 
-
-def check_labels(labels: Tensor, scores: Tensor) -> None:
-    """Check that labels are class indices of the model's logits.
-
-    Raises:
-        ConfigurationError: otherwise.
-    """
-    if not isinstance(scores, Tensor):
-        raise ConfigurationError(
-            f"Expected logits (batch, classes), got {type(scores).__name__}. Override RobustnessEvaluation.logits to "
-            "return the logits of a model with several outputs."
-        )
-    if scores.ndim != 2 or labels.ndim != 1 or scores.shape[0] != labels.shape[0]:
-        raise ConfigurationError(
-            f"Expected logits (batch, classes) and labels (batch,), got {tuple(scores.shape)} and "
-            f"{tuple(labels.shape)}. Override RobustnessEvaluation.logits or .unpack for other models."
-        )
-    low, high = labels.amin().item(), labels.amax().item()
-    if low < 0 or high >= scores.shape[1]:
-        raise ConfigurationError(
-            f"Labels span {low}…{high}, but the model has {scores.shape[1]} classes (0…{scores.shape[1] - 1}). "
-            "Set num_classes to the number of classes in the data."
-        )
-
-
-@contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; outside, every module's mode and torch's random state are bit for bit what they were.
-
-    Works under ``torch.inference_mode``: gradients can be taken inside.
-    """
-    modes = {child: child.training for child in module.modules()}
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    devices = [device] if device.type == "cuda" else []
-    with torch.inference_mode(False), torch.random.fork_rng(devices=devices):
-        try:
-            module.eval()
+    @contextmanager
+    def _ready(self, control: bool = False) -> Iterator[None]:
+        """Compute in the precision and with the weights of the evaluation, or of the control."""
+        stand_ins = self.rescaled if control else self.folded
+        with ExitStack() as stack:
+            if stand_ins is not None:
+                stack.enter_context(stand_ins.active())
+            if self.settings.autocast_dtype is not None:
+                stack.enter_context(torch.autocast(self._device, self.settings.autocast_dtype))
             yield
-        finally:
-            for child, training in modes.items():
-                child.training = training
+
+    def _model(self, images: Tensor) -> Tensor:
+        """Return logits of images of the threat model's space."""
+        loaded = self.inputs.from_space(images, self.settings.threat.space)
+        if self.folded is not None and self.folded.channels_last:
+            loaded = loaded.contiguous(memory_format=torch.channels_last)
+        return at_least_float32(self._compiled(loaded))
+
+    def _attack(self, images: Tensor, labels: Tensor, numbers: Tensor, suffix: str) -> None:
+        attacks, threat = self.settings.all_attacks, self.settings.threat
+        self.progress("clean" + suffix, 0)
+        gradient = None
+        if any(isinstance(attack, ProjectedGradient) and not attack.random_start for attack in attacks):
+            scores, _, gradient = ascent(self._model, images, labels)
+        else:
+            scores = self._scores(images)
+        self._gradients = gradient
+        self._done("clean" + suffix, Ended(images, images, labels, numbers, scores))
+        self._gradients = None
+        box = threat.box(self.inputs, images)
+        indices = numbers.tolist()
+        batch = Batch(self._model, images, labels, indices, box, gradient, self.inputs, threat, self.settings.seed)
+        for attack in attacks:
+            self.progress(attack.name + suffix, 0)
+            if isinstance(attack, ProjectedGradient) and self.settings.semantics == "any":
+                active = self._active_set(attack, batch, suffix)
+                active.put(images, labels, numbers, scores, gradient)
+                active.run(self._model)
+            else:
+                self._run(attack, batch, numbers, suffix)
+
+    def _run(self, attack: Attack, batch: Batch, numbers: Tensor, suffix: str) -> None:
+        perturbed = attack.perturb(batch)
+        scores = self._scores(perturbed)
+        for restart in range(1, getattr(attack, "restarts", 1)):
+            stands = scores.argmax(1) == batch.labels
+            if not stands.any():
+                break
+            again = attack.perturb(batch.part(stands), restart)  # type: ignore[call-arg]
+            perturbed, scores = perturbed.clone(), scores.clone()
+            perturbed[stands], scores[stands] = again, self._scores(again)
+        self._done(attack.name + suffix, Ended(batch.images, perturbed, batch.labels, numbers, scores))
+
+    def _active_set(self, attack: ProjectedGradient, batch: Batch, suffix: str) -> ActiveSet:
+        name = attack.name + suffix
+        if name not in self._active:
+            ball, step_size = attack.ball(batch.images, batch.box)
+            seed = self.settings.seed
+
+            def restart(images: Tensor, indices: Tensor, number: int) -> Tensor:
+                return ball.sample(images, seed, indices.tolist(), number)
+
+            self._active[name] = ActiveSet(
+                ball,
+                step_size,
+                attack.steps,
+                restart if attack.random_start else None,
+                attack.restarts,
+                self.settings.batch_size or len(batch.labels),
+                lambda ended: self._done(name, ended),
+            )
+        return self._active[name]
+
+    def _scores(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._model(images)
+
+    def _done(self, attack: str, ended: Ended) -> None:
+        """Keep what became of samples: one transfer to the host."""
+        if not len(ended.labels):
+            return
+        with torch.no_grad():
+            perturbation = ended.adversarial - ended.images
+            predictions = ended.scores.argmax(1)
+            losses = F.cross_entropy(ended.scores, ended.labels, reduction="none")
+            known = self._gradients is not None
+            gradients = lengths(self._gradients, "linf") if known else torch.full_like(losses, torch.nan)  # type: ignore[arg-type]
+            sizes = lengths(perturbation, "linf"), lengths(perturbation)
+            columns = (ended.indices, ended.labels, predictions, losses, *sizes, gradients)
+            rows = rows_of(torch.stack([column.double() for column in columns]).cpu())
+        self.decisions.add(attack, rows)
+        pixels = self.inputs.to_pixels(ended.adversarial, self.settings.threat.space)
+        self.shown.add(attack, pixels, rows)
+        self.progress(attack, len(ended.labels))

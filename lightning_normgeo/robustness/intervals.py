@@ -1,4 +1,4 @@
-"""How sure a counted accuracy is."""
+"""How sure a counted accuracy is, and a difference between two."""
 
 from __future__ import annotations
 
@@ -30,3 +30,25 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
     half = z / shrink * sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     # the ends are exactly 0 and 1 there; rounding would miss them
     return (0.0 if correct == 0 else middle - half), (1.0 if correct == total else middle + half)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    r"""Return the two-sided p-value of McNemar's exact test for paired decisions.
+
+    .. math:: p = \min\Bigl(1, 2\sum_{k \le \min(b, c)} \binom{b + c}{k} 2^{-(b + c)}\Bigr)
+
+    Samples that both get right, or both get wrong, say nothing about which is better (McNemar 1947).
+
+    Args:
+        only_first: b, samples that only the first gets right.
+        only_second: c, samples that only the second gets right.
+
+    Returns:
+        In (0, 1]; 1 where both counts are equal.
+    """
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    total, term = 0, 1
+    for k in range(fewer + 1):
+        total += term
+        term = term * (n - k) // (k + 1)
+    return min(1.0, float(2 * total / 2**n))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -10,8 +11,25 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.robustness.attacks import Bound
 
 Space = Literal["pixel", "normalized"]
+Limit = float | tuple[float, ...] | None
+"""An end of the box: for all channels, for each, or None for where black and white pixels are."""
+
+
+def _pairs(lower: Limit, upper: Limit) -> list[tuple[float, float]]:
+    """Return the ends that can be compared without knowing the images."""
+    if lower is None or upper is None:
+        return []
+    lows = lower if isinstance(lower, tuple) else (lower,)
+    highs = upper if isinstance(upper, tuple) else (upper,)
+    count = max(len(lows), len(highs))
+    return list(zip(lows * (count // len(lows)), highs * (count // len(highs)), strict=False))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
 @dataclass(frozen=True)
@@ -21,12 +39,13 @@ class ThreatModel:
     Attributes:
         space: ``pixel``, images in [0, 1]; ``normalized``, z = (pixel - mean) / std.
         eps: radius of the l∞ ball.
-        step_size: step of one BIM iteration.
+        step_size: step of one BIM iteration in l∞; in l2 it has the same ratio to the radius.
         steps: BIM iterations.
         noise_std: standard deviation of the Gaussian noise.
-        lower: smallest value BIM may produce.
-        upper: largest value BIM may produce.
+        lower: smallest value BIM may produce; one for each channel, or None for that of a black pixel.
+        upper: largest value BIM may produce, likewise.
         clip_noise: whether noisy images are clipped to [lower, upper] too.
+        eps_l2: radius of the l2 ball; None for eps·√d with d values per image, the longest vector of the l∞ ball.
     """
 
     space: Space
@@ -34,9 +53,10 @@ class ThreatModel:
     step_size: float
     steps: int
     noise_std: float
-    lower: float
-    upper: float
+    lower: Limit
+    upper: Limit
     clip_noise: bool
+    eps_l2: float | None = None
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -46,19 +66,57 @@ class ThreatModel:
         """
         if self.space not in ("pixel", "normalized"):
             raise ConfigurationError(f"space={self.space!r} is unknown; choose 'pixel' or 'normalized'.")
-        for name in ("eps", "step_size", "noise_std"):
-            if not getattr(self, name) >= 0:
+        for name in ("eps", "step_size", "noise_std", "eps_l2"):
+            value = getattr(self, name)
+            if not ((_is_number(value) and 0 <= value < math.inf) or (name == "eps_l2" and value is None)):
                 unit = "pixels in [0, 1], so 8/255 is 0.0314" if self.space == "pixel" else "standard deviations"
-                raise ConfigurationError(f"{name}={getattr(self, name)!r} must be at least 0, in {unit}.")
+                raise ConfigurationError(f"{name}={value!r} must be at least 0 and finite, in {unit}.")
         if type(self.steps) is not int or self.steps < 1:
             raise ConfigurationError(f"steps={self.steps!r} must be an integer, at least 1.")
-        if not self.lower < self.upper:
+        for name in ("lower", "upper"):
+            limit = getattr(self, name)
+            numbers = limit if isinstance(limit, tuple) else (limit,)
+            if not numbers or not (limit is None or all(_is_number(number) for number in numbers)):
+                raise ConfigurationError(f"{name}={limit!r} must be a number, or one for each channel.")
+        ends = _pairs(self.lower, self.upper)
+        if not all(low < high for low, high in ends):
             raise ConfigurationError(f"lower={self.lower!r} must be less than upper={self.upper!r}.")
         if self.space == "pixel" and self.eps > 1:
             raise ConfigurationError(
                 f"eps={self.eps!r} is larger than the pixel range [0, 1]. "
                 f"Did you mean {self.eps:g}/255 = {self.eps / 255:.4f}?"
             )
+
+    def box(self, inputs: InputSpace, images: Tensor) -> tuple[Bound, Bound]:
+        """Return both ends of the box in the threat model's space.
+
+        Args:
+            inputs: says what black and white are there.
+            images: of that space.
+
+        Raises:
+            ConfigurationError: where there is not one value for each channel.
+        """
+        ends: list[Bound] = []
+        for name, limit, pixel in (("lower", self.lower, 0.0), ("upper", self.upper, 1.0)):
+            if limit is None:
+                ends.append(inputs.limit(pixel, self.space, images))
+            elif isinstance(limit, tuple):
+                if len(limit) != images.shape[1]:
+                    raise ConfigurationError(
+                        f"{name}={limit} has {len(limit)} values, images have {images.shape[1]} channels."
+                    )
+                ends.append(_channels(limit, images))
+            else:
+                ends.append(limit)
+        if any(isinstance(end, Tensor) for end in ends):  # clamp takes two numbers or two tensors
+            ends = [torch.as_tensor(end, dtype=images.dtype, device=images.device) for end in ends]
+        if (self.lower is None) != (self.upper is None) and not bool(torch.as_tensor(ends[0] < ends[1]).all()):
+            raise ConfigurationError(
+                f"lower={self.lower!r} must be less than upper={self.upper!r}, where None is what a black or a white "
+                "pixel is."
+            )
+        return ends[0], ends[1]
 
     def settings(self) -> dict[str, Any]:
         """Return all settings as plain values, to be stored beside every result."""
@@ -67,14 +125,16 @@ class ThreatModel:
 
 PRESETS: dict[str, ThreatModel] = {
     # noise of the same size as Galloway's, in pixels
-    "pixel-8-255": ThreatModel("pixel", 8 / 255, 2 / 255, 10, 0.05, 0.0, 1.0, clip_noise=True),
+    "pixel-8-255": ThreatModel("pixel", 8 / 255, 2 / 255, 10, 0.05, 0.0, 1.0, clip_noise=True, eps_l2=0.5),
     # github.com/AngusG/bn-advex-zhang-fixup, cifar_eval_advertorch.py: the clip at ±2 cuts off real pixel values,
     # and the noise is not clipped
     "galloway2019": ThreatModel("normalized", 0.03, 0.003, 20, 0.25, -2.0, 2.0, clip_noise=False),
+    # the same with the box that pixels have
+    "galloway2019-boxed": ThreatModel("normalized", 0.03, 0.003, 20, 0.25, None, None, clip_noise=False),
 }
 
 
-def threat_model(preset: str, **changes: float | int | bool | None) -> ThreatModel:
+def threat_model(preset: str, **changes: float | int | bool | tuple[float, ...] | None) -> ThreatModel:
     """Return the threat model called ``preset`` with the given settings replaced; None keeps the preset's.
 
     Raises:
@@ -129,19 +189,35 @@ class InputSpace:
         """Bring images from the threat model's space to pixels, for showing."""
         return images if space == "pixel" else self._denormalize(images)
 
+    def pixels_to_space(self, pixels: Tensor, space: Space) -> Tensor:
+        """Bring pixels into the threat model's space."""
+        return pixels if space == "pixel" else self._normalize(pixels)
+
+    def limit(self, pixel: float, space: Space, like: Tensor) -> Bound:
+        """Return what a pixel value is in a space, for each channel of ``like``."""
+        if space == "pixel":
+            return pixel
+        return (pixel - _channels(self._declared(self.mean), like)) / _channels(self._declared(self.std), like)
+
     def _normalize(self, pixels: Tensor) -> Tensor:
-        return (pixels - self._channels(self.mean, pixels)) / self._channels(self.std, pixels)
+        mean, std = self._declared(self.mean), self._declared(self.std)
+        return (pixels - _channels(mean, pixels)) / _channels(std, pixels)
 
     def _denormalize(self, images: Tensor) -> Tensor:
-        return images * self._channels(self.std, images) + self._channels(self.mean, images)
+        mean, std = self._declared(self.mean), self._declared(self.std)
+        return images * _channels(std, images) + _channels(mean, images)
 
     @staticmethod
-    def _channels(values: Sequence[float] | None, like: Tensor) -> Tensor:
+    def _declared(values: tuple[float, ...] | None) -> tuple[float, ...]:
         if values is None:
             raise ConfigurationError(
                 "The normalized space needs the input normalization: give RobustnessEvaluation(mean=…, std=…), one "
                 "value per channel."
             )
-        if len(values) != like.shape[1]:
-            raise ConfigurationError(f"mean and std have {len(values)} values, images have {like.shape[1]} channels.")
-        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, *[1] * (like.ndim - 2))
+        return values
+
+
+def _channels(values: Sequence[float], like: Tensor) -> Tensor:
+    if len(values) != like.shape[1]:
+        raise ConfigurationError(f"mean and std have {len(values)} values, images have {like.shape[1]} channels.")
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, *[1] * (like.ndim - 2))

@@ -1,0 +1,315 @@
+"""What clean accuracy and accuracy under BIM cost, beside the libraries people use for it.
+
+Run it as a plain script: ``python benchmarks/robustness.py [--weights FILE --images FILE] [--rounds 5]``. Everybody
+evaluates the same network on the same images in turn, and the floor is timed between them: quote ratios, not seconds.
+The floor is the passes that are needed, one forward and one backward to the input each, times the time of one pass
+through the network with batch normalization folded and channels last. Libraries that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Column, Table
+from torch import Tensor, nn
+
+from lightning_normgeo import ResNetClassifier
+from lightning_normgeo.robustness import InputSpace, RobustnessEvaluator, RobustnessSettings, folded_model
+from lightning_normgeo.robustness.attacks import ascent
+
+_CLASSES = 10
+_FORWARD = 1 / 3
+"""A forward pass, as part of one forward and backward to the input."""
+REFERENCE = "torchattacks.BIM"
+
+
+class Result(NamedTuple):
+    """A table."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+    def show(self, console: Console) -> None:
+        """Print it for people."""
+        table = Table(*(Column(name, justify="right") for name in self.columns), title=self.title)
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+
+    def markdown(self) -> str:
+        """Return it for documents."""
+        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
+        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+class Task(NamedTuple):
+    """What everybody does."""
+
+    net: ResNetClassifier
+    images: Tensor
+    labels: Tensor
+    batch: int
+    eps: float
+    steps: int
+
+    @property
+    def step_size(self) -> float:
+        return self.eps / 4
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels."""
+        yield from zip(self.images.split(self.batch), self.labels.split(self.batch), strict=True)
+
+    def right(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return which images the network gets right."""
+        with torch.no_grad():
+            return self.net(images).argmax(1) == labels
+
+    def first(self) -> Task:
+        """Return the same for one batch."""
+        return self._replace(images=self.images[: self.batch], labels=self.labels[: self.batch])
+
+
+class Answer(NamedTuple):
+    """Which samples are right, clean and under attack, and how many passes of one sample that takes."""
+
+    clean: Tensor
+    attacked: Tensor
+    passes: float
+
+
+Contender = Callable[[Task], Answer]
+
+
+def now() -> float:
+    """Return the time in seconds, when everything that was started has ended."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def final(task: Task, parts: list[tuple[Tensor, Tensor]]) -> Answer:
+    """Join batches of an attack whose last iterate decides; the first pass tells the clean decision as well."""
+    clean, attacked = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Answer(clean, attacked, len(clean) * (task.steps + _FORWARD))
+
+
+def with_torchattacks(task: Task) -> Answer:
+    """Torchattacks."""
+    import torchattacks
+
+    attack = torchattacks.BIM(task.net, eps=task.eps, alpha=task.step_size, steps=task.steps)
+    return final(task, [(task.right(x, y), task.right(attack(x, y), y)) for x, y in task.batches()])
+
+
+def with_foolbox(task: Task) -> Answer:
+    """Foolbox, which tells what is adversarial."""
+    import foolbox
+
+    model = foolbox.PyTorchModel(task.net, bounds=(0, 1))
+    attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=task.step_size, steps=task.steps, random_start=False)
+    parts = [(task.right(x, y), ~attack(model, x, y, epsilons=task.eps)[2]) for x, y in task.batches()]
+    task.net.zero_grad(set_to_none=True)
+    return final(task, parts)
+
+
+def with_art(task: Task) -> Answer:
+    """The adversarial robustness toolbox, from and to numpy."""
+    from art.attacks.evasion import BasicIterativeMethod
+    from art.estimators.classification import PyTorchClassifier
+
+    kind = "gpu" if task.images.is_cuda else "cpu"
+    shape = tuple(task.images.shape[1:])
+    model = PyTorchClassifier(
+        task.net, nn.CrossEntropyLoss(), shape, _CLASSES, clip_values=(0.0, 1.0), device_type=kind
+    )
+    attack = BasicIterativeMethod(
+        model, eps=task.eps, eps_step=task.step_size, max_iter=task.steps, batch_size=task.batch, verbose=False
+    )
+    images, labels = task.images.cpu().numpy(), task.labels.cpu().numpy()
+    clean = model.predict(images, task.batch).argmax(1) == labels
+    attacked = model.predict(attack.generate(images, labels), task.batch).argmax(1) == labels
+    task.net.zero_grad(set_to_none=True)
+    return final(task, [(torch.from_numpy(clean), torch.from_numpy(attacked))])
+
+
+def ours(**settings: Any) -> Contender:
+    """Return the evaluator with the given settings."""
+
+    def evaluate(task: Task) -> Answer:
+        given = RobustnessSettings(
+            eps=task.eps, step_size=task.step_size, steps=task.steps, attacks=["bim"], batch_size=task.batch, **settings
+        )
+        evaluator = RobustnessEvaluator(task.net, InputSpace(None, None, normalized_data=False), given, task.net)
+        for k, (images, labels) in enumerate(task.batches()):
+            evaluator.put(images, labels, range(k * task.batch, k * task.batch + len(labels)))
+        decisions = evaluator.finish()
+        answer = final(task, [(decisions.of("clean").correct, decisions.of("bim").correct)])
+        if given.semantics == "final":
+            return answer
+        return answer._replace(passes=len(answer.clean) + evaluator._active["bim"].passes)
+
+    return evaluate
+
+
+CONTENDERS: dict[str, Contender] = {
+    REFERENCE: with_torchattacks,
+    "foolbox LinfBasicIterativeAttack": with_foolbox,
+    "ART BasicIterativeMethod": with_art,
+    "ours, final": ours(),
+    "ours, final, not folded": ours(fold=False),
+    "ours, any": ours(semantics="any"),
+    "ours, final, bf16": ours(autocast="bf16"),
+}
+
+
+class Floor:
+    """Times single passes through the folded network."""
+
+    def __init__(self, task: Task) -> None:
+        self.images, self.labels = task.first().images, task.labels[: task.batch]
+        self.folded = folded_model(task.net, task.net, self.images)
+        self.net = task.net
+        self.seconds: list[float] = []
+
+    def measure(self, repeats: int = 3) -> None:
+        """Time a few passes of one batch."""
+        with self.folded.active() if self.folded is not None else nullcontext():
+            for _ in range(repeats):
+                began = now()
+                ascent(self._logits, self.images, self.labels)
+                self.seconds.append((now() - began) / len(self.labels))
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return self.net(images.contiguous(memory_format=torch.channels_last))
+
+
+def structured(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return coarse patterns, one for each class, in noise, as uint8, with their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.rand(_CLASSES, 3, 4, 4, generator=torch.Generator().manual_seed(0)) - 0.5
+    labels = torch.randint(_CLASSES, (n,), generator=generator)
+    contrast = 0.1 + 0.7 * torch.rand(n, 1, 1, 1, generator=generator)
+    shades = contrast * nn.functional.interpolate(patterns[labels], size=32, mode="bilinear")
+    noise = 0.25 * torch.randn(shades.shape, generator=generator)
+    return (255 * (0.5 + shades + noise).clamp(0, 1)).byte(), labels
+
+
+def train(net: ResNetClassifier, device: str, steps: int = 60) -> None:
+    """Train a network briefly on such images."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    images, labels = structured(32 * steps, seed=1)
+    for x, y in zip(images.split(32), labels.split(32), strict=True):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x.to(device).float() / 255), y.to(device), label_smoothing=0.2)
+        loss.backward()
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+def prepare(options: Any) -> Task:
+    """Load or make the network and the images."""
+    torch.manual_seed(0)
+    net = ResNetClassifier(num_classes=_CLASSES, arch=options.arch, stem=options.stem).to(options.device)
+    if options.weights:
+        net.load_state_dict(torch.load(options.weights, map_location=options.device))
+    else:
+        train(net, options.device)
+    images, labels = torch.load(options.images) if options.images else structured(options.samples, seed=2)
+    pixels = images[: options.samples].float() / 255
+    labels = labels[: options.samples].long()
+    return Task(
+        net.eval(), pixels.to(options.device), labels.to(options.device), options.batch_size, options.eps, options.steps
+    )
+
+
+def measured(task: Task, rounds: int) -> tuple[dict[str, list[float]], dict[str, Answer], Floor, list[str]]:
+    """Let everybody work in turn; return times, answers, the floor, and who is not installed."""
+    floor, missing = Floor(task), []
+    times: dict[str, list[float]] = {}
+    answers: dict[str, Answer] = {}
+    for name, contender in CONTENDERS.items():
+        try:
+            contender(task.first())  # allocates, compiles and chooses algorithms
+        except ImportError as error:
+            missing.append(f"{name}: left out, {error}")
+        else:
+            times[name] = []
+    floor.measure()
+    floor.seconds.clear()
+    for turn in range(rounds):
+        order = list(times)
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            floor.measure()
+            began = now()
+            answers[name] = CONTENDERS[name](task)
+            times[name].append(now() - began)
+    return times, answers, floor, missing
+
+
+def table(options: Any, task: Task) -> tuple[Result, list[str]]:
+    """Measure everybody."""
+    times, answers, floor, missing = measured(task, options.rounds)
+    single = statistics.median(floor.seconds)
+    reference = answers.get(REFERENCE, answers["ours, final, not folded"])
+    base = statistics.median(times[REFERENCE]) if REFERENCE in times else None
+    rows = []
+    for name, answer in answers.items():
+        seconds, needed = statistics.median(times[name]), answer.passes * single
+        clean, attacked = (f"{100 * right.double().mean().item():.2f} %" for right in answer[:2])
+        pairs = zip(answer[:2], reference[:2], strict=True)
+        differing = " / ".join(str(int((mine.cpu() != theirs.cpu()).sum())) for mine, theirs in pairs)
+        faster = f"{base / seconds:.2f}" if base else ""
+        rows.append((name, f"{seconds:.2f}", faster, f"{needed:.2f}", f"{seconds / needed:.2f}", clean, attacked))
+        rows[-1] += (differing,)
+    title = (
+        f"Clean accuracy and accuracy under BIM: {options.arch}, stem {options.stem}, {len(task.labels)} images in "
+        f"batches of {task.batch}, {task.steps} steps, eps {255 * task.eps:g}/255"
+    )
+    columns = ("", "s", "times as fast", "floor, s", "× floor", "clean", "BIM", "decisions that differ, clean / BIM")
+    return Result(title, columns, rows), missing
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", help="state_dict of a ResNetClassifier; trained briefly if left out")
+    parser.add_argument("--images", help="torch.save'd (uint8 images, labels); generated if left out")
+    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--stem", default="imagenet")
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--eps", type=float, default=8, help="in 255ths")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--markdown", action="store_true", help="print the table for a document")
+    options = parser.parse_args()
+    options.eps /= 255
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    result, missing = table(options, prepare(options))
+    cuda = options.device.startswith("cuda")
+    device = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
+    machine = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    if options.markdown:
+        print("\n".join([result.markdown(), *missing, machine]))
+        return
+    console = Console(width=140)
+    result.show(console)
+    console.print("\n".join([*missing, machine]))
+
+
+if __name__ == "__main__":
+    main()

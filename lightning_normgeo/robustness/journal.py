@@ -1,0 +1,127 @@
+"""Decisions that survive a kill: each is written to a file as it is made, and read back by the next attempt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor, nn
+
+from lightning_normgeo.errors import warn_once
+from lightning_normgeo.robustness.decisions import Decisions, Rows
+
+
+class Journal(Decisions):
+    """Decisions kept in a file until the evaluation has ended.
+
+    Args:
+        attacks: the names, ``clean`` first.
+        folder: where the file goes; nothing is written without one.
+        identity: of the evaluation, see :func:`identity_of`: only what was begun with the same is gone on with.
+        rank: of the process; each writes a file of its own, and reads those of all.
+    """
+
+    def __init__(self, attacks: Sequence[str], folder: Path | None, identity: str, rank: int = 0) -> None:
+        super().__init__(attacks)
+        self._folder, self._stem, self._rank = folder, f"robustness-{identity}", rank
+        self._file: TextIO | None = None
+        if folder is not None:
+            self._read()
+
+    def add(self, attack: str, rows: Rows) -> None:
+        """Add samples, and write them down."""
+        super().add(attack, rows)
+        if self._folder is None:
+            return
+        line = json.dumps({"attack": attack, **{name: values.tolist() for name, values in rows._asdict().items()}})
+        try:
+            self._open().write(line + "\n")
+            self._open().flush()
+        except OSError as error:
+            self._folder = None
+            warn_once(f"The evaluation cannot be resumed: nothing can be written ({error.strerror}).")
+
+    def close(self, ended: bool = False) -> None:
+        """Close the file; remove those of all processes if the evaluation has ended."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if ended:
+            for path in self._paths():
+                path.unlink(missing_ok=True)
+
+    def _open(self) -> TextIO:
+        assert self._folder is not None  # noqa: S101
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / f"{self._stem}-{self._rank}.jsonl"
+            torn = path.is_file() and not path.read_bytes().endswith(b"\n")
+            self._file = path.open("a", encoding="utf-8")
+            self._file.write("\n" * torn)  # end the half line of a killed evaluation
+        return self._file
+
+    def _paths(self) -> list[Path]:
+        return [] if self._folder is None else sorted(self._folder.glob(f"{self._stem}-*.jsonl"))
+
+    def _read(self) -> None:
+        """Take over samples that every attack is done with; the others are begun anew."""
+        found = Decisions(self.attacks)
+        for attack, rows in _lines(self._paths()):
+            if attack in self._rows:
+                found.add(attack, rows)
+        parts = {attack: found.of(attack) for attack in self.attacks}
+        everywhere = set.intersection(*(set(rows.index.tolist()) for rows in parts.values()))
+        self.done = everywhere
+        for attack, rows in parts.items():
+            wanted = torch.tensor([index in everywhere for index in rows.index.tolist()], dtype=torch.bool)
+            super().add(attack, Rows(*(values[wanted] for values in rows)))
+
+
+def identity_of(
+    settings: Mapping[str, Any], module: nn.Module, images: Tensor, dataloader: Any, number: int = 0
+) -> str:
+    """Return a name for an evaluation: the same for the same settings, weights and data, as far as is known at once.
+
+    Args:
+        settings: as plain values.
+        module: the model.
+        images: the first batch.
+        dataloader: the loader; how many samples it has is taken into account.
+        number: of the loader, where a loop has several.
+
+    Cost: one pass over the weights on the host.
+    """
+    known = [settings, number, size_of(dataloader)]
+    digest = hashlib.blake2b(json.dumps(known, sort_keys=True, default=str).encode(), digest_size=10)
+    for name, value in (*module.state_dict().items(), ("images", images)):
+        if isinstance(value, Tensor):
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            flat = value.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def size_of(dataloader: Any) -> int | None:
+    """Return how many samples a loader has, or None where it does not say."""
+    try:
+        return len(dataloader.dataset)
+    except (AttributeError, TypeError):
+        return None
+
+
+def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, Rows]]:
+    for path in paths:
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue  # the torn last line of a killed evaluation
+            columns = [
+                torch.tensor(line[name], dtype=torch.long if k < 3 else torch.float32)
+                for k, name in enumerate(Rows._fields)
+            ]
+            yield line["attack"], Rows(*columns)

@@ -1,0 +1,182 @@
+"""From decisions to accuracies: counts, intervals, classes, and signs that an attack does not do its work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.robustness.catalogue import Attack, Noise, ProjectedGradient
+from lightning_normgeo.robustness.decisions import Decisions, Rows
+from lightning_normgeo.robustness.intervals import mcnemar, wilson_interval
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """Counted accuracy under one attack.
+
+    Attributes:
+        correct: samples classified correctly.
+        n: samples evaluated.
+        accuracy: correct / n.
+        accuracy_drop: clean accuracy minus accuracy (the paper's Acc-Diff), in [-1, 1].
+        ci_low: lower end of the 95 % Wilson interval of the accuracy.
+        ci_high: upper end.
+        loss: mean cross entropy.
+        linf: largest l∞ norm of a perturbation that was reached, in the threat model's space.
+        l2: largest l2 norm.
+        by_class: for each class that occurs, correct and evaluated samples.
+    """
+
+    correct: int
+    n: int
+    accuracy: float
+    accuracy_drop: float
+    ci_low: float
+    ci_high: float
+    loss: float
+    linf: float
+    l2: float
+    by_class: dict[int, tuple[int, int]]
+
+
+def results_of(decisions: Decisions) -> dict[str, AttackResult]:
+    """Return the result of every attack, ``clean`` first."""
+    clean = _fraction(decisions.of("clean").correct)
+    return {name: _result(decisions.of(name), clean) for name in decisions.attacks}
+
+
+def suspicions(decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
+    """Return in words what looks as if an attack was broken, so that the accuracy under it says too much.
+
+    Looked for: gradients that are zero, a loss that does not rise, less harm by a larger radius, and less harm by an
+    attack than by noise; each where it is not chance (at a level of 1 %).
+    """
+    found = []
+    clean = decisions.of("clean")
+    zero = int((clean.gradient == 0).sum())
+    if len(clean.index) and zero > 0.05 * len(clean.index):
+        found.append(
+            f"The gradient is zero for {zero} of {len(clean.index)} images: it is masked or has underflowed, and BIM "
+            "and PGD cannot see where to go. Attack the logits before a saturating output, or in float64."
+        )
+    for attack in attacks:
+        if isinstance(attack, ProjectedGradient):
+            found += _useless(attack, decisions, attacks)
+    found += _rising(decisions, attacks)
+    return found
+
+
+def compare(first: Decisions, second: Decisions, attack: str) -> dict[str, Any]:
+    """Compare two evaluations on the samples they share, pair by pair.
+
+    Args:
+        first: of one model, see :func:`load_decisions`.
+        second: of another, on the same data.
+        attack: under which.
+
+    Returns:
+        ``only_first`` and ``only_second``, how many samples only one of them gets right; ``difference`` of the
+        accuracies, second minus first; ``p_value`` of McNemar's exact test; ``n``, how many samples both have.
+
+    Raises:
+        ConfigurationError: if one lacks the attack, or samples differ in their label.
+    """
+    for decisions in (first, second):
+        if attack not in decisions.attacks:
+            raise ConfigurationError(f"attack={attack!r} was not evaluated; there is {', '.join(decisions.attacks)}.")
+    one, other = first.of(attack), second.of(attack)
+    at, beside = _shared(one, other)
+    if not torch.equal(one.label[at], other.label[beside]):
+        raise ConfigurationError("The two evaluations have different labels: they are not of the same data.")
+    won = int((~one.correct[at] & other.correct[beside]).sum())
+    lost = int((one.correct[at] & ~other.correct[beside]).sum())
+    n = len(at)
+    return {
+        "only_first": lost,
+        "only_second": won,
+        "difference": (won - lost) / n if n else 0.0,
+        "p_value": mcnemar(lost, won),
+        "n": n,
+    }
+
+
+def _result(rows: Rows, clean: float) -> AttackResult:
+    n, correct = len(rows.index), int(rows.correct.sum())
+    accuracy = _fraction(rows.correct)
+    low, high = wilson_interval(correct, n)
+    classes = {}
+    for label in torch.unique(rows.label).tolist():
+        mine = rows.correct[rows.label == label]
+        classes[label] = (int(mine.sum()), len(mine))
+    return AttackResult(
+        correct=correct,
+        n=n,
+        accuracy=accuracy,
+        accuracy_drop=clean - accuracy,
+        ci_low=low,
+        ci_high=high,
+        loss=float(rows.loss.double().mean()) if n else 0.0,
+        linf=float(rows.linf.max()) if n else 0.0,
+        l2=float(rows.l2.max()) if n else 0.0,
+        by_class=classes,
+    )
+
+
+def _fraction(correct: Tensor) -> float:
+    return int(correct.sum()) / len(correct) if len(correct) else 0.0
+
+
+def _useless(attack: ProjectedGradient, decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
+    rows, clean, found = decisions.of(attack.name), decisions.of("clean"), []
+    at, beside = _shared(clean, rows)
+    right = clean.correct[at]  # nothing has to rise where the image itself is wrong
+    rise = (rows.loss[beside] - clean.loss[at]).double()[right]
+    if attack.eps > 0 and len(rise) > 1 and float(rise.mean()) <= 0:
+        found.append(
+            f"{attack.name} does not raise the loss ({float(rise.mean()):+.3g} on average): gradients do not lead up. "
+            "Check that the model is differentiable and deterministic, and try smaller steps."
+        )
+    for noise in attacks:
+        if isinstance(noise, Noise) and _no_larger(noise, decisions.of(noise.name), attack):
+            harm = compare(decisions.renamed(attack.name, "it"), decisions.renamed(noise.name, "it"), "it")
+            if harm["difference"] < 0 and harm["p_value"] < 0.01:
+                found.append(
+                    f"{noise.name} does more harm than {attack.name}, though it is no larger: gradients do not show "
+                    "where the model is weak. Use more steps, restarts, or torchattacks.AutoAttack."
+                )
+    return found
+
+
+def _no_larger(noise: Noise, rows: Rows, attack: ProjectedGradient) -> bool:
+    """Whether noise is no longer than the longest perturbation of an attack."""
+    if attack.norm == "linf" or attack.times_sqrt_d:
+        return noise.std <= attack.eps
+    return bool((rows.l2 <= attack.eps).all())
+
+
+def _rising(decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
+    found = []
+    ascending = sorted((a for a in attacks if isinstance(a, ProjectedGradient)), key=lambda a: a.eps)
+    for k, small in enumerate(ascending):
+        for large in ascending[k + 1 :]:
+            if (large.norm, large.random_start) != (small.norm, small.random_start):
+                continue
+            gain = compare(decisions.renamed(small.name, "it"), decisions.renamed(large.name, "it"), "it")
+            if gain["difference"] > 0 and gain["p_value"] < 0.01:
+                found.append(
+                    f"Accuracy rises from {small.name} to {large.name}, with the larger radius: the larger one is not "
+                    "searched well. Use more steps or smaller ones."
+                )
+    return found
+
+
+def _shared(first: Rows, second: Rows) -> tuple[Tensor, Tensor]:
+    """Return where the samples are, in each, that both have."""
+    in_first = torch.isin(first.index, second.index)
+    in_second = torch.isin(second.index, first.index)
+    return in_first.nonzero()[:, 0], in_second.nonzero()[:, 0]

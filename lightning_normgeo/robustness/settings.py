@@ -1,0 +1,164 @@
+"""Everything that decides the results of an evaluation, as plain values, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.robustness.catalogue import DEFAULT_ATTACKS, Attack, Noise, attack_list, step_size
+from lightning_normgeo.robustness.threat import InputSpace, ThreatModel, threat_model
+
+Semantics = Literal["final", "any"]
+RESCALED = "_rescaled"
+"""What the rows of the control end in."""
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class RobustnessSettings:
+    """What :func:`evaluate_robustness` and ``RobustnessEvaluation`` evaluate.
+
+    Attributes:
+        preset: ``pixel-8-255`` (eps 8/255, step 2/255, 10 steps, noise 0.05, in pixels; l2 radius 0.5),
+            ``galloway2019`` (eps 0.03, step 0.003, 20 steps, noise 0.25 unclipped, box ±2, in normalized space; l2
+            radius 0.03·√d) or ``galloway2019-boxed`` (the same within the box of pixels).
+        eps: radius of the l∞ ball in units of the preset's space, or several; the preset's if left out, as are the
+            next six. Several become one row each.
+        eps_l2: radius of the l2 ball, or several.
+        step_size: step of one BIM or PGD iteration in l∞, for every radius; if left out it is to the radius as in the
+            preset, and so it is in l2.
+        steps: BIM and PGD iterations.
+        noise_std: standard deviation of the Gaussian noise, or several.
+        lower: lower end of the box, one number or one per channel.
+        upper: upper end of the box.
+        attacks: out of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``, ``pgd_l2`` and ``torchattacks.…``, any attack of
+            torchattacks by name.
+        attack_options: for the constructors of torchattacks' attacks, by name. Attacks in the l∞ ball get eps, step
+            size and steps of the threat model.
+        semantics: ``final``, the last iterate decides (as in the papers and torchattacks); ``any``, a sample is
+            broken once any iterate breaks it, the clean image included (as AutoAttack counts), and then takes part in
+            no further pass. Holds for BIM and PGD.
+        restarts: of PGD; a sample has to withstand all.
+        seed: of noise and random starts.
+        batch_size: samples per pass; the loader's if left out.
+        fold: whether to fold batch normalization into convolutions and to store weights with channels last, which
+            leaves logits the same but for rounding.
+        autocast: ``bf16`` or ``fp16`` to compute in half precision; float32 if left out.
+        compile: whether to ``torch.compile`` the model for the evaluation.
+        max_samples: evaluate only the first so many samples; all if left out.
+        rescale: a control: evaluate everything once more with all scale-invariant weights so many times as long (and
+            the running statistics to match), as rows ``…_rescaled``. The function is the same but for ε, so a change
+            of robustness cannot come from the length of weights alone.
+    """
+
+    preset: str = "pixel-8-255"
+    eps: float | Sequence[float] | None = None
+    eps_l2: float | Sequence[float] | None = None
+    step_size: float | None = None
+    steps: int | None = None
+    noise_std: float | Sequence[float] | None = None
+    lower: float | Sequence[float] | None = None
+    upper: float | Sequence[float] | None = None
+    attacks: Sequence[str] | None = None
+    attack_options: Mapping[str, Mapping[str, Any]] | None = None
+    semantics: Semantics = "final"
+    restarts: int = 1
+    seed: int = 0
+    batch_size: int | None = None
+    fold: bool = True
+    autocast: Literal["bf16", "fp16"] | None = None
+    compile: bool = False
+    max_samples: int | None = None
+    rescale: float | None = None
+    sweep: dict[str, tuple[float, ...]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check all settings.
+
+        Raises:
+            ConfigurationError: naming the setting, its value and what is allowed.
+        """
+        for name in ("restarts", "batch_size", "max_samples"):
+            value = getattr(self, name)
+            if (value is not None or name == "restarts") and (type(value) is not int or value < 1):
+                raise ConfigurationError(
+                    f"{name}={value!r} must be an integer, at least 1; leave it out for the default."
+                )
+        if type(self.seed) is not int:
+            raise ConfigurationError(f"seed={self.seed!r} must be an integer.")
+        if self.semantics not in ("final", "any"):
+            raise ConfigurationError(f"semantics={self.semantics!r} is unknown; choose 'final' or 'any'.")
+        if self.autocast is not None and self.autocast not in _AUTOCAST:
+            raise ConfigurationError(f"autocast={self.autocast!r} is unknown; choose 'bf16' or 'fp16'.")
+        object.__setattr__(self, "sweep", {})
+        for name in ("eps", "eps_l2", "noise_std"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                if not value or any(entry is None or value.count(entry) > 1 for entry in value):
+                    raise ConfigurationError(f"{name}={list(value)} must be different values, at least one.")
+                self.sweep[name] = tuple(value)
+        self._checked_sweep()
+        self.all_attacks  # noqa: B018 - names are checked now
+
+    @cached_property
+    def threat(self) -> ThreatModel:
+        """The threat model; of a sweep the one that the preset's step size belongs to."""
+        single = {name: None if name in self.sweep else getattr(self, name) for name in ("eps", "eps_l2", "noise_std")}
+        ends = {
+            name: tuple(end) if isinstance(end, Sequence) and not isinstance(end, str) else end
+            for name in ("lower", "upper")
+            for end in [getattr(self, name)]
+        }
+        step = self.step_size
+        if step is None and isinstance(single["eps"], (int, float)):
+            step = step_size(threat_model(self.preset, eps=None), single["eps"])
+        return threat_model(self.preset, step_size=step, steps=self.steps, **single, **ends)
+
+    @cached_property
+    def all_attacks(self) -> tuple[Attack, ...]:
+        """One attack for each row besides ``clean``, noise first."""
+        names = DEFAULT_ATTACKS if self.attacks is None else self.attacks
+        same_step = self.step_size is not None
+        found = attack_list(self.threat, names, self.sweep, self.restarts, self.attack_options, same_step)
+        double = {attack.name for attack in found if [other.name for other in found].count(attack.name) > 1}
+        if double:
+            raise ConfigurationError(f"attacks={list(names)}: {min(double)!r} is there more than once.")
+        return tuple(sorted(found, key=lambda attack: not isinstance(attack, Noise)))
+
+    @property
+    def rows(self) -> list[str]:
+        """The names of all rows of the results."""
+        names = ["clean", *(attack.name for attack in self.all_attacks)]
+        return names if self.rescale is None else [*names, *(name + RESCALED for name in names)]
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What to compute in; None for float32."""
+        return None if self.autocast is None else _AUTOCAST[self.autocast]
+
+    def describe(self, inputs: InputSpace) -> dict[str, Any]:
+        """Return what decides the results, as plain values, to be stored beside them."""
+        return {
+            "preset": self.preset,
+            "threat": self.threat.settings(),
+            "normalization": None if inputs.mean is None else {"mean": inputs.mean, "std": inputs.std},
+            "normalized_data": inputs.normalized_data,
+            "attacks": {attack.name: attack.settings() for attack in self.all_attacks},
+            "semantics": self.semantics,
+            "seed": self.seed,
+            "loss": "cross_entropy",
+            "precision": self.autocast or "fp32",
+            "fold": self.fold,
+            "max_samples": self.max_samples,
+            "rescale": self.rescale,
+        }
+
+    def _checked_sweep(self) -> None:
+        for name, values in self.sweep.items():
+            for value in values:
+                threat_model(self.preset, **{name: value})
