@@ -37,7 +37,7 @@ class Killed(RobustnessEvaluation):
 def main(folder: str, calls: int, semantics: Any) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    callback = Killed(calls, semantics=semantics, attacks=["gaussian", "bim", "pgd"])
+    callback = Killed(calls, semantics=semantics, batch_size=16, attacks=["gaussian", "bim", "pgd"])
     project, data = Project(), images(100, batch_size=16)
     trainer(callback, default_root_dir=folder).test(project, data, verbose=False)
     print(json.dumps({"calls": calls - callback.calls, "images": callback.images}))

@@ -136,7 +136,7 @@ def test_a_model_that_fails_is_left_as_it_was():
             raise KeyError("inside")
         return net(x)
 
-    run = RobustnessEvaluator(logits, PIXELS, RobustnessSettings(), net)
+    run = RobustnessEvaluator(logits, PIXELS, RobustnessSettings(batch_size=9), net)
     weight = net[0][0].weight
     with pytest.raises(KeyError, match="inside"):
         run.put(pixels(9, 3, 8, 8, dtype=torch.float32), torch.arange(9) % 5, range(9))

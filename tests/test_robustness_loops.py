@@ -96,7 +96,7 @@ def test_a_bar_shows_the_attack_and_the_accuracy(own: Any, capsys: Any, tmp_path
                 seen.append(str(bar._bar) if task is None else bar._progress.tasks[task].description)
             return super().logits(pl_module, images)
 
-    run = trainer(Watched(steps=2), own(), enable_progress_bar=True, default_root_dir=tmp_path)
+    run = trainer(Watched(steps=2, batch_size=8), own(), enable_progress_bar=True, default_root_dir=tmp_path)
     run.test(Project(), images(24), verbose=False)
     assert any("bim" in line and "%" in line for line in seen)
     assert any("clean" in line for line in seen)

@@ -19,7 +19,7 @@ from lightning_normgeo.robustness import Decisions, evaluate_robustness, load_de
 from tests.projects import Project, images, trainer
 
 SCRIPT = Path(__file__).with_name("robustness_script.py")
-evaluate = partial(evaluate_robustness, progress=False)
+evaluate = partial(evaluate_robustness, progress=False, batch_size=8)
 FILES = ("robustness.json", "robustness.npz")
 
 
@@ -116,13 +116,13 @@ def test_a_trainer_leaves_its_journal_only_where_it_was_interrupted(tmp_path: Pa
 
     project, data = Project(), images(40)
     with pytest.raises(BrokenOffError):
-        trainer(Broken(steps=2), default_root_dir=tmp_path).test(project, data, verbose=False)
+        trainer(Broken(steps=2, batch_size=8), default_root_dir=tmp_path).test(project, data, verbose=False)
     assert len(list(tmp_path.glob("*.jsonl"))) == 1
-    callback = RobustnessEvaluation(steps=2)
+    callback = RobustnessEvaluation(steps=2, batch_size=8)
     trainer(callback, default_root_dir=tmp_path).test(project, data, verbose=False)
     assert not list(tmp_path.glob("*.jsonl"))
     assert callback.results == evaluate(project, data, steps=2).results
     off = tmp_path / "off"
     with pytest.raises(BrokenOffError):
-        trainer(Broken(steps=2, resume=False), default_root_dir=off).test(project, data, verbose=False)
+        trainer(Broken(steps=2, batch_size=8, resume=False), default_root_dir=off).test(project, data, verbose=False)
     assert not list(off.glob("*.jsonl"))

@@ -73,7 +73,8 @@ class RobustnessEvaluation(QuietCallback):
             (ResNetClassifier does).
         std: per-channel standard deviation, with ``mean``.
         max_samples: evaluate only the first so many test samples; all if left out.
-        batch_size: samples per pass; the loader's if left out.
+        batch_size: samples per pass; if left out the loader's, doubled while memory has room for it, up to 256 on a
+            CPU and 1024 on a GPU.
         fold: whether to fold batch normalization into convolutions, which leaves logits the same but for rounding.
         autocast: ``bf16`` or ``fp16`` to compute in half precision; float32 if left out.
         compile: whether to ``torch.compile`` the model for the evaluation.

@@ -19,6 +19,7 @@ from lightning_normgeo.robustness.folding import FoldedModel, folded_model
 from lightning_normgeo.robustness.rescale import RescaledModel
 from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
 from lightning_normgeo.robustness.shown import Shown
+from lightning_normgeo.robustness.sizing import fitting_batch
 from lightning_normgeo.robustness.threat import InputSpace
 
 Progress = Callable[[str, int], None]
@@ -64,6 +65,7 @@ class RobustnessEvaluator:
         self._gradients: Tensor | None = None
         self._device = "cpu"
         self._classes: int | None = None
+        self._batch_size = settings.batch_size or 1
         self._begun = False
 
     def put(self, images: Tensor, labels: Tensor, indices: Sequence[int]) -> None:
@@ -80,13 +82,15 @@ class RobustnessEvaluator:
         if not len(labels):
             return
         check_images(images, self.inputs)
-        self._check(images, labels)
         self._device = images.device.type
-        size = self.settings.batch_size or len(labels)
+        self._check(images, labels)
+        if not self._begun:
+            self._begin(images, labels)
         if self.decisions.done:
             images, labels, indices = self._not_done(images, labels, indices)
         numbers = torch.tensor(indices, dtype=torch.long, device=labels.device)
         self._waiting.append((images, labels, numbers))
+        size = self._batch_size
         while sum(len(labels) for _, labels, _ in self._waiting) >= size:
             images, labels, numbers = map(torch.cat, zip(*self._waiting, strict=True))
             self._waiting = [(images[size:], labels[size:], numbers[size:])]
@@ -134,19 +138,22 @@ class RobustnessEvaluator:
         return images[left], labels[left], [indices[k] for k in left]
 
     def _evaluate(self, images: Tensor, labels: Tensor, numbers: Tensor) -> None:
-        if not self._begun:
-            self._begin(images)
         inside = self.inputs.to_space(images, self.settings.threat.space)
         for suffix in ("",) if self.rescaled is None else ("", RESCALED):
             with self._ready(control=bool(suffix)):
                 self._attack(inside, labels, numbers, suffix)
 
-    def _begin(self, images: Tensor) -> None:
+    def _begin(self, images: Tensor, labels: Tensor) -> None:
+        """Make the stand-ins of the weights, and choose the size of batches."""
         if self.settings.fold and self._module is not None:
             last = images.device.type == "cpu" or self.settings.autocast is not None
             self.folded = folded_model(self._module, self._call, images, channels_last=last)
         if self.settings.rescale is not None and self._module is not None:
             self.rescaled = RescaledModel(self._module, self._call, images, self.settings.rescale)
+        if self.settings.batch_size is None:
+            with self._ready():
+                inside = self.inputs.to_space(images, self.settings.threat.space)
+                self._batch_size = fitting_batch(self._model, inside, labels)
         self._begun = True
 
     @contextmanager
@@ -217,7 +224,7 @@ class RobustnessEvaluator:
                 attack.steps,
                 restart if attack.random_start else None,
                 attack.restarts,
-                self.settings.batch_size or len(batch.labels),
+                self._batch_size,
                 lambda ended: self._done(name, ended),
             )
         return self._active[name]

@@ -45,7 +45,8 @@ class RobustnessSettings:
             no further pass. Holds for BIM and PGD.
         restarts: of PGD; a sample has to withstand all.
         seed: of noise and random starts.
-        batch_size: samples per pass; the loader's if left out.
+        batch_size: samples per pass; if left out the loader's, doubled while memory has room for it, up to 256 on a
+            CPU and 1024 on a GPU.
         fold: whether to fold batch normalization into convolutions and to store weights with channels last, which
             leaves logits the same but for rounding.
         autocast: ``bf16`` or ``fp16`` to compute in half precision; float32 if left out.
