@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning_normgeo.probes import register_optimizer as register_optimizer
     from lightning_normgeo.record import RecordLogger as RecordLogger
     from lightning_normgeo.record import read_record as read_record
+    from lightning_normgeo.robustness import evaluate_robustness as evaluate_robustness
 
 _HOMES = {
     "AffineConvergenceMonitor": "callbacks",
@@ -44,6 +45,7 @@ _HOMES = {
     "SwapReport": "normalization",
     "Units": "normalization",
     "describe_lion": "probes",
+    "evaluate_robustness": "robustness",
     "read_record": "record",
     "register_optimizer": "probes",
     "scale_invariant_units": "normalization",
