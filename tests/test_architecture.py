@@ -29,7 +29,7 @@ ALLOWED = {
     "data": {"errors"},
     "models": {"errors", "normalization"},
     "callbacks": {"_lightning", "errors", "geometry", "normalization", "probes", "robustness"},
-    "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "record"},
+    "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "record", "robustness"},
     "cli": {"_version", "errors", "record", "summary", "report", "data", "models", "callbacks"},
 }
 # what the parts without a Trainer may import from elsewhere

@@ -41,6 +41,11 @@ from lightning_normgeo import (
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.record import Record
 
+# a few steps make networks that are wildly sure of themselves
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The gradient is zero for:lightning_normgeo.errors.MeasurementWarning"),
+    pytest.mark.filterwarnings("ignore:bim does not raise the loss:lightning_normgeo.errors.MeasurementWarning"),
+]
 NO_BATCH_NORM = "AffineConvergenceMonitor observes nothing: .* has no batch normalization"
 NO_UNIT = r"None of \d+ weights is scale invariant; all are controls"
 NAMESPACES = pytest.mark.parametrize("namespace", [pl, lightning.pytorch], ids=["pytorch_lightning", "lightning"])

@@ -244,9 +244,10 @@ class RobustnessEvaluation(QuietCallback):
         self._start()
         loaders = test_loaders(trainer)
         counts = [len(loader) for loader in loaders]
-        for number, loader in enumerate(loaders):
-            for batch in batches_of(trainer, loader):
-                self._evaluate(trainer, module, batch, number, loader, counts)
+        with undisturbed(module):  # a loader draws a random number when it begins
+            for number, loader in enumerate(loaders):
+                for batch in batches_of(trainer, loader):
+                    self._evaluate(trainer, module, batch, number, loader, counts)
         self._finish(trainer, module, loaders, counts)
         for logger in trainer.loggers:
             logger.log_metrics(metrics_of(self.reports), step=trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import altair as alt
@@ -32,7 +33,7 @@ def accuracies(record: Record) -> Figure | None:
         "accuracies",
         "Accuracy under attack",
         "Wilson intervals at 95 %. The settings are below the table.",
-        (bars + interval).properties(width=WIDTH, height=36 * len(results)),
+        (bars + interval).properties(width=WIDTH - 80, height=36 * len(results)),
     )
 
 
@@ -43,7 +44,9 @@ def against_eps(record: Record) -> Figure | None:
         return None
     base = alt.Chart(alt.Data(values=points)).encode(
         x=alt.X("eps:Q", title="radius ε"),
-        color=alt.Color("attack:N", scale=alt.Scale(range=COLORS), title=None, legend=alt.Legend(orient="bottom")),
+        color=alt.Color(
+            "attack:N", scale=alt.Scale(range=COLORS), title=None, legend=alt.Legend(orient="bottom", symbolOpacity=1)
+        ),
         tooltip=["attack:N", alt.Tooltip("eps:Q", format=".4f"), alt.Tooltip("accuracy:Q", format=".4f"), "n:Q"],
     )
     scale, axis = alt.Scale(domain=[0, 1]), alt.Axis(format="%")
@@ -61,6 +64,11 @@ def against_eps(record: Record) -> Figure | None:
 def _by_radius(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of attacks with several radii, each beginning with the clean accuracy at zero."""
     swept = [row for row in results if row.get("eps") is not None and "_eps" in row["attack"]]
-    families = dict.fromkeys(row["attack"].partition("_eps")[0] for row in swept)
+    families = dict.fromkeys(_family(row["attack"]) for row in swept)
     clean = [{**row, "attack": name, "eps": 0.0} for name in families for row in results if row["attack"] == "clean"]
-    return clean + [{**row, "attack": row["attack"].partition("_eps")[0]} for row in swept]
+    return clean + [{**row, "attack": _family(row["attack"])} for row in swept]
+
+
+def _family(attack: str) -> str:
+    """Return the name of an attack without its radius: ``bim_eps0.03_rescaled`` is one of ``bim_rescaled``."""
+    return re.sub(r"_eps[\d.e-]*\d", "", attack)
