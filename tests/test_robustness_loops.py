@@ -197,3 +197,12 @@ def test_longer_weights_change_nothing_in_the_control() -> None:
         project, data, eps=0.1, steps=3, rescale=8.0, attacks=["bim"], semantics="any", progress=False
     )
     assert any_iterate.results["bim"].correct == any_iterate.results["bim_rescaled"].correct
+
+
+@pytest.mark.filterwarnings("ignore")  # what compiling warns of is the compiler's affair
+def test_a_compiled_evaluation_decides_the_same() -> None:
+    project, data = Project(), images(64)
+    plain, compiled = (evaluate_robustness(project, data, steps=2, compile=c, progress=False) for c in (False, True))
+    for name, result in plain.results.items():
+        assert compiled.results[name].correct == result.correct
+        assert compiled.results[name].loss == pytest.approx(result.loss, rel=1e-4)

@@ -44,7 +44,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
         only_second: c, samples that only the second gets right.
 
     Returns:
-        In (0, 1]; 1 where both counts are equal.
+        In [0, 1]; 1 where both counts are equal.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
     total, term = 0, 1

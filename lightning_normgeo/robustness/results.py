@@ -54,7 +54,7 @@ def suspicions(decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
     """Return in words what looks as if an attack was broken, so that the accuracy under it says too much.
 
     Looked for: gradients that are zero, a loss that does not rise, less harm by a larger radius, and less harm by an
-    attack than by noise; each where it is not chance (at a level of 1 %).
+    attack than by noise. Attacks are compared pair by pair, and named where it is not chance at a level of 1 %.
     """
     found = []
     clean = decisions.of("clean")
