@@ -15,15 +15,15 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.trainer import call
 from pytorch_lightning.utilities import grad_norm
+from results import Result
 from rich.console import Console
-from rich.table import Column, Table
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor, ResNetClassifier
@@ -37,26 +37,6 @@ OPTIMIZERS = {
     "SGD, momentum": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01, "momentum": 0.9}},
     "AdamW": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3e-4, "weight_decay": 0.01}},
 }
-
-
-class Result(NamedTuple):
-    """A table."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-
-    def show(self, console: Console) -> None:
-        """Print it for people."""
-        table = Table(*(Column(name, justify="right") for name in self.columns), title=self.title)
-        for row in self.rows:
-            table.add_row(*row)
-        console.print(table)
-
-    def markdown(self) -> str:
-        """Return it for documents."""
-        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def now() -> float:

@@ -18,8 +18,8 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from results import Result
 from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor, nn
 
 from lightning_normgeo import ResNetClassifier
@@ -31,26 +31,6 @@ _CLASSES = 10
 _FORWARD = 1 / 3
 """A forward pass, as part of one forward and backward to the input."""
 REFERENCE = "torchattacks.BIM"
-
-
-class Result(NamedTuple):
-    """A table."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-
-    def show(self, console: Console) -> None:
-        """Print it for people."""
-        table = Table(*(Column(name, justify="right") for name in self.columns), title=self.title)
-        for row in self.rows:
-            table.add_row(*row)
-        console.print(table)
-
-    def markdown(self) -> str:
-        """Return it for documents."""
-        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 class Task(NamedTuple):

@@ -1,0 +1,28 @@
+"""What the benchmarks print."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Column, Table
+
+
+class Result(NamedTuple):
+    """A table."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+    def show(self, console: Console) -> None:
+        """Print it for people."""
+        table = Table(*(Column(name, justify="right") for name in self.columns), title=self.title)
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+
+    def markdown(self) -> str:
+        """Return it for documents."""
+        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
+        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
