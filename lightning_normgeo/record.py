@@ -7,7 +7,7 @@ import math
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_normgeo._lightning import Logger
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero
+from lightning_normgeo.files import open_lines, read_lines, write_document
 
 RECORD_NAME = "record.jsonl"
 
@@ -99,10 +100,7 @@ class RecordLogger(Logger):
     def log_results(self, name: str, results: Mapping[str, Any]) -> None:
         """Write ``<name>.json`` into the run's folder, replacing an earlier one, and record it."""
         self._write("results", name=name, values=results)
-        target = self.folder / f"{name}.json"
-        draft = target.with_suffix(".json.part")
-        draft.write_text(json.dumps(_plain(results), indent=2) + "\n")
-        os.replace(draft, target)  # noqa: PTH105 - atomic: a reader never sees half a file
+        write_document(self.folder / f"{name}.json", _plain(results))
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
@@ -127,10 +125,7 @@ class RecordLogger(Logger):
 
     def _write(self, kind: str, **fields: Any) -> None:
         if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
-            self._file = self.path.open("a", encoding="utf-8")
-            self._file.write("\n" * torn)  # end the half line of a killed run
+            self._file = open_lines(self.path)
         line = json.dumps({"kind": kind, "time": round(time.time(), 3), **_plain(fields)}, allow_nan=False)
         self._file.write(line + "\n")
         self._file.flush()
@@ -197,18 +192,9 @@ def read_record(run: str | Path) -> Record:
     if not path.is_file():
         raise ConfigurationError(f"{path} does not exist. Give the folder of a run that was logged with RecordLogger.")
     record = Record(path.parent)
-    for line in _lines(path):
+    for line in read_lines(path):
         _add(record, line)
     return record
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for text in file:
-            try:
-                yield json.loads(text)
-            except json.JSONDecodeError:
-                continue  # the torn last line of a killed run
 
 
 def _add(record: Record, line: dict[str, Any]) -> None:

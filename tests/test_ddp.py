@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lightning_normgeo import read_record
+from tests.processes import reports_of
 
 SCRIPT = Path(__file__).with_name("ddp_script.py")
 
 
 def run(folder: Path, devices: int) -> list[dict[str, Any]]:
     folder.mkdir()
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(SCRIPT), str(folder), str(devices)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(devices)]
+    return reports_of(SCRIPT, folder, str(devices), ranks=devices, timeout=300)
 
 
 @pytest.fixture(scope="module")

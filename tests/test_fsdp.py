@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +19,7 @@ from lightning_normgeo.probes.divided import DividedAccount
 from lightning_normgeo.probes.shards import Shards
 from tests.fsdp_models import BATCH, SAME_AS_ONE, Divided, Zoo, batch_norms, divided_trainer, samples
 from tests.fsdp_script import observed
+from tests.processes import reports_of
 from tests.projects import Rows
 
 SCRIPT = Path(__file__).with_name("fsdp_script.py")
@@ -36,11 +33,7 @@ Ranks = tuple[Path, list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     folder = tmp_path_factory.mktemp("fsdp")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(SCRIPT), str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
-    return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return folder, reports_of(SCRIPT, folder)
 
 
 def assert_close(rows: Any, expected: Any, rel: float = 1e-10, residual: float = 1e-14) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fsdp_table_script import CELLS, LOOPS, Cell, Report, observed
+from tests.processes import reports_of
 from tests.projects import OPTIMIZERS
 from tests.test_fsdp import KINDS, assert_close
 from tests.test_step_table import assert_at_the_floor
@@ -26,11 +23,7 @@ COMPARED = [cell for cell in CELLS if cell[1] != "bf16-policy"]
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Report]]:
     """Train all cells in one pair of processes."""
     folder = tmp_path_factory.mktemp("fsdp_table")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(SCRIPT), str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return reports_of(SCRIPT, folder)
 
 
 def assert_explained(rows: Any, kinds: dict[str, list[str]], wide: bool) -> None:

@@ -86,7 +86,7 @@ def test_a_known_model_in_single_precision(channels_last):
     net, x = model("resnet18", torch.float32), images(2, 3, 64, 64, dtype=torch.float32)
     assert folds(net, x, 1e-5, channels_last) == convolutions(net)
     folded = FoldedModel(net, net, x, channels_last)
-    weights = [p for layer, name, p in folded._parameters if name == "weight" and p.shape[2:] == (3, 3)]
+    weights = [p for (_, name), p in folded._parameters.items() if name == "weight" and p.shape[2:] == (3, 3)]
     assert weights
     assert all(w.is_contiguous(memory_format=torch.channels_last) == channels_last for w in weights)
 

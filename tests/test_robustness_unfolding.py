@@ -96,7 +96,7 @@ def test_parametrized_weights_are_made_once():
 def test_weights_of_transposed_convolutions_are_turned_too():
     net = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), parametrizations.weight_norm(nn.Conv2d(4, 4, 3))).double()
     folded = FoldedModel(net, net, images(2, 3, 8, 8))
-    assert [layer for layer, _, _ in folded._parameters] == [net[0]]
+    assert [layer for layer, _ in folded._parameters] == [net[0]]
     assert not FoldedModel(net, net, images(2, 3, 8, 8), channels_last=False)._parameters
     rows = nn.Sequential(nn.Linear(4, 3))
     assert not FoldedModel(rows, rows, torch.rand(2, 4)).channels_last

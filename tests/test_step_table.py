@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -20,6 +16,7 @@ from torch import nn
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, describe_lion, register_optimizer
 from lightning_normgeo.geometry import IncrementTerms
+from tests.processes import reports_of
 from tests.projects import OPTIMIZERS, Account, ConvNet, Fingerprint, Lion, Project, Rows, images, same, trainer
 
 register_optimizer(Lion, describe_lion)
@@ -257,11 +254,7 @@ def test_steps_of_one_size_are_explained_down_to_rounding(name: str, residual: s
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """Train all cells in one pair of processes; return what failed on each rank."""
     folder = tmp_path_factory.mktemp("ddp")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(SCRIPT), str(folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return reports_of(SCRIPT, folder, timeout=300)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization import NORMS, SwapReport, swap_norm
 from lightning_normgeo.normalization.sources import Layers
+from tests.processes import reports_of
 from tests.small_models import feeders
 from tests.swap_ddp_script import swapped_and_trained
 
@@ -169,11 +166,7 @@ def test_a_trained_model_keeps_its_function(arch: str, to: str, traced: bool) ->
 @pytest.fixture(scope="module")
 def processes(workplace: Path) -> list[dict[str, Any]]:
     """Train on two processes, with a data-based and a weight-based normalization."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(SCRIPT), str(workplace)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((workplace / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return reports_of(SCRIPT, workplace, timeout=300)
 
 
 @pytest.mark.parametrize("to", ["gn", "wn"])

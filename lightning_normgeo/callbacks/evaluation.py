@@ -13,7 +13,7 @@ from lightning_normgeo.callbacks.bars import bar_of
 from lightning_normgeo.callbacks.loaders import indices_of
 from lightning_normgeo.robustness.decisions import Decisions
 from lightning_normgeo.robustness.evaluation import RobustnessEvaluator
-from lightning_normgeo.robustness.journal import Journal, identity_of
+from lightning_normgeo.robustness.journal import Journal
 from lightning_normgeo.robustness.report import RobustnessReport, report_of
 from lightning_normgeo.robustness.settings import RobustnessSettings
 from lightning_normgeo.robustness.threat import InputSpace
@@ -46,7 +46,7 @@ class LoaderEvaluation:
         number: int,
         batches: float | None,
     ) -> None:
-        self._trainer, self._module, self._settings, self._inputs = trainer, module, settings, inputs
+        self._trainer, self._module, self._settings = trainer, module, settings
         self._resume, self._number, self._batches = resume, number, batches
         self._seen = 0
         self._bar: Any = None
@@ -85,10 +85,8 @@ class LoaderEvaluation:
         total = int(self._batches) * len(images) if known and self._batches is not None else None
         self._bar = bar_of(self._trainer, None if total is None else total * len(attacks))
         if self._resume:
-            settings = self._settings.describe(self._inputs)
-            identity = identity_of(settings, self._module, images, loader, self._number)
-            folder = Path(self._trainer.default_root_dir)
-            self.evaluator.decisions = Journal(attacks, folder, identity, self._trainer.global_rank)
+            folder, rank = Path(self._trainer.default_root_dir), self._trainer.global_rank
+            self.evaluator.resume(folder, images, loader, self._module, self._number, rank)
 
     def _show(self, name: str, samples: int) -> None:
         if self._bar is not None:

@@ -186,8 +186,8 @@ class RobustnessEvaluation(QuietCallback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Check the range of the first batch; there is nothing to do for the others."""
         self.__dict__["on_train_batch_start"] = None
-        pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)
-        if pair and batch[0].ndim == 4 and batch[0].is_floating_point():
+        is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)
+        if is_pair and batch[0].ndim == 4 and batch[0].is_floating_point():
             check_images(batch[0], self._inputs(pl_module, trainer.train_dataloader))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from lightning_normgeo.callbacks.examples import example_strips
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.robustness.report import COLUMNS, RobustnessReport, write_json
+from lightning_normgeo.files import write_document
+from lightning_normgeo.robustness.report import COLUMNS, RobustnessReport
 
 _QUANTITIES = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
 
@@ -67,7 +68,7 @@ def _save(
             files.append(folder / f"robustness{suffix.replace('/', '_')}.npz")
             report.decisions.save(files[-1])
         if not recorded:
-            write_json(folder / "robustness.json", document)
+            write_document(folder / "robustness.json", document)
     except OSError as error:
         warn_once(f"The robustness results cannot be written to {folder} ({error.strerror}); loggers get them.")
     return [file for file in files if file.is_file()]

@@ -34,11 +34,9 @@ def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor
         ``(units, tensor.numel() // units)``; a view where the memory layout allows it.
     """
     tensor = tensor.detach()
-    if groups == 1 and dim == 0:
-        return tensor.reshape(units, -1)
     if groups > 1:
         tensor, dim = tensor.reshape(groups, -1, *tensor.shape[1:]).movedim(2, 1).flatten(0, 1), 0
-    return tensor.movedim(dim, 0).reshape(units, -1)
+    return (tensor.movedim(dim, 0) if dim else tensor).reshape(units, -1)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def inputs_by_graph(module: nn.Module, sources: Sequence[Source], batch: Any) ->
 
     handles = [source.layer.register_forward_pre_hook(note, with_kwargs=True) for source in sources]
     try:
-        with _trainable(module):
+        with trainable(module):
             graph = Graph(*trace(module, batch))
     finally:
         for handle in handles:
@@ -103,7 +103,7 @@ def inputs_by_graph(module: nn.Module, sources: Sequence[Source], batch: Any) ->
 
 
 @contextmanager
-def _trainable(module: nn.Module) -> Iterator[None]:
+def trainable(module: nn.Module) -> Iterator[None]:
     """Let frozen parameters take part in the graph for a while."""
     frozen = [p for p in module.parameters() if not p.requires_grad and (p.is_floating_point() or p.is_complex())]
     for parameter in frozen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
@@ -55,6 +56,32 @@ def foldable(source: Source, layer: nn.Module, feeders: Sequence[Feeder], tied: 
     return feeder
 
 
+def tied_parameters(module: nn.Module) -> set[int]:
+    """Return the ids of parameters that belong to several modules."""
+    owners = Counter(id(p) for layer in module.modules() for p in layer.parameters(recurse=False))
+    return {parameter for parameter, count in owners.items() if count > 1}
+
+
+def scale_and_shift(source: Source, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    r"""Return a and b, one per channel, of y = ax + b, which a normalization with statistics is in evaluation mode.
+
+    .. math:: a = \gamma / \sqrt{\sigma^2 + \varepsilon}, \quad b = \beta - a\mu
+
+    Args:
+        source: the normalization; what it lacks is 1 or 0.
+        dtype: to compute in.
+    """
+    mean, variance = source.statistics
+    like = next(part for part in (variance, mean, source.gamma, source.beta) if part is not None)
+    factors, offset = like.new_ones(source.channels, dtype=dtype), like.new_zeros(source.channels, dtype=dtype)
+    if variance is not None:
+        factors = torch.rsqrt(variance.to(dtype) + cast("float", source.layer.eps))
+    if source.gamma is not None:
+        factors = factors * per_channel(source.gamma).to(dtype)
+    offset = offset if mean is None else -mean.to(dtype) * factors
+    return factors, offset if source.beta is None else offset + per_channel(source.beta).to(dtype)
+
+
 @torch.no_grad()
 def fold(source: Source, feeder: nn.Module, into: nn.Module) -> Tensor:
     r"""Put what ``source`` does in evaluation mode into the bias in front; return the factors for the weight's rows.
@@ -69,17 +96,10 @@ def fold(source: Source, feeder: nn.Module, into: nn.Module) -> Tensor:
     """
     like = next(feeder.parameters())
     wide = torch.promote_types(like.dtype, torch.float32)
-    factors, offset = like.new_ones(source.channels, dtype=wide), like.new_zeros(source.channels, dtype=wide)
-    mean, variance = source.statistics
-    if variance is not None:
-        factors = torch.rsqrt(variance.to(wide) + cast("float", source.layer.eps))
-    if source.gamma is not None:
-        factors = factors * per_channel(source.gamma).to(wide)
+    factors, offset = (part.to(like.device) for part in scale_and_shift(source, wide))
     if isinstance(into, MeanOnlyBatchNorm):
         into.running_mean = (into.running_mean * factors).to(into.running_mean.dtype)
-    else:
-        offset = offset if mean is None else -mean.to(wide) * factors
-        offset = offset if source.beta is None else offset + per_channel(source.beta).to(wide)
+        offset = torch.zeros_like(offset)
     old = feeder._parameters.get("bias")
     if old is not None or not isinstance(into, MeanOnlyBatchNorm):
         trained = [parameter.requires_grad for parameter in (old, source.beta) if parameter is not None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.feeders import Feeder, Inputs, inputs_by_graph, inputs_in_order
-from lightning_normgeo.normalization.folding import foldable
+from lightning_normgeo.normalization.folding import foldable, tied_parameters
 from lightning_normgeo.normalization.graph import is_compiled
 from lightning_normgeo.normalization.layers import LayerSettings, data_layer
 from lightning_normgeo.normalization.registry import NORMS, Normalization, find_norm
@@ -103,8 +102,7 @@ def _plan(
     plans, left = [], []
     convolutions = {spatial_dims(layer) for layer in module.modules()} - {None, 0}
     usual = next(iter(convolutions)) if len(convolutions) == 1 else 2
-    owners = Counter(id(p) for layer in module.modules() for p in layer.parameters(recurse=False))
-    tied = {parameter for parameter, count in owners.items() if count > 1}
+    tied = tied_parameters(module)
     for source in sources:
         reads = inputs.get(source.layer, Inputs())
         dims = _dims(source, reads, usual)

@@ -37,8 +37,8 @@ class Ball:
         if self.norm == "linf":
             return images + step_size * gradient.sign()
         # the largest element is taken off first: squares of small gradients are zero in float32
-        scaled = gradient / _per_image(gradient.abs().flatten(1).amax(1).clamp_min(_tiny(gradient)), gradient)
-        return images + step_size * scaled / _per_image(lengths(scaled).clamp_min(_tiny(gradient)), gradient)
+        scaled = gradient / per_image(gradient.abs().flatten(1).amax(1).clamp_min(_tiny(gradient)), gradient)
+        return images + step_size * scaled / per_image(lengths(scaled).clamp_min(_tiny(gradient)), gradient)
 
     def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
         """Return the points of the ball around ``images``, and of the box, next to ``adversarial``."""
@@ -47,7 +47,7 @@ class Ball:
             return inside.clamp(self.lower, self.upper)  # type: ignore[arg-type]
         perturbation = adversarial - images
         shrink = (self.eps / lengths(perturbation).clamp_min(_tiny(images))).clamp_max(1.0)
-        moved = images + perturbation * _per_image(shrink, images)
+        moved = images + perturbation * per_image(shrink, images)
         return moved.clamp(self.lower, self.upper)  # type: ignore[arg-type]
 
     def sample(self, images: Tensor, seed: int, indices: Sequence[int], restart: int = 0) -> Tensor:
@@ -163,6 +163,11 @@ def at_least_float32(scores: Tensor) -> Tensor:
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
+def mixed_seed(seed: int, index: int, stream: int = 0) -> int:
+    """Return a seed of a sample's own."""
+    return (seed * 0x9E3779B97F4A7C15 + index * 0xD1B54A32D192ED03 + stream * 0x8CB92BA72F3D8DD7 + 1) % 2**63
+
+
 def _draws(shape: Sequence[int], seed: int, index: int, stream: int, norm: Norm) -> Tensor:
     generator = _generator(seed, index, stream)
     if norm == "linf":
@@ -172,11 +177,11 @@ def _draws(shape: Sequence[int], seed: int, index: int, stream: int, norm: Norm)
 
 
 def _generator(seed: int, index: int, stream: int = 0) -> torch.Generator:
-    mixed = seed * 0x9E3779B97F4A7C15 + index * 0xD1B54A32D192ED03 + stream * 0x8CB92BA72F3D8DD7 + 1
-    return torch.Generator().manual_seed(mixed % 2**63)
+    return torch.Generator().manual_seed(mixed_seed(seed, index, stream))
 
 
-def _per_image(values: Tensor, images: Tensor) -> Tensor:
+def per_image(values: Tensor, images: Tensor) -> Tensor:
+    """View one value per image so that it can be broadcast over images."""
     return values.view(-1, *[1] * (images.ndim - 1))
 
 

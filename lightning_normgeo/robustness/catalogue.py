@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError, closest
-from lightning_normgeo.robustness.attacks import Ball, Bound, Norm, gaussian_noise, projected_gradient
+from lightning_normgeo.robustness.attacks import Ball, Bound, Norm, gaussian_noise, per_image, projected_gradient
 from lightning_normgeo.robustness.foreign import check_foreign, foreign_attack
 from lightning_normgeo.robustness.threat import InputSpace, ThreatModel
 
@@ -160,7 +160,7 @@ class Foreign(Attack):
 
         attacked = foreign_attack(self.attack, logits, pixels, batch.labels, self.options, batch.indices, batch.seed)
         # a sample that was left alone comes back as it was, whatever the way there and back costs
-        same = (attacked == pixels).flatten(1).all(1).view(-1, *[1] * (pixels.ndim - 1))
+        same = per_image((attacked == pixels).flatten(1).all(1), pixels)
         return torch.where(same, batch.images, batch.inputs.pixels_to_space(attacked, space))
 
 

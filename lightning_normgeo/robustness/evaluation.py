@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightning_normgeo.robustness.catalogue import Attack, Batch, ProjectedGradi
 from lightning_normgeo.robustness.checks import check_images, check_labels
 from lightning_normgeo.robustness.decisions import Decisions, rows_of
 from lightning_normgeo.robustness.folding import FoldedModel, folded_model
+from lightning_normgeo.robustness.journal import Journal, identity_of
 from lightning_normgeo.robustness.rescale import RescaledModel
 from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
 from lightning_normgeo.robustness.shown import Shown
@@ -53,7 +55,7 @@ class RobustnessEvaluator:
         progress: Progress | None = None,
     ) -> None:
         self.settings, self.inputs = settings, inputs
-        self.decisions = Decisions(settings.rows)
+        self.decisions: Decisions = Decisions(settings.rows)
         self.shown = Shown(num_images)
         self.folded: FoldedModel | None = None
         self.rescaled: RescaledModel | None = None
@@ -62,11 +64,9 @@ class RobustnessEvaluator:
         self.progress: Progress = progress or (lambda name, samples: None)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._active: dict[str, ActiveSet] = {}
-        self._gradients: Tensor | None = None
         self._device = "cpu"
         self._classes: int | None = None
-        self._batch_size = settings.batch_size or 1
-        self._begun = False
+        self._batch_size: int | None = None
 
     def put(self, images: Tensor, labels: Tensor, indices: Sequence[int]) -> None:
         """Evaluate samples, or let them wait until there are enough for a batch.
@@ -84,8 +84,8 @@ class RobustnessEvaluator:
         check_images(images, self.inputs)
         self._device = images.device.type
         self._check(images, labels)
-        if not self._begun:
-            self._begin(images, labels)
+        if self._batch_size is None:
+            self._batch_size = self._begin(images, labels)
         if self.decisions.done:
             images, labels, indices = self._not_done(images, labels, indices)
         numbers = torch.tensor(indices, dtype=torch.long, device=labels.device)
@@ -95,6 +95,23 @@ class RobustnessEvaluator:
             images, labels, numbers = map(torch.cat, zip(*self._waiting, strict=True))
             self._waiting = [(images[size:], labels[size:], numbers[size:])]
             self._evaluate(images[:size], labels[:size], numbers[:size])
+
+    def resume(
+        self, folder: Path, images: Tensor, dataloader: Any, module: nn.Module, number: int = 0, rank: int = 0
+    ) -> Journal:
+        """Keep a journal from now on, after what an earlier attempt at the same left in it; before the first batch.
+
+        Args:
+            folder: where it is kept.
+            images: the first batch.
+            dataloader: the loader.
+            module: holds the weights.
+            number: of the loader.
+            rank: of the process.
+        """
+        identity = identity_of(self.settings.describe(self.inputs), module, images, dataloader, number)
+        self.decisions = journal = Journal(self.decisions.attacks, folder, identity, rank)
+        return journal
 
     def finish(self) -> Decisions:
         """Evaluate what is still waiting, and return all decisions."""
@@ -109,10 +126,7 @@ class RobustnessEvaluator:
 
     def weights(self) -> dict[str, Any]:
         """Return norms of weights as plain values: raw, effective, and in the control."""
-        folded = {} if self.folded is None else self.folded.folded
-        found: dict[str, Any] = {
-            "effective_norms": {name: {"raw": raw, "effective": norm} for name, (raw, norm) in folded.items()}
-        }
+        found: dict[str, Any] = {"effective_norms": {} if self.folded is None else self.folded.norms}
         if self.rescaled is not None:
             norms = {name: {"before": before, "after": after} for name, (before, after) in self.rescaled.layers.items()}
             found["rescaled"] = {
@@ -143,18 +157,17 @@ class RobustnessEvaluator:
             with self._ready(control=bool(suffix)):
                 self._attack(inside, labels, numbers, suffix)
 
-    def _begin(self, images: Tensor, labels: Tensor) -> None:
-        """Make the stand-ins of the weights, and choose the size of batches."""
+    def _begin(self, images: Tensor, labels: Tensor) -> int:
+        """Make the stand-ins of the weights, and return the size of batches."""
         if self.settings.fold and self._module is not None:
             last = images.device.type == "cpu" or self.settings.autocast is not None
             self.folded = folded_model(self._module, self._call, images, channels_last=last)
         if self.settings.rescale is not None and self._module is not None:
             self.rescaled = RescaledModel(self._module, self._call, images, self.settings.rescale)
-        if self.settings.batch_size is None:
-            with self._ready():
-                inside = self.inputs.to_space(images, self.settings.threat.space)
-                self._batch_size = fitting_batch(self._model, inside, labels)
-        self._begun = True
+        if self.settings.batch_size is not None:
+            return self.settings.batch_size
+        with self._ready():
+            return fitting_batch(self._model, self.inputs.to_space(images, self.settings.threat.space), labels)
 
     @contextmanager
     def _ready(self, control: bool = False) -> Iterator[None]:
@@ -182,9 +195,7 @@ class RobustnessEvaluator:
             scores, _, gradient = ascent(self._model, images, labels)
         else:
             scores = self._scores(images)
-        self._gradients = gradient
-        self._done("clean" + suffix, Ended(images, images, labels, numbers, scores))
-        self._gradients = None
+        self._done("clean" + suffix, Ended(images, images, labels, numbers, scores), gradient)
         box = threat.box(self.inputs, images)
         indices = numbers.tolist()
         batch = Batch(self._model, images, labels, indices, box, gradient, self.inputs, threat, self.settings.seed)
@@ -224,7 +235,7 @@ class RobustnessEvaluator:
                 attack.steps,
                 restart if attack.random_start else None,
                 attack.restarts,
-                self._batch_size,
+                self._batch_size or len(batch.labels),
                 lambda ended: self._done(name, ended),
             )
         return self._active[name]
@@ -233,7 +244,7 @@ class RobustnessEvaluator:
         with torch.no_grad():
             return self._model(images)
 
-    def _done(self, attack: str, ended: Ended) -> None:
+    def _done(self, attack: str, ended: Ended, gradient: Tensor | None = None) -> None:
         """Keep what became of samples: one transfer to the host."""
         if not len(ended.labels):
             return
@@ -241,12 +252,11 @@ class RobustnessEvaluator:
             perturbation = ended.adversarial - ended.images
             predictions = ended.scores.argmax(1)
             losses = F.cross_entropy(ended.scores, ended.labels, reduction="none")
-            known = self._gradients is not None
-            gradients = lengths(self._gradients, "linf") if known else torch.full_like(losses, torch.nan)  # type: ignore[arg-type]
+            slopes = torch.full_like(losses, torch.nan) if gradient is None else lengths(gradient, "linf")
             sizes = lengths(perturbation, "linf"), lengths(perturbation)
-            columns = (ended.indices, ended.labels, predictions, losses, *sizes, gradients)
+            columns = (ended.indices, ended.labels, predictions, losses, *sizes, slopes)
             rows = rows_of(torch.stack([column.double() for column in columns]).cpu())
         self.decisions.add(attack, rows)
-        pixels = self.inputs.to_pixels(ended.adversarial, self.settings.threat.space)
-        self.shown.add(attack, pixels, rows)
+        space = self.settings.threat.space
+        self.shown.add(attack, ended.adversarial, rows, lambda images: self.inputs.to_pixels(images, space))
         self.progress(attack, len(ended.labels))

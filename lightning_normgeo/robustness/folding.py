@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,10 @@ from torch.nn.utils import parametrize
 
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.normalization.feeders import Feeder, inputs_by_graph
-from lightning_normgeo.normalization.folding import foldable
+from lightning_normgeo.normalization.folding import foldable, scale_and_shift, tied_parameters
 from lightning_normgeo.normalization.graph import is_compiled
 from lightning_normgeo.normalization.sources import Source, normalization_layers, overrides
+from lightning_normgeo.robustness.stand_ins import Calls, exchanged, logit_change
 
 _TOLERANCE = 1e-4
 """Largest change of a logit, relative to the largest logit, that rounding explains in float32."""
@@ -45,7 +47,7 @@ class FoldedModel:
         self, module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor, channels_last: bool = True
     ) -> None:
         self.folded: dict[str, tuple[float, float]] = {}
-        self._parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self._parameters: dict[tuple[nn.Module, str], nn.Parameter] = {}
         self._skipped: list[nn.Module] = []
         self.channels_last = channels_last and images.ndim == 4
         self._parametrized = any(parametrize.is_parametrized(child) for child in module.modules())
@@ -55,52 +57,38 @@ class FoldedModel:
         if self.channels_last:
             self._turn(module)
 
+    @property
+    def norms(self) -> dict[str, dict[str, float]]:
+        """For each layer in :attr:`folded` the norm of its weight, and of the effective one."""
+        return {name: {"raw": raw, "effective": effective} for name, (raw, effective) in self.folded.items()}
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Compute with the stand-ins meanwhile."""
-        with ExitStack() as stack:
-            for layer, name, parameter in self._parameters:
-                stack.callback(layer._parameters.__setitem__, name, layer._parameters[name])
-                layer._parameters[name] = parameter
-            for layer in self._skipped:
-                stack.callback(layer.__dict__.pop, "forward")
-                layer.__dict__["forward"] = _identity
-            if self._parametrized:
-                stack.enter_context(parametrize.cached())
+        places = [(layer._parameters, name, value) for (layer, name), value in self._parameters.items()]
+        skipped = [(vars(layer), "forward", _identity) for layer in self._skipped]
+        with exchanged([*places, *skipped]), parametrize.cached() if self._parametrized else nullcontext():
             yield
 
     @torch.no_grad()
     def _fold(self, source: Source, feeder: Feeder) -> None:
-        layer, norm = feeder.layer, cast("Any", source.layer)
-        mean, variance = (cast("Tensor", statistic).double() for statistic in source.statistics)
-        factors = torch.rsqrt(variance + norm.eps)
-        factors = factors if source.gamma is None else factors * source.gamma.double()
-        shift = torch.zeros_like(factors) if source.beta is None else source.beta.double()
+        layer = feeder.layer
+        factors, shift = scale_and_shift(source, torch.float64)
         weight, bias = cast("Tensor", layer.weight), layer._parameters.get("bias")
         folded = weight.double() * factors.view(-1, *[1] * (weight.ndim - 1))
-        offset = shift - factors * mean if bias is None else shift + factors * (bias.double() - mean)
-        self._stand_in(layer, "weight", folded.to(weight.dtype))
-        self._stand_in(layer, "bias", offset.to(weight.dtype))
+        offset = shift if bias is None else shift + factors * bias.double()
+        self._parameters[layer, "weight"] = _frozen(folded.to(weight.dtype))
+        self._parameters[layer, "bias"] = _frozen(offset.to(weight.dtype))
         self._skipped.append(source.layer)
         self.folded[feeder.name] = float(weight.double().norm()), float(folded.norm())
 
     def _turn(self, module: nn.Module) -> None:
         """Store the weights of two-dimensional convolutions with channels last."""
-        done = {(layer, name): k for k, (layer, name, _) in enumerate(self._parameters)}
         for layer in module.modules():
             weight = layer._parameters.get("weight") if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) else None
-            if weight is None:
-                continue
-            at = done.get((layer, "weight"))
-            source = weight if at is None else self._parameters[at][2]
-            turned = _frozen(source.detach().contiguous(memory_format=torch.channels_last))
-            if at is None:
-                self._parameters.append((layer, "weight", turned))
-            else:
-                self._parameters[at] = (layer, "weight", turned)
-
-    def _stand_in(self, layer: nn.Module, name: str, value: Tensor) -> None:
-        self._parameters.append((layer, name, _frozen(value)))
+            if weight is not None:
+                present = self._parameters.get((layer, "weight"), weight).detach()
+                self._parameters[layer, "weight"] = _frozen(present.contiguous(memory_format=torch.channels_last))
 
 
 def folded_model(
@@ -114,16 +102,12 @@ def folded_model(
         folded = FoldedModel(module, logits, images, channels_last)
     except ConfigurationError:
         return None  # no graph to be had
-    with torch.no_grad():
-        expected = logits(images)
-        with folded.active():
-            found = logits(images)
-    scale = expected.abs().amax().clamp_min(1e-30)
-    if bool(((found - expected).abs() <= _TOLERANCE * scale).all()):
+    change = logit_change(folded.active(), logits, images)
+    if change <= _TOLERANCE:
         return folded
     warn_once(
         "Folding batch normalization into the layers in front of it changes the logits by up to "
-        f"{float((found - expected).abs().amax() / scale):.1e} of the largest, more than rounding; the model is "
+        f"{change:.1e} of the largest, more than rounding; the model is "
         "evaluated as it is, which takes longer."
     )
     return None
@@ -136,16 +120,12 @@ def _pairs(module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor
         return
     calls = Calls(module, logits)
     sources = [s for s in normalization_layers(calls) if isinstance(s.layer, wanted) and _plain(s)]
-    seen: dict[int, int] = {}
-    for child in module.modules():
-        for parameter in child._parameters.values():
-            seen[id(parameter)] = seen.get(id(parameter), 0) + 1
-    tied = {key for key, count in seen.items() if count > 1}
+    tied = tied_parameters(module)
     inputs = inputs_by_graph(calls, sources, images)
     for source in sources:
         feeder = foldable(source, nn.Identity(), inputs[source.layer].feeders, tied)
         if isinstance(feeder, Feeder) and _foldable(feeder.layer):
-            yield source, Feeder(feeder.name.removeprefix("module."), feeder.layer, feeder.direct)
+            yield source, replace(feeder, name=Calls.own_name(feeder.name))
 
 
 def _plain(source: Source) -> bool:
@@ -170,19 +150,6 @@ def _foldable(layer: nn.Module) -> bool:
 def _hooked(layer: nn.Module) -> bool:
     """Whether somebody looks at what goes in or comes out."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
-
-
-class Calls(nn.Module):
-    """A model that is called in somebody's own way."""
-
-    def __init__(self, module: nn.Module, logits: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.module = module
-        self._logits = (logits,)  # a module would be registered
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        return self._logits[0](images)
 
 
 def _identity(values: Tensor) -> Tensor:

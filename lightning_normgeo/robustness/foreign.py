@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.robustness.attacks import mixed_seed, per_image
 from lightning_normgeo.robustness.threat import ThreatModel
 
 _BALL = 8 / 255
@@ -102,7 +103,7 @@ def foreign_attack(
         except Exception as error:
             error.add_note(f"This was torchattacks.{name} with {dict(options)}.")
             raise
-    finite = attacked.isfinite().flatten(1).all(1).view(-1, *[1] * (images.ndim - 1))
+    finite = per_image(attacked.isfinite().flatten(1).all(1), images)
     moved = attacked.clamp(0, 1).to(originals.dtype)
     return torch.where(finite & (attacked != images), moved, originals)
 
@@ -170,7 +171,7 @@ def _random_numbers(seed: int, index: int) -> Iterator[None]:
     """Draw numbers that follow from a seed meanwhile, whichever library is asked."""
     import numpy as np
 
-    mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xD1B54A32D192ED03 + 1) % 2**63
+    mixed = mixed_seed(seed, index)
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - what attacks draw from
     # torch.manual_seed seeds every device
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.robustness.decisions import Decisions, Rows
+from lightning_normgeo.files import open_lines, read_lines
+from lightning_normgeo.robustness.decisions import WHOLE, Decisions, Rows
 
 
 class Journal(Decisions):
@@ -57,11 +58,7 @@ class Journal(Decisions):
     def _open(self) -> TextIO:
         assert self._folder is not None  # noqa: S101
         if self._file is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / f"{self._stem}-{self._rank}.jsonl"
-            torn = path.is_file() and not path.read_bytes().endswith(b"\n")
-            self._file = path.open("a", encoding="utf-8")
-            self._file.write("\n" * torn)  # end the half line of a killed evaluation
+            self._file = open_lines(self._folder / f"{self._stem}-{self._rank}.jsonl")
         return self._file
 
     def _paths(self) -> list[Path]:
@@ -115,13 +112,8 @@ def size_of(dataloader: Any) -> int | None:
 
 def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, Rows]]:
     for path in paths:
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue  # the torn last line of a killed evaluation
+        for line in read_lines(path):
             columns = [
-                torch.tensor(line[name], dtype=torch.long if k < 3 else torch.float32)
-                for k, name in enumerate(Rows._fields)
+                torch.tensor(line[name], dtype=torch.long if name in WHOLE else torch.float32) for name in Rows._fields
             ]
             yield line["attack"], Rows(*columns)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_normgeo.files import write_document
 from lightning_normgeo.robustness.decisions import Decisions
 from lightning_normgeo.robustness.evaluation import RobustnessEvaluator
 from lightning_normgeo.robustness.results import AttackResult, results_of, suspicions
@@ -69,7 +68,7 @@ class RobustnessReport:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.decisions.save(folder / "robustness.npz")
-        write_json(folder / "robustness.json", self.as_dict())
+        write_document(folder / "robustness.json", self.as_dict())
 
     def __str__(self) -> str:
         """Return the table."""
@@ -94,10 +93,3 @@ def report_of(decisions: Decisions, evaluator: RobustnessEvaluator) -> Robustnes
         shown=evaluator.shown,
         weights=evaluator.weights(),
     )
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a document; a reader never sees half of it."""
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(draft, path)  # noqa: PTH105 - atomic

@@ -14,9 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization import Units, scale_invariant_units
+from lightning_normgeo.normalization.feeders import trainable
 from lightning_normgeo.normalization.names import clean_name
 from lightning_normgeo.robustness.checks import undisturbed
-from lightning_normgeo.robustness.folding import Calls, FoldedModel
+from lightning_normgeo.robustness.folding import FoldedModel
+from lightning_normgeo.robustness.stand_ins import Calls, Place, exchanged, logit_change
 
 _TOLERANCE = 0.05
 """Largest change of a logit, relative to the largest logit, for which the function counts as the same but for ε."""
@@ -74,8 +76,7 @@ class RescaledModel:
         self.layers: dict[str, tuple[float, float]] = {}
         self.unscaled: list[str] = []
         self.ratios: dict[str, tuple[float, float]] = {}
-        self._parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
-        self._buffers: list[tuple[nn.Module, str, Tensor]] = []
+        self._places: list[Place] = []
         with undisturbed(module), torch.no_grad():
             self._scale(module, _units_of_training(module, logits, images[:2]))
             self._follow(module, logits, images)
@@ -84,25 +85,19 @@ class RescaledModel:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Compute with the stand-ins meanwhile."""
-        with ExitStack() as stack:
-            for layer, name, parameter in self._parameters:
-                stack.callback(layer._parameters.__setitem__, name, layer._parameters[name])
-                layer._parameters[name] = parameter
-            for layer, name, buffer in self._buffers:
-                stack.callback(layer._buffers.__setitem__, name, layer._buffers[name])
-                layer._buffers[name] = buffer
+        with exchanged(self._places):
             yield
 
     def _scale(self, module: nn.Module, found: Units) -> None:
         parameters = {clean_name(name): parameter for name, parameter in module.named_parameters()}
         for units in found:
-            path, weight = _own(units.site), parameters[_own(units.name)]
+            path, weight = Calls.own_name(units.site), parameters[Calls.own_name(units.name)]
             if not units.invariant:
                 self.unscaled.append(path)
                 continue
             longer = self._stand_in(module, weight)
             if units.bias is not None:
-                self._stand_in(module, parameters[_own(units.bias)])
+                self._stand_in(module, parameters[Calls.own_name(units.bias)])
             self.layers[path] = float(weight.double().norm()), float(longer.double().norm())
 
     def _stand_in(self, module: nn.Module, parameter: nn.Parameter) -> Tensor:
@@ -111,7 +106,7 @@ class RescaledModel:
         for layer in module.modules():
             for name, own in layer._parameters.items():
                 if own is parameter:
-                    self._parameters.append((layer, name, longer))
+                    self._places.append((layer._parameters, name, longer))
         return longer
 
     def _follow(self, module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor) -> None:
@@ -125,14 +120,13 @@ class RescaledModel:
             ratio, offset = _relation(name, inputs, after[layer])
             self.ratios[name] = float(ratio.min()), float(ratio.max())
             mean, variance = (cast("Tensor", layer._buffers[key]) for key in ("running_mean", "running_var"))
-            self._buffers.append((layer, "running_mean", (ratio * mean.double() + offset).to(mean.dtype)))
-            self._buffers.append((layer, "running_var", (ratio.square() * variance.double()).to(variance.dtype)))
+            self._places.append((layer._buffers, "running_mean", (ratio * mean.double() + offset).to(mean.dtype)))
+            self._places.append(
+                (layer._buffers, "running_var", (ratio.square() * variance.double()).to(variance.dtype))
+            )
 
     def _checked_difference(self, logits: Callable[[Tensor], Tensor], images: Tensor) -> float:
-        expected = logits(images)
-        with self.active():
-            found = logits(images)
-        difference = float((found - expected).abs().amax() / expected.abs().amax().clamp_min(1e-30))
+        difference = logit_change(self.active(), logits, images)
         if not difference <= _TOLERANCE:
             raise ConfigurationError(
                 f"With weights {self.factor:g} times as long the logits change by {difference:.1e} of the largest, "
@@ -157,8 +151,7 @@ def effective_norms(
         logits: calls it.
         images: a few, as ``logits`` takes them.
     """
-    folded = FoldedModel(module, logits, images, channels_last=False).folded
-    return {name: {"raw": raw, "effective": effective} for name, (raw, effective) in folded.items()}
+    return FoldedModel(module, logits, images, channels_last=False).norms
 
 
 def _units_of_training(module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor) -> Units:
@@ -166,19 +159,15 @@ def _units_of_training(module: nn.Module, logits: Callable[[Tensor], Tensor], im
 
     Nothing else goes into training mode: dropout and spectral normalization have no part in what is invariant.
     """
-    frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
     norms = [layer for layer in module.modules() if _has_statistics(layer)]
     try:
-        for parameter in frozen:
-            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
         for layer in norms:
             layer.training = True
-        return scale_invariant_units(Calls(module, logits), images)
+        with trainable(module):
+            return scale_invariant_units(Calls(module, logits), images)
     finally:
         for layer in norms:
             layer.training = False
-        for parameter in frozen:
-            parameter.requires_grad_(False)
 
 
 def _has_statistics(layer: nn.Module) -> bool:
@@ -228,8 +217,3 @@ def _relation(name: str, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]
             "at several places of different scale, or does anything in front of it compute with random numbers?"
         )
     return ratio, offset
-
-
-def _own(name: str) -> str:
-    """Return a name without what calling the model in somebody's own way has put in front."""
-    return name.removeprefix("module.")

@@ -16,7 +16,7 @@ from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.robustness.checks import undisturbed
 from lightning_normgeo.robustness.evaluation import RobustnessEvaluator
 from lightning_normgeo.robustness.inputs import input_space
-from lightning_normgeo.robustness.journal import Journal, identity_of, size_of
+from lightning_normgeo.robustness.journal import Journal, size_of
 from lightning_normgeo.robustness.report import RobustnessReport, report_of
 from lightning_normgeo.robustness.settings import RobustnessSettings
 
@@ -66,19 +66,22 @@ def evaluate_robustness(
     chosen = RobustnessSettings(**settings)
     inputs = input_space(model, dataloader, mean, std)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    names = chosen.rows
     total = min((n for n in (size_of(dataloader), chosen.max_samples) if n is not None), default=None)
-    bar = tqdm(total=total and total * len(names), disable=not progress, unit="img", leave=False)
+    bar = tqdm(total=total and total * len(chosen.rows), disable=not progress, unit="img", leave=False)
     with bar, undisturbed(model), ExitStack() as stack:
-        evaluator = RobustnessEvaluator(logits or model, inputs, chosen, model, num_images)
-        evaluator.progress = lambda name, samples: show_progress(bar, evaluator, name, samples)
+        evaluator = RobustnessEvaluator(
+            logits or model,
+            inputs,
+            chosen,
+            model,
+            num_images,
+            lambda name, samples: show_progress(bar, evaluator, name, samples),
+        )
         seen = 0
         for batch in dataloader:
             images, labels = (tensor.to(device) for tensor in (unpack or pair)(batch))
             if seen == 0 and resume_dir is not None:
-                identity = identity_of(chosen.describe(inputs), model, images, dataloader)
-                evaluator.decisions = journal = Journal(names, Path(resume_dir), identity)
-                stack.callback(journal.close)
+                stack.callback(evaluator.resume(Path(resume_dir), images, dataloader, model).close)
             count = len(labels) if chosen.max_samples is None else min(len(labels), chosen.max_samples - seen)
             evaluator.put(images[:count], labels[:count], range(seen, seen + count))
             seen += count
