@@ -15,10 +15,11 @@ from typing import Any, TextIO
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_normgeo._lightning import Logger
+from lightning_normgeo.environment import describe_environment
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero
 from lightning_normgeo.files import open_lines, read_lines, write_document
 
-RECORD_NAME = "record.jsonl"
+RECORD_NAME, STUDY_NAME = "record.jsonl", "study.json"
 
 
 class RecordLogger(Logger):
@@ -41,6 +42,7 @@ class RecordLogger(Logger):
         super().__init__()
         self._save_dir, self._name, self._version = save_dir, name, version
         self._file: TextIO | None = None
+        self._described = False
         check_writable(save_dir, name)
 
     @property
@@ -126,6 +128,9 @@ class RecordLogger(Logger):
     def _write(self, kind: str, **fields: Any) -> None:
         if self._file is None:
             self._file = open_lines(self.path)
+            if not self._described:
+                self._described = True
+                self._write("environment", values=describe_environment())
         line = json.dumps({"kind": kind, "time": round(time.time(), 3), **_plain(fields)}, allow_nan=False)
         self._file.write(line + "\n")
         self._file.flush()
@@ -164,22 +169,30 @@ class Record:
         metrics: for each key its (step, value) pairs in the order they were logged.
         layers: for each quantity its (step, values by layer) pairs.
         settings: everything passed to ``log_hyperparams``, later calls over earlier ones.
+        environment: versions and hardware, of the last process that wrote.
         results: by name.
         images: for each key the files and captions logged last.
         complete: whether the last line says that the run ended.
+        begun: when the first line was written, in seconds since 1970.
+        ended: when the last one was.
     """
 
     folder: Path
     metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     layers: dict[str, list[tuple[int, dict[str, float]]]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     images: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     complete: bool = False
+    begun: float = 0.0
+    ended: float = 0.0
 
 
 def read_record(run: str | Path) -> Record:
     """Read a run's record, also of a run that is under way or was killed.
+
+    Where a run was killed and went on from a checkpoint, the steps that were lost are left out: steps rise.
 
     Args:
         run: the run's folder, or the record itself.
@@ -192,22 +205,30 @@ def read_record(run: str | Path) -> Record:
     if not path.is_file():
         raise ConfigurationError(f"{path} does not exist. Give the folder of a run that was logged with RecordLogger.")
     record = Record(path.parent)
+    earlier: set[tuple[str, str]] = set()
     for line in read_lines(path):
-        _add(record, line)
+        if line["kind"] == "environment":  # a process begins
+            earlier = {(kind, key) for kind in ("metrics", "layers") for key in getattr(record, kind)}
+        _add(record, line, earlier)
     return record
 
 
-def _add(record: Record, line: dict[str, Any]) -> None:
+def _add(record: Record, line: dict[str, Any], earlier: set[tuple[str, str]]) -> None:
     record.complete = line["kind"] == "end"
+    record.begun, record.ended = record.begun or line["time"], line["time"]
     match line["kind"]:
-        case "metrics":
+        case "metrics" | "layers":
+            curves: dict[str, list[tuple[int, Any]]] = getattr(record, line["kind"])
             for key, value in line["values"].items():
-                record.metrics.setdefault(key, []).append((line["step"] or 0, value))
-        case "layers":
-            for key, values in line["values"].items():
-                record.layers.setdefault(key, []).append((line["step"] or 0, values))
+                curve, step = curves.setdefault(key, []), line["step"] or 0
+                if (line["kind"], key) in earlier:  # a run that goes on replaces what was logged beyond its checkpoint
+                    earlier.discard((line["kind"], key))
+                    curve[:] = [point for point in curve if point[0] < step]
+                curve.append((step, value))
         case "settings":
             record.settings.update(line["values"])
+        case "environment":
+            record.environment = line["values"]
         case "results":
             record.results[line["name"]] = line["values"]
         case "images":

@@ -20,22 +20,27 @@ ALLOWED = {
     "errors": set(),
     "files": set(),
     "_lightning": set(),
+    "environment": {"_version"},
     "geometry": {"errors"},
     "normalization": {"errors", "geometry"},
     "robustness": {"errors", "files", "normalization"},
     "probes": {"errors", "geometry", "normalization"},
-    "record": {"_lightning", "errors", "files"},
+    "record": {"_lightning", "environment", "errors", "files"},
+    "run_folder": {"errors", "record"},
     "summary": {"record"},
-    "report": {"_version", "record"},
+    "report": {"_version", "errors", "record", "robustness"},
     "data": {"errors"},
     "models": {"errors", "normalization"},
     "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "robustness"},
     "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "record", "robustness"},
-    "cli": {"_version", "errors", "record", "summary", "report", "data", "models", "callbacks"},
+    "cli": {"_version", "errors", "record", "run_folder", "summary", "report", "data", "models", "callbacks"},
+    "study": {"_version", "cli", "errors", "files", "record", "report", "run_folder"},
+    "__main__": {"cli", "report", "study"},
 }
 # what the parts without a Trainer may import from elsewhere
 THIRD_PARTY = {
     "_version": set(),
+    "environment": set(),
     "errors": {"lightning_utilities"},  # for the rank: a package of two dozen helpers, not Lightning
     "geometry": {"torch", "numba"},  # numba only where it is installed
     "normalization": {"torch"},
@@ -44,6 +49,7 @@ THIRD_PARTY = {
     "summary": {"rich"},
     "report": {"altair", "jinja2", "vl_convert"},
     "record": {"lightning_utilities", "PIL"},
+    "run_folder": {"filelock"},
 }
 
 

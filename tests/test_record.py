@@ -72,7 +72,7 @@ def test_every_line_is_strict_json_with_kind_and_time() -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     lines = [json.loads(line, parse_constant=refuse) for line in logger.path.read_text().splitlines()]
-    assert [line["kind"] for line in lines] == ["settings", "metrics"]
+    assert [line["kind"] for line in lines] == ["environment", "settings", "metrics"]
     assert all(line["time"] > 1.7e9 for line in lines)
 
 
@@ -285,3 +285,36 @@ def test_how_a_run_ended_is_recorded(monkeypatch: pytest.MonkeyPatch, status: st
     last = json.loads(record.path.read_text().splitlines()[-1])
     assert (last["kind"], last["status"]) == ("end", "failed")
     assert len(read_record(record.folder).metrics["norm_growth/increment"]) == 1
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_replaces_what_it_had_logged_beyond() -> None:
+    for steps in ((0, 10, 20, 30), (20, 30)):  # killed after 30; the checkpoint is of step 15
+        logger = RecordLogger("out", version="one")
+        for step in steps:
+            logger.log_metrics({"q": float(len(steps))}, step=step)
+            logger.log_layers({"q": {"conv1": float(len(steps))}}, step=step)
+        logger.log_metrics({"once a run": 1.0}, step=None)
+        logger._file.close()
+    record = read_record(logger.folder)
+    assert record.metrics["q"] == [(0, 4.0), (10, 4.0), (20, 2.0), (30, 2.0)]
+    assert record.layers["q"] == [(step, {"conv1": value}) for step, value in record.metrics["q"]]
+    assert record.metrics["once a run"] == [(0, 1.0)]
+
+
+def test_one_process_keeps_what_it_logs_twice() -> None:
+    logger = RecordLogger("out")
+    for value in (1.0, 2.0):
+        logger.log_metrics({"val/loss": value}, step=4)
+        logger.finalize("success")
+    assert read_record(logger.folder).metrics["val/loss"] == [(4, 1.0), (4, 2.0)]
+
+
+def test_what_it_ran_on() -> None:
+    logger = RecordLogger("out")
+    logger.log_metrics({"a": 1.0})
+    logger.finalize("success")
+    record = read_record(logger.folder)
+    assert torch.__version__.startswith(record.environment["torch"])
+    assert record.environment["threads"] == str(torch.get_num_threads())
+    assert {"python", "pytorch-lightning", "lightning-normgeo", "system", "cpu", "cores"} <= set(record.environment)
+    assert 0 <= record.ended - record.begun < 60

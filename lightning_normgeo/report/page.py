@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import vl_convert
@@ -14,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lightning_normgeo._version import __version__
 from lightning_normgeo.record import Record, read_record
 from lightning_normgeo.report.figures import all_figures
+from lightning_normgeo.report.runs import flat
 
 REPORT_NAME = "report.html"
 
@@ -53,11 +52,11 @@ def render(record: Record) -> str:
         library=_library(),
         results=robustness["results"] if robustness else [],
         warnings=robustness.get("warnings", []) if robustness else [],
-        threat=_flat(robustness["settings"]) if robustness else {},
+        threat=flat(robustness["settings"]) if robustness else {},
         images=[
             (_data_uri(record.folder / file), caption) for file, caption in record.images.get("robustness/examples", [])
         ],
-        settings=_flat(record.settings.get("config", record.settings)),
+        settings=flat(record.settings.get("config", record.settings)),
         steps=_last_step(record) + 1,
         complete=record.complete,
         version=__version__,
@@ -86,15 +85,3 @@ def _inline_json(text: str) -> str:
 
 def _data_uri(file: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, str]:
-    """Return nested settings as dotted names and short texts, without empty ones."""
-    if isinstance(values, dict):
-        flat: dict[str, str] = {}
-        for key, value in values.items():
-            flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-        return flat
-    if isinstance(values, list) and any(isinstance(value, dict) for value in values):
-        return _flat({str(i): value for i, value in enumerate(values)}, prefix)
-    return {} if values is None else {prefix: values if isinstance(values, str) else json.dumps(values)}

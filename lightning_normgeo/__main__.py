@@ -1,0 +1,25 @@
+"""The console script ``normgeo``, also as ``python -m lightning_normgeo``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from lightning_normgeo import cli
+
+_OWN = ("study", "report")
+"""Commands that are not the Trainer's; each has a module ``<name>.command``."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command from the shell: a setting that cannot work ends in one clear line and exit status 2."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] not in _OWN:
+        cli.main(args)
+        return
+    with cli.one_line_errors():
+        sys.exit(importlib.import_module(f"lightning_normgeo.{args[0]}.command").main(args[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Which runs a report is about, and what tells them apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.record import STUDY_NAME, Record, read_record
+
+_NOT_COMPARED = ("run", "ckpt_path", "config", "wandb", "trainer.logger", "trainer.default_root_dir", "model.optimizer")
+_SEEDS = ("seed_everything", "seed")
+_WEIGHT_DECAY = "weight_decay"
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run among those of a report.
+
+    Attributes:
+        record: what it logged.
+        settings: all its settings, by dotted name.
+        differing: those in which the runs of the report differ, the seed included.
+        panel: the normalization, if the runs differ in it; figures have a panel for each.
+        series: everything else that differs but the seed, as a label; figures have a color for each.
+        repeat: the seed, or what else tells runs apart that have all settings in common.
+    """
+
+    record: Record
+    settings: dict[str, str]
+    differing: dict[str, str]
+    panel: str = ""
+    series: str = ""
+    repeat: str = ""
+
+    @property
+    def group(self) -> str:
+        """What this run has in common with its repetitions under other seeds."""
+        return ", ".join(part for part in (self.panel, self.series) if part) or "all runs"
+
+    @property
+    def name(self) -> str:
+        """A label of its own."""
+        parts = [part for part in (self.panel, self.series, self.repeat) if part]
+        return ", ".join(parts) or self.record.folder.name
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """The rows of its robustness evaluation, ``clean`` first; none without one."""
+        found: list[dict[str, Any]] = self.record.results.get("robustness", {}).get("results", [])
+        return found
+
+
+def load_runs(sources: Sequence[str | Path]) -> list[Run]:
+    """Read the runs of a report.
+
+    Args:
+        sources: folders of runs, records, folders of studies or their ``study.json``; each run counts once.
+
+    Raises:
+        ConfigurationError: if there is none, or one of them has no record.
+    """
+    folders = dict.fromkeys(folder.resolve() for source in sources for folder in _folders(Path(source)))
+    if not folders:
+        raise ConfigurationError("There is no run to report. Give folders of runs, or of a study.")
+    return compare_runs([read_record(folder) for folder in folders])
+
+
+def compare_runs(records: Sequence[Record]) -> list[Run]:
+    """Return the runs with what tells them apart, in the order given."""
+    settings = [flat(record.settings.get("config", record.settings)) for record in records]
+    compared = [{k: v for k, v in one.items() if not _left_out(k)} for one in settings]
+    names = dict.fromkeys(name for one in compared for name in one)
+    differing = [name for name in names if len({one.get(name, MISSING) for one in compared}) > 1]
+    runs = [
+        Run(record, one, {name: one.get(name, MISSING) for name in differing})
+        for record, one in zip(records, settings, strict=True)
+    ]
+    return _told_apart([_labelled(run) for run in runs])
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, str]:
+    """Return nested settings as dotted names and short texts, without empty ones."""
+    if isinstance(values, Mapping):
+        found: dict[str, str] = {}
+        for key, value in values.items():
+            found.update(flat(value, f"{prefix}.{key}" if prefix else str(key)))
+        return found
+    if isinstance(values, list) and any(isinstance(value, Mapping) for value in values):
+        return flat({str(i): value for i, value in enumerate(values)}, prefix)
+    return {} if values is None else {prefix: values if isinstance(values, str) else json.dumps(values)}
+
+
+def is_seed(setting: str) -> bool:
+    """Whether a setting only chooses random numbers."""
+    return setting.rpartition(".")[2] in _SEEDS
+
+
+def is_norm(setting: str) -> bool:
+    """Whether a setting is the choice of a normalization."""
+    return setting.rpartition(".")[2] == "norm"
+
+
+def is_weight_decay(setting: str) -> bool:
+    """Whether a setting is the strength of weight decay."""
+    return setting.rpartition(".")[2] == _WEIGHT_DECAY
+
+
+def _folders(source: Path) -> Iterable[Path]:
+    """Return the folders of the runs that a path stands for."""
+    index = source if source.name == STUDY_NAME else source / STUDY_NAME
+    if not index.is_file():
+        return [source]
+    try:
+        runs = [index.parent / run["name"] for run in json.loads(index.read_text(encoding="utf-8"))["runs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{index} is not the index of a study ({error!r}). Run normgeo study again."
+        ) from error
+    begun = [folder for folder in runs if (folder / "record.jsonl").is_file()]
+    if not begun:
+        raise ConfigurationError(f"No run of {index} has begun.")
+    return begun
+
+
+def _left_out(setting: str) -> bool:
+    return any(setting == name or setting.startswith(f"{name}.") for name in _NOT_COMPARED)
+
+
+def _labelled(run: Run) -> Run:
+    own = {name: value for name, value in run.differing.items() if not is_seed(name)}
+    panel = [value for name, value in own.items() if is_norm(name)]
+    others = [_label(name, value) for name, value in own.items() if not is_norm(name)]
+    seeds = [f"seed {value}" for name, value in run.differing.items() if is_seed(name)]
+    return replace(run, panel=" / ".join(panel), series=", ".join(others), repeat=", ".join(seeds))
+
+
+def _label(setting: str, value: str) -> str:
+    if is_weight_decay(setting):
+        return "no weight decay" if value in ("0", "0.0") else f"weight decay {value}"
+    return f"{setting.rpartition('.')[2]} {value}"
+
+
+def _told_apart(runs: list[Run]) -> list[Run]:
+    """Return the runs with the folder's name in the label of those that have everything in common."""
+    names = [run.name for run in runs]
+    return [
+        run
+        if names.count(run.name) == 1
+        else replace(run, repeat=", ".join(filter(None, (run.repeat, run.record.folder.name))))
+        for run in runs
+    ]

@@ -1,0 +1,4 @@
+"""Grids of runs: ``normgeo study``."""
+
+from lightning_normgeo.study.definition import Study as Study
+from lightning_normgeo.study.definition import load_study as load_study

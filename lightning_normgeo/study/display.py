@@ -1,0 +1,80 @@
+"""A study in the terminal: what it will run, a line for each run under way, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lightning_normgeo.study.index import Entry, Index
+from lightning_normgeo.study.watch import Watch
+
+_ENDED = {"finished": "[green]finished[/]", "failed": "[red]failed[/]", "interrupted": "[yellow]interrupted[/]"}
+
+
+class ProgressDisplay:
+    """One progress line per run under way, and one of plain text for each that begins or ends.
+
+    Args:
+        console: where it is shown; lines that move are left out where that is no terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def update(self, entry: Entry, watch: Watch) -> None:
+        """Show how far a run is, or how it ended."""
+        if entry.status == "running":
+            if entry.name not in self._tasks:
+                self._tasks[entry.name] = self._progress.add_task(entry.name, total=1.0, text="starting")
+                if not self._console.is_terminal:
+                    self._console.print(f"{entry.name}: begins", highlight=False)
+            self._progress.update(self._tasks[entry.name], completed=watch.fraction, text=watch.text)
+            return
+        self._progress.remove_task(self._tasks.pop(entry.name))
+        accuracy = f", val {100 * watch.accuracy:.1f} %" if watch.accuracy is not None else ""
+        self._console.print(
+            f"{entry.name}: {_ENDED[entry.status]} after {entry.seconds:.0f} s{accuracy}", highlight=False
+        )
+        if entry.error:
+            self._console.print(f"  {entry.error}", style="red", markup=False, soft_wrap=True)
+
+
+def listing(index: Index) -> Table:
+    """Return the runs of a study and how far each of them is."""
+    table = Table(box=box.SIMPLE, title=f"{index.study.name}: {len(index.entries)} runs", title_justify="left")
+    for name in ("run", "status"):
+        table.add_column(name)
+    for entry in index.entries:
+        goes_on = entry.status != "finished" and index.folder_of(entry).checkpoint
+        table.add_row(entry.name, entry.status + (", goes on from its checkpoint" if goes_on else ""))
+    return table
+
+
+def failures(index: Index) -> Iterable[str]:
+    """Return a line for each run that failed: why, and where the rest is."""
+    for entry in index.entries:
+        if entry.status == "failed":
+            yield f"{entry.name} failed: {entry.error} (all of it: {index.folder_of(entry).path / 'output.log'})"
