@@ -13,12 +13,12 @@ _OWN = ("study", "report")
 
 def main(args: list[str] | None = None) -> None:
     """Run a command from the shell: a setting that cannot work ends in one clear line and exit status 2."""
-    args = sys.argv[1:] if args is None else args
-    if not args or args[0] not in _OWN:
-        cli.main(args)
+    given = sys.argv[1:] if args is None else args
+    if not given or given[0] not in _OWN:
+        cli.main(args)  # Lightning warns of arguments that are not the shell's
         return
     with cli.one_line_errors():
-        sys.exit(importlib.import_module(f"lightning_normgeo.{args[0]}.command").main(args[1:]))
+        sys.exit(importlib.import_module(f"lightning_normgeo.{given[0]}.command").main(given[1:]))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 import yaml
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from rich.console import Console
 from torch.optim import Optimizer
@@ -23,6 +26,7 @@ from lightning_normgeo._version import __version__
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
 from lightning_normgeo.record import RecordLogger, check_writable, read_record
+from lightning_normgeo.report.command import write_quietly
 from lightning_normgeo.run_folder import RunFolder
 from lightning_normgeo.summary import summary_table
 
@@ -50,26 +54,66 @@ class RecordConfig(SaveConfigCallback):
             logger.log_hyperparams({"config": yaml.safe_load(text)})
 
 
+class RandomState(Callback):
+    """Keeps the state of the random numbers in checkpoints, so that a run goes on as if it had never stopped.
+
+    Args:
+        restore: whether to go on with the state of the checkpoint that fit starts from. Not where that is of another
+            run, whose random numbers would take the place of those that the seed stands for.
+    """
+
+    _KEY = "random_state"
+
+    def __init__(self, restore: bool) -> None:
+        self._restore = restore
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the state; as what ``torch.load`` takes for harmless."""
+        numbers: Any = np.random.get_state()  # noqa: NPY002 - the state that Lightning seeds
+        kind, keys, *rest = numbers
+        state = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+        if pl_module.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+        checkpoint[self._KEY] = state
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with it; tests and validations of a checkpoint do not."""
+        state = checkpoint.get(self._KEY)
+        if state is None or not self._restore or trainer.state.fn != "fit":
+            return
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])  # noqa: NPY002
+        torch.set_rng_state(state["torch"].cpu())
+        if "cuda" in state and pl_module.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"].cpu(), pl_module.device)
+
+
 class NormgeoCLI(LightningCLI):
     """LightningCLI with the package's defaults; ``fit`` ends with the test loop on the best weights and a report."""
 
+    run_folder: RunFolder | None = None
+
     def __init__(self, args: list[str] | dict[str, Any] | None = None) -> None:
         defaults = {"default_config_files": [str(configs_folder() / "defaults.yaml")]}
-        super().__init__(
-            ResNetClassifier,
-            LightningDataModule,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            save_config_callback=RecordConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "description": _DESCRIPTION,
-                "version": __version__,
-                **{name: dict(defaults) for name in self.subcommands()},
-            },
-            args=args,
-        )
+        try:
+            super().__init__(
+                ResNetClassifier,
+                LightningDataModule,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                save_config_callback=RecordConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                auto_configure_optimizers=False,
+                parser_kwargs={
+                    "description": _DESCRIPTION,
+                    "version": __version__,
+                    **{name: dict(defaults) for name in self.subcommands()},
+                },
+                args=args,
+            )
+        finally:  # the whole command has run, or failed
+            if self.run_folder is not None:
+                self.run_folder.release()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the optimizer blocks, links between data and model, and what happens after fit."""
@@ -82,7 +126,7 @@ class NormgeoCLI(LightningCLI):
             "--run",
             type=str | None,
             default=None,
-            help="Folder of the run, <folder>/<study>/<name>. The same command again goes on from the last checkpoint. "
+            help="Folder of a fit, <folder>/<study>/<name>. The same command again goes on from the last checkpoint. "
             "If left out: a new folder, by the time it starts.",
         )
         parser.add_argument(
@@ -112,40 +156,43 @@ class NormgeoCLI(LightningCLI):
         os.environ["WANDB_MODE"] = self._get(self.config, "wandb") or os.environ.get("WANDB_MODE") or "offline"
         os.environ.setdefault("WANDB_SILENT", "true")
         self._take_folder()
-        for kind, settings in self._loggers():
+        for kind, settings in self._entries("logger"):
             save_dir = settings.get("save_dir")
             if kind == "RecordLogger" and save_dir:  # here, as jsonargparse would bury the error of a list's entry
                 check_writable(save_dir, settings.get("name", ""))
             if kind == "WandbLogger" and save_dir:
                 os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute() / "wandb-data"))
 
-    def _loggers(self) -> list[tuple[str, Any]]:
-        """Return the class names and settings of the loggers to be built."""
-        loggers = self._get(self.config, "trainer").get("logger")
-        entries = loggers if isinstance(loggers, list) else [loggers]
+    def _entries(self, kind: str) -> list[tuple[str, Any]]:
+        """Return the class names and settings of the loggers or callbacks to be built."""
+        found = self._get(self.config, "trainer").get(kind)
+        entries = found if isinstance(found, list) else [found]
         known = [entry for entry in entries if hasattr(entry, "get")]
         return [(entry.get("class_path", "").rpartition(".")[2], entry.get("init_args", {})) for entry in known]
 
     def _take_folder(self) -> None:
-        """Send the run where ``--run`` says, and on from where it was."""
+        """Send the run where ``--run`` says."""
         given = self._get(self.config, "run")
-        self.run_folder = folder = RunFolder(given) if given else None
-        if folder is None:
+        if given is None:
             return
-        loggers = self._loggers()
-        if "RecordLogger" not in [kind for kind, _ in loggers]:
-            raise ConfigurationError(f"--run {given} needs a RecordLogger among trainer.logger.")
+        if self.subcommand != "fit":
+            raise ConfigurationError(f"--run is for fit. Leave it out: {self.subcommand} gets a folder of its own.")
+        folder = RunFolder(given)
         folder.claim()
-        if self.subcommand == "fit" and folder.finished:
+        self.run_folder = folder
+        if folder.finished:
             raise ConfigurationError(f"--run {given} has finished. Choose another folder, or remove this one.")
-        for kind, settings in loggers:
-            of_wandb = {"name": folder.path.name, "id": folder.wandb_id}
-            places: dict[str, dict[str, Any]] = {"RecordLogger": folder.logger_settings, "WandbLogger": of_wandb}
-            for name, value in places.get(kind, {}).items():
-                settings[name] = value
-        config = self.config[self.subcommand]
-        config.trainer.default_root_dir = config.trainer.default_root_dir or given
-        config.ckpt_path = config.get("ckpt_path") or folder.checkpoint
+        folder.direct(self._entries("logger"), self._entries("callbacks"))
+        trainer = self.config[self.subcommand].trainer
+        trainer.default_root_dir = trainer.default_root_dir or given
+
+    def before_fit(self) -> None:
+        """Go on where the run was; its own checkpoint is newer than one it was told to start from."""
+        if self.run_folder is None:
+            return
+        own, settings = self.run_folder.checkpoint, self.config_init["fit"]
+        settings["ckpt_path"] = own or settings.get("ckpt_path")
+        self.trainer.callbacks.insert(0, RandomState(restore=own is not None))  # type: ignore[attr-defined]
 
     def after_instantiate_classes(self) -> None:
         """Leave out a W&B logger that cannot start."""
@@ -184,7 +231,7 @@ class NormgeoCLI(LightningCLI):
         console = Console(width=None if sys.stdout.isatty() else 100)
         console.print(summary_table(read_record(folder)))
         if self._get(self.config, "report"):
-            console.print(f"report: {_report(folder)}", soft_wrap=True, highlight=False)
+            console.print(f"report: {write_quietly([folder])}", soft_wrap=True, highlight=False)
         console.print(f"record: {folder.absolute()}", soft_wrap=True, highlight=False)
         for logger in self.trainer.loggers:
             if type(logger).__name__ == "WandbLogger" and os.environ["WANDB_MODE"] == "offline":
@@ -198,10 +245,7 @@ def run(args: list[str] | dict[str, Any] | None = None) -> NormgeoCLI:
     Args:
         args: as on the command line, ``["fit", "--config", "…"]``; ``sys.argv`` if left out.
     """
-    cli = NormgeoCLI(args)
-    if cli.run_folder is not None:
-        cli.run_folder.release()
-    return cli
+    return NormgeoCLI(args)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -227,39 +271,6 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(2) from error
 
 
-class _ParsedCLI(NormgeoCLI):
-    """Stops where the classes would be built."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse what is given, and not warn that it is not what the shell gave."""
-        self.config = parser.parse_args(args)
-
-    def before_instantiate_classes(self) -> None:
-        """Do nothing."""
-
-    def instantiate_classes(self) -> None:
-        """Build nothing."""
-
-    def after_instantiate_classes(self) -> None:
-        """Do nothing."""
-
-    def _set_seed(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-def parse(args: list[str]) -> Any:
-    """Parse a command and return its settings; nothing is built and nothing runs.
-
-    Raises:
-        SystemExit: for settings that cannot be parsed, after saying so.
-    """
-    cli = _ParsedCLI(args)
-    return cli.config[cli.subcommand]
-
-
 def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
     """Return the error of ours that ``error`` is or was caused by: jsonargparse wraps what constructors raise."""
     if error is None or isinstance(error, ConfigurationError):
@@ -283,11 +294,3 @@ def _num_classes(data: Any) -> int:
             f"{type(data).__name__} does not say how many classes it has. Give it an attribute num_classes."
         )
     return int(classes)
-
-
-def _report(folder: Path) -> str:
-    try:
-        from lightning_normgeo.report import write_report
-    except ImportError as error:
-        return f"not written, {error.name} is missing: pip install 'lightning-normgeo[report]'"
-    return str(write_report(folder).absolute())

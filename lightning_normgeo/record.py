@@ -20,6 +20,8 @@ from lightning_normgeo.errors import ConfigurationError, is_rank_zero
 from lightning_normgeo.files import open_lines, read_lines, write_document
 
 RECORD_NAME, STUDY_NAME = "record.jsonl", "study.json"
+FINISHED_NAME = "run"
+"""The results that a run writes last, after its tests."""
 
 
 class RecordLogger(Logger):
@@ -214,7 +216,7 @@ def read_record(run: str | Path) -> Record:
 
 
 def _add(record: Record, line: dict[str, Any], earlier: set[tuple[str, str]]) -> None:
-    record.complete = line["kind"] == "end"
+    record.complete = line["kind"] == "end" or line.get("name") == FINISHED_NAME
     record.begun, record.ended = record.begun or line["time"], line["time"]
     match line["kind"]:
         case "metrics" | "layers":

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero
-from lightning_normgeo.record import RECORD_NAME, read_record
+from lightning_normgeo.record import FINISHED_NAME, RECORD_NAME, read_record
 
-_FINISHED, _LOCK, _LAST = "run", ".lock", "checkpoints/last.ckpt"
+_LOCK = ".lock"
+_PATIENCE = 1.0
+"""Seconds: whether a folder is in use is found out by locking it for a moment."""
 
 
 class RunFolder:
@@ -30,15 +34,6 @@ class RunFolder:
         self._lock = FileLock(self.path / _LOCK)
 
     @property
-    def logger_settings(self) -> dict[str, str]:
-        """The arguments of the RecordLogger that writes here."""
-        return {
-            "save_dir": str(self.path.parent.parent),
-            "name": self.path.parent.name,
-            "version": self.path.name,
-        }
-
-    @property
     def begun(self) -> bool:
         """Whether there is a record."""
         return (self.path / RECORD_NAME).is_file()
@@ -46,18 +41,42 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run went to its end, tests and all."""
-        return (self.path / f"{_FINISHED}.json").is_file()
+        return (self.path / f"{FINISHED_NAME}.json").is_file()
 
     @property
     def checkpoint(self) -> str | None:
-        """The checkpoint that an interrupted run goes on from."""
-        return str(self.path / _LAST) if (self.path / _LAST).is_file() else None
+        """The newest whole checkpoint, which an interrupted run goes on from."""
+        newest = sorted(self.path.glob("checkpoints/*.ckpt"), key=_age)
+        return next((str(path) for path in newest if _is_whole(path)), None)
 
     @property
     def wandb_id(self) -> str | None:
         """W&B's name of the run, so that what comes later joins it."""
         found = read_record(self.path).settings.get("wandb", {}) if self.begun else {}
         return found.get("id")
+
+    def direct(self, loggers: Sequence[tuple[str, Any]], callbacks: Sequence[tuple[str, Any]]) -> None:
+        """Change the settings of what is about to be built so that the run is written here, and can go on.
+
+        Args:
+            loggers: class names and settings.
+            callbacks: likewise.
+
+        Raises:
+            ConfigurationError: if the first logger, which checkpoints are beside, is not a RecordLogger.
+        """
+        if not loggers or loggers[0][0] != "RecordLogger":
+            raise ConfigurationError(f"--run {self.path} needs a RecordLogger as the first of trainer.logger.")
+        study = self.path.parent
+        for kind, settings in loggers:
+            if kind == "RecordLogger":
+                settings["save_dir"], settings["name"] = str(study.parent), study.name
+                settings["version"] = self.path.name
+            elif kind == "WandbLogger":
+                settings["name"], settings["id"] = self.path.name, self.wandb_id
+        savers = [settings for kind, settings in callbacks if kind == "ModelCheckpoint"]
+        if savers and all(settings.get("save_last") is None for settings in savers):
+            savers[0]["save_last"] = True  # the best one may be many epochs old
 
     def claim(self) -> None:
         """Keep other processes from writing here until this one ends; on rank zero.
@@ -69,7 +88,7 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=_PATIENCE)
         except Timeout as error:
             raise ConfigurationError(
                 f"--run {self.path} is being written by another process. Wait for it, or choose another folder."
@@ -86,14 +105,36 @@ class RunFolder:
     @property
     def in_use(self) -> bool:
         """Whether some process is writing here."""
-        if not self.path.is_dir():
+        if not (self.path / _LOCK).is_file():
             return False
         try:
-            with self._lock.acquire(timeout=0):
+            with FileLock(self.path / _LOCK, timeout=0):
                 return False
         except Timeout:
             return True
+        except OSError:  # somebody else's, who is not writing as far as can be told
+            return False
 
     def finish(self, logger: Any, seconds: float) -> None:
         """Write down that the run went to its end."""
-        logger.log_results(_FINISHED, {"status": "finished", "seconds": round(seconds, 1)})
+        logger.log_results(FINISHED_NAME, {"status": "finished", "seconds": round(seconds, 1)})
+        logger.finalize("success")
+
+
+def _age(path: Path) -> float:
+    try:
+        return -path.stat().st_mtime
+    except OSError:  # just replaced
+        return 0.0
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether training can go on from a checkpoint: it was written to its end, and not of the weights alone."""
+    if path.is_dir():  # one file for each rank; Lightning writes this one last
+        return (path / "meta.pt").is_file()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return b"optimizer_states" in archive.read(index)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False

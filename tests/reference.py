@@ -5,6 +5,7 @@ Nothing here calls the package. Sums are taken in rational arithmetic, so a twin
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from decimal import Decimal, localcontext
@@ -282,16 +283,36 @@ def kernel_fraction(w, columns) -> float:
 # --- robustness -------------------------------------------------------------------------------------------------------
 
 
-def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Solve (p̂ - p)² = z² p (1 - p) / n for p; z by bisection of the error function."""
+def normal_quantile(level: float) -> float:
+    """z with P(|Z| ≤ z) = level, by bisection of the error function."""
     low, high = 0.0, 40.0
     for _ in range(200):
         z = (low + high) / 2
         low, high = (z, high) if math.erf(z / math.sqrt(2)) < level else (low, z)
-    share = correct / total
+    return z
+
+
+def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """Solve (p̂ - p)² = z² p (1 - p) / n for p."""
+    z, share = normal_quantile(level), correct / total
     a, b, c = 1 + z * z / total, -(2 * share + z * z / total), share**2
     width = math.sqrt(max(b * b - 4 * a * c, 0.0))
     return (-b - width) / (2 * a), (-b + width) / (2 * a)
+
+
+def paired(only_first: int, only_second: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wald's interval for the mean of n + 2 differences of samples: those there are, one more of +1, one of -1."""
+    differences = [-1] * (only_first + 1) + [1] * (only_second + 1) + [0] * (n - only_first - only_second)
+    half = normal_quantile(level) * root(variance(differences) / (n + 2))
+    return max(-1.0, float(mean(differences)) - half), min(1.0, float(mean(differences)) + half)
+
+
+def holm(p_values: Vector) -> Vector:
+    """Closed testing: the largest Bonferroni p-value of all families that a hypothesis belongs to."""
+    members = range(len(p_values))
+    families = [family for size in range(1, len(p_values) + 1) for family in itertools.combinations(members, size)]
+    bonferroni = {family: min(1.0, len(family) * min(p_values[k] for k in family)) for family in families}
+    return [max(p for family, p in bonferroni.items() if k in family) for k in members]
 
 
 def bim(logits, images, labels, eps, step_size, steps, lower, upper):

@@ -7,11 +7,12 @@ import reference as ref
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 from torch import nn
 
 from lightning_normgeo.robustness import mcnemar, wilson_interval
 from lightning_normgeo.robustness.checks import undisturbed
+from lightning_normgeo.robustness.intervals import holm, mean_interval, paired_interval, student_quantile
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
 
@@ -83,6 +84,95 @@ def test_mcnemar_is_the_exact_binomial_test(first, second):
 )
 def test_mcnemar_by_counting(first, second, expected):
     assert mcnemar(first, second) == expected
+
+
+# --- paired differences -----------------------------------------------------------------------------------------------
+
+CELLS = st.lists(st.integers(0, 30), min_size=3, max_size=3)
+
+
+@PROPERTY
+@given(CELLS, st.floats(0.5, 0.999))
+def test_paired_interval_is_walds_with_two_samples_more(cells, level):
+    lost, won, n = *cells[:2], sum(cells)
+    low, high = paired_interval(lost, won, n, level)
+    if n == 0:
+        assert (low, high) == (-1, 1)
+        return
+    assert (low, high) == pytest.approx(ref.paired(lost, won, n, level), rel=1e-9, abs=1e-12)
+    assert paired_interval(won, lost, n, level) == pytest.approx((-high, -low), abs=1e-15)
+    assert -1 <= low < high <= 1
+    if level >= 0.9:
+        assert low <= (won - lost) / n <= high
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "n", "low", "high"),
+    [
+        (7, 1, 21, -0.5084, -0.0134),  # by hand: -6/23 ± 1.95996·√((10/23 - 36/529)/23)
+        (0, 0, 100, -0.0272, 0.0272),
+        (0, 8, 8, 0.4281, 1.0),  # 8/10 - 1.95996·√(0.36/10), and the other end is beyond 1
+    ],
+)
+def test_paired_intervals_known_by_hand(lost, won, n, low, high):
+    assert paired_interval(lost, won, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("n", [10, 20, 32, 60])
+def test_paired_interval_covers_the_truth_about_as_often_as_it_says(n):
+    """Exactly summed over the multinomial distribution, also where few samples or none differ."""
+    tables = [(b, c) for b in range(n + 1) for c in range(n + 1 - b)]
+    ways = torch.tensor([math.lgamma(n + 1) - sum(map(math.lgamma, (b + 1, c + 1, n - b - c + 1))) for b, c in tables])
+    low, high = torch.tensor([paired_interval(b, c, n) for b, c in tables], dtype=torch.float64).T
+    counts = torch.tensor([(b, c, n - b - c) for b, c in tables], dtype=torch.float64)
+    shares = [0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9]
+    coverages = []
+    for p in shares:
+        for q in shares:
+            if p + q < 1:
+                logs = torch.tensor([p, q, 1 - p - q], dtype=torch.float64)
+                probability = (ways.double() + torch.special.xlogy(counts, logs).sum(1)).exp()
+                assert float(probability.sum()) == pytest.approx(1, abs=1e-5)
+                coverages.append(float(probability[(low <= q - p) & (q - p <= high)].sum()))
+    assert min(coverages) > 0.91
+    assert 0.95 < sum(coverages) / len(coverages) < 0.985
+
+
+# --- means over runs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 8, 9, 30, 101, 1000])
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
+def test_student_quantiles(freedom, level):
+    assert student_quantile(level, freedom) == pytest.approx(t.ppf((1 + level) / 2, freedom), rel=1e-11)
+
+
+@PROPERTY
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.sampled_from([0.8, 0.95]))
+def test_mean_interval_is_students(values, level):
+    mean, error = math.fsum(values) / len(values), float(torch.tensor(values, dtype=torch.float64).std())
+    half = t.ppf((1 + level) / 2, len(values) - 1) * error / math.sqrt(len(values))
+    assert mean_interval(values, level) == pytest.approx((mean - half, mean + half), rel=1e-9, abs=1e-12)
+
+
+def test_one_run_says_nothing_about_others():
+    assert mean_interval([0.3]) == (-math.inf, math.inf)
+    assert mean_interval([]) == (-math.inf, math.inf)
+
+
+# --- families of tests ------------------------------------------------------------------------------------------------
+
+
+@PROPERTY
+@given(st.lists(st.floats(0, 1), max_size=7))
+def test_holm_is_closed_testing(p_values):
+    assert holm(p_values) == pytest.approx(ref.holm(p_values), rel=1e-12)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 # --- leaving no trace -------------------------------------------------------------------------------------------------

@@ -15,6 +15,10 @@ import yaml
 
 from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.cli import NormgeoCLI
+from lightning_normgeo.report.command import report_parser
+from lightning_normgeo.study import load_study
+from lightning_normgeo.study.check import check
+from lightning_normgeo.study.command import study_parser
 from tests.projects import Project, images, sgd, trainer
 
 ROOT = Path(__file__).parents[1]
@@ -93,8 +97,15 @@ def test_commands_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    NormgeoCLI(shlex.split(command)[1:])
-    assert parsed
+    name, *options = shlex.split(command)[1:]
+    if name == "study":
+        path = study_parser().parse_args(options).study
+        check(load_study(path), path)
+    elif name == "report":
+        assert report_parser().parse_args(options).runs
+    else:
+        NormgeoCLI([name, *options])
+        assert parsed
 
 
 def test_named_files_exist() -> None:

@@ -47,6 +47,8 @@ def publish(trainer: Any, reports: Mapping[str, RobustnessReport], folder: Path,
             if hasattr(logger, "log_image") and images:
                 logger.log_image(key="robustness/examples", images=images, caption=captions)
             if any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__):
+                about = {key: value for key, value in document.items() if key != "results"}
+                logger.experiment.summary["robustness"] = about
                 _log_artifact(logger.experiment, files)
         except Exception as error:
             warn_once(f"{type(logger).__name__} failed to log the robustness results: {error!r}.")

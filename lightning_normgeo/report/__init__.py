@@ -1,4 +1,17 @@
-"""Reports from records. Needs the extra ``report``."""
+"""Reports from records. Needs the extra ``report`` as soon as one is written."""
 
-from lightning_normgeo.report.page import REPORT_NAME as REPORT_NAME
-from lightning_normgeo.report.page import write_report as write_report
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_normgeo.report.write import REPORT_NAME as REPORT_NAME
+    from lightning_normgeo.report.write import write_report as write_report
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("REPORT_NAME", "write_report"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lightning_normgeo.report import write
+
+    return getattr(write, name)

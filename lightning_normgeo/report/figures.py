@@ -1,4 +1,4 @@
-"""The report's figures, from a record to Altair charts. Nothing is computed here but what is drawn."""
+"""The report's figures of the geometry, from runs to Altair charts. Nothing is computed here but what is drawn."""
 
 from __future__ import annotations
 
@@ -7,230 +7,216 @@ from typing import Any
 
 import altair as alt
 
-from lightning_normgeo.record import Record
 from lightning_normgeo.report.attacks import accuracies, against_eps
-from lightning_normgeo.report.figure import COLORS, HEIGHT, WIDTH, Figure
+from lightning_normgeo.report.curves import Curves, last_by_layer
+from lightning_normgeo.report.figure import Figure, color_of, lines, panels, unique, value_axis
+from lightning_normgeo.report.runs import Run
 
-_FIRST_BLOCK = 8
-"""At most so many layers get a curve of their own."""
 _COSINES = {
     "orthogonality/max_abs_cos": "scale invariant",
     "orthogonality/max_abs_cos_corrected": "scale invariant, ε removed",
     "orthogonality_control/max_abs_cos": "control (no invariance)",
 }
+_INCREMENTS = {
+    "norm_growth/increment": "measured",
+    "norm_growth/explained": "explained (all terms)",
+    "norm_growth/predicted": "eq 16: η²‖∇‖²",
+}
+_TERMS = {
+    "norm_growth/term_quadratic": "quadratic, η²‖u‖²",
+    "norm_growth/term_momentum": "momentum",
+    "norm_growth/term_weight_decay": "weight decay",
+    "norm_growth/term_gradient": "gradient, ⟨W, ∇W⟩",
+    "norm_growth/residual": "residual",
+    "norm_growth/storage_floor": "storage floor",
+}
+_CUMULATIVE = {
+    "norm_growth/cumulative_increment": "measured, ‖W_t‖² − ‖W_0‖²",
+    "norm_growth/cumulative_explained": "explained (all terms)",
+    "norm_growth/cumulative_predicted": "eq 16: Σ η²‖∇‖²",
+}
+_ANGLES = {"norm_growth/angular_update": "measured", "norm_growth/equilibrium_angle": "equilibrium"}
+_STATISTICS = {"mean": "mean of all channels", "median": "median", "q90": "90 % quantile", "channel": "one channel"}
+_AFFINE = {
+    "abs_gamma2_minus_sigma2": "|γ² − σ²|",
+    "abs_beta_minus_mu": "|β − μ|",
+    "gamma2_over_sigma2": "γ²/σ²",
+}
+_BY_QUANTITY: dict[str, Any] = {"color": "quantity", "dash": "quantity", "log": True, "signed": True}
 
 
-def all_figures(record: Record) -> list[Figure]:
-    """Return the figures that the record has data for, in the order of the story."""
-    makers = (
-        _orthogonality,
-        _orthogonality_by_layer,
-        _increments,
-        _terms,
-        _norms,
-        _affine,
-        _angles,
-        accuracies,
-        against_eps,
-    )
-    return [figure for make in makers if (figure := make(record)) is not None]
+def all_figures(runs: Sequence[Run], layers: Sequence[str] = ()) -> list[Figure]:
+    """Return the figures that the runs have data for, in the order of the story.
+
+    Args:
+        runs: to compare; one is enough.
+        layers: globs of the layers that the reader can choose; see :class:`Curves`.
+    """
+    curves = Curves(runs, layers)
+    geometry = (_affine, _norms, _increments, _terms, _cumulative, _orthogonality, _orthogonality_by_layer, _angles)
+    found = [make(curves) for make in geometry] + [accuracies(runs), against_eps(runs)]
+    return [figure for figure in found if figure is not None]
 
 
-def _orthogonality(record: Record) -> Figure | None:
-    rows = _curves(record, _COSINES)
+def _affine(curves: Curves) -> Figure | None:
+    rows = []
+    for quantity, title in _AFFINE.items():
+        names = {f"affine/{quantity}_{statistic}": label for statistic, label in _STATISTICS.items()}
+        for row in curves.of(names) + _first_channel(curves, quantity):
+            normalization = f", {row['panel']}" if row["panel"] else ""
+            rows.append({**row, "panel": title + normalization})
     if not rows:
         return None
+    chart, _ = lines(
+        rows, "distance; ratio", color=_color(rows), dash="quantity", log=True, known=[*_STATISTICS.values()]
+    )
     return Figure(
-        "orthogonality",
-        "Weights are orthogonal to their gradients",
-        "Largest |cos(W, ∇W)| over all units (Lemma 2). What remains for scale-invariant units is the ε of the "
-        "normalization, known exactly, and float rounding.",
-        _lines(rows, "largest |cos(W, ∇W)|", log=True),
+        "affine",
+        "γ, β against σ, μ (Fig 2)",
+        "The paper says both distances settle at small values. |γ² − σ²| changes with the scale of weights that has no "
+        "effect on the function; γ²/σ² is free of it. One channel, drawn at random by a seed, as in the paper.",
+        chart,
+        wide=True,
     )
 
 
-def _orthogonality_by_layer(record: Record) -> Figure | None:
-    last = {label: record.layers[key][-1][1] for key, label in _COSINES.items() if record.layers.get(key)}
-    rows = [
-        {"layer": layer, "series": label, "value": value}
-        for label, layers in last.items()
-        for layer, value in layers.items()
-        if value > 0
-    ]
+def _first_channel(curves: Curves, quantity: str) -> list[dict[str, Any]]:
+    """Return the curve of one channel where the reader has chosen no layer: that of the first layer that has one."""
+    start = f"affine/{quantity}_channel/"
+    keys = [key for run in curves.runs for key in run.record.metrics if key.startswith(start)][:1]
+    return curves.of(dict.fromkeys(keys, _STATISTICS["channel"]))
+
+
+def _color(rows: Sequence[dict[str, Any]]) -> str:
+    return "series" if len(unique(rows, "series")) > 1 else "quantity"
+
+
+def _norms(curves: Curves) -> Figure | None:
+    rows = curves.of({"norm_growth/weight_norm": "‖W‖"})
     if not rows:
         return None
-    order = list(dict.fromkeys(row["layer"] for row in rows))
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_point(filled=True, size=26, opacity=0.85)
-        .encode(
-            x=alt.X(
-                "layer:N", sort=order, title="layer, from input to output", axis=alt.Axis(labels=False, ticks=False)
-            ),
-            y=alt.Y("value:Q", title="largest |cos(W, ∇W)|", scale=_log(), axis=_axis()),
-            color=_color(list(last)),
-            tooltip=["layer:N", "series:N", alt.Tooltip("value:Q", format=".3g")],
-        )
-    )
+    chart, wide = lines(rows, "‖W‖")
     return Figure(
-        "orthogonality-layers",
-        "Orthogonality, layer by layer",
-        "The same at the last measured step, one point per layer. Hover for the layer's name.",
-        _sized(chart),
+        "norms",
+        "Norms of the weights (Fig 3)",
+        "Of all scale-invariant weights, or of the chosen layer. Without weight decay the norm can only grow under "
+        "SGD. It does not by itself change the function the network computes.",
+        chart,
+        wide,
     )
 
 
-def _increments(record: Record) -> Figure | None:
-    names = {
-        "norm_growth/increment": "measured",
-        "norm_growth/explained": "explained (all terms)",
-        "norm_growth/predicted": "eq 16: η²‖∇‖²",
-    }
-    rows = _curves(record, names)
+def _increments(curves: Curves) -> Figure | None:
+    rows = curves.of(_INCREMENTS)
     if not rows:
         return None
+    chart, wide = lines(rows, "|Δ‖W‖²| per step", panel="group", known=[*_INCREMENTS.values()], **_BY_QUANTITY)
     return Figure(
         "increments",
         "What one step adds to ‖W‖²",
         "Measured, explained by the optimizer's formula, and predicted by the paper's eq 16, summed over all "
         "scale-invariant weights; magnitudes, hover for signs. Eq 16 covers plain SGD; momentum and weight "
         "decay are in the explained curve only.",
-        _magnitudes(rows, "|Δ‖W‖²| per step"),
+        chart,
+        wide,
     )
 
 
-def _terms(record: Record) -> Figure | None:
-    names = {
-        "norm_growth/term_quadratic": "quadratic, η²‖u‖²",
-        "norm_growth/term_momentum": "momentum",
-        "norm_growth/term_weight_decay": "weight decay",
-        "norm_growth/term_gradient": "gradient, ⟨W, ∇W⟩",
-        "norm_growth/residual": "residual",
-        "norm_growth/storage_floor": "storage floor",
-    }
-    rows = _curves(record, names)
+def _terms(curves: Curves) -> Figure | None:
+    rows = [row for row in curves.of(_TERMS) if any(row["value"])]  # no momentum, no curve of it
     if not rows:
         return None
+    chart, wide = lines(rows, "|term| of Δ‖W‖²", panel="group", known=[*_TERMS.values()], **_BY_QUANTITY)
     return Figure(
         "terms",
         "The terms of the increment",
         "Magnitudes; hover for signs. The residual is measured minus explained: it stays below the storage floor, "
-        "which is what rounding in float32 can add.",
-        _magnitudes(rows, "|term| of Δ‖W‖²"),
+        "what rounding of the stored weights adds at random, unless steps are so short that most weights hardly move.",
+        chart,
+        wide,
     )
 
 
-def _norms(record: Record) -> Figure | None:
-    total = _curves(record, {"norm_growth/weight_norm": "all scale-invariant weights"})
-    layers = _layer_curves(record, "norm_growth/weight_norm")
-    if not total:
-        return None
-    chart = _lines(total, "‖W‖, all weights") | _lines(layers, "‖W‖, first layers") if layers else _lines(total, "‖W‖")
-    return Figure(
-        "norms",
-        "Norms of the weights (Fig 3)",
-        "Without weight decay the norm of scale-invariant weights can only grow under SGD. It does not by itself "
-        "change the function the network computes.",
-        chart.resolve_scale(color="independent") if layers else chart,
-        wide=bool(layers),
-    )
-
-
-def _angles(record: Record) -> Figure | None:
-    names = {"norm_growth/angular_update": "measured", "norm_growth/equilibrium_angle": "equilibrium"}
-    rows = _curves(record, names)
+def _cumulative(curves: Curves) -> Figure | None:
+    rows = curves.of(_CUMULATIVE)
     if not rows:
         return None
+    known = [*_CUMULATIVE.values()]
+    chart, wide = lines(rows, "since the first step", panel="group", color="quantity", dash="quantity", known=known)
+    return Figure(
+        "cumulative",
+        "What all steps together added to ‖W‖²",
+        "Every step counted, measured or not. Under plain SGD without weight decay the three agree.",
+        chart,
+        wide,
+    )
+
+
+def _orthogonality(curves: Curves) -> Figure | None:
+    rows = curves.of(_COSINES)
+    if not rows:
+        return None
+    chart, wide = lines(
+        rows,
+        "largest |cos(W, ∇W)|",
+        panel="group",
+        color="quantity",
+        log=True,
+        shared=True,
+        known=[*_COSINES.values()],
+    )
+    return Figure(
+        "orthogonality",
+        "Weights are orthogonal to their gradients",
+        "Largest |cos(W, ∇W)| over all units (Lemma 2). What remains for scale-invariant units is the ε of the "
+        "normalization, known exactly, and float rounding.",
+        chart,
+        wide,
+    )
+
+
+def _orthogonality_by_layer(curves: Curves) -> Figure | None:
+    rows = [
+        {"group": run.group, "run": run.name, "quantity": label, "place": place, "layer": layer, "value": value}
+        for run in curves.runs
+        for key, label in _COSINES.items()
+        for place, (layer, value) in enumerate(last_by_layer(run, key).items())
+        if value > 0
+    ]
+    if not rows:
+        return None
+    order = list(dict.fromkeys(layer for run in curves.runs for key in _COSINES for layer in last_by_layer(run, key)))
+    chart = (
+        alt.Chart()
+        .mark_point(filled=True, size=26, opacity=0.85)
+        .encode(
+            x=alt.X("layer:N", sort=order, title="layers", axis=alt.Axis(labels=False, ticks=False)),
+            y=alt.Y("value:Q", title="largest |cos(W, ∇W)|", scale=alt.Scale(type="log"), axis=value_axis()),
+            color=color_of("quantity", unique(rows, "quantity"), [*_COSINES.values()]),
+            tooltip=["run:N", "layer:N", "quantity:N", alt.Tooltip("value:Q", format=".3g")],
+        )
+    )
+    return Figure(
+        "orthogonality-layers",
+        "Orthogonality, layer by layer",
+        "At the last measured step, one point for each layer and run. Hover for the layer's name.",
+        panels(chart, rows, "group", shared=True),
+        wide=len(unique(rows, "group")) > 1,
+    )
+
+
+def _angles(curves: Curves) -> Figure | None:
+    rows = curves.of(_ANGLES)
+    if not rows:
+        return None
+    chart, wide = lines(
+        rows, "radians", color=_color(rows), dash="quantity", log=True, shared=True, known=[*_ANGLES.values()]
+    )
     return Figure(
         "angles",
         "How far the weights turn per step",
         "Root mean square angle between W and W⁺ over all units; with weight decay it approaches the equilibrium of "
-        "decay and gradient noise.",
-        _lines(rows, "radians", log=True),
+        "decay and gradient noise, which only runs with weight decay have.",
+        chart,
+        wide,
     )
-
-
-def _affine(record: Record) -> Figure | None:
-    def panel(quantity: str, title: str) -> Any:
-        names = {
-            f"affine/{quantity}_mean": "mean of all channels",
-            f"affine/{quantity}_median": "median",
-            f"affine/{quantity}_q90": "90 % quantile",
-        }
-        one = [key for key in record.metrics if key.startswith(f"affine/{quantity}_channel/")][:1]
-        names.update({key: f"one channel of {key.rpartition('/')[2]}" for key in one})
-        rows = _curves(record, names)
-        return _lines(rows, title, log=True) if rows else None
-
-    panels = [panel("abs_gamma2_minus_sigma2", "|γ² − σ²|"), panel("abs_beta_minus_mu", "|β − μ|")]
-    shown = [chart for chart in panels if chart is not None]
-    if not shown:
-        return None
-    return Figure(
-        "affine",
-        "γ, β against σ, μ (Fig 2)",
-        "The paper says both settle at small values. |γ² − σ²| changes with the scale of weights that has no effect on "
-        "the function; γ²/σ² in the record is scale free.",
-        alt.hconcat(*shown).resolve_scale(color="shared"),
-        wide=len(shown) > 1,
-    )
-
-
-def _curves(record: Record, names: dict[str, str]) -> list[dict[str, Any]]:
-    return [
-        {"series": label, "step": step, "value": value}
-        for key, label in names.items()
-        for step, value in record.metrics.get(key, [])
-    ]
-
-
-def _layer_curves(record: Record, quantity: str) -> list[dict[str, Any]]:
-    keys = [key for key in record.metrics if key.startswith(f"{quantity}/")][:_FIRST_BLOCK]
-    return _curves(record, {key: key.removeprefix(f"{quantity}/") for key in keys})
-
-
-def _lines(rows: Sequence[dict[str, Any]], title: str, log: bool = False, field: str = "value") -> Any:
-    rows = [row for row in rows if row[field] > 0] if log else rows
-    scale = _log() if log else alt.Scale(zero=False)
-    chart = (
-        alt.Chart(alt.Data(values=list(rows)))
-        .mark_line(point=alt.OverlayMarkDef(size=14))
-        .encode(
-            x=_step(),
-            y=alt.Y(f"{field}:Q", title=title, scale=scale, axis=_axis()),
-            color=_color(list(dict.fromkeys(row["series"] for row in rows))),
-            strokeDash=alt.StrokeDash("series:N", legend=None),
-            tooltip=["series:N", "step:Q", alt.Tooltip("value:Q", format=".4g")],
-        )
-    )
-    return _sized(chart)
-
-
-def _magnitudes(rows: Sequence[dict[str, Any]], title: str) -> Any:
-    """Draw absolute values on a logarithmic axis; the tooltip keeps the signs."""
-    shown = [{**row, "magnitude": abs(row["value"])} for row in rows if row["value"]]
-    return _lines(shown, title, log=True, field="magnitude")
-
-
-def _axis() -> Any:
-    plain = "(datum.value == 0 || (abs(datum.value) >= 0.001 && abs(datum.value) < 10000))"
-    return alt.Axis(labelExpr=f"format(datum.value, {plain} ? '~g' : '~e')", tickCount=6, labelOverlap=True)
-
-
-def _step() -> Any:
-    return alt.X("step:Q", title="training step", axis=alt.Axis(tickMinStep=1))
-
-
-def _log() -> Any:
-    return alt.Scale(type="log")
-
-
-def _color(domain: list[str]) -> Any:
-    legend = alt.Legend(title=None, orient="bottom", columns=2, labelLimit=300)
-    own = {label: COLORS[i] for i, label in enumerate(_COSINES.values())}  # a control alone is no invariant unit
-    colors = [own.get(label, COLORS[i % len(COLORS)]) for i, label in enumerate(domain)]
-    return alt.Color("series:N", scale=alt.Scale(domain=domain, range=colors), legend=legend)
-
-
-def _sized(chart: Any) -> Any:
-    return chart.properties(width=WIDTH, height=HEIGHT)

@@ -1,41 +1,37 @@
-"""From a run's record to one self-contained HTML page."""
+"""From runs to one self-contained HTML page."""
 
 from __future__ import annotations
 
 import base64
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_normgeo._version import __version__
-from lightning_normgeo.record import Record, read_record
+from lightning_normgeo.report.curves import ALL, Curves
 from lightning_normgeo.report.figures import all_figures
-from lightning_normgeo.report.runs import flat
+from lightning_normgeo.report.runs import Run, flat
+from lightning_normgeo.report.tables import all_tables
 
-REPORT_NAME = "report.html"
+_PICTURES = 8
+_DIFFERS = "differs between the runs"
+_FIRST = "robustness"
+"""Tables whose name begins so come before the figures."""
 
 
-def write_report(run: str | Path) -> Path:
-    """Write ``report.html`` into a run's folder and return its path.
-
-    The page holds its scripts, data and pictures: it opens without a network, from a file, anywhere.
+def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
+    """Return the page of some runs. It holds its scripts, data and pictures, and needs no network.
 
     Args:
-        run: the run's folder.
-
-    Raises:
-        ConfigurationError: if there is no record in it.
+        runs: to compare; one is enough.
+        title: of the page.
+        layers: globs of the layers that the reader can choose.
     """
-    record = read_record(run)
-    path = record.folder / REPORT_NAME
-    path.write_text(render(record), encoding="utf-8")
-    return path
-
-
-def render(record: Record) -> str:
-    """Return the page of a record."""
     environment = Environment(
         loader=PackageLoader("lightning_normgeo.report", "."),
         autoescape=True,
@@ -43,34 +39,62 @@ def render(record: Record) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    figures = all_figures(record)
-    robustness = record.results.get("robustness")
+    figures, tables = all_figures(runs, layers), all_tables(list(runs))
     return environment.get_template("page.html.j2").render(
-        title=" / ".join(record.folder.parts[-2:]),
+        title=title,
+        summary=_summary(runs),
+        unfinished=[run.name for run in runs if not run.record.complete],
         figures=figures,
         specs={figure.anchor: _inline_json(figure.chart.to_json(indent=None)) for figure in figures},
         library=_library(),
-        results=robustness["results"] if robustness else [],
-        warnings=robustness.get("warnings", []) if robustness else [],
-        threat=flat(robustness["settings"]) if robustness else {},
-        images=[
-            (_data_uri(record.folder / file), caption) for file, caption in record.images.get("robustness/examples", [])
-        ],
-        settings=flat(record.settings.get("config", record.settings)),
-        steps=_last_step(record) + 1,
-        complete=record.complete,
+        first=[table for table in tables if table.anchor.startswith(_FIRST)],
+        tables=[table for table in tables if not table.anchor.startswith(_FIRST)],
+        layers=[ALL, *Curves(runs, layers).layers],
+        warnings=[(run.name, warning) for run in runs for warning in _evaluation(run).get("warnings", [])],
+        threat=_common([flat(_evaluation(run).get("settings", {})) for run in runs if _evaluation(run)]),
+        images=_pictures(runs),
+        settings=_common([run.settings for run in runs]),
         version=__version__,
     )
 
 
-def _last_step(record: Record) -> int:
+def _summary(runs: Sequence[Run]) -> str:
+    steps = sorted({_last_step(run) + 1 for run in runs})
+    count = f"{len(runs)} runs of " if len(runs) > 1 else ""
+    return f"{count}{' to '.join(str(step) for step in dict.fromkeys((steps[0], steps[-1])))} training steps"
+
+
+def _last_step(run: Run) -> int:
     """Return the last training step; what the test loop logs has a step of its own."""
     tested = ("test/", "robustness/", "epoch")
     return max(
-        (s for key, points in record.metrics.items() if not key.startswith(tested) for s, _ in points), default=-1
+        (s for key, points in run.record.metrics.items() if not key.startswith(tested) for s, _ in points), default=-1
     )
 
 
+def _evaluation(run: Run) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = run.record.results.get("robustness", {})
+    return found
+
+
+def _common(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the settings of all runs, and where they are not the same."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    values = {name: {one.get(name) for one in settings} for name in names}
+    return {name: str(settings[0].get(name)) if len(values[name]) == 1 else _DIFFERS for name in names}
+
+
+def _pictures(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return a few of the example images of every run, and what is seen on them."""
+    each = max(1, _PICTURES // len(runs))
+    found = []
+    for run in runs:
+        for file, caption in run.record.images.get("robustness/examples", [])[:each]:
+            found.append((_data_uri(run.record.folder / file), f"{run.name}: {caption}" if len(runs) > 1 else caption))
+    return found
+
+
+@functools.cache
 def _library() -> str:
     """Return the drawing library, safe inside a script element."""
     bundle: str = vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION.rpartition(".")[0])  # type: ignore[call-arg]

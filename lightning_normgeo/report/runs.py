@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning_normgeo.record import STUDY_NAME, Record, read_record
 _NOT_COMPARED = ("run", "ckpt_path", "config", "wandb", "trainer.logger", "trainer.default_root_dir", "model.optimizer")
 _SEEDS = ("seed_everything", "seed")
 _WEIGHT_DECAY = "weight_decay"
+_ONLINE = r"[\w.-]+/[\w.-]+(/[\w.-]+)?"
 MISSING = "–"
 
 
@@ -59,15 +61,16 @@ def load_runs(sources: Sequence[str | Path]) -> list[Run]:
     """Read the runs of a report.
 
     Args:
-        sources: folders of runs, records, folders of studies or their ``study.json``; each run counts once.
+        sources: folders of runs, records, folders of studies or their ``study.json``, and ``entity/project`` or
+            ``entity/project/run`` of W&B, which are asked for where there is no such folder; each run counts once.
 
     Raises:
         ConfigurationError: if there is none, or one of them has no record.
     """
-    folders = dict.fromkeys(folder.resolve() for source in sources for folder in _folders(Path(source)))
-    if not folders:
+    if not sources:
         raise ConfigurationError("There is no run to report. Give folders of runs, or of a study.")
-    return compare_runs([read_record(folder) for folder in folders])
+    records = {str(record.folder.resolve()): record for source in sources for record in _records(str(source))}
+    return compare_runs(list(records.values()))
 
 
 def compare_runs(records: Sequence[Record]) -> list[Run]:
@@ -92,6 +95,8 @@ def flat(values: Any, prefix: str = "") -> dict[str, str]:
         return found
     if isinstance(values, list) and any(isinstance(value, Mapping) for value in values):
         return flat({str(i): value for i, value in enumerate(values)}, prefix)
+    if isinstance(values, float) and values.is_integer():
+        values = int(values)  # as W&B gives it back
     return {} if values is None else {prefix: values if isinstance(values, str) else json.dumps(values)}
 
 
@@ -108,6 +113,14 @@ def is_norm(setting: str) -> bool:
 def is_weight_decay(setting: str) -> bool:
     """Whether a setting is the strength of weight decay."""
     return setting.rpartition(".")[2] == _WEIGHT_DECAY
+
+
+def _records(source: str) -> list[Record]:
+    if not Path(source).exists() and re.fullmatch(_ONLINE, source):
+        from lightning_normgeo.report.online import read_project
+
+        return read_project(source)
+    return [read_record(folder) for folder in _folders(Path(source))]
 
 
 def _folders(source: Path) -> Iterable[Path]:
@@ -134,12 +147,13 @@ def _left_out(setting: str) -> bool:
 def _labelled(run: Run) -> Run:
     own = {name: value for name, value in run.differing.items() if not is_seed(name)}
     panel = [value for name, value in own.items() if is_norm(name)]
-    others = [_label(name, value) for name, value in own.items() if not is_norm(name)]
+    others = [label(name, value) for name, value in own.items() if not is_norm(name)]
     seeds = [f"seed {value}" for name, value in run.differing.items() if is_seed(name)]
     return replace(run, panel=" / ".join(panel), series=", ".join(others), repeat=", ".join(seeds))
 
 
-def _label(setting: str, value: str) -> str:
+def label(setting: str, value: str) -> str:
+    """Return what a setting is called in labels."""
     if is_weight_decay(setting):
         return "no weight decay" if value in ("0", "0.0") else f"weight decay {value}"
     return f"{setting.rpartition('.')[2]} {value}"

@@ -32,3 +32,8 @@ def text(value: str) -> Cell:
 def number(value: float, form: str = ".4g") -> Cell:
     """Return a cell with a number."""
     return Cell(f"{value:{form}}", value)
+
+
+def is_number(table: Table, column: int) -> bool:
+    """Whether a column has numbers and nothing else, but for cells that are empty."""
+    return all(not isinstance(row[column].value, str) or not row[column].value for row in table.rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.catalogue import Attack, Noise, ProjectedGradient
 from lightning_normgeo.robustness.decisions import Decisions, Rows
-from lightning_normgeo.robustness.intervals import mcnemar, wilson_interval
+from lightning_normgeo.robustness.intervals import mcnemar, paired_interval, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -80,29 +80,54 @@ def compare(first: Decisions, second: Decisions, attack: str) -> dict[str, Any]:
         attack: under which.
 
     Returns:
-        ``only_first`` and ``only_second``, how many samples only one of them gets right; ``difference`` of the
-        accuracies, second minus first; ``p_value`` of McNemar's exact test; ``n``, how many samples both have.
+        ``only_first`` and ``only_second``, how many samples only one of them gets right, ``both`` how many both do;
+        ``difference`` of the accuracies, second minus first, with the ends ``ci_low`` and ``ci_high`` of its 95 %
+        interval for paired samples; ``p_value`` of McNemar's exact test; ``n``, how many samples both have.
 
     Raises:
         ConfigurationError: if one lacks the attack, or samples differ in their label.
     """
     for decisions in (first, second):
-        if attack not in decisions.attacks:
-            raise ConfigurationError(f"attack={attack!r} was not evaluated; there is {', '.join(decisions.attacks)}.")
-    one, other = first.of(attack), second.of(attack)
+        _check_evaluated(decisions, attack)
+    return _paired(first.of(attack), second.of(attack))
+
+
+def paired_drop(decisions: Decisions, attack: str) -> dict[str, Any]:
+    """Compare the clean images with what an attack made of them: the difference is the drop (the paper's Acc-Diff).
+
+    Returns:
+        As :func:`compare`; the attacked images are the first.
+
+    Raises:
+        ConfigurationError: if the attack was not evaluated.
+    """
+    _check_evaluated(decisions, attack)
+    return _paired(decisions.of(attack), decisions.of("clean"))
+
+
+def _paired(one: Rows, other: Rows) -> dict[str, Any]:
     at, beside = _shared(one, other)
     if not torch.equal(one.label[at], other.label[beside]):
         raise ConfigurationError("The two evaluations have different labels: they are not of the same data.")
     won = int((~one.correct[at] & other.correct[beside]).sum())
     lost = int((one.correct[at] & ~other.correct[beside]).sum())
     n = len(at)
+    low, high = paired_interval(lost, won, n)
     return {
         "only_first": lost,
         "only_second": won,
+        "both": int((one.correct[at] & other.correct[beside]).sum()),
         "difference": (won - lost) / n if n else 0.0,
+        "ci_low": low,
+        "ci_high": high,
         "p_value": mcnemar(lost, won),
         "n": n,
     }
+
+
+def _check_evaluated(decisions: Decisions, attack: str) -> None:
+    if attack not in decisions.attacks:
+        raise ConfigurationError(f"attack={attack!r} was not evaluated; there is {', '.join(decisions.attacks)}.")
 
 
 def _result(rows: Rows, clean: float) -> AttackResult:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from lightning_normgeo.cli import parse
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.command import write_quietly
-from lightning_normgeo.study.definition import Study, arguments_of, load_study
-from lightning_normgeo.study.display import ProgressDisplay, failures, listing
+from lightning_normgeo.study.check import check
+from lightning_normgeo.study.definition import Study, load_study
+from lightning_normgeo.study.display import ProgressDisplay, failures, listing, outdated
 from lightning_normgeo.study.index import Index
 from lightning_normgeo.study.runner import Runner
 from lightning_normgeo.study.sweep import write_sweep
@@ -23,6 +25,9 @@ from lightning_normgeo.study.sweep import write_sweep
 _DESCRIPTION = """Run a grid of trainings, each a process of its own with a folder of its own, and report on all of
 them. The same command again goes on: runs that have finished are left alone, half runs go on from their last
 checkpoint, failed ones are tried again."""
+INTERRUPTED = 130
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""As from a terminal, from a batch system at the end of a job's time, and from a connection that is lost."""
 
 
 def study_parser() -> ArgumentParser:
@@ -45,50 +50,66 @@ def main(args: list[str]) -> int:
     options = study_parser().parse_args(args)
     if options.jobs < 1:
         raise ConfigurationError(f"--jobs {options.jobs} must be at least 1.")
-    study, console = load_study(options.study), Console(soft_wrap=not sys.stdout.isatty())
-    check(study)
+    terminal = sys.stdout.isatty()
+    console = Console(soft_wrap=not terminal, width=None if terminal else 160)
+    study = load_study(options.study)
+    settings = check(study, options.study)
     if options.wandb_sweep:
-        path = write_sweep(study, options.wandb_sweep)
+        path = write_sweep(study, settings, options.wandb_sweep)
         console.print(f"Now: wandb sweep {path}, and on each machine wandb agent with what it prints.", highlight=False)
         return 0
     if options.dry_run:
-        console.print(listing(Index(study)))
-        console.print("normgeo fit " + shlex.join(study.shared) + " …", highlight=False, soft_wrap=True)
+        _list(Index(study), console)
+        console.print("each: normgeo fit " + shlex.join(study.shared) + " …", highlight=False, soft_wrap=True)
         return 0
     return _run(study, options, console)
 
 
-def check(study: Study) -> None:
-    """Parse every option with every value once, so that none is found wrong in the middle of the night."""
-    first = {option: values[0] for option, values in study.grid.items()}
-    checked: list[dict[str, Any]] = [first]
-    checked += [{**first, option: value} for option, values in study.grid.items() for value in values[1:]]
-    for options in checked:
-        parse(["fit", *study.shared, *arguments_of(options)])
-
-
 def _run(study: Study, options: Namespace, console: Console) -> int:
-    study.folder.mkdir(parents=True, exist_ok=True)
     try:
+        study.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(study.folder / ".lock", timeout=0):
             index = Index(study)
-            console.print(listing(index))
-            signal.signal(signal.SIGTERM, _interrupt)  # as batch systems end a job
-            with ProgressDisplay(console) as display:
-                Runner(index, display, options.jobs).run()
+            index.save()
+            _list(index, console)
+            with ProgressDisplay(console) as display, _listening(runner := Runner(index, display, options.jobs)):
+                runner.run()
     except Timeout as error:
         raise ConfigurationError(f"{study.folder} is being run by another process. Wait for it.") from error
-    except KeyboardInterrupt:
+    except OSError as error:
+        raise ConfigurationError(f"{study.folder}: cannot write there ({error.strerror}).") from error
+    if runner.interrupted:
         console.print("interrupted; the same command goes on")
-        return 130
+        return INTERRUPTED
+    return _conclude(index, options, console)
+
+
+def _conclude(index: Index, options: Namespace, console: Console) -> int:
     failed = list(failures(index))
     for line in failed:
-        console.print(line, style="red", markup=False)
+        console.print(line, style="red", markup=False, soft_wrap=True)
     if options.report:
-        console.print(f"report: {write_quietly([study.folder])}", highlight=False)
-    console.print(f"index:  {index.path.absolute()}", highlight=False)
+        console.print(f"report: {write_quietly([index.study.folder])}", highlight=False, soft_wrap=True)
+    console.print(f"index:  {index.path.absolute()}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 
-def _interrupt(number: int, frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
+def _list(index: Index, console: Console) -> None:
+    console.print(listing(index))
+    if warning := outdated(index):
+        console.print(warning, style="yellow", soft_wrap=True)
+
+
+@contextmanager
+def _listening(runner: Runner) -> Iterator[None]:
+    """Let signals interrupt a runner, but for those that somebody has this process ignore, as ``nohup`` does."""
+    heard = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in heard}
+    heard = [number for number in heard if before[number] is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, runner.interrupt)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])

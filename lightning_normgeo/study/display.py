@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from lightning_normgeo.study.attempt import OUTPUT_NAME
 from lightning_normgeo.study.index import Entry, Index
 from lightning_normgeo.study.watch import Watch
 
@@ -48,33 +49,53 @@ class ProgressDisplay:
         """Show how far a run is, or how it ended."""
         if entry.status == "running":
             if entry.name not in self._tasks:
-                self._tasks[entry.name] = self._progress.add_task(entry.name, total=1.0, text="starting")
+                self._tasks[entry.name] = self._progress.add_task(entry.name, total=1.0, text="")
                 if not self._console.is_terminal:
-                    self._console.print(f"{entry.name}: begins", highlight=False)
+                    self._say(f"{entry.name}: begins")
             self._progress.update(self._tasks[entry.name], completed=watch.fraction, text=watch.text)
             return
         self._progress.remove_task(self._tasks.pop(entry.name))
         accuracy = f", val {100 * watch.accuracy:.1f} %" if watch.accuracy is not None else ""
-        self._console.print(
-            f"{entry.name}: {_ENDED[entry.status]} after {entry.seconds:.0f} s{accuracy}", highlight=False
-        )
+        self._say(f"{entry.name}: {_ENDED[entry.status]} after {entry.seconds:.0f} s{accuracy}")
         if entry.error:
             self._console.print(f"  {entry.error}", style="red", markup=False, soft_wrap=True)
+
+    def stopping(self, count: int) -> None:
+        """Say that so many runs were asked to end."""
+        self._say(f"stopping {count} run{'s' * (count > 1)}; once more to stop at once")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
 
 
 def listing(index: Index) -> Table:
     """Return the runs of a study and how far each of them is."""
     table = Table(box=box.SIMPLE, title=f"{index.study.name}: {len(index.entries)} runs", title_justify="left")
     for name in ("run", "status"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for entry in index.entries:
-        goes_on = entry.status != "finished" and index.folder_of(entry).checkpoint
-        table.add_row(entry.name, entry.status + (", goes on from its checkpoint" if goes_on else ""))
+        notes: list[str] = [entry.status]
+        if entry.status in ("failed", "interrupted"):
+            notes.append("goes on from its checkpoint" if index.folder_of(entry).checkpoint else "begins anew")
+        if index.is_outdated(entry):
+            notes.append("with other settings")
+        table.add_row(entry.name, ", ".join(notes))
     return table
+
+
+def outdated(index: Index) -> str:
+    """Return what to know about runs that have finished with other settings than the study has; empty if none has."""
+    count = sum(entry.status == "finished" and index.is_outdated(entry) for entry in index.entries)
+    if not count:
+        return ""
+    return (
+        f"{count} finished run{'s' * (count > 1)} had other settings than the study has now, and stay as they are. "
+        "Remove their folders to run them again, or give the study another name."
+    )
 
 
 def failures(index: Index) -> Iterable[str]:
     """Return a line for each run that failed: why, and where the rest is."""
     for entry in index.entries:
         if entry.status == "failed":
-            yield f"{entry.name} failed: {entry.error} (all of it: {index.folder_of(entry).path / 'output.log'})"
+            yield f"{entry.name} failed: {entry.error} (all of it: {index.folder_of(entry).path / OUTPUT_NAME})"

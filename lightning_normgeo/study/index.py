@@ -26,7 +26,8 @@ class Entry:
         options: what is its own among the study's options.
         status: waiting, running, finished, failed, interrupted.
         seconds: that its last attempt took.
-        error: the last line that a failed run printed.
+        error: what went wrong, in one line.
+        digest: of everything it was told when it last began; see :meth:`Study.digest`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Entry:
     status: Status = "waiting"
     seconds: float = 0.0
     error: str = ""
+    digest: str = ""
 
 
 class Index:
@@ -48,13 +50,7 @@ class Index:
         known = _known(study.folder)
         self.entries = [Entry(name, options) for name, options in study.runs().items()]
         for entry in self.entries:
-            before = known.get(entry.name, {})
-            entry.seconds, entry.error = before.get("seconds", 0.0), before.get("error", "")
-            folder = self.folder_of(entry)
-            if folder.finished:
-                entry.status = "finished"
-            elif folder.begun:
-                entry.status = "failed" if before.get("status") == "failed" else "interrupted"
+            self._take_up(entry, known.get(entry.name, {}))
 
     @property
     def path(self) -> Path:
@@ -65,15 +61,32 @@ class Index:
         """Return the folder of a run."""
         return RunFolder(self.study.folder / entry.name)
 
+    def is_outdated(self, entry: Entry) -> bool:
+        """Whether a run began with other settings than the study has now."""
+        return entry.digest not in ("", self.study.digest(entry.options))
+
     def save(self) -> None:
         """Write the file, replacing the earlier one at once."""
-        self.study.folder.mkdir(parents=True, exist_ok=True)
         study = {key: value for key, value in asdict(self.study).items() if key != "save_dir"}
         runs = [asdict(entry) for entry in self.entries]
         write_document(self.path, {"version": __version__, **study, "runs": runs})
 
+    def _take_up(self, entry: Entry, before: Mapping[str, Any]) -> None:
+        folder, failed = self.folder_of(entry), before.get("status") == "failed"
+        if folder.finished:
+            entry.status = "finished"
+        elif folder.in_use:  # a process that outlived whoever started it
+            entry.status = "running"
+        elif failed or folder.begun:
+            entry.status = "failed" if failed else "interrupted"
+        else:
+            return
+        entry.seconds, entry.digest = float(before.get("seconds", 0.0)), str(before.get("digest", ""))
+        entry.error = str(before.get("error", "")) if failed else ""
+
 
 def _known(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Return the runs of an earlier index; nothing of one that cannot be read, as the runs speak for themselves."""
     try:
         document = json.loads((folder / STUDY_NAME).read_text(encoding="utf-8"))
         return {run["name"]: run for run in document["runs"]}

@@ -13,21 +13,26 @@ from lightning_normgeo.study.definition import Study
 _METRIC = {"name": "val/accuracy", "goal": "maximize"}
 
 
-def sweep_of(study: Study) -> dict[str, Any]:
+def sweep_of(study: Study, project: str | None = None) -> dict[str, Any]:
     """Return the configuration of a W&B grid sweep that runs what the study runs.
+
+    Args:
+        study: what is run.
+        project: of W&B where the sweep will be; the one that ``wandb sweep`` is told if left out.
 
     Raises:
         ConfigurationError: for a value that W&B cannot hand on.
     """
     for option, values in study.grid.items():
-        if None in values:
+        if any(map(_has_null, values)):
             raise ConfigurationError(
                 f"grid.{option} has the value null, which wandb agent hands on as the text 'None'. Leave it out, or "
                 "put it into a file and give that as a value of the option config."
             )
     # python is named by its module, so that it is the agent's own environment that runs
-    command = ["${env}", "${interpreter}", "-m", "lightning_normgeo", "fit", "--wandb=online", *study.shared, "${args}"]
+    command = ["${env}", "${interpreter}", "-m", "lightning_normgeo", "fit", *study.shared, "--wandb=online", "${args}"]
     return {
+        **({"project": project} if project else {}),
         "name": study.name,
         "description": "Written by normgeo study --wandb-sweep; run it with wandb sweep and wandb agent.",
         "method": "grid",
@@ -37,11 +42,25 @@ def sweep_of(study: Study) -> dict[str, Any]:
     }
 
 
-def write_sweep(study: Study, path: str | Path) -> Path:
-    """Write :func:`sweep_of` as YAML."""
+def write_sweep(study: Study, settings: Any, path: str | Path) -> Path:
+    """Write :func:`sweep_of` as YAML, for the project that the runs' settings name."""
     path = Path(path)
+    text = yaml.safe_dump(sweep_of(study, _project(settings)), sort_keys=False, allow_unicode=True)
     try:
-        path.write_text(yaml.safe_dump(sweep_of(study), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"--wandb-sweep {path}: cannot write there ({error.strerror}).") from error
     return path
+
+
+def _project(settings: Any) -> str | None:
+    loggers = settings.trainer.get("logger")
+    entries = loggers if isinstance(loggers, list) else [loggers]
+    ours = [entry for entry in entries if str(getattr(entry, "class_path", "")).endswith(".WandbLogger")]
+    return ours[0].init_args.get("project") if ours else None
+
+
+def _has_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_null, value.values()))
+    return any(map(_has_null, value)) if isinstance(value, list) else value is None

@@ -17,10 +17,10 @@ class Watch:
 
     Attributes:
         epoch: finished epochs.
-        epochs: how many there will be; None if that is not known.
+        epochs: how many there will be at most; None if that is not known.
         step: the last one that was logged.
         accuracy: on the validation data, None before the first.
-        testing: whether training is over.
+        testing: whether training has come to its end.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +37,7 @@ class Watch:
             return "testing"
         if not self._at:
             return "starting"
-        parts = [f"epoch {self.epoch + 1}/{self.epochs or '?'}", f"step {self.step}"]
+        parts = [f"epoch {self.epoch + 1}{f'/{self.epochs}' if self.epochs else ''}", f"step {self.step}"]
         return ", ".join([*parts, *([f"val {100 * self.accuracy:.1f} %"] if self.accuracy is not None else [])])
 
     @property
@@ -66,9 +66,10 @@ class Watch:
         if line["kind"] == "environment":  # the run begins, or goes on
             self.testing = False
         elif line["kind"] == "settings" and "config" in values:
-            self.epochs = values["config"].get("trainer", {}).get("max_epochs")
+            epochs = values["config"].get("trainer", {}).get("max_epochs")
+            self.epochs = epochs if epochs and epochs > 0 else None
         elif line["kind"] == "end":
-            self.testing = True
+            self.testing = line.get("status") == "success"
         elif line["kind"] == "metrics":
             self.epoch = int(values.get("epoch", self.epoch))
             self.step = line["step"] or self.step

@@ -1,0 +1,29 @@
+"""The report's tables, from runs to cells. Each figure in them is of a record or counted from kept decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_normgeo.report.runs import Run
+from lightning_normgeo.report.table import Table
+from lightning_normgeo.report.tables.background import environment_table, settings_table
+from lightning_normgeo.report.tables.control import control_table
+from lightning_normgeo.report.tables.evaluations import evaluations_of
+from lightning_normgeo.report.tables.geometry import geometry_table
+from lightning_normgeo.report.tables.paired import paired_tables
+from lightning_normgeo.report.tables.robustness import robustness_tables
+
+
+def all_tables(runs: Sequence[Run]) -> list[Table]:
+    """Return the tables that there is data for, in the order of the story.
+
+    Accuracies and drops for each data set (``robustness…``), a table of paired differences for each setting in which
+    runs differ (``paired-…``), ``control`` for longer weights, ``geometry``, ``settings`` and ``environment``.
+    """
+    evaluations = evaluations_of(runs)
+    background = [control_table(evaluations), geometry_table(runs), settings_table(runs), environment_table(runs)]
+    return [
+        *robustness_tables(evaluations, runs),
+        *paired_tables(evaluations),
+        *(table for table in background if table is not None),
+    ]
