@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import warnings
@@ -28,8 +29,13 @@ from lightning_normgeo import (
     RobustnessEvaluation,
     read_record,
 )
+from lightning_normgeo.__main__ import main
 from lightning_normgeo.cli import NormgeoCLI, configs_folder, run
-from lightning_normgeo.normalization import find_norm
+from lightning_normgeo.errors import MeasurementWarning
+from lightning_normgeo.normalization import NORMS, find_norm
+from lightning_normgeo.study import load_study, runner
+from lightning_normgeo.study.attempt import Attempt
+from lightning_normgeo.study.check import Checker
 
 pytestmark = [
     # Lightning's LightningCLI calls what jsonargparse 4.49 renamed
@@ -40,6 +46,7 @@ pytestmark = [
 ]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 FRAGMENTS = [path for path in CONFIGS if "callbacks+" in (yaml.safe_load(path.read_text()).get("trainer") or {})]
+STUDIES = [path for path in CONFIGS if "grid" in yaml.safe_load(path.read_text())]
 TINY = {
     "trainer": {
         "max_epochs": 1,
@@ -60,14 +67,15 @@ def named(path: Path) -> str:
 
 
 def test_the_configurations_are_found() -> None:
-    assert {"quickstart.yaml", "defaults.yaml", "callbacks.yaml", "cifar10/resnet101_bn.yaml"} <= set(
-        map(named, CONFIGS)
-    )
+    found = set(map(named, CONFIGS))
+    assert {"quickstart.yaml", "defaults.yaml", "callbacks.yaml", "cifar10/resnet101_bn.yaml"} <= found
+    studies = {f"study/paper_{name}.yaml" for name in ("small", "cifar10", "cifar100")}
+    assert studies == set(map(named, STUDIES))
     assert configs_folder().resolve() == REPOSITORY / "configs"
 
 
 @pytest.mark.usefixtures("fake_cifar10")
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in FRAGMENTS], ids=named)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in FRAGMENTS + STUDIES], ids=named)
 def test_configuration_runs(path: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     text = yaml.safe_load(path.read_text())
@@ -126,6 +134,71 @@ def test_a_normalization_goes_over_the_base(decay: float, parse: Callable[[list[
     parsed.model.norm, parsed.optimizer.init_args.weight_decay = "bn", 0.0
     assert parsed.optimizer == base.optimizer
     assert (parsed.trainer, parsed.data) == (base.trainer, base.data)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=named)
+def test_study_is_listed_and_its_runs_are_those_of_the_paper(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All values, through the command; and each normalization with each weight decay in full."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", str(path), "--dry-run"])
+    assert stopped.value.code == 0
+    study, checker = load_study(path), Checker()
+    shown = capsys.readouterr().out
+    assert all(f"  {name}  " in shown for name in study.runs())
+    single = [name for name, norm in NORMS.items() if not (norm.data and norm.weight) and name != "none"]
+    norms, decays = study.grid["model.norm"], study.grid["optimizer.init_args.weight_decay"]
+    assert set(norms) == {"bn", "gn", "ln", "wn"} if path.stem == "paper_small" else set(norms) == set(single)
+    for options in study.runs().values():
+        if options.get("seed_everything", 0) == 0:
+            parsed = checker.parse(runner.arguments_for(study, options, Path("runs/s/one")))
+            assert parsed.model.norm == options["model.norm"]
+            assert parsed.optimizer.init_args.weight_decay == options["optimizer.init_args.weight_decay"]
+            assert parsed.run == "runs/s/one"
+            assert parsed.data.init_args.get("name", path.stem) in (path.stem, path.stem.removeprefix("paper_"))
+    assert min(decays) == 0 < max(decays)
+    assert study.grid.get("seed_everything", [0, 1, 2]) == [0, 1, 2]
+
+
+class InProcess(Attempt):
+    """An attempt without a process of its own, which would take longer to start than all it does."""
+
+    pid = 0
+    ended = True
+
+    def start(self, command: Any, environment: Any) -> None:
+        run([*command[len(runner.NORMGEO) :]])
+
+    def kill(self) -> None:
+        raise AssertionError("it has not finished")
+
+
+def test_study_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = yaml.safe_load((REPOSITORY / "configs" / "study" / "paper_small.yaml").read_text())
+    small = REPOSITORY / "configs" / "study" / text["configs"][0]
+    callbacks = [
+        {"class_path": entry["class_path"]} for entry in yaml.safe_load(small.read_text())["trainer"]["callbacks"]
+    ]
+    (attacked,) = [entry for entry in callbacks if entry["class_path"].endswith("RobustnessEvaluation")]
+    attacked["init_args"] = {"steps": 1}  # what is not named stays what it is
+    (tmp_path / "tiny.yaml").write_text(
+        yaml.safe_dump({**TINY, "trainer": {**TINY["trainer"], "callbacks": callbacks}})
+    )
+    settings = {"data.init_args.batch_size": 4, "wandb": "disabled", "report": False}
+    tiny = {**text, "configs": [str(small), "tiny.yaml"], "settings": settings}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny, sort_keys=False))
+    monkeypatch.setattr(runner, "Attempt", InProcess)
+    warnings.simplefilter("ignore", MeasurementWarning)  # one step makes no network worth attacking
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", "study.yaml", "--report", "false"])
+    assert stopped.value.code == 0
+    for name, options in load_study("study.yaml").runs().items():
+        record = read_record(tmp_path / "runs" / "paper_small" / name)
+        assert record.complete
+        assert record.settings["config"]["model"]["norm"] == options["model.norm"]
+        attacks = [row["attack"] for row in record.results["robustness"]["results"]]
+        assert len(attacks) == len(set(attacks)) == 2 * (2 + 4)  # clean, noise, four radii; and rescaled
+        assert {"orthogonality", "norm_growth", "robustness"} <= {key.split("/")[0] for key in record.metrics}
+    shutil.rmtree(tmp_path / "runs")
 
 
 class ForeignModel(pl.LightningModule):

@@ -188,8 +188,19 @@ def test_a_chosen_layer_is_shown_whole_after_zooming(page: Shown) -> None:
     page.page.keyboard.down("Shift")
     page.page.mouse.wheel(0, -500)
     page.settle()
-    page.choose(CONVOLUTION)
-    assert (page.labels("norms"), page.shapes("norms")) == (whole, shapes)
+    for zoomed in (True, False):
+        page.choose(CONVOLUTION)
+        assert (page.labels("norms"), page.shapes("norms")) == (whole, shapes)
+        page.page.keyboard.up("Shift")
+        point, _ = page.hover("norms")
+        page.page.keyboard.down("Shift")
+        page.page.mouse.wheel(0, -500)
+        page.settle()
+        assert page.labels("norms") != whole
+        page.page.keyboard.up("Shift")
+        page.page.mouse.dblclick(point["x"], point["y"])
+        page.settle()
+        assert page.labels("norms") == whole
 
 
 def test_drawing_again_keeps_the_layer(page: Shown) -> None:
@@ -249,6 +260,11 @@ def test_every_column_sorts_up_and_down(page: Shown) -> None:
                     assert numbers == sorted(numbers, reverse=direction == "descending")
                     checked += len(set(numbers)) > 2
     assert checked > 10
+    differences = [number(cell.split()[0]) for cell in cells(page, "paired-model-norm", 3)]
+    page.page.locator("#paired-model-norm th button").nth(3).evaluate("button => button.click()")
+    assert min(differences) < 0 < max(differences)
+    shown = [number(cell.split()[0]) for cell in cells(page, "paired-model-norm", 3)]
+    assert shown == sorted(differences)
 
 
 def cells(page: Shown, anchor: str, column: int) -> list[str]:
@@ -274,7 +290,7 @@ def test_numbers_sort_as_numbers_names_naturally_and_by_keyboard(browser: Browse
         assert [re.search(r"max_epochs (\S+),", name)[1] for name in names] == ["–", "9", "10", "100"]
 
 
-NASTY = "<img src=x onerror=alert(1)>&\"'`${1}\\"
+NASTY = "</title><img src=x onerror=alert(1)>&\"'`${1}\\"
 CLOSING = "</script><b>x</b><!--<script>"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import isolated
+from conftest import REPOSITORY, isolated
 from rich.console import Console
 
 from lightning_normgeo import read_record
@@ -200,6 +203,28 @@ def test_settings_go_over_configs_and_the_grid_over_both(base: str) -> None:
     assert (found.optimizer.init_args.lr, found.optimizer.init_args.momentum) == (0.5, 0.9)
 
 
+def test_the_study_of_the_documentation(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "study.md").read_text(), re.DOTALL)
+    shutil.copytree(REPOSITORY / "configs" / "cifar10", tmp_path / "configs" / "cifar10")
+    (tmp_path / "configs" / "study").mkdir()
+    (tmp_path / "configs" / "study" / "mine.yaml").write_text(block)
+    study = load_study("configs/study/mine.yaml")
+    assert check(study).trainer.max_epochs == 50
+    assert len(study.runs()) == 18
+
+
+def test_every_key_of_the_index_is_documented() -> None:
+    text = (REPOSITORY / "docs" / "study.md").read_text()
+    index = Index(Study("s", {"model.norm": ["bn"]}))
+    index.study.folder.mkdir(parents=True)
+    index.save()
+    document = json.loads(index.path.read_text())
+    entries = document.pop("runs")
+    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    named = {name for cell in table for name in re.findall(r"`(.+?)`", cell)}
+    assert named == {*document, *(f"runs[].{key}" for key in entries[0])}
+
+
 # What is shown.
 
 
@@ -324,11 +349,13 @@ def test_dry_run_lists_and_runs_nothing(base: str, capsys: pytest.CaptureFixture
         main(["study", "study.yaml", "--dry-run"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert [line.split() for line in shown.splitlines() if "seed=" in line] == [
+    assert [line.split() for line in shown.splitlines() if line.startswith("  seed=")] == [
         ["seed=3", "waiting"],
         ["seed=4", "waiting"],
     ]
-    assert "each: normgeo fit --config=base.yaml --trainer.max_epochs=2 …" in shown
+    (command,) = [line for line in shown.splitlines() if line.startswith("The first is: ")]
+    options = "--config=base.yaml --trainer.max_epochs=2 --seed_everything=3 --run=runs/s/seed=3"
+    assert command == f"The first is: normgeo fit {options}"
     assert not Path("runs").exists()
 
 

@@ -47,9 +47,10 @@ function arranged({ legend, scale }, room) {
   return { ...legend, columns, labelLimit: Math.min(320, room - 60) };
 }
 
-async function draw(isLatest) {
+async function draw() {
+  const turn = ++latest;
   for (const anchor of Object.keys(specs)) {
-    if (!isLatest()) return;
+    if (turn !== latest) return;
     const place = document.getElementById("chart-" + anchor);
     try {
       await drawOne(anchor, place);
@@ -101,7 +102,6 @@ async function choose(anchor, layer) {
   if (!measured) return;
   for (const { name } of spec.params.filter((parameter) => parameter.bind === "scales")) {
     // axes that stayed zoomed would not show what another layer has
-    view.data(name + "_store", []);
     for (const axis of Object.keys(view.signal(name))) view.signal(`${name}_${axis}`, null);
   }
   await view.signal("layer", layer).runAsync();
@@ -130,12 +130,6 @@ function nearest(svg, x, y) {
   return distance < FINGER ? mark : null;
 }
 
-let latest = 0, drawn = Promise.resolve();
-function redraw() {
-  const turn = ++latest;
-  drawn = drawn.then(() => draw(() => turn === latest));
-}
-
 for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => sort(button.parentElement));
 picker?.addEventListener("change", async () => {
   const { value } = picker;
@@ -162,11 +156,11 @@ document.addEventListener("click", ({ target, clientX, clientY }) => {
   touched?.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX, clientY }));
 });
 addEventListener("scroll", leave, { passive: true });
-let width = innerWidth, waiting;
+let width = innerWidth, waiting, latest = 0;
 addEventListener("resize", () => {
   if (innerWidth === width || matchMedia("print").matches) return;  // a phone's address bar comes and goes
   width = innerWidth;
   clearTimeout(waiting);
-  waiting = setTimeout(redraw, 200);
+  waiting = setTimeout(draw, 200);
 });
-redraw();
+draw();

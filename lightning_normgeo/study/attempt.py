@@ -94,7 +94,7 @@ class Attempt:
             return f"ended by {signal.Signals(-code).name}{hint}"
         lines = self._lines()
         told = [line for line in lines if _ERROR.match(line)]
-        return (told or lines or [f"exit status {code}"])[-1].strip()[:500]
+        return (told or lines or [f"exit status {code}"])[-1].strip()[:300]
 
     def _lines(self) -> list[str]:
         """Return what the process printed, without empty lines."""

@@ -19,7 +19,7 @@ from lightning_normgeo.study.check import check
 from lightning_normgeo.study.definition import Study, load_study
 from lightning_normgeo.study.display import ProgressDisplay, failures, listing, outdated
 from lightning_normgeo.study.index import Index
-from lightning_normgeo.study.runner import Runner
+from lightning_normgeo.study.runner import Runner, arguments_for
 from lightning_normgeo.study.sweep import write_sweep
 
 _DESCRIPTION = """Run a grid of trainings, each a process of its own with a folder of its own, and report on all of
@@ -59,8 +59,10 @@ def main(args: list[str]) -> int:
         console.print(f"Now: wandb sweep {path}, and on each machine wandb agent with what it prints.", highlight=False)
         return 0
     if options.dry_run:
-        _list(Index(study), console)
-        console.print("each: normgeo fit " + shlex.join(study.shared) + " …", highlight=False, soft_wrap=True)
+        _list(index := Index(study), console)
+        first = index.entries[0]
+        command = shlex.join(arguments_for(study, first.options, index.folder_of(first).path))
+        console.print(f"The first is: normgeo {command}", highlight=False, markup=False, soft_wrap=True)
         return 0
     return _run(study, options, console)
 
