@@ -142,6 +142,7 @@ def test_tap_shows_values(browser: Browser, study: Path) -> None:
         tap()
         swipe(page, 200, 700, 100)
         tooltip.wait_for(state="detached")
+        assert page.page.get_by_text("Tap a curve").is_visible()
         assert page.page.get_by_text("Shift and wheel").is_hidden()
 
 

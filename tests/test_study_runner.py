@@ -238,6 +238,16 @@ def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
             os.waitpid(pid, 0)
 
 
+@pytest.fixture(autouse=True)
+def _signals_are_heard() -> Iterator[None]:
+    """Hear what a shell's background jobs and nohup ignore: a forked runner would ignore it as well."""
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def exit_status(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 

@@ -47,7 +47,7 @@ class Attempt:
     @property
     def seconds(self) -> float:
         """How long it has been watched."""
-        return round(time.monotonic() - self._began, 1)
+        return round(time.monotonic() - self._began, 2)
 
     @property
     def ended(self) -> bool:
