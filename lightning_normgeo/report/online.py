@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from lightning_normgeo.robustness.results import results_of
 
 _PATIENCE = 30
 """Seconds until W&B has to answer."""
+_SETTLING = 0.5
+"""Seconds until W&B's service has noticed that nobody waits for an answer any more."""
 _TABLE, _LAYERS = "robustness/table", "geometry/layers"
 _METADATA, _REQUIREMENTS = "wandb-metadata.json", "requirements.txt"
 _PACKAGES = ("lightning-normgeo", "torch", "torchvision", "pytorch-lightning", "lightning", "torchmetrics", "wandb")
@@ -67,6 +70,7 @@ def connect() -> Any:
             "need none."
         ) from error
     except Exception as error:
+        _settle()
         server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
         raise ConfigurationError(
             f"W&B at {server} cannot be reached or refuses the account ({_line(error)}). Check the network, and "
@@ -82,7 +86,17 @@ def explained(what: str, hint: str) -> Iterator[None]:
     except ConfigurationError:
         raise
     except Exception as error:  # W&B has a dozen kinds, not all of them public
+        _settle()
         raise ConfigurationError(f"{what} ({_line(error)}). {hint}") from error
+
+
+def _settle() -> None:
+    """Wait until W&B's service has dropped a request that was given up.
+
+    If the process ends before that, the service (wandb 0.31) stumbles over its late answer, misses the word that it
+    shall end, and the process waits ten minutes for it.
+    """
+    time.sleep(_SETTLING)
 
 
 def _names(runs: Sequence[Any]) -> list[str]:
