@@ -67,12 +67,13 @@ def lines(
     line = base.mark_line(strokeWidth=1.6, clip=True).encode(**pattern)
     # what reacts to the pointer is larger than what is seen
     touched = base.mark_point(size=90, opacity=0, filled=True, clip=True).encode(tooltip=tooltip)
-    chart = panels(alt.layer(line, touched.add_params(_zoom())), rows, panel, shared)
+    several = len(unique(rows, panel)) > 1
+    chart = panels(alt.layer(line, touched.add_params(_zoom(both=shared or not several))), rows, panel, shared)
     chart = chart.add_params(alt.param(name="layer", value=ALL)).transform_filter("datum.layer === layer")
     chart = chart.transform_flatten(["step", "value"])
     if signed:
         chart = chart.transform_calculate(magnitude="abs(datum.value)")
-    return (chart.transform_filter(f"datum.{height} > 0") if log else chart), len(unique(rows, panel)) > 1
+    return (chart.transform_filter(f"datum.{height} > 0") if log else chart), several
 
 
 def panels(chart: Any, rows: Sequence[Row], panel: str, shared: bool) -> Any:
@@ -124,7 +125,12 @@ def _scale(domain: Sequence[str], known: Sequence[str], choices: Sequence[Any]) 
     return alt.Scale(domain=ordered, range=[choices[order.index(value) % len(choices)] for value in ordered])
 
 
-def _zoom() -> Any:
-    """Zoom with Shift and the wheel, move with Shift and the pointer: else the page could not be scrolled."""
+def _zoom(both: bool) -> Any:
+    """Zoom with Shift and the wheel, move with Shift and the pointer: else the page could not be scrolled.
+
+    Args:
+        both: whether both axes do; panels with vertical axes of their own have only the horizontal one in common.
+    """
     held = "[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!"
-    return alt.selection_interval(bind="scales", translate=held, zoom="wheel![event.shiftKey]")
+    axes = {} if both else {"encodings": ["x"]}
+    return alt.selection_interval(bind="scales", translate=held, zoom="wheel![event.shiftKey]", **axes)

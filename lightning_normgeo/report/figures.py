@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from lightning_normgeo.report.attacks import accuracies, against_eps
-from lightning_normgeo.report.curves import Curves, last_by_layer
+from lightning_normgeo.report.curves import Curves, Row, last_by_layer
 from lightning_normgeo.report.figure import Figure, color_of, lines, panels, unique, value_axis
 from lightning_normgeo.report.runs import Run
 
@@ -58,6 +58,16 @@ def all_figures(runs: Sequence[Run], layers: Sequence[str] = ()) -> list[Figure]
     return [figure for figure in found if figure is not None]
 
 
+def _drawn(
+    rows: Sequence[Row], anchor: str, title: str, caption: str, axis: str, wide: bool = False, **options: Any
+) -> Figure | None:
+    """Return a figure of curves, drawn by :func:`lines`; it is wide where there are several panels, or if it has to."""
+    if not rows:
+        return None
+    chart, several = lines(rows, axis, **options)
+    return Figure(anchor, title, caption, chart, wide or several)
+
+
 def _affine(curves: Curves) -> Figure | None:
     rows = []
     for quantity, title in _AFFINE.items():
@@ -65,99 +75,98 @@ def _affine(curves: Curves) -> Figure | None:
         for row in curves.of(names) + _first_channel(curves, quantity):
             normalization = f", {row['panel']}" if row["panel"] else ""
             rows.append({**row, "panel": title + normalization})
-    if not rows:
-        return None
-    chart, _ = lines(
-        rows, "distance; ratio", color=_color(rows), dash="quantity", log=True, known=[*_STATISTICS.values()]
-    )
-    return Figure(
+    return _drawn(
+        rows,
         "affine",
         "γ, β against σ, μ (Fig 2)",
         "The paper says both distances settle at small values. |γ² − σ²| changes with the scale of weights that has no "
         "effect on the function; γ²/σ² is free of it. One channel, drawn at random by a seed, as in the paper.",
-        chart,
+        "distance; ratio",
+        color=_color(rows),
+        dash="quantity",
+        log=True,
+        known=[*_STATISTICS.values()],
         wide=True,
     )
 
 
-def _first_channel(curves: Curves, quantity: str) -> list[dict[str, Any]]:
+def _first_channel(curves: Curves, quantity: str) -> list[Row]:
     """Return the curve of one channel where the reader has chosen no layer: that of the first layer that has one."""
     start = f"affine/{quantity}_channel/"
     keys = [key for run in curves.runs for key in run.record.metrics if key.startswith(start)][:1]
     return curves.of(dict.fromkeys(keys, _STATISTICS["channel"]))
 
 
-def _color(rows: Sequence[dict[str, Any]]) -> str:
+def _color(rows: Sequence[Row]) -> str:
     return "series" if len(unique(rows, "series")) > 1 else "quantity"
 
 
 def _norms(curves: Curves) -> Figure | None:
     rows = curves.of({"norm_growth/weight_norm": "‖W‖"})
-    if not rows:
-        return None
-    chart, wide = lines(rows, "‖W‖")
-    return Figure(
+    return _drawn(
+        rows,
         "norms",
         "Norms of the weights (Fig 3)",
         "Of all scale-invariant weights, or of the chosen layer. Without weight decay the norm can only grow under "
         "SGD. It does not by itself change the function the network computes.",
-        chart,
-        wide,
+        "‖W‖",
     )
 
 
 def _increments(curves: Curves) -> Figure | None:
     rows = curves.of(_INCREMENTS)
-    if not rows:
-        return None
-    chart, wide = lines(rows, "|Δ‖W‖²| per step", panel="group", known=[*_INCREMENTS.values()], **_BY_QUANTITY)
-    return Figure(
+    return _drawn(
+        rows,
         "increments",
         "What one step adds to ‖W‖²",
         "Measured, explained by the optimizer's formula, and predicted by the paper's eq 16, summed over all "
         "scale-invariant weights; magnitudes, hover for signs. Eq 16 covers plain SGD; momentum and weight "
         "decay are in the explained curve only.",
-        chart,
-        wide,
+        "|Δ‖W‖²| per step",
+        panel="group",
+        known=[*_INCREMENTS.values()],
+        **_BY_QUANTITY,
     )
 
 
 def _terms(curves: Curves) -> Figure | None:
     rows = [row for row in curves.of(_TERMS) if any(row["value"])]  # no momentum, no curve of it
-    if not rows:
-        return None
-    chart, wide = lines(rows, "|term| of Δ‖W‖²", panel="group", known=[*_TERMS.values()], **_BY_QUANTITY)
-    return Figure(
+    return _drawn(
+        rows,
         "terms",
         "The terms of the increment",
         "Magnitudes; hover for signs. The residual is measured minus explained: it stays below the storage floor, "
         "what rounding of the stored weights adds at random, unless steps are so short that most weights hardly move.",
-        chart,
-        wide,
+        "|term| of Δ‖W‖²",
+        panel="group",
+        known=[*_TERMS.values()],
+        **_BY_QUANTITY,
     )
 
 
 def _cumulative(curves: Curves) -> Figure | None:
     rows = curves.of(_CUMULATIVE)
-    if not rows:
-        return None
-    known = [*_CUMULATIVE.values()]
-    chart, wide = lines(rows, "since the first step", panel="group", color="quantity", dash="quantity", known=known)
-    return Figure(
+    return _drawn(
+        rows,
         "cumulative",
         "What all steps together added to ‖W‖²",
         "Every step counted, measured or not. Under plain SGD without weight decay the three agree.",
-        chart,
-        wide,
+        "since the first step",
+        panel="group",
+        color="quantity",
+        dash="quantity",
+        known=[*_CUMULATIVE.values()],
     )
 
 
 def _orthogonality(curves: Curves) -> Figure | None:
     rows = curves.of(_COSINES)
-    if not rows:
-        return None
-    chart, wide = lines(
+    return _drawn(
         rows,
+        "orthogonality",
+        "Weights are orthogonal to their gradients",
+        "Largest |cos(W, ∇W)| over all units (Lemma 2). What remains for scale-invariant units is the ε of the "
+        "normalization, known exactly, and float rounding.",
         "largest |cos(W, ∇W)|",
         panel="group",
         color="quantity",
@@ -165,32 +174,23 @@ def _orthogonality(curves: Curves) -> Figure | None:
         shared=True,
         known=[*_COSINES.values()],
     )
-    return Figure(
-        "orthogonality",
-        "Weights are orthogonal to their gradients",
-        "Largest |cos(W, ∇W)| over all units (Lemma 2). What remains for scale-invariant units is the ε of the "
-        "normalization, known exactly, and float rounding.",
-        chart,
-        wide,
-    )
 
 
 def _orthogonality_by_layer(curves: Curves) -> Figure | None:
-    rows = [
-        {"group": run.group, "run": run.name, "quantity": label, "place": place, "layer": layer, "value": value}
+    found: list[Row] = [
+        {"group": run.group, "run": run.name, "quantity": label, "layer": layer, "value": value}
         for run in curves.runs
         for key, label in _COSINES.items()
-        for place, (layer, value) in enumerate(last_by_layer(run, key).items())
-        if value > 0
+        for layer, value in last_by_layer(run, key).items()
     ]
+    rows = [row for row in found if row["value"] > 0]
     if not rows:
         return None
-    order = list(dict.fromkeys(layer for run in curves.runs for key in _COSINES for layer in last_by_layer(run, key)))
     chart = (
         alt.Chart()
         .mark_point(filled=True, size=26, opacity=0.85)
         .encode(
-            x=alt.X("layer:N", sort=order, title="layers", axis=alt.Axis(labels=False, ticks=False)),
+            x=alt.X("layer:N", sort=unique(found, "layer"), title="layers", axis=alt.Axis(labels=False, ticks=False)),
             y=alt.Y("value:Q", title="largest |cos(W, ∇W)|", scale=alt.Scale(type="log"), axis=value_axis()),
             color=color_of("quantity", unique(rows, "quantity"), [*_COSINES.values()]),
             tooltip=["run:N", "layer:N", "quantity:N", alt.Tooltip("value:Q", format=".3g")],
@@ -207,16 +207,16 @@ def _orthogonality_by_layer(curves: Curves) -> Figure | None:
 
 def _angles(curves: Curves) -> Figure | None:
     rows = curves.of(_ANGLES)
-    if not rows:
-        return None
-    chart, wide = lines(
-        rows, "radians", color=_color(rows), dash="quantity", log=True, shared=True, known=[*_ANGLES.values()]
-    )
-    return Figure(
+    return _drawn(
+        rows,
         "angles",
         "How far the weights turn per step",
         "Root mean square angle between W and W⁺ over all units; with weight decay it approaches the equilibrium of "
         "decay and gradient noise, which only runs with weight decay have.",
-        chart,
-        wide,
+        "radians",
+        color=_color(rows),
+        dash="quantity",
+        log=True,
+        shared=True,
+        known=[*_ANGLES.values()],
     )

@@ -20,12 +20,9 @@ function config(room) {
 
 function fitted(spec, room) {
   const { data, ...rest } = spec;
-  const apart = spec.resolve?.scale?.y === "independent";
   let ranks = false;
   const adapted = JSON.parse(JSON.stringify(rest), (key, value) => {
     if ((key === "color" || key === "strokeDash") && value.legend) return { ...value, legend: arranged(value, room) };
-    // panels with vertical axes of their own have only the horizontal one in common
-    if (key === "params" && apart) return value.map((one) => (one.select ? { ...one, select: { ...one.select, encodings: ["x"] } } : one));
     if (key !== "y" || value.type !== "nominal") return value;
     ranks = true;
     const narrow = room < NARROW ? { labelFontSize: 11, labelLimit: room * 0.45 } : {};

@@ -103,8 +103,8 @@ def _library() -> str:
 
 
 def _inline_json(text: str) -> str:
-    """Make JSON safe inside a script element."""
-    return text.replace("</", "<\\/")
+    """Make JSON safe inside a script element, which "</script" would end and "<!--<script" would not let end."""
+    return text.replace("<", "\\u003c")
 
 
 def _data_uri(file: Path) -> str:

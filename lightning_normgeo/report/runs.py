@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.record import STUDY_NAME, Record, read_record
+from lightning_normgeo.record import RECORD_NAME, STUDY_NAME, Record, read_record
 
 _NOT_COMPARED = ("run", "ckpt_path", "config", "wandb", "trainer.logger", "trainer.default_root_dir", "model.optimizer")
 _SEEDS = ("seed_everything", "seed")
@@ -134,7 +134,7 @@ def _folders(source: Path) -> Iterable[Path]:
         raise ConfigurationError(
             f"{index} is not the index of a study ({error!r}). Run normgeo study again."
         ) from error
-    begun = [folder for folder in runs if (folder / "record.jsonl").is_file()]
+    begun = [folder for folder in runs if (folder / RECORD_NAME).is_file()]
     if not begun:
         raise ConfigurationError(f"No run of {index} has begun.")
     return begun

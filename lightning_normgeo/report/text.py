@@ -20,7 +20,14 @@ _STRENGTH_COLUMNS = ("eps", "std", "loss", "linf", "l2")
 
 def as_markdown(title: str, tables: Sequence[Table]) -> str:
     """Return tables as Markdown with GitHub's tables."""
-    return "\n".join([f"# {_escaped(title)}", *(_markdown_table(table) for table in tables)])
+    return "\n".join([f"# {_escaped(title)}", *(_markdown_section(table) for table in tables)])
+
+
+def markdown_table(table: Table) -> str:
+    """Return the columns and rows of a table, without its title and caption."""
+    marks = ["---:" if is_number(table, k) else "---" for k in range(len(table.columns))]
+    lines = [map(_escaped, table.columns), marks, *([_escaped(cell.text) for cell in row] for row in table.rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def as_csv(runs: Sequence[Run]) -> str:
@@ -58,11 +65,8 @@ def _values(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         }
 
 
-def _markdown_table(table: Table) -> str:
-    marks = ["---:" if is_number(table, k) else "---" for k in range(len(table.columns))]
-    lines = [map(_escaped, table.columns), marks, *([_escaped(cell.text) for cell in row] for row in table.rows)]
-    drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"\n## {_escaped(table.title)}\n\n{_escaped(table.caption)}\n\n{drawn}\n"
+def _markdown_section(table: Table) -> str:
+    return f"\n## {_escaped(table.title)}\n\n{_escaped(table.caption)}\n\n{markdown_table(table)}\n"
 
 
 def _escaped(text: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.runs import Run, is_seed, is_weight_decay
-from lightning_normgeo.report.table import Table, is_number
+from lightning_normgeo.report.table import Table
+from lightning_normgeo.report.text import markdown_table
 from lightning_normgeo.report.wandb_runset import attacks, columns, grouping, ids, runset
 from lightning_normgeo.report.wandb_sections import ROBUSTNESS, SECTIONS, STEP, Section
 
@@ -40,7 +41,7 @@ def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequenc
         blocks += _section_blocks(wr, runs, section)
     blocks += _robustness_blocks(wr, runs)
     for table in tables:
-        blocks += [wr.H2(table.title), wr.P(table.caption), wr.MarkdownBlock(_markdown(table))]
+        blocks += [wr.H2(table.title), wr.P(table.caption), wr.MarkdownBlock(markdown_table(table))]
     blocks += _settings_blocks(wr, runs)
     return wr.Report(entity=entity, project=project, title=title[:_TITLE], width="fluid", blocks=blocks)
 
@@ -218,14 +219,6 @@ def _place(wr: Any, index: int) -> Any:
     """Return the place of a panel among others, in rows from left to right."""
     width = _WIDTH // _COLUMNS
     return wr.Layout(x=index % _COLUMNS * width, y=index // _COLUMNS * _HEIGHT, w=width, h=_HEIGHT)
-
-
-def _markdown(table: Table) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    marks = "".join(" ---: |" if is_number(table, k) else " --- |" for k in range(len(table.columns)))
-    return "\n".join([line(table.columns), f"|{marks}", *(line(cell.text for cell in row) for row in table.rows)])
 
 
 def _renamed(value: Any, names: dict[str, str]) -> Any:

@@ -45,7 +45,7 @@ def write_report(
     sources = [runs] if isinstance(runs, (str, Path)) else list(runs)
     loaded = load_runs(sources)
     path = Path(output) if output is not None else _place(sources, form)
-    title = title or (_title(sources) if sources else "report")
+    title = title or _title(sources)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if form in ("png", "pdf"):
@@ -72,18 +72,22 @@ def _write_figures(folder: Path, figures: Sequence[Any], form: str) -> None:
 
 
 def _place(sources: Sequence[str | Path], form: str) -> Path:
-    source = Path(sources[0])
-    only = source.parent if source.name in (RECORD_NAME, STUDY_NAME) else source
+    only = _folder(sources[0])
     folder = only if len(sources) == 1 and only.is_dir() else Path()
     return folder / ("figures" if form in ("png", "pdf") else f"report.{form}")
 
 
 def _title(sources: Sequence[str | Path]) -> str:
-    source = Path(sources[0])
-    folder = source.parent if source.name in (RECORD_NAME, STUDY_NAME) else source
     if len(sources) > 1:
         return f"{len(sources)} sources"
+    folder = _folder(sources[0])
     if not folder.exists():  # of W&B
-        return str(source)
+        return str(sources[0])
     parts = folder.absolute().parts
     return parts[-1] if (folder / STUDY_NAME).is_file() else " / ".join(parts[-2:])
+
+
+def _folder(source: str | Path) -> Path:
+    """Return the folder of a run or study that may be given by its file."""
+    path = Path(source)
+    return path.parent if path.name in (RECORD_NAME, STUDY_NAME) else path
