@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ _LEFT_BY_RUNS = ("runs", "wandb", "lightning_logs", "checkpoints", "data")
 _WANDB_FOLDERS = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests start
 
 
 @contextmanager
@@ -40,9 +42,9 @@ def isolated(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        if "wandb" in sys.modules and (sys.modules["wandb"].run is not None):
+        if "wandb" in sys.modules:
             sys.modules["wandb"].finish()
-            sys.modules["wandb"].teardown()  # finish returns before the log is on disk
+            sys.modules["wandb"].teardown()  # finish returns before the log is on disk; settings outlive a run
         os.chdir(here)
         sys.argv = argv
         os.environ.clear()
@@ -62,6 +64,25 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a folder for what the tests of one module share; it is isolated like a single test."""
     with isolated(tmp_path_factory.mktemp("workplace")) as folder:
         yield folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Start headless Chromium; tests are skipped where there is none."""
+    from browser import chromium
+
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def study_report(workplace: Path) -> Path:
+    """Write a study of two normalizations with and without weight decay, and its report."""
+    from records import write_study
+
+    from lightning_normgeo.report import write_report
+
+    return write_report(write_study(workplace / "runs" / "study"))
 
 
 @pytest.fixture(scope="session", autouse=True)

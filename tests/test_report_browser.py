@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Browser, Shown, chromium
-from records import CONVOLUTIONS, write_run, write_study
+from browser import Browser, Shown
+from records import CONVOLUTIONS, write_run
 
 from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.record import Record
@@ -32,30 +32,18 @@ ROUNDED = 1e-3
 """Figures hold five digits and tooltips show four."""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def study(workplace: Path) -> Path:
-    """Write a study of two normalizations with and without weight decay, and its report."""
-    return write_report(write_study(workplace / "runs" / "study"))
-
-
 @pytest.fixture
-def page(browser: Browser, study: Path) -> Iterator[Shown]:
+def page(browser: Browser, study_report: Path) -> Iterator[Shown]:
     """Open the report of the study."""
-    with browser.open(study) as shown:
+    with browser.open(study_report) as shown:
         yield shown
 
 
 @pytest.fixture(scope="module")
-def runs(study: Path) -> dict[str, Record]:
+def runs(study_report: Path) -> dict[str, Record]:
     """Return the study's records by what the report calls the runs."""
     found = {}
-    for folder in study.parent.glob("*/"):
+    for folder in study_report.parent.glob("*/"):
         record = read_record(folder)
         model, optimizer = (record.settings["config"][name] for name in ("model", "optimizer"))
         decay = optimizer["init_args"]["weight_decay"]
@@ -331,8 +319,8 @@ def test_any_single_run(browser: Browser, workplace: Path, options: dict[str, An
             page.hover(anchor)
 
 
-def test_saving_a_figure(browser: Browser, study: Path, tmp_path: Path) -> None:
-    with browser.open(study, color_scheme="dark") as page:
+def test_saving_a_figure(browser: Browser, study_report: Path, tmp_path: Path) -> None:
+    with browser.open(study_report, color_scheme="dark") as page:
         card = page.page.locator("#norms")
         before = card.bounding_box()
         card.get_by_label("Save this figure").click()

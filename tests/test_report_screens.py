@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import PHONE, Browser, Shown, chromium, contrast
-from records import write_study
+from browser import PHONE, Browser, Shown, contrast
 
 from lightning_normgeo.report import write_report
 
@@ -26,18 +24,6 @@ WIDER = """() => [...document.querySelectorAll("body *")].filter((element) =>
 ).map((element) => element.outerHTML.slice(0, 80))"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def study(workplace: Path) -> Path:
-    """Write a study of two normalizations with and without weight decay, and its report."""
-    return write_report(write_study(workplace / "runs" / "study"))
-
-
 def hard_to_read(page: Shown) -> list[str]:
     texts = page.texts()
     assert len(texts) > 200
@@ -52,8 +38,8 @@ def brightness(page: Shown, selector: str, name: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_also_when_the_scheme_changes(browser: Browser, study: Path, scheme: str) -> None:
-    with browser.open(study, color_scheme=scheme) as page:
+def test_text_can_be_read_also_when_the_scheme_changes(browser: Browser, study_report: Path, scheme: str) -> None:
+    with browser.open(study_report, color_scheme=scheme) as page:
         for shown in (scheme, "dark" if scheme == "light" else "light"):
             page.page.emulate_media(color_scheme=shown)
             page.hover("norms")  # the tooltip has colors of its own
@@ -68,8 +54,8 @@ def test_text_can_be_read_also_when_the_scheme_changes(browser: Browser, study: 
 @pytest.mark.parametrize(
     ("runs", "width"), [(4, 360), (4, 390), (4, 414), (4, 800), (4, 1300), (1, 390), (1, 1300)], ids=str
 )
-def test_everything_fits(browser: Browser, study: Path, runs: int, width: int) -> None:
-    file = study if runs > 1 else write_report(next(study.parent.glob("*/")))
+def test_everything_fits(browser: Browser, study_report: Path, runs: int, width: int) -> None:
+    file = study_report if runs > 1 else write_report(next(study_report.parent.glob("*/")))
     options = {**PHONE, "viewport": {"width": width, "height": 844}} if width < 500 else {}
     with browser.open(file, **{"viewport": {"width": width, "height": 900}, **options}) as page:
         assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -84,8 +70,8 @@ def test_everything_fits(browser: Browser, study: Path, runs: int, width: int) -
         assert min(text["size"] for text in page.texts()) >= SMALLEST
 
 
-def test_table_on_a_phone_scrolls_beside_its_first_column(browser: Browser, study: Path) -> None:
-    with browser.open(study, **PHONE) as page:
+def test_table_on_a_phone_scrolls_beside_its_first_column(browser: Browser, study_report: Path) -> None:
+    with browser.open(study_report, **PHONE) as page:
         scroller = page.page.locator("#geometry .scroll")
         scroller.scroll_into_view_if_needed()
         assert scroller.evaluate("s => s.scrollWidth > s.clientWidth + 100")
@@ -103,8 +89,8 @@ def test_table_on_a_phone_scrolls_beside_its_first_column(browser: Browser, stud
         assert top == 0, "the other columns go behind the first"
 
 
-def test_phone_scrolls_over_figures_with_the_choice_at_hand(browser: Browser, study: Path) -> None:
-    with browser.open(study, **PHONE) as page:
+def test_phone_scrolls_over_figures_with_the_choice_at_hand(browser: Browser, study_report: Path) -> None:
+    with browser.open(study_report, **PHONE) as page:
         page.page.locator("#norms").scroll_into_view_if_needed()
         box, place = page.page.locator("#chart-norms").bounding_box(), page.page.evaluate("scrollY")
         swipe(page, box["x"] + box["width"] / 2, min(box["y"] + 60, 700), 280)
@@ -120,7 +106,7 @@ def swipe(page: Shown, x: float, y: float, distance: float) -> None:
         session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": touched})
 
 
-def test_tap_shows_values(browser: Browser, study: Path) -> None:
+def test_tap_shows_values(browser: Browser, study_report: Path) -> None:
     def tap() -> dict[str, Any]:
         page.page.evaluate("document.getElementById('chart-norms').scrollIntoView({block: 'center'})")
         page.settle()
@@ -129,7 +115,7 @@ def test_tap_shows_values(browser: Browser, study: Path) -> None:
         tooltip.wait_for()
         return point
 
-    with browser.open(study, **PHONE) as page:
+    with browser.open(study_report, **PHONE) as page:
         tooltip = page.page.locator("#vg-tooltip-element.visible")
         point = tap()
         assert point["run"] in tooltip.text_content()
@@ -146,8 +132,8 @@ def test_tap_shows_values(browser: Browser, study: Path) -> None:
         assert page.page.get_by_text("Shift and wheel").is_hidden()
 
 
-def test_print_is_light_and_whole(browser: Browser, study: Path) -> None:
-    with browser.open(study, color_scheme="dark") as page:
+def test_print_is_light_and_whole(browser: Browser, study_report: Path) -> None:
+    with browser.open(study_report, color_scheme="dark") as page:
         page.page.locator("summary", has_text="Settings of the evaluation").click()
         drawing = page.page.locator("#chart-norms .marks").element_handle()
         page.page.emulate_media(media="print")
@@ -168,8 +154,8 @@ def test_print_is_light_and_whole(browser: Browser, study: Path) -> None:
             assert scroller.evaluate("s => s.scrollHeight <= s.clientHeight + 1 && s.scrollWidth <= s.clientWidth + 1")
 
 
-def test_pdf(browser: Browser, study: Path, tmp_path: Path) -> None:
-    with browser.open(study, color_scheme="dark") as page:
+def test_pdf(browser: Browser, study_report: Path, tmp_path: Path) -> None:
+    with browser.open(study_report, color_scheme="dark") as page:
         raw = page.page.pdf(prefer_css_page_size=True)
         sheets = [
             tuple(round(float(x)) for x in sheet) for sheet in re.findall(rb"/MediaBox \[0 0 (\S+) ([^]]+)]", raw)
@@ -180,8 +166,8 @@ def test_pdf(browser: Browser, study: Path, tmp_path: Path) -> None:
         assert page.page.locator("svg.marks").count() == len(page.anchors())
 
 
-def test_names_for_those_who_do_not_see_figures(browser: Browser, study: Path) -> None:
-    with browser.open(study) as page:
+def test_names_for_those_who_do_not_see_figures(browser: Browser, study_report: Path) -> None:
+    with browser.open(study_report) as page:
         for anchor in page.anchors():
             title = page.page.locator(f"#{anchor} h2").text_content()
             figure = page.page.get_by_role("img", name=title, exact=True)

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-import wandb
 import yaml
 from conftest import REPOSITORY, isolated
 from rich.console import Console
@@ -465,7 +464,6 @@ def test_a_killed_run_was_reported_and_went_on_from_its_checkpoint(killed: Kille
 @pytest.mark.usefixtures("_there")
 def test_a_killed_run_is_the_one_that_was_not_bit_for_bit(killed: Killed) -> None:
     """The batches and crops, so the random numbers; momentum; the learning rate; sums over all steps."""
-    wandb.teardown()  # an earlier test of this process may have set it up for another mode
     main(["fit", "--config", "base.yaml", "--model.norm", "gn", "--run", "runs/whole/gn"])
     whole, parts = read_record("runs/whole/gn"), read_record(killed.gn)
     assert {"train/loss", "val/loss", "test/accuracy", "norm_growth/increment"} <= set(whole.metrics)

@@ -306,7 +306,6 @@ def server() -> Iterator[WandbBackend]:
     """Run a server that has all runs of the study."""
     import wandb
 
-    wandb.teardown()  # what an earlier test has told W&B in this process
     with serve() as server:
         for i in range(8):
             path = (ENTITY, PROJECT, f"run{i}")

@@ -141,7 +141,6 @@ def test_report_asks_for_what_is_there(synced: Synced) -> None:
 def test_a_run_that_went_on_offline_is_one_run_after_sync(tmp_path: Path) -> None:
     import wandb
 
-    wandb.teardown()  # what an earlier test has told W&B in this process
     folders = []
     for steps in ((1, 2, 3), (3, 4)):  # killed after a checkpoint at 2
         run = wandb.init(project="killed", id="again", mode="offline", resume="allow", dir=str(tmp_path))

@@ -52,7 +52,6 @@ def fit(folder: Path, mode: str) -> Record:
     """
     import wandb
 
-    wandb.teardown()  # what an earlier test has told W&B in this process
     (folder / "small.yaml").write_text(CONFIG, encoding="utf-8")
     with redirect_stdout(StringIO()):
         main(["fit", "--config", str(folder / "small.yaml"), "--wandb", mode, "--report", "false"])
