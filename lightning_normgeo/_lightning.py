@@ -11,7 +11,9 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-_NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
+_NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
+"""In the order they are imported where neither is in use. In whichever comes second, Python's typing hands out
+``Union[float, int]`` for ``Union[int, float]``, and its command line reads ``limit_val_batches: 1`` as all batches."""
 
 BATCH_HOOKS = (
     "on_train_batch_start",

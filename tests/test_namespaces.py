@@ -224,6 +224,18 @@ def test_record_logger_on_the_command_line(name: str) -> None:
     assert type(fitted.logger).__name__ == "RecordLogger"
 
 
+def test_settings_of_pytorch_lightning_mean_the_same_if_we_are_imported_first() -> None:
+    shown = "inspect.signature(pytorch_lightning.Trainer).parameters['limit_val_batches'].annotation"
+    code = f"import {{}}; import inspect, lightning.pytorch, pytorch_lightning; print({shown})"
+    alone, after = (
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code.format(first)], capture_output=True, text=True
+        ).stdout
+        for first in ("pytorch_lightning", "lightning_normgeo.record")
+    )
+    assert alone == after != ""
+
+
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'lightning'"), AttributeError("too old")])
 def test_a_namespace_that_cannot_be_imported_is_done_without(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     import pytorch_lightning
@@ -240,7 +252,7 @@ def test_a_namespace_that_cannot_be_imported_is_done_without(error: Exception, m
     monkeypatch.setattr(_lightning.importlib, "import_module", import_module)
     assert _lightning._bases("", "Callback") == (pytorch_lightning.Callback,)
     refused.append("pytorch_lightning")
-    with pytest.raises(ImportError, match=r"neither lightning\.pytorch \(.*\) nor pytorch_lightning \("):
+    with pytest.raises(ImportError, match=r"neither pytorch_lightning \(.*\) nor lightning\.pytorch \("):
         _lightning._bases("", "Callback")
 
 
