@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 import time
 from collections.abc import Iterator
@@ -11,10 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 import yaml
-from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from rich.console import Console
 from torch.optim import Optimizer
@@ -23,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import lightning_normgeo.callbacks
 import lightning_normgeo.data  # noqa: F401 - so that short class names work in configurations
 from lightning_normgeo._version import __version__
+from lightning_normgeo.callbacks.random_state import RandomState
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
 from lightning_normgeo.record import RecordLogger, check_writable, read_record
@@ -52,40 +50,6 @@ class RecordConfig(SaveConfigCallback):
                 (logger.folder / "config.yaml").write_text(text, encoding="utf-8")
                 logger.log_hyperparams({"wandb": {"id": _wandb_id(trainer)}})
             logger.log_hyperparams({"config": yaml.safe_load(text)})
-
-
-class RandomState(Callback):
-    """Keeps the state of the random numbers in checkpoints, so that a run goes on as if it had never stopped.
-
-    Args:
-        restore: whether to go on with the state of the checkpoint that fit starts from. Not where that is of another
-            run, whose random numbers would take the place of those that the seed stands for.
-    """
-
-    _KEY = "random_state"
-
-    def __init__(self, restore: bool) -> None:
-        self._restore = restore
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the state; as what ``torch.load`` takes for harmless."""
-        numbers: Any = np.random.get_state()  # noqa: NPY002 - the state that Lightning seeds
-        kind, keys, *rest = numbers
-        state = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
-        if pl_module.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
-        checkpoint[self._KEY] = state
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on with it; tests and validations of a checkpoint do not."""
-        state = checkpoint.get(self._KEY)
-        if state is None or not self._restore or trainer.state.fn != "fit":
-            return
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])  # noqa: NPY002
-        torch.set_rng_state(state["torch"].cpu())
-        if "cuda" in state and pl_module.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"].cpu(), pl_module.device)
 
 
 class NormgeoCLI(LightningCLI):
@@ -211,9 +175,7 @@ class NormgeoCLI(LightningCLI):
         """Test the best weights, write the report, print the summary."""
         trainer = self.trainer
         if self._get(self.config, "test_after_fit") and not self._get(self.config, "trainer").fast_dev_run:
-            best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-            found = Path(best).is_file() if best else False  # a run resumed elsewhere may have left it behind
-            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best if found else None, verbose=False)
+            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=_best(trainer), verbose=False)
         for logger in trainer.loggers:
             if self.run_folder is not None and isinstance(logger, RecordLogger):
                 self.run_folder.finish(logger, time.monotonic() - self._began)
@@ -280,6 +242,15 @@ def _configuration_error(error: BaseException | None) -> ConfigurationError | No
 
 def _as_dict(block: Any) -> dict[str, Any] | None:
     return None if block is None else dict(block.as_dict() if hasattr(block, "as_dict") else block)
+
+
+def _best(trainer: Trainer) -> str | None:
+    """Return the best checkpoint, or None for the weights as they are."""
+    best: str = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if best and not Path(best).exists():  # a run that went on elsewhere has left it behind
+        warn_once(f"The best checkpoint {best} is gone; the last weights are tested instead.")
+        return None
+    return best or None
 
 
 def _wandb_id(trainer: Trainer) -> str | None:

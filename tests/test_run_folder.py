@@ -18,7 +18,8 @@ from filelock import FileLock
 from wandb_log import read_finished
 
 from lightning_normgeo import ResNetClassifier, read_record
-from lightning_normgeo.cli import RandomState, run
+from lightning_normgeo.callbacks.random_state import RandomState
+from lightning_normgeo.cli import run
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.run_folder import RunFolder
 from lightning_normgeo.study.attempt import Attempt

@@ -10,7 +10,10 @@ from lightning_normgeo.robustness.decisions import load_decisions as load_decisi
 from lightning_normgeo.robustness.evaluation import RobustnessEvaluator as RobustnessEvaluator
 from lightning_normgeo.robustness.folding import FoldedModel as FoldedModel
 from lightning_normgeo.robustness.folding import folded_model as folded_model
+from lightning_normgeo.robustness.intervals import holm as holm
 from lightning_normgeo.robustness.intervals import mcnemar as mcnemar
+from lightning_normgeo.robustness.intervals import mean_interval as mean_interval
+from lightning_normgeo.robustness.intervals import paired_interval as paired_interval
 from lightning_normgeo.robustness.intervals import wilson_interval as wilson_interval
 from lightning_normgeo.robustness.report import RobustnessReport as RobustnessReport
 from lightning_normgeo.robustness.rescale import RescaledModel as RescaledModel

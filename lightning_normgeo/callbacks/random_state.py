@@ -1,0 +1,46 @@
+"""Random numbers that go on where a run was interrupted."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_normgeo._lightning import QuietCallback
+
+
+class RandomState(QuietCallback):
+    """Keeps the state of the random numbers in checkpoints, so that a run goes on as if it had never stopped.
+
+    Args:
+        restore: whether to go on with the state of the checkpoint that fit starts from. Not where that is of another
+            run, whose random numbers would take the place of those that the seed stands for.
+    """
+
+    _KEY = "random_state"
+
+    def __init__(self, restore: bool) -> None:
+        super().__init__()
+        self._restore = restore
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Add the state; as what ``torch.load`` takes for harmless."""
+        numbers: Any = np.random.get_state()  # noqa: NPY002 - the state that Lightning seeds
+        kind, keys, *rest = numbers
+        state = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+        if pl_module.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+        checkpoint[self._KEY] = state
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Go on with it; tests and validations of a checkpoint do not."""
+        state = checkpoint.get(self._KEY)
+        if state is None or not self._restore or trainer.state.fn != "fit":
+            return
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])  # noqa: NPY002
+        torch.set_rng_state(state["torch"].cpu())
+        if "cuda" in state and pl_module.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"].cpu(), pl_module.device)
