@@ -10,9 +10,10 @@ import pytest
 from browser import PHONE, Browser, Shown, contrast
 
 from lightning_normgeo.report import write_report
+from lightning_normgeo.report.figure import COLORS
 
-READABLE, SMALLEST = 4.5, 11
-"""Contrast of text (WCAG 2, AA), and pixels."""
+READABLE, VISIBLE, SMALLEST = 4.5, 3, 11
+"""Contrast of text and of graphics (WCAG 2, AA), and pixels."""
 PRINTED = {"width": 1031, "height": 300}
 """A4 across, less its margins."""
 INSIDE = """() => [...document.querySelectorAll(".marks text, .marks .role-axis-domain line")].filter((part) => {
@@ -49,6 +50,15 @@ def test_text_can_be_read_also_when_the_scheme_changes(browser: Browser, study_r
             assert (ends[0] < 2, ends[1] > 10) == ((shown == "dark"),) * 2
             page.page.keyboard.press("Escape")
             page.page.get_by_label("Save this figure").first.click()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_curves_stand_out(browser: Browser, study_report: Path, scheme: str) -> None:
+    with browser.open(study_report, color_scheme=scheme) as page:
+        behind = page.page.locator("#terms").evaluate("(e) => getComputedStyle(e).backgroundColor")
+    for color in COLORS:
+        red, green, blue = bytes.fromhex(color.removeprefix("#"))
+        assert contrast(f"rgb({red}, {green}, {blue})", behind) > VISIBLE, color
 
 
 @pytest.mark.parametrize(

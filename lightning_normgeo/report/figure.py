@@ -13,7 +13,7 @@ from lightning_normgeo.report.curves import ALL, Row
 WIDTH, HEIGHT = 400, 250
 SMALL = {"width": 220, "height": 165}
 COLUMNS = 4
-COLORS = ["#3b6fb6", "#d1603d", "#4c9a6a", "#8d6cab", "#b8923a", "#5f6b7a", "#c0567d", "#3a9ca6"]
+COLORS = ["#3b6fb6", "#d1603d", "#4c9a6a", "#8d6cab", "#a98432", "#6b7787", "#c0567d", "#3a9ca6"]
 _DASHES = [[1, 0], [5, 3], [1.5, 2.5], [6, 2, 1.5, 2]]
 
 
