@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from lightning_normgeo.normalization import swap_norm as swap_norm
     from lightning_normgeo.probes import describe_lion as describe_lion
     from lightning_normgeo.probes import register_optimizer as register_optimizer
-    from lightning_normgeo.record import RecordLogger as RecordLogger
     from lightning_normgeo.record import read_record as read_record
+    from lightning_normgeo.record_logger import RecordLogger as RecordLogger
     from lightning_normgeo.robustness import evaluate_robustness as evaluate_robustness
 
 _HOMES = {
@@ -39,7 +39,7 @@ _HOMES = {
     "NORMS": "normalization",
     "NormGrowthMonitor": "callbacks",
     "OrthogonalityMonitor": "callbacks",
-    "RecordLogger": "record",
+    "RecordLogger": "record_logger",
     "ResNetClassifier": "models",
     "RobustnessEvaluation": "callbacks",
     "SwapReport": "normalization",

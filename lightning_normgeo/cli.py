@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +19,10 @@ import lightning_normgeo.callbacks
 import lightning_normgeo.data  # noqa: F401 - so that short class names work in configurations
 from lightning_normgeo._version import __version__
 from lightning_normgeo.callbacks.random_state import RandomState
-from lightning_normgeo.errors import ConfigurationError, warn_once
+from lightning_normgeo.errors import ConfigurationError, one_line_errors, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
-from lightning_normgeo.record import RecordLogger, check_writable, read_record
+from lightning_normgeo.record import read_record
+from lightning_normgeo.record_logger import RecordLogger, check_writable
 from lightning_normgeo.report.command import write_quietly
 from lightning_normgeo.run_folder import RunFolder
 from lightning_normgeo.summary import summary_table
@@ -218,26 +217,6 @@ def main(args: list[str] | None = None) -> None:
     finally:
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Let a setting that cannot work end in one clear line and exit status 2."""
-    try:
-        yield
-    except ValueError as error:
-        cause = _configuration_error(error)
-        if cause is None:
-            raise
-        sys.stderr.write(f"normgeo: error: {cause}\n")
-        raise SystemExit(2) from error
-
-
-def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """Return the error of ours that ``error`` is or was caused by: jsonargparse wraps what constructors raise."""
-    if error is None or isinstance(error, ConfigurationError):
-        return error
-    return _configuration_error(error.__cause__ or error.__context__)
 
 
 def _as_dict(block: Any) -> dict[str, Any] | None:

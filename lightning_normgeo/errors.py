@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import functools
+import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -72,3 +74,23 @@ def harmless(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
             return None
 
     return guarded
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Let a setting that cannot work end in one clear line and exit status 2."""
+    try:
+        yield
+    except ValueError as error:
+        cause = _configuration_error(error)
+        if cause is None:
+            raise
+        sys.stderr.write(f"normgeo: error: {cause}\n")
+        raise SystemExit(2) from error
+
+
+def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
+    """Return the error of ours that ``error`` is or was caused by: jsonargparse wraps what constructors raise."""
+    if error is None or isinstance(error, ConfigurationError):
+        return error
+    return _configuration_error(error.__cause__ or error.__context__)
