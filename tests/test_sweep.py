@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+from wandb_backend import ENTITY
+from wandb_server import needs_pinned_wandb, serve
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.report.online import read_project
 from lightning_normgeo.study import load_study
 from lightning_normgeo.study.check import Checker
 from lightning_normgeo.study.command import main
@@ -36,6 +42,21 @@ BASE = """
 trainer: {callbacks: [{class_path: lightning_normgeo.RobustnessEvaluation}]}
 data: {class_path: lightning_normgeo.DigitsDataModule}
 optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5, momentum: 0.9}}
+"""
+
+SMALL_STUDY = """
+name: small
+configs: [base.yaml]
+settings: {report: false, test_after_fit: false}
+grid:
+  model.norm: [gn]
+  optimizer.init_args.weight_decay: [0.0, 0.001]
+"""
+SMALL_BASE = """
+trainer: {max_epochs: 1, accelerator: cpu, limit_train_batches: 2, limit_val_batches: 1, log_every_n_steps: 1}
+model: {arch: resnet18, stem: imagenet}
+data: {class_path: lightning_normgeo.DigitsDataModule, init_args: {batch_size: 8}}
+optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.05}}
 """
 
 
@@ -119,3 +140,29 @@ def test_studies_of_the_repository(name: str, monkeypatch: pytest.MonkeyPatch) -
         settings = checker.parse(command[4:])
         assert settings.model.norm == values["model.norm"]
         assert settings.optimizer.init_args.weight_decay == values["optimizer.init_args.weight_decay"]
+
+
+@needs_pinned_wandb
+def test_an_agent_runs_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "study.yaml").write_text(SMALL_STUDY)
+    (tmp_path / "base.yaml").write_text(SMALL_BASE)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.delenv("WANDB_MODE")
+    main(["study.yaml", "--wandb-sweep", "sweep.yaml"])
+    with serve() as server:
+        wandb("sweep", "sweep.yaml")
+        wandb("agent", f"{ENTITY}/normgeo/sweep0")
+        records = read_project(f"{ENTITY}/normgeo", tmp_path / "read")
+        assert server.refused == []
+    settings = [record.settings["config"] for record in records]
+    found = [(one["model"]["norm"], one["optimizer"]["init_args"]["weight_decay"]) for one in settings]
+    assert found == [("gn", 0), ("gn", 0.001)]
+    assert {run.fields["sweep"] for run in server.runs.values()} == {"sweep0"}
+    assert {run.exit_code for run in server.runs.values()} == {0}
+    for record in records:
+        assert [step for step, _ in record.metrics["norm_growth/increment"]] == [0, 1]
+
+
+def wandb(*args: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "wandb", *args], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]

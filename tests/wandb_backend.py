@@ -9,8 +9,10 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+from wandb_sweeps import Sweeps
+
 ENTITY = "lab"
-_FIELDS = ("displayName", "groupName", "jobType", "tags")
+_FIELDS = ("displayName", "groupName", "jobType", "tags", "sweep")
 _END = {"endCursor": None, "hasNextPage": False}
 _WHEN = "2026-01-01T00:00:00Z"
 
@@ -62,7 +64,7 @@ class StoredArtifact:
     committed: bool = False
 
 
-class WandbBackend:
+class WandbBackend(Sweeps):
     """What is behind the server: it keeps what is sent, and answers each operation by name.
 
     Args:
@@ -78,6 +80,7 @@ class WandbBackend:
     """
 
     def __init__(self, url: str) -> None:
+        super().__init__()
         self.url = url
         self.runs: dict[tuple[str, str, str], StoredRun] = {}
         self.artifacts: dict[str, StoredArtifact] = {}
