@@ -18,12 +18,12 @@ from torch.optim.lr_scheduler import LRScheduler
 import lightning_normgeo.callbacks
 import lightning_normgeo.data  # noqa: F401 - so that short class names work in configurations
 from lightning_normgeo._version import __version__
-from lightning_normgeo.callbacks.random_state import RandomState
 from lightning_normgeo.errors import ConfigurationError, one_line_errors, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
 from lightning_normgeo.record import read_record
 from lightning_normgeo.record_logger import RecordLogger, check_writable
 from lightning_normgeo.report.command import write_quietly
+from lightning_normgeo.resume import NewestEpoch, RandomState, keeps_the_best
 from lightning_normgeo.run_folder import RunFolder
 from lightning_normgeo.summary import summary_table
 
@@ -42,7 +42,7 @@ class RecordConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save the configuration; called on rank zero only."""
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(_unplaced(self.config), skip_none=False)
         for logger in trainer.loggers:
             if isinstance(logger, RecordLogger):
                 logger.folder.mkdir(parents=True, exist_ok=True)
@@ -140,12 +140,14 @@ class NormgeoCLI(LightningCLI):
             return
         if self.subcommand != "fit":
             raise ConfigurationError(f"--run is for fit. Leave it out: {self.subcommand} gets a folder of its own.")
+        if self._get(self.config, "trainer").get("fast_dev_run"):
+            raise ConfigurationError(f"--run {given} with trainer.fast_dev_run, which writes nothing. Leave one out.")
         folder = RunFolder(given)
         folder.claim()
         self.run_folder = folder
         if folder.finished:
             raise ConfigurationError(f"--run {given} has finished. Choose another folder, or remove this one.")
-        folder.direct(self._entries("logger"), self._entries("callbacks"))
+        folder.direct(self._entries("logger"))
         trainer = self.config[self.subcommand].trainer
         trainer.default_root_dir = trainer.default_root_dir or given
 
@@ -155,7 +157,11 @@ class NormgeoCLI(LightningCLI):
             return
         own, settings = self.run_folder.checkpoint, self.config_init["fit"]
         settings["ckpt_path"] = own or settings.get("ckpt_path")
-        self.trainer.callbacks.insert(0, RandomState(restore=own is not None))  # type: ignore[attr-defined]
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.insert(0, RandomState(restore=own is not None))
+        savers = self.trainer.checkpoint_callbacks
+        if savers and all(map(keeps_the_best, savers)):
+            callbacks.append(NewestEpoch(self.run_folder.path))
 
     def after_instantiate_classes(self) -> None:
         """Leave out a W&B logger that cannot start."""
@@ -217,6 +223,18 @@ def main(args: list[str] | None = None) -> None:
     finally:
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()
+
+
+def _unplaced(config: Any) -> Any:
+    """Return a configuration without the folder and the names of the run, which another run with it must not take."""
+    config = config.clone()
+    config["run"] = None
+    loggers = config.trainer.logger
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        for name in ("version", "id"):
+            if hasattr(logger, "init_args") and name in logger.init_args:
+                logger.init_args[name] = None
+    return config
 
 
 def _as_dict(block: Any) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ class Record:
         environment: versions and hardware, of the last process that wrote.
         results: by name.
         images: for each key the files and captions logged last.
-        complete: whether the last line says that the run ended.
+        complete: whether the last line says that the run ended, and not by an error or a signal.
         begun: when the first line was written, in seconds since 1970.
         ended: when the last one was.
     """
@@ -69,7 +69,7 @@ def read_record(run: str | Path) -> Record:
 
 
 def _add(record: Record, line: dict[str, Any], earlier: set[tuple[str, str]]) -> None:
-    record.complete = line["kind"] == "end" or line.get("name") == FINISHED_NAME
+    record.complete = line.get("name") == FINISHED_NAME or line.get("status", "failed") != "failed"
     record.begun, record.ended = record.begun or line["time"], line["time"]
     match line["kind"]:
         case "metrics" | "layers":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from filelock import FileLock, Timeout
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero
 from lightning_normgeo.record import FINISHED_NAME, RECORD_NAME, read_record
 
+NEWEST = "resume-"
+"""What the names of checkpoints begin with that are for going on only."""
 _LOCK = ".lock"
 _PATIENCE = 1.0
 """Seconds: whether a folder is in use is found out by locking it for a moment."""
@@ -55,12 +58,11 @@ class RunFolder:
         found = read_record(self.path).settings.get("wandb", {}) if self.begun else {}
         return found.get("id")
 
-    def direct(self, loggers: Sequence[tuple[str, Any]], callbacks: Sequence[tuple[str, Any]]) -> None:
-        """Change the settings of what is about to be built so that the run is written here, and can go on.
+    def direct(self, loggers: Sequence[tuple[str, Any]]) -> None:
+        """Change the settings of the loggers about to be built so that the run is written here.
 
         Args:
             loggers: class names and settings.
-            callbacks: likewise.
 
         Raises:
             ConfigurationError: if the first logger, which checkpoints are beside, is not a RecordLogger.
@@ -74,9 +76,6 @@ class RunFolder:
                 settings["version"] = self.path.name
             elif kind == "WandbLogger":
                 settings["name"], settings["id"] = self.path.name, self.wandb_id
-        savers = [settings for kind, settings in callbacks if kind == "ModelCheckpoint"]
-        if savers and all(settings.get("save_last") is None for settings in savers):
-            savers[0]["save_last"] = True  # the best one may be many epochs old
 
     def claim(self) -> None:
         """Keep other processes from writing here until this one ends; on rank zero.
@@ -116,7 +115,9 @@ class RunFolder:
             return False
 
     def finish(self, logger: Any, seconds: float) -> None:
-        """Write down that the run went to its end."""
+        """Write down that the run went to its end, and leave one of the checkpoints for going on."""
+        for path in sorted(self.path.glob(f"checkpoints/{NEWEST}*.ckpt"), key=_age)[1:]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         logger.log_results(FINISHED_NAME, {"status": "finished", "seconds": round(seconds, 1)})
         logger.finalize("success")
 

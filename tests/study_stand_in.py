@@ -2,7 +2,8 @@
 
 It locks and writes the run's folder as the real one does, without importing it. ``--behave`` says what it does then:
 ``finish``, ``fail``, ``refuse``, ``end`` early and without a word, ``die``, ``wait`` for a file ``go`` in the working
-folder, be ``stubborn`` and not end when asked to, or ``leave`` a process behind.
+folder, be ``stubborn`` and not end when asked to, ``leave`` behind a process that has the lock as well, or be ``late``:
+the first process locks when there is a second one, which is refused.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ def main() -> None:
     folder, behave = Path(options["run"]), options["behave"]
     with (folder / "starts").open("a") as starts:
         starts.write(json.dumps({"pid": os.getpid(), **{key: os.environ.get(key) for key in ENVIRONMENT}}) + "\n")
+    if behave == "late":
+        be_late(folder)
     lock = (folder / ".lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.set_inheritable(lock.fileno(), behave == "leave")
     write(folder, "environment", values={})
     write(folder, "settings", values={"config": {"trainer": {"max_epochs": 4}}})
     write(folder, "metrics", step=9, values={"epoch": 2.0, "val/accuracy": 0.5})
-    if behave in ("wait", "stubborn", "leave"):
+    if behave in ("wait", "stubborn", "leave", "late"):
         wait(folder, behave)
     if behave == "refuse":
         print("normgeo: error: norm='gnn' is unknown.")
@@ -52,11 +56,22 @@ def write(folder: Path, kind: str, **fields: Any) -> None:
         record.write(json.dumps({"kind": kind, "time": time.time(), **fields}) + "\n")
 
 
+def be_late(folder: Path) -> None:
+    first = count_lines(folder / "starts") == 1
+    while not (count_lines(folder / "starts") == 2 if first else (folder / "record.jsonl").exists()):
+        time.sleep(0.02)
+
+
+def count_lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
 def wait(folder: Path, behave: str) -> None:
     if behave == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if behave == "leave":
-        left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-c", "import time; time.sleep(600)"]
+        left = subprocess.Popen(command, stdout=subprocess.DEVNULL, close_fds=False)
         (folder / "left").write_text(str(left.pid))
         sys.exit(1)
     (folder / "waits").touch()

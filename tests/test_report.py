@@ -338,6 +338,38 @@ def test_summary_shows_first_and_last_step_and_accuracies() -> None:
     assert re.split(r"\s{2,}", line.strip()) == ["bim", "6.25 %", "1.0 … 28.3 %", "87.50 pt", "16"]
 
 
+def swept(**radii: tuple[float, ...]) -> list[dict[str, Any]]:
+    return [
+        {**RESULTS[1], "attack": f"bim{kind}_eps{eps}", "eps": eps} for kind, values in radii.items() for eps in values
+    ]
+
+
+def written(rows: list[dict[str, Any]]) -> Page:
+    logger = RecordLogger("out")
+    logger.log_results("robustness", {"settings": {}, "warnings": [], "results": rows})
+    logger.finalize("success")
+    return page(logger)
+
+
+def test_controls_of_several_loaders_are_no_attacks_and_radii_begin_at_the_clean_accuracy() -> None:
+    rows = [*RESULTS[:1], *swept(**{"": (0.01, 0.02)})]
+    rows += [{**row, "attack": f"{row['attack']}_rescaled"} for row in rows]
+    shown = written([{**row, "attack": f"{row['attack']}/dataloader_idx_{k}"} for row in rows for k in (0, 1)])
+    drawn = {row["attack"] for row in rows_of(shown.spec("accuracies"))}
+    assert len(drawn) == 6
+    assert not any("rescaled" in name for name in drawn)
+    starts = [row["attack"] for row in rows_of(shown.spec("against-eps")) if row["eps"] == 0]
+    families = ("bim/dataloader_idx_", "bim_rescaled/dataloader_idx_")
+    assert sorted(starts) == sorted(f"{family}{k}" for family in families for k in (0, 1))
+
+
+def test_radii_of_two_norms_have_an_axis_each() -> None:
+    shown = written([*RESULTS[:1], *swept(**{"": (0.01, 0.02), "_l2": (0.5, 1.0)})])
+    spec = shown.spec("against-eps")
+    assert {(row["attack"], row["panel"]) for row in rows_of(spec)} == {("bim", "l∞"), ("bim_l2", "l2")}
+    assert spec["resolve"]["scale"]["x"] == "independent"
+
+
 def test_accuracy_against_the_radius_begins_at_the_clean_one() -> None:
     logger = RecordLogger("out")
     swept = [

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_normgeo import RecordLogger
+from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.record import Record
 from lightning_normgeo.report.curves import ALL, Curves, last_by_layer, layer_curve
@@ -130,9 +130,48 @@ def test_thinned_curves_keep_their_ends_and_stay_small(count: int, runs: int) ->
     steps = first["step"]
     assert (steps[0], steps[-1]) == (0, 3 * (count - 1))
     assert steps == sorted(set(steps))
-    assert len(steps) <= 150
+    assert len(steps) <= 152
     assert len(steps) == count or len(steps) >= 24
     assert first["value"] == [float(f"{step / 3 / 7:.5g}") for step in steps]
+
+
+def test_thinned_curves_keep_their_extremes() -> None:
+    values = [1.0] * 5000
+    values[1234], values[4321] = -9.0, 1e-6
+    record = Record(Path("one"), metrics={"norm_growth/residual": list(enumerate(values))})
+    (row,) = Curves(compare_runs([record])).of({"norm_growth/residual": "residual"})
+    assert {(1234, -9.0), (4321, 1e-6)} <= set(zip(row["step"], row["value"], strict=True))
+    assert len(row["step"]) == 152
+
+
+def test_layers_take_no_points_from_the_curve_over_all_of_them() -> None:
+    layers = {"q": [(step, dict.fromkeys(map(str, range(9)), 1.0)) for step in range(500)]}
+    known = {"norm_growth/weight_norm": layers["q"], **layers}
+    record = Record(Path("one"), metrics={"q": [(step, 1.0) for step in range(500)]}, layers=known)
+    lengths = {row["layer"]: len(row["step"]) for row in Curves(compare_runs([record] * 8)).of({"q": "q"})}
+    assert lengths.pop(ALL) == 150
+    assert set(lengths.values()) == {104}
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["x/one/bn", "x/two/bn"], ["one/bn", "two/bn"]),
+        (["x/one/bn", "x/one/gn", "y/one/gn"], ["bn", "x/one/gn", "y/one/gn"]),
+        (["a", "b"], ["a", "b"]),
+    ],
+)
+def test_runs_with_everything_in_common_are_told_apart_by_their_folders(folders: list[str], names: list[str]) -> None:
+    runs = compare_runs([Record(Path(folder), settings={"config": config("bn", 0.0)}) for folder in folders])
+    assert [run.name for run in runs] == names
+
+
+@pytest.mark.parametrize(("status", "complete"), [("success", True), ("failed", False), ("aborted", True)])
+def test_a_run_that_an_error_or_a_signal_ended_is_not_complete(status: str, complete: bool) -> None:
+    logger = RecordLogger("out", version="one")
+    logger.log_metrics({"a": 1.0}, step=0)
+    logger.finalize(status)
+    assert read_record(logger.folder).complete is complete
 
 
 def test_a_layer_has_its_curve_from_the_record_or_from_its_key() -> None:

@@ -289,6 +289,7 @@ PIXEL, NORMALIZED = ({"space": space, "lower": 0.0, "upper": 1.0} for space in (
             {"threat": PIXEL, "normalization": {"std": [0.25]}, "seed": 1, "epoch": 9},
             {},
         ),
+        ({"precision": "fp32"}, {"precision": "bf16"}, {"clean": "precision", "bim": "precision"}),
         (
             {"threat": {"eps": 0.1}, "attacks": {}},
             {"threat": {"eps": 0.2}, "attacks": {}},
@@ -309,6 +310,32 @@ def test_only_attacks_under_the_same_conditions_are_compared(first: Any, second:
         assert f"evaluated under different conditions ({why})" in pairs.caption
         assert f"{attack} ({why})" in tables["robustness"].caption
     assert ("Not the same attack" in tables["robustness"].caption) == bool(refused)
+
+
+def test_other_random_numbers_are_other_noise():
+    folders = [write_run(norm, norm=norm, conditions={"seed": seed}) for seed, norm in enumerate(("bn", "gn"))]
+    _, tables = written(*folders)
+    assert "evaluated under different conditions (seed)" in tables["paired-model-norm"].caption
+    assert "gaussian (seed)" in tables["robustness"].caption
+
+
+def test_runs_of_one_seed_are_no_other_seeds():
+    _, tables = written(*(write_run(name, norm=name[:2]) for name in ("bn0", "bn1", "gn0")))
+    assert "Runs with the same seed say nothing about other seeds: bn." in tables["robustness"].caption
+    _, tables = written(*(write_run(f"other{seed}", seed=seed) for seed in (0, 1)))
+    assert "same seed" not in tables["robustness"].caption
+
+
+def test_runs_that_agree_claim_no_certainty():
+    _, tables = written(*(write_run(f"a{seed}", seed=seed, shares={"clean": 0.5, "bim": 0.0}) for seed in (0, 1, 2)))
+    assert tables["robustness"].rows[0][-1].text == f"0.00 % [–] 0/{3 * N}"
+
+
+def test_a_p_value_beyond_floats_is_not_zero():
+    n = 3000
+    shares = ({"clean": 1.0}, {"clean": 0.0})
+    _, tables = written(*(write_run(f"{k}", norm="bg"[k] + "n", n=n, shares=shares[k]) for k in (0, 1)))
+    assert [cell.text for cell in tables["paired-model-norm"].rows[0][-2:]] == ["<1e-300", "<1e-300"]
 
 
 def test_strength_that_is_in_the_name_is_not_said_twice():
@@ -499,7 +526,7 @@ def test_several_seeds_are_paired_seed_by_seed_and_averaged():
             "–",
             "–",
         ]
-    assert "Student's 95 % interval over seeds" in table.caption
+    assert "Student's 95 % interval over pairs" in table.caption
 
 
 def test_different_seeds_are_no_pairs():
@@ -567,14 +594,14 @@ def test_long_tables_are_cut_and_say_so(monkeypatch: pytest.MonkeyPatch):
     folders = [write_run(f"{norm}{seed}", norm=norm, seed=seed) for norm in ("bn", "gn", "ln") for seed in (0, 1, 2)]
     _, tables = written(*folders[:6])
     table = tables["paired-model-norm"]
-    assert "Left out of 12 rows: those of single seeds." in table.caption
+    assert "Left out of 12 rows: those of single pairs." in table.caption
     assert [row[0] for row in texts(table)] == list(SHARES)
     assert "p" not in table.columns, "none is left"
     assert "McNemar" not in table.caption
     monkeypatch.setattr(paired, "_ROWS", 5)
     _, tables = written(*folders)
     table = tables["paired-model-norm"]
-    assert "Left out of 24 rows: those of single seeds, and what is beyond 5 rows." in table.caption
+    assert "Left out of 24 rows: those of single pairs, and what is beyond 5 rows." in table.caption
     assert len(table.rows) == 5
     (first, *others), tables = written(*folders[::3])
     table = tables["paired-model-norm"]

@@ -18,9 +18,9 @@ from filelock import FileLock
 from wandb_log import read_finished
 
 from lightning_normgeo import ResNetClassifier, read_record
-from lightning_normgeo.callbacks.random_state import RandomState
 from lightning_normgeo.cli import run
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
+from lightning_normgeo.resume import RandomState
 from lightning_normgeo.run_folder import RunFolder
 from lightning_normgeo.study.attempt import Attempt
 from lightning_normgeo.study.index import Entry
@@ -159,12 +159,12 @@ def test_goes_on_after_its_last_epoch_again_and_again(fit: Any, stop_at: Any) ->
     assert steps() == list(range(8))
     saved = yaml.safe_load((Path(RUN) / "config.yaml").read_text())
     assert saved["ckpt_path"] is None  # the configuration makes the run anew, from its beginning
-    assert {path.name for path in Path(RUN, "checkpoints").glob("last*")} == {"last.ckpt"}
+    assert [path.name for path in Path(RUN, "checkpoints").glob("resume*")] == ["resume-epoch=3-step=8.ckpt"]
 
 
 def test_its_own_checkpoint_is_newer_than_the_one_it_was_told_to_start_from(fit: Any, stop_at: Any) -> None:
     fit(place="runs/study/before")
-    start = ["--ckpt_path", "runs/study/before/checkpoints/last.ckpt", "--trainer.max_epochs", "4"]
+    start = ["--ckpt_path", "runs/study/before/checkpoints/resume-epoch=1-step=4.ckpt", "--trainer.max_epochs", "4"]
     stop_at(7)
     with pytest.warns(UserWarning, match="The dirpath has changed"), pytest.raises(StoppedError):
         fit(*start)
@@ -190,7 +190,12 @@ def test_random_numbers_are_those_of_the_run_itself_only(fit: Any, monkeypatch: 
     for seed in ("1", "2"):
         with pytest.warns(UserWarning, match="The dirpath has changed"):
             fit(
-                *("--ckpt_path", "runs/study/before/checkpoints/last.ckpt", "--trainer.max_epochs", "3"),
+                *(
+                    "--ckpt_path",
+                    "runs/study/before/checkpoints/resume-epoch=1-step=4.ckpt",
+                    "--trainer.max_epochs",
+                    "3",
+                ),
                 *("--seed_everything", seed),
                 place=f"runs/study/{seed}",
             )
@@ -220,7 +225,7 @@ def test_a_checkpoint_that_cannot_be_gone_on_from_is_passed_over(damage: str, fi
     stop_at(5)
     with pytest.raises(StoppedError):
         fit("--trainer.max_epochs", "3")
-    last = Path(RUN) / "checkpoints" / "last.ckpt"
+    (last,) = (Path(RUN) / "checkpoints").glob("resume*.ckpt")
     (best,) = last.parent.glob("epoch*.ckpt")
     whole = last.read_bytes()
     assert RunFolder(RUN).checkpoint == str(last)
@@ -234,6 +239,37 @@ def test_a_checkpoint_that_cannot_be_gone_on_from_is_passed_over(damage: str, fi
     stop_at(-1)
     fit("--trainer.max_epochs", "3")
     assert steps() == list(range(6))
+
+
+def test_goes_on_from_the_newest_epoch_where_an_older_one_is_the_best(fit: Any, stop_at: Any) -> None:
+    first_is_best = ["--trainer.callbacks.init_args.monitor", "epoch", "--trainer.callbacks.init_args.mode", "min"]
+    stop_at(5)
+    with pytest.raises(StoppedError):
+        fit("--trainer.max_epochs", "3", *first_is_best, "--trainer.callbacks.init_args.save_last", "true")
+    there = {path.name for path in (Path(RUN) / "checkpoints").iterdir()}
+    assert there == {"epoch=0-step=2.ckpt", "last.ckpt", "resume-epoch=1-step=4.ckpt"}
+    assert RunFolder(RUN).checkpoint == f"{RUN}/checkpoints/resume-epoch=1-step=4.ckpt"
+    stop_at(-1)
+    cli = fit("--trainer.max_epochs", "3", *first_is_best)
+    assert steps() == list(range(6))
+    assert Path(cli.trainer.checkpoint_callback.best_model_path).name == "epoch=0-step=2.ckpt", "the user's own"
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # Lightning, for a checkpoint of another run
+def test_a_configuration_of_a_run_does_not_name_its_folder(fit: Any) -> None:
+    fit("--trainer.max_epochs", "1")
+    saved = f"{RUN}/config.yaml"
+    checkpoint = str(RunFolder(RUN).checkpoint)
+    tested = run(["test", "--config", saved, "--ckpt_path", checkpoint])
+    assert read_record(tested.trainer.loggers[0].log_dir).folder.parent == Path("runs/study")
+    assert Path(tested.trainer.loggers[0].log_dir) != Path(RUN)
+
+
+def test_a_run_that_writes_nothing_is_refused(fit: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"--run runs/study/one with trainer.fast_dev_run, which writes nothing"
+    ):
+        fit("--trainer.fast_dev_run", "true")
 
 
 def test_checkpoints_of_many_files() -> None:
@@ -250,7 +286,7 @@ def test_checkpoints_of_many_files() -> None:
 )
 def test_the_last_checkpoint_is_kept_unless_somebody_said_no(given: str, saved: bool, fit: Any) -> None:
     fit("--trainer.max_epochs", "1", "--trainer.callbacks.init_args.save_last", given)
-    assert (Path(RUN) / "checkpoints" / "last.ckpt").exists() is saved
+    assert any((Path(RUN) / "checkpoints").glob("resume*.ckpt")) is saved
 
 
 def test_one_process_at_a_time(fit: Any) -> None:

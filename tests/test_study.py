@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ from lightning_normgeo.files import read_lines
 from lightning_normgeo.study import Study, load_study
 from lightning_normgeo.study.check import check
 from lightning_normgeo.study.definition import arguments_of
-from lightning_normgeo.study.display import ProgressDisplay, failures, listing, outdated
+from lightning_normgeo.study.display import Outlet, ProgressDisplay, failures, listing, outdated
 from lightning_normgeo.study.index import Entry, Index
 from lightning_normgeo.study.runner import Runner
 from lightning_normgeo.study.watch import Watch
@@ -299,6 +299,43 @@ def test_listing_and_what_is_said_of_other_settings() -> None:
     assert list(failures(Index(study))) == [f"norm=ln failed: out of cheese (all of it: {log})"]
     index.entries[0].digest = study.digest(index.entries[0].options)
     assert outdated(index) == ""
+
+
+def test_listing_of_half_runs_with_other_settings() -> None:
+    study = Study("s", {"model.norm": ["bn", "gn"]})
+    for name in study.runs():
+        (study.folder / name / "checkpoints").mkdir(parents=True)
+        (study.folder / name / "record.jsonl").write_text("")
+    torch.save({"optimizer_states": []}, study.folder / "norm=bn" / "checkpoints" / "last.ckpt")
+    index = Index(study)
+    for entry in index.entries:
+        entry.digest = "of another time"
+    console, text = screen()
+    console.print(listing(index))
+    rows = [" ".join(line.split()) for line in text.getvalue().splitlines() if "norm=" in line]
+    assert rows == [
+        "norm=bn interrupted, began with other settings and does not go on",
+        "norm=gn interrupted, begins anew, with other settings",
+    ]
+    assert outdated(index) == (
+        "1 half run began with other settings than the study has now: not continued. "
+        "Remove their folders to begin anew, or restore the settings."
+    )
+
+
+def test_a_terminal_that_is_gone_stops_nothing() -> None:
+    terminal, side = os.openpty()
+    with os.fdopen(side, "w") as file:
+        console = Console(file=cast(TextIO, Outlet(file)), force_terminal=True)
+        entry = Entry("norm=bn", {}, "running")
+        with ProgressDisplay(console) as display:
+            display.update(entry, Watch(Path("none")))
+            os.close(terminal)
+            display.stopping(1)
+            entry.status = "failed"
+            display.update(entry, Watch(Path("none")))
+        console.print("interrupted")
+        assert not file.isatty()
 
 
 def test_watch_of_a_run_that_was_interrupted_and_goes_on(tmp_path: Path) -> None:

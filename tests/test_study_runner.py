@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -123,7 +124,7 @@ def test_a_study_that_grew_runs_what_is_new() -> None:
         ("fail", "RuntimeError: out of cheese"),
         ("refuse", "normgeo: error: norm='gnn' is unknown."),
         ("die", "ended by SIGKILL, as when memory runs out"),
-        ("end", "exit status 0"),
+        ("end", "ended with exit status 0, but did not finish"),
     ],
 )
 def test_a_run_that_fails_is_reported_and_the_others_go_on(behave: str, error: str) -> None:
@@ -162,6 +163,7 @@ def test_nothing_is_left_of_a_run_that_died() -> None:
     run(study)
     left = int((study.folder / "behave=leave" / "left").read_text())
     eventually(lambda: not alive(left))
+    assert statuses(study) == {"behave=leave": "failed"}  # nobody else is writing, if only after a moment
 
 
 def alive(pid: int) -> bool:
@@ -205,6 +207,47 @@ def test_changed_settings_are_told_from_the_run(tmp_path: Path) -> None:
     assert all(map(Index(study).is_outdated, Index(study).entries))
     run(study)  # the finished one stays what it is, the other one begins with what is there now
     assert [Index(study).is_outdated(entry) for entry in Index(study).entries] == [True, False]
+
+
+def left_half(study: Study, behave: str) -> Path:
+    """Leave a run of a study with a checkpoint, and return its folder."""
+    run(study)
+    folder = study.folder / f"behave={behave}"
+    (folder / "checkpoints").mkdir()
+    torch.save({"optimizer_states": []}, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+def test_a_run_with_a_checkpoint_of_other_settings_does_not_go_on() -> None:
+    before, changed = study_of("fail", lr=0.02), study_of("fail", "finish", lr=0.7)
+    folder = left_half(before, "fail")
+    for _ in range(2):  # it is not forgotten
+        index, _ = run(changed)
+        assert [entry.status for entry in index.entries] == ["failed", "finished"]
+        assert (
+            index.entries[0].error
+            == f"began with other settings; remove {folder} to begin anew, or restore the settings"
+        )
+        assert len(starts(changed, "behave=fail")) == 1
+    run(before)
+    assert len(starts(before, "behave=fail")) == 2
+    shutil.rmtree(folder)
+    index, _ = run(changed)
+    assert index.entries[0].error == "RuntimeError: out of cheese"
+    assert not index.is_outdated(index.entries[0])
+
+
+def test_a_configuration_that_disappears_fails_its_run_alone(forked: Any) -> None:
+    study = Study("s", {"config": ["a.yaml", "b.yaml", "c.yaml"], "behave": ["wait"]})
+    for name in study.grid["config"]:
+        Path(name).write_text("{}")
+    runner = forked(study)
+    with waiting_run(study):
+        Path("b.yaml").unlink()
+        Path("go").touch()
+        assert exit_status(runner) == 1
+    assert list(statuses(study).values()) == ["finished", "failed", "finished"]
+    assert "failed: cannot be started: [Errno 2] No such file or directory: 'b.yaml'" in Path("said").read_text()
 
 
 # Interrupts and kills: the runner is a process as well, forked, as it takes seconds to start one.
@@ -333,6 +376,71 @@ def test_a_run_that_outlives_its_runner_and_then_dies_is_run_again(forked: Any) 
         _, shown = run(study, display=Recorder(act))
     assert [status for _, status in shown] == ["running", "interrupted", "running", "finished"]
     assert len(starts(study, "behave=wait")) == 2
+
+
+def test_a_run_that_was_only_starting_when_its_runner_was_killed_is_waited_for(forked: Any) -> None:
+    study, name = study_of("late", "finish"), "behave=late"
+    runner = forked(study)
+    eventually(lambda: starts(study, name))
+    os.kill(runner, signal.SIGKILL)
+    exit_status(runner)
+    looks: list[bool] = []
+
+    def act(entry: Entry, watch: Watch) -> None:
+        looks.append(not alive(starts(study, name)[-1]["pid"]))
+        if sum(looks) > 3 and len(starts(study, name)) == 2:  # the second one was refused, and that was seen
+            Path("go").touch()
+
+    index, shown = run(study, display=Recorder(act))
+    assert shown[:2] == [(name, "running"), (name, "finished")]
+    assert [entry.status for entry in index.entries] == ["finished", "finished"]
+    assert len(starts(study, name)) == 2
+
+
+@pytest.fixture
+def reader(forked: Any) -> Callable[[Study], tuple[int, int]]:
+    """Run a study whose output goes into a pipe; return the study's process, and the end that reads."""
+
+    def start(study: Study) -> tuple[int, int]:
+        os.mkfifo("said")
+        return forked(study), os.open("said", os.O_RDONLY | os.O_NONBLOCK)  # in this order: the child has no such end
+
+    return start
+
+
+def test_a_signal_ends_the_runs_where_nobody_reads(reader: Any) -> None:
+    study = study_of("stubborn")
+    runner, end = reader(study)
+    with waiting_run(study) as run_pid:
+        os.close(end)
+        os.kill(runner, signal.SIGHUP)
+        assert exit_status(runner) == 130
+        assert not alive(run_pid)
+    assert statuses(study) == {"behave=stubborn": "interrupted"}
+
+
+def test_a_study_goes_on_where_nobody_reads(reader: Any) -> None:
+    study = study_of("wait", "finish")
+    runner, end = reader(study)
+    with waiting_run(study):
+        os.close(end)
+        Path("go").touch()
+        assert exit_status(runner) == 0
+    assert statuses(study) == {"behave=wait": "finished", "behave=finish": "finished"}
+
+
+def test_runs_end_even_if_that_cannot_be_shown() -> None:
+    class Broken(Recorder):
+        def stopping(self, count: int) -> None:
+            raise OSError("no terminal")
+
+    study = study_of("stubborn")
+    display = Broken(lambda entry, watch: runner.interrupt() if list(study.folder.glob("*/waits")) else None)
+    study.folder.mkdir(parents=True)
+    runner = Runner(Index(study), display, program=PROGRAM, patience=0.2)
+    with pytest.raises(OSError, match="no terminal"):
+        runner.run(every=0.02)
+    assert not alive(starts(study, "behave=stubborn")[0]["pid"])
 
 
 def test_an_interrupt_leaves_the_runs_of_others_alone(forked: Any) -> None:

@@ -32,6 +32,7 @@ configs: [base.yaml]
 settings: {trainer.max_epochs: 3, wandb: disabled}
 grid:
   model.norm: [bn, gn+ws]
+  lr_scheduler: [{class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 3}}]
   optimizer.init_args.lr: [1.0e-05, 0.1]
   optimizer.init_args.nesterov: [true, false]
   trainer.callbacks.init_args.eps: [[0.01, 2.0e-05], [0.1]]
@@ -101,6 +102,7 @@ def test_the_agents_command_is_taken_and_means_the_same(study: str, capsys: pyte
         assert settings.optimizer.init_args.momentum == 0.9
         assert settings.optimizer.init_args.nesterov is values["optimizer.init_args.nesterov"]
         assert settings.trainer.callbacks[0].init_args.eps == values["trainer.callbacks.init_args.eps"]
+        assert settings.lr_scheduler.init_args.step_size == 3
         assert settings.trainer.max_epochs == 3
         assert (settings.model.label_smoothing, settings.model.groups) in {(0.25, None), (0.0, 16)}
         assert settings.wandb == "online"  # else the server would never hear of the run
@@ -122,6 +124,21 @@ def test_null_is_refused(value: str, study: str) -> None:
     Path(study).write_text(f"name: s\ngrid: {{model.groups: [8, {value}]}}\n")
     with pytest.raises(ConfigurationError, match=r"grid.model.groups has the value null.*'None'.*Leave it out, or"):
         sweep_of(load_study(study))
+
+
+@pytest.mark.parametrize(("value", "text"), [(".inf", "inf"), ("[-.inf]", "-inf"), ("{a: .nan}", "nan")])
+def test_numbers_that_are_not_finite_are_refused(value: str, text: str, study: str) -> None:
+    Path(study).write_text(f"name: s\ngrid: {{trainer.gradient_clip_val: [{value}]}}\n")
+    with pytest.raises(ConfigurationError, match=rf"has the value -?\.(inf|nan), which.* as the text '{text}'"):
+        sweep_of(load_study(study))
+
+
+def test_the_agent_puts_files_before_the_options_that_go_over_them(study: str) -> None:
+    Path("other.yaml").write_text("model: {norm: ln}")
+    Path(study).write_text("name: s\nconfigs: [base.yaml]\ngrid: {model.norm: [gn], config: [other.yaml]}")
+    sweep = sweep_of(load_study(study))
+    (values,) = corners(sweep)
+    assert Checker().parse(command_of(sweep, values)[4:]).model.norm == "gn"
 
 
 def test_a_place_that_cannot_be_written(study: str) -> None:

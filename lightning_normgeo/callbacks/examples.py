@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_normgeo.robustness.settings import RESCALED
 from lightning_normgeo.robustness.shown import Shown
 
 _SHOWN_HEIGHT = 96
@@ -18,14 +19,15 @@ def example_strips(shown: Shown, count: int) -> tuple[list[Any], list[str]]:
     """Return one strip per sample and its caption.
 
     A strip shows, from left to right, the image under each attack, then each perturbation, scaled so that its largest
-    value has full contrast around gray.
+    value has full contrast around gray. The control with longer weights is left out: it looks the same.
 
     Returns:
         Strips as ``(height, width, channels)`` uint8 arrays, and captions with the predictions.
     """
     strips, captions = [], []
     for index in list(shown.labels)[:count]:
-        pixels = {name: images[index] for name, images in shown.pixels.items() if index in images}
+        seen = {name: images for name, images in shown.pixels.items() if not name.endswith(RESCALED)}
+        pixels = {name: images[index] for name, images in seen.items() if index in images}
         tiles = [image.clamp(0, 1) for image in pixels.values()]
         tiles += [_contrast(image - pixels["clean"]) for name, image in pixels.items() if name != "clean"]
         strips.append(_as_array(torch.cat([_enlarge(tile) for tile in tiles], dim=-1)))

@@ -11,15 +11,15 @@ import altair as alt
 from lightning_normgeo.report.curves import Row
 from lightning_normgeo.report.figure import SMALL, WIDTH, Figure, color_of, dash_of, panels, unique
 from lightning_normgeo.report.runs import Run
-from lightning_normgeo.robustness.settings import RESCALED
+from lightning_normgeo.report.tables.evaluations import control_of, is_control, split_attack
 
 _PERCENT = alt.Axis(format="%", tickCount=5)
 
 
 def accuracies(runs: Sequence[Run]) -> Figure | None:
     """Return the accuracy of every run under every attack, with intervals, but for the control with longer weights."""
-    found = [(run, result) for run in runs for result in run.results if not result["attack"].endswith(RESCALED)]
-    rows = [_row(run, result, result["attack"]) for run, result in found]
+    found = [(run, result) for run in runs for result in run.results]
+    rows = [_row(run, result, result["attack"]) for run, result in found if not is_control(result["attack"])]
     if not rows:
         return None
     several = len(unique(rows, "group")) > 1
@@ -53,6 +53,9 @@ def against_eps(runs: Sequence[Run]) -> Figure | None:
     rows = [row for run in runs for row in _by_radius(run)]
     if not rows:
         return None
+    norms = unique(rows, "norm")
+    if len(norms) > 1:  # their radii have nothing in common
+        rows = [{**row, "panel": ", ".join(filter(None, (row["panel"], row["norm"])))} for row in rows]
     families = unique(rows, "attack")
     own_color = "series" if len(unique(rows, "series")) > 1 else "attack"
     base = alt.Chart().encode(
@@ -67,12 +70,13 @@ def against_eps(runs: Sequence[Run]) -> Figure | None:
         y=alt.Y("accuracy:Q", **shown), strokeDash=dash_of("attack", families, alone=own_color != "attack")
     )
     points = base.mark_point(filled=True, size=30, opacity=1).encode(y=alt.Y("accuracy:Q", **shown))
+    chart = panels(alt.layer(band, line, points), rows, "panel", shared=True)
     return Figure(
         "against-eps",
         "Accuracy against the radius of the attack",
         "It has to fall towards zero as the radius grows; where it does not, the attack is too weak or gradients are "
         "masked. Bands are Wilson intervals at 95 %.",
-        panels(alt.layer(band, line, points), rows, "panel", shared=True),
+        chart.resolve_scale(x="independent") if len(norms) > 1 else chart,
         wide=len(unique(rows, "panel")) > 1,
     )
 
@@ -86,18 +90,24 @@ def _row(run: Run, result: dict[str, Any], attack: str) -> Row:
 def _by_radius(run: Run) -> Iterable[Row]:
     """Return the rows of attacks with several radii, each beginning with the clean accuracy at zero."""
     swept = [row for row in run.results if row.get("eps") is not None and "_eps" in row["attack"]]
-    clean = {row["attack"]: row for row in run.results if row["attack"].startswith("clean")}
+    rows = {row["attack"]: row for row in run.results}
     for family in dict.fromkeys(_family(row["attack"]) for row in swept):
-        start = clean.get(f"clean{RESCALED}" if family.endswith(RESCALED) else "clean")
+        clean = f"clean{split_attack(family)[1]}"
+        start = rows.get(control_of(clean) if is_control(family) else clean)
         if start is not None:
-            yield {**_row(run, start, family), "eps": 0.0}
+            yield {**_row(run, start, family), "norm": _norm(family), "eps": 0.0}
     for row in swept:
-        yield {**_row(run, row, _family(row["attack"])), "eps": row["eps"]}
+        yield {**_row(run, row, _family(row["attack"])), "norm": _norm(row["attack"]), "eps": row["eps"]}
 
 
 def _family(attack: str) -> str:
     """Return the name of an attack without its radius: ``bim_eps0.03_rescaled`` is one of ``bim_rescaled``."""
     return re.sub(r"_eps[\d.e-]*\d", "", attack)
+
+
+def _norm(attack: str) -> str:
+    """Return the norm that an attack's radius is measured in."""
+    return "l2" if "_l2" in attack else "l∞"
 
 
 def _numbers(*names: str) -> list[Any]:

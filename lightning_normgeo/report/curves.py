@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 class Curves:
-    """The curves of several runs, thinned so that a page with all of them stays small.
+    """The curves of several runs, thinned so that a page with all of them stays small; extremes stay.
 
     Args:
         runs: of the report.
@@ -30,8 +30,8 @@ class Curves:
     def __init__(self, runs: Sequence[Run], patterns: Sequence[str] = ()) -> None:
         self.runs = runs
         self.layers = _choose(runs, patterns)
-        count = len(runs) * _QUANTITIES * (1 + len(self.layers))
-        self._most = max(_FEWEST, min(_MOST, _POINTS // max(1, count)))
+        self._most = _share(len(runs))
+        self._most_of_layer = _share(len(runs) * len(self.layers))
 
     def of(self, names: Mapping[str, str]) -> list[Row]:
         """Return the curves of metrics.
@@ -51,7 +51,7 @@ class Curves:
                 "run": run.name,
                 "quantity": label,
                 "layer": layer,
-                **_columns(points, self._most),
+                **_columns(points, self._most if layer == ALL else self._most_of_layer),
             }
             for run in self.runs
             for key, label in names.items()
@@ -93,9 +93,17 @@ def _choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[str]:
     return [layer for layer in layers if layer in chosen]
 
 
+def _share(curves: int) -> int:
+    """Return how many points each of so many curves of every quantity can have."""
+    return max(_FEWEST, min(_MOST, _POINTS // max(1, _QUANTITIES * curves)))
+
+
 def _columns(points: Sequence[tuple[int, float]], most: int) -> dict[str, list[float]]:
-    """Return points as two lists, at most so many, the first and the last among them."""
+    """Return points as two lists, hardly more than so many: first, last, and those of extreme magnitude among them."""
     count = len(points)
     if count > most:
-        points = [points[round(i * (count - 1) / (most - 1))] for i in range(most)]
+        sizes = [abs(value) for _, value in points]
+        kept = {round(i * (count - 1) / (most - 1)) for i in range(most)}
+        kept |= {sizes.index(min(sizes)), sizes.index(max(sizes))}
+        points = [points[k] for k in sorted(kept)]
     return {"step": [step for step, _ in points], "value": [float(f"{value:.5g}") for _, value in points]}

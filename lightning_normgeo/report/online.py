@@ -28,7 +28,6 @@ _SETTLING = 0.5
 _TABLE, _LAYERS = "robustness/table", "geometry/layers"
 _METADATA, _REQUIREMENTS = "wandb-metadata.json", "requirements.txt"
 _PACKAGES = ("lightning-normgeo", "torch", "torchvision", "pytorch-lightning", "lightning", "torchmetrics", "wandb")
-_ENDED = ("finished", "failed")
 
 
 def read_project(path: str, folder: Path | None = None) -> list[Record]:
@@ -109,7 +108,7 @@ def _names(runs: Sequence[Any]) -> list[str]:
 
 
 def _record(run: Any, folder: Path) -> Record:
-    record = Record(folder, complete=run.state in _ENDED)
+    record = Record(folder, complete=run.state == "finished")
     record.settings = {**run.config, "wandb": {"id": run.id}}
     record.environment = _environment(run, folder)
     media: dict[str, Mapping[str, Any]] = {}

@@ -51,6 +51,11 @@ class Run:
         return ", ".join(parts) or self.record.folder.name
 
     @property
+    def seeds(self) -> tuple[str, ...]:
+        """Its settings that only choose random numbers."""
+        return tuple(value for name, value in self.settings.items() if is_seed(name))
+
+    @property
     def results(self) -> list[dict[str, Any]]:
         """The rows of its robustness evaluation, ``clean`` first; none without one."""
         found: list[dict[str, Any]] = self.record.results.get("robustness", {}).get("results", [])
@@ -160,11 +165,20 @@ def label(setting: str, value: str) -> str:
 
 
 def _told_apart(runs: list[Run]) -> list[Run]:
-    """Return the runs with the folder's name in the label of those that have everything in common."""
-    names = [run.name for run in runs]
+    """Return the runs with the end of the folder's path in the label of those that have everything in common."""
+    alike: dict[str, list[Path]] = {}
+    for run in runs:
+        alike.setdefault(run.name, []).append(run.record.folder)
     return [
         run
-        if names.count(run.name) == 1
-        else replace(run, repeat=", ".join(filter(None, (run.repeat, run.record.folder.name))))
+        if len(alike[run.name]) == 1
+        else replace(run, repeat=", ".join(filter(None, (run.repeat, _end(run.record.folder, alike[run.name])))))
         for run in runs
     ]
+
+
+def _end(folder: Path, folders: Sequence[Path]) -> str:
+    """Return as much of the end of a path as no other path has."""
+    others, parts = {f"/{other.resolve()}" for other in folders}, folder.resolve().parts
+    ends = ("/".join(parts[-depth:]) for depth in range(1, len(parts) + 1))
+    return next(end for end in ends if sum(other.endswith(f"/{end}") for other in others) == 1)

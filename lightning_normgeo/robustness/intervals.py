@@ -85,9 +85,10 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     """Return Student's interval for the mean of what the values are drawn from: runs that differ in their seed.
 
     Returns:
-        Lower and upper end; infinite for fewer than two values, which say nothing about how far runs lie apart.
+        Lower and upper end; infinite for fewer than two values, or equal ones, which say nothing about how far runs lie
+        apart.
     """
-    if len(values) < 2:
+    if len(set(values)) < 2:
         return -inf, inf
     half = student_quantile(level, len(values) - 1) * stdev(values) / sqrt(len(values))
     return fmean(values) - half, fmean(values) + half

@@ -15,6 +15,8 @@ from lightning_normgeo.study.index import Entry
 from lightning_normgeo.study.watch import Watch
 
 OUTPUT_NAME = "output.log"
+_PATIENCE = 1.0
+"""Seconds that processes which were killed have to let go of the folder."""
 _ERROR = re.compile(r"(normgeo: |\S+: )?error: |[\w.]*(Error|Exception|Interrupt|Exit|Failure)\b")
 
 
@@ -85,6 +87,19 @@ class Attempt:
             os.killpg(self._popen.pid, signal.SIGKILL)
         self._popen.wait()
 
+    def give_way(self) -> bool:
+        """Watch whoever is writing the folder instead of the own process, which has ended; False if nobody is.
+
+        A command that was killed may have left behind a run which was only starting, and not to be seen.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while self.folder.in_use:
+            if time.monotonic() > deadline:
+                self._popen = None
+                return True
+            time.sleep(0.05)
+        return False
+
     @property
     def error(self) -> str:
         """What went wrong, in one line."""
@@ -92,6 +107,8 @@ class Attempt:
         if code is not None and code < 0:
             hint = ", as when memory runs out" if code == -signal.SIGKILL else ""
             return f"ended by {signal.Signals(-code).name}{hint}"
+        if code == 0:  # what it printed reads like success
+            return "ended with exit status 0, but did not finish"
         lines = self._lines()
         told = [line for line in lines if _ERROR.match(line)]
         return (told or lines or [f"exit status {code}"])[-1].strip()[:300]

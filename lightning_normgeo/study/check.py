@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightning_normgeo.cli import NormgeoCLI
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.errors import ConfigurationError, closest
 from lightning_normgeo.study.definition import Study, arguments_of
 
 
@@ -35,6 +35,11 @@ class Checker(NormgeoCLI):
 
     def _set_seed(self) -> None:
         pass
+
+    def longer(self, option: str) -> list[str]:
+        """Return the options of ``fit`` that begin like this one, if it is none itself."""
+        known = [text.removeprefix("--") for text in self._parser("fit")._option_string_actions]
+        return [] if option in known else [name for name in known if name.startswith(option)]
 
     def parse(self, args: list[str]) -> Any:
         """Parse a command and return its settings.
@@ -81,6 +86,9 @@ def check(study: Study, name: str = "study") -> Any:
         ConfigurationError: for the first value that cannot work, with the reason.
     """
     checker = Checker()
+    for option in (*study.settings, *study.grid):
+        if longer := checker.longer(option):  # argparse would take it, even beside the same option in full
+            raise ConfigurationError(f"{name}: {option} is short for {closest(option, longer)}; write it in full.")
     first = {option: values[0] for option, values in study.grid.items()}
     cases: list[tuple[str, dict[str, Any]]] = [(name, first)]
     for option, values in study.grid.items():

@@ -6,8 +6,8 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, TextIO, cast
 
 from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser, Namespace
@@ -17,7 +17,7 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.command import write_quietly
 from lightning_normgeo.study.check import check
 from lightning_normgeo.study.definition import Study, load_study
-from lightning_normgeo.study.display import ProgressDisplay, failures, listing, outdated
+from lightning_normgeo.study.display import Outlet, ProgressDisplay, failures, listing, outdated
 from lightning_normgeo.study.index import Index
 from lightning_normgeo.study.runner import Runner, arguments_for
 from lightning_normgeo.study.sweep import write_sweep
@@ -51,7 +51,8 @@ def main(args: list[str]) -> int:
     if options.jobs < 1:
         raise ConfigurationError(f"--jobs {options.jobs} must be at least 1.")
     terminal = sys.stdout.isatty()
-    console = Console(soft_wrap=not terminal, width=None if terminal else 160)
+    outlet = cast(TextIO, Outlet(sys.stdout))
+    console = Console(file=outlet, soft_wrap=not terminal, width=None if terminal else 160)
     study = load_study(options.study)
     settings = check(study, options.study)
     if options.wandb_sweep:
@@ -68,22 +69,30 @@ def main(args: list[str]) -> int:
 
 
 def _run(study: Study, options: Namespace, console: Console) -> int:
-    try:
-        study.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(study.folder / ".lock", timeout=0):
-            index = Index(study)
-            index.save()
-            _list(index, console)
-            with ProgressDisplay(console) as display, _listening(runner := Runner(index, display, options.jobs)):
-                runner.run()
-    except Timeout as error:
-        raise ConfigurationError(f"{study.folder} is being run by another process. Wait for it.") from error
-    except OSError as error:
-        raise ConfigurationError(f"{study.folder}: cannot write there ({error.strerror}).") from error
+    with _claimed(study) as index:
+        _list(index, console)
+        with ProgressDisplay(console) as display, _listening(runner := Runner(index, display, options.jobs)):
+            runner.run()
     if runner.interrupted:
         console.print("interrupted; the same command goes on")
         return INTERRUPTED
     return _conclude(index, options, console)
+
+
+@contextmanager
+def _claimed(study: Study) -> Iterator[Index]:
+    """Keep other processes from running a study, and give its index."""
+    with ExitStack() as claim:
+        try:
+            study.folder.mkdir(parents=True, exist_ok=True)
+            claim.enter_context(FileLock(study.folder / ".lock", timeout=0))
+            index = Index(study)
+            index.save()
+        except Timeout as error:
+            raise ConfigurationError(f"{study.folder} is being run by another process. Wait for it.") from error
+        except OSError as error:
+            raise ConfigurationError(f"{study.folder}: cannot write there ({error.strerror}).") from error
+        yield index
 
 
 def _conclude(index: Index, options: Namespace, console: Console) -> int:

@@ -7,11 +7,11 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, get_loader
 
 from lightning_normgeo.errors import ConfigurationError
 
@@ -21,6 +21,11 @@ CONFIG = "config"
 _NOT_OF_THE_RUN = ("wandb", "report")
 """Options that make no difference to what a run finds."""
 _LONGEST_VALUE, _LONGEST_NAME = 48, 255
+_CLASS = re.compile(r'"class_path": "(?:[\w.]*\.)?(\w+)"(?:, "init_args":)?')
+_NOT_FINITE = {"Infinity": ".inf", "-Infinity": "-.inf", "NaN": ".nan"}
+"""Numbers that JSON has no text for: what Python writes, and what YAML reads."""
+_JSON_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|-?Infinity|NaN')
+_Values = TypeVar("_Values")
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class Study:
         """Return a number that changes with whatever the run with these options is told, files included."""
         files = [*self.configs, *([options[CONFIG]] if CONFIG in options else [])]
         settings = {key: value for key, value in self.settings.items() if key not in _NOT_OF_THE_RUN}
-        told = [settings, dict(options), [_lines(Path(file)) for file in files]]
+        own = {key: value for key, value in options.items() if key != CONFIG}  # files count for what is in them
+        told = [settings, own, [_lines(Path(file)) for file in files]]
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -78,15 +84,7 @@ def load_study(path: str | Path) -> Study:
     path = Path(path)
     if not path.is_file():
         raise ConfigurationError(f"{path} does not exist. Give a study, such as configs/study/paper_small.yaml.")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Study)
-    try:
-        study: Study = Study(**vars(parser.parse_path(path).clone()))
-    except (ArgumentError, TypeError) as error:
-        raise ConfigurationError(
-            f"{path} is not a study ({' '.join(str(error).split())}). It needs name and grid, and may have configs, "
-            "settings, save_dir."
-        ) from error
+    study = _read(path)
     _check_options(study, path)
     here = path.absolute().parent
     files = [_found(here, file) for file in study.configs]
@@ -99,8 +97,34 @@ def load_study(path: str | Path) -> Study:
 
 def arguments_of(options: Mapping[str, Any]) -> list[str]:
     """Return options as arguments of the command line; a file comes first, so that the others go over it."""
-    ordered = sorted(options.items(), key=lambda entry: entry[0] != CONFIG)
-    return [f"--{option}={_text(value)}" for option, value in ordered]
+    return [f"--{option}={text_of(value)}" for option, value in files_first(options).items()]
+
+
+def files_first(options: Mapping[str, _Values]) -> dict[str, _Values]:
+    """Return options in the order in which a command needs them."""
+    return dict(sorted(options.items(), key=lambda entry: entry[0] != CONFIG))
+
+
+def text_of(value: Any) -> str:
+    """Return a value as the command line reads it."""
+    if isinstance(value, str):
+        return value
+    return _JSON_TOKEN.sub(lambda token: _NOT_FINITE.get(token[0], token[0]), json.dumps(value, default=str))
+
+
+def _read(path: Path) -> Study:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Study)
+    try:
+        study = Study(**vars(parser.parse_path(path).clone()))
+    except (ArgumentError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} is not a study ({' '.join(str(error).split())}). It needs name and grid, and may have configs, "
+            "settings, save_dir."
+        ) from error
+    # the values as they are written: the parser takes those with a class_path for its own, and fills in all defaults
+    written = get_loader("yaml")(path.read_text(encoding="utf-8"))
+    return replace(study, grid=written["grid"], settings=written.get("settings") or {})
 
 
 def _check_options(study: Study, path: Path) -> None:
@@ -116,11 +140,14 @@ def _check_options(study: Study, path: Path) -> None:
         if not values:
             raise ConfigurationError(f"{path}: grid.{option} has no values.")
         readable = [_readable(value) for value in values]
-        twice = [_text(value) for value in values if readable.count(_readable(value)) > 1]
+        twice = [text_of(value) for value in values if readable.count(_readable(value)) > 1]
         if twice:
             raise ConfigurationError(f"{path}: grid.{option} has the values {', '.join(twice)}, which name one run.")
-        if option in study.settings:
-            raise ConfigurationError(f"{path}: {option} is in settings and in the grid; leave it to one of them.")
+    for one, other in itertools.combinations([*study.settings, *study.grid], 2):
+        if one == other:
+            raise ConfigurationError(f"{path}: {one} is in settings and in the grid; leave it to one of them.")
+        if one.replace(".init_args", "") == other.replace(".init_args", ""):
+            raise ConfigurationError(f"{path}: {one} and {other} are the same option; leave one of them out.")
     longest = max(study.runs(), key=len)
     if len(longest.encode()) > _LONGEST_NAME:
         raise ConfigurationError(f"{path}: {longest} is too long for a folder. Put options into files, under {CONFIG}.")
@@ -154,14 +181,15 @@ def _short_names(options: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
 def _readable(value: Any) -> str:
     """Return a value as part of a folder's name."""
-    text = Path(value).stem if isinstance(value, str) and value.endswith((".yaml", ".yml")) else _text(value)
-    plain = re.sub(r"[^\w.+-]+", "_", text).strip("_")
+    text = Path(value).stem if isinstance(value, str) and value.endswith((".yaml", ".yml")) else text_of(value)
+    plain = _plain(text)
     if len(plain) <= _LONGEST_VALUE:
         return plain
-    return f"{plain[: _LONGEST_VALUE - 8]}-{hashlib.sha256(text.encode()).hexdigest()[:7]}"
+    short = _plain(_CLASS.sub(r"\1", text))  # where a class comes from says less of it than its arguments
+    return f"{short[: _LONGEST_VALUE - 8]}-{hashlib.sha256(text.encode()).hexdigest()[:7]}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_")

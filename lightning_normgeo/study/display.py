@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -14,7 +18,42 @@ from lightning_normgeo.study.attempt import OUTPUT_NAME
 from lightning_normgeo.study.index import Entry, Index
 from lightning_normgeo.study.watch import Watch
 
+_HALF = ("failed", "interrupted")
 _ENDED = {"finished": "[green]finished[/]", "failed": "[red]failed[/]", "interrupted": "[yellow]interrupted[/]"}
+
+
+class Outlet:
+    """A text file that falls silent once it cannot be written, as a terminal that is gone: what is shown stops nothing.
+
+    Args:
+        file: such as the standard output.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, or nothing."""
+        try:
+            return self._file.write(text)
+        except OSError:
+            self._silence()
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is left, or nothing."""
+        try:
+            self._file.flush()
+        except OSError:
+            self._silence()
+
+    def _silence(self) -> None:
+        """Lead it nowhere: Python itself would fail to write the rest at its end."""
+        with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._file.fileno())
 
 
 class ProgressDisplay:
@@ -74,24 +113,33 @@ def listing(index: Index) -> Table:
     for name in ("run", "status"):
         table.add_column(name, overflow="fold")
     for entry in index.entries:
-        notes: list[str] = [entry.status]
-        if entry.status in ("failed", "interrupted"):
-            notes.append("goes on from its checkpoint" if index.folder_of(entry).checkpoint else "begins anew")
-        if index.is_outdated(entry):
-            notes.append("with other settings")
-        table.add_row(entry.name, ", ".join(notes))
+        table.add_row(entry.name, ", ".join(_notes(index, entry)))
     return table
 
 
+def _notes(index: Index, entry: Entry) -> list[str]:
+    """Return how far a run is, and what becomes of it."""
+    notes: list[str] = [entry.status]
+    if entry.status in _HALF:
+        if index.would_mix(entry):
+            return [*notes, "began with other settings and does not go on"]
+        notes.append("goes on from its checkpoint" if index.folder_of(entry).checkpoint else "begins anew")
+    if index.is_outdated(entry):
+        notes.append("with other settings")
+    return notes
+
+
 def outdated(index: Index) -> str:
-    """Return what to know about runs that have finished with other settings than the study has; empty if none has."""
-    count = sum(entry.status == "finished" and index.is_outdated(entry) for entry in index.entries)
-    if not count:
-        return ""
-    return (
-        f"{count} finished run{'s' * (count > 1)} had other settings than the study has now, and stay as they are. "
-        "Remove their folders to run them again, or give the study another name."
-    )
+    """Return what to know about runs that had other settings than the study has now; empty if none has."""
+    finished = sum(entry.status == "finished" and index.is_outdated(entry) for entry in index.entries)
+    half = sum(entry.status in _HALF and index.would_mix(entry) for entry in index.entries)
+    said = {
+        "finished run{} had other settings than the study has now, and stay as they are. "
+        "Remove their folders to run them again, or give the study another name.": finished,
+        "half run{} began with other settings than the study has now: not continued. "
+        "Remove their folders to begin anew, or restore the settings.": half,
+    }
+    return "\n".join(f"{count} {text.format('s' * (count > 1))}" for text, count in said.items() if count)
 
 
 def failures(index: Index) -> Iterable[str]:

@@ -65,6 +65,10 @@ class Index:
         """Whether a run began with other settings than the study has now."""
         return entry.digest not in ("", self.study.digest(entry.options))
 
+    def would_mix(self, entry: Entry) -> bool:
+        """Whether a run, if it went on, would be one of two settings: its checkpoint's, and the study's."""
+        return self.is_outdated(entry) and self.folder_of(entry).checkpoint is not None
+
     def save(self) -> None:
         """Write the file, replacing the earlier one at once."""
         study = {key: value for key, value in asdict(self.study).items() if key != "save_dir"}

@@ -84,20 +84,27 @@ class Runner:
         taken = {attempt.slot for attempt in self._active}
         slot = next(k for k in range(self._jobs) if k not in taken)
         attempt = Attempt(entry, self._index.folder_of(entry), slot)
-        alone = attempt.folder.in_use
         entry.status, entry.error = "running", ""
-        if not alone:
-            entry.digest = self._index.study.digest(entry.options)
-            try:
-                attempt.start(self._command(entry, attempt.folder.path), self._environment(slot))
-            except OSError as error:
-                entry.error = f"cannot be started: {error}"
+        if not attempt.folder.in_use:
+            entry.error = self._start(attempt)
         self._active.append(attempt)
         self._display.update(entry, attempt.watch)
         if entry.error:
             self._conclude(attempt, "failed")
         else:
             self._save()
+
+    def _start(self, attempt: Attempt) -> str:
+        """Start the process of an attempt and return why it cannot be; nothing if it was."""
+        entry, folder = attempt.entry, attempt.folder.path
+        try:
+            if self._index.would_mix(entry):
+                return f"began with other settings; remove {folder} to begin anew, or restore the settings"
+            entry.digest = self._index.study.digest(entry.options)
+            attempt.start(self._command(entry, folder), self._environment(attempt.slot))
+        except OSError as error:
+            return f"cannot be started: {error}"
+        return ""
 
     def _command(self, entry: Entry, folder: Path) -> list[str]:
         return [*self._program, *arguments_for(self._index.study, entry.options, folder)]
@@ -110,12 +117,14 @@ class Runner:
         for attempt in list(self._active):
             ended = attempt.ended  # before the last look, which then misses nothing
             attempt.watch.look()
+            if ended and attempt.is_ours and not attempt.folder.finished:
+                attempt.kill()
+                ended = not attempt.give_way()
             if not ended:
                 self._display.update(attempt.entry, attempt.watch)
             elif attempt.folder.finished:
                 self._conclude(attempt, "finished")
             elif attempt.is_ours:
-                attempt.kill()
                 attempt.entry.error = attempt.error
                 self._conclude(attempt, "failed")
             else:  # it was killed as well, as whoever started it
@@ -135,15 +144,18 @@ class Runner:
     def _stop(self) -> None:
         """Ask all runs to end, and make them; those of others go on alone."""
         ours = [attempt for attempt in self._active if attempt.is_ours]
-        if ours:
-            self._display.stopping(len(ours))
         for attempt in ours:
             attempt.terminate()
-        deadline = time.monotonic() + self._patience
-        while not all(attempt.ended for attempt in ours) and time.monotonic() < deadline and self._interrupts < 2:
-            time.sleep(0.1)
+        try:
+            if ours:
+                self._display.stopping(len(ours))
+            deadline = time.monotonic() + self._patience
+            while not all(attempt.ended for attempt in ours) and time.monotonic() < deadline and self._interrupts < 2:
+                time.sleep(0.1)
+        finally:  # whatever cannot be shown
+            for attempt in ours:
+                attempt.kill()
         for attempt in ours:
-            attempt.kill()
             self._conclude(attempt, "finished" if attempt.folder.finished else "interrupted")
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.study.definition import Study
+from lightning_normgeo.study.definition import Study, files_first, text_of
 
 _METRIC = {"name": "val/accuracy", "goal": "maximize"}
 
@@ -24,10 +26,10 @@ def sweep_of(study: Study, project: str | None = None) -> dict[str, Any]:
         ConfigurationError: for a value that W&B cannot hand on.
     """
     for option, values in study.grid.items():
-        if any(map(_has_null, values)):
+        for value in _changed(values):
             raise ConfigurationError(
-                f"grid.{option} has the value null, which wandb agent hands on as the text 'None'. Leave it out, or "
-                "put it into a file and give that as a value of the option config."
+                f"grid.{option} has the value {text_of(value)}, which wandb agent hands on as the text '{value}'. "
+                "Leave it out, or put it into a file and give that as a value of the option config."
             )
     # python is named by its module, so that it is the agent's own environment that runs
     command = ["${env}", "${interpreter}", "-m", "lightning_normgeo", "fit", *study.shared, "--wandb=online", "${args}"]
@@ -37,7 +39,7 @@ def sweep_of(study: Study, project: str | None = None) -> dict[str, Any]:
         "description": "Written by normgeo study --wandb-sweep; run it with wandb sweep and wandb agent.",
         "method": "grid",
         "metric": _METRIC,
-        "parameters": {option: {"values": values} for option, values in study.grid.items()},
+        "parameters": {option: {"values": values} for option, values in files_first(study.grid).items()},
         "command": command,
     }
 
@@ -60,7 +62,10 @@ def _project(settings: Any) -> str | None:
     return ours[0].init_args.get("project") if ours else None
 
 
-def _has_null(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_null, value.values()))
-    return any(map(_has_null, value)) if isinstance(value, list) else value is None
+def _changed(value: Any) -> Iterator[float | None]:
+    """Yield what is within a value and means something else once Python has written it and YAML has read it."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _changed(part)
+    elif value is None or (isinstance(value, float) and not math.isfinite(value)):
+        yield value

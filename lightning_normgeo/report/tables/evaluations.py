@@ -13,6 +13,8 @@ from lightning_normgeo.robustness.results import compare, paired_drop
 from lightning_normgeo.robustness.settings import RESCALED
 
 UNKNOWN_DATA = "the test data"
+_RANDOM = ("gaussian", "pgd", "torchattacks")
+"""What the names of attacks that draw random numbers begin with."""
 _SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
@@ -39,25 +41,26 @@ class Evaluation:
 
     def changed(self, attack: str) -> int | None:
         """Return how many decisions differ between an attack and its control; None where they were not kept."""
-        (name, loader), (control, _) = _split(attack), _split(control_of(attack))
+        (name, loader), (control, _) = split_attack(attack), split_attack(control_of(attack))
         kept = self.decisions.get(loader)
         return None if kept is None else int((kept.of(name).correct != kept.of(control).correct).sum())
 
     def conditions(self, attack: str) -> dict[str, str]:
         """Return all settings of the evaluation that decide what an attack does."""
         settings = self.run.record.results["robustness"].get("settings", {})
-        row, threat = _split(attack)[0], settings.get("threat", {})
+        row, threat = split_attack(attack)[0], settings.get("threat", {})
         name = row.removesuffix(RESCALED)
-        found = {"rescale": settings.get("rescale") if name != row else None}
+        found = {"rescale": settings.get("rescale") if name != row else None, "precision": settings.get("precision")}
         if name != "clean":
             found |= {key: threat.get(key) for key in ("space", "lower", "upper")}
             found["normalization"] = None if threat.get("space") == "pixel" else settings.get("normalization")
+            found["seed"] = settings.get("seed") if name.startswith(_RANDOM) else None
             found |= {"semantics": settings.get("semantics"), name: settings.get("attacks", {}).get(name, threat)}
         return flat(found)
 
     def drop(self, attack: str) -> dict[str, Any] | None:
         """Return the drop from the clean accuracy, sample by sample, where it is one and decisions are kept."""
-        name, loader = _split(attack)
+        name, loader = split_attack(attack)
         return paired_drop(self.decisions[loader], name) if loader in self.decisions and name != "clean" else None
 
     def against(self, other: Evaluation, attack: str) -> dict[str, Any]:
@@ -66,7 +69,7 @@ class Evaluation:
         Raises:
             ConfigurationError: if they cannot be compared, with the reason.
         """
-        name, loader = _split(attack)
+        name, loader = split_attack(attack)
         for one in (self, other):
             if loader not in one.decisions:
                 raise ConfigurationError(f"{one.problem} for {one.run.name}")
@@ -88,12 +91,17 @@ def evaluations_of(runs: Iterable[Run]) -> list[Evaluation]:
 def attacks_of(evaluations: Iterable[Evaluation]) -> list[str]:
     """Return the names of all attacks but the control's, in the order of the evaluations."""
     names = dict.fromkeys(attack for evaluation in evaluations for attack in evaluation.rows)
-    return [attack for attack in names if not _split(attack)[0].endswith(RESCALED)]
+    return [attack for attack in names if not is_control(attack)]
+
+
+def is_control(attack: str) -> bool:
+    """Whether it is an attack's control, with longer weights."""
+    return split_attack(attack)[0].endswith(RESCALED)
 
 
 def control_of(attack: str) -> str:
     """Return the name of an attack's control, with longer weights."""
-    name, loader = _split(attack)
+    name, loader = split_attack(attack)
     return f"{name}{RESCALED}{loader}"
 
 
@@ -122,14 +130,15 @@ def problems_of(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
 def _evaluation(run: Run) -> Evaluation:
     rows = {row["attack"]: _completed(row) for row in run.results}
     decisions, problems = {}, []
-    for loader in dict.fromkeys(_split(attack)[1] for attack in rows):
+    for loader in dict.fromkeys(split_attack(attack)[1] for attack in rows):
         path = run.record.folder / f"robustness{loader.replace('/', '_')}.npz"
         try:
             found = load_decisions(path)
         except ConfigurationError:
             problems.append(f"{path.name} cannot be read" if path.is_file() else f"there is no {path.name}")
             continue
-        if _counts(found) == {_split(a)[0]: (r["correct"], r["n"]) for a, r in rows.items() if _split(a)[1] == loader}:
+        here = {split_attack(a)[0]: (r["correct"], r["n"]) for a, r in rows.items() if split_attack(a)[1] == loader}
+        if _counts(found) == here:
             decisions[loader] = found
         else:
             problems.append(f"{path.name} is not of the evaluation that was recorded")
@@ -146,7 +155,7 @@ def _completed(row: dict[str, Any]) -> dict[str, Any]:
     return {"correct": round(row["accuracy"] * row["n"]), **row, "n": int(row["n"])}
 
 
-def _split(attack: str) -> tuple[str, str]:
+def split_attack(attack: str) -> tuple[str, str]:
     """Return the attack's name and what tells its test loader, with the slash."""
     name, slash, loader = attack.partition("/")
     return name, slash + loader

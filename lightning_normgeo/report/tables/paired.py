@@ -18,6 +18,8 @@ from lightning_normgeo.robustness.intervals import holm, mean_interval
 _TABLES, _ROWS = 6, 50
 _MEAN = "mean of "
 _LAST_NAME = 2
+_LEAST = 1e-300
+"""No smaller p is told from zero."""
 _COLUMNS = ["compared", "among", "seed", "attack", "accuracy", "difference", "won", "lost", "n", "p", "p (Holm)"]
 _READ = (
     "Accuracy of the reference → of what is compared with it, and their difference in percentage points, with a 95 % "
@@ -28,7 +30,7 @@ _TESTS = (
     "p: McNemar's exact test of won against lost; p (Holm): adjusted for all tests of this table. A test is about two "
     "networks, not about two ways to train: other seeds give other networks."
 )
-_SEEDS = "Rows of several seeds: mean of the differences, Student's 95 % interval over seeds, counts summed."
+_SEEDS = "Rows of several pairs: mean of the differences, Student's 95 % interval over pairs, counts summed."
 _TOGETHER = "The runs differ in {settings} at once: a difference cannot be put down to one of them."
 
 
@@ -99,8 +101,8 @@ def _rows(outcome: _Outcome, adjusted: Iterator[float]) -> list[list[Cell]]:
             text(pair.repeat),
             text(outcome.attack),
             *_difference([one], one["ci_low"], one["ci_high"]),
-            number(one["p_value"], ".2g"),
-            number(next(adjusted), ".2g"),
+            _p_value(one["p_value"]),
+            _p_value(next(adjusted)),
         ]
         for pair, one in zip(outcome.pairs, outcome.found, strict=True)
     ]
@@ -109,6 +111,10 @@ def _rows(outcome: _Outcome, adjusted: Iterator[float]) -> list[list[Cell]]:
         found = _difference(outcome.found, *mean_interval([one["difference"] for one in outcome.found]))
         rows.append([*head, mean, text(outcome.attack), *found, NOTHING, NOTHING])
     return rows
+
+
+def _p_value(p: float) -> Cell:
+    return number(p, ".2g") if p >= _LEAST else Cell(f"<{_LEAST:.0e}", p)
 
 
 def _difference(found: Sequence[dict[str, Any]], low: float, high: float) -> list[Cell]:
@@ -134,7 +140,7 @@ def _cut(rows: list[list[Cell]]) -> tuple[list[list[Cell]], str]:
     if len(short) == len(rows):
         return rows[:_ROWS], f"The first {_ROWS} of {len(rows)} rows."
     cut = f", and what is beyond {_ROWS} rows" if len(short) > _ROWS else ""
-    return short[:_ROWS], f"Left out of {len(rows)} rows: those of single seeds{cut}."
+    return short[:_ROWS], f"Left out of {len(rows)} rows: those of single pairs{cut}."
 
 
 def _case(row: list[Cell]) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ _BESIDE = 6
 """So many attacks, ``clean`` among them, have a column each; more have a row each, which a narrow screen can show."""
 _SINGLE = "In brackets Wilson's 95 % interval of this one network's accuracy: another seed gives another network."
 _SEVERAL = (
-    "Accuracies are means over runs, in brackets Student's 95 % interval over runs: over other seeds on the same "
-    "samples. Counts are summed."
+    "Accuracies are means over runs, in brackets Student's 95 % interval over runs that differ in their seed, on the "
+    "same samples; none where all agree. Counts are summed."
 )
 _MIXED = (
     "In brackets a 95 % interval: of one run Wilson's, of that network alone; of several, whose accuracies are "
@@ -61,6 +61,7 @@ def _accuracies(name: str, of_data: str, groups: Groups, runs: Sequence[Run]) ->
     without = [run.name for run in runs if not run.results and data_of(run) in data]
     caption = sentences(
         _by_runs(groups, _SINGLE, _SEVERAL, _MIXED),
+        _repeated(groups),
         _NO_TEST if len(groups) > 1 else "",
         _conditions(groups),
         _sizes(groups),
@@ -153,6 +154,12 @@ def _conditions(groups: Groups) -> str:
         if names:
             found.append(f"{attack} ({named(names)})")
     return f"Not the same attack for all runs, so not to be compared: {'; '.join(found)}." if found else ""
+
+
+def _repeated(groups: Groups) -> str:
+    """Name the networks with runs of the same seed."""
+    found = [name for name, members in groups.items() if len({one.run.seeds for one in members}) < len(members)]
+    return f"Runs with the same seed say nothing about other seeds: {named(found)}." if found else ""
 
 
 def _sizes(groups: Groups) -> str:

@@ -1,17 +1,20 @@
-"""Random numbers that go on where a run was interrupted."""
+"""What ``normgeo fit --run`` adds to a Trainer so that a run goes on as if it had never stopped."""
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 
-from lightning_normgeo._lightning import QuietCallback
+from lightning_normgeo.run_folder import NEWEST
 
 
-class RandomState(QuietCallback):
+class RandomState(Callback):
     """Keeps the state of the random numbers in checkpoints, so that a run goes on as if it had never stopped.
 
     Args:
@@ -22,10 +25,9 @@ class RandomState(QuietCallback):
     _KEY = "random_state"
 
     def __init__(self, restore: bool) -> None:
-        super().__init__()
         self._restore = restore
 
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the state; as what ``torch.load`` takes for harmless."""
         numbers: Any = np.random.get_state()  # noqa: NPY002 - the state that Lightning seeds
         kind, keys, *rest = numbers
@@ -34,7 +36,7 @@ class RandomState(QuietCallback):
             state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
         checkpoint[self._KEY] = state
 
-    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with it; tests and validations of a checkpoint do not."""
         state = checkpoint.get(self._KEY)
         if state is None or not self._restore or trainer.state.fn != "fit":
@@ -44,3 +46,24 @@ class RandomState(QuietCallback):
         torch.set_rng_state(state["torch"].cpu())
         if "cuda" in state and pl_module.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"].cpu(), pl_module.device)
+
+
+class NewestEpoch(ModelCheckpoint):
+    """Keeps the newest epoch beside checkpoints that keep the best: their ``save_last`` is the last of the best.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # a file of its own for every epoch: the one before is needed until the next is whole
+        super().__init__(folder / "checkpoints", filename=NEWEST + "{epoch}-{step}", save_top_k=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Leave nothing in checkpoints: Lightning would ask whoever loads one for this callback."""
+        return {}
+
+
+def keeps_the_best(saver: Any) -> bool:
+    """Whether a callback keeps the best checkpoints, and was not told to keep no other."""
+    return getattr(saver, "monitor", None) is not None and saver.save_last is not False
