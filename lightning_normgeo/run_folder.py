@@ -116,8 +116,9 @@ class RunFolder:
 
     def finish(self, logger: Any, seconds: float) -> None:
         """Write down that the run went to its end, and leave one of the checkpoints for going on."""
-        for path in sorted(self.path.glob(f"checkpoints/{NEWEST}*.ckpt"), key=_age)[1:]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if is_rank_zero():
+            for path in sorted(self.path.glob(f"checkpoints/{NEWEST}*.ckpt"), key=_age)[1:]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         logger.log_results(FINISHED_NAME, {"status": "finished", "seconds": round(seconds, 1)})
         logger.finalize("success")
 
