@@ -21,6 +21,7 @@ from lightning_normgeo import (  # noqa: E402
     RecordLogger,
     RobustnessEvaluation,
 )
+from tests.processes import leave_group  # noqa: E402
 from tests.projects import Project, images, sgd, trainer  # noqa: E402
 
 
@@ -59,3 +60,4 @@ def main(folder: str, devices: int) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]))
+    leave_group()

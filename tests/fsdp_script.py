@@ -21,6 +21,7 @@ from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.errors import ConfigurationError
 from tests import fsdp_scenarios as scenarios
 from tests.fsdp_models import SAME_AS_ONE, Divided, divided_trainer
+from tests.processes import leave_group
 from tests.projects import Rows
 
 Report = dict[str, Any]
@@ -109,3 +110,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    leave_group()

@@ -19,6 +19,7 @@ from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
 from tests import test_step_table as table
 from tests.fsdp_models import BATCH, Divided, Zoo, divided_trainer, group_norms, samples
 from tests.fsdp_scenarios import State
+from tests.processes import leave_group
 from tests.projects import OPTIMIZERS, Rows, same
 
 Cell = tuple[str, str]
@@ -102,3 +103,4 @@ if __name__ == "__main__":
     found = {"-".join(cell): report(cell) for cell in CELLS}
     rank = torch.distributed.get_rank()
     Path(sys.argv[1], f"rank{rank}.json").write_text(json.dumps(found))
+    leave_group()

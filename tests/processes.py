@@ -17,3 +17,12 @@ def reports_of(script: Path, folder: Path, *arguments: str, ranks: int = 2, time
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def leave_group() -> None:
+    """Take leave of the other processes: a group that is still there at exit can bring a process down."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

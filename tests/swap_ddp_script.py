@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization import swap_norm
+from tests.processes import leave_group
 from tests.projects import Project, images, sgd, trainer
 
 
@@ -64,3 +65,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    leave_group()

@@ -14,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 warnings.simplefilter("ignore")
 
+from tests.processes import leave_group  # noqa: E402
 from tests.projects import Fingerprint, same  # noqa: E402
 from tests.test_step_table import CELLS_OF_TWO, LOOPS, assert_cosines, assert_explained, observe, train  # noqa: E402
 
@@ -49,3 +50,4 @@ if __name__ == "__main__":
     failures = {"-".join(cell): failure(cell) for cell in CELLS_OF_TWO}
     rank = torch.distributed.get_rank()
     Path(sys.argv[1], f"rank{rank}.json").write_text(json.dumps(failures))
+    leave_group()
