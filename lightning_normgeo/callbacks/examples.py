@@ -25,8 +25,8 @@ def example_strips(shown: Shown, count: int) -> tuple[list[Any], list[str]]:
         Strips as ``(height, width, channels)`` uint8 arrays, and captions with the predictions.
     """
     strips, captions = [], []
+    seen = {name: images for name, images in shown.pixels.items() if not name.endswith(RESCALED)}
     for index in list(shown.labels)[:count]:
-        seen = {name: images for name, images in shown.pixels.items() if not name.endswith(RESCALED)}
         pixels = {name: images[index] for name, images in seen.items() if index in images}
         tiles = [image.clamp(0, 1) for image in pixels.values()]
         tiles += [_contrast(image - pixels["clean"]) for name, image in pixels.items() if name != "clean"]

@@ -30,7 +30,7 @@ _TESTS = (
     "p: McNemar's exact test of won against lost; p (Holm): adjusted for all tests of this table. A test is about two "
     "networks, not about two ways to train: other seeds give other networks."
 )
-_SEEDS = "Rows of several pairs: mean of the differences, Student's 95 % interval over pairs, counts summed."
+_SEVERAL_PAIRS = "Rows of several pairs: mean of the differences, Student's 95 % interval over pairs, counts summed."
 _TOGETHER = "The runs differ in {settings} at once: a difference cannot be put down to one of them."
 
 
@@ -67,7 +67,7 @@ def _table(settings: Sequence[str], contrasts: Sequence[Contrast]) -> Table:
     names = list(dict.fromkeys(contrast.name for contrast in contrasts))
     subject = names[0] if len(names) == 1 else _titled(settings)
     tests = _TESTS if "p" in columns else ""
-    caption = sentences(_READ, _SEEDS if several else "", tests, together, cut, *refused)
+    caption = sentences(_READ, _SEVERAL_PAIRS if several else "", tests, together, cut, *refused)
     name = "paired" if len(settings) > 1 else anchor("paired", *settings)
     return Table(name, f"Paired differences: {subject}", caption, columns, cells)
 
