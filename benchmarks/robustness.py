@@ -138,7 +138,9 @@ def ours(joined: bool = True, **settings: Any) -> Contender:
         answer = final(task, [(decisions.of("clean").correct, decisions.of("bim").correct)])
         if given.semantics == "final":
             return answer
-        return answer._replace(passes=len(answer.clean) + evaluator._active["bim"].passes)
+        return answer._replace(
+            passes=len(answer.clean) + sum(active.passes for active in evaluator.attacks._active.values())
+        )
 
     return evaluate
 

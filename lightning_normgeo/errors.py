@@ -23,6 +23,10 @@ class ConfigurationError(ValueError):
     """
 
 
+class UnsuitableError(ConfigurationError):
+    """A model or data set that an evaluation cannot work with, though its settings are right."""
+
+
 class MeasurementWarning(UserWarning):
     """A measurement was skipped or is less than was asked for; training goes on unchanged."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,8 +30,28 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
-def write_document(path: Path, document: Any) -> None:
-    """Write JSON, replacing what is there at once."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Let a file be written beside ``path``, and put it in its place at once; nothing is left of one that failed."""
     draft = path.with_name(f"{path.name}.part")
-    draft.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(draft, path)  # noqa: PTH105 - atomic
+    try:
+        yield draft
+        os.replace(draft, path)  # noqa: PTH105 - atomic
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_document(path: Path, document: Any) -> None:
+    """Write JSON, replacing what is there at once; numbers that are not finite become null."""
+    with replacing(path) as draft:
+        text = json.dumps(finite(document), indent=2, default=str, allow_nan=False)
+        draft.write_text(text + "\n", encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """Return nested values with None for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,8 +11,15 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.files import read_lines
 
 RECORD_NAME, STUDY_NAME = "record.jsonl", "study.json"
+ROBUSTNESS = "robustness"
+"""The results of an evaluation; those of one with a name are called ``robustness_{name}``, also in files and W&B."""
 FINISHED_NAME = "run"
 """The results that a run writes last, after its tests."""
+
+
+def evaluation_stem(name: str | None) -> str:
+    """Return what the results, files and tables of a robustness evaluation begin with."""
+    return f"{ROBUSTNESS}_{name}" if name else ROBUSTNESS
 
 
 @dataclass
@@ -42,6 +49,25 @@ class Record:
     complete: bool = False
     begun: float = 0.0
     ended: float = 0.0
+
+    @property
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """The robustness evaluations by name, which is empty for one without."""
+        return {
+            name.removeprefix(ROBUSTNESS).removeprefix("_"): found
+            for name, found in self.results.items()
+            if name.partition("_")[0] == ROBUSTNESS
+        }
+
+    @property
+    def examples(self) -> list[tuple[str, str]]:
+        """The files and captions of attacked images, of all evaluations."""
+        return [
+            picture
+            for key, pictures in self.images.items()
+            if key.partition("/")[0].partition("_")[0] == ROBUSTNESS
+            for picture in pictures
+        ]
 
 
 def read_record(run: str | Path) -> Record:

@@ -35,8 +35,11 @@ def summary_table(record: Record) -> Group:
     accuracies = Table(title="Robustness", box=box.SIMPLE, title_justify="left")
     for name in ("attack", "accuracy", "95 % interval", "drop", "n"):
         accuracies.add_column(name, justify="left" if name == "attack" else "right")
-    for row in record.results.get("robustness", {}).get("results", []):
+    for row in [row for found in record.evaluations.values() for row in found.get("results", [])]:
         interval = f"{100 * row['ci_low']:.1f} … {100 * row['ci_high']:.1f} %"
         drop = f"{100 * row['accuracy_drop']:.2f} pt"
         accuracies.add_row(row["attack"], f"{100 * row['accuracy']:.2f} %", interval, drop, str(row["n"]))
+    for found in record.evaluations.values():
+        for attack, reason in found.get("not_evaluated", {}).items():
+            accuracies.add_row(attack, "not evaluated", reason)
     return Group(*(table for table in (geometry, accuracies) if table.row_count))

@@ -40,8 +40,8 @@ def main(folder: str, devices: int) -> None:
     after_fit = after.results["clean"].n
     counts = {}
     robustness = RobustnessEvaluation(steps=2, eps=0.1)
-    broken = RobustnessEvaluation(attacks=["bim"], steps=2, eps=0.1, semantics="any", batch_size=50)
-    one = RobustnessEvaluation(attacks=[], max_samples=1)
+    broken = RobustnessEvaluation(attacks=["bim"], steps=2, eps=0.1, semantics="any", batch_size=50, name="any")
+    one = RobustnessEvaluation(attacks=[], max_samples=1, name="one")
     test = trainer(robustness, one, broken, logger=logger, **spread)
     test.test(project, images(1003, batch_size=16), verbose=False)
     counted = {**robustness.results, "one": one.results["clean"], "any": broken.results["bim"]}

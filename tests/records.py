@@ -218,5 +218,5 @@ def _decisions(generator: np.random.Generator) -> Decisions:
         loss = torch.nn.functional.softplus(strength - margin).float()
         size = torch.full_like(loss, strength / 20)
         prediction = torch.where(margin > strength, label, (label + 1) % CLASSES)
-        decisions.add(name, Rows(index, label, prediction, loss, size, 10 * size, torch.ones_like(loss)))
+        decisions.add(name, Rows(index, label, prediction, loss, size, 10 * size, torch.ones_like(loss), index))
     return decisions

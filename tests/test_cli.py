@@ -164,6 +164,7 @@ def test_other_commands_on_the_checkpoint(finished: Finished, tiny: str, command
         assert set(read_record(folder).metrics) >= {"val/loss", "val/accuracy"}
 
 
+@pytest.mark.filterwarnings("ignore::lightning_normgeo.errors.MeasurementWarning")  # so little training says little
 def test_resuming_goes_on_after_the_last_step(
     finished: Finished, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ def rows(indices, seed=0):
     index = torch.as_tensor(indices, dtype=torch.long)
     value = torch.rand(1000, 6, generator=torch.Generator().manual_seed(seed))[index]
     label, prediction = ((3 * value[:, k]).long() for k in (0, 1))
-    return Rows(index, label, prediction, *value[:, 2:].unbind(1))
+    return Rows(index, label, prediction, *value[:, 2:].unbind(1), index)
 
 
 def decisions(parts, attacks=("clean", "bim")):
@@ -73,13 +73,29 @@ def test_renamed_decisions_are_those_of_one_attack():
     assert all(map(torch.equal, renamed.of("it"), whole.of("bim")))
 
 
-def test_one_matrix_carries_whole_numbers_exactly():
-    matrix = torch.tensor([[2.0**52 + 1], [3], [4], [0.1], [0.2], [0.3], [math.nan]], dtype=torch.float64)
-    found = rows_of(matrix)
-    assert found.index.tolist() == [2**52 + 1]
-    assert (found.label.item(), found.prediction.item()) == (3, 4)
+def test_rows_carry_whole_numbers_exactly():
+    images, scores = torch.zeros(2, 3, 2, 2), torch.tensor([[0.0, 1.0, 3.0], [0.0, math.nan, 9.0]])
+    attacked, numbers = images + 0.5, torch.tensor([2**62 + 1, 7])
+    found = rows_of(images, attacked, torch.tensor([2, 2]), numbers, scores)
+    assert found.index.tolist() == found.sample.tolist() == [2**62 + 1, 7]
+    assert found.prediction.tolist() == [2, -1], "a logit that is not finite makes no class"
+    assert found.correct.tolist() == [True, False]
     assert torch.isnan(found.gradient).all()
-    assert [values.dtype for values in found] == [torch.long] * 3 + [torch.float32] * 4
+    assert found.linf.tolist() == [0.5, 0.5]
+    assert found.l2.tolist() == pytest.approx([0.5 * 12**0.5] * 2)
+    whole = ("index", "label", "prediction", "sample")
+    assert all(
+        values.dtype == (torch.long if name in whole else torch.float32) for name, values in found._asdict().items()
+    )
+
+
+def test_a_sample_is_placed_where_it_is_and_as_often_as_it_is_there():
+    found = rows([3, 1, 2])._replace(sample=torch.tensor([30, 10, 20]))
+    placed = found.placed({10: [(5, 10), (8, 11)], 30: [(2, 30)]})
+    assert placed.index.tolist() == [2, 5, 8]
+    assert placed.sample.tolist() == [30, 10, 11]
+    assert torch.equal(placed.loss, rows([3, 1, 1]).loss)
+    assert len(found.placed({}).index) == 0
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_without_batches_nothing_is_known():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: (x * 255, y), r"pixels in \[0, 1\] but span \[25\.5, 230\].*divide by 255"),
+        (lambda x, y: (x * 255, y), r"pixels in \[0, 1\] but span \[25\.5, 229\.5\].*divide by 255"),
         (lambda x, y: (x - 0.2, y), r"span \[-0\.1, 0\.7\].*mean=… and std=…"),
         (lambda x, y: (x * torch.nan, y), r"span \[nan, nan\]"),
         (lambda x, y: ((x * 255).byte(), y), r"dtype torch\.uint8; expected floating point"),

@@ -251,7 +251,9 @@ def test_in_float64_untouched_samples_come_back_bit_for_bit_and_others_are_those
     untouched = (narrow == x.float()).flatten(1).all(1)
     assert 1 < untouched.sum() < 8
     assert torch.equal(wide[untouched], x[untouched])
-    torch.testing.assert_close(wide[~untouched].float(), narrow[~untouched], rtol=0, atol=1e-3)
+    apart = (wide[~untouched].float() - narrow[~untouched]).abs()
+    assert apart.quantile(0.99) < 1e-3, "APGD's steps depend on losses, so that rounding can send a pixel elsewhere"
+    assert apart.max() <= 2 * 0.02
 
 
 def test_in_a_loop_of_inference_mode():

@@ -54,7 +54,7 @@ def write_run(
     label = index % classes
     for attack, share in shares.items():
         prediction = label + torch.from_numpy(generator.random(n) >= share)
-        decisions.add(attack, Rows(index, label, prediction, *torch.rand(4, n)))
+        decisions.add(attack, Rows(index, label, prediction, *torch.rand(4, n), index))
     strengths = {"gaussian": {"std": 0.05}, "bim": {"eps": 8 / 255}} | (evaluation or {})
     if shares:
         rows = [

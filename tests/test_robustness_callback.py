@@ -46,7 +46,7 @@ def test_test_loop_equals_a_direct_computation(tmp_path: Path) -> None:
     results = json.loads((logger.folder / "robustness.json").read_text())
     assert results["settings"]["threat"] == {
         "space": "pixel", "eps": 0.1, "step_size": 0.02, "steps": 5, "noise_std": 0.05,
-        "lower": 0.0, "upper": 1.0, "clip_noise": True, "eps_l2": 0.5,
+        "lower": 0.0, "upper": 1.0, "clip_noise": True, "eps_l2": 0.5, "box_first": False,
     }  # fmt: skip
     assert [row["attack"] for row in results["results"]] == ["clean", "gaussian", "bim"]
     assert len(list((logger.folder / "images").glob("*.png"))) == 8
@@ -66,7 +66,7 @@ def test_after_fit_uses_the_last_weights_and_leaves_training_mode(tmp_path: Path
 
 
 def test_after_fit_without_test_data_is_refused_before_training() -> None:
-    run = trainer(RobustnessEvaluation(after_fit=True))
+    run = trainer(RobustnessEvaluation(after_fit=True, on_unsuitable="raise"))
     with pytest.raises(ConfigurationError, match="needs a test_dataloader"):
         run.fit(Project(), images())
     assert run.global_step == 0
@@ -126,8 +126,9 @@ def test_normalized_data_is_declared_once() -> None:
     inside = ResNetClassifier(num_classes=4, arch="resnet18", stem="imagenet", input_mean=mean, input_std=std)
     inside.train()
     inside(torch.rand(32, 3, 8, 8))  # running statistics that are not trivial
-    loader = images(24)
-    x, y = loader.dataset.tensors
+    x, y = images(24).dataset.tensors
+    x = (x * 255).round() / 255  # else the same image has other bits once it is normalized
+    loader = DataLoader(TensorDataset(x, y), batch_size=8)
     z = inside.input_normalization(x)
     for preset in ("pixel-8-255", "galloway2019"):
         a, b = RobustnessEvaluation(preset, steps=3), RobustnessEvaluation(preset, steps=3, mean=mean, std=std)
@@ -137,7 +138,7 @@ def test_normalized_data_is_declared_once() -> None:
 
 
 def test_a_wrong_declaration_is_refused() -> None:
-    callback = RobustnessEvaluation(mean=[0.5] * 3, std=[2.0] * 3)
+    callback = RobustnessEvaluation(mean=[0.5] * 3, std=[2.0] * 3, normalized_by="data", on_unsuitable="raise")
     with pytest.raises(
         ConfigurationError, match=r"With the declared mean=.*pixels in \[0\.5\d*, 2\.\d*\], not in \[0, 1\]"
     ):
@@ -152,8 +153,8 @@ def test_models_with_several_outputs_are_refused_with_the_remedy() -> None:
         def test_step(self, batch: Any, batch_idx: int) -> None:
             pass
 
-    with pytest.raises(ConfigurationError, match=r"got tuple. Override RobustnessEvaluation.logits"):
-        trainer(RobustnessEvaluation()).test(Two(), images(8), verbose=False)
+    with pytest.raises(ConfigurationError, match=r"got tuple\(float32 .*Override RobustnessEvaluation.logits"):
+        trainer(RobustnessEvaluation(on_unsuitable="raise")).test(Two(), images(8), verbose=False)
 
 
 def test_a_failure_after_fit_does_not_take_the_other_callbacks_along(tmp_path: Path) -> None:
@@ -174,16 +175,17 @@ def test_a_failure_after_fit_does_not_take_the_other_callbacks_along(tmp_path: P
 
 def test_galloway_needs_the_normalization() -> None:
     with pytest.raises(ConfigurationError, match=r"normalized space needs the input normalization.*mean="):
-        trainer(RobustnessEvaluation("galloway2019")).test(Project(), images(8), verbose=False)
+        trainer(RobustnessEvaluation("galloway2019", on_unsuitable="raise")).test(Project(), images(8), verbose=False)
 
 
-def test_images_outside_pixels_are_refused_before_training() -> None:
+def test_images_outside_pixels_concern_only_the_test() -> None:
     x = torch.randn(16, 3, 8, 8)
     loader = DataLoader(TensorDataset(x, torch.zeros(16, dtype=torch.long)), batch_size=8)
-    run = trainer(RobustnessEvaluation())
-    with pytest.raises(ConfigurationError, match=r"pixels in \[0, 1\] but span \[-.*mean=.*std="):
-        run.fit(Project(), loader)
-    assert run.global_step == 0
+    project, run = Project(), trainer(RobustnessEvaluation(on_unsuitable="raise"))
+    run.fit(project, loader)
+    assert run.global_step == 4
+    with pytest.raises(ConfigurationError, match=r"pixels in \[0, 1\] but span \[-.*mean=.*std=.*space='input'"):
+        run.test(project, loader, verbose=False)
 
 
 def test_other_batches_are_refused_with_the_remedy() -> None:
@@ -192,18 +194,22 @@ def test_other_batches_are_refused_with_the_remedy() -> None:
             return 8
 
         def __getitem__(self, i: int) -> Any:
-            return {"image": torch.rand(3, 8, 8), "label": 0}
+            return {"hidden": torch.rand(3, 8, 8), "state": torch.rand(3, 8, 8), "answer": 0}
 
     class Lenient(Project):
         def test_step(self, batch: Any, batch_idx: int) -> None:
             pass
 
-    with pytest.raises(ConfigurationError, match=r"expects batches \(images, labels\), got dict.*unpack"):
-        trainer(RobustnessEvaluation()).test(Lenient(), DataLoader(Dictionary(), batch_size=4), verbose=False)
+    with pytest.raises(
+        ConfigurationError, match=r"expects batches \(images, labels\), got dict\(hidden: float32.*unpack"
+    ):
+        trainer(RobustnessEvaluation(on_unsuitable="raise")).test(
+            Lenient(), DataLoader(Dictionary(), batch_size=4), verbose=False
+        )
 
     class Unpacked(RobustnessEvaluation):
         def unpack(self, batch: Any) -> Any:
-            return batch["image"], batch["label"]
+            return batch["hidden"], batch["answer"]
 
     callback = Unpacked(attacks=[])
     trainer(callback).test(Lenient(), DataLoader(Dictionary(), batch_size=4), verbose=False)
@@ -235,7 +241,9 @@ def test_wrong_number_of_classes() -> None:
             pass
 
     with pytest.raises(ConfigurationError, match=r"Labels span \d…3, but the model has 3 classes"):
-        trainer(RobustnessEvaluation()).test(NoLoss(net=net), images(40, batch_size=40), verbose=False)
+        trainer(RobustnessEvaluation(on_unsuitable="raise")).test(
+            NoLoss(net=net), images(40, batch_size=40), verbose=False
+        )
 
 
 @pytest.mark.parametrize("after_fit", [False, True], ids=["test", "after-fit"])
@@ -243,6 +251,7 @@ def test_models_divided_over_processes_are_refused(after_fit: bool) -> None:
     class ModelParallelStrategy(pl.strategies.SingleDeviceStrategy):
         """As named by Lightning; what is divided does not matter here."""
 
-    run = trainer(RobustnessEvaluation(after_fit=after_fit), strategy=ModelParallelStrategy("cpu"), accelerator="auto")
+    callback = RobustnessEvaluation(after_fit=after_fit, on_unsuitable="raise")
+    run = trainer(callback, strategy=ModelParallelStrategy("cpu"), accelerator="auto")
     with pytest.raises(ConfigurationError, match=r"cannot run under ModelParallelStrategy.*one device or with ddp"):
         run.fit(Project(), images()) if after_fit else run.test(Project(), images(), verbose=False)

@@ -42,9 +42,12 @@ def test_the_loop_and_the_function_write_the_same_files(tmp_path: Path) -> None:
     report = evaluate_robustness(project, data, steps=2, progress=False)
     report.save(tmp_path / "function")
     for name in ("robustness.json", "robustness.npz"):
-        assert (tmp_path / "loop" / name).read_bytes() == (tmp_path / "function" / name).read_bytes()
+        assert (tmp_path / "loop" / "robustness" / "version_0" / name).read_bytes() == (
+            tmp_path / "function" / name
+        ).read_bytes()
     assert str(report).splitlines()[0].startswith("attack")
-    assert len(str(report).splitlines()) == 1 + len(report.results)
+    assert len(str(report).splitlines()) == 1 + len(report.results) + 1
+    assert str(report).splitlines()[-1] == "inputs: pixels, unconfirmed", "random numbers are no 8-bit images"
 
 
 def test_every_result_carries_what_decided_it(tmp_path: Path) -> None:
@@ -90,7 +93,7 @@ def test_a_bar_shows_the_attack_and_the_accuracy(own: Any, capsys: Any, tmp_path
 
     class Watched(RobustnessEvaluation):
         def logits(self, pl_module: Any, images: torch.Tensor) -> torch.Tensor:
-            bar = self._running[0]._bar
+            bar = self._run.bars[0]
             if bar is not None:
                 task = getattr(bar, "_task", None)
                 seen.append(str(bar._bar) if task is None else bar._progress.tasks[task].description)

@@ -21,6 +21,7 @@ from tests.projects import Project, images, trainer
 SCRIPT = Path(__file__).with_name("robustness_script.py")
 evaluate = partial(evaluate_robustness, progress=False, batch_size=8)
 FILES = ("robustness.json", "robustness.npz")
+FOLDER = Path("robustness", "version_0")
 
 
 def run(folder: Path, calls: int, semantics: str) -> subprocess.CompletedProcess[str]:
@@ -44,9 +45,9 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, semantics: str) -> None:
     assert 0 < json.loads(again.stdout.splitlines()[-1])["images"] < 0.7 * cost["images"], "not all is done again"
     if semantics == "final":
         for name in FILES:
-            assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+            assert (whole / FOLDER / name).read_bytes() == (killed / FOLDER / name).read_bytes(), name
     else:  # batches are filled up with others, which rounding can tell
-        same_decisions(load_decisions(whole / FILES[1]), load_decisions(killed / FILES[1]))
+        same_decisions(load_decisions(whole / FOLDER / FILES[1]), load_decisions(killed / FOLDER / FILES[1]))
     assert not list(killed.glob("robustness-*.jsonl"))
 
 
@@ -110,13 +111,15 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_evaluation(tmp_path: 
 def test_a_trainer_leaves_its_journal_only_where_it_was_interrupted(tmp_path: Path) -> None:
     class Broken(RobustnessEvaluation):
         def logits(self, pl_module: Any, images: torch.Tensor) -> torch.Tensor:
-            if self._running[0]._seen >= 24:
+            if self._run.evaluations[0].seen._seen >= 24:
                 raise BrokenOffError
             return super().logits(pl_module, images)
 
     project, data = Project(), images(40)
     with pytest.raises(BrokenOffError):
-        trainer(Broken(steps=2, batch_size=8), default_root_dir=tmp_path).test(project, data, verbose=False)
+        trainer(Broken(steps=2, batch_size=8, on_unsuitable="raise"), default_root_dir=tmp_path).test(
+            project, data, verbose=False
+        )
     assert len(list(tmp_path.glob("*.jsonl"))) == 1
     callback = RobustnessEvaluation(steps=2, batch_size=8)
     trainer(callback, default_root_dir=tmp_path).test(project, data, verbose=False)
@@ -124,5 +127,7 @@ def test_a_trainer_leaves_its_journal_only_where_it_was_interrupted(tmp_path: Pa
     assert callback.results == evaluate(project, data, steps=2).results
     off = tmp_path / "off"
     with pytest.raises(BrokenOffError):
-        trainer(Broken(steps=2, batch_size=8, resume=False), default_root_dir=off).test(project, data, verbose=False)
+        trainer(Broken(steps=2, batch_size=8, resume=False, on_unsuitable="raise"), default_root_dir=off).test(
+            project, data, verbose=False
+        )
     assert not list(off.glob("*.jsonl"))

@@ -40,13 +40,13 @@ def box(threat, inputs, dtype=torch.float64):
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
-        ("pixel-8-255", ("pixel", 8 / 255, 2 / 255, 10, 0.05, 0.0, 1.0, True, 0.5)),
-        ("galloway2019", ("normalized", 0.03, 0.003, 20, 0.25, -2.0, 2.0, False, None)),
-        ("galloway2019-boxed", ("normalized", 0.03, 0.003, 20, 0.25, None, None, False, None)),
+        ("pixel-8-255", ("pixel", 8 / 255, 2 / 255, 10, 0.05, 0.0, 1.0, True, 0.5, False)),
+        ("galloway2019", ("normalized", 0.03, 0.003, 20, 0.25, -2.0, 2.0, False, None, True)),
+        ("galloway2019-boxed", ("normalized", 0.03, 0.003, 20, 0.25, None, None, False, None, True)),
     ],
 )
 def test_presets_are_what_is_documented(preset, expected):
-    names = ("space", "eps", "step_size", "steps", "noise_std", "lower", "upper", "clip_noise", "eps_l2")
+    names = ("space", "eps", "step_size", "steps", "noise_std", "lower", "upper", "clip_noise", "eps_l2", "box_first")
     assert threat_model(preset).settings() == dict(zip(names, expected, strict=True))
 
 

@@ -108,7 +108,7 @@ def test_table_holds_the_robustness_results(logged: tuple[WandbRun, Record]) -> 
     table = run.table("robustness/table")
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     results = record.results["robustness"]["results"]
-    assert rows == [{column: row[column] for column in table["columns"]} for row in results]
+    assert rows == [{**{column: row[column] for column in table["columns"][:-1]}, "note": ""} for row in results]
     assert {"accuracy", "ci_low", "ci_high", "eps", "std", "loss", "linf", "l2"} <= set(table["columns"])
     assert [row["attack"] for row in rows] == ["clean", "gaussian", "bim"]
     assert all(row["n"] == 32 for row in rows)

@@ -13,7 +13,7 @@ from lightning_normgeo.robustness.standalone import show_progress
 class Bar(Protocol):
     """Shows how far an evaluation is."""
 
-    def show(self, evaluator: RobustnessEvaluator, name: str, samples: int) -> None:
+    def show(self, evaluator: RobustnessEvaluator | None, name: str, samples: int) -> None:
         """Show the attack that runs and the accuracies so far, ``samples`` further on."""
 
     def close(self) -> None:
@@ -33,7 +33,7 @@ class _Tqdm:
     def __init__(self, total: int | None) -> None:
         self._bar = tqdm(total=total, unit="img", leave=False, position=1, dynamic_ncols=True)
 
-    def show(self, evaluator: RobustnessEvaluator, name: str, samples: int) -> None:
+    def show(self, evaluator: RobustnessEvaluator | None, name: str, samples: int) -> None:
         show_progress(self._bar, evaluator, name, samples)
 
     def close(self) -> None:
@@ -47,7 +47,9 @@ class _Task:
         self._progress = progress
         self._task = progress.add_task("robustness", total=total)
 
-    def show(self, evaluator: RobustnessEvaluator, name: str, samples: int) -> None:
+    def show(self, evaluator: RobustnessEvaluator | None, name: str, samples: int) -> None:
+        if evaluator is None:
+            return
         found = [f"{100 * hits / n:.1f} %" for key, (hits, n) in evaluator.decisions.seen.items() if n and key == name]
         self._progress.update(self._task, advance=samples, description=" ".join([name, *found]))
 

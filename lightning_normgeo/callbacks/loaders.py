@@ -1,83 +1,117 @@
-"""Test loaders during and after fit: which there are, and which samples their batches hold."""
+"""Test loaders during and after fit: which there are, what they are called, and which batch is whose."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import DistributedSampler
-
 from lightning_normgeo._lightning import is_lightnings_own
 from lightning_normgeo.callbacks.sharding import runs_under
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.errors import UnsuitableError
 
 
-def indices_of(trainer: Any, loader: Any, seen: int, count: int) -> list[int | None]:
-    """Return which samples of the data set a batch holds; None for those that do not count here.
+def named_loaders(loaders: Any) -> dict[str, Any]:
+    """Return the loaders of a loop by what tells their results apart.
 
-    A distributed sampler deals out samples in turn and repeats some to fill the last round. Without one every process
-    sees all samples, and the first one counts them.
+    A single one has the empty name, those of a list ``dataloader_0`` and so on, those of a dictionary its keys; in
+    nested collections the parts of a name are joined by a dot.
     """
-    if trainer.world_size == 1:
-        return list(range(seen, seen + count))
-    if not isinstance(getattr(loader, "sampler", None), DistributedSampler):
-        return [seen + i if trainer.global_rank == 0 else None for i in range(count)]
-    positions = [trainer.global_rank + trainer.world_size * (seen + i) for i in range(count)]
-    return [position if position < len(loader.dataset) else None for position in positions]
+    found = list(_flat(loaders))
+    if len(found) == 1:
+        return {"": found[0][1]}
+    names = [name for name, _ in found]
+    return {name if names.count(name) == 1 else f"{name}_{k}": loader for k, (name, loader) in enumerate(found)}
+
+
+def _flat(loaders: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(loaders, Mapping):
+        for key, value in loaders.items():
+            yield from _flat(value, f"{prefix}{re.sub(r'[^A-Za-z0-9_-]+', '_', str(key))}.")
+    elif isinstance(loaders, (list, tuple)):
+        for number, value in enumerate(loaders):
+            yield from _flat(value, f"{prefix}dataloader_{number}." if not prefix else f"{prefix}{number}.")
+    elif hasattr(loaders, "iterables") and hasattr(loaders, "flattened"):  # a CombinedLoader
+        yield from _flat(loaders.iterables, prefix)
+    else:
+        yield prefix.rstrip(".") or "dataloader_0", loaders
+
+
+def batches_by_loader(loop: Any, batch: Any, number: int) -> Iterator[tuple[int, Any]]:
+    """Yield the batch of each loader by number: one, or those that a CombinedLoader has put into one.
+
+    Args:
+        loop: the Trainer's.
+        batch: as its hooks get it.
+        number: of the loader, where they take turns.
+    """
+    combined = getattr(loop, "_combined_loader", None)
+    if combined is None or getattr(combined, "_mode", "sequential") == "sequential":
+        yield number, batch
+        return
+    parts = batch.values() if isinstance(combined.iterables, Mapping) else batch
+    yield from ((k, part) for k, part in enumerate(parts) if part is not None)
 
 
 def test_source(trainer: Any) -> Any:
     """Return the object whose ``test_dataloader`` was written by the user.
 
     Raises:
-        ConfigurationError: if there is none.
+        UnsuitableError: if there is none.
     """
     for source in (trainer.datamodule, trainer.lightning_module):
         if source is not None and not is_lightnings_own(source, "test_dataloader"):
             return source
-    raise ConfigurationError(
+    raise UnsuitableError(
         "RobustnessEvaluation(after_fit=True) needs a test_dataloader in the data module or in the LightningModule. "
         "Add one, or call trainer.test(model, dataloader) with after_fit=False."
     )
 
 
-def test_loaders(trainer: Any) -> list[Any]:
-    """Return the test loaders, dealt out to the processes."""
+def test_loaders(trainer: Any) -> dict[str, Any]:
+    """Return the test loaders by name, dealt out to the processes."""
     source = test_source(trainer)
     if source is trainer.datamodule:
         source.setup("test")
-    loaders = source.test_dataloader()
-    loaders = list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
+    loaders = named_loaders(source.test_dataloader())
     if trainer.world_size == 1:
         return loaders
-    stage = type(trainer.state.stage).TESTING
-    return [trainer._data_connector._prepare_dataloader(loader, shuffle=False, mode=stage) for loader in loaders]
+    stage, deal = type(trainer.state.stage).TESTING, trainer._data_connector._prepare_dataloader
+    return {name: deal(loader, shuffle=False, mode=stage) for name, loader in loaders.items()}
 
 
-def batches_of(trainer: Any, loader: Any) -> Iterable[Any]:
-    """Yield batches on the device, after fit."""
+def batches_of(trainer: Any, loader: Any, number: int = 0) -> Iterable[Any]:
+    """Yield batches on the device, after fit; as many as the Trainer's ``limit_test_batches`` says."""
+    count = batch_count(trainer, loader)
+    module = trainer.lightning_module
+    for batch in islice(loader, None if count is None else count):
+        converted = trainer.precision_plugin.convert_input(batch)
+        converted = module._on_before_batch_transfer(converted, dataloader_idx=number)
+        yield trainer.strategy.batch_to_device(converted, dataloader_idx=number)
+
+
+def batch_count(trainer: Any, loader: Any) -> int | None:
+    """Return how many batches of a loader count after fit; None where it has no length and no limit is given."""
     limit = trainer.limit_test_batches
-    batches = len(loader) if limit is None else int(limit if isinstance(limit, int) else limit * len(loader))
-    batches = min(batches, len(loader))
-    for batch in islice(loader, batches):
-        yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+    try:
+        length = len(loader)
+    except TypeError:
+        return limit if isinstance(limit, int) and not isinstance(limit, bool) else None
+    if limit is None:
+        return length
+    return min(length, limit if isinstance(limit, int) else int(limit * length))
 
 
-def loader_of(loaders: Any, number: int) -> Any:
-    """Return one of a loop's loaders."""
-    return loaders[number] if isinstance(loaders, (list, tuple)) else loaders
-
-
-def refuse_divided(trainer: Any) -> None:
+def check_undivided(trainer: Any) -> None:
     """Refuse models whose layers every process has to run together: one that has run out of samples would not.
 
     Raises:
-        ConfigurationError: naming the strategy.
+        UnsuitableError: naming the strategy.
     """
     strategy = runs_under(trainer, "ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
     if strategy is not None:
-        raise ConfigurationError(
+        raise UnsuitableError(
             f"RobustnessEvaluation cannot run under {strategy}, where processes wait for each other in every layer. "
             "Save a checkpoint and test it on one device or with ddp."
         )

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
 from lightning_normgeo._lightning import QuietCallback
-from lightning_normgeo.callbacks.evaluation import LoaderEvaluation
-from lightning_normgeo.callbacks.loaders import batches_of, loader_of, refuse_divided, test_loaders, test_source
-from lightning_normgeo.callbacks.robustness_log import folder_of, metrics_of, publish
-from lightning_normgeo.errors import ConfigurationError, warn_once
-from lightning_normgeo.robustness.checks import check_images, undisturbed
-from lightning_normgeo.robustness.inputs import input_space
+from lightning_normgeo.callbacks.loaders import batches_of, check_undivided, named_loaders, test_loaders, test_source
+from lightning_normgeo.callbacks.robustness_log import metrics_of, publish
+from lightning_normgeo.callbacks.robustness_run import RobustnessRun
+from lightning_normgeo.errors import ConfigurationError, UnsuitableError, warn_once
+from lightning_normgeo.robustness.checks import undisturbed
+from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labels
 from lightning_normgeo.robustness.report import RobustnessReport
 from lightning_normgeo.robustness.results import AttackResult
-from lightning_normgeo.robustness.settings import RobustnessSettings
-from lightning_normgeo.robustness.standalone import pair
-from lightning_normgeo.robustness.threat import InputSpace
+from lightning_normgeo.robustness.settings import OnUnsuitable, RobustnessSettings
+
+_T = TypeVar("_T")
 
 
 class RobustnessEvaluation(QuietCallback):
-    """Evaluates the model on every test batch: clean, with Gaussian noise, and under attack (BIM, PGD, torchattacks').
+    """Evaluates the model on every test batch: clean, with Gaussian noise, and under attack (BIM, PGD, torchattacks).
 
     Works in ``trainer.test`` and ``trainer.validate`` as it is (inference mode included) and, with ``after_fit=True``,
-    at the end of ``trainer.fit`` on the last weights. Modes, weights, gradients, buffers and random numbers stay as
-    they are. A run that is killed goes on after the last batch it finished when it is started again.
+    at the end of ``trainer.fit`` on the last weights; otherwise it does nothing in ``fit``. Modes, weights, gradients,
+    buffers and random numbers stay as they are. A run that is killed goes on after the last batch it finished when it
+    is started again.
+
+    It never stops a test: what it cannot evaluate (no classifier, several inputs, no gradient) is left out with one
+    warning before the first test step, and a line ``not evaluated: reason`` in table, JSON and summary. So is an attack
+    that fails. See ``on_unsuitable``.
 
     ========================================  ====  ================================================================
     key                                       unit  meaning; {attack} is clean, gaussian, bim, …
@@ -37,13 +45,16 @@ class RobustnessEvaluation(QuietCallback):
     ``robustness/{attack}/n``                 1     samples evaluated
     ========================================  ====  ================================================================
 
-    Beside the run's record, or else in the first logger's folder, ``robustness.json`` holds settings, counts by class,
-    mean losses, the largest perturbations and warnings where an attack looks broken, and ``robustness.npz`` what
-    became of each sample. Loggers that can (W&B, RecordLogger) also get ``robustness/table`` and
-    ``robustness/examples``; W&B gets the ``.npz`` as an artifact.
+    With a ``name``, or several test loaders, {attack} is followed by them: ``robustness/bim/strong/dataloader_0/n``.
 
-    The model is called as ``pl_module(images)`` and must return logits; a batch must be ``(images, labels)``. For
-    anything else override :meth:`logits` or :meth:`unpack`.
+    In the run's own folder (its record, or the first logger's version, or a new one) ``robustness.json`` holds
+    settings, counts by class, mean losses, the largest perturbations and warnings where an attack looks broken, and
+    ``robustness.npz`` the results of each sample. Loggers that can (W&B, RecordLogger) also get ``robustness/table``
+    and ``robustness/examples``; W&B gets the ``.npz`` as an artifact.
+
+    The model is called as ``pl_module(images)`` and returns logits, alone or as ``.logits`` or in a tuple; batches are
+    pairs, dictionaries, named tuples or dataclasses of images and labels. For anything else override :meth:`logits` or
+    :meth:`unpack`. Each sample counts once, told by its image and label, however a loader orders or divides its data.
 
     Cost: BIM and PGD take ``steps`` forward and backward passes per test image and radius; with ``semantics: any`` a
     few for images that are easily broken. Batch normalization is folded into convolutions meanwhile.
@@ -52,8 +63,8 @@ class RobustnessEvaluation(QuietCallback):
         preset: ``pixel-8-255`` (eps 8/255, step 2/255, 10 steps, noise 0.05, in pixels; l2 radius 0.5),
             ``galloway2019`` (eps 0.03, step 0.003, 20 steps, noise 0.25 unclipped, box ±2, in normalized space; l2
             radius 0.03·√d) or ``galloway2019-boxed`` (the same within the box of pixels).
-        eps: radius of the l∞ ball in units of the preset's space, or several, which become one row each; the preset's
-            if left out, as are the next six.
+        eps: radius of the l∞ ball in units of the space, or several, which become one row each. Default: the preset's,
+            as for the next six.
         eps_l2: radius of the l2 ball, or several.
         step_size: step of one BIM or PGD iteration in l∞, for every radius; if left out it is to the radius as in the
             preset, and so it is in l2.
@@ -68,9 +79,9 @@ class RobustnessEvaluation(QuietCallback):
             once any iterate breaks it, the clean image included (as AutoAttack counts), and takes part in no further
             pass.
         restarts: of PGD; a sample has to withstand all.
-        mean: per-channel mean, where the data pipeline normalizes images; found in a torchvision ``Normalize`` of the
-            data set's transforms if left out. Not needed where images are pixels in [0, 1] and the model normalizes
-            (ResNetClassifier does).
+        mean: per-channel mean of the input normalization, or one value for all channels. Default: found in the data
+            pipeline, in the model, or by what it leaves of 8-bit images, which have to confirm it; where they cannot,
+            the table says "unconfirmed". Not needed where images are pixels in [0, 1] and the model normalizes.
         std: per-channel standard deviation, with ``mean``.
         max_samples: evaluate only the first so many test samples; all if left out.
         batch_size: samples per pass; if left out the loader's, doubled while memory has room for it, up to 256 on a
@@ -84,10 +95,19 @@ class RobustnessEvaluation(QuietCallback):
         after_fit: also evaluate at the end of ``fit``, on the test loader and the last weights.
         resume: whether to keep what is done in the Trainer's ``default_root_dir`` until the evaluation has ended.
         seed: of noise and random starts.
+        name: of this evaluation, where a Trainer has several: in keys, files, tables and reports.
+        normalized_by: ``data``, the loader yields normalized images; ``model``, it yields pixels and the model
+            normalizes. Default: the images tell.
+        value_range: smallest and largest value of images, which stand for black and white, as ``[-1, 1]`` or
+            ``[0, 255]``. Default: found as ``mean`` and ``std`` are.
+        space: ``input`` to measure in the units of the inputs, whatever they are (dB, standardized features): then
+            radii, noise, ``lower`` and ``upper`` have to be given. Default: the preset's.
+        on_unsuitable: what happens where the model or its data cannot be evaluated: ``skip`` says so and goes on,
+            ``raise`` stops.
 
     Raises:
-        ConfigurationError: for settings out of range when constructed; for images outside [0, 1] with the first
-            training batch.
+        ConfigurationError: for settings out of range when constructed; for two evaluations of one name when a Trainer
+            starts.
     """
 
     def __init__(
@@ -116,6 +136,11 @@ class RobustnessEvaluation(QuietCallback):
         compile: bool = False,  # noqa: A002 - torch's name for it
         rescale: float | None = None,
         resume: bool = True,
+        name: str | None = None,
+        normalized_by: Literal["data", "model"] | None = None,
+        value_range: list[float] | None = None,
+        space: Literal["pixel", "normalized", "input"] | None = None,
+        on_unsuitable: OnUnsuitable = "skip",
     ) -> None:
         super().__init__()
         self.settings = RobustnessSettings(
@@ -138,57 +163,86 @@ class RobustnessEvaluation(QuietCallback):
             compile=compile,
             max_samples=max_samples,
             rescale=rescale,
+            space=space,
+            on_unsuitable=on_unsuitable,
         )
-        self.mean, self.std = mean, std
-        if mean is not None or std is not None:
-            input_space(None, None, mean, std)  # checked now
+        self.declared = declared_inputs(mean, std, normalized_by, value_range)
+        if self.settings.threat.space == "input" and self.declared != declared_inputs():
+            raise ConfigurationError(
+                "space='input' measures in the inputs' own units: mean, std, normalized_by and value_range have no "
+                "part in it. Leave them out."
+            )
         if num_images < 0:
             raise ConfigurationError(f"num_images={num_images!r} must be at least 0.")
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9.-]+", name):
+            raise ConfigurationError(f"name={name!r} becomes part of keys and files: use letters, digits, '-' and '.'.")
+        self.name = name
         self.num_images = num_images
         self.after_fit = after_fit
         self.resume = resume
         self.reports: dict[str, RobustnessReport] = {}
-        self._running: dict[int, LoaderEvaluation] = {}
+        self._run: RobustnessRun | None = None
 
     @property
     def results(self) -> dict[str, AttackResult]:
-        """The results of the last evaluation, by attack."""
-        return {name + suffix: r for suffix, report in self.reports.items() for name, r in report.results.items()}
+        """The results of the last evaluation, by attack and, where there are several, loader."""
+        return {attack: r for loader, report in self._by_loader() for attack, r in _suffixed(report.results, loader)}
 
-    def logits(self, pl_module: Any, images: Tensor) -> Tensor:
+    @property
+    def not_evaluated(self) -> dict[str, str]:
+        """Why there is no result, likewise."""
+        return {
+            attack: why
+            for loader, report in self._by_loader()
+            for attack, why in _suffixed(report.not_evaluated, loader)
+        }
+
+    def logits(self, pl_module: Any, images: Tensor) -> Any:
         """Return class logits ``(batch, classes)`` for images as the loader yields them. Override for other models."""
-        return pl_module(images)  # type: ignore[no-any-return]
+        return pl_module(images)
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return (images, labels) of a batch. Override for other batches.
 
         Raises:
-            ConfigurationError: for a batch that is not a pair of tensors.
+            UnsuitableError: where a batch has no images and labels, or several.
         """
-        return pair(batch)
+        return images_and_labels(batch)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse two evaluations of one name.
+
+        Raises:
+            ConfigurationError: for these.
+        """
+        names = [callback.name for callback in trainer.callbacks if isinstance(callback, RobustnessEvaluation)]
+        if names.count(self.name) > 1:
+            raise ConfigurationError(
+                f"This Trainer has {names.count(self.name)} RobustnessEvaluations with name={self.name!r}, and their "
+                "results would replace each other. Give each a name of its own."
+            )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check what an evaluation after fit will need."""
-        if self.after_fit:
-            refuse_divided(trainer)
+        """Check what an evaluation after fit will need.
+
+        Raises:
+            ConfigurationError: for what cannot work.
+        """
+        if not self.after_fit:
+            return
+        behind = trainer.callbacks[trainer.callbacks.index(self) :]
+        if any(kind.__name__ == "WeightAveraging" for callback in behind for kind in type(callback).__mro__):
+            raise ConfigurationError(
+                "RobustnessEvaluation(after_fit=True) stands before WeightAveraging in the list of callbacks and "
+                "would evaluate weights that are not averaged. Put it behind."
+            )
+        try:
+            check_undivided(trainer)
             test_source(trainer)
-            behind = trainer.callbacks[trainer.callbacks.index(self) :]
-            if any(kind.__name__ == "WeightAveraging" for callback in behind for kind in type(callback).__mro__):
-                raise ConfigurationError(
-                    "RobustnessEvaluation(after_fit=True) stands before WeightAveraging in the list of callbacks and "
-                    "would evaluate weights that are not averaged. Put it behind."
-                )
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Arrange for the first batch to be checked."""
-        self.__dict__.pop("on_train_batch_start", None)
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Check the range of the first batch; there is nothing to do for the others."""
-        self.__dict__["on_train_batch_start"] = None
-        is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)
-        if is_pair and batch[0].ndim == 4 and batch[0].is_floating_point():
-            check_images(batch[0], self._inputs(pl_module, trainer.train_dataloader))
+        except UnsuitableError as error:
+            if self.settings.on_unsuitable == "raise":
+                raise
+            warn_once(f"Robustness is not evaluated after fit. {error}")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Evaluate after fit, if asked to."""
@@ -196,98 +250,104 @@ class RobustnessEvaluation(QuietCallback):
             return
         try:
             self._evaluate_after_fit(trainer, pl_module)
+        except UnsuitableError:
+            pass  # said when training began
         except Exception as error:
             warn_once(f"The robustness evaluation after fit failed: {error!r}. Run trainer.test for it.")
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Forget earlier results."""
-        refuse_divided(trainer)
-        self._start()
+        self._start(trainer, pl_module, trainer.test_loop, trainer.num_test_batches)
+
+    def on_test_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the batch as the loader gave it, and find out from the first one what can be evaluated."""
+        if self._run is not None:
+            self._run.take(batch, dataloader_idx)
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Evaluate one batch."""
-        loader = loader_of(trainer.test_dataloaders, dataloader_idx)
-        self._evaluate(trainer, pl_module, batch, dataloader_idx, loader, trainer.num_test_batches)
+        if self._run is not None:
+            self._run.evaluate(batch, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Put the processes together and log."""
-        self._finish(trainer, pl_module, trainer.test_dataloaders, trainer.num_test_batches)
-        pl_module.log_dict(metrics_of(self.reports), sync_dist=trainer.world_size > 1)
+        if self._run is not None:
+            self._finish(trainer)
+            self._guarded(lambda: pl_module.log_dict(metrics_of(self.reports), sync_dist=trainer.world_size > 1))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Forget earlier results, in ``trainer.validate``."""
         if trainer.state.fn == "validate":
-            self.on_test_start(trainer, pl_module)
+            self._start(trainer, pl_module, trainer.validate_loop, trainer.num_val_batches)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the batch, in ``trainer.validate``; validation inside ``fit`` is left alone."""
+        self.on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Evaluate one batch, in ``trainer.validate``; validation inside ``fit`` is left alone."""
-        if trainer.state.fn == "validate":
-            loader = loader_of(trainer.val_dataloaders, dataloader_idx)
-            self._evaluate(trainer, pl_module, batch, dataloader_idx, loader, trainer.num_val_batches)
+        """Evaluate one batch, in ``trainer.validate``."""
+        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Put the processes together and log, in ``trainer.validate``."""
-        if trainer.state.fn == "validate":
-            self._finish(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches)
-            pl_module.log_dict(metrics_of(self.reports), sync_dist=trainer.world_size > 1)
+        self.on_test_epoch_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Keep what is done for the next attempt."""
-        for running in self._running.values():
-            running.close()
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+
+    def _by_loader(self) -> list[tuple[str, RobustnessReport]]:
+        own = f"/{self.name}" if self.name else ""
+        return [(suffix.removeprefix(own), report) for suffix, report in self.reports.items()]
+
+    def _start(self, trainer: Any, module: Any, loop: Any, counts: Any) -> None:
+        """Begin with a loop."""
+        self.reports = {}
+        combined = loop._combined_loader
+        loaders = named_loaders(combined if combined is not None else [])
+        self._run = RobustnessRun(self, trainer, module, loop, loaders, counts)
 
     def _evaluate_after_fit(self, trainer: Any, module: Any) -> None:
-        self._start()
+        check_undivided(trainer)
+        self.reports = {}
         loaders = test_loaders(trainer)
-        counts = [len(loader) for loader in loaders]
+        run = self._run = RobustnessRun(self, trainer, module, None, loaders, None)
         with undisturbed(module):  # a loader draws a random number when it begins
-            for number, loader in enumerate(loaders):
-                for batch in batches_of(trainer, loader):
-                    self._evaluate(trainer, module, batch, number, loader, counts)
-        self._finish(trainer, module, loaders, counts)
+            for number, loader in enumerate(loaders.values()):
+                for batch in batches_of(trainer, loader, number):
+                    run.evaluate(batch, number)
+        self._finish(trainer)
+        metrics, step = metrics_of(self.reports), trainer.fit_loop.epoch_loop._batches_that_stepped
         for logger in trainer.loggers:
-            logger.log_metrics(metrics_of(self.reports), step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            self._guarded(functools.partial(logger.log_metrics, metrics, step=step))
 
-    def _start(self) -> None:
-        self.reports, self._running = {}, {}
+    def _finish(self, trainer: Any) -> None:
+        assert self._run is not None  # noqa: S101
+        self.reports = self._run.finish()
+        written = self._guarded(lambda: publish(trainer, self.reports, self.name, self.num_images))
+        self._run.close(ended=bool(written))
+        self._run = None
 
-    def _inputs(self, module: Any, loader: Any) -> InputSpace:
-        return input_space(module, loader, self.mean, self.std)
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        """Do what must not stop a test; its failure is said."""
+        try:
+            return action()
+        except Exception as error:
+            if self.settings.on_unsuitable == "raise":
+                raise
+            warn_once(f"The results of RobustnessEvaluation could not be logged: {error!r}.")
+            return False
 
-    def _runner(self, trainer: Any, module: Any, number: int, loader: Any, counts: Any) -> LoaderEvaluation:
-        """Return the evaluation of a loader, made with its first batch."""
-        if number not in self._running:
-            self._running[number] = LoaderEvaluation(
-                trainer,
-                module,
-                lambda images: self.logits(module, images),
-                self._inputs(module, loader),
-                self.settings,
-                self.num_images if number == 0 else 0,
-                self.resume,
-                number,
-                counts[number] if number < len(counts) else None,
-            )
-        return self._running[number]
 
-    def _evaluate(self, trainer: Any, module: Any, batch: Any, number: int, loader: Any, counts: Any) -> None:
-        with undisturbed(module):
-            images, labels = (tensor.clone() for tensor in self.unpack(batch))
-            self._runner(trainer, module, number, loader, counts).add(images, labels, loader)
-
-    def _finish(self, trainer: Any, module: Any, loaders: Any, counts: Any) -> None:
-        loaders = list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
-        for number, loader in enumerate(loaders):
-            with undisturbed(module):  # on every rank, also one that had no sample
-                report = self._runner(trainer, module, number, loader, counts).finish()
-            self.reports[f"/dataloader_{number}" if len(loaders) > 1 else ""] = report
-        self._running = {}
-        log_dir = trainer.log_dir  # on every rank: it is told to all
-        for warning in dict.fromkeys(text for report in self.reports.values() for text in report.warnings):
-            warn_once(warning)
-        if trainer.is_global_zero:
-            publish(trainer, self.reports, folder_of(trainer, log_dir), self.num_images)
+def _suffixed(found: Mapping[str, _T], loader: str) -> list[tuple[str, _T]]:
+    return [(attack + loader, value) for attack, value in found.items()]

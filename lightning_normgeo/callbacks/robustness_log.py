@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,71 +10,134 @@ from typing import Any
 from lightning_normgeo.callbacks.examples import example_strips
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.files import write_document
-from lightning_normgeo.robustness.report import COLUMNS, RobustnessReport
+from lightning_normgeo.record import evaluation_stem
+from lightning_normgeo.robustness.report import COLUMNS, NOTE, RobustnessReport
 
 _QUANTITIES = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
+_OF_LOADER = ("settings", "warnings", "not_evaluated", "weights")
 
 
 def metrics_of(reports: Mapping[str, RobustnessReport]) -> dict[str, float]:
-    """Return the numbers by key."""
-    return {
+    """Return the numbers by key; those that are none are left out."""
+    found = {
         f"robustness/{attack}{suffix}/{quantity}": float(getattr(result, quantity))
         for suffix, report in reports.items()
         for attack, result in report.results.items()
         for quantity in _QUANTITIES
     }
+    return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
 def document_of(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
-    """Return what ``robustness.json`` holds, of all loaders."""
-    first = next(iter(reports.values())).as_dict()
-    rows = [{**row, "attack": row["attack"] + suffix} for suffix, report in reports.items() for row in report.rows()]
-    warnings = [warning for report in reports.values() for warning in report.warnings]
-    return {**first, "warnings": list(dict.fromkeys(warnings)), "results": rows}
+    """Return what ``robustness.json`` holds, of all loaders: rows of all, settings of the first, and those of each."""
+    documents = {suffix: report.as_dict() for suffix, report in reports.items()}
+    first = next((one for one in documents.values() if one["results"]), next(iter(documents.values())))
+    rows = [{**row, "attack": row["attack"] + suffix} for suffix, one in documents.items() for row in one["results"]]
+    reasons = {name + suffix: why for suffix, one in documents.items() for name, why in one["not_evaluated"].items()}
+    warnings = dict.fromkeys(warning for one in documents.values() for warning in one["warnings"])
+    found = {**first, "warnings": list(warnings), "results": rows, "not_evaluated": reasons}
+    if len(documents) > 1:
+        found["loaders"] = {suffix: {key: one[key] for key in _OF_LOADER} for suffix, one in documents.items()}
+    return found
 
 
-def publish(trainer: Any, reports: Mapping[str, RobustnessReport], folder: Path, count: int) -> None:
-    """Write the files, and give every logger what it can take; one that fails does not stop the others."""
-    document = document_of(reports)
-    files = _save(reports, folder, document, any(hasattr(logger, "log_results") for logger in trainer.loggers))
-    rows = [[row[column] for column in COLUMNS] for row in document["results"]]
-    images, captions = example_strips(next(iter(reports.values())).shown, count)
+def publish(trainer: Any, reports: Mapping[str, RobustnessReport], name: str | None, count: int) -> bool:
+    """Write the files, and give every logger what it can take; one that fails does not stop the others.
+
+    Args:
+        trainer: with the loggers; rank zero's does it.
+        reports: by what tells loaders apart.
+        name: of the evaluation.
+        count: how many samples to show.
+
+    Returns:
+        Whether all results are on disk, or written by a logger.
+    """
+    if not trainer.is_global_zero or trainer.fast_dev_run:
+        return True
+    document, stem = document_of(reports), evaluation_stem(name)
+    recorded = any(hasattr(logger, "log_results") for logger in trainer.loggers)
+    written, files = _save(trainer, reports, document, stem, recorded)
+    rows = [[*(row[column] for column in COLUMNS), ""] for row in document["results"]]
+    rows += [_reason_row(attack, why) for attack, why in document["not_evaluated"].items()]
+    images, captions = _pictures(reports, count)
     for logger in trainer.loggers:
         try:
             if hasattr(logger, "log_results"):
-                logger.log_results("robustness", document)
+                logger.log_results(stem, document)
             if hasattr(logger, "log_table"):
-                logger.log_table(key="robustness/table", columns=list(COLUMNS), data=rows)
+                logger.log_table(key=f"{stem}/table", columns=[*COLUMNS, NOTE], data=rows)
             if hasattr(logger, "log_image") and images:
-                logger.log_image(key="robustness/examples", images=images, caption=captions)
+                logger.log_image(key=f"{stem}/examples", images=images, caption=captions)
             if any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__):
-                about = {key: value for key, value in document.items() if key != "results"}
-                logger.experiment.summary["robustness"] = about
+                logger.experiment.summary[stem] = {key: value for key, value in document.items() if key != "results"}
                 _log_artifact(logger.experiment, files)
         except Exception as error:
+            written = written and not hasattr(logger, "log_results")
             warn_once(f"{type(logger).__name__} failed to log the robustness results: {error!r}.")
+    return written
 
 
-def folder_of(trainer: Any, log_dir: str | None) -> Path:
-    """Return where the files go: the run's record, or else the first logger's folder, or the Trainer's."""
-    records = [logger.log_dir for logger in trainer.loggers if hasattr(logger, "log_results")]
-    return Path(next(iter([*records, log_dir or trainer.default_root_dir])))
+def folder_of(trainer: Any) -> Path:
+    """Return the run's own folder: of its record, else of the first logger's version, as for Lightning's checkpoints.
+
+    Without a logger, or one without versions, it is a new folder below the Trainer's.
+    """
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_results"):
+            return Path(logger.log_dir)
+    first = next(iter(trainer.loggers), None)
+    version = None if first is None else first.version
+    if first is None or version in (None, ""):
+        return _new_folder(Path(trainer.default_root_dir) / "robustness")
+    version = version if isinstance(version, str) else f"version_{version}"
+    return Path(first.save_dir or trainer.default_root_dir) / str(first.name) / version
+
+
+def _new_folder(parent: Path) -> Path:
+    for number in range(10_000):
+        folder = parent / f"version_{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise OSError(f"{parent} has ten thousand versions")
 
 
 def _save(
-    reports: Mapping[str, RobustnessReport], folder: Path, document: dict[str, Any], recorded: bool
-) -> list[Path]:
-    files = []
+    trainer: Any, reports: Mapping[str, RobustnessReport], document: dict[str, Any], stem: str, recorded: bool
+) -> tuple[bool, list[Path]]:
+    files, folder = [], Path(trainer.default_root_dir)
     try:
+        folder = folder_of(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, report in reports.items():
-            files.append(folder / f"robustness{suffix.replace('/', '_')}.npz")
-            report.decisions.save(files[-1])
+            if report.results:
+                file = folder / f"robustness{suffix.replace('/', '_')}.npz"
+                report.decisions.save(file)
+                files.append(file)
         if not recorded:
-            write_document(folder / "robustness.json", document)
+            write_document(folder / f"{stem}.json", document)
     except OSError as error:
-        warn_once(f"The robustness results cannot be written to {folder} ({error.strerror}); loggers get them.")
-    return [file for file in files if file.is_file()]
+        warn_once(
+            f"The robustness results cannot be written to {folder} ({error.strerror or error}); loggers get them."
+        )
+        return False, files
+    return True, files
+
+
+def _reason_row(attack: str, why: str) -> list[Any]:
+    return [attack, *[None] * (len(COLUMNS) - 1), f"not evaluated: {why}"]
+
+
+def _pictures(reports: Mapping[str, RobustnessReport], count: int) -> tuple[list[Any], list[str]]:
+    """Return pictures of the first loader; those that cannot be drawn are no loss of results."""
+    try:
+        return example_strips(next(iter(reports.values())).shown, count)
+    except Exception as error:
+        warn_once(f"No examples are drawn: {error!r}.")
+        return [], []
 
 
 def _log_artifact(run: Any, files: Iterable[Path]) -> None:

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.record import Record
+from lightning_normgeo.record import ROBUSTNESS, Record
 from lightning_normgeo.report.wandb_sections import STEP
 from lightning_normgeo.robustness.decisions import load_decisions
+from lightning_normgeo.robustness.report import NOTE
 from lightning_normgeo.robustness.results import results_of
 
 _PATIENCE = 30
 """Seconds until W&B has to answer."""
 _SETTLING = 0.5
 """Seconds until W&B's service has noticed that nobody waits for an answer any more."""
-_TABLE, _LAYERS = "robustness/table", "geometry/layers"
+_TABLE, _LAYERS = "table", "geometry/layers"
 _METADATA, _REQUIREMENTS = "wandb-metadata.json", "requirements.txt"
 _PACKAGES = ("lightning-normgeo", "torch", "torchvision", "pytorch-lightning", "lightning", "torchmetrics", "wandb")
 
@@ -122,10 +123,14 @@ def _record(run: Any, folder: Path) -> Record:
                 _add(record, key, int(row.get(STEP, row["_step"])), value)
     record.images = {key: _images(run, folder, entry) for key, entry in media.items() if "filenames" in entry}
     record.layers = _layers(_table(run, folder, media.get(_LAYERS)))
-    rows = _table(run, folder, media.get(_TABLE))
-    if rows:
-        others = _plain(run.summary.get("robustness", {}))  # settings, warnings, weights
-        record.results["robustness"] = {**others, "results": _with_classes(rows, _decisions(run, folder))}
+    decisions = _decisions(run, folder)
+    for key, entry in media.items():
+        stem, _, what = key.partition("/")
+        rows = _table(run, folder, entry) if what == _TABLE and stem.startswith(ROBUSTNESS) else []
+        if rows:
+            others = _plain(run.summary.get(stem, {}))  # settings, warnings, what was not evaluated, weights
+            evaluated = [{k: v for k, v in row.items() if k != NOTE} for row in rows if not row.get(NOTE)]
+            record.results[stem] = {**others, "results": _with_classes(evaluated, decisions)}
     return record
 
 
@@ -204,13 +209,14 @@ def _decisions(run: Any, folder: Path) -> list[Path]:
 
 
 def _with_classes(rows: Sequence[dict[str, Any]], files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the rows with what the decisions know of each class, as the record has it."""
-    classes: dict[str, Any] = {}
+    """Return the rows with what only the decisions know, as the record has it."""
+    known: dict[str, Any] = {}
     for file in files:
         loader = file.stem.removeprefix("robustness")
         for attack, result in results_of(load_decisions(file)).items():
-            classes[attack + loader] = {str(label): list(counts) for label, counts in result.by_class.items()}
-    return [{**row, "by_class": classes.get(row["attack"].replace("/", "_"), {})} for row in rows]
+            classes = {str(label): list(counts) for label, counts in result.by_class.items()}
+            known[attack + loader] = {"by_class": classes, "not_finite": result.not_finite}
+    return [{**row, **known.get(row["attack"].replace("/", "_"), {"by_class": {}})} for row in rows]
 
 
 def _plain(value: Any) -> Any:

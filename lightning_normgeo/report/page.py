@@ -50,8 +50,8 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
         first=[table for table in tables if table.anchor.startswith(_FIRST)],
         tables=[table for table in tables if not table.anchor.startswith(_FIRST)],
         layers=[ALL, *Curves(runs, layers).layers],
-        warnings=[(run.name, warning) for run in runs for warning in _evaluation(run).get("warnings", [])],
-        threat=_common([flat(_evaluation(run).get("settings", {})) for run in runs if _evaluation(run)]),
+        warnings=[(run.name, warning) for run, found in _evaluations(runs) for warning in found.get("warnings", [])],
+        threat=_common([flat(found.get("settings", {})) for _, found in _evaluations(runs)]),
         images=_pictures(runs),
         settings=_common([run.settings for run in runs]),
         version=__version__,
@@ -72,9 +72,8 @@ def _last_step(run: Run) -> int:
     )
 
 
-def _evaluation(run: Run) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = run.record.results.get("robustness", {})
-    return found
+def _evaluations(runs: Sequence[Run]) -> list[tuple[Run, Mapping[str, Any]]]:
+    return [(run, evaluation) for run in runs for evaluation in run.record.evaluations.values()]
 
 
 def _common(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -89,7 +88,7 @@ def _pictures(runs: Sequence[Run]) -> list[tuple[str, str]]:
     each = max(1, _PICTURES // len(runs))
     found = []
     for run in runs:
-        for file, caption in run.record.images.get("robustness/examples", [])[:each]:
+        for file, caption in run.record.examples[:each]:
             found.append((_data_uri(run.record.folder / file), f"{run.name}: {caption}" if len(runs) > 1 else caption))
     return found
 

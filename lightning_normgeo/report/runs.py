@@ -57,9 +57,20 @@ class Run:
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """The rows of its robustness evaluation, ``clean`` first; none without one."""
-        found: list[dict[str, Any]] = self.record.results.get("robustness", {}).get("results", [])
-        return found
+        """The rows of its robustness evaluations, ``clean`` first; none without one."""
+        return [row for evaluation in self.record.evaluations.values() for row in evaluation.get("results", [])]
+
+    def evaluation_settings(self, loader: str) -> dict[str, Any]:
+        """Return what decided the results of a loader.
+
+        Args:
+            loader: what its attacks' names end in, with the evaluation's name in front where it has one.
+        """
+        evaluations = self.record.evaluations
+        name = loader.strip("/").partition("/")[0]
+        found = evaluations.get(name) or evaluations.get("", {})
+        settings: dict[str, Any] = found.get("loaders", {}).get(loader, found).get("settings", {})
+        return settings
 
 
 def load_runs(sources: Sequence[str | Path]) -> list[Run]:

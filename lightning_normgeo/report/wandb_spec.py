@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.record import evaluation_stem
 from lightning_normgeo.report.runs import Run, is_seed, is_weight_decay
 from lightning_normgeo.report.table import Table
 from lightning_normgeo.report.text import markdown_table
@@ -162,16 +163,16 @@ def _robustness_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
     bars = _bar_plots(wr, runs)
     if not bars:
         return []
-    rows = -(-len(bars) // _COLUMNS) * _HEIGHT
-    panels = [
-        *bars,
-        wr.WeavePanelSummaryTable(
-            table_name="robustness/table", layout=wr.Layout(x=0, y=rows, w=_WIDTH, h=_HEIGHT + 2)
-        ),
-    ]
-    if any("robustness/examples" in run.record.images for run in runs):
-        below = wr.Layout(x=0, y=rows + _HEIGHT + 2, w=_WIDTH, h=_HEIGHT + 4)
-        panels.append(wr.MediaBrowser(title="attacked images", media_keys=["robustness/examples"], layout=below))
+    below, panels = -(-len(bars) // _COLUMNS) * _HEIGHT, list(bars)
+    stems = [evaluation_stem(name) for name in dict.fromkeys(name for run in runs for name in run.record.evaluations)]
+    for stem in stems:
+        place = wr.Layout(x=0, y=below, w=_WIDTH, h=_HEIGHT + 2)
+        panels.append(wr.WeavePanelSummaryTable(table_name=f"{stem}/table", layout=place))
+        below += _HEIGHT + 2
+    shown = [f"{stem}/examples" for stem in stems if any(f"{stem}/examples" in run.record.images for run in runs)]
+    if shown:
+        place = wr.Layout(x=0, y=below, w=_WIDTH, h=_HEIGHT + 4)
+        panels.append(wr.MediaBrowser(title="attacked images", media_keys=shown, layout=place))
     return [
         wr.H2("Accuracy under attack"),
         wr.P(ROBUSTNESS),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks import Ball, Logits, ascent, at_least_float32
+from lightning_normgeo.robustness.attacks import Ball, Logits, ascent, at_least_float32, predicted
+from lightning_normgeo.robustness.catalogue import Batch, ProjectedGradient
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,41 @@ class Ended(NamedTuple):
     scores: Tensor
 
 
+def any_iterate(attack: ProjectedGradient, batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first iterate of any start that breaks each sample, else the last one, and its logits.
+
+    For models whose logits depend on the batch: all samples take part in every pass.
+
+    Args:
+        attack: BIM or PGD.
+        batch: of the loader.
+        scores: logits of the images themselves.
+    """
+    ball, step_size = attack.ball(batch)
+    found, found_scores = batch.images.clone(), scores.clone()
+    standing = predicted(scores) == batch.labels
+    for restart in range(attack.restarts):
+        start = ball.sample(batch.images, batch.seed, batch.indices, restart) if attack.random_start else batch.images
+        for iterate, now in _iterates(batch, ball, step_size, attack.steps, start):
+            found[standing], found_scores[standing] = iterate[standing], now[standing]
+            standing = standing & (predicted(now) == batch.labels)
+            if not bool(standing.any()):
+                return found, found_scores
+    return found, found_scores
+
+
+def _iterates(batch: Batch, ball: Ball, step_size: float, steps: int, start: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the iterates of one start with their logits, the start itself first."""
+    iterate = start
+    for _ in range(steps):
+        scores, _, gradient = ascent(batch.logits, iterate, batch.labels)
+        yield iterate, scores
+        iterate = ball.project(ball.ascend(iterate, gradient, step_size), batch.images)
+    iterate = ball.finish(iterate)
+    with torch.no_grad():
+        yield iterate, at_least_float32(batch.logits(iterate))
+
+
 class ActiveSet:
     """Runs one attack on a stream of samples, in batches that are filled up as samples fall.
 
@@ -105,7 +141,7 @@ class ActiveSet:
             scores: logits of ``images``.
             gradient: of the loss at ``images``, where it is known; ignored with random starts.
         """
-        broken = scores.argmax(1) != labels
+        broken = predicted(scores) != labels
         self.ended(Ended(*(t[broken] for t in (images, images, labels, indices, scores))))
         images, labels, indices = (tensor[~broken] for tensor in (images, labels, indices))
         zero = torch.zeros_like(labels)
@@ -141,7 +177,7 @@ class ActiveSet:
         batch, self._moving = self._moving[: self.batch_size], self._moving[self.batch_size :]
         scores, _, gradient = ascent(logits, batch.adversarial, batch.labels)
         self.passes += len(batch)
-        broken = scores.argmax(1) != batch.labels
+        broken = predicted(scores) != batch.labels
         self._end(batch, scores, broken)
         self._step(batch[~broken], gradient[~broken])
 
@@ -152,7 +188,7 @@ class ActiveSet:
         with torch.no_grad():
             scores = at_least_float32(logits(batch.adversarial))
         self.passes += len(batch) / 3
-        done = (scores.argmax(1) != batch.labels) | (batch.restart + 1 >= self.restarts)
+        done = (predicted(scores) != batch.labels) | (batch.restart + 1 >= self.restarts)
         self._end(batch, scores, done)
         again = batch[~done]
         if len(again):
@@ -163,6 +199,7 @@ class ActiveSet:
         batch = replace(batch, adversarial=moved, step=batch.step + 1)
         arrived = batch.step >= self.steps
         last = batch[arrived]
+        last = replace(last, adversarial=self.ball.finish(last.adversarial))
         self._arrived = last if self._arrived is None else Standing.joined(self._arrived, last)
         self._move(batch[~arrived])
 

@@ -25,15 +25,25 @@ class Ball:
         eps: radius, in the units of the images.
         lower: lower end of the box.
         upper: upper end. Where an original is outside the box, the box wins.
+        box_first: whether an l2 step is brought into the box and then into the ball, and into the box once more at the
+            end, as advertorch does; else into the ball and then into the box, as torchattacks and foolbox do.
+        representable: brings images to values that the model's precision has, given the originals; None where it has
+            all.
     """
 
     norm: Norm
     eps: float
     lower: Bound
     upper: Bound
+    box_first: bool = False
+    representable: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def ascend(self, images: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-        """Return images one step up: along the sign of the gradient, or along the gradient of unit length."""
+        """Return images one step up: along the sign of the gradient, or along the gradient of unit length.
+
+        Elements of the gradient that are not finite count as zero.
+        """
+        gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         if self.norm == "linf":
             return images + step_size * gradient.sign()
         # the largest element is taken off first: squares of small gradients are zero in float32
@@ -42,13 +52,27 @@ class Ball:
 
     def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
         """Return the points of the ball around ``images``, and of the box, next to ``adversarial``."""
+        moved = self._projected(adversarial, images)
+        return moved if self.representable is None else self.representable(moved, images)
+
+    def finish(self, adversarial: Tensor) -> Tensor:
+        """Return what becomes of the last iterate: with ``box_first`` it is brought into the box."""
+        return self._boxed(adversarial) if self.box_first and self.norm == "l2" else adversarial
+
+    def _projected(self, adversarial: Tensor, images: Tensor) -> Tensor:
         if self.norm == "linf":
-            inside = torch.minimum(torch.maximum(adversarial, images - self.eps), images + self.eps)
-            return inside.clamp(self.lower, self.upper)  # type: ignore[arg-type]
+            return self._boxed(torch.minimum(torch.maximum(adversarial, images - self.eps), images + self.eps))
+        if self.box_first:
+            return self._shrunk(self._boxed(adversarial), images)
+        return self._boxed(self._shrunk(adversarial, images))
+
+    def _boxed(self, images: Tensor) -> Tensor:
+        return images.clamp(self.lower, self.upper)  # type: ignore[arg-type]
+
+    def _shrunk(self, adversarial: Tensor, images: Tensor) -> Tensor:
         perturbation = adversarial - images
         shrink = (self.eps / lengths(perturbation).clamp_min(_tiny(images))).clamp_max(1.0)
-        moved = images + perturbation * per_image(shrink, images)
-        return moved.clamp(self.lower, self.upper)  # type: ignore[arg-type]
+        return images + perturbation * per_image(shrink, images)
 
     def sample(self, images: Tensor, seed: int, indices: Sequence[int], restart: int = 0) -> Tensor:
         """Return random points of the ball: uniform in l∞; in l2 of uniform direction and radius.
@@ -100,7 +124,7 @@ def projected_gradient(
             _, _, gradient = ascent(logits, adversarial, labels)
         with torch.no_grad():
             adversarial = ball.project(ball.ascend(adversarial, gradient, step_size), images)
-    return adversarial
+    return ball.finish(adversarial)
 
 
 def bim_linf(
@@ -156,6 +180,21 @@ def lengths(perturbation: Tensor, norm: Norm = "l2") -> Tensor:
     """Return the norm of each image's perturbation, shape ``(batch,)``."""
     flat = perturbation.flatten(1)
     return torch.linalg.vector_norm(flat, 2 if norm == "l2" else float("inf"), dim=1)  # type: ignore[no-any-return]
+
+
+def inward(values: Tensor, origin: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the numbers of a narrower dtype next to ``values``, on the side of ``origin``, which has that dtype.
+
+    So no distance from ``origin`` grows by rounding, in any norm.
+    """
+    rounded = values.to(dtype)
+    outside = (rounded.to(values.dtype) - origin).abs() > (values - origin).abs()
+    return torch.where(outside, torch.nextafter(rounded, origin.to(dtype)), rounded)
+
+
+def predicted(scores: Tensor) -> Tensor:
+    """Return the class of the largest logit; -1 where a logit is not finite, which is no class."""
+    return torch.where(scores.isfinite().all(1), scores.argmax(1), -1)
 
 
 def at_least_float32(scores: Tensor) -> Tensor:

@@ -29,12 +29,14 @@ class Batch:
         logits: the model, for images of the threat model's space.
         images: of that space.
         labels: class indices.
-        indices: position of each sample in the data set.
+        indices: a number for each sample, which decides its random draws.
         box: what images have to stay in.
         gradient: of the loss at ``images``, where it is known.
         inputs: how that space relates to pixels.
         threat: the threat model.
         seed: of the evaluation.
+        representable: see :class:`Ball`.
+        counted: which samples count, on the host; None for all.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -46,6 +48,8 @@ class Batch:
     inputs: InputSpace
     threat: ThreatModel
     seed: int
+    representable: Callable[[Tensor, Tensor], Tensor] | None = None
+    counted: Tensor | None = None
 
     def part(self, which: Tensor) -> Batch:
         """Return some of the samples."""
@@ -112,14 +116,19 @@ class ProjectedGradient(Attack):
     random_start: bool
     restarts: int
 
-    def ball(self, images: Tensor, box: tuple[Bound, Bound]) -> tuple[Ball, float]:
+    def scale(self, values: int) -> float:
+        """Return what radius and step are multiplied by, for images of so many values."""
+        return values**0.5 if self.times_sqrt_d else 1.0
+
+    def ball(self, batch: Batch) -> tuple[Ball, float]:
         """Return the ball for images of a size, and the step size."""
-        scale = images[0].numel() ** 0.5 if self.times_sqrt_d else 1.0
-        return Ball(self.norm, self.eps * scale, *box), self.step_size * scale
+        scale = self.scale(batch.images[0].numel())
+        ball = Ball(self.norm, self.eps * scale, *batch.box, batch.threat.box_first, batch.representable)
+        return ball, self.step_size * scale
 
     def perturb(self, batch: Batch, restart: int = 0) -> Tensor:
         """Return the last iterates."""
-        ball, step_size = self.ball(batch.images, batch.box)
+        ball, step_size = self.ball(batch)
         start = ball.sample(batch.images, batch.seed, batch.indices, restart) if self.random_start else None
         gradient = None if self.random_start else batch.gradient
         return projected_gradient(

@@ -10,21 +10,25 @@ from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.files import replacing
+from lightning_normgeo.robustness.attacks import lengths, predicted
 
 
 class Rows(NamedTuple):
     """Samples under one attack, one entry for each in every tensor, on the host.
 
     Attributes:
-        index: position in the data set.
+        index: position in the data set, or the order of arrival where a loader does not tell.
         label: true class.
-        prediction: class of the largest logit.
+        prediction: class of the largest logit; -1 where a logit is not finite.
         loss: cross entropy.
         linf: l∞ norm of the perturbation.
         l2: l2 norm.
         gradient: l∞ norm of the loss's gradient at the original image; NaN where it was not needed.
+        sample: what the sample is, see :mod:`lightning_normgeo.robustness.identity`.
     """
 
     index: Tensor  # type: ignore[assignment]  # instead of tuple's method, which nobody misses
@@ -34,29 +38,72 @@ class Rows(NamedTuple):
     linf: Tensor
     l2: Tensor
     gradient: Tensor
+    sample: Tensor
 
     @property
     def correct(self) -> Tensor:
         """Which samples are classified correctly."""
         return self.prediction == self.label
 
+    def at(self, which: Tensor) -> Rows:
+        """Return some of the samples, by number or mask."""
+        return Rows(*(tensor[which] for tensor in self))
+
     def sorted(self) -> Rows:
         """Return the rows by index, each sample once."""
-        order = torch.argsort(self.index, stable=True)
-        rows = Rows(*(tensor[order] for tensor in self))
-        first = torch.ones_like(rows.index, dtype=torch.bool)
-        first[1:] = rows.index[1:] != rows.index[:-1]
-        return Rows(*(tensor[first] for tensor in rows))
+        rows = self.at(torch.argsort(self.index, stable=True))
+        rows = rows.at(torch.argsort(rows.sample, stable=True))
+        first = torch.ones_like(rows.sample, dtype=torch.bool)
+        first[1:] = rows.sample[1:] != rows.sample[:-1]
+        rows = rows.at(first)
+        return rows.at(torch.argsort(rows.index, stable=True))
+
+    def placed(self, places: Mapping[int, Sequence[tuple[int, int]]]) -> Rows:
+        """Return a row for each place that a sample has, with its index and the key of the copy; none for others."""
+        found = [(row, *place) for row, key in enumerate(self.sample.tolist()) for place in places.get(key, ())]
+        if not found:
+            return no_rows()
+        row, index, sample = torch.tensor(found, dtype=torch.long).unbind(1)
+        return self.at(row)._replace(index=index, sample=sample)
 
 
-WHOLE = ("index", "label", "prediction")
+WHOLE = ("index", "label", "prediction", "sample")
+"""The quantities that are whole numbers."""
 
 
-def rows_of(values: Tensor) -> Rows:
-    """Return rows from one float64 matrix with a line for each quantity: one transfer brings all of them."""
-    return Rows(
-        *(line.long() if name in WHOLE else line.float() for name, line in zip(Rows._fields, values, strict=True))
-    )
+@torch.no_grad()
+def rows_of(
+    images: Tensor, adversarial: Tensor, labels: Tensor, samples: Tensor, scores: Tensor, gradient: Tensor | None = None
+) -> Rows:
+    """Return what became of samples: two transfers to the host.
+
+    Args:
+        images: the originals.
+        adversarial: what an attack made of them.
+        labels: class indices.
+        samples: a number for each.
+        scores: logits of ``adversarial``.
+        gradient: of the loss at ``images``, where it is known.
+    """
+    perturbation = adversarial - images
+    losses = F.cross_entropy(scores, labels, reduction="none")
+    slopes = torch.full_like(losses, torch.nan)
+    if gradient is not None:
+        slopes = lengths(gradient, "linf").nan_to_num(nan=torch.inf)
+    whole = torch.stack([samples, labels, predicted(scores)]).cpu()
+    real = torch.stack(
+        [v.float() for v in (losses, lengths(perturbation, "linf"), lengths(perturbation), slopes)]
+    ).cpu()
+    return Rows(whole[0], whole[1], whole[2], real[0], real[1], real[2], real[3], whole[0])
+
+
+def no_rows() -> Rows:
+    """Return the rows of no sample."""
+    return Rows(*(torch.zeros(0, dtype=torch.long if name in WHOLE else torch.float32) for name in Rows._fields))
+
+
+_OF_ALL = ("index", "label", "sample")
+_OF_EACH = tuple(name for name in Rows._fields if name not in _OF_ALL)
 
 
 class Decisions:
@@ -67,11 +114,11 @@ class Decisions:
 
     Attributes:
         seen: for each attack, how many samples were right and how many there were, before any is counted twice.
-        done: indices of samples that are not to be evaluated again.
+        done: for each attack the samples that are not to be evaluated again.
     """
 
     def __init__(self, attacks: Sequence[str]) -> None:
-        self.done: set[int] = set()
+        self.done: dict[str, set[int]] = {}
         self._rows: dict[str, list[Rows]] = {name: [] for name in attacks}
         self.seen: dict[str, tuple[int, int]] = dict.fromkeys(attacks, (0, 0))
 
@@ -90,8 +137,15 @@ class Decisions:
         """Return all samples of an attack by index."""
         parts = self._rows[attack]
         if not parts:
-            return rows_of(torch.zeros(len(Rows._fields), 0, dtype=torch.float64))
+            return no_rows()
         return Rows(*map(torch.cat, zip(*parts, strict=True))).sorted()
+
+    def without(self, attacks: Iterable[str]) -> Decisions:
+        """Return the decisions of the other attacks."""
+        others = Decisions([name for name in self._rows if name not in set(attacks)])
+        for name in others.attacks:
+            others.add(name, self.of(name))
+        return others
 
     def renamed(self, attack: str, name: str) -> Decisions:
         """Return one attack's decisions under another name."""
@@ -100,30 +154,40 @@ class Decisions:
         return renamed
 
     @classmethod
-    def from_parts(cls, parts: Iterable[Mapping[str, Sequence[Tensor]]]) -> Decisions:
-        """Return several processes' rows as one; a sample that several of them had counts once."""
+    def from_parts(
+        cls,
+        parts: Iterable[Mapping[str, Sequence[Tensor]]],
+        places: Mapping[int, Sequence[tuple[int, int]]] | None = None,
+    ) -> Decisions:
+        """Return several processes' rows as one; a sample that several of them had counts once.
+
+        Args:
+            parts: for each process the rows of every attack.
+            places: of the samples, as :func:`merged_places` returns them; where they are if left out.
+        """
         parts = list(parts)
         merged = Decisions(list(parts[0]))
-        for part in parts:
-            for attack, rows in part.items():
-                merged.add(attack, Rows(*rows))
+        for attack in merged.attacks:
+            rows = Rows(*map(torch.cat, zip(*(part[attack] for part in parts), strict=True))).sorted()
+            merged.add(attack, rows if places is None else rows.placed(places))
         return merged
 
     def arrays(self) -> dict[str, Any]:
-        """Return what an ``.npz`` file holds: ``index``, ``label``, and ``{attack}/{quantity}``."""
+        """Return what an ``.npz`` file holds: ``index``, ``label``, ``sample``, and ``{attack}/{quantity}``."""
         clean = self.of("clean")
-        found = {"index": clean.index.numpy(), "label": clean.label.numpy()}
+        found = {name: getattr(clean, name).numpy() for name in _OF_ALL}
         for attack in self.attacks:
             rows = self.of(attack)
-            found.update({f"{attack}/{name}": getattr(rows, name).numpy() for name in Rows._fields[2:]})
+            found.update({f"{attack}/{name}": getattr(rows, name).numpy() for name in _OF_EACH})
             found[f"{attack}/correct"] = rows.correct.numpy()
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write an ``.npz`` file; see :meth:`arrays`."""
+        """Write an ``.npz`` file, replacing one that is there at once; see :meth:`arrays`."""
         import numpy as np
 
-        np.savez_compressed(path, **self.arrays())
+        with replacing(Path(path)) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, **self.arrays())
 
 
 def load_decisions(path: str | Path) -> Decisions:
@@ -144,10 +208,12 @@ def load_decisions(path: str | Path) -> Decisions:
         names = dict.fromkeys(key.rpartition("/")[0] for key in arrays if "/" in key)
         decisions = Decisions(list(names))
         for name in names:
-            columns = [arrays["index"], arrays["label"], *(arrays[f"{name}/{field}"] for field in Rows._fields[2:])]
-            if {column.shape for column in columns} != {(len(arrays["index"]),)}:
+            columns = {field: arrays[f"{name}/{field}"] for field in _OF_EACH}
+            columns |= {"index": arrays["index"], "label": arrays["label"]}
+            columns["sample"] = arrays.get("sample", arrays["index"])
+            if {column.shape for column in columns.values()} != {(len(arrays["index"]),)}:
                 raise ValueError(f"the arrays of {name} differ in length")
-            decisions.add(name, Rows(*map(torch.from_numpy, columns)))
+            decisions.add(name, Rows(**{field: torch.from_numpy(column) for field, column in columns.items()}))
         decisions.of("clean")
     except (OSError, KeyError, TypeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise ConfigurationError(

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_normgeo.robustness.active import ActiveSet, Ended
-from lightning_normgeo.robustness.attacks import Logits, ascent, at_least_float32, lengths
-from lightning_normgeo.robustness.catalogue import Attack, Batch, ProjectedGradient
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.robustness.assumptions import Assumptions
+from lightning_normgeo.robustness.attacks import Logits
+from lightning_normgeo.robustness.batch_attacks import BatchAttacks, Progress
+from lightning_normgeo.robustness.batch_queue import BatchQueue
 from lightning_normgeo.robustness.checks import check_images, check_labels
-from lightning_normgeo.robustness.decisions import Decisions, rows_of
-from lightning_normgeo.robustness.folding import FoldedModel, folded_model
+from lightning_normgeo.robustness.decisions import Decisions
+from lightning_normgeo.robustness.folding import FoldedModel
+from lightning_normgeo.robustness.inputs.space import InputSpace
 from lightning_normgeo.robustness.journal import Journal, identity_of
+from lightning_normgeo.robustness.model import EvaluatedModel
 from lightning_normgeo.robustness.rescale import RescaledModel
 from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
 from lightning_normgeo.robustness.shown import Shown
 from lightning_normgeo.robustness.sizing import fitting_batch
-from lightning_normgeo.robustness.threat import InputSpace
-
-Progress = Callable[[str, int], None]
 
 
 class RobustnessEvaluator:
@@ -37,12 +37,7 @@ class RobustnessEvaluator:
         module: holds the weights that ``logits`` uses; without it nothing is folded.
         num_images: how many samples to keep for showing.
         progress: called with the name of an attack before it runs (and 0), and when samples are done with it.
-
-    Attributes:
-        decisions: what became of the samples.
-        shown: the first samples.
-        folded: what stands in for the model's weights; None before the first batch and where nothing does.
-        rescaled: what stands in for them in the control with longer weights, if asked for.
+        assumptions: what is known of the model. Where logits are random or depend on the batch, batches stay as given.
     """
 
     def __init__(
@@ -53,51 +48,73 @@ class RobustnessEvaluator:
         module: nn.Module | None = None,
         num_images: int = 0,
         progress: Progress | None = None,
+        assumptions: Assumptions | None = None,
     ) -> None:
         self.settings, self.inputs = settings, inputs
-        self.decisions: Decisions = Decisions(settings.rows)
-        self.shown = Shown(num_images)
-        self.folded: FoldedModel | None = None
-        self.rescaled: RescaledModel | None = None
-        self._call, self._module = logits, module
-        self._compiled = torch.compile(logits) if settings.compile else logits
-        self.progress: Progress = progress or (lambda name, samples: None)
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._active: dict[str, ActiveSet] = {}
-        self._device = "cpu"
+        self.assumptions = assumptions or Assumptions()
+        self.model = EvaluatedModel(logits, inputs, settings, module)
+        self.attacks = BatchAttacks(self.model, self.assumptions, num_images, progress)
+        self._queue = BatchQueue()
         self._classes: int | None = None
-        self._batch_size: int | None = None
+        self._sizes: dict[torch.Size, int] = {}
 
-    def put(self, images: Tensor, labels: Tensor, indices: Sequence[int]) -> None:
-        """Evaluate samples, or let them wait until there are enough for a batch.
+    @property
+    def decisions(self) -> Decisions:
+        """What became of the samples."""
+        return self.attacks.decisions
+
+    @property
+    def shown(self) -> Shown:
+        """The first samples."""
+        return self.attacks.shown
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """For attacks that cannot be evaluated, why."""
+        return self.attacks.failed
+
+    @property
+    def folded(self) -> FoldedModel | None:
+        """What stands in for the model's weights; None before the first batch and where nothing does."""
+        return self.model.folded
+
+    @property
+    def rescaled(self) -> RescaledModel | None:
+        """What stands in for them in the control with longer weights, if asked for."""
+        return self.model.rescaled
+
+    def put(
+        self, images: Tensor, labels: Tensor, samples: Sequence[int], counted: Sequence[bool] | None = None
+    ) -> None:
+        """Evaluate samples, or let them wait until there are enough for a batch; images of one size at a time.
 
         Args:
             images: ``(batch, channels, …)``, floating point, as the loader yields them.
             labels: ``(batch,)`` class indices.
-            indices: position of each sample in the data set.
+            samples: a number for each, which decides its random draws and tells it from others.
+            counted: which of them count; the others only keep their batch company. Default: all.
 
         Raises:
             ConfigurationError: for images outside [0, 1] where pixels are expected, or labels out of range.
         """
         if not len(labels):
             return
-        check_images(images, self.inputs)
-        self._device = images.device.type
+        if self.settings.on_unsuitable == "raise" or not self._sizes:
+            check_images(images, self.inputs, self.settings.threat.space)
         self._check(images, labels)
-        if self._batch_size is None:
-            self._batch_size = self._begin(images, labels)
-        if self.decisions.done:
-            images, labels, indices = self._not_done(images, labels, indices)
-        numbers = torch.tensor(indices, dtype=torch.long, device=labels.device)
-        self._waiting.append((images, labels, numbers))
-        size = self._batch_size
-        while sum(len(labels) for _, labels, _ in self._waiting) >= size:
-            images, labels, numbers = map(torch.cat, zip(*self._waiting, strict=True))
-            self._waiting = [(images[size:], labels[size:], numbers[size:])]
-            self._evaluate(images[:size], labels[:size], numbers[:size])
+        numbers = torch.tensor(samples, dtype=torch.long, device=labels.device)
+        which = (
+            torch.ones_like(labels, dtype=torch.bool) if counted is None else torch.tensor(counted).to(labels.device)
+        )
+        size = self._size(images, labels)
+        if not self.assumptions.independent:
+            self.attacks.evaluate(images, labels, numbers, size, which)
+            return
+        for batch in self._queue.add((images[which], labels[which], numbers[which]), size):
+            self.attacks.evaluate(*batch, size)
 
     def resume(
-        self, folder: Path, images: Tensor, dataloader: Any, module: nn.Module, number: int = 0, rank: int = 0
+        self, folder: Path, images: Tensor, dataloader: Any, module: nn.Module, name: str = "", rank: int = 0
     ) -> Journal:
         """Keep a journal from now on, after what an earlier attempt at the same left in it; before the first batch.
 
@@ -106,157 +123,46 @@ class RobustnessEvaluator:
             images: the first batch.
             dataloader: the loader.
             module: holds the weights.
-            number: of the loader.
+            name: of the evaluation and the loader, where there are several.
             rank: of the process.
         """
-        identity = identity_of(self.settings.describe(self.inputs), module, images, dataloader, number)
-        self.decisions = journal = Journal(self.decisions.attacks, folder, identity, rank)
+        identity = identity_of(self.settings.describe(self.inputs), module, images, dataloader, name)
+        self.attacks.decisions = journal = Journal(self.decisions.attacks, folder, identity, rank)
         return journal
 
     def finish(self) -> Decisions:
         """Evaluate what is still waiting, and return all decisions."""
-        if any(len(labels) for _, labels, _ in self._waiting):
-            self._evaluate(*map(torch.cat, zip(*self._waiting, strict=True)))
-        self._waiting = []
-        for name, active in self._active.items():
-            with self._ready(control=name.endswith(RESCALED)):
-                self.progress(name, 0)
-                active.run(self._model, everything=True)
+        for batch in self._queue.rest():
+            self.attacks.evaluate(*batch, self._sizes[batch[0].shape[1:]])
+        self.attacks.finish()
         return self.decisions
-
-    def weights(self) -> dict[str, Any]:
-        """Return norms of weights as plain values: raw, effective, and in the control."""
-        found: dict[str, Any] = {"effective_norms": {} if self.folded is None else self.folded.norms}
-        if self.rescaled is not None:
-            norms = {name: {"before": before, "after": after} for name, (before, after) in self.rescaled.layers.items()}
-            found["rescaled"] = {
-                "factor": self.rescaled.factor,
-                "largest_logit_change": self.rescaled.difference,
-                "norms": norms,
-                "left_alone": list(self.rescaled.unscaled),
-            }
-        return found
 
     def _check(self, images: Tensor, labels: Tensor) -> None:
         """Check labels before anything is computed with them: on a GPU one out of range ends the process."""
         if self._classes is None:
             with torch.no_grad():
-                scores = self._call(images[:2])
+                scores = self.model.call(images[:2])
             check_labels(labels[:2], scores)
             self._classes = scores.shape[1]
         check_labels(labels, torch.empty(len(images), self._classes, device="meta"))
 
-    def _not_done(self, images: Tensor, labels: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor, Sequence[int]]:
-        """Leave out samples that an earlier attempt was done with; the batches that are left are as they were then."""
-        left = [k for k, index in enumerate(indices) if index not in self.decisions.done]
-        return images[left], labels[left], [indices[k] for k in left]
+    def _size(self, images: Tensor, labels: Tensor) -> int:
+        """The size of batches for images of a size; the weights' stand-ins are made with the first."""
+        shape = images.shape[1:]
+        if shape not in self._sizes:
+            if not self._sizes:
+                self._prepare(images)
+            given = self.settings.batch_size
+            if given is None and self.assumptions.independent and not self.assumptions.no_gradient:
+                with self.model.active(), suppress(RuntimeError):  # a model without a gradient
+                    given = fitting_batch(self.model, self.model.to_space(images), labels)
+            self._sizes[shape] = given or len(images)
+        return self._sizes[shape]
 
-    def _evaluate(self, images: Tensor, labels: Tensor, numbers: Tensor) -> None:
-        inside = self.inputs.to_space(images, self.settings.threat.space)
-        for suffix in ("",) if self.rescaled is None else ("", RESCALED):
-            with self._ready(control=bool(suffix)):
-                self._attack(inside, labels, numbers, suffix)
-
-    def _begin(self, images: Tensor, labels: Tensor) -> int:
-        """Make the stand-ins of the weights, and return the size of batches."""
-        if self.settings.fold and self._module is not None:
-            last = images.device.type == "cpu" or self.settings.autocast is not None
-            self.folded = folded_model(self._module, self._call, images, channels_last=last)
-        if self.settings.rescale is not None and self._module is not None:
-            self.rescaled = RescaledModel(self._module, self._call, images, self.settings.rescale)
-        if self.settings.batch_size is not None:
-            return self.settings.batch_size
-        with self._ready():
-            return fitting_batch(self._model, self.inputs.to_space(images, self.settings.threat.space), labels)
-
-    @contextmanager
-    def _ready(self, control: bool = False) -> Iterator[None]:
-        """Compute in the precision and with the weights of the evaluation, or of the control."""
-        stand_ins = self.rescaled if control else self.folded
-        with ExitStack() as stack:
-            if stand_ins is not None:
-                stack.enter_context(stand_ins.active())
-            if self.settings.autocast_dtype is not None:
-                stack.enter_context(torch.autocast(self._device, self.settings.autocast_dtype))
-            yield
-
-    def _model(self, images: Tensor) -> Tensor:
-        """Return logits of images of the threat model's space."""
-        loaded = self.inputs.from_space(images, self.settings.threat.space)
-        if self.folded is not None and self.folded.channels_last:
-            loaded = loaded.contiguous(memory_format=torch.channels_last)
-        return at_least_float32(self._compiled(loaded))
-
-    def _attack(self, images: Tensor, labels: Tensor, numbers: Tensor, suffix: str) -> None:
-        attacks, threat = self.settings.all_attacks, self.settings.threat
-        self.progress("clean" + suffix, 0)
-        gradient = None
-        if any(isinstance(attack, ProjectedGradient) and not attack.random_start for attack in attacks):
-            scores, _, gradient = ascent(self._model, images, labels)
-        else:
-            scores = self._scores(images)
-        self._done("clean" + suffix, Ended(images, images, labels, numbers, scores), gradient)
-        box = threat.box(self.inputs, images)
-        indices = numbers.tolist()
-        batch = Batch(self._model, images, labels, indices, box, gradient, self.inputs, threat, self.settings.seed)
-        for attack in attacks:
-            self.progress(attack.name + suffix, 0)
-            if isinstance(attack, ProjectedGradient) and self.settings.semantics == "any":
-                active = self._active_set(attack, batch, suffix)
-                active.put(images, labels, numbers, scores, gradient)
-                active.run(self._model)
-            else:
-                self._run(attack, batch, numbers, suffix)
-
-    def _run(self, attack: Attack, batch: Batch, numbers: Tensor, suffix: str) -> None:
-        perturbed = attack.perturb(batch)
-        scores = self._scores(perturbed)
-        for restart in range(1, getattr(attack, "restarts", 1)):
-            stands = scores.argmax(1) == batch.labels
-            if not stands.any():
-                break
-            again = attack.perturb(batch.part(stands), restart)  # type: ignore[call-arg]
-            perturbed, scores = perturbed.clone(), scores.clone()
-            perturbed[stands], scores[stands] = again, self._scores(again)
-        self._done(attack.name + suffix, Ended(batch.images, perturbed, batch.labels, numbers, scores))
-
-    def _active_set(self, attack: ProjectedGradient, batch: Batch, suffix: str) -> ActiveSet:
-        name = attack.name + suffix
-        if name not in self._active:
-            ball, step_size = attack.ball(batch.images, batch.box)
-            seed = self.settings.seed
-
-            def restart(images: Tensor, indices: Tensor, number: int) -> Tensor:
-                return ball.sample(images, seed, indices.tolist(), number)
-
-            self._active[name] = ActiveSet(
-                ball,
-                step_size,
-                attack.steps,
-                restart if attack.random_start else None,
-                attack.restarts,
-                self._batch_size or len(batch.labels),
-                lambda ended: self._done(name, ended),
-            )
-        return self._active[name]
-
-    def _scores(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._model(images)
-
-    def _done(self, attack: str, ended: Ended, gradient: Tensor | None = None) -> None:
-        """Keep what became of samples: one transfer to the host."""
-        if not len(ended.labels):
-            return
-        with torch.no_grad():
-            perturbation = ended.adversarial - ended.images
-            predictions = ended.scores.argmax(1)
-            losses = F.cross_entropy(ended.scores, ended.labels, reduction="none")
-            slopes = torch.full_like(losses, torch.nan) if gradient is None else lengths(gradient, "linf")
-            sizes = lengths(perturbation, "linf"), lengths(perturbation)
-            columns = (ended.indices, ended.labels, predictions, losses, *sizes, slopes)
-            rows = rows_of(torch.stack([column.double() for column in columns]).cpu())
-        self.decisions.add(attack, rows)
-        space = self.settings.threat.space
-        self.shown.add(attack, ended.adversarial, rows, lambda images: self.inputs.to_pixels(images, space))
-        self.progress(attack, len(ended.labels))
+    def _prepare(self, images: Tensor) -> None:
+        try:
+            self.model.prepare(images, self.assumptions.deterministic)
+        except ConfigurationError as error:  # of the control: the evaluation itself needs no stand-ins
+            if self.settings.on_unsuitable == "raise":
+                raise
+            self.attacks.failed |= {name: str(error) for name in self.settings.rows if name.endswith(RESCALED)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_normgeo.errors import ConfigurationError, warn_once
+from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.normalization.feeders import Feeder, inputs_by_graph
 from lightning_normgeo.normalization.folding import foldable, scale_and_shift, tied_parameters
 from lightning_normgeo.normalization.graph import is_compiled
 from lightning_normgeo.normalization.sources import Source, normalization_layers, overrides
+from lightning_normgeo.robustness.checks import undisturbed
+from lightning_normgeo.robustness.precision import full_float32
 from lightning_normgeo.robustness.stand_ins import Calls, exchanged, logit_change
 
 _TOLERANCE = 1e-4
@@ -73,14 +77,15 @@ class FoldedModel:
     @torch.no_grad()
     def _fold(self, source: Source, feeder: Feeder) -> None:
         layer = feeder.layer
-        factors, shift = scale_and_shift(source, torch.float64)
         weight, bias = cast("Tensor", layer.weight), layer._parameters.get("bias")
-        folded = weight.double() * factors.view(-1, *[1] * (weight.ndim - 1))
-        offset = shift if bias is None else shift + factors * bias.double()
+        wide = wide_dtype(weight.device)
+        factors, shift = scale_and_shift(source, wide)
+        folded = weight.to(wide) * factors.view(-1, *[1] * (weight.ndim - 1))
+        offset = shift if bias is None else shift + factors * bias.to(wide)
         self._parameters[layer, "weight"] = _frozen(folded.to(weight.dtype))
         self._parameters[layer, "bias"] = _frozen(offset.to(weight.dtype))
         self._skipped.append(source.layer)
-        self.folded[feeder.name] = float(weight.double().norm()), float(folded.norm())
+        self.folded[feeder.name] = float(weight.to(wide).norm()), float(folded.norm())
 
     def _turn(self, module: nn.Module) -> None:
         """Store the weights of two-dimensional convolutions with channels last."""
@@ -102,9 +107,17 @@ def folded_model(
         folded = FoldedModel(module, logits, images, channels_last)
     except ConfigurationError:
         return None  # no graph to be had
-    change = logit_change(folded.active(), logits, images)
+
+    def fresh(batch: Tensor) -> Tensor:
+        with undisturbed(module, fork_rng=False):  # buffers that a pass writes are no change by folding
+            return logits(batch)
+
+    with full_float32():  # else rounding that cuDNN has chosen counts as a change
+        change = logit_change(folded.active(), fresh, images)
     if change <= _TOLERANCE:
         return folded
+    if not math.isfinite(change):  # nor are the logits, which the report says
+        return None
     warn_once(
         "Folding batch normalization into the layers in front of it changes the logits by up to "
         f"{change:.1e} of the largest, more than rounding; the model is "

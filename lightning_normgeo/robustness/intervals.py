@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from math import cos, inf, pi, sin, sqrt, tan
 from statistics import NormalDist, fmean, stdev
 
+from lightning_normgeo.errors import ConfigurationError
+
 
 def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
     r"""Return Wilson's score interval for a proportion.
@@ -22,7 +24,12 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
 
     Returns:
         Lower and upper end, in [0, 1]; (0, 1) for no trials.
+
+    Raises:
+        ConfigurationError: for what is no count, or no level.
     """
+    _check_counts(total, correct=correct, total=total)
+    _check_level(level)
     if total == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -46,7 +53,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     Returns:
         In [0, 1]; 1 where both counts are equal.
+
+    Raises:
+        ConfigurationError: for what is no count.
     """
+    _check_counts(None, only_first=only_first, only_second=only_second)
     n, fewer = only_first + only_second, min(only_first, only_second)
     total, term = 0, 1
     for k in range(fewer + 1):
@@ -72,7 +83,13 @@ def paired_interval(only_first: int, only_second: int, n: int, level: float = 0.
 
     Returns:
         Lower and upper end of the difference, second minus first, in [-1, 1]; (-1, 1) for no samples.
+
+    Raises:
+        ConfigurationError: for what is no count, or no level.
     """
+    _check_counts(n, only_first=only_first, only_second=only_second, n=n)
+    _check_counts(n, **{"only_first + only_second": only_first + only_second})
+    _check_level(level)
     if n == 0:
         return -1.0, 1.0
     first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
@@ -88,6 +105,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
         Lower and upper end; infinite for fewer than two values, or equal ones, which say nothing about how far runs lie
         apart.
     """
+    _check_level(level)
     if len(set(values)) < 2:
         return -inf, inf
     half = student_quantile(level, len(values) - 1) * stdev(values) / sqrt(len(values))
@@ -112,12 +130,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p-values adjusted for being a family, in their order, by Holm's step-down procedure (Holm 1979).
 
     Rejecting those that are at most α then rejects a true hypothesis anywhere in the family with probability at most α.
+
+    Raises:
+        ConfigurationError: for what is no probability.
     """
+    wrong = [p for p in p_values if not 0 <= p <= 1]
+    if wrong:
+        raise ConfigurationError(f"p={wrong[0]!r} is no probability; p-values are in [0, 1]. Leave out those unknown.")
     adjusted, least = [0.0] * len(p_values), 0.0
     for rank, k in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[k]))
         adjusted[k] = least
     return adjusted
+
+
+def _check_counts(most: int | None, **counts: int) -> None:
+    for name, count in counts.items():
+        if not float(count).is_integer() or count < 0 or (most is not None and count > most):
+            allowed = "an integer, at least 0" + ("" if most is None else f" and at most {most}")
+            raise ConfigurationError(f"{name}={count!r} must be {allowed}.")
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ConfigurationError(f"level={level!r} must be between 0 and 1, as 0.95.")
 
 
 def _student_probability(angle: float, freedom: int) -> float:

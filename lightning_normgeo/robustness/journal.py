@@ -47,7 +47,7 @@ class Journal(Decisions):
             warn_once(f"The evaluation cannot be resumed: nothing can be written ({error.strerror}).")
 
     def close(self, ended: bool = False) -> None:
-        """Close the file; remove those of all processes if the evaluation has ended."""
+        """Close the file; remove those of all processes if the evaluation has ended and its results are written."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -65,22 +65,16 @@ class Journal(Decisions):
         return [] if self._folder is None else sorted(self._folder.glob(f"{self._stem}-*.jsonl"))
 
     def _read(self) -> None:
-        """Take over samples that every attack is done with; the others are begun anew."""
-        found = Decisions(self.attacks)
+        """Take over what an earlier attempt was done with, attack by attack."""
         for attack, rows in _lines(self._paths()):
             if attack in self._rows:
-                found.add(attack, rows)
-        parts = {attack: found.of(attack) for attack in self.attacks}
-        everywhere = set.intersection(*(set(rows.index.tolist()) for rows in parts.values()))
-        self.done = everywhere
-        for attack, rows in parts.items():
-            wanted = torch.tensor([index in everywhere for index in rows.index.tolist()], dtype=torch.bool)
-            super().add(attack, Rows(*(values[wanted] for values in rows)))
+                known = self.done.setdefault(attack, set())
+                fresh = rows.at(torch.tensor([sample not in known for sample in rows.sample.tolist()]))
+                known.update(fresh.sample.tolist())
+                super().add(attack, fresh)
 
 
-def identity_of(
-    settings: Mapping[str, Any], module: nn.Module, images: Tensor, dataloader: Any, number: int = 0
-) -> str:
+def identity_of(settings: Mapping[str, Any], module: nn.Module, images: Tensor, dataloader: Any, name: str = "") -> str:
     """Return a name for an evaluation: the same for the same settings, weights and data, as far as is known at once.
 
     Args:
@@ -88,11 +82,11 @@ def identity_of(
         module: the model.
         images: the first batch.
         dataloader: the loader; how many samples it has is taken into account.
-        number: of the loader, where a loop has several.
+        name: of the evaluation and the loader, where there are several.
 
     Cost: one pass over the weights on the host.
     """
-    known = [settings, number, size_of(dataloader)]
+    known = [settings, name, size_of(dataloader)]
     digest = hashlib.blake2b(json.dumps(known, sort_keys=True, default=str).encode(), digest_size=10)
     for name, value in (*module.state_dict().items(), ("images", images)):
         if isinstance(value, Tensor):
@@ -113,7 +107,11 @@ def size_of(dataloader: Any) -> int | None:
 def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, Rows]]:
     for path in paths:
         for line in read_lines(path):
-            columns = [
-                torch.tensor(line[name], dtype=torch.long if name in WHOLE else torch.float32) for name in Rows._fields
-            ]
-            yield line["attack"], Rows(*columns)
+            try:
+                columns = [
+                    torch.tensor(line[name], dtype=torch.long if name in WHOLE else torch.float32)
+                    for name in Rows._fields
+                ]
+                yield line["attack"], Rows(*columns)
+            except (KeyError, TypeError, ValueError):  # a line of something else
+                continue

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.normalization import Units, scale_invariant_units
 from lightning_normgeo.normalization.feeders import trainable
 from lightning_normgeo.normalization.names import clean_name
 from lightning_normgeo.robustness.checks import undisturbed
 from lightning_normgeo.robustness.folding import FoldedModel
+from lightning_normgeo.robustness.precision import full_float32
 from lightning_normgeo.robustness.stand_ins import Calls, Place, exchanged, logit_change
 
 _TOLERANCE = 0.05
@@ -77,7 +79,7 @@ class RescaledModel:
         self.unscaled: list[str] = []
         self.ratios: dict[str, tuple[float, float]] = {}
         self._places: list[Place] = []
-        with undisturbed(module), torch.no_grad():
+        with undisturbed(module), torch.no_grad(), full_float32():
             self._scale(module, _units_of_training(module, logits, images[:2]))
             self._follow(module, logits, images)
             self.difference = self._checked_difference(logits, images)
@@ -98,7 +100,7 @@ class RescaledModel:
             longer = self._stand_in(module, weight)
             if units.bias is not None:
                 self._stand_in(module, parameters[Calls.own_name(units.bias)])
-            self.layers[path] = float(weight.double().norm()), float(longer.double().norm())
+            self.layers[path] = _norm(weight), _norm(longer)
 
     def _stand_in(self, module: nn.Module, parameter: nn.Parameter) -> Tensor:
         """Let a longer parameter stand in, wherever it is."""
@@ -120,9 +122,10 @@ class RescaledModel:
             ratio, offset = _relation(name, inputs, after[layer])
             self.ratios[name] = float(ratio.min()), float(ratio.max())
             mean, variance = (cast("Tensor", layer._buffers[key]) for key in ("running_mean", "running_var"))
-            self._places.append((layer._buffers, "running_mean", (ratio * mean.double() + offset).to(mean.dtype)))
+            wide = wide_dtype(mean.device)
+            self._places.append((layer._buffers, "running_mean", (ratio * mean.to(wide) + offset).to(mean.dtype)))
             self._places.append(
-                (layer._buffers, "running_var", (ratio.square() * variance.double()).to(variance.dtype))
+                (layer._buffers, "running_var", (ratio.square() * variance.to(wide)).to(variance.dtype))
             )
 
     def _checked_difference(self, logits: Callable[[Tensor], Tensor], images: Tensor) -> float:
@@ -170,6 +173,10 @@ def _units_of_training(module: nn.Module, logits: Callable[[Tensor], Tensor], im
             layer.training = False
 
 
+def _norm(weight: Tensor) -> float:
+    return float(weight.to(wide_dtype(weight.device)).norm())
+
+
 def _has_statistics(layer: nn.Module) -> bool:
     return isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
 
@@ -203,7 +210,7 @@ def _relation(name: str, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]
     Of a channel that is constant r cannot be told and c says it all: it takes the median of the others.
     """
     rounding = math.sqrt(torch.finfo(before.dtype).eps)
-    x, y = before.double(), after.double()
+    x, y = (inputs.to(wide_dtype(inputs.device)) for inputs in (before, after))
     centered = x - x.mean(1, keepdim=True)
     varies = centered.norm(dim=1) > rounding * x.norm(dim=1)
     ratio = (centered * y).sum(1) / centered.square().sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +23,15 @@ class AttackResult:
     Attributes:
         correct: samples classified correctly.
         n: samples evaluated.
-        accuracy: correct / n.
+        accuracy: correct / n; NaN for no samples.
         accuracy_drop: clean accuracy minus accuracy (the paper's Acc-Diff), in [-1, 1].
         ci_low: lower end of the 95 % Wilson interval of the accuracy.
         ci_high: upper end.
-        loss: mean cross entropy.
+        loss: mean cross entropy, of the samples where it is finite.
         linf: largest l∞ norm of a perturbation that was reached, in the threat model's space.
         l2: largest l2 norm.
         by_class: for each class that occurs, correct and evaluated samples.
+        not_finite: samples with a logit that is not finite, which count as wrong.
     """
 
     correct: int
@@ -42,6 +44,7 @@ class AttackResult:
     linf: float
     l2: float
     by_class: dict[int, tuple[int, int]]
+    not_finite: int = 0
 
 
 def results_of(decisions: Decisions) -> dict[str, AttackResult]:
@@ -53,13 +56,33 @@ def results_of(decisions: Decisions) -> dict[str, AttackResult]:
 def suspicions(decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
     """Return in words what looks as if an attack was broken, so that the accuracy under it says too much.
 
-    Looked for: gradients that are zero, a loss that does not rise, less harm by a larger radius, and less harm by an
-    attack than by noise. Attacks are compared pair by pair, and named where it is not chance at a level of 1 %.
+    Looked for: logits and gradients that are not finite, classes that no label has, gradients that are zero, a loss
+    that does not rise, less harm by a larger radius, and less harm by an attack than by noise. Attacks are compared
+    pair by pair, and named where it is not chance at a level of 1 %.
     """
     found = []
     clean = decisions.of("clean")
+    for attack_name in decisions.attacks:
+        broken = int((decisions.of(attack_name).prediction < 0).sum())
+        if broken:
+            found.append(
+                f"{attack_name}: {broken} of {len(decisions.of(attack_name).index)} images have logits that are not "
+                "finite, and count as wrong. Check the weights and the precision."
+            )
+    beyond = int((clean.prediction > clean.label.max()).sum()) if len(clean.label) >= 30 else 0
+    if beyond > len(clean.label) / 2:
+        found.append(
+            f"{beyond} of {len(clean.label)} clean images are given a class above the largest label that occurs "
+            f"({int(clean.label.max())}). Does the model return logits of these classes? Else override "
+            "RobustnessEvaluation.logits."
+        )
+    blind = int((clean.gradient == math.inf).sum())
+    if blind:
+        found.append(
+            f"The gradient is not finite for {blind} of {len(clean.index)} images, which BIM and PGD cannot move."
+        )
     zero = int((clean.gradient == 0).sum())
-    if len(clean.index) and zero > 0.05 * len(clean.index):
+    if zero > max(2, 0.05 * len(clean.index)):  # one or two can be images that the model is entirely sure of
         found.append(
             f"The gradient is zero for {zero} of {len(clean.index)} images: it is masked or has underflowed, and BIM "
             "and PGD cannot see where to go. Attack the logits before a saturating output, or in float64."
@@ -73,6 +96,8 @@ def suspicions(decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
 
 def compare(first: Decisions, second: Decisions, attack: str) -> dict[str, Any]:
     """Compare two evaluations on the samples they share, pair by pair.
+
+    Samples are the same where image and label are, whatever the order of the loaders.
 
     Args:
         first: of one model, see :func:`load_decisions`.
@@ -117,7 +142,7 @@ def _paired(one: Rows, other: Rows) -> dict[str, Any]:
         "only_first": lost,
         "only_second": won,
         "both": int((one.correct[at] & other.correct[beside]).sum()),
-        "difference": (won - lost) / n if n else 0.0,
+        "difference": (won - lost) / n if n else math.nan,
         "ci_low": low,
         "ci_high": high,
         "p_value": mcnemar(lost, won),
@@ -145,15 +170,21 @@ def _result(rows: Rows, clean: float) -> AttackResult:
         accuracy_drop=clean - accuracy,
         ci_low=low,
         ci_high=high,
-        loss=float(rows.loss.double().mean()) if n else 0.0,
+        loss=_mean(rows.loss),
         linf=float(rows.linf.max()) if n else 0.0,
         l2=float(rows.l2.max()) if n else 0.0,
         by_class=classes,
+        not_finite=int((rows.prediction < 0).sum()),
     )
 
 
+def _mean(losses: Tensor) -> float:
+    finite = losses[losses.isfinite()].double()
+    return float(finite.mean()) if len(finite) else math.nan
+
+
 def _fraction(correct: Tensor) -> float:
-    return int(correct.sum()) / len(correct) if len(correct) else 0.0
+    return int(correct.sum()) / len(correct) if len(correct) else math.nan
 
 
 def _useless(attack: ProjectedGradient, decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
@@ -161,6 +192,7 @@ def _useless(attack: ProjectedGradient, decisions: Decisions, attacks: Sequence[
     at, beside = _shared(clean, rows)
     right = clean.correct[at]  # nothing has to rise where the image itself is wrong
     rise = (rows.loss[beside] - clean.loss[at]).double()[right]
+    rise = rise[rise.isfinite()]
     if attack.eps > 0 and len(rise) > 1 and float(rise.mean()) <= 0:
         found.append(
             f"{attack.name} does not raise the loss ({float(rise.mean()):+.3g} on average): gradients do not lead up. "
@@ -202,6 +234,7 @@ def _rising(decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
 
 def _shared(first: Rows, second: Rows) -> tuple[Tensor, Tensor]:
     """Return where the samples are, in each, that both have."""
-    in_first = torch.isin(first.index, second.index)
-    in_second = torch.isin(second.index, first.index)
-    return in_first.nonzero()[:, 0], in_second.nonzero()[:, 0]
+    at, beside = (
+        torch.isin(one.sample, other.sample).nonzero()[:, 0] for one, other in ((first, second), (second, first))
+    )
+    return at[torch.argsort(first.sample[at])], beside[torch.argsort(second.sample[beside])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,10 +11,18 @@ from typing import Any, Literal
 import torch
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.robustness.catalogue import DEFAULT_ATTACKS, Attack, Noise, attack_list, step_size
+from lightning_normgeo.robustness.catalogue import (
+    DEFAULT_ATTACKS,
+    Attack,
+    Noise,
+    ProjectedGradient,
+    attack_list,
+    step_size,
+)
 from lightning_normgeo.robustness.threat import InputSpace, ThreatModel, threat_model
 
 Semantics = Literal["final", "any"]
+OnUnsuitable = Literal["skip", "raise"]
 RESCALED = "_rescaled"
 """What the rows of the control end in."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,8 +36,10 @@ class RobustnessSettings:
         preset: ``pixel-8-255`` (eps 8/255, step 2/255, 10 steps, noise 0.05, in pixels; l2 radius 0.5),
             ``galloway2019`` (eps 0.03, step 0.003, 20 steps, noise 0.25 unclipped, box ±2, in normalized space; l2
             radius 0.03·√d) or ``galloway2019-boxed`` (the same within the box of pixels).
-        eps: radius of the l∞ ball in units of the preset's space, or several; the preset's if left out, as are the
-            next six. Several become one row each.
+        space: ``input`` to measure in the units of the inputs, whatever they are (dB, standardized features): then
+            radii, noise, ``lower`` and ``upper`` have to be given. Default: the preset's.
+        eps: radius of the l∞ ball in units of the space, or several, which become one row each. Default: the preset's,
+            as for the next six.
         eps_l2: radius of the l2 ball, or several.
         step_size: step of one BIM or PGD iteration in l∞, for every radius; if left out it is to the radius as in the
             preset, and so it is in l2.
@@ -55,6 +66,8 @@ class RobustnessSettings:
         rescale: a control: evaluate everything once more with all scale-invariant weights so many times as long (and
             the running statistics to match), as rows ``…_rescaled``. The function is the same but for ε, so a change
             of robustness cannot come from the length of weights alone.
+        on_unsuitable: what happens where a model or its data cannot be evaluated, or an attack fails: ``raise``, or
+            ``skip`` it and say so in the report.
     """
 
     preset: str = "pixel-8-255"
@@ -76,6 +89,8 @@ class RobustnessSettings:
     compile: bool = False
     max_samples: int | None = None
     rescale: float | None = None
+    space: Literal["pixel", "normalized", "input"] | None = None
+    on_unsuitable: OnUnsuitable = "raise"
     sweep: dict[str, tuple[float, ...]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +111,10 @@ class RobustnessSettings:
             raise ConfigurationError(f"semantics={self.semantics!r} is unknown; choose 'final' or 'any'.")
         if self.autocast is not None and self.autocast not in _AUTOCAST:
             raise ConfigurationError(f"autocast={self.autocast!r} is unknown; choose 'bf16' or 'fp16'.")
+        if self.on_unsuitable not in ("skip", "raise"):
+            raise ConfigurationError(f"on_unsuitable={self.on_unsuitable!r} is unknown; choose 'skip' or 'raise'.")
+        if isinstance(self.attacks, str):
+            raise ConfigurationError(f"attacks={self.attacks!r} is text; give a list, as attacks=[{self.attacks!r}].")
         object.__setattr__(self, "sweep", {})
         for name in ("eps", "eps_l2", "noise_std"):
             value = getattr(self, name)
@@ -105,6 +124,8 @@ class RobustnessSettings:
                 self.sweep[name] = tuple(value)
         self._checked_sweep()
         self.all_attacks  # noqa: B018 - names are checked now
+        if self.threat.space == "input":
+            self._check_units()
 
     @cached_property
     def threat(self) -> ThreatModel:
@@ -117,8 +138,8 @@ class RobustnessSettings:
         }
         step = self.step_size
         if step is None and isinstance(single["eps"], (int, float)):
-            step = step_size(threat_model(self.preset, eps=None), single["eps"])
-        return threat_model(self.preset, step_size=step, steps=self.steps, **single, **ends)
+            step = step_size(threat_model(self.preset, self.space), single["eps"])
+        return threat_model(self.preset, self.space, step_size=step, steps=self.steps, **single, **ends)
 
     @cached_property
     def all_attacks(self) -> tuple[Attack, ...]:
@@ -142,18 +163,24 @@ class RobustnessSettings:
         """What to compute in; None for float32."""
         return None if self.autocast is None else _AUTOCAST[self.autocast]
 
-    def describe(self, inputs: InputSpace) -> dict[str, Any]:
-        """Return what decides the results, as plain values, to be stored beside them."""
+    def describe(self, inputs: InputSpace, precision: str = "fp32") -> dict[str, Any]:
+        """Return what decides the results, as plain values, to be stored beside them.
+
+        Args:
+            inputs: how images relate to pixels.
+            precision: in which the model computes, without autocast.
+        """
         return {
             "preset": self.preset,
             "threat": self.threat.settings(),
             "normalization": None if inputs.mean is None else {"mean": inputs.mean, "std": inputs.std},
             "normalized_data": inputs.normalized_data,
+            "inputs": {"source": inputs.source, "confirmed": inputs.confirmed},
             "attacks": {attack.name: attack.settings() for attack in self.all_attacks},
             "semantics": self.semantics,
             "seed": self.seed,
             "loss": "cross_entropy",
-            "precision": self.autocast or "fp32",
+            "precision": self.autocast or precision,
             "fold": self.fold,
             "max_samples": self.max_samples,
             "rescale": self.rescale,
@@ -162,4 +189,27 @@ class RobustnessSettings:
     def _checked_sweep(self) -> None:
         for name, values in self.sweep.items():
             for value in values:
-                threat_model(self.preset, **{name: value})
+                threat_model(self.preset, self.space, **{name: value})
+
+    def _check_units(self) -> None:
+        """Refuse radii and bounds of a preset for inputs in units that it does not know."""
+        needed = {"lower", "upper"}
+        for attack in self.all_attacks:
+            if isinstance(attack, Noise):
+                needed.add("noise_std")
+            elif isinstance(attack, ProjectedGradient):
+                needed.add("eps" if attack.norm == "linf" else "eps_l2")
+            elif any(not math.isfinite(end) for end in self._ends()):
+                raise ConfigurationError(
+                    f"{attack.name} works on pixels, so space='input' needs lower=… and upper=… that are finite."
+                )
+        missing = sorted(name for name in needed if getattr(self, name) is None)
+        if missing:
+            raise ConfigurationError(
+                f"space='input' measures in units that no preset knows: give {', '.join(missing)} too (lower and upper "
+                "may be infinite)."
+            )
+
+    def _ends(self) -> list[float]:
+        ends = (self.threat.lower, self.threat.upper)
+        return [value for end in ends if end is not None for value in (end if isinstance(end, tuple) else (end,))]

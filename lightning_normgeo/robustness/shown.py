@@ -16,9 +16,9 @@ class Shown:
         count: how many.
 
     Attributes:
-        pixels: for each attack the images by index, as pixels.
+        pixels: for each attack the images by sample, as pixels.
         predictions: likewise.
-        labels: by index.
+        labels: by sample.
     """
 
     def __init__(self, count: int = 0) -> None:
@@ -29,11 +29,11 @@ class Shown:
 
     def add(self, attack: str, images: Tensor, rows: Rows, to_pixels: Callable[[Tensor], Tensor]) -> None:
         """Keep those of a batch that are to be shown, as pixels."""
-        indices = rows.index.tolist()
+        samples = rows.sample.tolist()
         if attack == "clean":
             room = self.count - len(self.labels)
-            self.labels.update(zip(indices[:room], rows.label[:room].tolist(), strict=True))
-        for k, index in enumerate(indices):
-            if index in self.labels:
-                self.pixels.setdefault(attack, {})[index] = to_pixels(images[k : k + 1])[0].detach().cpu()
-                self.predictions.setdefault(attack, {})[index] = int(rows.prediction[k])
+            self.labels.update(zip(samples[:room], rows.label[:room].tolist(), strict=True))
+        for k, sample in enumerate(samples):
+            if sample in self.labels:
+                self.pixels.setdefault(attack, {})[sample] = to_pixels(images[k : k + 1])[0].detach().cpu()
+                self.predictions.setdefault(attack, {})[sample] = int(rows.prediction[k])

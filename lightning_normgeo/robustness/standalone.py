@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lightning_normgeo.errors import ConfigurationError, warn_once
+from lightning_normgeo.errors import warn_once
 from lightning_normgeo.robustness.checks import undisturbed
 from lightning_normgeo.robustness.evaluation import RobustnessEvaluator
-from lightning_normgeo.robustness.inputs import input_space
-from lightning_normgeo.robustness.journal import Journal, size_of
-from lightning_normgeo.robustness.report import RobustnessReport, report_of
+from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labels
+from lightning_normgeo.robustness.journal import size_of
+from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation, Part, report_of
+from lightning_normgeo.robustness.report import RobustnessReport
 from lightning_normgeo.robustness.settings import RobustnessSettings
 
 
@@ -29,6 +29,8 @@ def evaluate_robustness(
     unpack: Callable[[Any], tuple[Tensor, Tensor]] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    normalized_by: Literal["data", "model"] | None = None,
+    value_range: Sequence[float] | None = None,
     num_images: int = 0,
     progress: bool = True,
     resume_dir: str | Path | None = None,
@@ -41,11 +43,14 @@ def evaluate_robustness(
     Args:
         model: a classifier; evaluated on the device where its parameters are.
         dataloader: yields batches; in the same order each time where the evaluation is to be resumed.
-        logits: maps images, as the loader yields them, to logits ``(batch, classes)``; the model itself if left out.
-        unpack: maps a batch to images and labels; a batch is a pair of tensors if left out.
-        mean: per-channel mean, where the data pipeline normalizes images; found in a torchvision ``Normalize`` of the
-            data set's transforms if left out.
+        logits: maps images, as the loader yields them, to what holds logits ``(batch, classes)``. Default: the model.
+        unpack: maps a batch to images and labels. Default: they are found in pairs, dictionaries, named tuples.
+        mean: per-channel mean of the input normalization, or one value. Default: found in the data pipeline, in the
+            model, or by what it leaves of 8-bit images.
         std: per-channel standard deviation, with ``mean``.
+        normalized_by: ``data``, the loader yields normalized images; ``model``, it yields pixels. Default: the images
+            tell.
+        value_range: smallest and largest value of the loader's images, which stand for black and white.
         num_images: how many samples to keep for showing.
         progress: whether to show a progress bar.
         resume_dir: keeps what is done there meanwhile, so that the same call goes on after a kill.
@@ -64,54 +69,65 @@ def evaluate_robustness(
         >>> print(report)
     """
     chosen = RobustnessSettings(**settings)
-    inputs = input_space(model, dataloader, mean, std)
+    declared = declared_inputs(mean, std, normalized_by, value_range)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     total = min((n for n in (size_of(dataloader), chosen.max_samples) if n is not None), default=None)
     bar = tqdm(total=total and total * len(chosen.rows), disable=not progress, unit="img", leave=False)
-    with bar, undisturbed(model), ExitStack() as stack:
-        evaluator = RobustnessEvaluator(
-            logits or model,
-            inputs,
-            chosen,
-            model,
-            num_images,
-            lambda name, samples: show_progress(bar, evaluator, name, samples),
-        )
-        seen = 0
-        for batch in dataloader:
-            images, labels = (tensor.to(device) for tensor in (unpack or pair)(batch))
-            if seen == 0 and resume_dir is not None:
-                stack.callback(evaluator.resume(Path(resume_dir), images, dataloader, model).close)
-            count = len(labels) if chosen.max_samples is None else min(len(labels), chosen.max_samples - seen)
-            evaluator.put(images[:count], labels[:count], range(seen, seen + count))
-            seen += count
-            if seen == chosen.max_samples:
-                break
-        decisions = evaluator.finish()
-    if isinstance(decisions, Journal):
-        decisions.close(ended=True)
-    report = report_of(decisions, evaluator)
+    evaluation = LoaderEvaluation(
+        model,
+        logits or model,
+        chosen,
+        declared,
+        dataloader,
+        num_images,
+        lambda name, samples: show_progress(bar, evaluation.evaluator, name, samples),
+        None if resume_dir is None else JournalPlace(Path(resume_dir)),
+    )
+    with bar, undisturbed(model):
+        try:
+            for batch in dataloader:
+                if evaluation.stopped:
+                    break
+                with undisturbed(model):
+                    _evaluate(evaluation, batch, unpack or images_and_labels, device)
+            part = _finished(evaluation)
+        except BaseException:
+            evaluation.close()
+            raise
+    report = report_of([part], chosen, evaluation.shown)
+    evaluation.close(ended=True)
     for warning in report.warnings:
-        warn_once(warning)
+        if warning not in evaluation.told:
+            warn_once(warning)
     return report
 
 
-def pair(batch: Any) -> tuple[Tensor, Tensor]:
-    """Return a batch that is a pair of images and labels.
-
-    Raises:
-        ConfigurationError: for another one.
-    """
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
-        return batch[0], batch[1]
-    raise ConfigurationError(
-        f"RobustnessEvaluation expects batches (images, labels), got {type(batch).__name__}. Override its "
-        "unpack(batch), or give evaluate_robustness(unpack=…)."
-    )
+def _evaluate(
+    evaluation: LoaderEvaluation, batch: Any, unpack: Callable[[Any], tuple[Tensor, Tensor]], device: torch.device
+) -> None:
+    try:
+        images, labels = (tensor.to(device) for tensor in unpack(batch))
+        evaluation.add(images, labels)
+    except Exception as error:
+        if evaluation.settings.on_unsuitable == "raise":
+            raise
+        evaluation.give_up(error)
 
 
-def show_progress(bar: Any, evaluator: RobustnessEvaluator, name: str, samples: int) -> None:
+def _finished(evaluation: LoaderEvaluation) -> Part:
+    try:
+        return evaluation.finish()
+    except Exception as error:
+        if evaluation.settings.on_unsuitable == "raise":
+            raise
+        evaluation.give_up(error)
+        return evaluation.finish()
+
+
+def show_progress(bar: Any, evaluator: RobustnessEvaluator | None, name: str, samples: int) -> None:
     """Show the attack that runs, and all accuracies so far."""
+    if evaluator is None:
+        return
     seen = evaluator.decisions.seen
     found = ", ".join(f"{key} {100 * hits / n:.1f} %" for key, (hits, n) in seen.items() if n)
     bar.set_description_str(name, refresh=False)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError, closest
 from lightning_normgeo.robustness.attacks import Bound
+from lightning_normgeo.robustness.inputs.space import InputSpace as InputSpace
+from lightning_normgeo.robustness.inputs.space import Space as Space
+from lightning_normgeo.robustness.inputs.space import per_channel
 
-Space = Literal["pixel", "normalized"]
 Limit = float | tuple[float, ...] | None
 """An end of the box: for all channels, for each, or None for where black and white pixels are."""
 
@@ -32,12 +33,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
+_UNITS = {
+    "pixel": "pixels in [0, 1], so 8/255 is 0.0314",
+    "normalized": "standard deviations",
+    "input": "the units of the inputs",
+}
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """Everything that decides an accuracy under attack, in the units of ``space``.
 
     Attributes:
-        space: ``pixel``, images in [0, 1]; ``normalized``, z = (pixel - mean) / std.
+        space: ``pixel``, images in [0, 1]; ``normalized``, z = (pixel - mean) / std; ``input``, the units of the
+            loader, whatever they are.
         eps: radius of the l∞ ball.
         step_size: step of one BIM iteration in l∞; in l2 it has the same ratio to the radius.
         steps: BIM iterations.
@@ -46,6 +55,7 @@ class ThreatModel:
         upper: largest value BIM may produce, likewise.
         clip_noise: whether noisy images are clipped to [lower, upper] too.
         eps_l2: radius of the l2 ball; None for eps·√d with d values per image, the longest vector of the l∞ ball.
+        box_first: order of box and ball in l2, see :class:`~lightning_normgeo.robustness.Ball`.
     """
 
     space: Space
@@ -57,6 +67,7 @@ class ThreatModel:
     upper: Limit
     clip_noise: bool
     eps_l2: float | None = None
+    box_first: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -64,13 +75,12 @@ class ThreatModel:
         Raises:
             ConfigurationError: naming the setting, its value and what is allowed.
         """
-        if self.space not in ("pixel", "normalized"):
-            raise ConfigurationError(f"space={self.space!r} is unknown; choose 'pixel' or 'normalized'.")
+        if self.space not in _UNITS:
+            raise ConfigurationError(f"space={self.space!r} is unknown; choose 'pixel', 'normalized' or 'input'.")
         for name in ("eps", "step_size", "noise_std", "eps_l2"):
             value = getattr(self, name)
             if not ((_is_number(value) and 0 <= value < math.inf) or (name == "eps_l2" and value is None)):
-                unit = "pixels in [0, 1], so 8/255 is 0.0314" if self.space == "pixel" else "standard deviations"
-                raise ConfigurationError(f"{name}={value!r} must be at least 0 and finite, in {unit}.")
+                raise ConfigurationError(f"{name}={value!r} must be at least 0 and finite, in {_UNITS[self.space]}.")
         if type(self.steps) is not int or self.steps < 1:
             raise ConfigurationError(f"steps={self.steps!r} must be an integer, at least 1.")
         for name in ("lower", "upper"):
@@ -106,7 +116,7 @@ class ThreatModel:
                     raise ConfigurationError(
                         f"{name}={limit} has {len(limit)} values, images have {images.shape[1]} channels."
                     )
-                ends.append(_channels(limit, images))
+                ends.append(per_channel(limit, images))
             else:
                 ends.append(limit)
         if any(isinstance(end, Tensor) for end in ends):  # clamp takes two numbers or two tensors
@@ -118,6 +128,15 @@ class ThreatModel:
             )
         return ends[0], ends[1]
 
+    @property
+    def unit_range(self) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
+        """Return the mean and standard deviation that map the box to [0, 1]; None for a box without ends."""
+        lows, highs = zip(*_pairs(self.lower, self.upper) or [(-math.inf, math.inf)], strict=True)
+        if not all(map(math.isfinite, (*lows, *highs))):
+            return None, None
+        spans = [high - low for low, high in zip(lows, highs, strict=True)]
+        return tuple(-low / span for low, span in zip(lows, spans, strict=True)), tuple(1 / span for span in spans)
+
     def settings(self) -> dict[str, Any]:
         """Return all settings as plain values, to be stored beside every result."""
         return asdict(self)
@@ -128,96 +147,37 @@ PRESETS: dict[str, ThreatModel] = {
     "pixel-8-255": ThreatModel("pixel", 8 / 255, 2 / 255, 10, 0.05, 0.0, 1.0, clip_noise=True, eps_l2=0.5),
     # github.com/AngusG/bn-advex-zhang-fixup, cifar_eval_advertorch.py: the clip at ±2 cuts off real pixel values,
     # and the noise is not clipped
-    "galloway2019": ThreatModel("normalized", 0.03, 0.003, 20, 0.25, -2.0, 2.0, clip_noise=False),
+    "galloway2019": ThreatModel("normalized", 0.03, 0.003, 20, 0.25, -2.0, 2.0, clip_noise=False, box_first=True),
     # the same with the box that pixels have
-    "galloway2019-boxed": ThreatModel("normalized", 0.03, 0.003, 20, 0.25, None, None, clip_noise=False),
+    "galloway2019-boxed": ThreatModel(
+        "normalized", 0.03, 0.003, 20, 0.25, None, None, clip_noise=False, box_first=True
+    ),
 }
+INPUT_UNITS = ThreatModel("input", 1.0, 0.25, 10, 1.0, -math.inf, math.inf, clip_noise=True, eps_l2=1.0)
+"""Of ``space="input"``: the ratio of step to radius, and the steps; radii and bounds have to be given."""
 
 
-def threat_model(preset: str, **changes: float | int | bool | tuple[float, ...] | None) -> ThreatModel:
+def threat_model(
+    preset: str, space: Space | None = None, **changes: float | int | bool | tuple[float, ...] | None
+) -> ThreatModel:
     """Return the threat model called ``preset`` with the given settings replaced; None keeps the preset's.
+
+    Args:
+        preset: one of :data:`PRESETS`.
+        space: another space than the preset's; only ``input``, whose units no preset knows.
+        **changes: fields of :class:`ThreatModel`.
 
     Raises:
         ConfigurationError: for an unknown preset or a setting out of range.
     """
     if preset not in PRESETS:
         raise ConfigurationError(f"preset={preset!r} is unknown; choose one of: {closest(preset, PRESETS)}.")
-    return replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class InputSpace:
-    """How the images that a loader yields relate to pixels in [0, 1].
-
-    Attributes:
-        mean: per-channel mean of the input normalization.
-        std: per-channel standard deviation.
-        normalized_data: whether the loader yields normalized images (projects that normalize in their data
-            pipeline); False where images are pixels and the model normalizes.
-    """
-
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    normalized_data: bool
-
-    def __post_init__(self) -> None:
-        """Check that both or neither are given and fit together.
-
-        Raises:
-            ConfigurationError: otherwise.
-        """
-        if (self.mean is None) != (self.std is None) or (self.mean and self.std and len(self.mean) != len(self.std)):
+    start = PRESETS[preset]
+    if space not in (None, start.space):
+        if space != "input":
             raise ConfigurationError(
-                f"mean={self.mean} and std={self.std} must be given together, one value per channel."
+                f"space={space!r} does not go with preset={preset!r}, which is measured in {start.space!r}. Leave it "
+                "out, or choose 'input' for the units of the inputs."
             )
-        if self.std is not None and not min(self.std, default=0) > 0:
-            raise ConfigurationError(f"std={self.std} must be positive.")
-
-    def to_space(self, images: Tensor, space: Space) -> Tensor:
-        """Bring images from the loader's form into the threat model's space."""
-        if self.normalized_data == (space == "normalized"):
-            return images
-        return self._normalize(images) if space == "normalized" else self._denormalize(images)
-
-    def from_space(self, images: Tensor, space: Space) -> Tensor:
-        """Bring images from the threat model's space into the form the model takes."""
-        if self.normalized_data == (space == "normalized"):
-            return images
-        return self._denormalize(images) if space == "normalized" else self._normalize(images)
-
-    def to_pixels(self, images: Tensor, space: Space) -> Tensor:
-        """Bring images from the threat model's space to pixels, for showing."""
-        return images if space == "pixel" else self._denormalize(images)
-
-    def pixels_to_space(self, pixels: Tensor, space: Space) -> Tensor:
-        """Bring pixels into the threat model's space."""
-        return pixels if space == "pixel" else self._normalize(pixels)
-
-    def limit(self, pixel: float, space: Space, like: Tensor) -> Bound:
-        """Return what a pixel value is in a space, for each channel of ``like``."""
-        if space == "pixel":
-            return pixel
-        return (pixel - _channels(self._declared(self.mean), like)) / _channels(self._declared(self.std), like)
-
-    def _normalize(self, pixels: Tensor) -> Tensor:
-        mean, std = self._declared(self.mean), self._declared(self.std)
-        return (pixels - _channels(mean, pixels)) / _channels(std, pixels)
-
-    def _denormalize(self, images: Tensor) -> Tensor:
-        mean, std = self._declared(self.mean), self._declared(self.std)
-        return images * _channels(std, images) + _channels(mean, images)
-
-    @staticmethod
-    def _declared(values: tuple[float, ...] | None) -> tuple[float, ...]:
-        if values is None:
-            raise ConfigurationError(
-                "The normalized space needs the input normalization: give RobustnessEvaluation(mean=…, std=…), one "
-                "value per channel."
-            )
-        return values
-
-
-def _channels(values: Sequence[float], like: Tensor) -> Tensor:
-    if len(values) != like.shape[1]:
-        raise ConfigurationError(f"mean and std have {len(values)} values, images have {like.shape[1]} channels.")
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, *[1] * (like.ndim - 2))
+        start = INPUT_UNITS
+    return replace(start, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from lightning_normgeo.report.tables.background import environment_table, settin
 from lightning_normgeo.report.tables.control import control_table
 from lightning_normgeo.report.tables.evaluations import evaluations_of
 from lightning_normgeo.report.tables.geometry import geometry_table
+from lightning_normgeo.report.tables.not_evaluated import not_evaluated_table
 from lightning_normgeo.report.tables.paired import paired_tables
 from lightning_normgeo.report.tables.robustness import robustness_tables
 
@@ -17,13 +18,16 @@ from lightning_normgeo.report.tables.robustness import robustness_tables
 def all_tables(runs: Sequence[Run]) -> list[Table]:
     """Return the tables that there is data for, in the order of the story.
 
-    Accuracies and drops for each data set (``robustness…``), a table of paired differences for each setting in which
-    runs differ (``paired-…``), ``control`` for longer weights, ``geometry``, ``settings`` and ``environment``.
+    Accuracies and drops for each data set and what was not evaluated (``robustness…``), a table of paired differences
+    for each setting in which runs differ (``paired-…``), ``control`` for longer weights, ``geometry``, ``settings`` and
+    ``environment``.
     """
     evaluations = evaluations_of(runs)
     background = [control_table(evaluations), geometry_table(runs), settings_table(runs), environment_table(runs)]
+    left_out = not_evaluated_table(runs)
     return [
         *robustness_tables(evaluations, runs),
+        *([] if left_out is None else [left_out]),
         *paired_tables(evaluations),
         *(table for table in background if table is not None),
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_normgeo.report.table import Cell, Table, number, text
 from lightning_normgeo.report.tables.cells import NOTHING, points
-from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of, control_of
+from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of, control_of, split_attack
 
 _CAPTION = (
     "Every network evaluated twice: as it is, and with all scale-invariant weights longer by a factor and running "
@@ -36,7 +36,7 @@ def _row(evaluation: Evaluation) -> list[Cell]:
     known = [count for count in changed if count is not None]
     rows = evaluation.rows
     largest = max(abs(rows[control_of(attack)]["accuracy"] - rows[attack]["accuracy"]) for attack in attacks)
-    factor = evaluation.run.record.results["robustness"].get("settings", {}).get("rescale")
+    factor = evaluation.run.evaluation_settings(split_attack(attacks[0])[1]).get("rescale")
     return [
         text(evaluation.run.name),
         number(float(factor)) if factor else NOTHING,

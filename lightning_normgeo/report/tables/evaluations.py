@@ -47,8 +47,9 @@ class Evaluation:
 
     def conditions(self, attack: str) -> dict[str, str]:
         """Return all settings of the evaluation that decide what an attack does."""
-        settings = self.run.record.results["robustness"].get("settings", {})
-        row, threat = split_attack(attack)[0], settings.get("threat", {})
+        row, loader = split_attack(attack)
+        settings = self.run.evaluation_settings(loader)
+        threat = settings.get("threat", {})
         name = row.removesuffix(RESCALED)
         found = {"rescale": settings.get("rescale") if name != row else None, "precision": settings.get("precision")}
         if name != "clean":
@@ -152,7 +153,8 @@ def _counts(decisions: Decisions) -> dict[str, tuple[int, int]]:
 
 def _completed(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with its count, which metrics alone do not have."""
-    return {"correct": round(row["accuracy"] * row["n"]), **row, "n": int(row["n"])}
+    accuracy = row["accuracy"] if isinstance(row["accuracy"], (int, float)) else 0.0  # of no samples there is none
+    return {"correct": round(accuracy * row["n"]), **row, "n": int(row["n"])}
 
 
 def split_attack(attack: str) -> tuple[str, str]:

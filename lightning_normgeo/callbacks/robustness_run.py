@@ -1,0 +1,180 @@
+"""One loop's robustness evaluation: its loaders, its processes, its progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.callbacks.bars import Bar, bar_of
+from lightning_normgeo.callbacks.loaders import batch_count, batches_by_loader, check_undivided
+from lightning_normgeo.errors import UnsuitableError, warn_once
+from lightning_normgeo.robustness.checks import undisturbed
+from lightning_normgeo.robustness.loader_evaluation import EVERYTHING, JournalPlace, LoaderEvaluation, Part, report_of
+from lightning_normgeo.robustness.report import RobustnessReport
+from lightning_normgeo.robustness.shown import Shown
+
+if TYPE_CHECKING:
+    from lightning_normgeo.callbacks.robustness import RobustnessEvaluation
+
+
+class RobustnessRun:
+    """Evaluates the batches of a loop, loader by loader.
+
+    Args:
+        callback: says what to evaluate, and how batches and models are read.
+        trainer: runs the loop.
+        module: the model.
+        loop: the loop; None after fit.
+        loaders: by name, in the order of their numbers.
+        counts: how many batches the loop has for each; None to ask the loaders.
+    """
+
+    def __init__(
+        self,
+        callback: RobustnessEvaluation,
+        trainer: Any,
+        module: Any,
+        loop: Any,
+        loaders: Mapping[str, Any],
+        counts: Sequence[float] | None,
+    ) -> None:
+        self._callback, self._trainer, self._module, self._loop = callback, trainer, module, loop
+        self._counts = [batch_count(trainer, one) for one in loaders.values()] if counts is None else list(counts)
+        self.names = list(loaders)
+        self.evaluations = [self._evaluation(k, name, loader) for k, (name, loader) in enumerate(loaders.items())]
+        self.bars: dict[int, Bar | None] = {}
+        self._taken: dict[int, tuple[Tensor, Tensor]] = {}
+        self._told: set[str] = set()
+        try:
+            check_undivided(trainer)
+        except UnsuitableError as error:
+            for number in range(len(loaders)):
+                self._give_up(number, error)
+
+    def take(self, batch: Any, number: int) -> None:
+        """Keep a batch as its loader gave it, before the project's step; begin with the first one."""
+        if type(getattr(self._loop, "_data_fetcher", None)).__name__ == "_DataLoaderIterDataFetcher":
+            return  # the step fetches its batch itself
+        for k, part in batches_by_loader(self._loop, batch, number):
+            self._take(k, part)
+
+    def evaluate(self, batch: Any, number: int) -> None:
+        """Evaluate a batch, after the project's step."""
+        for k, part in batches_by_loader(self._loop, batch, number):
+            if k not in self._taken:
+                self._take(k, part)
+            taken, evaluation = self._taken.pop(k, None), self.evaluations[k]
+            if taken is None or evaluation.stopped:
+                continue
+            try:
+                with undisturbed(self._module):
+                    evaluation.add(*taken)
+            except Exception as error:
+                self._give_up(k, error)
+
+    def finish(self) -> dict[str, RobustnessReport]:
+        """Return the reports by what tells them apart, over all processes; every one of them has to call this."""
+        parts = [self._finished(number) for number in range(len(self.evaluations))]
+        shares: list[Any] = [parts]
+        if self._trainer.world_size > 1:
+            shares = [None] * self._trainer.world_size
+            torch.distributed.all_gather_object(shares, parts)
+        reports = {}
+        for number, (name, evaluation) in enumerate(zip(self.names, self.evaluations, strict=True)):
+            mine = [share[number] for share in shares]
+            reports[self._suffix(name)] = report_of(mine, evaluation.settings, evaluation.shown)
+        if not reports:
+            no_loader = Part({}, {}, False, {}, None, {}, [])
+            reports[self._suffix("")] = report_of([no_loader], self._callback.settings, Shown())
+        self._say(reports)
+        return reports
+
+    def close(self, ended: bool = False) -> None:
+        """Take the bars away, and close the journals; they go once the results are written."""
+        for bar in self.bars.values():
+            if bar is not None:
+                bar.close()
+        self.bars = {}
+        for evaluation in self.evaluations:
+            evaluation.close(ended and self._trainer.is_global_zero)
+
+    def _evaluation(self, number: int, name: str, loader: Any) -> LoaderEvaluation:
+        callback, trainer, module = self._callback, self._trainer, self._module
+        journal = JournalPlace(
+            Path(trainer.default_root_dir), f"{callback.name or ''}/{name}/{number}", trainer.global_rank
+        )
+        return LoaderEvaluation(
+            module,
+            lambda images: callback.logits(module, images),
+            callback.settings,
+            callback.declared,
+            loader,
+            callback.num_images if number == 0 else 0,
+            lambda attack, samples: self._show(number, attack, samples),
+            journal if callback.resume else None,
+        )
+
+    def _take(self, number: int, batch: Any) -> None:
+        evaluation = self.evaluations[number]
+        if evaluation.stopped:
+            return
+        try:
+            with torch.inference_mode(False):
+                images, labels = (tensor.clone() for tensor in self._callback.unpack(batch))
+            if evaluation.evaluator is None:
+                self._open_bar(number, len(images))
+                with undisturbed(self._module):
+                    evaluation.begin(images, labels)
+            self._taken[number] = images, labels
+        except Exception as error:
+            self._give_up(number, error)
+
+    def _give_up(self, number: int, error: Exception) -> None:
+        """Step aside for the rest of a loader."""
+        if self._callback.settings.on_unsuitable == "raise":
+            raise error
+        why = self.evaluations[number].give_up(error)
+        self._taken.pop(number, None)
+        reason = f"Robustness{self._suffix(self.names[number])} is not evaluated. {why}"
+        if reason not in self._told:
+            self._told.add(reason)
+            warn_once(reason)
+
+    def _finished(self, number: int) -> Part:
+        evaluation = self.evaluations[number]
+        try:
+            with undisturbed(self._module):
+                return evaluation.finish()
+        except Exception as error:
+            self._give_up(number, error)
+            return evaluation.finish()
+
+    def _suffix(self, name: str) -> str:
+        return "".join(f"/{part}" for part in (self._callback.name, name) if part)
+
+    def _say(self, reports: Mapping[str, RobustnessReport]) -> None:
+        """Give the warnings that were not given yet."""
+        told = {text for evaluation in self.evaluations for text in evaluation.told}
+        found = dict.fromkeys(text for report in reports.values() for text in report.warnings if text not in told)
+        for text in found:
+            warn_once(text)
+        for suffix, report in reports.items():
+            for attack, reason in report.not_evaluated.items():
+                if not any(reason in text for text in (*self._told, *told)):
+                    what = "Robustness" if attack == EVERYTHING else attack
+                    warn_once(f"{what}{suffix} is not evaluated. {reason}")
+
+    def _open_bar(self, number: int, size: int) -> None:
+        count = self._counts[number] if number < len(self._counts) else None
+        known = count is not None and count != float("inf")
+        total = int(count) * size * len(self._callback.settings.rows) if known and count is not None else None
+        self.bars[number] = bar_of(self._trainer, total)
+
+    def _show(self, number: int, attack: str, samples: int) -> None:
+        bar = self.bars.get(number)
+        if bar is not None:
+            bar.show(self.evaluations[number].evaluator, attack, samples)

@@ -1,0 +1,28 @@
+"""Attacks that have no result, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_normgeo.report.runs import Run
+from lightning_normgeo.report.table import Table, text
+
+_CAPTION = (
+    "What a model or its data do not offer, or what failed, is left out rather than guessed; the reason says what was "
+    "found and what to do."
+)
+
+
+def not_evaluated_table(runs: Sequence[Run]) -> Table | None:
+    """Return a row for each attack that was asked for and has no result."""
+    rows = [
+        [text(run.name), text(attack), text(reason)]
+        for run in runs
+        for evaluation in run.record.evaluations.values()
+        for attack, reason in evaluation.get("not_evaluated", {}).items()
+    ]
+    return (
+        Table("robustness-not-evaluated", "Not evaluated", _CAPTION, ["network", "attack", "why"], rows)
+        if rows
+        else None
+    )

@@ -1,0 +1,150 @@
+"""Properties of a model that an evaluation rests on, tested on the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.robustness.attacks import ascent
+from lightning_normgeo.robustness.checks import check_labels, undisturbed
+from lightning_normgeo.robustness.inputs.labels import class_logits
+from lightning_normgeo.robustness.precision import full_float32
+
+_IMAGES = 16
+"""Looked at: the first ones."""
+_TOLERANCE = 1e-4
+"""Largest change of a logit, relative to the largest, that rounding explains: kernels differ with the batch size."""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What holds for a model.
+
+    Attributes:
+        deterministic: whether the same images have the same logits twice.
+        independent: whether logits of an image do not depend on which others are in its batch.
+        no_gradient: why no gradient reaches the images; empty where one does.
+        said: what to tell the user.
+    """
+
+    deterministic: bool = True
+    independent: bool = True
+    no_gradient: str = ""
+    said: list[str] = field(default_factory=list)
+
+
+def tested(
+    module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor, labels: Tensor, gradients: bool
+) -> Assumptions:
+    """Test a model on its first batch.
+
+    Args:
+        module: holds the buffers, which every pass finds as they are now.
+        logits: maps images to what the model returns, in evaluation mode.
+        images: as the loader yields them.
+        labels: class indices.
+        gradients: whether an attack needs the gradient with respect to images.
+
+    Raises:
+        UnsuitableError: where the model cannot be called with images alone, or does not return logits of classes.
+
+    Cost: three forward passes of at most 16 images, and one backward pass of two.
+    """
+    some = images[:_IMAGES]
+
+    def forward(batch: Tensor) -> Any:
+        with undisturbed(module, fork_rng=False):
+            return logits(batch)
+
+    with torch.no_grad(), full_float32():
+        first = _called(forward, some)
+        check_labels(labels[:_IMAGES], first)
+        check_labels(labels, first.new_empty(len(labels), *first.shape[1:], device="meta"))
+        said = _said_of_outputs(first)
+        deterministic = _unchanged(first, class_logits(forward(some)))
+        independent = deterministic and _is_independent(forward, some, first)
+    if not deterministic:
+        said.append(
+            "The model is random in evaluation mode: the same images have other logits each time. Accuracies depend on "
+            "the seed, attacks are weaker than they could be, and batches stay as the loader gives them."
+        )
+    elif not independent:
+        said.append(
+            "The logits of an image depend on the other images of its batch (batch statistics in evaluation mode?): "
+            "accuracies hold for these batches only, which stay as the loader gives them."
+        )
+    no_gradient = _no_gradient(forward, images[:2], labels[:2]) if gradients else ""
+    return Assumptions(deterministic, independent, no_gradient, said)
+
+
+def _called(logits: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    try:
+        output = logits(images)
+    except Exception as error:
+        raise UnsuitableError(
+            f"The model cannot be called with the images of a batch alone: {type(error).__name__}: {error}. Override "
+            "RobustnessEvaluation.logits to return its logits for images."
+        ) from error
+    scores = class_logits(output)
+    if scores.ndim == 2 and scores.shape[1] == images[0].numel() > 2:
+        raise UnsuitableError(
+            f"The model returns as many numbers as an image has ({scores.shape[1]}), so it reconstructs images rather "
+            "than classifying them. Override RobustnessEvaluation.logits to return class logits."
+        )
+    one = isinstance(output, Tensor) and output.numel() == len(images)
+    if one and bool(((output >= 0) & (output <= 1)).all()):
+        raise UnsuitableError(
+            "The model returns one number between 0 and 1 per image, which looks like a probability. Override "
+            "RobustnessEvaluation.logits to return the logit before the sigmoid, or logits (batch, 2)."
+        )
+    return scores
+
+
+def _said_of_outputs(scores: Tensor) -> list[str]:
+    if scores.ndim == 2 and scores.shape[1] > 1 and bool((scores >= 0).all()):
+        total = scores.float().sum(1)
+        if bool(((total - 1).abs() <= 1e-3).all()):
+            return [
+                "The model returns probabilities: attacks climb the cross entropy of logits, and are weaker on these. "
+                "Override RobustnessEvaluation.logits to return what goes into the softmax."
+            ]
+    return []
+
+
+def _is_independent(logits: Callable[[Tensor], Any], images: Tensor, expected: Tensor) -> bool:
+    """Whether images in other company have the same logits."""
+    middle = len(images) // 2
+    try:
+        if len(images) == 1:  # a companion that no loader gave
+            return _unchanged(expected, class_logits(logits(torch.cat([images, images.flip(-1)])))[:1])
+        parts = [class_logits(logits(part)) for part in (images[middle:], images[:middle])]
+    except Exception:  # batches of another size are not for this model
+        return False
+    return _unchanged(expected, torch.cat(parts[::-1]))
+
+
+def _unchanged(expected: Tensor, found: Tensor) -> bool:
+    if expected.shape != found.shape:
+        return False
+    if not torch.equal(expected.isfinite(), found.isfinite()):
+        return False
+    largest = expected[expected.isfinite()].abs().amax() if bool(expected.isfinite().any()) else expected.new_ones(())
+    tolerance = max(_TOLERANCE, 6 * torch.finfo(expected.dtype).eps)
+    change = (found - expected)[expected.isfinite()].abs()
+    return bool((change <= tolerance * largest.clamp_min(1e-30)).all())
+
+
+def _no_gradient(logits: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> str:
+    try:
+        ascent(lambda batch: class_logits(logits(batch)), images, labels)
+    except RuntimeError as error:
+        return (
+            "no gradient reaches the images (does forward run under torch.no_grad(), or take an argmax?); override "
+            f"RobustnessEvaluation.logits if it can ({str(error).splitlines()[0]})"
+        )
+    return ""

@@ -1,0 +1,106 @@
+"""Images and labels in the batches that projects have: pairs, dictionaries, named tuples, dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.errors import UnsuitableError
+
+IMAGE_NAMES = (
+    "image", "images", "img", "imgs", "pixel_values", "x", "input", "inputs", "data", "pixels", "features",
+    "signal", "audio", "waveform", "volume",
+)  # fmt: skip
+LABEL_NAMES = ("label", "labels", "y", "target", "targets", "class", "classes", "class_id", "class_idx", "category")
+
+
+def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch, as they are in it.
+
+    A tuple or list holds images, then labels; what follows is passed over. In a mapping, named tuple or dataclass they
+    are found by their names (:data:`IMAGE_NAMES`, :data:`LABEL_NAMES`), or as the only entry of their shape. Images
+    have two dimensions or more, of floating point or unsigned bytes.
+
+    Raises:
+        UnsuitableError: where there are none, or several could be meant.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 1:  # one part of a pipeline that yields several
+        return images_and_labels(batch[0])
+    named = _named(batch)
+    found = _by_name(named) if named is not None else _by_place(batch) if isinstance(batch, (tuple, list)) else None
+    if found is None:
+        raise UnsuitableError(
+            f"RobustnessEvaluation expects batches (images, labels), got {described(batch)}. Override its "
+            "unpack(batch) to return both, or give evaluate_robustness(unpack=…)."
+        )
+    return found
+
+
+def described(value: Any) -> str:
+    """The structure of a batch in a few words, as ``tuple(float32 (8, 3, 32, 32), int64 (8,))``."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    named = _named(value)
+    if named is not None:
+        inside = ", ".join(f"{key}: {described(entry)}" for key, entry in list(named.items())[:6])
+    elif isinstance(value, (tuple, list)):
+        inside = ", ".join(described(entry) for entry in value[:4])
+    else:
+        return type(value).__name__
+    return f"{type(value).__name__}({inside}{', …' if len(value if named is None else named) > 6 else ''})"
+
+
+def _named(batch: Any) -> Mapping[str, Any] | None:
+    """The entries of a batch by name, where they have names."""
+    if isinstance(batch, Mapping):
+        return {str(key): value for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return dict(zip(batch._fields, batch, strict=True))
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return None
+
+
+def _by_name(entries: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    images = _only({key: value for key, value in entries.items() if _are_images(value)}, IMAGE_NAMES)
+    if images is None:
+        return None
+    others = {key: value for key, value in entries.items() if value is not images}
+    labels = {key: found for key, value in others.items() if (found := _as_labels(value, len(images))) is not None}
+    chosen = _only(labels, LABEL_NAMES)
+    return None if chosen is None else (images, chosen)
+
+
+def _only(entries: Mapping[str, Tensor], names: Sequence[str]) -> Tensor | None:
+    """The one entry with a known name, or the only one there is."""
+    known = {key: value for key, value in entries.items() if key.lower() in names}
+    chosen = list((known or entries).values())
+    return chosen[0] if len(chosen) == 1 else None
+
+
+def _by_place(batch: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    place = next((k for k, entry in enumerate(batch) if _are_images(entry)), None)
+    if place is None or place + 1 == len(batch):
+        return None
+    images, behind = batch[place], batch[place + 1]
+    if isinstance(behind, Mapping):
+        found = {key: label for key, value in behind.items() if (label := _as_labels(value, len(images))) is not None}
+        behind = _only(found, LABEL_NAMES)
+    labels = _as_labels(behind, len(images))
+    return None if labels is None else (images, labels)
+
+
+def _are_images(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim >= 2 and (value.is_floating_point() or value.dtype == torch.uint8)
+
+
+def _as_labels(value: Any, count: int) -> Tensor | None:
+    """One label for each image, as a tensor; None for anything else."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(entry, (int, float)) for entry in value):
+        value = torch.tensor(value)
+    fits = isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) == count and not value.is_complex()
+    return value if fits else None

@@ -1,0 +1,52 @@
+"""Whether images are pixels in [0, 1], as they are or once a normalization is undone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.robustness.inputs.space import InputSpace
+
+_ROUNDING = 1e-6
+_UNDONE = 1e-3
+"""What normalizing and back can cost, with constants of four digits."""
+
+
+def are_pixels(images: Tensor) -> bool:
+    """Whether images are within [0, 1] as they are."""
+    low, high = images.detach().amin().item(), images.detach().amax().item()
+    return low >= -_ROUNDING and high <= 1 + _ROUNDING
+
+
+def fits(images: Tensor, inputs: InputSpace) -> bool:
+    """Whether images are within [0, 1] as pixels."""
+    try:
+        check_range(images, inputs)
+    except UnsuitableError:
+        return False
+    return True
+
+
+def check_range(images: Tensor, inputs: InputSpace) -> None:
+    """Check that images are within [0, 1] as pixels.
+
+    Raises:
+        UnsuitableError: otherwise.
+    """
+    pixels = inputs.to_space(images.detach(), "pixel")
+    low, high = pixels.amin().item(), pixels.amax().item()
+    slack = _UNDONE if inputs.normalized_data else _ROUNDING
+    if low >= -slack and high <= 1 + slack:
+        return
+    if inputs.normalized_data:
+        raise UnsuitableError(
+            f"With the declared mean={inputs.mean} and std={inputs.std} the images are pixels in [{low:.7g}, "
+            f"{high:.7g}], not in [0, 1]. Declare the mean and std that the data pipeline really uses; "
+            "leave both out where images are pixels and the model normalizes."
+        )
+    raise UnsuitableError(
+        f"Images are expected to be pixels in [0, 1] but span [{low:.7g}, {high:.7g}], and no normalization is found "
+        "that explains it. If the data pipeline normalizes them, give RobustnessEvaluation the same mean=… and std=…; "
+        "if they have a range of their own, value_range=[low, high] (0…255: divide by 255, or value_range=[0, 255]); "
+        "if they are no pixels, space='input' with eps, lower and upper in their own units."
+    )

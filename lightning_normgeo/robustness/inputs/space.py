@@ -1,0 +1,120 @@
+"""How the images that a loader yields relate to pixels in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.errors import ConfigurationError, UnsuitableError
+from lightning_normgeo.robustness.attacks import Bound, per_image
+
+Space = Literal["pixel", "normalized", "input"]
+"""Where perturbations are measured: pixels in [0, 1], (pixel - mean) / std, or the loader's own units."""
+
+
+@dataclass(frozen=True)
+class InputSpace:
+    """The affine map between what a loader yields and pixels, and how far it is confirmed.
+
+    Attributes:
+        mean: per-channel mean of the input normalization, or one value for all.
+        std: per-channel standard deviation, likewise.
+        normalized_data: whether the loader yields normalized images (projects that normalize in their data
+            pipeline); False where images are pixels and the model normalizes.
+        source: where this is known from.
+        confirmed: whether the images themselves confirm it: they are 8-bit levels with it, and not without it.
+    """
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    normalized_data: bool
+    source: str = ""
+    confirmed: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that both or neither are given and fit together.
+
+        Raises:
+            ConfigurationError: otherwise.
+        """
+        if (self.mean is None) != (self.std is None) or (self.mean and self.std and len(self.mean) != len(self.std)):
+            raise ConfigurationError(
+                f"mean={self.mean} and std={self.std} must be given together, one value per channel."
+            )
+        if self.std is not None and not min(self.std, default=0) > 0:
+            raise ConfigurationError(f"std={self.std} must be positive.")
+
+    def to_space(self, images: Tensor, space: Space) -> Tensor:
+        """Bring images from the loader's form into the threat model's space."""
+        if self.normalized_data == self._is_normalized(space):
+            return images
+        return self._denormalize(images) if self.normalized_data else self._normalize(images)
+
+    def from_space(self, images: Tensor, space: Space) -> Tensor:
+        """Bring images from the threat model's space into the form the model takes."""
+        if self.normalized_data == self._is_normalized(space):
+            return images
+        return self._normalize(images) if self.normalized_data else self._denormalize(images)
+
+    def to_pixels(self, images: Tensor, space: Space) -> Tensor:
+        """Bring images from the threat model's space to pixels, for showing.
+
+        Inputs without bounds are spread over [0, 1], each from its least value to its largest.
+        """
+        if not self._is_normalized(space):
+            return images
+        if space == "input" and self.mean is None:
+            flat = images.flatten(1)
+            low, high = per_image(flat.amin(1), images), per_image(flat.amax(1), images)
+            return (images - low) / (high - low).clamp_min(torch.finfo(images.dtype).tiny)
+        return self._denormalize(images)
+
+    def pixels_to_space(self, pixels: Tensor, space: Space) -> Tensor:
+        """Bring pixels into the threat model's space."""
+        return self._normalize(pixels) if self._is_normalized(space) else pixels
+
+    def limit(self, pixel: float, space: Space, like: Tensor) -> Bound:
+        """Return what a pixel value is in a space, for each channel of ``like``."""
+        if not self._is_normalized(space):
+            return pixel
+        return (pixel - per_channel(self._declared(self.mean), like)) / per_channel(self._declared(self.std), like)
+
+    def _is_normalized(self, space: Space) -> bool:
+        return self.normalized_data if space == "input" else space == "normalized"
+
+    def _normalize(self, pixels: Tensor) -> Tensor:
+        mean, std = self._declared(self.mean), self._declared(self.std)
+        return (pixels - per_channel(mean, pixels)) / per_channel(std, pixels)
+
+    def _denormalize(self, images: Tensor) -> Tensor:
+        mean, std = self._declared(self.mean), self._declared(self.std)
+        return images * per_channel(std, images) + per_channel(mean, images)
+
+    @staticmethod
+    def _declared(values: tuple[float, ...] | None) -> tuple[float, ...]:
+        if values is None:
+            raise UnsuitableError(
+                "The normalized space needs the input normalization: give RobustnessEvaluation(mean=…, std=…), one "
+                "value per channel."
+            )
+        return values
+
+
+def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """Values of channels in a tensor that can be broadcast over images.
+
+    Channels are the second dimension, or the last one where only that has as many. One value is for all.
+
+    Raises:
+        UnsuitableError: for another number of values.
+    """
+    constants = torch.tensor(values, dtype=like.dtype, device=like.device)
+    if len(values) == 1 or len(values) == like.shape[1]:
+        return constants.view(1, -1, *[1] * (like.ndim - 2))
+    if len(values) == like.shape[-1]:
+        return constants
+    raise UnsuitableError(f"mean and std have {len(values)} values, images have {like.shape[1]} channels.")

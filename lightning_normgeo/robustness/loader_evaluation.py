@@ -1,0 +1,283 @@
+"""The evaluation of one loader: from batches as they come to a report, in one process or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_normgeo.errors import UnsuitableError, warn_once
+from lightning_normgeo.robustness.assumptions import tested
+from lightning_normgeo.robustness.batch_attacks import Progress
+from lightning_normgeo.robustness.catalogue import ProjectedGradient
+from lightning_normgeo.robustness.decisions import Decisions
+from lightning_normgeo.robustness.evaluation import RobustnessEvaluator
+from lightning_normgeo.robustness.identity import SeenSamples, merged_places, order_of, sample_keys
+from lightning_normgeo.robustness.inputs import DeclaredInputs, InputSpace, class_indices, class_logits, input_space
+from lightning_normgeo.robustness.inputs.ranges import check_range
+from lightning_normgeo.robustness.journal import Journal
+from lightning_normgeo.robustness.report import RobustnessReport
+from lightning_normgeo.robustness.results import results_of, suspicions
+from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
+from lightning_normgeo.robustness.shown import Shown
+
+EVERYTHING = "all attacks"
+"""What is not evaluated where nothing is."""
+
+
+class JournalPlace(NamedTuple):
+    """Where an evaluation is kept until it has ended: a folder, the name of the evaluation, and the process."""
+
+    folder: Path
+    name: str = ""
+    rank: int = 0
+
+
+@dataclass
+class Part:
+    """One process's share of an evaluation, in a form that can be sent.
+
+    Attributes:
+        rows: for each attack the columns of its rows.
+        places: of the samples, see :class:`SeenSamples`.
+        positions_known: whether these are positions in the data set.
+        settings: what decided the results; empty where this process had no sample.
+        inputs: how images relate to pixels.
+        failed: why attacks were not evaluated.
+        said: what to tell the user.
+        weights: norms of weights.
+    """
+
+    rows: dict[str, tuple[Tensor, ...]]
+    places: dict[int, list[int]]
+    positions_known: bool
+    settings: dict[str, Any]
+    inputs: InputSpace | None
+    failed: dict[str, str]
+    said: list[str]
+    weights: dict[str, Any] = field(default_factory=dict)
+
+
+class LoaderEvaluation:
+    """Finds out what a loader yields, evaluates its samples, each once, and says what cannot be evaluated.
+
+    Args:
+        module: the model.
+        logits: maps images to what the model returns.
+        settings: what to evaluate.
+        declared: the project's word on its images.
+        loader: yields the batches.
+        num_images: how many samples to keep for showing.
+        progress: see :class:`RobustnessEvaluator`.
+        journal: where what is done is kept meanwhile; None for nowhere.
+
+    Attributes:
+        evaluator: made with the first batch.
+        seen: the samples so far.
+        told: warnings that were given.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        logits: Callable[[Tensor], Any],
+        settings: RobustnessSettings,
+        declared: DeclaredInputs,
+        loader: Any,
+        num_images: int = 0,
+        progress: Progress | None = None,
+        journal: JournalPlace | None = None,
+    ) -> None:
+        self.settings = settings
+        self.evaluator: RobustnessEvaluator | None = None
+        self.seen = SeenSamples(order_of(loader), settings.max_samples)
+        self._module, self._logits = module, logits
+        self._declared, self._loader = declared, loader
+        self._num_images, self._progress = num_images, progress
+        self._journal = journal
+        self._shapes: set[torch.Size] = set()
+        self._failed: dict[str, str] = {}
+        self._said: list[str] = []
+        self.told: set[str] = set()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is evaluated."""
+        return EVERYTHING in self._failed or self.seen.full
+
+    def begin(self, images: Tensor, labels: Tensor) -> None:
+        """Find out what is evaluated how, from the first batch, and say what cannot be.
+
+        Raises:
+            UnsuitableError: where that is nothing.
+        """
+        images, labels = self._floating(images), class_indices(labels)
+        inputs, said = self._input_space(images)
+        needs_gradient = any(isinstance(attack, ProjectedGradient) for attack in self.settings.all_attacks)
+        assumptions = tested(self._module, self._logits, images, labels, needs_gradient)
+        self.evaluator = RobustnessEvaluator(
+            lambda batch: class_logits(self._logits(batch)),
+            inputs,
+            self.settings,
+            self._module,
+            self._num_images,
+            self._progress,
+            assumptions,
+        )
+        self._said += [*said, *assumptions.said]
+        if assumptions.no_gradient:
+            self._without_gradient(assumptions.no_gradient)
+        if self._journal is not None:
+            folder, name, rank = self._journal
+            self.evaluator.resume(folder, images, self._loader, self._module, name, rank)
+        for text in self._said:
+            self._tell(text)
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Evaluate the next batch; the first one is begun with."""
+        if self.stopped:
+            return
+        if self.evaluator is None:
+            self.begin(images, labels)
+        assert self.evaluator is not None  # noqa: S101
+        images, labels = self._floating(images), class_indices(labels)
+        self._check_range(images)
+        keys = sample_keys(images, labels, self.evaluator.inputs)
+        counted = self.seen.new(keys)
+        if any(counted):
+            self._shapes.add(images.shape[1:])
+            self.evaluator.put(images, labels, keys, counted)
+
+    def give_up(self, error: BaseException) -> str:
+        """Evaluate no further, and return why, as the report says it."""
+        known = isinstance(error, UnsuitableError)
+        reason = self._failed[EVERYTHING] = str(error) if known else f"{type(error).__name__}: {error}"
+        return reason
+
+    def finish(self) -> Part:
+        """Evaluate what is still waiting, and return this process's share."""
+        rows = {}
+        if self.evaluator is not None and EVERYTHING not in self._failed:
+            decisions = self.evaluator.finish()
+            rows = {attack: tuple(decisions.of(attack)) for attack in decisions.attacks}
+        if self.evaluator is None:
+            return Part(rows, {}, self.seen.order.positions is not None, {}, None, self._failed, self._said)
+        failed = {**self.evaluator.failed, **self._failed}
+        known = self.seen.order.positions is not None
+        settings, weights = self._description(self.evaluator), self.evaluator.model.weights()
+        return Part(rows, self.seen.places, known, settings, self.evaluator.inputs, failed, self._said, weights)
+
+    def close(self, ended: bool = False) -> None:
+        """Close the journal; it goes once the results are written."""
+        if self.evaluator is not None and isinstance(self.evaluator.decisions, Journal):
+            self.evaluator.decisions.close(ended)
+
+    @property
+    def shown(self) -> Shown:
+        """The samples to be shown."""
+        return Shown() if self.evaluator is None else self.evaluator.shown
+
+    def _description(self, evaluator: RobustnessEvaluator) -> dict[str, Any]:
+        sizes = {shape.numel() for shape in self._shapes}
+        holds = evaluator.assumptions
+        return {
+            **self.settings.describe(evaluator.inputs, evaluator.model.precision),
+            "values_per_image": sizes.pop() if len(sizes) == 1 else None,
+            "deterministic": holds.deterministic,
+            "independent_of_batch": holds.independent,
+        }
+
+    def _input_space(self, images: Tensor) -> tuple[InputSpace, list[str]]:
+        threat = self.settings.threat
+        if threat.space != "input":
+            return input_space(self._declared, images, self._loader, self._module, threat.space)
+        mean, std = threat.unit_range
+        return InputSpace(mean, std, normalized_data=True, source="declared"), []
+
+    def _floating(self, images: Tensor) -> Tensor:
+        """Images that can have a gradient; bytes become floating point where the model takes both for the same."""
+        if images.is_floating_point():
+            return images
+        floating = images.float()
+        if self.evaluator is None:
+            with torch.no_grad():
+                one, other = (class_logits(self._logits(batch[:2])) for batch in (images, floating))
+            if not torch.allclose(one, other, rtol=1e-4, atol=1e-6):
+                raise UnsuitableError(
+                    "Images are bytes, and the model takes the same numbers in floating point for something else. "
+                    "Override RobustnessEvaluation.unpack to return floating-point images."
+                )
+        return floating
+
+    def _without_gradient(self, reason: str) -> None:
+        assert self.evaluator is not None  # noqa: S101
+        attacks = [attack.name for attack in self.settings.all_attacks if isinstance(attack, ProjectedGradient)]
+        if self.settings.on_unsuitable == "raise":
+            raise UnsuitableError(f"{', '.join(attacks)} cannot be evaluated: {reason}.")
+        for name in attacks:
+            self.evaluator.failed.update({name: reason, name + RESCALED: reason})
+        self._tell(f"{', '.join(attacks)} cannot be evaluated: {reason}. Clean images and noise are.")
+
+    def _tell(self, text: str) -> None:
+        self.told.add(text)
+        warn_once(text)
+
+    def _check_range(self, images: Tensor) -> None:
+        """Say once that later images are no pixels; what is done so far is worth more than to stop."""
+        assert self.evaluator is not None  # noqa: S101
+        if self.settings.threat.space == "input":
+            return
+        try:
+            check_range(images, self.evaluator.inputs)
+        except UnsuitableError as error:
+            if self.settings.on_unsuitable == "raise":
+                raise
+            if not any(text.startswith("Some images") for text in self._said):
+                self._said.append(f"Some images are out of range and are attacked within the box of pixels. {error}")
+
+
+def report_of(
+    parts: Sequence[Part], settings: RobustnessSettings, shown: Shown, extra: Sequence[str] = ()
+) -> RobustnessReport:
+    """The report of an evaluation, from the shares of all processes that took part.
+
+    Args:
+        parts: one for each process.
+        settings: what was evaluated.
+        shown: samples for pictures.
+        extra: what else to tell the user.
+    """
+    with_samples = [part for part in parts if part.rows]
+    failed = {name: reason for part in reversed(parts) for name, reason in part.failed.items()}
+    said = list(dict.fromkeys([*extra, *(text for part in parts for text in part.said)]))
+    if EVERYTHING in failed or not with_samples:
+        failed = {EVERYTHING: failed.get(EVERYTHING, "the loader has no samples")}
+        return RobustnessReport({}, _plain_settings(parts, settings), said, Decisions([]), not_evaluated=failed)
+    if (
+        len({part.inputs and (part.inputs.mean, part.inputs.std, part.inputs.normalized_data) for part in with_samples})
+        > 1
+    ):
+        said.append("Processes found different normalizations of their images. Declare mean and std.")
+    known = all(part.positions_known for part in with_samples)
+    places = merged_places([part.places for part in with_samples], known, settings.max_samples)
+    decisions = Decisions.from_parts([part.rows for part in with_samples], places).without(failed)
+    failed = {name: reason for name, reason in failed.items() if name in settings.rows}
+    attacks = [attack for attack in settings.all_attacks if attack.name in decisions.attacks]
+    return RobustnessReport(
+        results=results_of(decisions),
+        settings=with_samples[0].settings,
+        warnings=[*said, *suspicions(decisions, attacks)],
+        decisions=decisions,
+        shown=shown,
+        weights=with_samples[0].weights,
+        not_evaluated=failed,
+    )
+
+
+def _plain_settings(parts: Sequence[Part], settings: RobustnessSettings) -> dict[str, Any]:
+    unknown = InputSpace(None, None, normalized_data=False)
+    return next((part.settings for part in parts if part.settings), settings.describe(unknown))

@@ -1,0 +1,72 @@
+"""A sample is a sample: under one, two and three processes, however a loader orders, repeats or divides its samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import reports_of
+
+SCRIPT = Path(__file__).with_name("robustness_ddp_script.py")
+COUNT, DRAWN = 31, 27
+"""Samples in the data set, and different ones among 62 that are drawn with replacement from seed 3."""
+COUNTS = {
+    "distributed sampler": COUNT,
+    "own batch sampler": COUNT - 1,  # a sampler that may repeat does not tell a copy from a repetition
+    "subset in random order": 20,
+    "with replacement": DRAWN,
+    "repeating sampler": COUNT - 1,
+    "stream that shards itself": COUNT - 1,
+    "stream that does not": COUNT - 1,
+    "dictionary of loaders": COUNT,
+    "uneven ends": COUNT,
+    "shuffled": COUNT,
+    "shuffled, not dealt": COUNT,
+    "limited": 12,
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
+    folder = tmp_path_factory.mktemp("processes")
+    reports = {}
+    for devices in (1, 2, 3):
+        (folder / str(devices)).mkdir()
+        reports[devices] = reports_of(SCRIPT, folder / str(devices), str(devices), ranks=devices)
+    return reports
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+@pytest.mark.parametrize("way", COUNTS)
+def test_each_sample_counts_once(found: dict[int, list[Any]], way: str, devices: int) -> None:
+    for report in found[devices]:
+        loaders = report[way]
+        assert list(loaders) == (["/a", "/b"] if way == "dictionary of loaders" else [""])
+        for attacks in loaders.values():
+            for rows in attacks.values():
+                assert len(rows) == COUNTS[way]
+                assert len({sample for sample, _, _ in rows}) == COUNTS[way]
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("way", [way for way in COUNTS if way != "limited"])
+def test_decisions_are_the_same_however_samples_are_divided(
+    found: dict[int, list[Any]], way: str, devices: int
+) -> None:
+    (alone,) = found[1]
+    assert all(report[way] == alone[way] for report in found[devices])
+    assert any(rows != alone[way][loader]["clean"] for loader in alone[way] for rows in alone[way][loader].values())
+
+
+def test_decisions_are_the_same_in_whatever_order(found: dict[int, list[Any]]) -> None:
+    """Of the same data set with the same image twice, in order, shuffled, and divided."""
+    (alone,) = found[1]
+    whole = alone["uneven ends"][""]
+    for way in ("distributed sampler", "shuffled", "shuffled, not dealt"):
+        assert alone[way][""] == whole
+    once = {attack: {tuple(row) for row in rows} for attack, rows in whole.items()}
+    for way in ("own batch sampler", "repeating sampler", "stream that does not"):
+        for attack, rows in alone[way][""].items():
+            assert {tuple(row) for row in rows} <= once[attack]
