@@ -75,6 +75,11 @@ class RecordLogger(Logger):
         """The record."""
         return self.folder / RECORD_NAME
 
+    @property
+    def experiment(self) -> Any:
+        """Something that takes whatever projects call on other loggers' experiments, and does nothing with it."""
+        return _NoExperiment()
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record scalars at a step; values that are not finite are left out."""
@@ -136,6 +141,15 @@ class RecordLogger(Logger):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the open file, which belongs to one process."""
         return {**self.__dict__, "_file": None}
+
+
+class _NoExperiment:
+    """Has every method that a project may know from TensorBoard, W&B or others; none of them does anything."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: None
 
 
 def check_writable(save_dir: str, name: str) -> None:

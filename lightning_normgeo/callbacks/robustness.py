@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from lightning_normgeo._lightning import QuietCallback
-from lightning_normgeo.callbacks.loaders import batches_of, check_undivided, named_loaders, test_loaders, test_source
-from lightning_normgeo.callbacks.robustness_log import metrics_of, publish
-from lightning_normgeo.callbacks.robustness_run import RobustnessRun
-from lightning_normgeo.errors import ConfigurationError, UnsuitableError, warn_once
-from lightning_normgeo.robustness.checks import undisturbed
+from lightning_normgeo.callbacks.robustness_loops import RobustnessLoops
+from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labels
 from lightning_normgeo.robustness.report import RobustnessReport
 from lightning_normgeo.robustness.results import AttackResult
@@ -23,7 +18,7 @@ from lightning_normgeo.robustness.settings import OnUnsuitable, RobustnessSettin
 _T = TypeVar("_T")
 
 
-class RobustnessEvaluation(QuietCallback):
+class RobustnessEvaluation(RobustnessLoops):
     """Evaluates the model on every test batch: clean, with Gaussian noise, and under attack (BIM, PGD, torchattacks).
 
     Works in ``trainer.test`` and ``trainer.validate`` as it is (inference mode included) and, with ``after_fit=True``,
@@ -180,8 +175,6 @@ class RobustnessEvaluation(QuietCallback):
         self.num_images = num_images
         self.after_fit = after_fit
         self.resume = resume
-        self.reports: dict[str, RobustnessReport] = {}
-        self._run: RobustnessRun | None = None
 
     @property
     def results(self) -> dict[str, AttackResult]:
@@ -209,144 +202,9 @@ class RobustnessEvaluation(QuietCallback):
         """
         return images_and_labels(batch)
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse two evaluations of one name.
-
-        Raises:
-            ConfigurationError: for these.
-        """
-        names = [callback.name for callback in trainer.callbacks if isinstance(callback, RobustnessEvaluation)]
-        if names.count(self.name) > 1:
-            raise ConfigurationError(
-                f"This Trainer has {names.count(self.name)} RobustnessEvaluations with name={self.name!r}, and their "
-                "results would replace each other. Give each a name of its own."
-            )
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check what an evaluation after fit will need.
-
-        Raises:
-            ConfigurationError: for what cannot work.
-        """
-        if not self.after_fit:
-            return
-        behind = trainer.callbacks[trainer.callbacks.index(self) :]
-        if any(kind.__name__ == "WeightAveraging" for callback in behind for kind in type(callback).__mro__):
-            raise ConfigurationError(
-                "RobustnessEvaluation(after_fit=True) stands before WeightAveraging in the list of callbacks and "
-                "would evaluate weights that are not averaged. Put it behind."
-            )
-        try:
-            check_undivided(trainer)
-            test_source(trainer)
-        except UnsuitableError as error:
-            if self.settings.on_unsuitable == "raise":
-                raise
-            warn_once(f"Robustness is not evaluated after fit. {error}")
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Evaluate after fit, if asked to."""
-        if not self.after_fit or trainer.fast_dev_run:
-            return
-        try:
-            self._evaluate_after_fit(trainer, pl_module)
-        except UnsuitableError:
-            pass  # said when training began
-        except Exception as error:
-            warn_once(f"The robustness evaluation after fit failed: {error!r}. Run trainer.test for it.")
-
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forget earlier results."""
-        self._start(trainer, pl_module, trainer.test_loop, trainer.num_test_batches)
-
-    def on_test_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep the batch as the loader gave it, and find out from the first one what can be evaluated."""
-        if self._run is not None:
-            self._run.take(batch, dataloader_idx)
-
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Evaluate one batch."""
-        if self._run is not None:
-            self._run.evaluate(batch, dataloader_idx)
-
-    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put the processes together and log."""
-        if self._run is not None:
-            self._finish(trainer)
-            self._guarded(lambda: pl_module.log_dict(metrics_of(self.reports), sync_dist=trainer.world_size > 1))
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forget earlier results, in ``trainer.validate``."""
-        if trainer.state.fn == "validate":
-            self._start(trainer, pl_module, trainer.validate_loop, trainer.num_val_batches)
-
-    def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep the batch, in ``trainer.validate``; validation inside ``fit`` is left alone."""
-        self.on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
-
-    def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Evaluate one batch, in ``trainer.validate``."""
-        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put the processes together and log, in ``trainer.validate``."""
-        self.on_test_epoch_end(trainer, pl_module)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Keep what is done for the next attempt."""
-        if self._run is not None:
-            self._run.close()
-            self._run = None
-
     def _by_loader(self) -> list[tuple[str, RobustnessReport]]:
         own = f"/{self.name}" if self.name else ""
         return [(suffix.removeprefix(own), report) for suffix, report in self.reports.items()]
-
-    def _start(self, trainer: Any, module: Any, loop: Any, counts: Any) -> None:
-        """Begin with a loop."""
-        self.reports = {}
-        combined = loop._combined_loader
-        loaders = named_loaders(combined if combined is not None else [])
-        self._run = RobustnessRun(self, trainer, module, loop, loaders, counts)
-
-    def _evaluate_after_fit(self, trainer: Any, module: Any) -> None:
-        check_undivided(trainer)
-        self.reports = {}
-        loaders = test_loaders(trainer)
-        run = self._run = RobustnessRun(self, trainer, module, None, loaders, None)
-        with undisturbed(module):  # a loader draws a random number when it begins
-            for number, loader in enumerate(loaders.values()):
-                for batch in batches_of(trainer, loader, number):
-                    run.evaluate(batch, number)
-        self._finish(trainer)
-        metrics, step = metrics_of(self.reports), trainer.fit_loop.epoch_loop._batches_that_stepped
-        for logger in trainer.loggers:
-            self._guarded(functools.partial(logger.log_metrics, metrics, step=step))
-
-    def _finish(self, trainer: Any) -> None:
-        assert self._run is not None  # noqa: S101
-        self.reports = self._run.finish()
-        written = self._guarded(lambda: publish(trainer, self.reports, self.name, self.num_images))
-        self._run.close(ended=bool(written))
-        self._run = None
-
-    def _guarded(self, action: Callable[[], Any]) -> Any:
-        """Do what must not stop a test; its failure is said."""
-        try:
-            return action()
-        except Exception as error:
-            if self.settings.on_unsuitable == "raise":
-                raise
-            warn_once(f"The results of RobustnessEvaluation could not be logged: {error!r}.")
-            return False
 
 
 def _suffixed(found: Mapping[str, _T], loader: str) -> list[tuple[str, _T]]:

@@ -13,12 +13,13 @@ from lightning_normgeo.callbacks.bars import Bar, bar_of
 from lightning_normgeo.callbacks.loaders import batch_count, batches_by_loader, check_undivided
 from lightning_normgeo.errors import UnsuitableError, warn_once
 from lightning_normgeo.robustness.checks import undisturbed
-from lightning_normgeo.robustness.loader_evaluation import EVERYTHING, JournalPlace, LoaderEvaluation, Part, report_of
+from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
+from lightning_normgeo.robustness.parts import EVERYTHING, Part, report_of
 from lightning_normgeo.robustness.report import RobustnessReport
 from lightning_normgeo.robustness.shown import Shown
 
 if TYPE_CHECKING:
-    from lightning_normgeo.callbacks.robustness import RobustnessEvaluation
+    from lightning_normgeo.callbacks.robustness_loops import RobustnessLoops
 
 
 class RobustnessRun:
@@ -35,7 +36,7 @@ class RobustnessRun:
 
     def __init__(
         self,
-        callback: RobustnessEvaluation,
+        callback: RobustnessLoops,
         trainer: Any,
         module: Any,
         loop: Any,

@@ -74,8 +74,10 @@ class SampleOrder:
 
 def order_of(loader: Any) -> SampleOrder:
     """The order of a loader, as far as it is known without asking its samplers for random numbers."""
-    data, batches, sampler = (getattr(loader, name, None) for name in ("dataset", "batch_sampler", "sampler"))
-    if data is None or isinstance(data, IterableDataset) or not hasattr(data, "__getitem__"):
+    data: Any = getattr(loader, "dataset", None)
+    batches, sampler = (getattr(loader, name, None) for name in ("batch_sampler", "sampler"))
+    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if isinstance(data, IterableDataset) or not sized:
         return SampleOrder()
     if batches is not None and type(batches) is not BatchSampler:
         return SampleOrder(repeats=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,19 +14,15 @@ from lightning_normgeo.errors import UnsuitableError, warn_once
 from lightning_normgeo.robustness.assumptions import tested
 from lightning_normgeo.robustness.batch_attacks import Progress
 from lightning_normgeo.robustness.catalogue import ProjectedGradient
-from lightning_normgeo.robustness.decisions import Decisions
 from lightning_normgeo.robustness.evaluation import RobustnessEvaluator
-from lightning_normgeo.robustness.identity import SeenSamples, merged_places, order_of, sample_keys
+from lightning_normgeo.robustness.identity import SeenSamples, order_of, sample_keys
 from lightning_normgeo.robustness.inputs import DeclaredInputs, InputSpace, class_indices, class_logits, input_space
+from lightning_normgeo.robustness.inputs.lattice import confirms
 from lightning_normgeo.robustness.inputs.ranges import check_range
 from lightning_normgeo.robustness.journal import Journal
-from lightning_normgeo.robustness.report import RobustnessReport
-from lightning_normgeo.robustness.results import results_of, suspicions
+from lightning_normgeo.robustness.parts import EVERYTHING, Part
 from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
 from lightning_normgeo.robustness.shown import Shown
-
-EVERYTHING = "all attacks"
-"""What is not evaluated where nothing is."""
 
 
 class JournalPlace(NamedTuple):
@@ -35,31 +31,6 @@ class JournalPlace(NamedTuple):
     folder: Path
     name: str = ""
     rank: int = 0
-
-
-@dataclass
-class Part:
-    """One process's share of an evaluation, in a form that can be sent.
-
-    Attributes:
-        rows: for each attack the columns of its rows.
-        places: of the samples, see :class:`SeenSamples`.
-        positions_known: whether these are positions in the data set.
-        settings: what decided the results; empty where this process had no sample.
-        inputs: how images relate to pixels.
-        failed: why attacks were not evaluated.
-        said: what to tell the user.
-        weights: norms of weights.
-    """
-
-    rows: dict[str, tuple[Tensor, ...]]
-    places: dict[int, list[int]]
-    positions_known: bool
-    settings: dict[str, Any]
-    inputs: InputSpace | None
-    failed: dict[str, str]
-    said: list[str]
-    weights: dict[str, Any] = field(default_factory=dict)
 
 
 class LoaderEvaluation:
@@ -79,6 +50,7 @@ class LoaderEvaluation:
         evaluator: made with the first batch.
         seen: the samples so far.
         told: warnings that were given.
+        confirmed: whether all images so far confirm what they are taken for.
     """
 
     def __init__(
@@ -103,6 +75,7 @@ class LoaderEvaluation:
         self._failed: dict[str, str] = {}
         self._said: list[str] = []
         self.told: set[str] = set()
+        self.confirmed = False
 
     @property
     def stopped(self) -> bool:
@@ -116,7 +89,8 @@ class LoaderEvaluation:
             UnsuitableError: where that is nothing.
         """
         images, labels = self._floating(images), class_indices(labels)
-        inputs, said = self._input_space(images)
+        inputs = self._input_space(images)
+        self.confirmed = inputs.confirmed
         needs_gradient = any(isinstance(attack, ProjectedGradient) for attack in self.settings.all_attacks)
         assumptions = tested(self._module, self._logits, images, labels, needs_gradient)
         self.evaluator = RobustnessEvaluator(
@@ -128,7 +102,7 @@ class LoaderEvaluation:
             self._progress,
             assumptions,
         )
-        self._said += [*said, *assumptions.said]
+        self._said += [text for text in (inputs.said, *assumptions.said) if text]
         if assumptions.no_gradient:
             self._without_gradient(assumptions.no_gradient)
         if self._journal is not None:
@@ -145,7 +119,7 @@ class LoaderEvaluation:
             self.begin(images, labels)
         assert self.evaluator is not None  # noqa: S101
         images, labels = self._floating(images), class_indices(labels)
-        self._check_range(images)
+        self._check_later(images)
         keys = sample_keys(images, labels, self.evaluator.inputs)
         counted = self.seen.new(keys)
         if any(counted):
@@ -185,18 +159,18 @@ class LoaderEvaluation:
         sizes = {shape.numel() for shape in self._shapes}
         holds = evaluator.assumptions
         return {
-            **self.settings.describe(evaluator.inputs, evaluator.model.precision),
+            **self.settings.describe(replace(evaluator.inputs, confirmed=self.confirmed), evaluator.model.precision),
             "values_per_image": sizes.pop() if len(sizes) == 1 else None,
             "deterministic": holds.deterministic,
             "independent_of_batch": holds.independent,
         }
 
-    def _input_space(self, images: Tensor) -> tuple[InputSpace, list[str]]:
+    def _input_space(self, images: Tensor) -> InputSpace:
         threat = self.settings.threat
         if threat.space != "input":
-            return input_space(self._declared, images, self._loader, self._module, threat.space)
+            return input_space(self._module, self._loader, images, self._declared, threat.space)
         mean, std = threat.unit_range
-        return InputSpace(mean, std, normalized_data=True, source="declared"), []
+        return InputSpace(mean, std, normalized_data=True, source="declared")
 
     def _floating(self, images: Tensor) -> Tensor:
         """Images that can have a gradient; bytes become floating point where the model takes both for the same."""
@@ -226,58 +200,22 @@ class LoaderEvaluation:
         self.told.add(text)
         warn_once(text)
 
-    def _check_range(self, images: Tensor) -> None:
-        """Say once that later images are no pixels; what is done so far is worth more than to stop."""
+    def _check_later(self, images: Tensor) -> None:
+        """Say once that later images are not what the first ones were: what is done is worth more than a stop."""
         assert self.evaluator is not None  # noqa: S101
+        inputs = self.evaluator.inputs
         if self.settings.threat.space == "input":
             return
+        if self.confirmed and confirms(images, *inputs.normalization, every_level=False) is False:
+            self.confirmed = False
+            self._said.append(
+                "Some images are not 8-bit levels with the normalization of the first ones. Where one loader has data "
+                "sets with several normalizations, give each a loader of its own."
+            )
         try:
-            check_range(images, self.evaluator.inputs)
+            check_range(images, inputs)
         except UnsuitableError as error:
             if self.settings.on_unsuitable == "raise":
                 raise
-            if not any(text.startswith("Some images") for text in self._said):
+            if not any(text.startswith("Some images are out of range") for text in self._said):
                 self._said.append(f"Some images are out of range and are attacked within the box of pixels. {error}")
-
-
-def report_of(
-    parts: Sequence[Part], settings: RobustnessSettings, shown: Shown, extra: Sequence[str] = ()
-) -> RobustnessReport:
-    """The report of an evaluation, from the shares of all processes that took part.
-
-    Args:
-        parts: one for each process.
-        settings: what was evaluated.
-        shown: samples for pictures.
-        extra: what else to tell the user.
-    """
-    with_samples = [part for part in parts if part.rows]
-    failed = {name: reason for part in reversed(parts) for name, reason in part.failed.items()}
-    said = list(dict.fromkeys([*extra, *(text for part in parts for text in part.said)]))
-    if EVERYTHING in failed or not with_samples:
-        failed = {EVERYTHING: failed.get(EVERYTHING, "the loader has no samples")}
-        return RobustnessReport({}, _plain_settings(parts, settings), said, Decisions([]), not_evaluated=failed)
-    if (
-        len({part.inputs and (part.inputs.mean, part.inputs.std, part.inputs.normalized_data) for part in with_samples})
-        > 1
-    ):
-        said.append("Processes found different normalizations of their images. Declare mean and std.")
-    known = all(part.positions_known for part in with_samples)
-    places = merged_places([part.places for part in with_samples], known, settings.max_samples)
-    decisions = Decisions.from_parts([part.rows for part in with_samples], places).without(failed)
-    failed = {name: reason for name, reason in failed.items() if name in settings.rows}
-    attacks = [attack for attack in settings.all_attacks if attack.name in decisions.attacks]
-    return RobustnessReport(
-        results=results_of(decisions),
-        settings=with_samples[0].settings,
-        warnings=[*said, *suspicions(decisions, attacks)],
-        decisions=decisions,
-        shown=shown,
-        weights=with_samples[0].weights,
-        not_evaluated=failed,
-    )
-
-
-def _plain_settings(parts: Sequence[Part], settings: RobustnessSettings) -> dict[str, Any]:
-    unknown = InputSpace(None, None, normalized_data=False)
-    return next((part.settings for part in parts if part.settings), settings.describe(unknown))

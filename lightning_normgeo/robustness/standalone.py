@@ -16,7 +16,8 @@ from lightning_normgeo.robustness.checks import undisturbed
 from lightning_normgeo.robustness.evaluation import RobustnessEvaluator
 from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labels
 from lightning_normgeo.robustness.journal import size_of
-from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation, Part, report_of
+from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
+from lightning_normgeo.robustness.parts import Part, report_of
 from lightning_normgeo.robustness.report import RobustnessReport
 from lightning_normgeo.robustness.settings import RobustnessSettings
 

@@ -1,8 +1,8 @@
 """What a project's batches hold: images and labels, their relation to pixels, and the identity of samples."""
 
 from lightning_normgeo.robustness.inputs.batches import images_and_labels as images_and_labels
-from lightning_normgeo.robustness.inputs.evidence import DeclaredInputs as DeclaredInputs
-from lightning_normgeo.robustness.inputs.evidence import declared_inputs as declared_inputs
+from lightning_normgeo.robustness.inputs.declared import DeclaredInputs as DeclaredInputs
+from lightning_normgeo.robustness.inputs.declared import declared_inputs as declared_inputs
 from lightning_normgeo.robustness.inputs.evidence import input_space as input_space
 from lightning_normgeo.robustness.inputs.labels import class_indices as class_indices
 from lightning_normgeo.robustness.inputs.labels import class_logits as class_logits

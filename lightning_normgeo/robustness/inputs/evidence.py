@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.robustness.inputs.declared import DeclaredInputs, disagreement
 from lightning_normgeo.robustness.inputs.lattice import confirms, fitted
 from lightning_normgeo.robustness.inputs.pipelines import model_normalization, pipeline_normalizations
 from lightning_normgeo.robustness.inputs.ranges import are_pixels, check_range, fits
-from lightning_normgeo.robustness.inputs.space import InputSpace, Space
+from lightning_normgeo.robustness.inputs.space import InputSpace, Space, channel_dim
 
-Normalizer = Literal["data", "model"]
 _KNOWN = {
     "0…255": ((0.0,), (1 / 255,)),
     "[-1, 1]": ((0.5,), (0.5,)),
@@ -29,66 +28,14 @@ _KNOWN = {
 """Normalizations that are looked for where none is declared or found; only the lattice makes them believed."""
 
 
-@dataclass(frozen=True)
-class DeclaredInputs:
-    """A project's own word on what its images are.
-
-    Attributes:
-        mean: per-channel mean of the input normalization.
-        std: per-channel standard deviation.
-        normalized_by: ``data``, the loader yields normalized images; ``model``, it yields pixels. None: the images
-            tell.
-        value_range: smallest and largest value that an image can have, which stand for black and white.
-    """
-
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    normalized_by: Normalizer | None = None
-    value_range: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        """Check everything that needs no image.
-
-        Raises:
-            ConfigurationError: naming the setting, its value and what is allowed.
-        """
-        InputSpace(self.mean, self.std, normalized_data=True)
-        if self.normalized_by not in ("data", "model", None):
-            raise ConfigurationError(f"normalized_by={self.normalized_by!r} is unknown; choose 'data' or 'model'.")
-        if self.value_range is None:
-            return
-        if self.mean is not None:
-            raise ConfigurationError("Give mean and std, or value_range, not both: each says what a black pixel is.")
-        if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
-            raise ConfigurationError(
-                f"value_range={list(self.value_range)} must be the smallest and the largest value, as [0, 255]."
-            )
-
-    @property
-    def constants(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """The mean and standard deviation that are declared."""
-        if self.value_range is not None:
-            low, high = self.value_range
-            return (-low / (high - low),), (1 / (high - low),)
-        return None if self.mean is None or self.std is None else (self.mean, self.std)
-
-
-def declared_inputs(
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    normalized_by: Normalizer | None = None,
-    value_range: Sequence[float] | None = None,
-) -> DeclaredInputs:
-    """A declaration from plain values."""
-    values: Any = (None if part is None else tuple(float(v) for v in part) for part in (mean, std, value_range))
-    mean, std, value_range = values
-    return DeclaredInputs(mean, std, normalized_by, value_range)  # type: ignore[arg-type]
-
-
 def input_space(
-    declared: DeclaredInputs, images: Tensor, loader: Any, module: nn.Module | None, space: Space = "pixel"
-) -> tuple[InputSpace, list[str]]:
-    """The relation of images to pixels, and what has to be said about it.
+    module: nn.Module | None,
+    loader: Any = None,
+    images: Tensor | None = None,
+    declared: DeclaredInputs | None = None,
+    space: Space = "pixel",
+) -> InputSpace:
+    """The relation of images to pixels: as declared or found, confirmed by images where there are any.
 
     Candidates are, in this order, what is declared, what is found in the data pipeline, pixels as they are, known
     constants, and a fit. The first that the lattice of 8-bit images confirms is taken. Where there is no lattice (a
@@ -96,23 +43,25 @@ def input_space(
     pixels, and others have to be within it once the normalization is undone.
 
     Args:
-        declared: by the project.
-        images: the first batch, floating point.
-        loader: yields it.
         module: the model.
+        loader: yields the images.
+        images: the first batch, floating point.
+        declared: the project's own word.
         space: of the threat model; the normalized one needs constants also where the model normalizes.
 
     Raises:
         UnsuitableError: where nothing fits.
     """
+    declared = declared or DeclaredInputs()
     found = [] if declared.normalized_by == "model" else list(_found(loader))
-    candidates = [*_declared(declared), *found, _pixels(), *_known(images)]
-    chosen = next((one for one in candidates if _confirmed(one, images)), None)
-    chosen = _by_range(declared, found, images) if chosen is None else replace(chosen, confirmed=True)
-    said = _disagreement(declared, chosen, found)
-    if not chosen.normalized_data:
-        chosen = _with_the_models(declared, chosen, found, module, space)
-    return chosen, said
+    if images is None:
+        chosen = [*_declared(declared), *found, _pixels()][0]
+    else:
+        candidates = [*_declared(declared), *found, _pixels(), *_known(images)]
+        confirmed = next((one for one in candidates if _confirmed(one, images)), None)
+        chosen = _by_range(declared, found, images) if confirmed is None else replace(confirmed, confirmed=True)
+        chosen = replace(chosen, said=disagreement(declared, chosen, found, are_pixels(images)))
+    return chosen if chosen.normalized_data else _with_the_models(declared, chosen, found, module, space)
 
 
 def _declared(declared: DeclaredInputs) -> Iterator[InputSpace]:
@@ -131,7 +80,7 @@ def _pixels() -> InputSpace:
 
 def _known(images: Tensor) -> Iterator[InputSpace]:
     for name, (mean, std) in _KNOWN.items():
-        if len(mean) in (1, images.shape[1]):
+        if channel_dim(len(mean), images.shape) is not None:
             yield InputSpace(mean, std, normalized_data=True, source=f"{name} constants, fitted")
     fit = fitted(images)
     if fit is not None:
@@ -139,8 +88,8 @@ def _known(images: Tensor) -> Iterator[InputSpace]:
 
 
 def _confirmed(candidate: InputSpace, images: Tensor) -> bool:
-    mean, std = (candidate.mean or (0.0,)), (candidate.std or (1.0,))
-    return len(mean) in (1, images.shape[1]) and confirms(images, mean, std) is True
+    mean, std = candidate.normalization
+    return channel_dim(len(mean), images.shape) is not None and confirms(images, mean, std) is True
 
 
 def _by_range(declared: DeclaredInputs, found: Sequence[InputSpace], images: Tensor) -> InputSpace:
@@ -151,52 +100,10 @@ def _by_range(declared: DeclaredInputs, found: Sequence[InputSpace], images: Ten
         return insisted
     if are_pixels(images):
         return _pixels()
-    within = (one for one in found if len(one.mean or ()) in (1, images.shape[1]) and fits(images, one))
+    within = (one for one in found if channel_dim(len(one.mean or ()), images.shape) and fits(images, one))
     chosen = next(within, _pixels())
     check_range(images, chosen)
     return chosen
-
-
-def _disagreement(declared: DeclaredInputs, chosen: InputSpace, found: Sequence[InputSpace]) -> list[str]:
-    """What to tell who declared something else than the images show, or the data pipeline does."""
-    given = declared.constants
-    about = f"mean={given[0]}, std={given[1]}" if given and declared.value_range is None else None
-    about = about or f"value_range={declared.value_range}"
-    how = "are 8-bit pixels" if chosen.confirmed else "lie within [0, 1]"
-    if given is not None and declared.normalized_by != "model" and not chosen.normalized_data:
-        if declared.normalized_by == "data" or declared.value_range is not None:
-            return [
-                f"The declared {about} is refuted: images {how} as they are, and are evaluated as such. Leave it out."
-            ]
-        return [
-            f"The declared {about} is not what images have been through: they {how} as they are. It is taken for the "
-            "model's own normalization; say so with normalized_by='model', or leave mean and std out."
-        ]
-    if declared.normalized_by == "model" and chosen.normalized_data:
-        return [
-            f"normalized_by='model' says that images are pixels, but they are 8-bit pixels after (x - mean) / std with "
-            f"mean={chosen.mean}, std={chosen.std} ({chosen.source}), and are evaluated as such. Leave it out if the "
-            "data pipeline normalizes."
-        ]
-    if (
-        given is not None
-        and chosen.normalized_data
-        and chosen.source != "declared"
-        and not _alike(given, (chosen.mean, chosen.std))
-    ):
-        return [
-            f"The declared {about} is refuted by the images, which are 8-bit pixels with mean={chosen.mean}, "
-            f"std={chosen.std} ({chosen.source}), and are evaluated as such. Declare these, or nothing."
-        ]
-    if given is not None and chosen.source == "declared" and not chosen.confirmed and found:
-        other = found[0]
-        if not _alike(given, (other.mean, other.std)):
-            return [
-                f"The declared {about} is not what is found in the data pipeline, mean={other.mean}, std={other.std} "
-                f"({other.source}), and the images do not tell which is right. The declared ones are used; leave them "
-                "out if the others are right."
-            ]
-    return []
 
 
 def _with_the_models(
@@ -213,12 +120,3 @@ def _with_the_models(
     else:
         constants = (None, None)
     return replace(chosen, mean=constants[0], std=constants[1])
-
-
-def _alike(first: Any, second: Any) -> bool:
-    """Whether two normalizations differ by less than anybody would mind."""
-    (mean, std), (other_mean, other_std) = first, second
-    count = max(len(std), len(other_std))
-    pairs = list(zip(std * (count // len(std)), other_std * (count // len(other_std)), strict=False))
-    shifts = list(zip(mean * (count // len(mean)), other_mean * (count // len(other_mean)), strict=False))
-    return all(abs(a - b) <= 0.01 * b for a, b in pairs) and all(abs(a - b) <= 0.01 for a, b in shifts)

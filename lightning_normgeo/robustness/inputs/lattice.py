@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_normgeo.robustness.inputs.space import channel_dim
+
 LEVELS = 255
 _NEAR = 0.1
 """How far from k a value may be, in units of 1/255: what four digits of a standard deviation cost."""
@@ -21,18 +23,21 @@ _FEW = 16
 _SHARE = 0.95
 """Of a channel's different values that must fit: padding that was added afterwards is one that does not."""
 _SAMPLED = 2**14
+_MOST_CHANNELS = 16
+"""A dimension with more is none of channels that have constants of their own."""
 
 
-def confirms(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> bool | None:
+def confirms(images: Tensor, mean: Sequence[float], std: Sequence[float], every_level: bool = True) -> bool | None:
     """Whether the values of images are k/255 once a normalization is undone.
 
-    Also refuted are lattices of which only every second, third, … level occurs: the deviation is too large by that
-    factor then. And levels outside 0 … 255.
+    Also refuted are levels outside 0 … 255.
 
     Args:
         images: ``(batch, channels, …)``, as a loader yields them.
         mean: of the normalization, one value or one per channel.
         std: likewise.
+        every_level: whether lattices are refuted of which only every second, third, … level occurs: the deviation is
+            too large by that factor then.
 
     Returns:
         None where no channel has enough different values to tell.
@@ -40,13 +45,14 @@ def confirms(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> boo
     Cost: up to 16,384 values of each channel, on the host.
     """
     found = []
-    for channel, values in enumerate(_channels(images)):
+    dim = channel_dim(len(std), images.shape)
+    for channel, values in enumerate(_channels(images, dim)):
         levels = LEVELS * (values * std[channel % len(std)] + mean[channel % len(mean)])
         whole = levels.round()
         fit = ((levels - whole).abs() <= _NEAR) & (whole >= 0) & (whole <= LEVELS)
         different = torch.unique(whole[fit])
         if len(different) >= _FEW and int(fit.sum()) >= _SHARE * len(values):
-            found.append(math.gcd(*(different - different[0]).long().tolist()) == 1)
+            found.append(not every_level or math.gcd(*(different - different[0]).long().tolist()) == 1)
         elif len(values) >= _FEW:
             found.append(False)
     return all(found) if found else None
@@ -61,7 +67,8 @@ def fitted(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]] | None
         One value per channel each; None where some channel has no such lattice, or not both of its ends.
     """
     means, stds = [], []
-    for values in _channels(images):
+    dim = 1 if images.shape[1] <= _MOST_CHANNELS or images.shape[-1] > _MOST_CHANNELS else images.ndim - 1
+    for values in _channels(images, dim):
         if len(values) < _FEW:
             return None
         low, span = float(values[0]), float(values[-1] - values[0])
@@ -84,10 +91,11 @@ def on_lattice(pixels: Tensor) -> Tensor:
     return (within & ((levels - levels.round()).abs() <= 2e-3)).all(1)
 
 
-def _channels(images: Tensor) -> Iterator[Tensor]:
-    """The different values of each channel, in order, as float64 on the host."""
-    count = images.shape[1] if images.ndim > 2 and images.shape[1] <= 16 else 1
-    flat = images.detach().movedim(1, 0).reshape(count, -1)
+def _channels(images: Tensor, dim: int | None) -> Iterator[Tensor]:
+    """The different values of each channel, in order, as float64 on the host; of all at once if channels are many."""
+    dim = 1 if dim is None else dim
+    count = images.shape[dim] if images.ndim > 2 and images.shape[dim] <= _MOST_CHANNELS else 1
+    flat = images.detach().movedim(dim, 0).reshape(count, -1)
     stride = max(1, flat.shape[1] // _SAMPLED)
     for row in flat:
         # an odd stride meets every column of an image; both ends of the range are kept

@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 _MOST = 5000
 """Objects that are looked at: a pipeline has dozens."""
 _DEEP = 12
+_LONG = 64
+"""Entries of a collection that are looked at: longer ones are data."""
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), Tensor, type, torch.dtype, torch.device)
 _WRAPPED = ("dataset", "datasets", "base", "data", "subset")
 """Attributes that hold what another object is made from."""
@@ -76,10 +79,10 @@ def _walk(thing: Any, seen: set[int], depth: int) -> Iterator[Any]:
 
 def _parts(thing: Any) -> list[Any]:
     """The things that a thing is made of, the last first where they are in order."""
-    if isinstance(thing, Mapping):
-        return list(thing.values())[:64]
+    if isinstance(thing, dict):  # no other mapping: some are data on a disk
+        return list(islice(thing.values(), _LONG))
     if isinstance(thing, (list, tuple, set, frozenset)):
-        return list(reversed(list(thing)[:64]))
+        return list(islice(thing, _LONG))[::-1]
     if isinstance(thing, functools.partial):
         return [*thing.args, *thing.keywords.values(), thing.func]
     if inspect.ismethod(thing):
@@ -131,7 +134,7 @@ def _numbers(thing: Any, mean: str, std: str, source: str) -> Normalization | No
         return None
     try:
         pair = [torch.as_tensor(getattr(thing, name)).detach().cpu().double().flatten() for name in (mean, std)]
-    except (AttributeError, TypeError, ValueError, RuntimeError):
+    except Exception:  # whatever somebody's attributes are
         return None
     means, stds = (tuple(values.tolist()) for values in pair)
     if not means or not stds:

@@ -27,6 +27,7 @@ class InputSpace:
             pipeline); False where images are pixels and the model normalizes.
         source: where this is known from.
         confirmed: whether the images themselves confirm it: they are 8-bit levels with it, and not without it.
+        said: what to tell the user about it.
     """
 
     mean: tuple[float, ...] | None
@@ -34,6 +35,7 @@ class InputSpace:
     normalized_data: bool
     source: str = ""
     confirmed: bool = False
+    said: str = ""
 
     def __post_init__(self) -> None:
         """Check that both or neither are given and fit together.
@@ -47,6 +49,13 @@ class InputSpace:
             )
         if self.std is not None and not min(self.std, default=0) > 0:
             raise ConfigurationError(f"std={self.std} must be positive.")
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The mean and standard deviation that the loader's images have been through; 0 and 1 for pixels."""
+        if self.mean is None or self.std is None or not self.normalized_data:
+            return (0.0,), (1.0,)
+        return self.mean, self.std
 
     def to_space(self, images: Tensor, space: Space) -> Tensor:
         """Bring images from the loader's form into the threat model's space."""
@@ -104,17 +113,23 @@ class InputSpace:
         return values
 
 
-def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    """Values of channels in a tensor that can be broadcast over images.
+def channel_dim(values: int, shape: Sequence[int]) -> int | None:
+    """The dimension of images that as many values are for: the second, or the last one where only that has as many.
 
-    Channels are the second dimension, or the last one where only that has as many. One value is for all.
+    Returns:
+        None where neither has.
+    """
+    return 1 if values in (1, shape[1]) else len(shape) - 1 if values == shape[-1] else None
+
+
+def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """Values of channels in a tensor that can be broadcast over images; see :func:`channel_dim`. One is for all.
 
     Raises:
         UnsuitableError: for another number of values.
     """
+    dim = channel_dim(len(values), like.shape)
+    if dim is None:
+        raise UnsuitableError(f"mean and std have {len(values)} values, images have {like.shape[1]} channels.")
     constants = torch.tensor(values, dtype=like.dtype, device=like.device)
-    if len(values) == 1 or len(values) == like.shape[1]:
-        return constants.view(1, -1, *[1] * (like.ndim - 2))
-    if len(values) == like.shape[-1]:
-        return constants
-    raise UnsuitableError(f"mean and std have {len(values)} values, images have {like.shape[1]} channels.")
+    return constants.view(1, -1, *[1] * (like.ndim - 2)) if dim == 1 else constants
