@@ -11,6 +11,7 @@ import struct
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -464,3 +465,18 @@ def balanced_norm(lr: float, decay: float, unit_gradient_norm: float) -> float:
         longer = math.hypot((1 - lr * decay) * length, lr * unit_gradient_norm / length)
         low, high = (length, high) if longer > length else (low, length)
     return length
+
+
+def advertorch_iterates(x, slopes, norm, eps, step, low, high):
+    """The last image of advertorch's perturb_iterative for given gradients, written out for each image in numpy."""
+    delta, x = np.zeros(x.shape), x.numpy()
+    for slope in slopes.numpy():
+        for k in range(len(x)):
+            if norm == "linf":
+                moved = np.clip(delta[k] + step * np.sign(slope[k]), -eps, eps)
+                delta[k] = np.clip(x[k] + moved, low, high) - x[k]
+            else:
+                moved = delta[k] + step * slope[k] / np.sqrt((slope[k] ** 2).sum())
+                moved = np.clip(x[k] + moved, low, high) - x[k]
+                delta[k] = moved * min(1.0, eps / max(np.sqrt((moved**2).sum()), 1e-300))
+    return torch.from_numpy(np.clip(x + delta, low, high))

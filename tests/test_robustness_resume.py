@@ -131,3 +131,35 @@ def test_a_trainer_leaves_its_journal_only_where_it_was_interrupted(tmp_path: Pa
             project, data, verbose=False
         )
     assert not list(off.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("semantics", ["final", "any"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_attacks_that_draw_by_the_batch_resume_with_the_batches_they_had(
+    tmp_path: Path, semantics: Any, share: float
+) -> None:
+    """torchattacks draws for a batch as a whole: another batch would be another draw."""
+    project, data = Project(), images(60, batch_size=7)
+    attacks = ["gaussian", "bim", "torchattacks.Square", "pgd"]
+    settings: dict[str, Any] = {
+        "attacks": attacks, "eps": 0.1, "steps": 3, "semantics": semantics, "batch_size": 8,
+        "attack_options": {"torchattacks.Square": {"n_queries": 8, "eps": 0.1}},
+    }  # fmt: skip
+    whole: list[int] = []
+    seen: list[int] = []
+
+    def counted(sizes: list[int]) -> Any:
+        return lambda x: sizes.append(len(x)) or project(x)
+
+    expected = evaluate_robustness(project, data, progress=False, logits=counted(whole), **settings)
+    broken = broken_after(int(share * len(whole)), project)
+    with pytest.raises(BrokenOffError):
+        evaluate_robustness(project, data, progress=False, logits=broken, resume_dir=tmp_path, **settings)
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1
+    found = evaluate_robustness(project, data, progress=False, logits=counted(seen), resume_dir=tmp_path, **settings)
+    for attack in expected.decisions.attacks:
+        one, other = expected.decisions.of(attack), found.decisions.of(attack)
+        assert torch.equal(one.sample, other.sample)
+        assert torch.equal(one.prediction, other.prediction), attack
+        torch.testing.assert_close(one.loss, other.loss, rtol=1e-5, atol=1e-6)
+    assert sum(seen) < sum(whole), "not all is done again"

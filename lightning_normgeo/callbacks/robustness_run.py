@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,9 @@ class RobustnessRun:
         self.bars: dict[int, Bar | None] = {}
         self._taken: dict[int, tuple[Tensor, Tensor]] = {}
         self._told: set[str] = set()
+        if getattr(getattr(loop, "_combined_loader", None), "_mode", "") == "max_size_cycle":
+            for evaluation in self.evaluations:  # the shorter ones begin again
+                evaluation.seen.order = replace(evaluation.seen.order, repeats=True)
         try:
             check_undivided(trainer)
         except UnsuitableError as error:

@@ -38,7 +38,7 @@ class Assumptions:
     said: list[str] = field(default_factory=list)
 
 
-def tested(
+def check_assumptions(
     module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor, labels: Tensor, gradients: bool
 ) -> Assumptions:
     """Test a model on its first batch.
@@ -78,7 +78,8 @@ def tested(
             "The logits of an image depend on the other images of its batch (batch statistics in evaluation mode?): "
             "accuracies hold for these batches only, which stay as the loader gives them."
         )
-    no_gradient = _no_gradient(forward, images[:2], labels[:2]) if gradients else ""
+    with undisturbed(module, fork_rng=False):  # around both passes: the way back may need a buffer as it was written
+        no_gradient = _no_gradient(logits, images[:2], labels[:2]) if gradients else ""
     return Assumptions(deterministic, independent, no_gradient, said)
 
 

@@ -125,8 +125,8 @@ class SeenSamples:
     def _is_new(self, key: int) -> bool:
         arrival, positions = self._seen, self.order.positions
         self._seen += 1
-        known = positions is not None and arrival < len(positions)
-        place = positions[arrival] if positions is not None and known else arrival
+        known = bool(positions)
+        place = positions[arrival % len(positions)] if positions else arrival  # a loader may begin again
         places = self.places.get(key, [])
         again = place in places if known else bool(places) and self.order.repeats
         beyond = self.limit is not None and (place if known else self._counted) >= self.limit

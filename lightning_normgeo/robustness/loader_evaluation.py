@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import UnsuitableError, warn_once
-from lightning_normgeo.robustness.assumptions import tested
+from lightning_normgeo.robustness.assumptions import check_assumptions
 from lightning_normgeo.robustness.batch_attacks import Progress
 from lightning_normgeo.robustness.catalogue import ProjectedGradient
 from lightning_normgeo.robustness.evaluation import RobustnessEvaluator
@@ -92,7 +92,7 @@ class LoaderEvaluation:
         inputs = self._input_space(images)
         self.confirmed = inputs.confirmed
         needs_gradient = any(isinstance(attack, ProjectedGradient) for attack in self.settings.all_attacks)
-        assumptions = tested(self._module, self._logits, images, labels, needs_gradient)
+        assumptions = check_assumptions(self._module, self._logits, images, labels, needs_gradient)
         self.evaluator = RobustnessEvaluator(
             lambda batch: class_logits(self._logits(batch)),
             inputs,
