@@ -23,8 +23,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lightning_normgeo import ResNetClassifier
-from lightning_normgeo.robustness import InputSpace, RobustnessEvaluator, RobustnessSettings, folded_model
+from lightning_normgeo.robustness import RobustnessSettings, folded_model
 from lightning_normgeo.robustness.attacks import ascent
+from lightning_normgeo.robustness.checks import undisturbed
+from lightning_normgeo.robustness.inputs import DeclaredInputs
+from lightning_normgeo.robustness.loader_evaluation import LoaderEvaluation
+from lightning_normgeo.robustness.parts import report_of
 from lightning_normgeo.robustness.sizing import fitting_batch
 
 _CLASSES = 10
@@ -125,22 +129,22 @@ def with_art(task: Task) -> Answer:
 
 
 def ours(joined: bool = True, **settings: Any) -> Contender:
-    """Return the evaluator with the given settings; its batches are joined, or those of the others."""
+    """Return an evaluation of a loader's batches with the given settings; they are joined, or those of the others."""
 
     def evaluate(task: Task) -> Answer:
         ball = {"eps": task.eps, "step_size": task.step_size, "steps": task.steps}
         size = None if joined else task.batch
         given = RobustnessSettings(attacks=["bim"], batch_size=size, **ball, **settings)
-        evaluator = RobustnessEvaluator(task.net, InputSpace(None, None, normalized_data=False), given, task.net)
-        for k, (images, labels) in enumerate(task.batches()):
-            evaluator.put(images, labels, range(k * task.batch, k * task.batch + len(labels)))
-        decisions = evaluator.finish()
+        evaluation = LoaderEvaluation(task.net, task.net, given, DeclaredInputs(), None)
+        for images, labels in task.batches():
+            with undisturbed(task.net):
+                evaluation.add(images, labels)
+        decisions = report_of([evaluation.finish()], given, evaluation.shown).decisions
         answer = final(task, [(decisions.of("clean").correct, decisions.of("bim").correct)])
-        if given.semantics == "final":
+        if given.semantics == "final" or evaluation.evaluator is None:
             return answer
-        return answer._replace(
-            passes=len(answer.clean) + sum(active.passes for active in evaluator.attacks._active.values())
-        )
+        active = evaluation.evaluator.attacks._active.values()
+        return answer._replace(passes=len(answer.clean) + sum(attack.passes for attack in active))
 
     return evaluate
 

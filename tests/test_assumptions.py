@@ -1,4 +1,4 @@
-"""Models that are random, depend on batch mates, write buffers or are not finite: found with the first batch, and said."""
+"""Models that are random, depend on batch mates, write buffers or are not finite: found with the first batch."""
 
 from __future__ import annotations
 

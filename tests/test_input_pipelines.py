@@ -22,12 +22,12 @@ SECOND = ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
 THIRD = ((0.5,), (0.25,))
 
 
-class Explosion(Exception):
+class ExplosionError(Exception):
     pass
 
 
 def explode(*args, **kwargs):
-    raise Explosion("something of the project was called")
+    raise ExplosionError("something of the project was called")
 
 
 class Untouchable(Dataset):
@@ -198,10 +198,7 @@ def pipelines(draw):
         step = STEPS[name](step)
         path.append(name)
     names = draw(NAMES)
-    if draw(st.booleans()):
-        data = Wrapper(Untouchable(), step, names)
-    else:
-        data = Untouchable(**{names[1]: step})
+    data = Wrapper(Untouchable(), step, names) if draw(st.booleans()) else Untouchable(**{names[1]: step})
     for name in draw(st.lists(st.sampled_from(sorted(DATA)), max_size=1)):
         data = DATA[name](data)
         path.append(name)
@@ -537,9 +534,8 @@ def test_what_is_no_normalization_of_pixels_is_not_taken(step):
         lambda *steps: list(steps),
         lambda *steps: v1.Compose([v1.Compose([steps[0]]), v1.Compose(list(steps[1:]))]),
         lambda *steps: nn.Sequential(*steps),
-        lambda *steps: nn.ModuleList(steps),
     ],
-    ids=["v1.Compose", "v2.Compose", "list", "nested", "nn.Sequential", "nn.ModuleList"],
+    ids=["v1.Compose", "v2.Compose", "list", "nested", "nn.Sequential"],
 )
 def test_the_last_of_a_sequence_comes_first(together):
     steps = [normalize(constants) for constants in (THIRD, FIRST, SECOND)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -75,21 +76,29 @@ class SampleOrder:
 def order_of(loader: Any) -> SampleOrder:
     """The order of a loader, as far as it is known without asking its samplers for random numbers."""
     data: Any = getattr(loader, "dataset", None)
-    batches, sampler = (getattr(loader, name, None) for name in ("batch_sampler", "sampler"))
-    sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    if isinstance(data, IterableDataset) or not sized:
+    if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__"):
         return SampleOrder()
+    batches = getattr(loader, "batch_sampler", None)
     if batches is not None and type(batches) is not BatchSampler:
         return SampleOrder(repeats=True)
-    if type(sampler) is SequentialSampler:
-        return SampleOrder(range(len(data)))
-    if type(sampler) is DistributedSampler:  # draws from a generator of its own, seeded by its epoch
-        return SampleOrder(list(sampler))
+    # a loader that was given a BatchSampler has a sampler that it does not use
+    sampler = getattr(loader, "sampler", None) if batches is None else batches.sampler
+    if batches is not None and hasattr(data, "__len__"):
+        if type(sampler) is SequentialSampler:
+            return SampleOrder(range(len(data)))
+        if type(sampler) is DistributedSampler:  # draws from a generator of its own, seeded by its epoch
+            return SampleOrder(list(sampler))
+    return SampleOrder(repeats=_may_repeat(sampler))
+
+
+def _may_repeat(sampler: Any) -> bool:
+    if type(sampler) in (SequentialSampler, DistributedSampler):
+        return False
     if type(sampler) is RandomSampler:
-        return SampleOrder(repeats=sampler.replacement or sampler.num_samples > len(data))
+        return sampler.replacement or sampler.num_samples > len(sampler.data_source)
     if type(sampler) is SubsetRandomSampler:
-        return SampleOrder(repeats=len(set(sampler.indices)) < len(sampler.indices))
-    return SampleOrder(repeats=True)
+        return len(set(sampler.indices)) < len(sampler.indices)
+    return True
 
 
 @dataclass
@@ -119,8 +128,15 @@ class SeenSamples:
     @property
     def full(self) -> bool:
         """Whether no further sample can count."""
-        known = self.order.positions is not None
-        return self.limit is not None and not known and self._counted >= self.limit
+        if self.limit is None:
+            return False
+        return self._counted >= self.limit if not self.order.positions else self._seen >= self._last
+
+    @cached_property
+    def _last(self) -> int:
+        """How many samples come until those within the limit have all been there."""
+        within = (k for k, place in enumerate(self.order.positions or ()) if place < (self.limit or 0))
+        return max(within, default=-1) + 1
 
     def _is_new(self, key: int) -> bool:
         arrival, positions = self._seen, self.order.positions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -46,12 +47,14 @@ def described(value: Any) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     named = _named(value)
     if named is not None:
-        inside = ", ".join(f"{key}: {described(entry)}" for key, entry in list(named.items())[:6])
+        parts = [f"{key}: {described(entry)}" for key, entry in islice(named.items(), 6)]
     elif isinstance(value, (tuple, list)):
-        inside = ", ".join(described(entry) for entry in value[:4])
+        parts = [described(entry) for entry in value[:4]]
     else:
         return type(value).__name__
-    return f"{type(value).__name__}({inside}{', …' if len(value if named is None else named) > 6 else ''})"
+    if len(value if named is None else named) > len(parts):
+        parts.append("…")
+    return f"{type(value).__name__}({', '.join(parts)})"
 
 
 def _named(batch: Any) -> Mapping[str, Any] | None:

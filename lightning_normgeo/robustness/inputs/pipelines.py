@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 _MOST = 5000
 """Objects that are looked at: a pipeline has dozens."""
-_DEEP = 12
 _LONG = 64
 """Entries of a collection that are looked at: longer ones are data."""
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), Tensor, type, torch.dtype, torch.device)
-_WRAPPED = ("dataset", "datasets", "base", "data", "subset")
+_WRAPPED = ("dataset", "datasets", "base", "data", "subset", "sampler", "batch_sampler")
 """Attributes that hold what another object is made from."""
 
 
@@ -38,8 +37,7 @@ def pipeline_normalizations(loader: Any) -> Iterator[Normalization]:
     ``std`` (torchvision, albumentations, kornia), MONAI's, image processors of transformers, and timm's loaders.
     Nothing of the project is called.
     """
-    seen: set[int] = set()
-    for thing in _walk(loader, seen, 0):
+    for thing in _walk(loader):
         found = _as_normalization(thing)
         if found is not None:
             yield found
@@ -48,8 +46,8 @@ def pipeline_normalizations(loader: Any) -> Iterator[Normalization]:
 def model_normalization(module: nn.Module | None) -> Normalization | None:
     """The normalization of its inputs that a model holds, if there is exactly one.
 
-    Its attribute ``input_normalization`` comes first, then submodules called ``…Normaliz…``, then its own buffers or
-    attributes ``mean`` and ``std`` (also ``pixel_mean`` and ``image_mean``).
+    Its attribute ``input_normalization`` comes first, then submodules called ``…Normaliz…``, then buffers ``mean`` and
+    ``std`` (also ``pixel_mean``, ``image_mean`` and ``input_mean``).
     """
     if module is None:
         return None
@@ -61,20 +59,24 @@ def model_normalization(module: nn.Module | None) -> Normalization | None:
         found
         for child in module.modules()
         for prefix in ("", "pixel_", "image_", "input_")
-        if not isinstance(child, nn.modules.batchnorm._NormBase)
+        # a single number can be anything, as that of a layer that adds noise
+        if isinstance({**vars(child), **child._buffers}.get(f"{prefix}mean"), (tuple, list, Tensor))
         and (found := _numbers(child, f"{prefix}mean", f"{prefix}std", "the model")) is not None
     ]
     different = list(dict.fromkeys((found.mean, found.std) for found in inside or held))
     return Normalization(*different[0], "the model") if len(different) == 1 else None
 
 
-def _walk(thing: Any, seen: set[int], depth: int) -> Iterator[Any]:
-    if isinstance(thing, _LEAVES) or id(thing) in seen or depth > _DEEP or len(seen) > _MOST:
-        return
-    seen.add(id(thing))
-    yield thing
-    for part in _parts(thing):
-        yield from _walk(part, seen, depth + 1)
+def _walk(start: Any) -> Iterator[Any]:
+    """Everything that a thing is made of, depth first, each once."""
+    seen: dict[int, Any] = {}  # holds what was made for being looked at, so that no id occurs twice
+    ahead = [start]
+    while ahead and len(seen) <= _MOST:
+        thing = ahead.pop()
+        if not isinstance(thing, _LEAVES) and id(thing) not in seen:
+            seen[id(thing)] = thing
+            yield thing
+            ahead += _parts(thing)[::-1]
 
 
 def _parts(thing: Any) -> list[Any]:
@@ -85,21 +87,53 @@ def _parts(thing: Any) -> list[Any]:
         return list(islice(thing, _LONG))[::-1]
     if isinstance(thing, functools.partial):
         return [*thing.args, *thing.keywords.values(), thing.func]
+    if isinstance(thing, (nn.Sequential, nn.ModuleList)):
+        return list(thing)[::-1]
     if inspect.ismethod(thing):
         return [thing.__self__, thing.__func__]
     if inspect.isfunction(thing):
-        closed = inspect.getclosurevars(thing).nonlocals if thing.__closure__ else {}
-        return [*closed.values(), *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        closed = [value for cell in thing.__closure__ or () for value in _content(cell)]
+        return [*closed, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
     if inspect.isbuiltin(thing) or inspect.ismodule(thing) or inspect.isclass(thing):
         return []
-    held = vars(thing) if hasattr(thing, "__dict__") else {}
-    held = {**{name: getattr(thing, name, None) for name in getattr(type(thing), "__slots__", ()) or ()}, **held}
+    held = _attributes(thing)
     return [held[name] for name in sorted(held, key=_rank)]
+
+
+def _content(cell: Any) -> list[Any]:
+    """What a closure holds; nothing where that is yet to come."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    """What an object holds itself, in slots, and in its classes; nothing is computed for being asked."""
+    found: dict[str, Any] = {}
+    for kind in reversed(type(thing).__mro__[:-1]):
+        for name, value in vars(kind).items():
+            if inspect.ismemberdescriptor(value):  # a slot
+                found.update(_slot(thing, name))
+            elif not (name.startswith("__") or inspect.isclass(value) or hasattr(value, "__get__")):
+                # neither a method nor a property: shared by all instances
+                found[name] = value
+    try:
+        return {**found, **vars(thing)}
+    except Exception:  # whatever somebody's __dict__ is
+        return found
+
+
+def _slot(thing: Any, name: str) -> dict[str, Any]:
+    try:
+        return {name: getattr(thing, name)}
+    except Exception:  # not set
+        return {}
 
 
 def _rank(name: str) -> int:
     """What a wrapper does itself comes before what it wraps, which was applied earlier."""
-    return 0 if "transform" in name else 2 if name in _WRAPPED else 1
+    return 0 if "transform" in name or name == "collate_fn" else 2 if name in _WRAPPED else 1
 
 
 def _as_normalization(thing: Any) -> Normalization | None:
@@ -111,13 +145,14 @@ def _as_normalization(thing: Any) -> Normalization | None:
             return None
         mean, std = (tuple(value / 255 for value in part) for part in (found.mean, found.std))
         return Normalization(_plain(mean), _plain(std), name)
-    if getattr(thing, "do_normalize", False) is True:  # transformers'
+    if _attributes(thing).get("do_normalize") is True:  # transformers'
         return _numbers(thing, "image_mean", "image_std", name)
     if "ormaliz" not in name:
         return None
-    if getattr(thing, "normalization", "standard") != "standard":  # albumentations': mean and std have no part in it
+    held = _attributes(thing)
+    if held.get("normalization", "standard") != "standard":  # albumentations': mean and std have no part in it
         return None
-    flags = getattr(thing, "flags", None)  # kornia's augmentations
+    flags = held.get("flags")  # kornia's augmentations
     if isinstance(flags, Mapping) and "mean" in flags:
         return _numbers(_Flags(flags), "mean", "std", name)
     return _numbers(thing, "mean", "std", name) or _numbers(thing, "subtrahend", "divisor", name)
