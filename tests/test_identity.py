@@ -304,7 +304,9 @@ def test_the_order_of_a_loader_is_known_as_far_as_it_is(name):
         assert len(order.positions) >= len(drawn)
 
 
-@pytest.mark.parametrize("loader", [[(1, 2)], iter([]), None, {"a": DataLoader(DATA)}, DATA], ids=str)
+@pytest.mark.parametrize(
+    "loader", [[(1, 2)], iter([]), None, {"a": DataLoader(DATA)}, DATA], ids=lambda x: type(x).__name__
+)
 def test_what_is_no_loader_has_no_order_but_its_own(loader):
     assert order_of(loader) == SampleOrder(None, False)
 
@@ -441,6 +443,19 @@ def test_a_sample_counts_once():
     seen = SeenSamples(SampleOrder([4, 1, 4, 1]))
     assert seen.new([7, 7, 7, 7]) == [True, False, False, False]
     assert seen.places == {7: [4, 1]}
+
+
+@pytest.mark.parametrize("name", [name for name, (loader, _, _) in LOADERS.items() if order_of(loader).positions])
+def test_a_loader_that_begins_again_shows_nothing_new(name):
+    """As in a cycle beside a longer one."""
+    loader = LOADERS[name][0]
+    once = [number for batch in loader for number in batch.tolist()]
+    for limit in (None, 4):
+        seen = SeenSamples(order_of(loader), limit)
+        seen.new(once)
+        before = {key: list(places) for key, places in seen.places.items()}
+        assert not any(seen.new(once))
+        assert seen.places == before
 
 
 # --- several processes ------------------------------------------------------------------------------------------------

@@ -335,6 +335,39 @@ def test_attributes_that_cannot_be_read_are_passed_over(error):
     assert found(SimpleNamespace(dataset=Closed(normalize()))) == [FIRST]
 
 
+def test_what_a_class_shares_is_not_asked_either():
+    class Closed:
+        def __getattr__(self, name):
+            raise OSError("the file is closed")
+
+    class Shared(Untouchable):
+        file = Closed()
+
+    assert found(DataLoader(Shared(normalize()))) == [FIRST]
+
+
+def test_an_attribute_hides_what_its_class_has():
+    class Shared(Untouchable):
+        transform = normalize(SECOND)
+
+    assert found(DataLoader(Shared(normalize()))) == [FIRST]
+    assert found(DataLoader(Shared())) == [], "it is None"
+
+
+def test_modules_in_a_row_are_not_iterated():
+    class Steps(nn.Sequential):
+        __iter__ = __len__ = __getitem__ = explode
+
+    steps = Steps(nn.Identity(), nn.Sequential(normalize()))
+    assert found(DataLoader(Untouchable(steps))) == [FIRST]
+
+
+def test_modules_in_a_row_may_hold_other_things():
+    steps = nn.Sequential(nn.Identity())
+    steps.after = like("Normalize", mean=FIRST[0], std=FIRST[1])
+    assert found(DataLoader(Untouchable(steps))) == [FIRST]
+
+
 def test_a_closure_over_what_is_not_there_yet_is_passed_over():
     def make():
         def apply(image):
@@ -409,9 +442,7 @@ def test_a_chain_without_an_end_ends():
 
 
 def test_a_tree_with_too_many_branches_ends():
-    tree = None
-    for _ in range(4):
-        tree = [[tree, [k]] for k in range(64)]
+    tree = [[[[k] for k in range(40)] for _ in range(40)] for _ in range(40)]
     assert found(tree) == []
     assert found(SimpleNamespace(transform=normalize(), rest=tree)) == [FIRST]
 

@@ -213,6 +213,8 @@ CASES = [
     ("right ones", normalized(OTHER), None, lists(OTHER), OTHER, True, True, ""),
     ("right ones, by the data", normalized(OTHER), None, lists(OTHER) | {"normalized_by": "data"}, OTHER, True, True,
      ""),
+    ("right ones, another in the pipeline", Data(then(sharp, by(OTHER)), other=v1.Normalize(*CIFAR)), None,
+     lists(OTHER), OTHER, True, True, ""),
     ("rounded ones", seen(EXACT), None, lists(CIFAR), CIFAR, True, True, ""),
     ("rounded ones, by hand", normalized(EXACT), None, lists(CIFAR), CIFAR, True, True, ""),
     ("wrong ones for pixels", Data(), None, lists(CIFAR), CIFAR, False, True, MODELS_OWN),
@@ -308,6 +310,29 @@ def test_what_is_found_brings_images_back_to_pixels(case):
         assert pixels.max() <= 1 + 1e-3
         if case[0] != "noise":
             torch.testing.assert_close(pixels, truth.double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "declared", "source"),
+    [
+        (seen(EXACT), lists(CIFAR), "declared"),
+        (seen(IMAGENET), lists(IMAGENET), "declared"),
+        (normalized(IMAGENET, soft), lists(IMAGENET), "declared"),
+        (seen(IMAGENET), {}, "Normalize of the data pipeline"),
+        (seen(IMAGENET, soft), {}, "Normalize of the data pipeline"),
+        (normalized(IMAGENET), {}, "ImageNet's constants, fitted"),
+        (normalized(OTHER), {}, "fitted to the images"),
+        (Data(), {}, "pixels"),
+        (Data(soft), {}, "pixels"),
+        (Data(), lists(IMAGENET), "pixels"),
+    ],
+)
+def test_the_first_that_fits_is_taken_and_named(data, declared, source):
+    """What is declared before what is found, what is found before what is known."""
+    inputs = found(data, **declared)
+    assert inputs.source == source
+    if source == "declared":
+        assert (inputs.mean, inputs.std) == (tuple(declared["mean"]), tuple(declared["std"]))
 
 
 def test_cases_have_names_of_their_own():
@@ -474,8 +499,14 @@ def attacked(forward, pixels, labels, eps, step, steps):
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
-@given(VALUES, st.integers(0, 10**6), st.sampled_from([2, 4, 8, 16]), st.sampled_from(["seen", "hidden", "declared"]))
-def test_attacks_of_normalized_images_are_attacks_of_their_pixels(values, seed, levels, how):
+@given(
+    VALUES,
+    st.integers(0, 10**6),
+    st.sampled_from([2, 4, 8, 16]),
+    st.sampled_from([3, 10]),
+    st.sampled_from(["seen", "hidden", "declared"]),
+)
+def test_attacks_of_normalized_images_are_attacks_of_their_pixels(values, seed, levels, steps, how):
     constants = tuple(zip(*values, strict=True))
     raw = raw_images(seed, size=4)
     pixels = raw.double() / 255
@@ -492,7 +523,7 @@ def test_attacks_of_normalized_images_are_attacks_of_their_pixels(values, seed, 
 
     eps = levels / 255
     labels = forward(pixels).argmax(1)
-    after = forward(attacked(forward, pixels, labels, eps, eps / 4, 10))
+    after = forward(attacked(forward, pixels, labels, eps, eps / 4, steps))
     first, second = after.topk(2).values.unbind(1)
     assume((first - second).min() > 2e-3)
     expected = int((after.argmax(1) == labels).sum())
@@ -508,7 +539,7 @@ def test_attacks_of_normalized_images_are_attacks_of_their_pixels(values, seed, 
     ]
     source = Batches(batches, data if how == "seen" else None)
     declared = lists(constants) if how == "declared" else {}
-    report = evaluate_robustness(model, source, attacks=["bim"], eps=eps, progress=False, **declared)
+    report = evaluate_robustness(model, source, attacks=["bim"], eps=eps, steps=steps, progress=False, **declared)
     assert (report.results["clean"].correct, report.results["clean"].n) == (COUNT, COUNT)
     assert report.results["bim"].correct == expected
     assert report.settings["inputs"]["confirmed"]

@@ -168,7 +168,7 @@ def test_a_failure_after_fit_does_not_take_the_other_callbacks_along(tmp_path: P
         def on_train_end(self, *args: Any) -> None:
             ended.append("end")
 
-    with pytest.warns(UserWarning, match=r"evaluation after fit failed: OSError\('gone'\)"):
+    with pytest.warns(UserWarning, match="Robustness is not evaluated. OSError: gone"):
         trainer(RobustnessEvaluation(after_fit=True), Later()).fit(Broken(), images())
     assert ended == ["end"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -21,8 +23,11 @@ def named_loaders(loaders: Any) -> dict[str, Any]:
     found = list(_flat(loaders))
     if len(found) == 1:
         return {"": found[0][1]}
-    names = [name for name, _ in found]
-    return {name if names.count(name) == 1 else f"{name}_{k}": loader for k, (name, loader) in enumerate(found)}
+    names: dict[str, Any] = {}
+    for name, loader in found:
+        free = (f"{name}.{k}" if k else name for k in itertools.count())
+        names[next(one for one in free if one not in names)] = loader
+    return names
 
 
 def _flat(loaders: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -50,8 +55,18 @@ def batches_by_loader(loop: Any, batch: Any, number: int) -> Iterator[tuple[int,
     if combined is None or getattr(combined, "_mode", "sequential") == "sequential":
         yield number, batch
         return
-    parts = batch.values() if isinstance(combined.iterables, Mapping) else batch
+    parts = _parts(combined.iterables, batch)
     yield from ((k, part) for k, part in enumerate(parts) if part is not None)
+
+
+def _parts(loaders: Any, batch: Any) -> Iterator[Any]:
+    """Yield what each loader of a collection has put into a batch, in the order of :func:`named_loaders`."""
+    if isinstance(loaders, (Mapping, list, tuple)):
+        keys = loaders.keys() if isinstance(loaders, Mapping) else range(len(loaders))
+        for key in keys:
+            yield from _parts(loaders[key], batch[key])
+    else:
+        yield batch
 
 
 def test_source(trainer: Any) -> Any:
@@ -69,8 +84,23 @@ def test_source(trainer: Any) -> Any:
     )
 
 
+@contextmanager
+def testing(trainer: Any) -> Iterator[None]:
+    """Let hooks of the project see the test stage meanwhile, and leave the data module as it was."""
+    stage, data = trainer.state.stage, trainer.datamodule
+    attributes = {} if data is None else dict(vars(data))
+    trainer.state.stage = type(stage).TESTING
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+        if data is not None:
+            vars(data).clear()
+            vars(data).update(attributes)
+
+
 def test_loaders(trainer: Any) -> dict[str, Any]:
-    """Return the test loaders by name, dealt out to the processes."""
+    """Return the test loaders by name, dealt out to the processes; inside :func:`testing`."""
     source = test_source(trainer)
     if source is trainer.datamodule:
         source.setup("test")
@@ -114,4 +144,19 @@ def check_undivided(trainer: Any) -> None:
         raise UnsuitableError(
             f"RobustnessEvaluation cannot run under {strategy}, where processes wait for each other in every layer. "
             "Save a checkpoint and test it on one device or with ddp."
+        )
+
+
+def check_all_take_part(trainer: Any) -> None:
+    """Refuse loops that Lightning leaves out on processes without a batch: the others would wait for them.
+
+    Raises:
+        UnsuitableError: where a project allows for that.
+    """
+    flag = "allow_zero_length_dataloader_with_multiple_devices"
+    allows = any(getattr(one, flag, False) for one in (trainer.lightning_module, trainer.datamodule))
+    if trainer.world_size > 1 and allows:
+        raise UnsuitableError(
+            f"RobustnessEvaluation needs every process in its loop, and {flag} lets some be without a batch. Set it to "
+            "False, or test on one device."
         )

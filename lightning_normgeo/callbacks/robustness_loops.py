@@ -9,7 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from lightning_normgeo._lightning import QuietCallback
-from lightning_normgeo.callbacks.loaders import batches_of, check_undivided, named_loaders, test_loaders, test_source
+from lightning_normgeo.callbacks.loaders import (
+    batches_of,
+    check_undivided,
+    named_loaders,
+    test_loaders,
+    test_source,
+    testing,
+)
 from lightning_normgeo.callbacks.robustness_log import metrics_of, publish
 from lightning_normgeo.callbacks.robustness_run import RobustnessRun
 from lightning_normgeo.errors import ConfigurationError, UnsuitableError, warn_once
@@ -92,11 +99,15 @@ class RobustnessLoops(QuietCallback):
         if not self.after_fit or trainer.fast_dev_run:
             return
         try:
-            self._evaluate_after_fit(trainer, pl_module)
+            test_source(trainer)
         except UnsuitableError:
-            pass  # said when training began
-        except Exception as error:
-            warn_once(f"The robustness evaluation after fit failed: {error!r}. Run trainer.test for it.")
+            return  # said when training began, on every process
+        with undisturbed(pl_module), testing(trainer):  # a loader draws a random number when it begins
+            self._run = self._evaluated_after_fit(trainer, pl_module)
+        self._finish(trainer)
+        metrics, step = metrics_of(self.reports), trainer.fit_loop.epoch_loop._batches_that_stepped
+        for logger in trainer.loggers:
+            self._guarded(functools.partial(logger.log_metrics, metrics, step=step))
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Forget earlier results."""
@@ -106,15 +117,17 @@ class RobustnessLoops(QuietCallback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the batch as the loader gave it, and find out from the first one what can be evaluated."""
-        if self._run is not None:
-            self._run.take(batch, dataloader_idx)
+        run = self._run
+        if run is not None:
+            self._guarded(lambda: run.take(batch, dataloader_idx))
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Evaluate one batch."""
-        if self._run is not None:
-            self._run.evaluate(batch, dataloader_idx)
+        run = self._run
+        if run is not None:
+            self._guarded(lambda: run.evaluate(batch, dataloader_idx))
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Put the processes together and log."""
@@ -160,25 +173,27 @@ class RobustnessLoops(QuietCallback):
 
         self._guarded(begin)
 
-    def _evaluate_after_fit(self, trainer: Any, module: Any) -> None:
-        check_undivided(trainer)
+    def _evaluated_after_fit(self, trainer: Any, module: Any) -> RobustnessRun:
+        """Evaluate the test loaders; whatever fails, this process meets the others at the end."""
         self.reports = {}
-        loaders = test_loaders(trainer)
-        run = self._run = RobustnessRun(self, trainer, module, None, loaders, None)
-        with undisturbed(module):  # a loader draws a random number when it begins
+        run = RobustnessRun(self, trainer, module, None, {}, None)
+        try:
+            loaders = test_loaders(trainer)
+            run = RobustnessRun(self, trainer, module, None, loaders, None)
             for number, loader in enumerate(loaders.values()):
                 for batch in batches_of(trainer, loader, number):
                     run.evaluate(batch, number)
-        self._finish(trainer)
-        metrics, step = metrics_of(self.reports), trainer.fit_loop.epoch_loop._batches_that_stepped
-        for logger in trainer.loggers:
-            self._guarded(functools.partial(logger.log_metrics, metrics, step=step))
+        except Exception as error:
+            if self.settings.on_unsuitable == "raise":
+                raise
+            run.give_up(error)
+        return run
 
     def _finish(self, trainer: Any) -> None:
         assert self._run is not None  # noqa: S101
         self.reports = self._run.finish()
         written = self._guarded(lambda: publish(trainer, self.reports, self.name, self.num_images))
-        self._run.close(ended=bool(written))
+        self._run.end(bool(written))
         self._run = None
 
     def _guarded(self, action: Callable[[], Any]) -> Any:

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks.bars import Bar, bar_of
-from lightning_normgeo.callbacks.loaders import batch_count, batches_by_loader, check_undivided
+from lightning_normgeo.callbacks.loaders import (
+    batch_count,
+    batches_by_loader,
+    check_all_take_part,
+    check_undivided,
+)
 from lightning_normgeo.errors import UnsuitableError, warn_once
 from lightning_normgeo.robustness.checks import undisturbed
 from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
@@ -54,11 +59,18 @@ class RobustnessRun:
         if getattr(getattr(loop, "_combined_loader", None), "_mode", "") == "max_size_cycle":
             for evaluation in self.evaluations:  # the shorter ones begin again
                 evaluation.seen.order = replace(evaluation.seen.order, repeats=True)
+        self.failed: str | None = None
         try:
             check_undivided(trainer)
+            check_all_take_part(trainer)
         except UnsuitableError as error:
-            for number in range(len(loaders)):
-                self._give_up(number, error)
+            self.give_up(error)
+
+    def give_up(self, error: Exception) -> None:
+        """Step aside altogether, on this process; the others are told when all finish."""
+        self.failed = str(error) if isinstance(error, UnsuitableError) else f"{type(error).__name__}: {error}"
+        for number in range(len(self.evaluations)):
+            self._give_up(number, error)
 
     def take(self, batch: Any, number: int) -> None:
         """Keep a batch as its loader gave it, before the project's step; begin with the first one."""
@@ -83,20 +95,27 @@ class RobustnessRun:
 
     def finish(self) -> dict[str, RobustnessReport]:
         """Return the reports by what tells them apart, over all processes; every one of them has to call this."""
-        parts = [self._finished(number) for number in range(len(self.evaluations))]
-        shares: list[Any] = [parts]
-        if self._trainer.world_size > 1:
-            shares = [None] * self._trainer.world_size
-            torch.distributed.all_gather_object(shares, parts)
+        parts = {name: self._finished(number) for number, name in enumerate(self.names)}
+        shares = self._from_all((parts, self.failed))
+        shown = {name: evaluation.shown for name, evaluation in zip(self.names, self.evaluations, strict=True)}
         reports = {}
-        for number, (name, evaluation) in enumerate(zip(self.names, self.evaluations, strict=True)):
-            mine = [share[number] for share in shares]
-            reports[self._suffix(name)] = report_of(mine, evaluation.settings, evaluation.shown)
-        if not reports:
-            no_loader = Part({}, {}, False, {}, None, {}, [])
-            reports[self._suffix("")] = report_of([no_loader], self._callback.settings, Shown())
+        for name in dict.fromkeys(name for found, _ in shares for name in found) or [""]:
+            mine = [found.get(name, _nothing(failed)) for found, failed in shares]
+            reports[self._suffix(name)] = report_of(mine, self._callback.settings, shown.get(name, Shown()))
         self._say(reports)
         return reports
+
+    def end(self, written: bool) -> None:
+        """Take leave: journals go where rank zero has written all results."""
+        self.close(ended=self._from_all(written)[0])
+
+    def _from_all(self, mine: Any) -> list[Any]:
+        """What each process has to say, in their order."""
+        if self._trainer.world_size == 1:
+            return [mine]
+        shares: list[Any] = [None] * self._trainer.world_size
+        torch.distributed.all_gather_object(shares, mine)
+        return shares
 
     def close(self, ended: bool = False) -> None:
         """Take the bars away, and close the journals; they go once the results are written."""
@@ -105,16 +124,21 @@ class RobustnessRun:
                 bar.close()
         self.bars = {}
         for evaluation in self.evaluations:
-            evaluation.close(ended and self._trainer.is_global_zero)
+            evaluation.close(ended)
 
     def _evaluation(self, number: int, name: str, loader: Any) -> LoaderEvaluation:
         callback, trainer, module = self._callback, self._trainer, self._module
         journal = JournalPlace(
             Path(trainer.default_root_dir), f"{callback.name or ''}/{name}/{number}", trainer.global_rank
         )
+
+        def logits(images: Tensor) -> Any:
+            with trainer.precision_plugin.tensor_init_context():  # what forward makes has the precision of the weights
+                return callback.logits(module, images)
+
         return LoaderEvaluation(
             module,
-            lambda images: callback.logits(module, images),
+            logits,
             callback.settings,
             callback.declared,
             loader,
@@ -129,7 +153,8 @@ class RobustnessRun:
             return
         try:
             with torch.inference_mode(False):
-                images, labels = (tensor.clone() for tensor in self._callback.unpack(batch))
+                # of torch's own class: others carry what they are made of along
+                images, labels = (tensor.clone().as_subclass(Tensor) for tensor in self._callback.unpack(batch))
             if evaluation.evaluator is None:
                 self._open_bar(number, len(images))
                 with undisturbed(self._module):
@@ -183,3 +208,8 @@ class RobustnessRun:
         bar = self.bars.get(number)
         if bar is not None:
             bar.show(self.evaluations[number].evaluator, attack, samples)
+
+
+def _nothing(failed: str | None) -> Part:
+    """The share of a process that has no such loader, or could not get it."""
+    return Part({}, {}, False, {}, None, {} if failed is None else {EVERYTHING: failed}, [])

@@ -15,7 +15,7 @@ from lightning_normgeo.robustness.checks import check_labels, undisturbed
 from lightning_normgeo.robustness.inputs.labels import class_logits
 from lightning_normgeo.robustness.precision import full_float32
 
-_IMAGES = 16
+_IMAGES = 8
 """Looked at: the first ones."""
 _TOLERANCE = 1e-4
 """Largest change of a logit, relative to the largest, that rounding explains: kernels differ with the batch size."""
@@ -53,20 +53,20 @@ def check_assumptions(
     Raises:
         UnsuitableError: where the model cannot be called with images alone, or does not return logits of classes.
 
-    Cost: three forward passes of at most 16 images, and one backward pass of two.
+    Cost: three forward passes of at most 8 images, and one backward pass of two.
     """
     some = images[:_IMAGES]
 
-    def forward(batch: Tensor) -> Any:
+    def forward(batch: Tensor) -> Tensor:
         with undisturbed(module, fork_rng=False):
-            return logits(batch)
+            return class_logits(logits(batch), len(batch))
 
     with torch.no_grad(), full_float32():
-        first = _called(forward, some)
+        first = _called(module, logits, some)
         check_labels(labels[:_IMAGES], first)
         check_labels(labels, first.new_empty(len(labels), *first.shape[1:], device="meta"))
         said = _said_of_outputs(first)
-        deterministic = _unchanged(first, class_logits(forward(some)))
+        deterministic = _unchanged(first, forward(some))
         independent = deterministic and _is_independent(forward, some, first)
     if not deterministic:
         said.append(
@@ -83,27 +83,36 @@ def check_assumptions(
     return Assumptions(deterministic, independent, no_gradient, said)
 
 
-def _called(logits: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+def _called(module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     try:
-        output = logits(images)
+        with undisturbed(module, fork_rng=False):
+            output = logits(images)
     except Exception as error:
         raise UnsuitableError(
             f"The model cannot be called with the images of a batch alone: {type(error).__name__}: {error}. Override "
             "RobustnessEvaluation.logits to return its logits for images."
         ) from error
-    scores = class_logits(output)
-    if scores.ndim == 2 and scores.shape[1] == images[0].numel() > 2:
+    scores = class_logits(output, len(images))
+    if images.ndim > 2 and scores.ndim == 2 and scores.shape[1] == images[0].numel() > 2:
         raise UnsuitableError(
             f"The model returns as many numbers as an image has ({scores.shape[1]}), so it reconstructs images rather "
             "than classifying them. Override RobustnessEvaluation.logits to return class logits."
         )
-    one = isinstance(output, Tensor) and output.numel() == len(images)
-    if one and bool(((output >= 0) & (output <= 1)).all()):
+    if isinstance(output, Tensor) and output.numel() == len(images) and _is_bounded(module, logits, images, output):
         raise UnsuitableError(
             "The model returns one number between 0 and 1 per image, which looks like a probability. Override "
             "RobustnessEvaluation.logits to return the logit before the sigmoid, or logits (batch, 2)."
         )
     return scores
+
+
+def _is_bounded(module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor, output: Tensor) -> bool:
+    """Whether outputs stay within [0, 1] also for images far beyond any range, where logits do not."""
+    outputs = [output]
+    for factor in (-1e3, 1e3):
+        with undisturbed(module, fork_rng=False):
+            outputs.append(logits(images * factor))
+    return all(bool(((found >= 0) & (found <= 1)).all()) for found in outputs)
 
 
 def _said_of_outputs(scores: Tensor) -> list[str]:
@@ -117,13 +126,13 @@ def _said_of_outputs(scores: Tensor) -> list[str]:
     return []
 
 
-def _is_independent(logits: Callable[[Tensor], Any], images: Tensor, expected: Tensor) -> bool:
+def _is_independent(logits: Callable[[Tensor], Tensor], images: Tensor, expected: Tensor) -> bool:
     """Whether images in other company have the same logits."""
     middle = len(images) // 2
     try:
         if len(images) == 1:  # a companion that no loader gave
-            return _unchanged(expected, class_logits(logits(torch.cat([images, images.flip(-1)])))[:1])
-        parts = [class_logits(logits(part)) for part in (images[middle:], images[:middle])]
+            return _unchanged(expected, logits(torch.cat([images, images.flip(-1)]))[:1])
+        parts = [logits(part) for part in (images[middle:], images[:middle])]
     except Exception:  # batches of another size are not for this model
         return False
     return _unchanged(expected, torch.cat(parts[::-1]))
@@ -142,10 +151,13 @@ def _unchanged(expected: Tensor, found: Tensor) -> bool:
 
 def _no_gradient(logits: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> str:
     try:
-        ascent(lambda batch: class_logits(logits(batch)), images, labels)
+        ascent(lambda batch: class_logits(logits(batch), len(batch)), images, labels)
     except RuntimeError as error:
+        what = str(error).splitlines()[0]
+        if "Inference tensors" in what:
+            return f"{what} Trainer(inference_mode=False) makes tensors that have a gradient"
         return (
-            "no gradient reaches the images (does forward run under torch.no_grad(), or take an argmax?); override "
-            f"RobustnessEvaluation.logits if it can ({str(error).splitlines()[0]})"
+            "no gradient reaches the images (does forward run under torch.no_grad(), take an argmax, or checkpoint "
+            f"with use_reentrant=True?); override RobustnessEvaluation.logits if it can ({what})"
         )
     return ""

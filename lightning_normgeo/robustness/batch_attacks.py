@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from lightning_normgeo.robustness.active import ActiveSet, Ended, any_iterate
 from lightning_normgeo.robustness.assumptions import Assumptions
-from lightning_normgeo.robustness.attacks import ascent, mixed_seed, predicted
+from lightning_normgeo.robustness.attacks import ascent, predicted
 from lightning_normgeo.robustness.catalogue import Attack, Batch, ProjectedGradient
 from lightning_normgeo.robustness.decisions import Decisions, rows_of
 from lightning_normgeo.robustness.model import EvaluatedModel
 from lightning_normgeo.robustness.settings import RESCALED
 from lightning_normgeo.robustness.shown import Shown
+from lightning_normgeo.robustness.undisturbed import seeded
 
 Progress = Callable[[str, int], None]
 
@@ -75,7 +76,7 @@ class BatchAttacks:
             counted=None if counted is None else counted.cpu(),
         )
         for suffix in ("",) if self.model.rescaled is None else ("", RESCALED):
-            with self.model.active(control=bool(suffix)), self._seeded(batch):
+            with self.model.active(control=bool(suffix)), self._draws(batch):
                 self._attack(batch, size, suffix)
 
     def finish(self) -> None:
@@ -86,16 +87,9 @@ class BatchAttacks:
                     self.progress(name, 0)
                     active.run(self.model, everything=True)
 
-    @contextmanager
-    def _seeded(self, batch: Batch) -> Iterator[None]:
+    def _draws(self, batch: Batch) -> AbstractContextManager[None]:
         """Let a random model draw the same numbers for the same batch."""
-        if self.assumptions.deterministic:
-            yield
-            return
-        device = batch.images.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(mixed_seed(self.settings.seed, batch.indices[0]))
-            yield
+        return nullcontext() if self.assumptions.deterministic else seeded(self.settings.seed, batch.indices[0])
 
     @contextmanager
     def _failing(self, name: str) -> Iterator[None]:
@@ -103,9 +97,14 @@ class BatchAttacks:
         try:
             yield
         except Exception as error:
-            if self.settings.on_unsuitable == "raise":
-                raise
-            self.failed[name] = f"{type(error).__name__}: {error}"
+            self._fail(name, error)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        if self.settings.on_unsuitable == "raise":
+            raise error
+        self.failed[name] = f"{type(error).__name__}: {error}"
+        if "Inference tensors" in str(error):
+            self.failed[name] += " Trainer(inference_mode=False) makes tensors that have a gradient."
 
     def _is_done(self, name: str, batch: Batch) -> bool:
         done = self.decisions.done.get(name)
@@ -117,11 +116,8 @@ class BatchAttacks:
         if not todo and self._is_done(clean, batch):
             return
         self.progress(clean, 0)
-        gradient = None
-        if any(isinstance(attack, ProjectedGradient) and not attack.random_start for attack in todo):
-            scores, _, gradient = ascent(self.model, batch.images, batch.labels)
-        else:
-            scores = self._scores(batch.images)
+        scores, gradient = self._clean(batch, todo, suffix)
+        todo = [attack for attack in todo if attack.name + suffix not in self.failed]
         if not self._is_done(clean, batch):
             self._done(clean, batch, batch.images, scores, gradient)
         batch = replace(batch, gradient=gradient)
@@ -129,6 +125,18 @@ class BatchAttacks:
             self.progress(attack.name + suffix, 0)
             with self._failing(attack.name + suffix):
                 self._run(attack, batch, scores, size, attack.name + suffix)
+
+    def _clean(self, batch: Batch, attacks: Sequence[Attack], suffix: str) -> tuple[Tensor, Tensor | None]:
+        """Logits of the images and, where attacks begin with it, the gradient; both from one pass."""
+        beginning = [attack for attack in attacks if isinstance(attack, ProjectedGradient) and not attack.random_start]
+        if beginning:
+            try:
+                scores, _, gradient = ascent(self.model, batch.images, batch.labels)
+                return scores, gradient
+            except Exception as error:  # without a gradient the images may still be classified
+                for attack in beginning:
+                    self._fail(attack.name + suffix, error)
+        return self._scores(batch.images), None
 
     def _run(self, attack: Attack, batch: Batch, scores: Tensor, size: int, name: str) -> None:
         if not isinstance(attack, ProjectedGradient) or self.settings.semantics == "final":

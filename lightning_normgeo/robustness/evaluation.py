@@ -154,7 +154,7 @@ class RobustnessEvaluator:
                 self._prepare(images)
             given = self.settings.batch_size
             if given is None and self.assumptions.independent and not self.assumptions.no_gradient:
-                with self.model.active(), suppress(RuntimeError):  # a model without a gradient
+                with self.model.active(), suppress(Exception):  # no gradient, or none for a single image
                     given = fitting_batch(self.model, self.model.to_space(images), labels)
             self._sizes[shape] = given or len(images)
         return self._sizes[shape]

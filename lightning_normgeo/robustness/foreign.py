@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lightning_normgeo.errors import ConfigurationError, closest
-from lightning_normgeo.robustness.attacks import mixed_seed, per_image
+from lightning_normgeo.robustness.attacks import per_image
 from lightning_normgeo.robustness.threat import ThreatModel
+from lightning_normgeo.robustness.undisturbed import seeded
 
 _BALL = 8 / 255
 """The default radius of torchattacks' l∞ attacks, and of no other."""
@@ -92,7 +91,7 @@ def foreign_attack(
     """
     if not len(labels):
         return pixels
-    with torch.inference_mode(False), torch.enable_grad(), _random_numbers(seed, indices[0]), warnings.catch_warnings():
+    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, indices[0]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torchattacks")  # of its own code, not of the model
         originals = pixels.detach().clamp(0, 1)
         images = originals.float().contiguous()  # parts of torchattacks are written for float32; some call .view
@@ -164,26 +163,6 @@ def _later(name: str, logits: Callable[[Tensor], Tensor], images: Tensor, seed: 
             classes = logits(images[:1]).shape[1]
         found["n_classes"] = min(classes, known["n_classes"])  # more would be more targets than were published
     return found
-
-
-@contextmanager
-def _random_numbers(seed: int, index: int) -> Iterator[None]:
-    """Draw numbers that follow from a seed meanwhile, whichever library is asked."""
-    import numpy as np
-
-    mixed = mixed_seed(seed, index)
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - what attacks draw from
-    # torch.manual_seed seeds every device
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices):
-        try:
-            torch.manual_seed(mixed)
-            np.random.seed(mixed % 2**32)  # noqa: NPY002
-            random.seed(mixed)
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
 
 
 class _Pixels(nn.Module):

@@ -77,17 +77,22 @@ def order_of(loader: Any) -> SampleOrder:
     """The order of a loader, as far as it is known without asking its samplers for random numbers."""
     data: Any = getattr(loader, "dataset", None)
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__"):
-        return SampleOrder()
+        # each worker may go through the whole stream
+        return SampleOrder(repeats=getattr(loader, "num_workers", 0) > 1)
     batches = getattr(loader, "batch_sampler", None)
     if batches is not None and type(batches) is not BatchSampler:
         return SampleOrder(repeats=True)
     # a loader that was given a BatchSampler has a sampler that it does not use
     sampler = getattr(loader, "sampler", None) if batches is None else batches.sampler
     if batches is not None and hasattr(data, "__len__"):
+        order: Sequence[int] | None = None
         if type(sampler) is SequentialSampler:
-            return SampleOrder(range(len(data)))
-        if type(sampler) is DistributedSampler:  # draws from a generator of its own, seeded by its epoch
-            return SampleOrder(list(sampler))
+            order = range(len(sampler))
+        elif type(sampler) is DistributedSampler:  # draws from a generator of its own, seeded by its epoch
+            order = list(sampler)
+        if order is not None:
+            dropped = len(order) % batches.batch_size if batches.drop_last else 0
+            return SampleOrder(order[: len(order) - dropped])
     return SampleOrder(repeats=_may_repeat(sampler))
 
 

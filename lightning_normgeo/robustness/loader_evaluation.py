@@ -94,7 +94,7 @@ class LoaderEvaluation:
         needs_gradient = any(isinstance(attack, ProjectedGradient) for attack in self.settings.all_attacks)
         assumptions = check_assumptions(self._module, self._logits, images, labels, needs_gradient)
         self.evaluator = RobustnessEvaluator(
-            lambda batch: class_logits(self._logits(batch)),
+            lambda batch: class_logits(self._logits(batch), len(batch)),
             inputs,
             self.settings,
             self._module,
@@ -178,12 +178,18 @@ class LoaderEvaluation:
             return images
         floating = images.float()
         if self.evaluator is None:
-            with torch.no_grad():
-                one, other = (class_logits(self._logits(batch[:2])) for batch in (images, floating))
-            if not torch.allclose(one, other, rtol=1e-4, atol=1e-6):
+            if self._declared.empty:
+                self._declared = replace(self._declared, value_range=(0.0, 255.0))
+            try:
+                with torch.no_grad():
+                    one, other = (class_logits(self._logits(batch[:2]), 2) for batch in (images, floating))
+                same = torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+            except Exception:
+                same = False
+            if not same:
                 raise UnsuitableError(
-                    "Images are bytes, and the model takes the same numbers in floating point for something else. "
-                    "Override RobustnessEvaluation.unpack to return floating-point images."
+                    "Images are bytes, and the model does not give the same logits for the same numbers in floating "
+                    "point. Override RobustnessEvaluation.unpack to return the images as the model gets them."
                 )
         return floating
 

@@ -95,8 +95,8 @@ class EvaluatedModel:
         loaded = self.inputs.from_space(images, self.settings.threat.space)
         if self._narrow is not None:
             loaded = loaded.to(self._narrow)
-        if self.folded is not None and self.folded.channels_last:
-            loaded = loaded.contiguous(memory_format=torch.channels_last)
+        if self.folded is not None:
+            loaded = self.folded.arranged(loaded)
         return at_least_float32(self._compiled(loaded))
 
     @property

@@ -45,27 +45,21 @@ class Part:
     weights: dict[str, Any] = field(default_factory=dict)
 
 
-def report_of(
-    parts: Sequence[Part], settings: RobustnessSettings, shown: Shown, extra: Sequence[str] = ()
-) -> RobustnessReport:
+def report_of(parts: Sequence[Part], settings: RobustnessSettings, shown: Shown) -> RobustnessReport:
     """The report of an evaluation, from the shares of all processes that took part.
 
     Args:
         parts: one for each process.
         settings: what was evaluated.
         shown: samples for pictures.
-        extra: what else to tell the user.
     """
     with_samples = [part for part in parts if part.rows]
     failed = {name: reason for part in reversed(parts) for name, reason in part.failed.items()}
-    said = list(dict.fromkeys([*extra, *(text for part in parts for text in part.said)]))
+    said = list(dict.fromkeys(text for part in parts for text in part.said))
     if EVERYTHING in failed or not with_samples:
         failed = {EVERYTHING: failed.get(EVERYTHING, "the loader has no samples")}
         return RobustnessReport({}, _plain_settings(parts, settings), said, Decisions([]), not_evaluated=failed)
-    if (
-        len({part.inputs and (part.inputs.mean, part.inputs.std, part.inputs.normalized_data) for part in with_samples})
-        > 1
-    ):
+    if len({part.inputs and part.inputs.normalization for part in with_samples}) > 1:
         said.append("Processes found different normalizations of their images. Declare mean and std.")
     known = all(part.positions_known for part in with_samples)
     places = merged_places([part.places for part in with_samples], known, settings.max_samples)

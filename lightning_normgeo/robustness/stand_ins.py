@@ -27,11 +27,23 @@ def exchanged(places: Iterable[Place]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def logit_change(active: AbstractContextManager[None], logits: Callable[[Tensor], Tensor], images: Tensor) -> float:
-    """Return the largest change of a logit while ``active`` lasts, relative to the largest logit."""
+def logit_change(
+    active: AbstractContextManager[None],
+    logits: Callable[[Tensor], Tensor],
+    images: Tensor,
+    arranged: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """Return the largest change of a logit while ``active`` lasts, relative to the largest logit.
+
+    Args:
+        active: what stands in meanwhile.
+        logits: the model.
+        images: a few.
+        arranged: what images go through meanwhile, if anything.
+    """
     expected = logits(images)
     with active:
-        found = logits(images)
+        found = logits(images if arranged is None else arranged(images))
     return float((found - expected).abs().amax() / expected.abs().amax().clamp_min(1e-30))
 
 

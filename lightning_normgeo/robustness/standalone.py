@@ -107,7 +107,7 @@ def _evaluate(
     evaluation: LoaderEvaluation, batch: Any, unpack: Callable[[Any], tuple[Tensor, Tensor]], device: torch.device
 ) -> None:
     try:
-        images, labels = (tensor.to(device) for tensor in unpack(batch))
+        images, labels = (tensor.to(device).as_subclass(Tensor) for tensor in unpack(batch))
         evaluation.add(images, labels)
     except Exception as error:
         if evaluation.settings.on_unsuitable == "raise":

@@ -94,7 +94,19 @@ def _by_place(batch: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
         found = {key: label for key, value in behind.items() if (label := _as_labels(value, len(images))) is not None}
         behind = _only(found, LABEL_NAMES)
     labels = _as_labels(behind, len(images))
-    return None if labels is None else (images, labels)
+    if labels is None:
+        return None
+    others = [_as_labels(entry, len(images)) for entry in batch[place + 2 :]]
+    # numbers of samples in front of labels: all different, where something behind them is not
+    if _differ(labels) and any(found is not None and found.ndim == 1 and not _differ(found) for found in others):
+        return None
+    return images, labels
+
+
+def _differ(labels: Tensor) -> bool:
+    """Whether no whole number occurs twice among more than a few."""
+    whole = labels.ndim == 1 and not labels.is_floating_point()
+    return whole and len(labels) > 3 and len(set(labels.tolist())) == len(labels)
 
 
 def _are_images(value: Any) -> bool:

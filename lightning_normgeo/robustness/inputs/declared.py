@@ -54,6 +54,11 @@ class DeclaredInputs:
         return f"mean={self.mean}, std={self.std}"
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing is declared."""
+        return self == DeclaredInputs()
+
+    @property
     def constants(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """The mean and standard deviation that are declared."""
         if self.value_range is not None:

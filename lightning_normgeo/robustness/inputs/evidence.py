@@ -57,7 +57,7 @@ def input_space(
     if images is None:
         chosen = [*_declared(declared), *found, _pixels()][0]
     else:
-        candidates = [*_declared(declared), *found, _pixels(), *_known(images)]
+        candidates = [*_declared(declared), *found, _pixels(), *_applied(module), *_known(images)]
         confirmed = next((one for one in candidates if _confirmed(one, images)), None)
         chosen = _by_range(declared, found, images) if confirmed is None else replace(confirmed, confirmed=True)
         chosen = replace(chosen, said=disagreement(declared, chosen, found, are_pixels(images)))
@@ -71,7 +71,16 @@ def _declared(declared: DeclaredInputs) -> Iterator[InputSpace]:
 
 def _found(loader: Any) -> Iterator[InputSpace]:
     for mean, std, source in pipeline_normalizations(loader):
+        if max(mean) > 2:  # in units of 0…255
+            mean, std = (tuple(value / 255 for value in part) for part in (mean, std))
         yield InputSpace(mean, std, normalized_data=True, source=f"{source} of the data pipeline")
+
+
+def _applied(module: nn.Module | None) -> Iterator[InputSpace]:
+    """A normalization that the model holds and applies to batches before they are images here."""
+    own = model_normalization(module)
+    if own is not None:
+        yield InputSpace(own.mean, own.std, normalized_data=True, source=f"{own.source}, applied to batches")
 
 
 def _pixels() -> InputSpace:

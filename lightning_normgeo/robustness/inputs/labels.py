@@ -43,12 +43,16 @@ def class_indices(labels: Tensor) -> Tensor:
     return labels.to(torch.int64)
 
 
-def class_logits(output: Any) -> Tensor:
+def class_logits(output: Any, count: int | None = None) -> Tensor:
     """Class logits ``(batch, classes)`` from what a model returns.
 
     That is a tensor, an object with an attribute or entry ``logits``, or a tuple with a single tensor. Dimensions of
     size one behind the classes are dropped. A single logit z per image, as of ``BCEWithLogitsLoss``, stands for the two
     classes (0, z), whose softmax and cross entropy are the same.
+
+    Args:
+        output: of the model.
+        count: of the images; where it is one, a ``squeeze`` may have taken their dimension away.
 
     Raises:
         UnsuitableError: for anything else.
@@ -59,6 +63,8 @@ def class_logits(output: Any) -> Tensor:
             f"Expected logits (batch, classes), got {described(output)}. Override RobustnessEvaluation.logits to "
             "return the logits of a model with several outputs."
         )
+    if count == 1 and scores.ndim < 2:
+        scores = scores.reshape(1, -1)
     if scores.ndim > 2 and scores[0, 0].numel() == 1:
         scores = scores.flatten(1)
     if scores.ndim == 1 or (scores.ndim == 2 and scores.shape[1] == 1):

@@ -100,7 +100,9 @@ def _channels(images: Tensor, dim: int | None) -> Iterator[Tensor]:
     for row in flat:
         # an odd stride meets every column of an image; both ends of the range are kept
         sample = torch.cat([row[:: stride | 1], row.amin()[None], row.amax()[None]])
-        values = torch.unique(sample.cpu().double())
+        values = torch.unique(sample[sample.isfinite()].cpu().double())
+        if not len(values):
+            continue
         apart = values.diff() > 1e-6 * (values[-1] - values[0]).clamp_min(1e-12)
         yield values[torch.cat([torch.ones(1, dtype=torch.bool), apart])]
 

@@ -59,12 +59,16 @@ def model_normalization(module: nn.Module | None) -> Normalization | None:
         found
         for child in module.modules()
         for prefix in ("", "pixel_", "image_", "input_")
-        # a single number can be anything, as that of a layer that adds noise
-        if isinstance({**vars(child), **child._buffers}.get(f"{prefix}mean"), (tuple, list, Tensor))
+        if _is_sequence({**vars(child), **child._buffers, **child._parameters}.get(f"{prefix}mean"))
         and (found := _numbers(child, f"{prefix}mean", f"{prefix}std", "the model")) is not None
     ]
     different = list(dict.fromkeys((found.mean, found.std) for found in inside or held))
     return Normalization(*different[0], "the model") if len(different) == 1 else None
+
+
+def _is_sequence(value: Any) -> bool:
+    """Whether a value is more than a single number, which can be anything, as that of a layer that adds noise."""
+    return isinstance(value, (tuple, list)) or getattr(value, "ndim", 0) > 0
 
 
 def _walk(start: Any) -> Iterator[Any]:
@@ -87,8 +91,6 @@ def _parts(thing: Any) -> list[Any]:
         return list(islice(thing, _LONG))[::-1]
     if isinstance(thing, functools.partial):
         return [*thing.args, *thing.keywords.values(), thing.func]
-    if isinstance(thing, (nn.Sequential, nn.ModuleList)):
-        return list(thing)[::-1]
     if inspect.ismethod(thing):
         return [thing.__self__, thing.__func__]
     if inspect.isfunction(thing):
@@ -97,6 +99,8 @@ def _parts(thing: Any) -> list[Any]:
     if inspect.isbuiltin(thing) or inspect.ismodule(thing) or inspect.isclass(thing):
         return []
     held = _attributes(thing)
+    if isinstance(thing, nn.Module):  # in a row the last one comes first
+        held["_modules"] = list(thing._modules.values())
     return [held[name] for name in sorted(held, key=_rank)]
 
 
@@ -115,7 +119,7 @@ def _attributes(thing: Any) -> dict[str, Any]:
         for name, value in vars(kind).items():
             if inspect.ismemberdescriptor(value):  # a slot
                 found.update(_slot(thing, name))
-            elif not (name.startswith("__") or inspect.isclass(value) or hasattr(value, "__get__")):
+            elif not (name.startswith("__") or inspect.isclass(value) or hasattr(type(value), "__get__")):
                 # neither a method nor a property: shared by all instances
                 found[name] = value
     try:

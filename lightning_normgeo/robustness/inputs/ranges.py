@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.robustness.attacks import at_least_float32
 from lightning_normgeo.robustness.inputs.space import InputSpace
 
 _ROUNDING = 1e-6
@@ -14,8 +18,14 @@ _UNDONE = 1e-3
 
 def are_pixels(images: Tensor) -> bool:
     """Whether images are within [0, 1] as they are."""
-    low, high = images.detach().amin().item(), images.detach().amax().item()
+    low, high = _span(images.detach())
     return low >= -_ROUNDING and high <= 1 + _ROUNDING
+
+
+def _span(images: Tensor) -> tuple[float, float]:
+    """The smallest and largest value that is finite; of images without one, none."""
+    found = images[images.isfinite()]
+    return (found.amin().item(), found.amax().item()) if len(found) else (math.nan, math.nan)
 
 
 def fits(images: Tensor, inputs: InputSpace) -> bool:
@@ -33,9 +43,12 @@ def check_range(images: Tensor, inputs: InputSpace) -> None:
     Raises:
         UnsuitableError: otherwise.
     """
-    pixels = inputs.to_space(images.detach(), "pixel")
-    low, high = pixels.amin().item(), pixels.amax().item()
-    slack = _UNDONE if inputs.normalized_data else _ROUNDING
+    loaded = images.detach()
+    low, high = _span(inputs.to_space(at_least_float32(loaded), "pixel"))
+    slack = _ROUNDING
+    if inputs.normalized_data:  # images in half precision have few digits left
+        largest, widest = max(map(abs, _span(loaded)), default=0.0), max(inputs.std or (1.0,))
+        slack = max(_UNDONE, torch.finfo(images.dtype).eps * largest * widest)
     if low >= -slack and high <= 1 + slack:
         return
     if inputs.normalized_data:

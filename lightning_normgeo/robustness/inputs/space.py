@@ -114,12 +114,15 @@ class InputSpace:
 
 
 def channel_dim(values: int, shape: Sequence[int]) -> int | None:
-    """The dimension of images that as many values are for: the second, or the last one where only that has as many.
+    """The dimension of images that as many values are for: the second, else the last, else another that has as many.
 
     Returns:
-        None where neither has.
+        None where none has.
     """
-    return 1 if values in (1, shape[1]) else len(shape) - 1 if values == shape[-1] else None
+    if values in (1, shape[1]):
+        return 1
+    others = [len(shape) - 1, *range(2, len(shape) - 1)]
+    return next((dim for dim in others if shape[dim] == values), None)
 
 
 def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
@@ -132,4 +135,4 @@ def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
     if dim is None:
         raise UnsuitableError(f"mean and std have {len(values)} values, images have {like.shape[1]} channels.")
     constants = torch.tensor(values, dtype=like.dtype, device=like.device)
-    return constants.view(1, -1, *[1] * (like.ndim - 2)) if dim == 1 else constants
+    return constants.view([-1 if k == dim else 1 for k in range(like.ndim)])
