@@ -132,7 +132,39 @@ def main(folder: str, devices: int) -> None:
             }
             for suffix, found in callback.reports.items()
         }
+    report["without a batch"] = without_a_batch(folder, spread) if devices > 1 else []
+    report["after fit"] = after_fit(folder, spread)
     Path(folder, f"rank{rank}.json").write_text(json.dumps(report))
+
+
+def without_a_batch(folder: str, spread: dict[str, Any]) -> list[str]:
+    """Lightning leaves the loop out where a project allows for processes without a batch: nobody waits for them."""
+    project = Several()
+    project.allow_zero_length_dataloader_with_multiple_devices = True
+    callback = RobustnessEvaluation(steps=1)
+    run = trainer(callback, default_root_dir=folder, use_distributed_sampler=False, **spread)
+    mine = range(8 if RANK == 0 else 0)
+    run.test(project, DataLoader(data(), 4, sampler=list(mine)), verbose=False)
+    return list(callback.not_evaluated.values())
+
+
+class Fragile(TensorDataset):
+    def __getitem__(self, index: int) -> Any:
+        if RANK == 1:
+            raise OSError("the disk of one process")
+        return super().__getitem__(index)
+
+
+def after_fit(folder: str, spread: dict[str, Any]) -> list[str]:
+    """Test data that fail on one process alone."""
+
+    class Own(Several):
+        def test_dataloader(self) -> Any:
+            return DataLoader(Fragile(*images(16).dataset.tensors), 4)
+
+    callback = RobustnessEvaluation(steps=1, after_fit=True, num_images=0)
+    trainer(callback, steps=1, default_root_dir=folder, **spread).fit(Own(), images(16))
+    return list(callback.not_evaluated.values())
 
 
 KEPT = ("sample", "label", "prediction")

@@ -29,8 +29,12 @@ COUNTS = {
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
-    folder = tmp_path_factory.mktemp("processes")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[int, list[Any]]:
     reports = {}
     for devices in (1, 2, 3):
         (folder / str(devices)).mkdir()
@@ -70,3 +74,22 @@ def test_decisions_are_the_same_in_whatever_order(found: dict[int, list[Any]]) -
     for way in ("own batch sampler", "repeating sampler", "stream that does not"):
         for attack, rows in alone[way][""].items():
             assert {tuple(row) for row in rows} <= once[attack]
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_no_process_waits_for_one_that_has_no_batch(found: dict[int, list[Any]], devices: int) -> None:
+    first, *others = found[devices]
+    (reason,) = first["without a batch"]
+    assert "allow_zero_length_dataloader_with_multiple_devices lets some be without a batch" in reason
+    assert all(report["without a batch"] == [] for report in others), "Lightning has left their loops out"
+
+
+def test_what_fails_on_one_process_after_fit_is_known_to_all(found: dict[int, list[Any]]) -> None:
+    assert found[1][0]["after fit"] == []
+    for devices in (2, 3):
+        assert all(report["after fit"] == ["OSError: the disk of one process"] for report in found[devices])
+
+
+def test_no_process_leaves_a_journal(found: dict[int, list[Any]], folder: Path) -> None:
+    assert found
+    assert not list(folder.rglob("robustness-*.jsonl"))

@@ -60,10 +60,15 @@ class RobustnessRun:
             for evaluation in self.evaluations:  # the shorter ones begin again
                 evaluation.seen.order = replace(evaluation.seen.order, repeats=True)
         self.failed: str | None = None
+        self._meets_others = trainer.world_size > 1
         try:
             check_undivided(trainer)
+        except UnsuitableError as error:
+            self.give_up(error)
+        try:
             check_all_take_part(trainer)
         except UnsuitableError as error:
+            self._meets_others = False
             self.give_up(error)
 
     def give_up(self, error: Exception) -> None:
@@ -111,7 +116,7 @@ class RobustnessRun:
 
     def _from_all(self, mine: Any) -> list[Any]:
         """What each process has to say, in their order."""
-        if self._trainer.world_size == 1:
+        if not self._meets_others:
             return [mine]
         shares: list[Any] = [None] * self._trainer.world_size
         torch.distributed.all_gather_object(shares, mine)
