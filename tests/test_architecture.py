@@ -25,7 +25,7 @@ ALLOWED = {
     "environment": {"_version"},
     "geometry": {"errors"},
     "normalization": {"errors", "geometry"},
-    "robustness": {"errors", "files", "normalization"},
+    "robustness": {"errors", "files", "geometry", "normalization"},
     "probes": {"errors", "geometry", "normalization"},
     "record": {"errors", "files"},
     "record_logger": {"_lightning", "environment", "errors", "files", "record"},
@@ -35,7 +35,7 @@ ALLOWED = {
     "report": {"_version", "errors", "record", "robustness"},
     "data": {"errors"},
     "models": {"errors", "normalization"},
-    "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "robustness"},
+    "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "record", "robustness"},
     "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness"} | _RECORDS,
     "cli": {"_version", "errors", "resume", "run_folder", "summary", "report", "data", "models", "callbacks"}
     | _RECORDS,
