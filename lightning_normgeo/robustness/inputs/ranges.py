@@ -24,6 +24,9 @@ def are_pixels(images: Tensor) -> bool:
 
 def _span(images: Tensor) -> tuple[float, float]:
     """The smallest and largest value that is finite; of images without one, none."""
+    low, high = images.amin().item(), images.amax().item()
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
     found = images[images.isfinite()]
     return (found.amin().item(), found.amax().item()) if len(found) else (math.nan, math.nan)
 
