@@ -113,9 +113,8 @@ def test_loaders(trainer: Any) -> dict[str, Any]:
 
 def batches_of(trainer: Any, loader: Any, number: int = 0) -> Iterable[Any]:
     """Yield batches on the device, after fit; as many as the Trainer's ``limit_test_batches`` says."""
-    count = batch_count(trainer, loader)
     module = trainer.lightning_module
-    for batch in islice(loader, None if count is None else count):
+    for batch in islice(loader, batch_count(trainer, loader)):
         converted = trainer.precision_plugin.convert_input(batch)
         converted = module._on_before_batch_transfer(converted, dataloader_idx=number)
         yield trainer.strategy.batch_to_device(converted, dataloader_idx=number)
