@@ -56,11 +56,16 @@ def remember_warnings(while_training: bool) -> None:
     _said = set() if while_training else None
 
 
-def warn_once(message: str) -> None:
-    """Warn from rank zero; during a training once with the same text."""
-    if is_rank_zero() and message not in (_said or ()):
+def warn_once(message: str, about: str | None = None) -> None:
+    """Warn from rank zero; during a training once with the same text.
+
+    Args:
+        message: the text.
+        about: what it is about, where the text differs from time to time: that is then warned of once.
+    """
+    if is_rank_zero() and (about or message) not in (_said or ()):
         if _said is not None:
-            _said.add(message)
+            _said.add(about or message)
         warnings.warn(message, MeasurementWarning, stacklevel=3)
 
 

@@ -424,12 +424,18 @@ class GAN(pl.LightningModule):
 
 @pytest.mark.parametrize(("toggle", "one_backward"), [(True, True), (True, False), (False, True), (False, False)])
 def test_gan(toggle: bool, one_backward: bool) -> None:
-    joint = ["generator.0", "discriminator.0"]  # what follows up to the normalization is homogeneous
-    observed = observe(lambda: GAN(toggle, one_backward), images(8), joint=joint, max_steps=6)
-    assert observed.invariant == {"generator.0", "generator.2", "discriminator.0", "discriminator.2"}
-    assert observed.controls == {"generator.5", "discriminator.6"}
+    joint = ["discriminator.0"]  # what follows up to the normalization is homogeneous
+    # 0.8, as in Lightning's example; what it does to a layer further in front is not known
+    large = [
+        r"The ε of the normalization behind (generator|discriminator)\.2",
+        r"generator\.0\.weight: controls.*the ε of",
+    ]
+    observed = observe(lambda: GAN(toggle, one_backward), images(8), large, joint=joint, max_steps=6)
+    assert observed.invariant == {"generator.2", "discriminator.0", "discriminator.2"}
+    assert observed.controls == {"generator.0", "generator.5", "discriminator.6"}
     assert [step for step, _ in observed.record.metrics["norm_growth/increment"]] == [0, 1, 2]
-    assert "orthogonality/max_abs_cos_corrected" not in observed.record.metrics  # ε's part is not known by hand
+    assert max(observed.values("orthogonality/max_abs_cos")) > 0.1
+    assert max(observed.values("orthogonality/max_abs_cos_corrected")) < 1e-5
 
 
 def test_gan_with_images_between_minus_one_and_one_trains() -> None:
@@ -460,17 +466,14 @@ class SimSiam(pl.LightningModule):
 
 
 def test_siamese_network() -> None:
-    observed = observe(
-        SimSiam,
-        images(32),
-        [r"No batch statistics could be read \(ran several times"],
-        joint=["encoder.fc", "predictor.3"],
-    )
+    observed = observe(SimSiam, images(32), joint=["encoder.fc", "predictor.3"])
     convolutions = {name for name, m in observed.run.module.named_modules() if isinstance(m, nn.Conv2d)}
     assert observed.invariant == {*convolutions, "encoder.fc", "predictor.0", "predictor.3"}  # the last by the cosine
-    assert observed.groups == {"orthogonality", "norm_growth"}
     assert max(observed.values("orthogonality/max_abs_cos")) < 1e-3
-    assert "orthogonality/max_abs_cos_corrected" not in observed.record.metrics
+    assert max(observed.values("orthogonality/max_abs_cos_corrected")) < 1e-5
+    assert {f"affine/abs_beta_minus_mu_{kind}" for kind in ("mean", "pooled_mean", "mean_view1", "mean_view2")} <= set(
+        observed.record.metrics
+    )
 
 
 class ZeroHead(pl.LightningModule):
@@ -502,7 +505,7 @@ def test_a_warning_is_shown_once_whatever_the_project_does_with_warnings() -> No
     class Twice(pytorch_lightning.demos.boring_classes.BoringModel):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Sequential(nn.Linear(32, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+            self.layer = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2))
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             with warnings.catch_warnings():
@@ -512,7 +515,7 @@ def test_a_warning_is_shown_once_whatever_the_project_does_with_warnings() -> No
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("default")
         fit(Twice, data, [OrthogonalityMonitor()], False, {})
-    assert sum("No batch statistics could be read" in str(warning.message) for warning in shown) == 1
+    assert sum("None of 2 weights is scale invariant" in str(warning.message) for warning in shown) == 1
 
 
 class Annealed(pl.LightningModule):

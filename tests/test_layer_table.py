@@ -23,7 +23,7 @@ from lightning_normgeo import (
     RecordLogger,
     read_record,
 )
-from lightning_normgeo.callbacks import session
+from lightning_normgeo.callbacks import publisher
 from lightning_normgeo.callbacks.base import SITE_LIMIT
 from lightning_normgeo.callbacks.layer_table import KEY, LayerTable
 from lightning_normgeo.record import Record
@@ -332,7 +332,7 @@ def test_each_fit_of_a_trainer_has_its_own_table() -> None:
 
 
 def test_a_long_training_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "LayerTable", lambda: LayerTable(41 * 5))
+    monkeypatch.setattr(publisher, "LayerTable", lambda: LayerTable(41 * 5))
     tables, record = fit(NormGrowthMonitor(2, "*"), steps=24)
     ((_, columns, rows),) = tables.tables
     kept = [1, 7, 15, 23]

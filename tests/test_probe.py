@@ -206,11 +206,11 @@ def test_a_skipped_step_leaves_the_others_as_they_were() -> None:
     other = Spy(every_n_steps=4)
     trainer(other, OrthogonalityMonitor(2), logger=skipping, **settings).fit(Overflowing(), images(160))
     assert rows.steps == [1, 3, 5, 7, 9, 11]
-    assert skipping.steps == [1, 5, 7, 9, 11]
-    expected = dict(rows.rows)
+    assert skipping.steps == [1, 4, 5, 7, 9, 11], "what is due is measured at the next step"
+    expected = {**dict(rows.rows), 4: dict(rows.rows)[3]}
     assert all(metrics.keys() == expected[step].keys() for step, metrics in skipping.rows)
-    assert len(other.seen) == len(spy.seen) - 1
-    assert other.left_out == {"no optimizer took a step": 1}
+    assert len(other.seen) == len(spy.seen)
+    assert not other.left_out
 
 
 def test_adamw_is_explained_down_to_the_rounding_of_its_decay() -> None:
@@ -256,8 +256,14 @@ def test_gradients_from_elsewhere_are_said_to_be_missing() -> None:
             nn.functional.cross_entropy(self(batch[0]), batch[1]).backward()
             optimizer.step()
 
-    with pytest.warns(UserWarning, match=r"3 weights moved that no backward pass of Lightning's.*manual_backward"):
-        trainer(Spy(), steps=-1, max_epochs=1).fit(Raw(), images(16))
+    spy, account = Spy(), Account()
+    with pytest.warns(UserWarning, match=r"3 weights are controls.*no backward pass of Lightning's.*manual_backward"):
+        trainer(account, spy, steps=-1, max_epochs=1).fit(Raw(), images(16))
+    for steps, truth in zip(spy.seen, account.increments(), strict=True):
+        assert {step.units.kind for step in steps.values()} == {"none"}
+        for name, step in steps.items():
+            measured = float((2 * step.update.weight_update + step.update.update_sq).sum())
+            assert measured == pytest.approx(truth[name], rel=1e-9)
 
 
 def test_swa_statistics_refresh_is_no_step() -> None:

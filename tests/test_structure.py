@@ -149,17 +149,22 @@ def test_a_layer_whose_gradient_is_changed_is_named(tmp_path: Path) -> None:
     weight = project.net[0].weight
     weight.register_hook(lambda gradient: gradient + 10 * weight.detach())
     with pytest.warns(
-        MeasurementWarning, match=r"disagree at the first measured step: net\.0\.weight should be"
+        MeasurementWarning, match=r"^net\.0\.weight: controls from here on.*something that changes gradients"
     ) as seen:
-        observe(tmp_path, project, OrthogonalityMonitor())
-    assert sum("disagree" in str(entry.message) for entry in seen) == 1
+        metrics = observe(tmp_path, project, OrthogonalityMonitor(layers="*"))
+    assert sum("controls from here on" in str(entry.message) for entry in seen) == 1
+    assert "orthogonality/max_abs_cos/net.0" not in metrics
+    assert len(metrics["orthogonality_control/max_abs_cos/net.0"]) == 4, "the first step is not lost"
+    assert max(metrics["orthogonality/max_abs_cos"]) < 1e-3
     assert "net.3" not in str(seen[0].message)
 
 
 def test_a_layer_that_is_invariant_for_an_unknown_reason_is_named(tmp_path: Path) -> None:
     net = ConvNet(eps=1e-30)
     net.insert(4, Opaque())
-    with pytest.warns(MeasurementWarning, match=r"net\.3\.weight are, and are counted as controls"):
+    with pytest.warns(
+        MeasurementWarning, match=r"net\.3\.weight: orthogonal to their gradients.*controls all the same"
+    ):
         metrics = observe(tmp_path, Project(net=net), OrthogonalityMonitor())
     assert metrics["orthogonality_control/max_abs_cos"]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_normgeo.callbacks.base import GeometryMonitor
 from lightning_normgeo.callbacks.measured import Measured
@@ -15,7 +17,10 @@ from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.batch import scale_gap, shift_gap, squared_gain
-from lightning_normgeo.probes.batchnorm import affine_batch_norms
+from lightning_normgeo.probes.batchnorm import BatchStatistics, affine_batch_norms
+
+_VIEWS = 8
+"""How many runs of one layer get keys of their own: multi-crop training has ten."""
 
 
 class AffineConvergenceMonitor(GeometryMonitor):
@@ -31,7 +36,12 @@ class AffineConvergenceMonitor(GeometryMonitor):
     ``affine/abs_beta_minus_mu_mean``           activation     \|β - μ\|, mean over all channels (Fig 2)
     ``affine/gamma2_over_sigma2_mean``          1              γ²/(σ² + ε), the scale-free form of the first
     ``affine/…_median``, ``affine/…_q90``       as above       median and 90 % quantile over all channels
+    ``affine/…_pooled_mean``                    as above       the same from μ and σ² of all passes together
+    ``affine/…_mean_view1``, ``…_view2``        as above       the same for the first, second … run of each layer
     ==========================================  =============  ====================================================
+
+    A layer that runs several times in a step (two views, micro-batches) is compared with the σ, μ of each pass, and the
+    mean goes over passes too; only then there are the keys for passes pooled and for views apart (up to 8).
 
     For one layer: ``affine/…_mean/{module path}``, and ``affine/…_channel/{module path}`` for one channel as in the
     paper's Fig 2. \|γ² - σ²\| changes with the scale of a weight that has no effect on the function; read it beside
@@ -58,6 +68,7 @@ class AffineConvergenceMonitor(GeometryMonitor):
     ) -> None:
         super().__init__(every_n_steps, layers)
         self.channel_seed = channel_seed
+        self._places: tuple[Any, Tensor] | None = None
 
     def sites(self, module: nn.Module) -> list[str]:
         """Return the batch normalizations with γ and β."""
@@ -71,33 +82,74 @@ class AffineConvergenceMonitor(GeometryMonitor):
 
     def measure(self, measured: Measured) -> Iterable[Reading]:
         """Return the readings of one step."""
-        layers = measured.statistics
-        if not layers:
+        if not measured.statistics:
             return
-        names, found = list(layers), list(layers.values())
-        channels = [statistics.scale.numel() for statistics in found]
-        columns = ([getattr(s, field) for s in found] for field in ("scale", "shift", "variance", "mean"))
-        scale, shift, variance, mean = map(torch.cat, columns)
-        eps = torch.cat([scale.new_full((n,), s.eps) for n, s in zip(channels, found, strict=True)])
-        values = {
-            "abs_gamma2_minus_sigma2": scale_gap(scale, variance),
-            "abs_beta_minus_mu": shift_gap(shift, mean),
-            "gamma2_over_sigma2": squared_gain(scale, variance, eps),
-        }
+        passes = [(name, one) for name, found in measured.statistics.items() for one in found]
+        names = list(measured.statistics)
+        gaps = _gaps([one for _, one in passes])
+        channels = [one.scale.numel() for _, one in passes]
+        runs = [len(found) for found in measured.statistics.values()]
+        widths = [sum(one.scale.numel() for one in found) for found in measured.statistics.values()]
+        device = passes[0][1].scale.device
         first = itertools.accumulate(channels, initial=0)
-        picked = [start + self.channel(name, n) for start, name, n in zip(first, names, channels, strict=False)]
-        index = torch.tensor(picked).to(scale.device, non_blocking=True)
-        sites, watch = Sites(names, channels, scale.device), measured.single_device
-        levels = scale.new_tensor([0.5, 0.9])
-        for name, by_channel in values.items():
+        index = self._index(
+            tuple(start + self.channel(name, n) for start, (name, _), n in zip(first, passes, channels, strict=False)),
+            device,
+        )
+        sites, picked, watch = Sites(names, widths, device), Sites(names, runs, device), measured.single_device
+        for name, values in gaps.items():
             key = f"affine/{name}"
-            yield sites.reading(f"{key}_mean", by_channel, sites.mean, watch=watch)
-            median, q90 = by_channel.quantile(levels)
-            yield Reading(f"{key}_median", median)
-            yield Reading(f"{key}_q90", q90)
-            yield Reading(f"{key}_channel", None, by_channel[index], names)
+            yield sites.reading(f"{key}_mean", values, sites.mean, watch=watch)
+            yield Reading(f"{key}_median", values.quantile(0.5))
+            yield Reading(f"{key}_q90", values.quantile(0.9))
+            yield Reading(f"{key}_channel", None, picked.mean(values[index]), names)
+        yield from _several_passes(measured.statistics)
+
+    def _index(self, places: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return the places of the channels that are logged by themselves; built once for the same layers."""
+        if self._places is None or self._places[0] != (places, device):
+            self._places = (places, device), torch.tensor(places, device=device)
+        return self._places[1]
 
     def channel(self, site: str, channels: int) -> int:
         """Return the channel of a layer that is logged by itself: the same for the same seed, name and width."""
         digest = hashlib.sha256(f"{self.channel_seed}:{site}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % channels
+
+
+def _gaps(passes: Sequence[BatchStatistics]) -> dict[str, Tensor]:
+    """Return how far γ, β are from σ, μ: one value for each pass and channel."""
+    columns = ([getattr(one, field) for one in passes] for field in ("scale", "shift", "variance", "mean"))
+    scale, shift, variance, mean = map(torch.cat, columns)
+    eps = torch.cat([scale.new_full((one.scale.numel(),), one.eps) for one in passes])
+    return {
+        "abs_gamma2_minus_sigma2": scale_gap(scale, variance),
+        "abs_beta_minus_mu": shift_gap(shift, mean),
+        "gamma2_over_sigma2": squared_gain(scale, variance, eps),
+    }
+
+
+def _several_passes(statistics: Mapping[str, Sequence[BatchStatistics]]) -> Iterator[Reading]:
+    """Return the same from pooled statistics, and for each view apart, where a layer ran more than once."""
+    several = {name: found for name, found in statistics.items() if len(found) > 1}
+    if not several:
+        return
+    pooled = [_pooled(found) for found in several.values()]
+    sites = Sites(list(several), [one.scale.numel() for one in pooled], pooled[0].scale.device)
+    for name, values in _gaps(pooled).items():
+        yield sites.reading(f"affine/{name}_pooled_mean", values, sites.mean)
+    views = max(one.place for found in several.values() for one in found) + 1
+    for place in range(min(views, _VIEWS) if views > 1 else 0):
+        those = [one for found in several.values() for one in found if one.place == place]
+        for name, values in _gaps(those).items():
+            yield Reading(f"affine/{name}_mean_view{place + 1}", values.mean())
+
+
+def _pooled(passes: Sequence[BatchStatistics]) -> BatchStatistics:
+    """Return the statistics of all passes of a layer as of one batch: σ² within them and between their means."""
+    samples = sum(one.samples for one in passes)
+    mean = sum(
+        (one.mean * (one.samples / samples) for one in passes[1:]), passes[0].mean * (passes[0].samples / samples)
+    )
+    within = [(one.variance + (one.mean - mean).square()) * (one.samples / samples) for one in passes]
+    return replace(passes[-1], mean=mean, variance=sum(within[1:], within[0]))

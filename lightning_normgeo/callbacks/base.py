@@ -15,7 +15,7 @@ from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.session import Session
 from lightning_normgeo.callbacks.sharding import forget_division, note_division, runs_under
-from lightning_normgeo.errors import ConfigurationError, closest, warn_once
+from lightning_normgeo.errors import ConfigurationError, closest, harmless, warn_once
 from lightning_normgeo.normalization.names import named_weights, site_of
 
 _REFUSED_STRATEGIES = {
@@ -39,7 +39,8 @@ class GeometryMonitor(QuietCallback):
     step brings them together, so all processes have to take their optimizer steps together, as they have to anyway.
 
     Args:
-        every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
+        every_n_steps: measure each optimizer at its next step after every n steps of the training; the Trainer's
+            ``log_every_n_steps`` if left out, where 0 means never.
         layers: globs for the module paths that get metric keys of their own, ``"*"`` for all. If left out: the first
             residual block as in the paper (``*layer1.0.*``), or the first three layers of other networks. More than 16
             layers get none, but rows in the table ``geometry/layers``, which loggers that can (W&B) get when training
@@ -71,6 +72,7 @@ class GeometryMonitor(QuietCallback):
         self.every_n_steps = every_n_steps
         self.layers = layers
         self._cadence = every_n_steps or 1
+        self._known_sites: set[str] = set()
         self._sites: frozenset[str] = frozenset()
         self._tabled: frozenset[str] = frozenset()
         self.left_out: Counter[str] = Counter()
@@ -84,7 +86,7 @@ class GeometryMonitor(QuietCallback):
         raise NotImplementedError
 
     def cadence(self) -> int:
-        """Return after how many optimizer steps it measures."""
+        """Return after how many optimizer steps it measures; 0 for never."""
         return self._cadence
 
     def chosen(self) -> dict[str, frozenset[str]]:
@@ -95,16 +97,26 @@ class GeometryMonitor(QuietCallback):
         """Return for each metric group the sites that have rows in the layer table, being too many for keys."""
         return dict.fromkeys(self.groups, self._tabled)
 
+    def find_sites(self, sites: Iterable[str]) -> None:
+        """Choose from layers that were not there when training started."""
+        new = [site for site in sites if site not in self._known_sites]
+        self._known_sites.update(new)
+        if self.layers is None or not new:
+            return
+        globs = [self.layers] if isinstance(self.layers, str) else self.layers
+        chosen = {site for site in new if any(fnmatchcase(site, glob) for glob in globs)}
+        if self._tabled or len(self._sites | chosen) > SITE_LIMIT:
+            self._tabled |= chosen
+        else:
+            self._sites |= chosen
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check everything that can be checked before training starts."""
         self._refuse(trainer, pl_module)
         note_division(type(self).__name__, trainer, pl_module)
-        sites = self._choose(self.sites(pl_module))
-        few = len(sites) <= SITE_LIMIT
-        self._sites, self._tabled = (sites, frozenset()) if few else (frozenset(), sites)
-        if self._tabled:
-            self._ask_for_a_record(trainer.loggers)
-        self._cadence = self.every_n_steps or trainer.log_every_n_steps or 1
+        every = self.every_n_steps
+        self._cadence = trainer.log_every_n_steps if every is None else every
+        self._prepare(trainer, pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to observe."""
@@ -112,16 +124,29 @@ class GeometryMonitor(QuietCallback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Remove every hook."""
-        Session.of(trainer).leave(self, trainer)
+        self._leave(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remove every hook: after an exception Lightning calls nothing else."""
-        Session.of(trainer).leave(self, trainer)
+        self._leave(trainer)
         forget_division(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Let go of the model."""
         forget_division(trainer)
+
+    @harmless
+    def _leave(self, trainer: Any) -> None:
+        Session.of(trainer).leave(self, trainer)
+
+    def _prepare(self, trainer: Any, module: nn.Module) -> None:
+        sites = self.sites(module)
+        self._known_sites = set(sites)
+        chosen = self._choose(sites)
+        few = len(chosen) <= SITE_LIMIT
+        self._sites, self._tabled = (chosen, frozenset()) if few else (frozenset(), chosen)
+        if self._tabled:
+            self._ask_for_a_record(trainer.loggers)
 
     def _choose(self, sites: Sequence[str]) -> frozenset[str]:
         if self.layers is None:

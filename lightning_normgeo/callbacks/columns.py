@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.geometry.angles import UpdateProducts
-from lightning_normgeo.geometry.increments import IncrementTerms, systematic_floor
+from lightning_normgeo.geometry.increments import IncrementTerms, measured_increment, systematic_floor
 from lightning_normgeo.probes.measurement import WeightStep
 
 
@@ -50,6 +50,11 @@ class Columns:
         """The terms of all increments; None if one of them has no known decomposition."""
         known = [step.terms for step in self.steps if step.terms is not None]
         return IncrementTerms(*map(torch.cat, zip(*known, strict=True))) if len(known) == len(self.steps) else None
+
+    @cached_property
+    def increment(self) -> Tensor:
+        """The measured ‖W⁺‖² - ‖W‖²."""
+        return measured_increment(self.update.weight_update, self.update.update_sq)
 
     @property
     def has_gradient(self) -> bool:

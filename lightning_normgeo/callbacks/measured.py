@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
+
+from torch import Tensor
 
 from lightning_normgeo._lightning import is_lightnings_own
 from lightning_normgeo.callbacks.columns import Columns
 from lightning_normgeo.callbacks.readings import Reading
+from lightning_normgeo.callbacks.structure import REFUTED
 from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.batchnorm import BatchStatistics
 from lightning_normgeo.probes.measurement import WeightStep
@@ -20,19 +23,32 @@ class Measured:
 
     Attributes:
         steps: every weight that moved.
-        statistics: batch statistics of the forward pass, by module path.
+        statistics: batch statistics of every forward pass, by module path.
         single_device: whether every rank would see the same batch statistics.
-        single_pass: whether one backward pass made the gradients, and nothing but a common factor came over them, so
-            that the epsilon identity holds.
+        epsilon: the ⟨W, g⟩ that the ε of batch normalizations causes, by weight, where it is known.
+        turned: whether gradients are clipped by value, which turns them.
         account: what all steps so far have added to ‖W‖², where a monitor asked for it.
     """
 
     steps: Sequence[WeightStep]
-    statistics: dict[str, BatchStatistics]
+    statistics: dict[str, list[BatchStatistics]]
     single_device: bool
-    single_pass: bool
+    epsilon: dict[str, Tensor]
+    turned: bool
     account: NormAccount | None
     _columns: dict[tuple[str, ...], Columns] = field(default_factory=dict, repr=False)
+
+    def without_invariance(self, names: Sequence[str]) -> Measured:
+        """Return the same step with these weights as controls, by the units that they had.
+
+        One that was measured jointly with its bias is left out: a control is the weight alone.
+        """
+        steps = [
+            replace(step, units=step.units.without_invariance(REFUTED)) if step.units.name in names else step
+            for step in self.steps
+            if step.units.name not in names or step.units.bias is None
+        ]
+        return replace(self, steps=steps, _columns={})
 
     def columns(self, invariant: bool, needs: Literal["gradient", "update"]) -> Columns | None:
         """Return the weights that are scale invariant, or those that are not, side by side.
@@ -70,14 +86,19 @@ class Monitor(Protocol):
     def tabled(self) -> dict[str, frozenset[str]]:
         """Return for each group the sites that are rows of the layer table."""
 
+    def find_sites(self, sites: Iterable[str]) -> None:
+        """Choose from layers that were not there when training started."""
+
     def measure(self, measured: Measured) -> Iterable[Reading]:
         """Return the readings of one step."""
 
 
+def clips_by_value(trainer: Any) -> bool:
+    """Whether Lightning clips each element of the gradients by itself."""
+    return bool(trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value")
+
+
 def scales_gradients_alike(trainer: Any) -> bool:
-    """Whether W and γ get gradients with a common factor: not after clipping by value, nor in the user's own ways."""
+    """Whether W and γ may have gradients with a common factor: not after clipping by value or by one's own method."""
     module = trainer.lightning_module
-    by_value = trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value"
-    return bool(
-        module.automatic_optimization and is_lightnings_own(module, "configure_gradient_clipping") and not by_value
-    )
+    return bool(is_lightnings_own(module, "configure_gradient_clipping") and not clips_by_value(trainer))

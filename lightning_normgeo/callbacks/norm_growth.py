@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,13 @@ from lightning_normgeo.callbacks.columns import Columns
 from lightning_normgeo.callbacks.cumulative import cumulative_readings
 from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Reading
+from lightning_normgeo.callbacks.residuals import FLOOR, NORM_SQ, RESIDUAL
 from lightning_normgeo.callbacks.session import Session
+from lightning_normgeo.errors import harmless
 from lightning_normgeo.geometry.angles import effective_lr, split_update
-from lightning_normgeo.geometry.increments import measured_increment
+from lightning_normgeo.geometry.increments import Scalar, SGDRule, UpdateRule, identity_terms, measured_increment
 from lightning_normgeo.probes.account import NormAccount
+from lightning_normgeo.probes.measurement import WeightStep
 
 
 class NormGrowthMonitor(GeometryMonitor):
@@ -84,12 +87,12 @@ class NormGrowthMonitor(GeometryMonitor):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Remove every hook; a checkpoint may still be asked for."""
-        self._account = Session.of(trainer).account
+        self._keep_account(trainer)
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remove every hook; a checkpoint may still be asked for."""
-        self._account = Session.of(trainer).account
+        self._keep_account(trainer)
         super().on_exception(trainer, pl_module, exception)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -103,47 +106,113 @@ class NormGrowthMonitor(GeometryMonitor):
         if self.cumulative:
             Session.of(trainer).restore_account(checkpoint.get("lightning_normgeo", {}).get("account", {}))
 
+    @harmless
+    def _keep_account(self, trainer: Any) -> None:
+        self._account = Session.of(trainer).account
+
     def measure(self, measured: Measured) -> Iterable[Reading]:
         """Return the readings of one step."""
         for group, invariant in zip(self.groups, (True, False), strict=True):
             columns = measured.columns(invariant, "update")
             if columns is None:
                 continue
-            yield from _growth(group, columns)
+            yield from _growth(group, columns, measured.turned)
             yield from _explained(group, columns)
             yield from _equilibrium(group, columns)
-            if self.cumulative and measured.account is not None:
-                yield from cumulative_readings(group, columns.steps, measured.account)
+        if self.cumulative and measured.account is not None:
+            moved = [step for step in measured.steps if step.update is not None]
+            for group, invariant in zip(self.groups, (True, False), strict=True):
+                yield from cumulative_readings(group, invariant, moved, measured.account)
 
 
-def _growth(group: str, columns: Columns) -> Iterator[Reading]:
+def _growth(group: str, columns: Columns, turned: bool) -> Iterator[Reading]:
     sites, update = columns.sites, columns.update
     increment = measured_increment(update.weight_update, update.update_sq)
     yield sites.reading(f"{group}/weight_norm", update.weight_sq, sites.sum, torch.sqrt, watch=True)
     yield sites.reading(f"{group}/increment", increment, sites.sum, watch=True)
     if columns.has_gradient:
         yield sites.reading(f"{group}/predicted", columns.column("predicted"), sites.sum, watch=True)
-        covered = all(step.is_plain_sgd and step.units.invariant for step in columns.steps)
-        yield Reading(f"{group}/eq16_applies", increment.new_tensor(float(covered)))
-    angle = split_update(update).angle
-    yield sites.reading(f"{group}/angular_update", angle.square(), sites.mean, torch.sqrt, watch=True)
+        covered = not turned and all(step.is_plain_sgd and step.units.invariant for step in columns.steps)
+        yield Reading(f"{group}/eq16_applies", increment.new_full((), float(covered)))
+    squared_angle = split_update(update).angle.square()
+    if group.endswith("_control"):  # an embedding has many rows that no batch asked for
+        moved = update.update_sq > 0
+        yield sites.reading_of_some(f"{group}/angular_update", squared_angle, moved, torch.sqrt, watch=True)
+        yield sites.reading(f"{group}/rows_unmoved", (~moved).to(increment), sites.sum)
+    else:
+        yield sites.reading(f"{group}/angular_update", squared_angle, sites.mean, torch.sqrt, watch=True)
     rates = effective_lr(columns.spread("lr"), columns.column("weight_sq"))
     yield sites.reading(f"{group}/effective_lr", rates, sites.mean)
 
 
 def _explained(group: str, columns: Columns) -> Iterator[Reading]:
-    sites, terms = columns.sites, columns.terms
-    if terms is not None:
-        explained = terms.total
-        yield sites.reading(f"{group}/explained", explained, sites.sum, watch=True)
-        for name, values in terms._asdict().items():
-            yield sites.reading(f"{group}/term_{name}", values, sites.sum)
-        increment = measured_increment(columns.update.weight_update, columns.update.update_sq)
-        yield sites.reading(f"{group}/residual", increment - explained, sites.sum)
+    """Return what formulas explain, over the weights that have one, and the floors of all."""
+    known = [step for step in columns.steps if step.terms is not None]
+    if known:
+        explained = columns if len(known) == len(columns.steps) else Columns(known)
+        yield from _by_formula(group, explained)
+        yield from _internal(explained)
+    yield from _with_momentum(group, [step for step in known if isinstance(step.rule, SGDRule)])
+    rest = [step for step in columns.steps if step.terms is None]
+    if rest:
+        yield from _by_identity(group, Columns(rest))
     stored, computed = columns.floors()
+    sites = columns.sites
     total = stored.square().sum().sqrt() + computed.sum()
     by_site = sites.sum(stored.square()).sqrt() + sites.sum(computed)
     yield Reading(f"{group}/storage_floor", total, by_site, sites.names)
+
+
+def _by_formula(group: str, columns: Columns) -> Iterator[Reading]:
+    sites, terms = columns.sites, columns.terms
+    assert terms is not None  # noqa: S101
+    yield sites.reading(f"{group}/explained", terms.total, sites.sum, watch=True)
+    for name, values in terms._asdict().items():
+        yield sites.reading(f"{group}/term_{name}", values, sites.sum)
+    yield sites.reading(f"{group}/residual", columns.increment - terms.total, sites.sum)
+
+
+def _with_momentum(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]:
+    """Return the increment that follows from ⟨W, g⟩ = 0 under SGD with momentum and weight decay."""
+    if not steps or not any(step.rule.momentum or step.rule.weight_decay for step in steps):  # type: ignore[union-attr]
+        return
+    columns = Columns(steps)
+    coupled = columns.sites.spread([_cross_decay(step.rule) for step in steps]) * columns.column("inner")
+    terms = columns.terms
+    assert terms is not None  # noqa: S101
+    predicted = terms.momentum + terms.weight_decay + terms.quadratic - coupled
+    yield columns.sites.reading(f"{group}/predicted_momentum", predicted, columns.sites.sum, watch=True)
+
+
+def _cross_decay(rule: UpdateRule | None) -> Scalar:
+    """Return the factor of ⟨W, g⟩ in η²‖u‖²: coupled weight decay squares g + λW."""
+    assert isinstance(rule, SGDRule)  # noqa: S101
+    c_g, _ = rule.coefficients
+    sign = -1.0 if rule.maximize else 1.0
+    return sign * 2 * rule.lr**2 * c_g**2 * rule.weight_decay
+
+
+def _by_identity(group: str, columns: Columns) -> Iterator[Reading]:
+    """Return the decomposition that needs no formula, and can therefore not be wrong: an identity of W, W⁺ and ηλ."""
+    sites, update = columns.sites, columns.update
+    shrink = columns.spread("shrink")
+    terms = identity_terms(columns.column("weight_sq"), update.weight_update, update.update_sq, shrink)
+    parts = {"direction": terms.gradient, "weight_decay": terms.weight_decay, "quadratic": terms.quadratic}
+    for name, values in parts.items():
+        yield sites.reading(f"{group}/identity_{name}", values, sites.sum)
+    yield Reading(f"{group}/weights_without_formula", update.weight_sq.new_full((), float(len(columns.steps))))
+
+
+def _internal(columns: Columns) -> Iterator[Reading]:
+    """Return what :mod:`.residuals` looks at, by weight."""
+    sites, terms = columns.sites, columns.terms
+    assert terms is not None  # noqa: S101
+    names = [step.units.name for step in columns.steps]
+    stored, computed = columns.floors()
+    floor = sites.sum(stored.square()).sqrt() + sites.sum(computed)
+    residual = sites.sum(columns.increment - terms.total)
+    for key, values in ((RESIDUAL, residual), (FLOOR, floor), (NORM_SQ, sites.sum(columns.column("weight_sq")))):
+        yield Reading(key, None, values, names, internal=True)
 
 
 def _equilibrium(group: str, columns: Columns) -> Iterator[Reading]:

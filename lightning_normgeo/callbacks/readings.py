@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ class Reading:
         by_site: one value per site, or None.
         sites: what the entries of ``by_site`` belong to.
         watch: whether the aggregate also goes to ``trainer.callback_metrics``.
+        internal: whether it is for the session alone and goes to no logger.
+        partial: whether it is NaN where it is not known, which is no reason to say anything.
     """
 
     key: str
@@ -30,6 +32,8 @@ class Reading:
     by_site: Tensor | None = None
     sites: Sequence[str] = ()
     watch: bool = False
+    internal: bool = False
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class Row:
         layers: for each quantity its finite values by site, for records that keep every layer.
         watched: the aggregates for ``trainer.callback_metrics``.
         dropped: how many values were not finite.
+        internal: what is for the session alone, by key and site.
     """
 
     scalars: dict[str, float]
     layers: dict[str, dict[str, float]]
     watched: dict[str, float]
-    dropped: int
+    dropped: int = 0
+    internal: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def transfer(readings: Sequence[Reading], valid: Sequence[Tensor], chosen: dict[str, frozenset[str]]) -> Row | None:
@@ -68,30 +74,31 @@ def transfer(readings: Sequence[Reading], valid: Sequence[Tensor], chosen: dict[
     flags = [next(values) for _ in valid]
     if not all(flags):
         return None
-    row = Row({}, {}, {}, 0)
-    dropped = 0
-    for reading in readings:
-        dropped += _unpack(reading, values, chosen, row)
-    return Row(row.scalars, row.layers, row.watched, dropped)
+    row = Row({}, {}, {})
+    dropped = sum(_unpack(reading, values, chosen, row) for reading in readings)
+    return replace(row, dropped=dropped)
 
 
 def _unpack(reading: Reading, values: Any, chosen: dict[str, frozenset[str]], row: Row) -> int:
-    dropped = 0
+    """Add one reading to the row; return how many of its values were not finite."""
+    found: list[float] = []
     if reading.total is not None:
-        total = next(values)
-        dropped += not math.isfinite(total)
-        if math.isfinite(total):
-            row.scalars[reading.key] = total
+        found.append(next(values))
+        if math.isfinite(found[0]):
+            row.scalars[reading.key] = found[0]
             if reading.watch:
-                row.watched[reading.key] = total
+                row.watched[reading.key] = found[0]
     if reading.by_site is not None:
         by_site = {site: next(values) for site in reading.sites}
+        found += by_site.values()
         finite = {site: value for site, value in by_site.items() if math.isfinite(value)}
-        dropped += len(by_site) - len(finite)
-        row.layers[reading.key] = finite
-        wanted = chosen.get(reading.key.partition("/")[0], frozenset())
-        row.scalars.update({f"{reading.key}/{site}": value for site, value in finite.items() if site in wanted})
-    return dropped
+        if reading.internal:
+            row.internal[reading.key] = finite
+        else:
+            row.layers[reading.key] = finite
+            wanted = chosen.get(reading.key.partition("/")[0], frozenset())
+            row.scalars.update({f"{reading.key}/{site}": value for site, value in finite.items() if site in wanted})
+    return 0 if reading.partial or reading.internal else sum(not math.isfinite(value) for value in found)
 
 
 def publish(row: Row, loggers: Iterable[Any], step: int) -> None:
@@ -105,4 +112,6 @@ def publish(row: Row, loggers: Iterable[Any], step: int) -> None:
             if hasattr(logger, "log_layers"):
                 logger.log_layers(row.layers, step=step)
         except Exception as error:
-            warn_once(f"{type(logger).__name__} failed to log step {step}: {error!r}. Training goes on.")
+            name = type(logger).__name__
+            message = f"{name} failed to log a measured step: {error!r}. Training goes on; this is said once."
+            warn_once(message, about=f"{name} failed to log")

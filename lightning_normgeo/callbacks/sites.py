@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +12,13 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.geometry.rows import wide_dtype
+
+
+@functools.lru_cache(maxsize=256)
+def _on_device(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return lengths as a tensor, built once: from step to step the layers are the same."""
+    return torch.tensor(lengths, device=device)
+
 
 _WHOLE: dict[str, Any] = {"maximum": torch.amax, "sum": torch.sum, "mean": torch.mean}
 
@@ -26,16 +35,17 @@ class Sites:
     def __init__(self, names: Sequence[str], lengths: Sequence[int], device: torch.device) -> None:
         self.names = list(names)
         self._units = sum(lengths)
-        self._lengths = torch.tensor(list(lengths)).to(device, non_blocking=True)
+        self._each = tuple(lengths)
+        self._lengths = _on_device(self._each, device)
 
     def spread(self, values: Sequence[float | Tensor]) -> Tensor:
         """Return one value per layer for each of its units."""
-        wide = wide_dtype(self._lengths.device)
-        if any(isinstance(value, Tensor) for value in values):
-            column = torch.stack([torch.as_tensor(value, dtype=wide, device=self._lengths.device) for value in values])
-        else:
-            column = torch.tensor(values, dtype=wide).to(self._lengths.device, non_blocking=True)
-        return column.repeat_interleave(self._lengths, output_size=self._units)
+        device, runs = self._lengths.device, []
+        for value, both in itertools.groupby(zip(values, self._each, strict=True), key=lambda pair: pair[0]):
+            units = sum(length for _, length in both)
+            # filled on the device, from a kernel's argument: a tensor built here would be a transfer
+            runs.append(torch.full((units,), 1.0, dtype=wide_dtype(device), device=device).mul_(value))
+        return torch.cat(runs)
 
     def maximum(self, values: Tensor) -> Tensor:
         """Return the maximum over the units of each layer."""
@@ -44,6 +54,10 @@ class Sites:
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over the units of each layer."""
         return torch.segment_reduce(values, "sum", lengths=self._lengths, unsafe=True)
+
+    def spread_sums(self, values: Tensor) -> Tensor:
+        """Return for each unit the sum over the units of its layer."""
+        return self.sum(values).repeat_interleave(self._lengths, output_size=self._units)
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over the units of each layer."""
@@ -68,3 +82,17 @@ class Sites:
         """
         whole: Callable[[Tensor], Tensor] = _WHOLE[reduce.__name__]
         return Reading(key, finish(whole(values)), finish(reduce(values)), self.names, watch)
+
+    def reading_of_some(
+        self,
+        key: str,
+        values: Tensor,
+        chosen: Tensor,
+        finish: Callable[[Tensor], Tensor] = lambda x: x,
+        watch: bool = False,
+    ) -> Reading:
+        """Return the reading whose layers are means over the units that are ``chosen``; nothing for a layer without."""
+        weights = chosen.to(values)
+        total = finish((values * weights).sum() / weights.sum())
+        by_site = finish(self.sum(values * weights) / self.sum(weights))
+        return Reading(key, total, by_site, self.names, watch, partial=True)

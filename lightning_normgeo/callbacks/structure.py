@@ -1,51 +1,51 @@
-"""Which weights are measured as what: told from the graph of every measured step, so that it is always up to date."""
+"""Which weights are measured as what: told from the graphs of every measured step, so that it is always up to date."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.callbacks.epsilon import epsilon_inner
-from lightning_normgeo.callbacks.readings import Reading, Row
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.geometry.orthogonality import cosine
 from lightning_normgeo.normalization.graph import Graph
 from lightning_normgeo.normalization.invariance import find_units
 from lightning_normgeo.normalization.names import clean_name
-from lightning_normgeo.probes.batchnorm import BatchStatistics
-from lightning_normgeo.probes.measurement import Observed, WeightStep
+from lightning_normgeo.normalization.units import WeightUnits
+from lightning_normgeo.probes.measurement import Observed
 from lightning_normgeo.probes.stand_ins import StandIns
 
-_CONFIRMATION = "structure/rms_cos"
-_REFUTED_ABOVE = 1e-2
-"""Root mean square cosine of a layer above which its invariance is not believed: broken ones have 0.02 and more, true
-ones at most a few 1e-3, under bf16 autocast."""
-_INVARIANT_BELOW = 1e-6
-"""And below which a layer without an established invariance looks like one, if it has enough units to tell."""
-_ENOUGH_UNITS = 8
 _GRAPHS = 16
 """How many different graphs are remembered; reading one anew takes ten times longer than recognizing it."""
+_DIFFERENT = "the graphs of one step have different units for it"
+REFUTED = "refuted by the numbers"
 
 
 class Structure:
     """The units of the weights behind the losses of one optimizer step.
 
+    A weight is invariant only if it is in every graph that its gradient came from: of all backward passes, losses and
+    micro-batches since it had none.
+
     Args:
         parameters: by name, and ``stand_ins``, what forward passes compute with: of a model divided by fully_shard.
         stand_ins: see there.
+
+    Attributes:
+        scales: the γ of batch normalizations behind weights, by name.
+        guessed: whether the units are a guess, as under ``torch.compile``.
+        hidden: why parts of a graph could not be looked into, or empty.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter] | None = None, stand_ins: StandIns | None = None) -> None:
         self._parameters = parameters
         self._stand_ins = stand_ins
         self._found: dict[str, Observed] = {}
-        self.scales: dict[str, nn.Parameter] = {}
-        self._guessed = False
-        self._compared = False
         self._refuted: set[str] = set()
+        self.scales: dict[str, nn.Parameter] = {}
+        self.guessed = False
+        self.hidden = ""
         # with the parameters themselves: their ids in the signature stay theirs
         self._known: dict[tuple[Any, ...], tuple[dict[str, Observed], list[Tensor]]] = {}
 
@@ -53,6 +53,11 @@ class Structure:
     def weights(self) -> list[Observed]:
         """Every weight seen since :meth:`forget`, with its units."""
         return list(self._found.values())
+
+    @property
+    def divided(self) -> bool:
+        """Whether this process has a part of each weight only."""
+        return self._parameters is not None
 
     def forget(self) -> None:
         """Begin another step; layers may have been frozen, thawed or added."""
@@ -66,82 +71,84 @@ class Structure:
             self._stand_ins.rest()
 
     def read(self, module: nn.Module, loss: Tensor) -> None:
-        """Add the weights behind ``loss``; several backward passes of a step add up."""
+        """Add the weights behind ``loss``, before its backward pass; several of them in a step are joined."""
         graph = Graph(loss, stand_ins=None if self._stand_ins is None else self._stand_ins.names)
-        if graph.signature in self._known:
-            self._found.update(self._known[graph.signature][0])
-            return
-        found, self._guessed = find_units(module, graph)
-        parameters = self._parameters or {clean_name(name): p for name, p in module.named_parameters()}
-        observed = {}
-        for units in found:
-            kept = units.without_invariance("refuted by the numbers") if units.name in self._refuted else units
-            bias = None if kept.bias is None else parameters[kept.bias]
-            observed[units.name] = Observed(kept, parameters[units.name], bias)
-            if kept.scale is not None and self._parameters is None:
-                self.scales[kept.scale] = parameters[kept.scale]
-        self._found.update(observed)
-        # not one with leaves of its own, such as an attacked image: it would be kept, and never recognized
-        own = {id(parameter) for parameter in parameters.values()} | (graph.stand_ins or {}).keys()
-        repeats = not self._guessed and all(id(leaf.variable) in own for leaf in graph.leaves)
-        if repeats and len(self._known) < _GRAPHS:
-            self._known[graph.signature] = observed, [leaf.variable for leaf in graph.leaves]
-        if found and not any(observed.units.invariant for observed in self.weights):
-            reasons = sorted({observed.units.reason for observed in self.weights})[:3]
+        found = self._known[graph.signature][0] if graph.signature in self._known else self._search(module, graph)
+        self._add(found, {id(leaf.variable) for leaf in graph.leaves})
+        if found and not any(one.units.invariant for one in self.weights):
+            reasons = sorted({one.units.reason for one in self.weights})[:3]
             warn_once(f"None of {len(found)} weights is scale invariant; all are controls: {'; '.join(reasons)}.")
 
-    def confirmation(
-        self, steps: Sequence[WeightStep], statistics: dict[str, BatchStatistics], gradients_are_whole: bool
-    ) -> list[Reading]:
-        """Return what has to be looked at before structure is believed: guesses always, the graph's word once.
+    def refute(self, names: Iterable[str]) -> None:
+        """Take weights for controls from here on, whatever graphs say."""
+        self._refuted.update(names)
+        self._found = {name: self._believed(one) for name, one in self._found.items()}
+        self._known = {
+            key: ({name: self._believed(one) for name, one in found.items()}, leaves)
+            for key, (found, leaves) in self._known.items()
+        }
 
-        Args:
-            steps: the weights that moved.
-            statistics: batch statistics, where ε's part of ⟨W, g⟩ can be told from them; else empty.
-            gradients_are_whole: whether they moved along the gradient of the loss, not one clipped by value.
-        """
-        asked = [step for step in steps if step.has_gradient and (step.units.invariant or not self._guessed)]
-        if not asked or not (self._guessed or (gradients_are_whole and not self._compared)):
-            return []
-        squares = [_mean_squared_cosine(step, epsilon_inner(step, statistics)) for step in asked]
-        return [Reading(_CONFIRMATION, None, torch.stack(squares).sqrt(), [step.units.name for step in asked])]
+    def unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter], reason: str) -> list[Observed]:
+        """Return weights that have gradients though no graph showed them, as controls for ``reason``."""
+        names = {id(parameter): name for name, parameter in _named(module).items()}
+        found = []
+        for parameter in parameters:
+            name = names.get(id(parameter))
+            if name is not None and parameter.ndim >= 2 and parameter.numel() > parameter.shape[0]:
+                units = WeightUnits(name=name, kind="none", count=parameter.shape[0], reason=reason)
+                found.append(Observed(units, parameter))
+        self._found |= {one.units.name: one for one in found}
+        return found
 
-    def confirmed(self, row: Row) -> bool:
-        """Return whether to publish a row: not one whose guesses the numbers refute, which are controls from now on."""
-        cosines = row.layers.pop(_CONFIRMATION, {})
-        broken = {name for name, rms in cosines.items() if self._found[name].units.invariant and rms > _REFUTED_ABOVE}
-        if not self._guessed:
-            self._compare(broken, cosines)
-            return True
-        if broken:
-            self._refuted |= broken
-            warn_once(
-                "Under torch.compile, scale invariance is guessed from the order of layers. The numbers refute it for "
-                f"{', '.join(sorted(broken))}: a control from here on."
-            )
-        return not broken
+    def _search(self, module: nn.Module, graph: Graph) -> dict[str, Observed]:
+        units, self.guessed = find_units(module, graph)
+        parameters = self._parameters or _named(module)
+        observed = {}
+        for one in units:
+            bias = None if one.bias is None else parameters[one.bias]
+            observed[one.name] = self._believed(Observed(one, parameters[one.name], bias))
+            if one.scale is not None and self._parameters is None:
+                self.scales[one.scale] = parameters[one.scale]
+        # not one with leaves of its own, such as an attacked image: it would be kept, and never recognized
+        own = {id(parameter) for parameter in parameters.values()} | (graph.stand_ins or {}).keys()
+        repeats = not self.guessed and all(id(leaf.variable) in own for leaf in graph.leaves)
+        if repeats and len(self._known) < _GRAPHS:
+            self._known[graph.signature] = observed, [leaf.variable for leaf in graph.leaves]
+        return observed
 
-    def _compare(self, broken: set[str], cosines: dict[str, float]) -> None:
-        """Say once where the graph and the first measured gradients disagree."""
-        if self._compared or not cosines:
-            return
-        self._compared = True
-        controls = [found.units for found in self.weights if not found.units.invariant]
-        hidden = [
-            u.name for u in controls if u.count >= _ENOUGH_UNITS and 0 < cosines.get(u.name, 1) < _INVARIANT_BELOW
-        ]
-        parts = []
-        if broken:
-            parts.append(
-                f"{', '.join(sorted(broken))} should be orthogonal to their gradients and are not (something "
-                "changes the gradients, or a variance is not large against ε)"
-            )
-        if hidden:
-            parts.append(f"{', '.join(sorted(hidden))} are, and are counted as controls (the reason is not recognized)")
-        if parts:
-            warn_once(f"Structure and numbers disagree at the first measured step: {'; '.join(parts)}.")
+    def _believed(self, one: Observed) -> Observed:
+        if one.units.name not in self._refuted or not one.units.invariant:
+            return one
+        return Observed(one.units.without_invariance(REFUTED), one.weight)
+
+    def _add(self, found: Mapping[str, Observed], leaves: set[int]) -> None:
+        """Join a graph with those before it; a weight without a gradient begins anew with it."""
+        for name, one in self._found.items():
+            scale = None if one.units.scale is None else self.scales.get(one.units.scale)
+            other = None if name not in found else found[name].units.scale
+            if scale is not None and id(scale) in leaves and other != one.units.scale:
+                # γ's gradient holds the part of another weight too
+                self._found[name] = replace(one, units=replace(one.units, scale=None))
+        for name, one in found.items():
+            before = self._found.get(name)
+            fresh = before is None or one.weight.grad is None
+            self._found[name] = one if fresh or before is None else _joined(before, one)
 
 
-def _mean_squared_cosine(step: WeightStep, explained: Tensor | None) -> Tensor:
-    inner = step.inner if explained is None else step.inner - explained
-    return cosine(inner, step.weight_sq, step.gradient_sq).square().mean()
+def _joined(first: Observed, second: Observed) -> Observed:
+    """Return the units that both graphs allow: the loss is the sum of both."""
+    a, b = first.units, second.units
+    if a == b or not a.invariant:
+        return first
+    if not b.invariant:
+        return second
+    if (a.dim, a.groups, a.bias) != (b.dim, b.groups, b.bias):
+        return Observed(a.without_invariance(_DIFFERENT), first.weight)
+    coarse, fine = (a, b) if a.count <= b.count else (b, a)
+    if fine.count % coarse.count:
+        return Observed(a.without_invariance(_DIFFERENT), first.weight)
+    return replace(first, units=replace(coarse, scale=a.scale if a.scale == b.scale else None))
+
+
+def _named(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {clean_name(name): parameter for name, parameter in module.named_parameters()}

@@ -1,14 +1,14 @@
-"""Batch statistics of batch normalizations, read off what the forward pass has computed anyway.
+"""Batch statistics of batch normalizations, read off what each forward pass has computed anyway.
 
 In eager mode the autograd node of a batch normalization keeps the mean and the inverse standard deviation; reading
-them costs nothing. Under ``torch.compile`` (and for SyncBatchNorm) the change of the running statistics gives the same
-numbers to about 1e-6. Nothing is recomputed and no statistic is ever taken twice.
+them costs nothing. Under ``torch.compile`` and activation checkpointing the change of the running statistics gives the
+same numbers to about 1e-6. Nothing is recomputed and no statistic is ever taken twice.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.normalization.names import clean_name
-
-_NODES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
-_SYNC_NODE = "SyncBatchNormBackward"
+from lightning_normgeo.probes.nodes import is_inside_backward, own_node, saved_statistics, saving_is_hooked
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,10 @@ class BatchStatistics:
         mean: μ of the pre-activation over this device's batch (over all devices for SyncBatchNorm).
         variance: σ², biased.
         eps: the layer's ε.
+        samples: how many values each channel had on this device.
+        place: which run of the layer this was since the last backward pass, from 0: the view of a siamese network.
+        gradient: ∂L/∂γ of this pass alone, as backward passes left it: neither clipped nor unscaled nor averaged over
+            processes. None where no backward pass went through, or none could be followed.
     """
 
     scale: Tensor
@@ -41,15 +43,32 @@ class BatchStatistics:
     mean: Tensor
     variance: Tensor
     eps: float
+    samples: int = 0
+    place: int = 0
+    gradient: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Pass:
-    """One forward pass of a layer: how many values each channel had, the autograd node's (mean, 1/std), and (γ, β)."""
+    """One forward pass of a layer, while it is watched.
+
+    Attributes:
+        samples: how many values each channel had.
+        place: which run of the layer since the last backward pass.
+        saved: (mean, 1/std) of the autograd node, or None where they cannot be read.
+        affine: (γ, β), where they are whole during the forward pass only.
+        gradient: ∂L/∂γ, once a backward pass went through.
+        statistics: what was made of it.
+        closed: whether it was read.
+    """
 
     samples: int
-    saved: tuple[Tensor, Tensor] | None
+    place: int = 0
+    saved: tuple[Tensor, Tensor] | None = None
     affine: tuple[Tensor, Tensor] | None = None
+    gradient: Tensor | None = None
+    statistics: BatchStatistics | None = None
+    closed: bool = False
 
 
 def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
@@ -70,11 +89,11 @@ class _Samples:
 
 
 class BatchNormProbe:
-    """Reads the statistics of the forward pass between :meth:`arm` and :meth:`collect`.
+    """Reads the statistics of every forward pass between :meth:`arm` and :meth:`collect`.
 
     In eager mode hooks exist only while armed, so an unmeasured step costs nothing. Compiled modules are traced with
-    their hooks once and for all, so there a hook that notes the number of samples stays. A layer that ran more than
-    once per backward pass (siamese networks) has no single σ; it is left out and counted in ``skipped``.
+    their hooks once and for all, so there a hook that notes the number of samples stays. Where only running statistics
+    can be read, a layer that ran several times since the last backward pass is left out and counted in ``skipped``.
 
     Args:
         layers: batch normalizations with γ and β, by module path.
@@ -96,17 +115,27 @@ class BatchNormProbe:
             self._handles.append(layers[name].register_forward_pre_hook(partial(_note_samples, samples)))
 
     def arm(self) -> None:
-        """Watch the next forward pass."""
+        """Watch the forward passes of another step."""
         self.disarm()
+        self._remember()
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on watching after :meth:`pause`."""
+        self.pause()
         for name, layer in self.layers.items():
-            tracked = layer.training and layer.track_running_stats and layer.running_mean is not None
-            if tracked and name in self._by_difference:
-                self._before[name] = tuple(_copy(t) for t in _running(layer))
             if layer.training and not self.compiled:
                 note = partial(_note_pass, self._passes[name], self.divided)
                 self._handles.append(
                     layer.register_forward_hook(note, prepend=True)
                 )  # before γ and β are divided again
+
+    def pause(self) -> None:
+        """Remove the hooks of eager mode and keep what was read."""
+        if not self.compiled:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
 
     def detach(self) -> None:
         """Remove every hook, for good."""
@@ -114,65 +143,98 @@ class BatchNormProbe:
         self.disarm()
 
     @torch.no_grad()
-    def collect(self) -> dict[str, BatchStatistics]:
-        """Return the statistics of each layer that ran exactly once since :meth:`arm`, and stop watching.
+    def close(self) -> None:
+        """Read the forward passes since the last call, while γ and β are the ones that they used.
 
-        Call it after the forward pass and before the optimizer step: γ and β are then the ones it used.
+        Call it before each backward pass, which frees what forward passes have saved, and before the optimizer moves γ.
         """
         for name, samples in self._samples.items():
             if samples.count and name in self._before:
-                self._passes[name].append(_Pass(samples.count, None))
-        several = sum(len(passes) > 1 for passes in self._passes.values())
-        if several:
-            self.skipped["ran several times in one step"] += several
-        once = {name: passes[0] for name, passes in self._passes.items() if len(passes) == 1}
-        if self.divided and any(read.affine is None for read in once.values()):
+                self._passes[name].append(_Pass(samples.count))
+            samples.count = 0
+        fresh = {name: [one for one in passes if not one.closed] for name, passes in self._passes.items()}
+        fresh = {name: passes for name, passes in fresh.items() if passes}
+        if not fresh:
+            return
+        if self.divided and any(one.affine is None for passes in fresh.values() for one in passes):
             self.skipped["γ and β are divided over processes, and it runs under torch.compile"] += 1
-            once = {name: read for name, read in once.items() if read.affine is not None}
-        saved = {name: read.saved for name, read in once.items() if read.saved is not None}
-        self._by_difference -= saved.keys()
-        found = self._from_nodes(saved, {name: read.affine for name, read in once.items() if read.affine})
-        for name, read in once.items():
-            layer = self.layers[name]
-            if name not in saved and (pair := self._from_difference(name, layer, read)) is not None:
-                scale, shift = read.affine or (_copy(layer.weight), _copy(layer.bias))
-                found[name] = BatchStatistics(scale, shift, *pair, layer.eps)
-        self.disarm()
-        return found
+        self._read_nodes([(name, one) for name, passes in fresh.items() for one in passes if one.saved is not None])
+        for name, passes in fresh.items():
+            if all(one.saved is None for one in passes):
+                self._read_difference(name, passes)
+            for one in passes:
+                one.closed, one.saved = True, None
+        self._remember()
 
-    def _from_nodes(
-        self, saved: dict[str, tuple[Tensor, Tensor]], affine: dict[str, tuple[Tensor, Tensor]]
-    ) -> dict[str, BatchStatistics]:
-        """Read all layers in one go: an operation for each would cost more than what it does."""
-        if not saved:
-            return {}
-        layers = [self.layers[name] for name in saved]
-        channels = [layer.num_features for layer in layers]
-        pairs = [affine.get(name, (layer.weight, layer.bias)) for name, layer in zip(saved, layers, strict=True)]
-        parts = (*zip(*pairs, strict=True), *zip(*saved.values(), strict=True))
-        scale, shift, mean, inverse_std = (_copy(torch.cat(list(part))) for part in parts)
-        eps = torch.cat([mean.new_full((n,), layer.eps) for n, layer in zip(channels, layers, strict=True)])
-        variance = (inverse_std.pow(-2) - eps).clamp_min(0)
-        columns = (torch.split(column, channels) for column in (scale, shift, mean, variance))
-        eps_of = [layer.eps for layer in layers]
-        return {name: BatchStatistics(*row) for name, *row in zip(saved, *columns, eps_of, strict=True)}
+    @torch.no_grad()
+    def collect(self) -> dict[str, list[BatchStatistics]]:
+        """Return the statistics of every pass that could be read since :meth:`arm`, and stop watching."""
+        self.close()
+        found = {
+            name: [replace(one.statistics, gradient=one.gradient) for one in passes if one.statistics is not None]
+            for name, passes in self._passes.items()
+        }
+        self.disarm()
+        return {name: statistics for name, statistics in found.items() if statistics}
+
+    def begin_gradients(self) -> None:
+        """Forget ∂L/∂γ of earlier passes where γ has no gradient any more: the coming one does not hold them."""
+        for name, passes in self._passes.items():
+            if self.layers[name].weight.grad is None:
+                for one in passes:
+                    one.gradient = None
 
     def disarm(self) -> None:
         """Forget what was read; in eager mode remove the hooks too."""
-        if not self.compiled:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = []
-        for passes in self._passes.values():
-            passes.clear()
+        self.pause()
+        for name in self._passes:
+            self._passes[name] = []
         for samples in self._samples.values():
             samples.count = 0
         self._before = {}
 
+    def _remember(self) -> None:
+        """Keep the running statistics of the layers whose autograd nodes cannot be read."""
+        for name in self._by_difference:
+            layer = self.layers[name]
+            if layer.training and layer.track_running_stats and layer.running_mean is not None:
+                self._before[name] = tuple(_copy(tensor) for tensor in _running(layer))
+
+    def _read_nodes(self, read: list[tuple[str, _Pass]]) -> None:
+        """Read all passes in one go: an operation for each would cost more than what it does."""
+        read = [(name, one) for name, one in read if not (self.divided and one.affine is None)]
+        self._by_difference -= {name for name, _ in read}
+        if not read:
+            return
+        layers = [self.layers[name] for name, _ in read]
+        channels = [layer.num_features for layer in layers]
+        pairs = [one.affine or (layer.weight, layer.bias) for (_, one), layer in zip(read, layers, strict=True)]
+        parts = (*zip(*pairs, strict=True), *zip(*(one.saved or () for _, one in read), strict=True))
+        scale, shift, mean, inverse_std = (_copy(torch.cat(list(part))) for part in parts)
+        eps = torch.cat([mean.new_full((n,), layer.eps) for n, layer in zip(channels, layers, strict=True)])
+        variance = (inverse_std.pow(-2) - eps).clamp_min(0)
+        columns = zip(*(torch.split(column, channels) for column in (scale, shift, mean, variance)), strict=True)
+        for (_, one), layer, row in zip(read, layers, columns, strict=True):
+            gamma, beta, mu, squared = row
+            one.statistics = BatchStatistics(gamma, beta, mu, squared, layer.eps, one.samples, one.place)
+
+    def _read_difference(self, name: str, passes: list[_Pass]) -> None:
+        """Read a pass off the change of the running statistics, where there was one pass."""
+        if len(passes) > 1:
+            self.skipped["ran several times in one step"] += 1
+            return
+        (one,), layer = passes, self.layers[name]
+        if self.divided and one.affine is None:
+            return
+        pair = self._from_difference(name, layer, one)
+        if pair is not None:
+            scale, shift = one.affine or (_copy(layer.weight), _copy(layer.bias))
+            one.statistics = BatchStatistics(scale, shift, *pair, layer.eps, one.samples, one.place)
+
     def _from_difference(self, name: str, layer: _BatchNorm, read: _Pass) -> tuple[Tensor, Tensor] | None:
         """Return (mean, biased variance) of a layer from the change of its running statistics."""
+        self._by_difference.add(name)  # at the latest from the next time on
         if name not in self._before:
-            self._by_difference.add(name)  # from the next time on
             self.skipped["keeps no running statistics, and its autograd node cannot be read"] += 1
             return None
         mean, variance, count = self._before[name]
@@ -204,27 +266,20 @@ def _note_samples(samples: _Samples, layer: nn.Module, args: tuple[Tensor, ...])
 def _note_pass(passes: list[_Pass], divided: bool, layer: _BatchNorm, args: tuple[Tensor, ...], output: Any) -> None:
     if not layer.training or not torch.is_grad_enabled():
         return
-    saved = None if _saving_is_hooked() else _saved_statistics(layer, getattr(output, "grad_fn", None))
+    hooked = saving_is_hooked()
+    if hooked and is_inside_backward():  # a checkpoint computes anew what was noted already
+        return
+    node = own_node(layer, getattr(output, "grad_fn", None))
+    saved = None if hooked or node is None else saved_statistics(node)
     affine = (_copy(layer.weight), _copy(layer.bias)) if divided else None
-    passes.append(_Pass(args[0].numel() // args[0].shape[1], saved, affine))
+    place = sum(not one.closed for one in passes)
+    one = _Pass(args[0].numel() // args[0].shape[1], place, saved, affine)
+    passes.append(one)
+    if node is not None:
+        node.register_hook(partial(_note_gradient, one))
 
 
-def _saved_statistics(layer: nn.Module, node: Any) -> tuple[Tensor, Tensor] | None:
-    """Return (mean, 1/std) from the layer's own node: the output's, or one up to three nodes behind (activations)."""
-    for _ in range(4):
-        if node is None:
-            return None
-        if node.name() in _NODES or node.name() == _SYNC_NODE:
-            scale = node.next_functions[1][0]
-            if scale is None or getattr(scale, "variable", None) is not layer.weight:
-                return None  # another layer's: this one does something of its own
-            sync = node.name() == _SYNC_NODE
-            return node.saved_tensors[2:4] if sync else (node._saved_result1, node._saved_result2)
-        node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
-    return None
-
-
-def _saving_is_hooked() -> bool:
-    """Whether saved tensors go through hooks (activation checkpointing): reading one would recompute the forward."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return top is not None and top(True) is not None
+def _note_gradient(one: _Pass, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
+    gradient = inputs[1]
+    if gradient is not None:
+        one.gradient = _copy(gradient) if one.gradient is None else one.gradient + gradient

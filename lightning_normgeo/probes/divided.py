@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_normgeo.geometry.angles import UpdateProducts
 from lightning_normgeo.geometry.increments import IncrementTerms
@@ -49,8 +49,8 @@ class DividedAccount(NormAccount):
     a larger bound: the sum of those of all parts.
     """
 
-    def __init__(self, shards: Shards) -> None:
-        super().__init__()
+    def __init__(self, shards: Shards, look_up: Callable[[], Mapping[str, nn.Parameter]]) -> None:
+        super().__init__(look_up)
         self._first = shards.rank == 0
         self._counts = shards.counts
         self._device = shards.device
@@ -58,7 +58,7 @@ class DividedAccount(NormAccount):
     @property
     def names(self) -> list[str]:
         """The parameters, in the same order on all processes."""
-        return list(dict.fromkeys(self._names.values()))
+        return list(dict.fromkeys(name for name, _ in self._names.values() if name))
 
     def table(self) -> Tensor:
         """Return the sums of this process, one row for each parameter; adding up the tables of all gives the whole."""
@@ -77,6 +77,7 @@ class DividedAccount(NormAccount):
         known = [row for row, name in enumerate(names) if name in self._rows]
         account._rows, account._sums = {names[row]: place for place, row in enumerate(known)}, table[known]
         account.unexplained, account.unpredicted = self.unexplained, self.unpredicted
+        account.without_momentum_form, account.members = self.without_momentum_form, self.members
         return account
 
     def state(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ that is not in the graph of one process, or a measurement that fails on one, lea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 from zlib import crc32
@@ -60,9 +60,9 @@ class Exchange:
         """What an account can count: the divided parameters."""
         return {name: parameter for name, parameter in self.shards.parameters.items() if is_divided(parameter)}
 
-    def new_account(self) -> DividedAccount:
+    def new_account(self, look_up: Callable[[], Mapping[str, nn.Parameter]]) -> DividedAccount:
         """Return an account of the rows that this process has."""
-        return DividedAccount(self.shards)
+        return DividedAccount(self.shards, look_up)
 
     @torch.no_grad()
     def __call__(

@@ -34,6 +34,10 @@ class WeightStep:
         has_gradient: whether g is the gradient at W; if not, as for an optimizer that first moves W, ``inner``,
             ``gradient_sq`` and ``predicted`` are NaN.
         scale_gradient: ∂L/∂γ of the batch normalization behind the weight, at the same moment as g.
+        scale_shared: whether the same optimizer moves γ, so that what it does to gradients it does to both.
+        optimizer: the class that moves the weight.
+        shrink: what decoupled weight decay multiplies W with, where the optimizer says so; for optimizers without a
+            formula.
         update: inner products of D = W⁺ - W; None unless updates were asked for.
     """
 
@@ -49,6 +53,9 @@ class WeightStep:
     terms: IncrementTerms | None = None
     has_gradient: bool = True
     scale_gradient: Tensor | None = None
+    scale_shared: bool = True
+    optimizer: str = ""
+    shrink: Scalar = 1.0
     update: UpdateProducts | None = None
 
     @property
@@ -116,11 +123,9 @@ class StepMeasurement:
     Attributes:
         steps: by parameter name; the last step of a weight counts where there were several.
         valid: boolean scalars on the device; all have to hold, else the steps did not happen as described.
-        stepped: whether any optimizer took a step, measured or not.
-        unknown: how many weights of the optimizers have gradients but are in no graph that was seen.
+        optimizers: those that took a step, measured or not, by id.
     """
 
     steps: dict[str, WeightStep] = field(default_factory=dict)
     valid: list[Tensor] = field(default_factory=list)
-    stepped: bool = False
-    unknown: int = 0
+    optimizers: set[int] = field(default_factory=set)

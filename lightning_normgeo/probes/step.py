@@ -8,7 +8,7 @@ on its way into the optimizer and reads between its end and the update.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,11 @@ from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.formulas import gradient_scale, groups_of
 from lightning_normgeo.probes.measurement import Observed, StepMeasurement, WeightStep
 from lightning_normgeo.probes.reader import WeightReader, scale_gradient
-from lightning_normgeo.probes.rules import description_of
+from lightning_normgeo.probes.rules import Group, description_of
 
 _SEVERAL = "the optimizer evaluates its closure several times"
 _MOVED = "the optimizer moves the weights before the gradient is final"
+_SPARSE = "its gradient is sparse"
 
 
 @dataclass
@@ -34,6 +35,7 @@ class _Pending:
 
     optimizer: Optimizer
     versions: dict[int, int]
+    measured: bool
     depth: int = 0
     closure_calls: int = 0
     counted: bool = False
@@ -44,10 +46,20 @@ class _Pending:
 
 
 class StepProbe:
-    """Hooks on the optimizers of a Trainer; costs less than a microsecond per step while not armed.
+    """Hooks on the optimizers of a Trainer; costs about a microsecond per step while not armed.
 
     One probe serves every monitor of a Trainer. It adds no autograd node, changes no gradient, and draws no random
     numbers. A step that cannot be described exactly is left out and counted in ``skipped`` under its reason.
+
+    Attributes:
+        weights: what to measure, with its units.
+        scales: the γ behind weights, by name.
+        skipped: what was left out, by reason.
+        account: the sums over all steps, where a monitor asked for them.
+        gradients_are_fresh: tells whether a backward pass made the gradients.
+        taken: called with the optimizer at each step, measured or not.
+        before_update: called when the gradients are final and nothing has moved, in a measured step.
+        unseen: called with parameters that have gradients and are not among ``weights``; what it returns is measured.
     """
 
     def __init__(self, reader: WeightReader | None = None) -> None:
@@ -56,10 +68,14 @@ class StepProbe:
         self.skipped: Counter[str] = Counter()
         self.account: NormAccount | None = None
         self.gradients_are_fresh: Callable[[], bool] = lambda: True
+        self.taken: Callable[[Optimizer], None] = lambda optimizer: None
+        self.before_update: Callable[[], None] = lambda: None
+        self.unseen: Callable[[Sequence[nn.Parameter]], list[Observed]] = lambda parameters: []
         self._reader = reader or WeightReader()
         self._handles: list[RemovableHandle] = []
         self._optimizers: list[Optimizer] = []
         self._measurement: StepMeasurement | None = None
+        self._due: Collection[int] | None = None
         self._updates = False
         self._weights = True
         self._pending: _Pending | None = None
@@ -90,8 +106,12 @@ class StepProbe:
             updates: also measure what the step changes, which takes a copy of the weights.
             weights: whether to read weights at all, or only to see that a step is taken.
         """
-        self._weights = weights
+        self._weights, self._due = weights, None
         self._measurement, self._updates, self._pending = StepMeasurement(), updates, None
+
+    def wait_for(self, optimizers: Collection[int]) -> None:
+        """Measure the steps of these optimizers alone, by id."""
+        self._due = optimizers
 
     def reset(self) -> None:
         """Forget a step that an exception has ended."""
@@ -99,7 +119,7 @@ class StepProbe:
 
     def collect(self) -> StepMeasurement | None:
         """Return what was measured since :meth:`arm` and disarm; None while no optimizer took a step."""
-        if self._measurement is None or not self._measurement.stepped:
+        if self._measurement is None or not self._measurement.optimizers:
             return None
         measurement = self._measurement
         self.disarm()
@@ -112,17 +132,20 @@ class StepProbe:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @harmless
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if self._measurement is None and self.account is None:
-            return None
         if self._pending is not None and self._pending.optimizer is optimizer:  # a subclass that calls super().step()
             self._pending.depth += 1
             return None
+        self.taken(optimizer)
+        measured = self._measurement is not None and (self._due is None or id(optimizer) in self._due)
+        if not measured and self.account is None:
+            return None
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        pending = self._pending = _Pending(optimizer, {id(parameter): parameter._version for parameter in parameters})
+        versions = {id(parameter): parameter._version for parameter in parameters}
+        pending = self._pending = _Pending(optimizer, versions, measured)
         if self.account is not None:
-            self.account.open(optimizer)
-        if self._measurement is not None:
-            self._measurement.stepped = True
+            self._open_account(optimizer, self.account)
+        if measured and self._measurement is not None:
+            self._measurement.optimizers.add(id(optimizer))
             if self._updates and description_of(type(optimizer)) is None:
                 self._reader.remember(parameters)
         if callable(kwargs.get("closure")):
@@ -131,6 +154,11 @@ class StepProbe:
             return (args[0], self._wrap(args[1], optimizer, pending), *args[2:]), kwargs
         self._snapshot(optimizer, pending)
         return None
+
+    @harmless
+    def _open_account(self, optimizer: Optimizer, account: NormAccount) -> None:
+        """Guarded by itself: where the sums fail, the step is measured all the same."""
+        account.open(optimizer)
 
     def _wrap(self, closure: Callable[[], Any], optimizer: Optimizer, pending: _Pending) -> Callable[[], Any]:
         def measured() -> Any:
@@ -156,7 +184,7 @@ class StepProbe:
         several = pending.closure_calls > 1
         if self.account is not None and pending.counted:
             self.account.commit(pending.valid, explained=not (several or pending.moved))
-        if self._measurement is None:
+        if self._measurement is None or not pending.measured:
             return
         if several:
             self._note(_SEVERAL)
@@ -178,39 +206,56 @@ class StepProbe:
         if found_inf is not None:
             pending.valid.append(found_inf.reshape(()) == 0)
         if self.account is not None:
-            self.account.begin(optimizer, pending.moved)
-            pending.counted = True
-        if not self.gradients_are_fresh():
-            self.skipped["no backward pass since the last step"] += self._measurement is not None
+            self._count(optimizer, pending, self.account)
+        if not pending.measured or self._measurement is None:
             return
-        if self._measurement is not None and self._weights:
-            self._measure(optimizer, pending, self._measurement)
+        self.before_update()
+        if not self.gradients_are_fresh():
+            self.skipped["no backward pass since the last step"] += 1
+        elif self._weights:
+            self._measure(optimizer, pending)
 
-    def _measure(self, optimizer: Optimizer, pending: _Pending, measurement: StepMeasurement) -> None:
+    @harmless
+    def _count(self, optimizer: Optimizer, pending: _Pending, account: NormAccount) -> None:
+        """Guarded by itself: where the sums fail, the step is measured all the same."""
+        pending.counted = True
+        account.begin(optimizer, pending.moved)
+
+    def _measure(self, optimizer: Optimizer, pending: _Pending) -> None:
         groups, scale = groups_of(optimizer), gradient_scale(optimizer)
-        known = {id(observed.weight) for observed in self.weights}
-        matrices = [
-            p for group in optimizer.param_groups for p in group["params"] if p.numel() > max(p.shape, default=1)
-        ]
-        measurement.unknown += sum(id(p) not in known for p in matrices if p.grad is not None)
         if pending.moved:
             self._note(_MOVED)
             if not self._updates:
                 return
-        keep = self._updates and description_of(type(optimizer)) is not None
-        pending.observed = [
-            one
-            for one in self.weights
-            if all(id(p) in groups and p.grad is not None and not p.grad.is_sparse for p in one.parameters)
-        ]
+        observed = self._observed(optimizer, groups)
+        pending.observed = observed
         if pending.moved:
-            pending.steps = self._reader.read_moved(pending.observed, groups)
+            pending.steps = self._reader.read_moved(observed, groups)
             return
-        pending.steps = self._reader.read(pending.observed, optimizer, groups, keep)
+        keep = self._updates and description_of(type(optimizer)) is not None
+        pending.steps = self._reader.read(observed, optimizer, groups, keep)
         for step in pending.steps:
             step.scale_gradient = scale_gradient(step.units, self.scales, scale)
+            step.scale_shared = step.units.scale is None or id(self.scales.get(step.units.scale)) in groups
+            step.optimizer = type(optimizer).__name__
         if pending.steps:
             pending.valid.append(torch.cat([step.gradient_sq for step in pending.steps]).sum().isfinite())
+
+    def _observed(self, optimizer: Optimizer, groups: Mapping[int, Group]) -> list[Observed]:
+        """Return the weights that this optimizer moves and whose gradients can be read, with their units."""
+        known = {id(observed.weight) for observed in self.weights}
+        moving = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        unseen = self.unseen([parameter for parameter in moving if id(parameter) not in known])
+        found = []
+        for one in [*self.weights, *unseen]:
+            if not all(id(p) in groups and p.grad is not None for p in one.parameters):
+                continue
+            if any(p.grad.is_sparse for p in one.parameters if p.grad is not None):
+                self.skipped[_SPARSE] += 1
+                warn_once(f"{one.units.name} is left out: {_SPARSE}. Give its layer sparse=False to have it measured.")
+            else:
+                found.append(one)
+        return found
 
     def _note(self, reason: str) -> None:
         self.skipped[reason] += 1

@@ -153,14 +153,17 @@ class Search:
         return title if name is None or name_of(node) not in _TITLES else f"{title} {site_of(name)}"
 
     def _scale(self, count: int, absorbers: list[tuple[Node, Scaled]]) -> str | None:
-        """Return the name of γ where one batch normalization alone absorbs each row in its own channel."""
-        (node, state), *others = absorbers
-        if others or not state.data or _TITLES.get(name_of(node)) != "batch normalization":
+        """Return the name of γ where one batch normalization absorbs each row in its own channel, in all its runs."""
+        for node, state in absorbers:
+            if not state.data or _TITLES.get(name_of(node)) != "batch normalization":
+                return None
+            if state.axes[1] != rows(count) or state.degree != 1:
+                return None
+        gammas = {node.next_functions[1][0] for node, _ in absorbers}
+        gamma = gammas.pop()
+        if gammas or gamma is None or not hasattr(gamma, "variable"):
             return None
-        gamma = node.next_functions[1][0]
-        if state.axes[1] != rows(count) or state.degree != 1 or gamma is None or not hasattr(gamma, "variable"):
-            return None
-        alone = len(self.graph.readers[gamma, 0]) == 1  # else γ.grad holds more than this layer's part
+        alone = len(self.graph.readers[gamma, 0]) == len(absorbers)  # else γ.grad holds more than this weight's part
         return self.names.get(id(gamma.variable)) if alone else None
 
 

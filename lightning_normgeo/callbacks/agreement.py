@@ -1,0 +1,63 @@
+"""Sums over the processes of a data-parallel training, where all of them observe it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.callbacks.epsilon import GammaSums
+
+_fits = itertools.count()
+
+
+class Agreement:
+    """Knows whether every process observes, so that none waits for another one in a collective.
+
+    A process that has monitors says so in the store of the process group when training starts, which waits for nobody.
+    By the first measured step all of them have taken part in a backward pass, so what the store holds is final.
+
+    Args:
+        trainer: about to train.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.processes: int = trainer.world_size
+        self._all: bool | None = None if self.processes > 1 else False
+        if self.processes > 1 and torch.distributed.is_initialized():
+            self._store: Any = torch.distributed.distributed_c10d._get_default_store()
+            self._fit = next(_fits)
+            self._store.set(self._key(trainer.global_rank), "observes")
+        else:
+            self._all = False
+
+    @property
+    def everyone_observes(self) -> bool:
+        """Whether all processes have monitors; asked for the first time in a measured step."""
+        if self._all is None:
+            self._all = self._store.check([self._key(rank) for rank in range(self.processes)])
+        return self._all
+
+    def averaged(self, sums: Mapping[str, GammaSums]) -> dict[str, GammaSums] | None:
+        """Return the means over processes, as data parallel training averages gradients; None where not all observe.
+
+        One collective, whose size depends on the model alone.
+        """
+        if not self.everyone_observes:
+            return None
+        flat = torch.cat([part for one in sums.values() for part in one])
+        torch.distributed.all_reduce(flat)
+        parts = iter(torch.split(flat / self.processes, [p.numel() for one in sums.values() for p in one]))
+        return {name: GammaSums(next(parts), next(parts)) for name in sums}
+
+    def _key(self, rank: int) -> str:
+        return f"lightning_normgeo/{self._fit}/{rank}"
+
+
+def zeros_like(channels: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> dict[str, GammaSums]:
+    """Return sums over no pass at all: what a process sends that could not read any."""
+    none: dict[str, Tensor] = {name: torch.zeros(n, dtype=dtype, device=device) for name, n in channels.items()}
+    return {name: GammaSums(zero, zero) for name, zero in none.items()}

@@ -1,0 +1,58 @@
+"""Where measured rows go: loggers, the layer table, and what other callbacks can watch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from lightning_normgeo.callbacks.confirmation import Verdict
+from lightning_normgeo.callbacks.layer_table import LayerTable
+from lightning_normgeo.callbacks.measured import Measured
+from lightning_normgeo.callbacks.readings import Row, publish
+from lightning_normgeo.callbacks.residuals import report_residuals
+from lightning_normgeo.errors import harmless, warn_once
+
+
+class Publisher:
+    """Sends rows to every logger of a Trainer.
+
+    Attributes:
+        rows: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._table = LayerTable()
+
+    def check(self, row: Row, measured: Measured, verdict: Verdict | None) -> None:
+        """Say what is remarkable in a row before it goes out, and correct what the numbers have refuted."""
+        report_residuals(row, measured.steps)
+        covered = "norm_growth/eq16_applies"
+        if covered in row.scalars and verdict is not None and verdict.by_epsilon:
+            row.scalars[covered] = 0.0
+
+    def publish(self, row: Row, trainer: Any, step: int, monitors: list[Any]) -> None:
+        """Log a row at a step."""
+        self.rows += 1
+        if row.dropped:
+            warn_once("Values that are not finite are left out of the logs.")
+        publish(row, trainer.loggers, step)
+        self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.watched.items()})
+
+    @harmless
+    def finish(self, loggers: Iterable[Any]) -> None:
+        """Log the table, once."""
+        self._table.publish(loggers)
+
+    def note(self, loggers: Iterable[Any], line: str, left_out: Counter[str]) -> None:
+        """Keep in every record what was measured and what was left out."""
+        for logger in loggers:
+            if hasattr(logger, "log_observation"):
+                try:
+                    logger.log_observation({"summary": line, "left_out": dict(left_out)})
+                except Exception as error:
+                    warn_once(f"{type(logger).__name__} failed to keep what was left out: {error!r}.")
