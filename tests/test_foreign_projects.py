@@ -138,7 +138,9 @@ class Observed:
         return self._sites("orthogonality_control/max_abs_cos", "norm_growth_control/increment")
 
     def _sites(self, *keys: str) -> set[str]:
-        found = {frozenset(sites) for key in keys for _, sites in self.record.layers.get(key, [(0, {})])}
+        layers = [self.record.layers.get(key, [(0, {})]) for key in keys]
+        # the first step is where numbers may refute a joint unit, which is then left out of that row
+        found = {frozenset(sites) for points in layers for _, sites in points[1:] or points}
         assert len(found) == 1, "the monitors saw different weights, or other ones at another step"
         return set(*found)
 

@@ -133,7 +133,7 @@ def _largest_share(statistics: Mapping[str, Sequence[BatchStatistics]]) -> list[
         return []
     variance = torch.cat([one.variance for one in passes])
     eps = torch.cat([one.variance.new_full((one.variance.numel(),), one.eps) for one in passes])
-    share = (eps / (variance + eps)).amax()
+    share = (eps / (variance + eps)).nan_to_num(0.0).amax()
     return [Reading(_SHARE, None, share.reshape(1), [""], internal=True)]
 
 

@@ -39,14 +39,14 @@ class Measured:
     _columns: dict[tuple[str, ...], Columns] = field(default_factory=dict, repr=False)
 
     def without_invariance(self, names: Sequence[str]) -> Measured:
-        """Return the same step with these weights as controls, by the units that they had.
+        """Return the same step with these weights as controls.
 
-        One that was measured jointly with its bias is left out: a control is the weight alone.
+        Those whose units are no single rows are left out: a control is looked at row by row.
         """
         steps = [
             replace(step, units=step.units.without_invariance(REFUTED)) if step.units.name in names else step
             for step in self.steps
-            if step.units.name not in names or step.units.bias is None
+            if step.units.name not in names or step.units.kind == "filter"
         ]
         return replace(self, steps=steps, _columns={})
 

@@ -214,7 +214,8 @@ class Session:
             readings += confirmation.readings(measured)
             row = transfer(readings, valid, _chosen(monitors)) if readings else None
             if row is None:
-                self.left_out["its gradients are not finite"] += bool(readings)
+                if readings:
+                    self.left_out["its gradients are not finite"] += 1
                 return None
             verdict = confirmation.judge(row) if not measured.turned else None
             if verdict is None or not verdict.refuted:

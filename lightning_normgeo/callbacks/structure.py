@@ -119,7 +119,7 @@ class Structure:
     def _believed(self, one: Observed) -> Observed:
         if one.units.name not in self._refuted or not one.units.invariant:
             return one
-        return Observed(one.units.without_invariance(REFUTED), one.weight)
+        return _control(one, REFUTED)
 
     def _add(self, found: Mapping[str, Observed], leaves: set[int]) -> None:
         """Join a graph with those before it; a weight without a gradient begins anew with it."""
@@ -143,11 +143,17 @@ def _joined(first: Observed, second: Observed) -> Observed:
     if not b.invariant:
         return second
     if (a.dim, a.groups, a.bias) != (b.dim, b.groups, b.bias):
-        return Observed(a.without_invariance(_DIFFERENT), first.weight)
+        return _control(first, _DIFFERENT)
     coarse, fine = (a, b) if a.count <= b.count else (b, a)
     if fine.count % coarse.count:
-        return Observed(a.without_invariance(_DIFFERENT), first.weight)
+        return _control(first, _DIFFERENT)
     return replace(first, units=replace(coarse, scale=a.scale if a.scale == b.scale else None))
+
+
+def _control(one: Observed, reason: str) -> Observed:
+    """Return a weight as a control, whose rows are looked at one by one."""
+    rows = one.weight.shape[one.units.dim] * one.units.groups
+    return Observed(replace(one.units.without_invariance(reason), count=rows), one.weight)
 
 
 def _named(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -195,10 +195,12 @@ class BatchNormProbe:
 
     def _remember(self) -> None:
         """Keep the running statistics of the layers whose autograd nodes cannot be read."""
-        for name in self._by_difference:
-            layer = self.layers[name]
-            if layer.training and layer.track_running_stats and layer.running_mean is not None:
-                self._before[name] = tuple(_copy(tensor) for tensor in _running(layer))
+        self._before = {
+            name: tuple(_copy(tensor) for tensor in _running(layer))
+            for name, layer in self.layers.items()
+            if name in self._by_difference and layer.training
+            if layer.track_running_stats and layer.running_mean is not None
+        }
 
     def _read_nodes(self, read: list[tuple[str, _Pass]]) -> None:
         """Read all passes in one go: an operation for each would cost more than what it does."""

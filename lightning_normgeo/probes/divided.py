@@ -49,7 +49,7 @@ class DividedAccount(NormAccount):
     a larger bound: the sum of those of all parts.
     """
 
-    def __init__(self, shards: Shards, look_up: Callable[[], Mapping[str, nn.Parameter]]) -> None:
+    def __init__(self, shards: Shards, look_up: Callable[[], Mapping[str, nn.Parameter]] = dict) -> None:
         super().__init__(look_up)
         self._first = shards.rank == 0
         self._counts = shards.counts

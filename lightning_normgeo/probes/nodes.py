@@ -18,8 +18,10 @@ def own_node(layer: nn.Module, node: Any) -> Any:
             return None
         if node.name() in _NODES or node.name() == _SYNC_NODE:
             scale = node.next_functions[1][0]
+            if scale is None:  # frozen, as all of a GAN's other network is
+                return None if layer.weight.requires_grad else node
             # of another layer: this one does something of its own
-            return node if scale is not None and getattr(scale, "variable", None) is layer.weight else None
+            return node if getattr(scale, "variable", None) is layer.weight else None
         node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
     return None
 
