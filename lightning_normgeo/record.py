@@ -34,6 +34,7 @@ class Record:
         environment: versions and hardware, of the last process that wrote.
         results: by name.
         images: for each key the files and captions logged last.
+        observations: for each training what its monitors have measured, in a sentence, and what they left out.
         complete: whether the last line says that the run ended, and not by an error or a signal.
         begun: when the first line was written, in seconds since 1970.
         ended: when the last one was.
@@ -46,6 +47,7 @@ class Record:
     environment: dict[str, str] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     images: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    observations: list[dict[str, Any]] = field(default_factory=list)
     complete: bool = False
     begun: float = 0.0
     ended: float = 0.0
@@ -112,6 +114,8 @@ def _add(record: Record, line: dict[str, Any], earlier: set[tuple[str, str]]) ->
             record.environment = line["values"]
         case "results":
             record.results[line["name"]] = line["values"]
+        case "observation":
+            record.observations.append(line["values"])
         case "images":
             captions: Sequence[str] = line["captions"] or [""] * len(line["files"])
             record.images[line["key"]] = list(zip(line["files"], captions, strict=True))

@@ -108,6 +108,11 @@ class RecordLogger(Logger):
         write_document(self.folder / f"{name}.json", _plain(results))
 
     @rank_zero_only
+    def log_observation(self, values: Mapping[str, Any]) -> None:
+        """Record what the monitors of a training have measured, what they left out, and why."""
+        self._write("observation", values=values)
+
+    @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
         """Save images as PNG files in the run's folder; ``caption`` may give one text for each."""
         from PIL import Image

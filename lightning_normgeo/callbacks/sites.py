@@ -14,6 +14,11 @@ from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.geometry.rows import wide_dtype
 
 
+def _key(value: float | Tensor) -> float | int:
+    """Return what tells values apart without reading a tensor."""
+    return id(value) if isinstance(value, Tensor) else value
+
+
 @functools.lru_cache(maxsize=256)
 def _on_device(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Return lengths as a tensor, built once: from step to step the layers are the same."""
@@ -41,8 +46,9 @@ class Sites:
     def spread(self, values: Sequence[float | Tensor]) -> Tensor:
         """Return one value per layer for each of its units."""
         device, runs = self._lengths.device, []
-        for value, both in itertools.groupby(zip(values, self._each, strict=True), key=lambda pair: pair[0]):
-            units = sum(length for _, length in both)
+        for _, both in itertools.groupby(zip(values, self._each, strict=True), key=lambda pair: _key(pair[0])):
+            same = list(both)
+            value, units = same[0][0], sum(length for _, length in same)
             # filled on the device, from a kernel's argument: a tensor built here would be a transfer
             runs.append(torch.full((units,), 1.0, dtype=wide_dtype(device), device=device).mul_(value))
         return torch.cat(runs)

@@ -94,7 +94,7 @@ class WeightReader:
         """Return where to keep W while it is read, or keep it right now where its rows are not a view."""
         buffer = self._buffer(parameter)
         rows = self._rows(units, buffer)
-        if rows.data_ptr() == buffer.data_ptr():
+        if rows.untyped_storage()._cdata == buffer.untyped_storage()._cdata:
             return rows
         buffer.copy_(self._part(parameter))
         return None
