@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner
+from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.probes.batchnorm import BatchStatistics
 from lightning_normgeo.probes.measurement import WeightStep
 
@@ -54,7 +55,7 @@ def gamma_sums(
             before = sums.get(name)
             found = GammaSums(by_gamma, part)
             sums[name] = found if before is None else GammaSums(*map(torch.add, before, found))
-    wide = next((one.scale.dtype for _, one in read), torch.float64)
+    wide = next((one.scale.dtype for _, one in read), wide_dtype(device))
     none = {name: torch.zeros(n, dtype=wide, device=device) for name, n in channels.items() if name not in sums}
     return {name: sums[name] if name in sums else GammaSums(none[name], none[name]) for name in channels}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning_normgeo.callbacks.cadence import Cadence
+from lightning_normgeo.geometry.rows import has_float64
 
 
 def opening(monitors: Sequence[Any], trainer: Any, weights: int, batch_norms: int) -> str:
@@ -26,7 +27,9 @@ def opening(monitors: Sequence[Any], trainer: Any, weights: int, batch_norms: in
         parts.append(f"{groups} {_how_often(every, steps)}")
     names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers))
     what = f"{_count(weights, 'weight')} ({names}), {_count(batch_norms, 'batch normalization')}"
-    return f"normgeo measures {'; '.join(parts)}. {what}. Results go to {_places(trainer)}."
+    device = trainer.strategy.root_device
+    coarse = "" if has_float64(device) else f" {device.type} has no float64: numbers are good to about 1e-6."
+    return f"normgeo measures {'; '.join(parts)}. {what}. Results go to {_places(trainer)}.{coarse}"
 
 
 def closing(cadence: Cadence, trainer: Any, rows: int, left_out: Counter[str], unexplained: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from lightning_normgeo.callbacks.session import Session
 from lightning_normgeo.errors import harmless
 from lightning_normgeo.geometry.angles import effective_lr, split_update
 from lightning_normgeo.geometry.increments import Scalar, SGDRule, UpdateRule, identity_terms, measured_increment
+from lightning_normgeo.geometry.rows import has_float64
 from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.measurement import WeightStep
 
@@ -204,8 +205,10 @@ def _by_identity(group: str, columns: Columns) -> Iterator[Reading]:
 
 
 def _internal(columns: Columns) -> Iterator[Reading]:
-    """Return what :mod:`.residuals` looks at, by weight."""
+    """Return what :mod:`.residuals` looks at, by weight; nothing where sums are too coarse to tell."""
     sites, terms = columns.sites, columns.terms
+    if not has_float64(columns.increment.device):
+        return
     assert terms is not None  # noqa: S101
     names = [step.units.name for step in columns.steps]
     stored, computed = columns.floors()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks.readings import Reading
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.rows import has_float64, wide_dtype
 
 
 def _key(value: float | Tensor) -> float | int:
@@ -55,11 +56,15 @@ class Sites:
 
     def maximum(self, values: Tensor) -> Tensor:
         """Return the maximum over the units of each layer."""
-        return torch.segment_reduce(values, "max", lengths=self._lengths, unsafe=True)
+        if has_float64(values.device):
+            return torch.segment_reduce(values, "max", lengths=self._lengths, unsafe=True)
+        return self._whole(values).scatter_reduce(0, self._places, values, "amax", include_self=False)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over the units of each layer."""
-        return torch.segment_reduce(values, "sum", lengths=self._lengths, unsafe=True)
+        if has_float64(values.device):
+            return torch.segment_reduce(values, "sum", lengths=self._lengths, unsafe=True)
+        return self._whole(values).index_add(0, self._places, values)
 
     def spread_sums(self, values: Tensor) -> Tensor:
         """Return for each unit the sum over the units of its layer."""
@@ -67,7 +72,18 @@ class Sites:
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over the units of each layer."""
-        return torch.segment_reduce(values, "mean", lengths=self._lengths, unsafe=True)
+        if has_float64(values.device):
+            return torch.segment_reduce(values, "mean", lengths=self._lengths, unsafe=True)
+        return self.sum(values) / self._lengths
+
+    def _whole(self, values: Tensor) -> Tensor:
+        """Return zeros, one per layer: devices without float64 (MPS) have no segment_reduce either."""
+        return values.new_zeros(len(self._each))
+
+    @cached_property
+    def _places(self) -> Tensor:
+        layers = torch.arange(len(self._each), device=self._lengths.device)
+        return layers.repeat_interleave(self._lengths, output_size=self._units)
 
     def reading(
         self,

@@ -16,9 +16,18 @@ _BLOCK = 2**16
 """Elements per block on a CPU: float64 copies stay in cache; from 1 MiB on each is fresh pages, 8 times slower."""
 
 
+_WITHOUT_FLOAT64 = {"mps"}
+"""Kinds of devices that have no float64."""
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether statistics on a device can be taken in float64; where not, they are good to about 1e-6."""
+    return device.type not in _WITHOUT_FLOAT64
+
+
 def wide_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype statistics are accumulated in: float64, or float32 on devices without it (MPS)."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.float64 if has_float64(device) else torch.float32
 
 
 def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor:
