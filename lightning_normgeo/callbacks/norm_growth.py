@@ -26,10 +26,12 @@ class NormGrowthMonitor(GeometryMonitor):
     r"""Logs weight norms and their increments: measured, predicted by eq 16, and explained term by term.
 
     Eq 16 of the paper, :math:`\Delta\lVert W\rVert^2 = \eta^2\lVert g\rVert^2`, holds for scale-invariant weights
-    under plain SGD; ``eq16_applies`` says whether that is what runs. ``explained`` holds for any weight under SGD
-    (momentum, dampening, Nesterov, weight decay), Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adamax, and what
-    :func:`~lightning_normgeo.register_optimizer` adds: it is the sum of the ``term_…`` keys. For other optimizers
-    these keys are left out, and so they are where a closure is evaluated several times per step (LBFGS, SAM).
+    under plain SGD; ``eq16_applies`` says whether that is what runs. ``predicted_momentum`` is what the law behind it,
+    ⟨W, g⟩ = 0, says of SGD with momentum and weight decay. ``explained`` holds for any weight whose optimizer has a
+    known formula (:func:`~lightning_normgeo.probes.describe_update`): it is the sum of the ``term_…`` keys. With
+    several optimizers it is the sum over the weights that have one. The others, and all where a closure is evaluated
+    several times per step (LBFGS, SAM), have ``identity_…`` keys instead: a decomposition that holds for any update,
+    and is therefore no test of one. A residual far above what rounding can do is warned of once.
 
     =====================================  ==========  ==============================================================
     key                                    unit        meaning
@@ -37,6 +39,7 @@ class NormGrowthMonitor(GeometryMonitor):
     ``norm_growth/weight_norm``            weight      ‖W‖ before the step (Fig 3)
     ``norm_growth/increment``              weight²     measured ‖W⁺‖² - ‖W‖²
     ``norm_growth/predicted``              weight²     η²‖g‖² (eq 16)
+    ``norm_growth/predicted_momentum``     weight²     the same law under SGD with momentum or weight decay
     ``norm_growth/explained``              weight²     sum of the four terms
     ``norm_growth/term_gradient``          weight²     from ⟨W, g⟩
     ``norm_growth/term_momentum``          weight²     from ⟨W, momentum before the step⟩
@@ -49,6 +52,10 @@ class NormGrowthMonitor(GeometryMonitor):
     ``norm_growth/equilibrium_angle``      radians     where weight decay and gradient noise balance
     ``norm_growth/steps_to_equilibrium``   steps       time constant of the way there
     ``norm_growth/eq16_applies``           1           1 for plain SGD, else 0: eq 16 does not cover the optimizer
+    ``norm_growth/identity_…``             weight²     ``direction``, ``weight_decay`` and ``quadratic`` parts of the
+                                                       increment, of weights whose optimizer has no formula
+    ``…/weights_without_formula``          weights     how many these are
+    ``norm_growth_control/rows_unmoved``   rows        how many rows of controls stood still; angles leave them out
     ``norm_growth/cumulative_…``           weight²     ``increment`` to ``residual`` and ``storage_floor``, summed over
                                                        every step so far; only with ``cumulative``
     ``norm_growth_control/*``              as above    the same for weights without an established invariance
@@ -57,9 +64,11 @@ class NormGrowthMonitor(GeometryMonitor):
     Aggregates treat all units as one vector, unless the table says otherwise. Add ``/{module path}`` for one layer.
 
     With ``cumulative`` every optimizer step is counted, measured or not, so that what was added to ‖W‖² since training
-    began is explained to the last step: ``cumulative_increment`` is ‖W_T‖² - ‖W_0‖², ``cumulative_predicted`` Σ η²‖g‖².
-    The sums are part of checkpoints and go on exactly where a resumed training goes on. Weights changed by others than
-    the optimizer (averaging, clipping) show as ``cumulative_residual``.
+    began is explained to the last step: ``cumulative_increment`` is ‖W_T‖² - ‖W_0‖², ``cumulative_predicted`` Σ η²‖g‖²,
+    ``cumulative_predicted_momentum`` what ⟨W, g⟩ = 0 says of SGD with momentum, by a recursion over norms alone. They
+    are over all weights that were ever measured, frozen ones included. The sums are part of checkpoints and go on
+    exactly where a resumed training goes on. Weights changed by others than the optimizer (averaging, clipping) show as
+    ``cumulative_residual``.
 
     Cost: a copy of the observed weights, and two passes over weights, gradients and momentum per measured step; with
     ``cumulative`` one pass over the same per unmeasured step.
