@@ -165,6 +165,35 @@ def measured_increment(weight_update: Tensor, update_sq: Tensor) -> Tensor:
     return 2 * weight_update + update_sq
 
 
+def identity_terms(weight_sq: Tensor, weight_update: Tensor, update_sq: Tensor, shrink: Scalar = 1.0) -> IncrementTerms:
+    r"""Return the terms of an increment that has been measured: an identity for every optimizer, and no check of any.
+
+    With D = W⁺ - W and W⁺ = sW - U, where s is decoupled weight decay and U all the rest of the step:
+
+    .. math:: \langle W, U\rangle = (s-1)\lVert W\rVert^2 - \langle W, D\rangle, \quad
+              \lVert U\rVert^2 = (s-1)^2\lVert W\rVert^2 - 2(s-1)\langle W, D\rangle + \lVert D\rVert^2
+
+    ``weight_decay`` is :math:`(s^2-1)\lVert W\rVert^2`, ``gradient`` :math:`-2s\langle W, U\rangle`, ``quadratic``
+    :math:`\lVert U\rVert^2`; ``momentum`` is zero, since U is not told apart, nor decay inside of it. ‖U‖² loses digits
+    where decay is nearly all of the step: U is known to the rounding of W⁺ only.
+
+    Args:
+        weight_sq: ‖W‖².
+        weight_update: ⟨W, D⟩.
+        update_sq: ‖D‖².
+        shrink: s = 1 - ηλ, or 1.
+    """
+    less = shrink - 1
+    inner = less * weight_sq - weight_update
+    length = less * (less * weight_sq - 2 * weight_update) + update_sq
+    return IncrementTerms(
+        gradient=-2 * shrink * inner,
+        momentum=torch.zeros_like(weight_sq),
+        weight_decay=less * (shrink + 1) * weight_sq,
+        quadratic=length.clamp_min(0.0),
+    )
+
+
 def arithmetic_floor(terms: IncrementTerms, dtype: torch.dtype) -> Tensor:
     r"""Return how far the optimizer's own rounding can move ‖W⁺‖²: :math:`4u\sum|\mathrm{term}|`, u the unit roundoff.
 
