@@ -71,9 +71,7 @@ EXPLAINED = {
     "pytorch-optimizer Lion coupled": partial(pytorch_optimizer.Lion, weight_decouple=False, **DECAY),
     "pytorch-optimizer Lion cautious": partial(pytorch_optimizer.Lion, cautious=True, **DECAY),
     "pytorch-optimizer AdEMAMix": partial(pytorch_optimizer.AdEMAMix, weight_decouple=True, **DECAY),
-    "pytorch-optimizer AdEMAMix coupled": partial(
-        pytorch_optimizer.AdEMAMix, t_alpha_beta3=5, foreach=False, **DECAY
-    ),
+    "pytorch-optimizer AdEMAMix coupled": partial(pytorch_optimizer.AdEMAMix, t_alpha_beta3=5, foreach=False, **DECAY),
 }
 MATRICES_ONLY = {"Muon": partial(torch.optim.Muon, **DECAY)} if hasattr(torch.optim, "Muon") else {}
 

@@ -83,6 +83,7 @@ from lightning_normgeo.geometry.variants import NAdamWRule as NAdamWRule
 from lightning_normgeo.geometry.variants import RpropRule as RpropRule
 from lightning_normgeo.geometry.variants import SGDWRule as SGDWRule
 from lightning_normgeo.geometry.whole import CautiousRule as CautiousRule
+from lightning_normgeo.geometry.whole import Direction as Direction
 from lightning_normgeo.geometry.whole import WholeTensorRule as WholeTensorRule
 from lightning_normgeo.geometry.whole import cautious as cautious
 from lightning_normgeo.geometry.whole import whole_products as whole_products

@@ -29,8 +29,6 @@ class StepParts(NamedTuple):
     gradient: Tensor
     momentum: Tensor | None = None
     weight_decay: Tensor | None = None
-    shrink: Tensor | None = None
-    """s, a scalar, where the step itself finds it out; None where it is the rule's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +82,12 @@ class ElementwiseRule(ABC):
         """Return ⟨W, G⟩, ⟨W, M⟩, ⟨W, Λ⟩ and ‖G + M + Λ‖²."""
         return self.reduced(weight, self.parts(weight, gradient, *state))
 
-    def reduced(self, weight: Tensor, parts: StepParts) -> tuple[Tensor, ...]:
-        """Return the products of rows of W and of the parts, and s where the parts have one."""
+    def reduced(self, weight: Tensor, parts: StepParts, shrink: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return the products of rows of W and of the parts, and behind them an s that is not the rule's."""
         none = weight.new_zeros(weight.shape[0])
-        inner = [none if part is None else dot(weight, part) for part in parts[:3]]
-        whole = sum((part for part in parts[1:3] if part is not None), parts.gradient)
-        own = () if parts.shrink is None else (none + parts.shrink,)
+        inner = [none if part is None else dot(weight, part) for part in parts]
+        whole = sum((part for part in parts[1:] if part is not None), parts.gradient)
+        own = () if shrink is None else (none + shrink,)
         return *inner, dot(whole, whole), *own
 
     def terms(self, weight_sq: Tensor, inner: Tensor, gradient_sq: Tensor, *products: Tensor) -> IncrementTerms:

@@ -11,7 +11,7 @@ from lightning_normgeo.geometry.adaptive import AdamRule
 from lightning_normgeo.geometry.elementwise import StepParts, average
 from lightning_normgeo.geometry.increments import Scalar, SGDRule
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.geometry.whole import WholeTensorRule, masked, own_norm, scaled, zeros_if_new
+from lightning_normgeo.geometry.whole import Direction, WholeTensorRule, masked, own_norm, scaled, zeros_if_new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,14 @@ class LarsRule(WholeTensorRule):
     clip: bool = False
     adapts: bool = True
 
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
         """Return G, M and Λ."""
         ratio = self._ratio(own_norm(weight), own_norm(gradient)) if self.adapts else 1.0
         w, g, *buffer = (tensor.to(wide_dtype(weight.device)) for tensor in (weight, gradient, *state))
         c_g, c_m = self.sgd.coefficients
         by_gradient = self.lr * c_g * ratio
         decay = w * (by_gradient * self.weight_decay) if self.adapts else None
-        return StepParts(g * by_gradient, buffer[0] * (self.lr * c_m) if buffer else None, decay)
+        return Direction(StepParts(g * by_gradient, buffer[0] * (self.lr * c_m) if buffer else None, decay))
 
     def _ratio(self, weight: Tensor, gradient: Tensor) -> Tensor:
         ratio = self.trust * weight / (gradient + weight * self.weight_decay + self.eps)
@@ -74,7 +74,7 @@ class LambRule(WholeTensorRule, AdamRule):
         beta1, beta2 = self.betas
         return (1 - beta1**self.step, 1 - beta2**self.step) if self.corrected else (1.0, 1.0)
 
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
         """Return G, M and Λ."""
         own = gradient if self.clip is None else gradient / self.clip
         ratio: Tensor | float = self._ratio(weight, own, *state) if self.adapts else 1.0
@@ -87,7 +87,7 @@ class LambRule(WholeTensorRule, AdamRule):
         parts = StepParts(g * share / by, None if first is None else first * beta1 / by)
         parts = masked(parts, g) if self.caution else parts
         decay = w * self.coupled if self.coupled else None
-        return scaled(parts._replace(weight_decay=decay), self.lr * ratio)
+        return Direction(scaled(parts._replace(weight_decay=decay), self.lr * ratio))
 
     def _ratio(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Tensor:
         """Return r, by the optimizer's operations in its own precision: a norm depends on the order of sums."""
@@ -134,7 +134,7 @@ class MarsRule(WholeTensorRule, AdamRule):
         """How many times a step stores the weight: once, with its decay."""
         return 1
 
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
         """Return G and M."""
         wide, (beta1, beta2) = wide_dtype(weight.device), self.betas
         change, g = self._change(gradient, *state).to(wide), gradient.to(wide)
@@ -148,7 +148,7 @@ class MarsRule(WholeTensorRule, AdamRule):
             parts = masked(parts, g) if self.caution else parts
             by = (average(second, change.square(), beta2) / (1 - beta2**self.step)).sqrt() + self.eps
             by = by * (1 - beta1**self.step)
-        return scaled(parts, self.lr / by)
+        return Direction(scaled(parts, self.lr / by))
 
     def _change(self, gradient: Tensor, *state: Tensor) -> Tensor:
         """Return c, in the precision of the optimizer."""
@@ -181,14 +181,14 @@ class AdafactorRule(WholeTensorRule):
     clip: float = 1.0
     step: Scalar = 1.0
 
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
         """Return G, by torch's operations in its own precision."""
         gradient = -gradient if self.maximize else gradient
         size = weight.numel() ** 0.5
         update = self._estimate(gradient, *state).clamp_(min=self.eps[0] ** 2).rsqrt_().mul_(gradient)
         rate = _least(self.lr, 1 / self.step**0.5) * (own_norm(weight) / size).clamp_min(self.eps[1])
         by = (own_norm(update) / (size * self.clip)).clamp_min(1.0)
-        return StepParts(update.to(wide_dtype(weight.device)) * (rate / by))
+        return Direction(StepParts(update.to(wide_dtype(weight.device)) * (rate / by)))
 
     def _estimate(self, gradient: Tensor, *state: Tensor) -> Tensor:
         share = self.step**self.decay

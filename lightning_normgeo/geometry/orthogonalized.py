@@ -13,7 +13,7 @@ from lightning_normgeo.geometry.adaptive import AdamRule
 from lightning_normgeo.geometry.elementwise import StepParts, shrunk
 from lightning_normgeo.geometry.increments import Scalar
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.geometry.whole import WholeTensorRule, zeros_if_new
+from lightning_normgeo.geometry.whole import Direction, WholeTensorRule, zeros_if_new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class MuonRule(WholeTensorRule):
     eps: float = 1e-7
     adjusted: float = 1.0
 
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
         """Return η'O."""
         from torch.optim._muon import _zeropower_via_newtonschulz  # torch >= 2.9
 
@@ -48,7 +48,7 @@ class MuonRule(WholeTensorRule):
         average = buffer.lerp(gradient, 1 - self.momentum)
         update = gradient.lerp(average, self.momentum) if self.nesterov else average
         turned = _zeropower_via_newtonschulz(update, self.coefficients, self.iterations, self.eps)
-        return StepParts(turned.to(wide_dtype(weight.device)) * (self.lr * self.adjusted))
+        return Direction(StepParts(turned.to(wide_dtype(weight.device)) * (self.lr * self.adjusted)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +70,12 @@ class ProjectedRule(WholeTensorRule):
     eps: float = 1e-8
     caution: bool = False
 
-    def projected(self, weight: Tensor, gradient: Tensor, step: Tensor, size: Scalar, decay: Scalar) -> StepParts:
+    def projected(self, weight: Tensor, gradient: Tensor, step: Tensor, size: Scalar, decay: Scalar) -> Direction:
         """Return a step times its size, and s for a decay that ρ multiplies."""
         step, invariant = self._project(weight, gradient, step)
         wide = wide_dtype(weight.device)
         shrink = shrunk(1 - decay * (self.ratio if invariant else 1.0), self.dtype) if self.weight_decay else 1.0
-        return StepParts(step.to(wide) * size, shrink=torch.as_tensor(shrink, dtype=wide, device=weight.device))
+        return Direction(StepParts(step.to(wide) * size), torch.as_tensor(shrink, dtype=wide, device=weight.device))
 
     def _project(self, weight: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, bool]:
         shape = (-1,) + (1,) * (weight.ndim - 1)
@@ -103,7 +103,7 @@ class AdamPRule(ProjectedRule, AdamRule):
 
     nesterov: bool = False
 
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
         """Return G and s."""
         first, second = zeros_if_new(state, weight, 2)
         beta1, beta2 = self.betas
@@ -128,7 +128,7 @@ class SGDPRule(ProjectedRule):
     dampening: float = 0.0
     nesterov: bool = False
 
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
         """Return G and s."""
         (buffer,) = zeros_if_new(state, weight, 1)
         buffer = buffer.mul(self.momentum).add_(gradient, alpha=1.0 - self.dampening)

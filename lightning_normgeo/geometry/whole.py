@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ from torch import Tensor
 from lightning_normgeo.geometry.elementwise import ElementwiseRule, StepParts
 from lightning_normgeo.geometry.increments import Scalar
 from lightning_normgeo.geometry.rows import map_rows, wide_dtype
+
+
+class Direction(NamedTuple):
+    """What one step of a whole weight does."""
+
+    parts: StepParts
+    shrink: Tensor | None = None
+    """s, a scalar, where the step itself finds it out; None where it is the rule's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +36,7 @@ class WholeTensorRule(ElementwiseRule):
     """
 
     @abstractmethod
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
         """Return what this step takes off sW, η included, from whole tensors.
 
         Args:
@@ -55,13 +63,13 @@ def whole_products(
         gradient: g.
         state: what ``rule`` reads.
     """
-    found = rule.direction(weight, gradient, *state)
-    names = [name for name in ("gradient", "momentum", "weight_decay") if getattr(found, name) is not None]
+    parts, shrink = rule.direction(weight, gradient, *state)
+    there = {name: part for name, part in parts._asdict().items() if part is not None}
 
-    def reduce(w: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
-        return rule.reduced(w, found._replace(**dict(zip(names, parts, strict=True))))
+    def reduce(w: Tensor, *blocks: Tensor) -> tuple[Tensor, ...]:
+        return rule.reduced(w, StepParts(**dict(zip(there, blocks, strict=True))), shrink)
 
-    return map_rows(reduce, rows(weight), *(rows(getattr(found, name)) for name in names))
+    return map_rows(reduce, rows(weight), *map(rows, there.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +97,17 @@ class CautiousRule(WholeTensorRule):
         """What decay multiplies W with: s of the base."""
         return self.base.shrink
 
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
         """Return G, M and Λ behind the mask."""
         wide = wide_dtype(weight.device)
         w, g, *states = (tensor.to(wide) for tensor in (weight, gradient, *state))
         parts = self.base.parts(w, g, *states)
-        return masked(parts, self.base.full(w, g)[1], self.scale)
+        return Direction(masked(parts, self.base.full(w, g)[1], self.scale))
 
 
 def masked(parts: StepParts, gradient: Tensor, scale: Literal["mean", "count"] = "mean") -> StepParts:
     """Return the parts of a step where it agrees with the gradient, scaled as :class:`CautiousRule` says."""
-    whole = sum((part for part in parts[1:3] if part is not None), parts.gradient)
+    whole = sum((part for part in parts[1:] if part is not None), parts.gradient)
     mask = (whole * gradient > 0).to(gradient.dtype)
     mask = mask / mask.mean().clamp_min(1e-3) if scale == "mean" else mask * (mask.numel() / (mask.sum() + 1))
     return scaled(parts, mask)
@@ -107,9 +115,8 @@ def masked(parts: StepParts, gradient: Tensor, scale: Literal["mean", "count"] =
 
 def scaled(parts: StepParts, by: Tensor | Scalar) -> StepParts:
     """Return all parts of a step times one factor, or elementwise."""
-    gradient, *rest, shrink = parts
-    momentum, decay = (None if part is None else part * by for part in rest)
-    return StepParts(gradient * by, momentum, decay, shrink)
+    momentum, decay = (None if part is None else part * by for part in parts[1:])
+    return StepParts(parts.gradient * by, momentum, decay)
 
 
 def cautious(base: ElementwiseRule, scale: Literal["mean", "count"] = "mean") -> CautiousRule:
