@@ -15,7 +15,7 @@ from timm.optim.mars import Mars
 from timm.optim.nadamw import NAdamW
 from torch import nn
 
-from lightning_normgeo.geometry import as_rows, measured_increment, update_products
+from lightning_normgeo.geometry import as_rows, measured_increment, storage_floor, systematic_floor, update_products
 from lightning_normgeo.geometry.passes import many_weight_products
 from lightning_normgeo.probes.formulas import by_rule, explain, plan
 from tests.tensors import draw
@@ -114,14 +114,20 @@ def take_steps(optimizer, step=None):
             for k, column in zip(members, columns, strict=True):
                 terms[k] = type(explained)(*column)
     (step or optimizer.step)()
-    exact = []
-    for old, parameter in zip(before, parameters, strict=True):
-        pairs = zip(old, rows(parameter.detach()), strict=True)
-        exact.append(torch.tensor([ref.increment(*map(ref.floats, pair)) for pair in pairs], dtype=torch.float64))
+    exact = [increments(*pair) for pair in zip(before, map(rows, parameters), strict=True)]
     return [
         Steps(terms=one, exact=increment, weight=weight, rule=planned.reads.rule)
         for one, increment, weight, planned in zip(terms, exact, before, plans, strict=True)
     ]
+
+
+def increments(before, after):
+    """What was added to ‖W‖², exactly; of many numbers that are stored in float32 to the digits of float64."""
+    if before.dtype == torch.float64:
+        pairs = zip(before, after, strict=True)
+        return torch.tensor([ref.increment(*map(ref.floats, pair)) for pair in pairs], dtype=torch.float64)
+    products = update_products(before, after)
+    return measured_increment(products.weight_update, products.update_sq)
 
 
 def residual(step):
@@ -130,7 +136,9 @@ def residual(step):
     return ((step.terms.total - step.exact).abs() / size).max().item()
 
 
-def measured(before, after):
-    """What is found of an update: ‖W‖², ⟨W, D⟩, ‖D‖² and the increment."""
-    products = update_products(rows(before), rows(after))
-    return products, measured_increment(products.weight_update, products.update_sq)
+def over_floors(step):
+    """The largest residual of a step over what rounding may add, as the monitors show it: of all units together."""
+    dtype = step.weight.dtype
+    weight_sq, quartic = step.weight.double().square().sum(1), step.weight.double().pow(4).sum()
+    floor = storage_floor(quartic, dtype, step.rule.stores) + systematic_floor(step.terms, weight_sq, dtype).sum()
+    return ((step.terms.total - step.exact).sum().abs() / floor).item()

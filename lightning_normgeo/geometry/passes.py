@@ -190,5 +190,6 @@ def readable(tensors: Sequence[Tensor]) -> bool:
 
 def _has_loop(one: WeightPass) -> bool:
     rule, count = one.rule, len(one.state)
-    known = rule is None or (type(rule) is SGDRule and count < 2) or (type(rule) is AdamRule and count in (0, 2))
+    in_float = type(rule) is AdamRule and not isinstance(rule.step, Tensor)  # a tensor's precision is part of the rule
+    known = rule is None or (type(rule) is SGDRule and count < 2) or (in_float and count in (0, 2))
     return known and readable([one.weight, one.gradient, *one.state, *([] if one.keep is None else [one.keep])])

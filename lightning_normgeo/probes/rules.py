@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.geometry.adaptive import AdamRule
+from lightning_normgeo.geometry.elementwise import ElementwiseRule
+from lightning_normgeo.geometry.increments import UpdateRule
 from lightning_normgeo.geometry.whole import WholeTensorRule
 from lightning_normgeo.probes.optimizers.libraries import BY_NAME
 from lightning_normgeo.probes.optimizers.lions import OWN_LION
@@ -84,6 +86,8 @@ def described_safely(optimizer: Optimizer, group: Group, state: State, parameter
         if described is None or not _fits(described, parameter):
             return None
         rule, tensors = described
+        if _rounds_decay(rule, group, parameter):
+            return None
         if isinstance(rule, AdamRule) and decays_in_double(group, parameter.device):
             rule = replace(rule, dtype=torch.float64)
     except Exception as error:
@@ -103,6 +107,12 @@ def decays_in_double(group: Group, device: torch.device) -> bool:
     Everywhere else torch multiplies W with 1 - ηλ, rounded as W is.
     """
     return bool(group.get("fused")) and device.type == "cuda"
+
+
+def _rounds_decay(rule: UpdateRule, group: Group, parameter: Tensor) -> bool:
+    """Whether torch rounds 1 - ηλ to 16 bits, as its foreach operations do on a CPU and nothing else does."""
+    short = torch.finfo(parameter.dtype).bits < 32 and parameter.device.type == "cpu" and bool(group.get("foreach"))
+    return short and isinstance(rule, ElementwiseRule) and bool(rule.shrink != 1)
 
 
 def description_of(kind: type[Optimizer]) -> Describe | None:

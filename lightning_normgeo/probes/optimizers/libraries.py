@@ -29,6 +29,7 @@ from lightning_normgeo.probes.optimizers.recipe import (
     pair,
     recipe,
     scalar,
+    scalar_dtype,
     shared,
 )
 
@@ -74,7 +75,7 @@ def _adopt(group: Group, state: State, dtype: torch.dtype) -> Described:
 def _laprop(group: Group, state: State, dtype: torch.dtype) -> Described:
     numbers, (beta1, beta2) = _decoupled(group, dtype, True), group["betas"]
     mean_lr = scalar(state["exp_avg_lr_1"] if state else 0.0) * beta1 + (1 - beta1) * numbers["lr"]
-    start = torch.zeros((), dtype=torch.promote_types(torch.get_default_dtype(), torch.float32))
+    start = torch.zeros((), dtype=scalar_dtype())
     rule = LaPropRule(
         **numbers,
         **moments(group, state),

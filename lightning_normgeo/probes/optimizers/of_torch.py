@@ -29,6 +29,7 @@ from lightning_normgeo.probes.optimizers.recipe import (
     moments,
     recipe,
     scalar,
+    scalar_dtype,
     shared,
 )
 
@@ -52,7 +53,7 @@ def _adamw(group: Group, state: State, dtype: torch.dtype) -> Described:
 
 def _nadam(group: Group, state: State, dtype: torch.dtype) -> Described:
     # torch keeps Π μ in float32, even for float64 weights
-    product = state["mu_product"].clone() if state else torch.ones((), dtype=_scalar_dtype())
+    product = state["mu_product"].clone() if state else torch.ones((), dtype=scalar_dtype())
     rule = NAdamRule(
         **shared(group, dtype), **moments(group, state), momentum_decay=group["momentum_decay"], product=product
     )
@@ -100,7 +101,7 @@ def _rprop(group: Group, state: State, dtype: torch.dtype) -> Described | None:
 
 
 def _asgd(group: Group, state: State, dtype: torch.dtype) -> Described:
-    rate = state["eta"] if state else torch.tensor(float(group["lr"]), dtype=_scalar_dtype())
+    rate = state["eta"] if state else torch.tensor(float(group["lr"]), dtype=scalar_dtype())
     rule = ASGDRule(**{**shared(group, dtype), "lr": scalar(rate)}, decay_term=scalar(group["lambd"]))
     return rule, ()
 
@@ -139,11 +140,6 @@ def _muon(group: Group, state: State, dtype: torch.dtype) -> Described | None:
         adjusted=adjusted,
     )
     return rule, averages(state, "momentum_buffer")
-
-
-def _scalar_dtype() -> torch.dtype:
-    """Return what torch keeps numbers of a state in."""
-    return torch.promote_types(torch.get_default_dtype(), torch.float32)
 
 
 _ADAM = "lr betas eps weight_decay amsgrad maximize decoupled_weight_decay"

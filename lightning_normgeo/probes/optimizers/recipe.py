@@ -102,8 +102,17 @@ def pair(betas: tuple[Any, ...]) -> tuple[Scalar, Scalar]:
 
 def moments(group: Group, state: State) -> dict[str, Any]:
     """Return what Adam and its relatives have; torch creates the state, as zeros, inside the first step."""
-    step = scalar(state["step"] + 1 if state else 1.0)
+    step = state["step"] + 1 if state else 1.0
+    if not (group.get("capturable") or group.get("differentiable")) or group.get("fused"):
+        step = scalar(step)
+    elif not isinstance(step, Tensor):  # there β^t is a tensor of float32, and 1 - β^t has few digits at first
+        step = torch.tensor(step, dtype=scalar_dtype())
     return {"betas": pair(group["betas"]), "eps": group["eps"], "step": step}
+
+
+def scalar_dtype() -> torch.dtype:
+    """Return what torch keeps numbers of a state in."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
 
 
 def averages(state: State, *names: str) -> tuple[Tensor, ...]:
