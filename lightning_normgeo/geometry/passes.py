@@ -190,6 +190,10 @@ def readable(tensors: Sequence[Tensor]) -> bool:
 
 def _has_loop(one: WeightPass) -> bool:
     rule, count = one.rule, len(one.state)
-    in_float = type(rule) is AdamRule and not isinstance(rule.step, Tensor)  # a tensor's precision is part of the rule
-    known = rule is None or (type(rule) is SGDRule and count < 2) or (in_float and count in (0, 2))
+    known = rule is None or (type(rule) is SGDRule and count < 2) or (_is_wide_adam(rule) and count in (0, 2))
     return known and readable([one.weight, one.gradient, *one.state, *([] if one.keep is None else [one.keep])])
+
+
+def _is_wide_adam(rule: UpdateRule) -> bool:
+    """Whether it is Adam with β^t in double precision; a step of float32 says that 1 - β^t is rounded."""
+    return type(rule) is AdamRule and not (isinstance(rule.step, Tensor) and rule.step.dtype != torch.float64)
