@@ -5,7 +5,7 @@ import math
 import optimizers as zoo
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optimizers import EXPLAINED, increments, network, residual, rows, set_gradients, take_steps
 from torch import nn
@@ -56,7 +56,7 @@ def set_complex_gradients(parameters, seed):
 
 
 @pytest.mark.parametrize("name", COMPLEX)
-@PROPERTY
+@settings(PROPERTY, max_examples=10)
 @given(seed=SEED, lr=st.floats(1e-4, 0.5))
 def test_complex_weights_are_explained_as_pairs_of_real_numbers(name, seed, lr):
     parameters = complex_network(seed)
