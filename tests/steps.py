@@ -27,7 +27,7 @@ def take_step(optimizer, parameter, gradient, lr, units=UNITS):
     parameter.grad = gradient.clone()
     before = parameter.detach().clone()
     rule, state = describe_update(
-        optimizer, optimizer.param_groups[0], optimizer.state.get(parameter, {}), parameter.dtype
+        optimizer, optimizer.param_groups[0], optimizer.state.get(parameter, {}), parameter.dtype, parameter
     )
     terms = norm_increment(rule, *(as_rows(tensor, units) for tensor in (before, gradient, *state)))
     optimizer.step()

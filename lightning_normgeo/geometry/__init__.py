@@ -40,12 +40,17 @@ from lightning_normgeo.geometry.increments import SGDRule as SGDRule
 from lightning_normgeo.geometry.increments import UpdateRule as UpdateRule
 from lightning_normgeo.geometry.increments import arithmetic_floor as arithmetic_floor
 from lightning_normgeo.geometry.increments import decay_floor as decay_floor
+from lightning_normgeo.geometry.increments import identity_terms as identity_terms
 from lightning_normgeo.geometry.increments import lattice_floor as lattice_floor
 from lightning_normgeo.geometry.increments import measured_increment as measured_increment
 from lightning_normgeo.geometry.increments import norm_increment as norm_increment
 from lightning_normgeo.geometry.increments import predicted_increment as predicted_increment
 from lightning_normgeo.geometry.increments import storage_floor as storage_floor
 from lightning_normgeo.geometry.increments import systematic_floor as systematic_floor
+from lightning_normgeo.geometry.layerwise import AdafactorRule as AdafactorRule
+from lightning_normgeo.geometry.layerwise import LambRule as LambRule
+from lightning_normgeo.geometry.layerwise import LarsRule as LarsRule
+from lightning_normgeo.geometry.layerwise import MarsRule as MarsRule
 from lightning_normgeo.geometry.orthogonality import batch_instances as batch_instances
 from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner as batch_norm_epsilon_inner
 from lightning_normgeo.geometry.orthogonality import cosine as cosine
@@ -57,6 +62,9 @@ from lightning_normgeo.geometry.orthogonality import weight_gradient_products as
 from lightning_normgeo.geometry.orthogonality import (
     weight_standardization_epsilon_inner as weight_standardization_epsilon_inner,
 )
+from lightning_normgeo.geometry.orthogonalized import AdamPRule as AdamPRule
+from lightning_normgeo.geometry.orthogonalized import MuonRule as MuonRule
+from lightning_normgeo.geometry.orthogonalized import SGDPRule as SGDPRule
 from lightning_normgeo.geometry.rows import as_rows as as_rows
 from lightning_normgeo.geometry.sphere import affine_decomposition as affine_decomposition
 from lightning_normgeo.geometry.sphere import affine_norm as affine_norm
@@ -66,3 +74,16 @@ from lightning_normgeo.geometry.sphere import effective_weight as effective_weig
 from lightning_normgeo.geometry.sphere import sphere_radius as sphere_radius
 from lightning_normgeo.geometry.sphere import standardize as standardize
 from lightning_normgeo.geometry.sphere import standardize_gradient as standardize_gradient
+from lightning_normgeo.geometry.variants import AdadeltaRule as AdadeltaRule
+from lightning_normgeo.geometry.variants import AdEMAMixRule as AdEMAMixRule
+from lightning_normgeo.geometry.variants import AdoptRule as AdoptRule
+from lightning_normgeo.geometry.variants import ASGDRule as ASGDRule
+from lightning_normgeo.geometry.variants import LaPropRule as LaPropRule
+from lightning_normgeo.geometry.variants import NAdamWRule as NAdamWRule
+from lightning_normgeo.geometry.variants import RpropRule as RpropRule
+from lightning_normgeo.geometry.variants import SGDWRule as SGDWRule
+from lightning_normgeo.geometry.whole import CautiousRule as CautiousRule
+from lightning_normgeo.geometry.whole import Direction as Direction
+from lightning_normgeo.geometry.whole import WholeTensorRule as WholeTensorRule
+from lightning_normgeo.geometry.whole import cautious as cautious
+from lightning_normgeo.geometry.whole import whole_products as whole_products

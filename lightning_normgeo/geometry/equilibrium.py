@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from lightning_normgeo.geometry.adaptive import AdamRule, LionRule
 from lightning_normgeo.geometry.increments import Scalar, SGDRule, UpdateRule
 
@@ -67,12 +69,19 @@ def steps_to_equilibrium(rule: UpdateRule) -> Scalar | None:
 
 
 def _decay(rule: UpdateRule) -> Scalar | None:
-    """Return ηλ where an equilibrium is known, else None."""
+    """Return ηλ where an equilibrium is known, else None: also at the first step of a warm-up from η = 0."""
     if isinstance(rule, SGDRule):
-        return rule.lr * rule.weight_decay if rule.weight_decay > 0 else None
+        decay = rule.lr * rule.weight_decay
+        return decay if _positive(decay) and _positive(1 - _dampening(rule)) else None
     if type(rule) is AdamRule or isinstance(rule, LionRule):
-        return rule.lr * rule.weight_decay if rule.decoupled and rule.weight_decay > 0 else None
+        decay = rule.lr * rule.weight_decay
+        return decay if rule.decoupled and _positive(decay) else None
     return None
+
+
+def _positive(value: Scalar) -> bool:
+    """Whether a number is positive; on a device nobody waits for the answer, and division by zero is infinite."""
+    return True if isinstance(value, Tensor) and value.device.type != "cpu" else bool(value > 0)
 
 
 def _dampening(rule: SGDRule) -> float:

@@ -213,13 +213,13 @@ def _loop(one: WeightPass) -> Loop:
 
 
 def _adam_numbers(rule: AdamRule, has_state: bool) -> tuple[float, ...]:
-    lr, step, beta1, beta2 = (float(number) for number in (rule.lr, rule.step, *rule.betas))
+    lr, step, coupled, beta1, beta2 = (float(number) for number in (rule.lr, rule.step, rule.coupled, *rule.betas))
     correction, rate = 1 - beta2**step, lr / (1 - beta1**step)
     # with g̃ = ±g + λW, the loop follows ±g̃ = g ± λW
     sign = -1.0 if rule.maximize else 1.0
     old, new = beta2 / correction if has_state else 0.0, (1 - beta2) / correction
     by_gradient, by_mean = rate * (1 - beta1), rate * beta1 if has_state else 0.0
-    return sign * rule.coupled, old, new, float(rule.eps), sign * by_gradient, by_mean, by_gradient * rule.coupled
+    return sign * coupled, old, new, float(rule.eps), sign * by_gradient, by_mean, by_gradient * coupled
 
 
 def _run(loops: Sequence[Loop]) -> list[list[Tensor]]:

@@ -175,7 +175,8 @@ def identity_terms(weight_sq: Tensor, weight_update: Tensor, update_sq: Tensor, 
 
     ``weight_decay`` is :math:`(s^2-1)\lVert W\rVert^2`, ``gradient`` :math:`-2s\langle W, U\rangle`, ``quadratic``
     :math:`\lVert U\rVert^2`; ``momentum`` is zero, since U is not told apart, nor decay inside of it. ‖U‖² loses digits
-    where decay is nearly all of the step: U is known to the rounding of W⁺ only.
+    where decay is nearly all of the step: U is known to the rounding of W⁺ only. Units that did not move have no terms:
+    neither decay nor a step has happened to them, as in the first step of SOAP.
 
     Args:
         weight_sq: ‖W‖².
@@ -183,13 +184,13 @@ def identity_terms(weight_sq: Tensor, weight_update: Tensor, update_sq: Tensor, 
         update_sq: ‖D‖².
         shrink: s = 1 - ηλ, or 1.
     """
-    less = shrink - 1
+    less = (shrink - 1) * (update_sq > 0).to(update_sq.dtype)
     inner = less * weight_sq - weight_update
     length = less * (less * weight_sq - 2 * weight_update) + update_sq
     return IncrementTerms(
-        gradient=-2 * shrink * inner,
+        gradient=-2 * (less + 1) * inner,
         momentum=torch.zeros_like(weight_sq),
-        weight_decay=less * (shrink + 1) * weight_sq,
+        weight_decay=less * (less + 2) * weight_sq,
         quadratic=length.clamp_min(0.0),
     )
 

@@ -25,10 +25,23 @@ from lightning_normgeo.geometry.adaptive import (
 )
 from lightning_normgeo.geometry.increments import SGDRule, UpdateRule
 from lightning_normgeo.geometry.rows import column_blocks, concatenated, dot, row_blocks, wide_dtype
+from lightning_normgeo.geometry.variants import (
+    AdadeltaRule,
+    AdEMAMixRule,
+    AdoptRule,
+    ASGDRule,
+    LaPropRule,
+    NAdamWRule,
+    RpropRule,
+    SGDWRule,
+)
 
 _WORTHWHILE = 2**16
 """Elements in all below which numba is not even imported: torch takes a millisecond for them."""
-_ELEMENTWISE = (SGDRule, AdamRule, NAdamRule, RAdamRule, RMSpropRule, AdagradRule, AdamaxRule, LionRule)
+_ELEMENTWISE = (
+    *(SGDRule, AdamRule, NAdamRule, RAdamRule, RMSpropRule, AdagradRule, AdamaxRule, LionRule),
+    *(AdadeltaRule, RpropRule, ASGDRule, SGDWRule, NAdamWRule, AdEMAMixRule, AdoptRule, LaPropRule),
+)
 """Rules whose products of a row are the sums of those of its parts; a user's rule may look at whole rows."""
 
 
@@ -48,7 +61,10 @@ class WeightProducts(NamedTuple):
 
 
 class WeightPass(NamedTuple):
-    """One weight to read: matrices of one shape with one unit per row, see :func:`weight_products`."""
+    """One weight to read: matrices of one shape with one unit per row, see :func:`weight_products`.
+
+    ``known`` is what ``rule.products`` would return, where whole tensors had to be looked at for it.
+    """
 
     weight: Tensor
     gradient: Tensor
@@ -56,6 +72,7 @@ class WeightPass(NamedTuple):
     rule: UpdateRule | None = None
     gradient_scale: Tensor | None = None
     keep: Tensor | None = None
+    known: tuple[Tensor, ...] = ()
 
 
 def weight_products(
@@ -81,6 +98,14 @@ def weight_products(
 
 def many_weight_products(passes: Sequence[WeightPass]) -> list[WeightProducts]:
     """Return :func:`weight_products` of several weights: threads are started once for all of them."""
+    found = _read([one._replace(rule=None, state=()) if one.known else one for one in passes])
+    return [
+        products._replace(rule=one.known) if one.known else products
+        for one, products in zip(passes, found, strict=True)
+    ]
+
+
+def _read(passes: Sequence[WeightPass]) -> list[WeightProducts]:
     chosen = {k: one for k, one in enumerate(passes) if _has_loop(one)}
     sums = fast(
         lambda loops: loops.weight_products(list(chosen.values())), sum(one.weight.numel() for one in chosen.values())
@@ -165,5 +190,10 @@ def readable(tensors: Sequence[Tensor]) -> bool:
 
 def _has_loop(one: WeightPass) -> bool:
     rule, count = one.rule, len(one.state)
-    known = rule is None or (type(rule) is SGDRule and count < 2) or (type(rule) is AdamRule and count in (0, 2))
+    known = rule is None or (type(rule) is SGDRule and count < 2) or (_is_wide_adam(rule) and count in (0, 2))
     return known and readable([one.weight, one.gradient, *one.state, *([] if one.keep is None else [one.keep])])
+
+
+def _is_wide_adam(rule: UpdateRule) -> bool:
+    """Whether it is Adam with β^t in double precision; a step of float32 says that 1 - β^t is rounded."""
+    return type(rule) is AdamRule and not (isinstance(rule.step, Tensor) and rule.step.dtype != torch.float64)

@@ -34,7 +34,8 @@ def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor
     """View a weight as a matrix with one unit per row.
 
     Args:
-        tensor: weight, gradient or optimizer state, of any shape.
+        tensor: weight, gradient or optimizer state, of any shape; a complex one counts as pairs of real numbers, as
+            optimizers treat it: ‖W‖² = Σ|W_i|², and ⟨W, g⟩ is the real part.
         units: number of units; must divide ``tensor.shape[dim]``, or be 1 for the whole tensor.
         dim: the dimension that enumerates output channels (1 for transposed convolutions).
         groups: of a transposed convolution: its output channels are spread over as many blocks of inputs.
@@ -42,10 +43,15 @@ def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor
     Returns:
         ``(units, tensor.numel() // units)``; a view where the memory layout allows it.
     """
-    tensor = tensor.detach()
+    tensor = as_real(tensor.detach())
     if groups > 1:
         tensor, dim = tensor.reshape(groups, -1, *tensor.shape[1:]).movedim(2, 1).flatten(0, 1), 0
     return (tensor.movedim(dim, 0) if dim else tensor).reshape(units, -1)
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """View complex numbers as pairs of real ones along a last dimension of two; real tensors as they are."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from lightning_normgeo.probes.batchnorm import BatchStatistics as BatchStatistic
 from lightning_normgeo.probes.measurement import Observed as Observed
 from lightning_normgeo.probes.measurement import StepMeasurement as StepMeasurement
 from lightning_normgeo.probes.measurement import WeightStep as WeightStep
+from lightning_normgeo.probes.optimizers.decay import shrink_of as shrink_of
 from lightning_normgeo.probes.rules import describe_lion as describe_lion
 from lightning_normgeo.probes.rules import describe_update as describe_update
 from lightning_normgeo.probes.rules import register_optimizer as register_optimizer

@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.increments import IncrementTerms, Scalar, UpdateRule, predicted_increment
 from lightning_normgeo.geometry.passes import WeightPass, WeightProducts
-from lightning_normgeo.probes.rules import Group, describe_update, scalar
+from lightning_normgeo.geometry.whole import WholeTensorRule, whole_products
+from lightning_normgeo.probes.rules import Group, described_safely, scalar, warn_unexplained
+from lightning_normgeo.probes.shards import is_divided
 
 
 def groups_of(optimizer: Optimizer) -> dict[int, Group]:
@@ -64,12 +66,35 @@ def plan(
         group: the parameter's.
         keep: takes a copy of its rows.
     """
-    described = describe_update(optimizer, group, optimizer.state.get(parameter, {}), parameter.dtype)
-    rule, state = described if described is not None else (None, ())
     assert parameter.grad is not None  # noqa: S101
+    described = described_safely(optimizer, group, optimizer.state.get(parameter, {}), parameter)
+    rule, state = described if described is not None else (None, ())
+    known: tuple[Tensor, ...] = ()
+    scale = gradient_scale(optimizer)
+    if isinstance(rule, WholeTensorRule):
+        known = _known(rule, rows, parameter, state, scale)
+        rule, state = (rule if known else None), ()
     weight, gradient, *others = (rows(tensor) for tensor in (parameter, parameter.grad, *state))
-    reads = WeightPass(weight, gradient, tuple(others), rule, gradient_scale(optimizer), keep)
-    return Plan(parameter.dtype, learning_rate(group), reads)
+    reads = WeightPass(weight, gradient, tuple(others), rule, scale, keep, known)
+    return Plan(parameter.dtype.to_real(), learning_rate(group), reads)
+
+
+def _known(
+    rule: WholeTensorRule,
+    rows: Callable[[Tensor], Tensor],
+    parameter: nn.Parameter,
+    state: tuple[Tensor, ...],
+    scale: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Return the products of a rule that looks at whole tensors; none where it fails or there is only a part of one."""
+    if is_divided(parameter) or parameter.is_complex() or parameter.grad is None:
+        return ()
+    gradient = parameter.grad if scale is None else parameter.grad / scale
+    try:
+        return whole_products(rule, rows, parameter.detach(), gradient.detach(), *state)
+    except Exception as error:
+        warn_unexplained(rule, error)
+        return ()
 
 
 def by_rule(plans: Sequence[Plan]) -> list[list[int]]:

@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Protocol
+from dataclasses import replace
 
 import torch
-from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.geometry.adaptive import (
-    AdagradRule,
-    AdamaxRule,
-    AdamRule,
-    LionRule,
-    NAdamRule,
-    RAdamRule,
-    RMSpropRule,
-)
-from lightning_normgeo.geometry.increments import SGDRule, UpdateRule
-from lightning_normgeo.geometry.rows import wide_dtype
-
-Group = dict[str, Any]
-State = dict[str, Any]
-Described = tuple[UpdateRule, tuple[Tensor, ...]]
-
-
-class Describe(Protocol):
-    """Tells the rule of one parameter's next update, and the optimizer state it reads, before the step."""
-
-    def __call__(self, group: Group, state: State, dtype: torch.dtype) -> Described | None:
-        """Return the rule and the tensors that its ``parts`` get, each of the parameter's shape; None if unknown.
-
-        Args:
-            group: the parameter group, read now: a scheduler changes ``lr`` right after the step.
-            state: ``optimizer.state[parameter]`` before the step; usually empty at the first.
-            dtype: what the parameter is stored in.
-        """
+from lightning_normgeo.errors import ConfigurationError, warn_once
+from lightning_normgeo.geometry.adaptive import AdamRule
+from lightning_normgeo.geometry.elementwise import ElementwiseRule
+from lightning_normgeo.geometry.increments import UpdateRule
+from lightning_normgeo.geometry.whole import WholeTensorRule
+from lightning_normgeo.probes.optimizers.libraries import BY_NAME
+from lightning_normgeo.probes.optimizers.lions import OWN_LION
+from lightning_normgeo.probes.optimizers.lions import describe_lion as describe_lion
+from lightning_normgeo.probes.optimizers.of_torch import NEWER_IN_TORCH, OF_TORCH
+from lightning_normgeo.probes.optimizers.recipe import Describe, Described, Recipe, State
+from lightning_normgeo.probes.optimizers.recipe import Group as Group
+from lightning_normgeo.probes.optimizers.recipe import scalar as scalar
 
 
 def register_optimizer(optimizer: type[Optimizer], describe: Describe) -> None:
@@ -68,128 +51,111 @@ def register_optimizer(optimizer: type[Optimizer], describe: Describe) -> None:
 
 
 def describe_update(
-    optimizer: Optimizer, group: Group, state: State, dtype: torch.dtype = torch.float64
+    optimizer: Optimizer,
+    group: Group,
+    state: State,
+    dtype: torch.dtype = torch.float64,
+    parameter: Tensor | None = None,
 ) -> Described | None:
     """Return the rule of one parameter's next update, and the optimizer state it reads, before the step.
 
     Args:
-        optimizer: any; known are torch's SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad and Adamax, what
-            :func:`register_optimizer` added, and subclasses that keep their ``step``.
+        optimizer: any; known are those of torch but LBFGS and SparseAdam, many of timm, lion-pytorch and
+            pytorch-optimizer, what :func:`register_optimizer` added, and subclasses that keep their ``step``.
         group: the parameter group.
         state: ``optimizer.state[parameter]``.
         dtype: what the parameter is stored in.
+        parameter: the parameter; some rules depend on its shape.
 
     Returns:
-        The rule and its state tensors, or None for an optimizer whose increments have no known decomposition.
+        The rule and its state tensors, or None for an optimizer whose increments have no known decomposition, and for
+        one with an option that its rule does not know.
     """
     describe = description_of(type(optimizer))
+    if isinstance(describe, Recipe):
+        if not describe.covers(optimizer, group):
+            return None
+        group = describe.view(optimizer, group, parameter)
     return None if describe is None else describe(group, state, dtype)
+
+
+def described_safely(optimizer: Optimizer, group: Group, state: State, parameter: nn.Parameter) -> Described | None:
+    """Return :func:`describe_update` for a training that nothing may stop: None where it fails for this parameter."""
+    try:
+        described = describe_update(optimizer, group, state, parameter.dtype.to_real(), parameter)
+        if described is None or not _fits(described, parameter):
+            return None
+        rule, tensors = described
+        if _rounds_decay(rule, group, parameter):
+            return None
+        if isinstance(rule, AdamRule) and decays_in_double(group, parameter.device):
+            rule = replace(rule, dtype=torch.float64)
+    except Exception as error:
+        warn_unexplained(optimizer, error)
+        return None
+    return rule, tensors
+
+
+def warn_unexplained(what: object, error: Exception) -> None:
+    """Say once that the formula of an optimizer could not be applied."""
+    warn_once(f"Increments of some weights are not explained, since {type(what).__name__} failed: {error!r}.")
+
+
+def decays_in_double(group: Group, device: torch.device) -> bool:
+    """Whether decoupled decay is W - ηλW with ηλ in double precision, as in torch's fused kernel for CUDA.
+
+    Everywhere else torch multiplies W with 1 - ηλ, rounded as W is.
+    """
+    return bool(group.get("fused")) and device.type == "cuda"
+
+
+def _rounds_decay(rule: UpdateRule, group: Group, parameter: Tensor) -> bool:
+    """Whether torch rounds 1 - ηλ to 16 bits, as its foreach operations do on a CPU and nothing else does."""
+    short = torch.finfo(parameter.dtype).bits < 32 and parameter.device.type == "cpu" and bool(group.get("foreach"))
+    return short and isinstance(rule, ElementwiseRule) and bool(rule.shrink != 1)
 
 
 def description_of(kind: type[Optimizer]) -> Describe | None:
     """Return what describes a class of optimizers: its own entry, or that of the nearest base whose step it keeps."""
     for base in kind.__mro__:
-        if base in _DESCRIPTIONS:
-            same = inspect.unwrap(kind.step) is inspect.unwrap(base.step)
-            return _DESCRIPTIONS[base] if same else None
+        describe = _DESCRIPTIONS.get(base) or _named(base)
+        if describe is describe_lion:  # which holds for a Lion as published, and no library's is only that
+            describe = _named(base) or OWN_LION
+        if describe is not None:
+            return describe if _keeps_step(kind, base) else None
     return None
 
 
-def scalar(value: float | Tensor) -> float | Tensor:
-    """Return a hyperparameter that may be a tensor, as torch allows, in wide precision and as it is now."""
-    if not isinstance(value, Tensor):
-        return value
-    return float(value) if value.device.type == "cpu" else value.detach().to(wide_dtype(value.device), copy=True)
+def _named(kind: type) -> Describe | None:
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return NEWER_IN_TORCH.get(name) or BY_NAME.get(name)
 
 
-def _describe_sgd(group: Group, state: State, dtype: torch.dtype) -> Described:
-    del dtype
-    buffer = state.get("momentum_buffer") if group["momentum"] else None
-    rule = SGDRule(
-        lr=scalar(group["lr"]),
-        momentum=group["momentum"],
-        dampening=group["dampening"],
-        weight_decay=group["weight_decay"],
-        nesterov=group["nesterov"],
-        maximize=group["maximize"],
-        first=buffer is None,
+def _keeps_step(kind: type[Optimizer], base: type[Optimizer]) -> bool:
+    """Whether a class has the step of its base, and what its base has written for it."""
+    family = [known for known in base.__mro__ if issubclass(known, Optimizer) and known is not Optimizer]
+    helpers = {name for known in family for name in vars(known) if not name.startswith("__")} - set(vars(Optimizer))
+    return all(_same(getattr(kind, name, None), getattr(base, name, None)) for name in helpers | {"step"})
+
+
+def _same(one: object, other: object) -> bool:
+    if callable(one) and callable(other):
+        return inspect.unwrap(one) is inspect.unwrap(other)
+    return True
+
+
+def _fits(described: Described, parameter: Tensor) -> bool:
+    """Whether a state can be read with the parameter, element by element."""
+    rule, tensors = described
+    if isinstance(rule, WholeTensorRule):
+        return True
+    return all(
+        isinstance(tensor, Tensor)
+        and tensor.shape == parameter.shape
+        and tensor.is_complex() == parameter.is_complex()
+        and (tensor.is_floating_point() or tensor.is_complex())
+        for tensor in tensors
     )
-    return rule, () if buffer is None else (buffer,)
 
 
-def _shared(group: Group, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what all elementwise rules have."""
-    lr = group["lr"]
-    return {
-        "lr": scalar(lr),
-        "weight_decay": group["weight_decay"],
-        "decoupled": group.get("decoupled_weight_decay", False),
-        "maximize": group.get("maximize", False),
-        # torch computes 1 - ηλ in the dtype of a tensor η, then rounds it to the weight's: the coarser one is left
-        "dtype": max(dtype, lr.dtype, key=lambda d: torch.finfo(d).eps) if isinstance(lr, Tensor) else dtype,
-    }
-
-
-def _moments(group: Group, state: State) -> dict[str, Any]:
-    """Return what Adam and its relatives have; torch creates the state, as zeros, inside the first step."""
-    betas = (scalar(group["betas"][0]), scalar(group["betas"][1]))
-    return {"betas": betas, "eps": group["eps"], "step": scalar(state["step"] + 1 if state else 1.0)}
-
-
-def _describe_adam(group: Group, state: State, dtype: torch.dtype) -> Described:
-    names = ["exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * bool(group["amsgrad"])] if state else []
-    return AdamRule(**_shared(group, dtype), **_moments(group, state)), tuple(state[name] for name in names)
-
-
-def _describe_nadam(group: Group, state: State, dtype: torch.dtype) -> Described:
-    # torch keeps Π μ in float32, even for float64 weights
-    fresh = torch.ones((), dtype=torch.promote_types(torch.get_default_dtype(), torch.float32))
-    product = state["mu_product"].clone() if state else fresh
-    rule = NAdamRule(
-        **_shared(group, dtype), **_moments(group, state), momentum_decay=group["momentum_decay"], product=product
-    )
-    return rule, (state["exp_avg"], state["exp_avg_sq"]) if state else ()
-
-
-def _describe_radam(group: Group, state: State, dtype: torch.dtype) -> Described:
-    rule = RAdamRule(**_shared(group, dtype), **_moments(group, state))
-    return rule, (state["exp_avg"], state["exp_avg_sq"]) if state else ()
-
-
-def _describe_adamax(group: Group, state: State, dtype: torch.dtype) -> Described:
-    rule = AdamaxRule(**_shared(group, dtype), **_moments(group, state))
-    return rule, (state["exp_avg"], state["exp_inf"]) if state else ()
-
-
-def _describe_rmsprop(group: Group, state: State, dtype: torch.dtype) -> Described:
-    shared = {name: group[name] for name in ("alpha", "eps", "momentum", "centered")}
-    names = ["square_avg", *["momentum_buffer"] * (group["momentum"] > 0), *["grad_avg"] * group["centered"]]
-    return RMSpropRule(**_shared(group, dtype), **shared), tuple(state[name] for name in names) if state else ()
-
-
-def _describe_adagrad(group: Group, state: State, dtype: torch.dtype) -> Described:
-    step = scalar(state["step"] + 1)
-    rule = AdagradRule(**_shared(group, dtype), lr_decay=group["lr_decay"], eps=group["eps"], step=step)
-    return rule, (state["sum"],)
-
-
-def describe_lion(group: Group, state: State, dtype: torch.dtype) -> Described:
-    """Describe Lion as published, and as in lion-pytorch, for :func:`register_optimizer`.
-
-    Reads ``lr``, ``betas`` and ``weight_decay`` from the group and ``exp_avg`` from the state; decay is decoupled.
-    """
-    betas = (scalar(group["betas"][0]), scalar(group["betas"][1]))
-    rule = LionRule(**{**_shared(group, dtype), "decoupled": True}, betas=betas)
-    return rule, (state["exp_avg"],) if "exp_avg" in state else ()
-
-
-_DESCRIPTIONS: dict[type[Optimizer], Describe] = {
-    SGD: _describe_sgd,
-    Adam: _describe_adam,
-    AdamW: lambda group, state, dtype: _describe_adam({"decoupled_weight_decay": True, **group}, state, dtype),
-    NAdam: _describe_nadam,
-    RAdam: _describe_radam,
-    RMSprop: _describe_rmsprop,
-    Adagrad: _describe_adagrad,
-    Adamax: _describe_adamax,
-}
+_DESCRIPTIONS: dict[type[Optimizer], Describe] = dict(OF_TORCH)

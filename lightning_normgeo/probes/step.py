@@ -18,9 +18,11 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import harmless, warn_once
+from lightning_normgeo.geometry.increments import Scalar
 from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.formulas import gradient_scale, groups_of
 from lightning_normgeo.probes.measurement import Observed, StepMeasurement, WeightStep
+from lightning_normgeo.probes.optimizers.decay import shrink_of
 from lightning_normgeo.probes.reader import WeightReader, scale_gradient
 from lightning_normgeo.probes.rules import Group, description_of
 
@@ -231,13 +233,18 @@ class StepProbe:
         pending.observed = observed
         if pending.moved:
             pending.steps = self._reader.read_moved(observed, groups)
+        else:
+            keep = self._updates and description_of(type(optimizer)) is not None
+            pending.steps = self._reader.read(observed, optimizer, groups, keep)
+        shrinks = {id(group): _shrink(optimizer, group) for group in optimizer.param_groups}
+        for step, one in zip(pending.steps, observed, strict=True):
+            step.optimizer = type(optimizer).__name__
+            step.shrink = shrinks[id(groups[id(one.weight)])]
+        if pending.moved:
             return
-        keep = self._updates and description_of(type(optimizer)) is not None
-        pending.steps = self._reader.read(observed, optimizer, groups, keep)
         for step in pending.steps:
             step.scale_gradient = scale_gradient(step.units, self.scales, scale)
             step.scale_shared = step.units.scale is None or id(self.scales.get(step.units.scale)) in groups
-            step.optimizer = type(optimizer).__name__
         if pending.steps:
             pending.valid.append(torch.cat([step.gradient_sq for step in pending.steps]).sum().isfinite())
 
@@ -260,3 +267,11 @@ class StepProbe:
     def _note(self, reason: str) -> None:
         self.skipped[reason] += 1
         warn_once(f"What one gradient explains is left out because {reason}: no formula for one update describes it.")
+
+
+def _shrink(optimizer: Optimizer, group: Group) -> Scalar:
+    """Return what decoupled decay multiplies weights with; 1 where a group is not as its optimizer says."""
+    try:
+        return shrink_of(optimizer, group)
+    except Exception:
+        return 1.0
