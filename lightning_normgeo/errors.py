@@ -78,7 +78,8 @@ def harmless(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
             return function(*args, **kwargs)
         except Exception as error:
             warn_once(
-                f"A measurement failed and is skipped: {error!r}. Training goes on unchanged; please report this."
+                f"A measurement failed and is skipped: {error!r}. Training goes on unchanged; please report this.",
+                about=f"{function.__qualname__} failed with {type(error).__name__}",
             )
             return None
 

@@ -72,6 +72,7 @@ class GeometryMonitor(QuietCallback):
         self.every_n_steps = every_n_steps
         self.layers = layers
         self._cadence = every_n_steps or 1
+        self._ready = False
         self._known_sites: set[str] = set()
         self._sites: frozenset[str] = frozenset()
         self._tabled: frozenset[str] = frozenset()
@@ -112,15 +113,23 @@ class GeometryMonitor(QuietCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check everything that can be checked before training starts."""
-        self._refuse(trainer, pl_module)
-        note_division(type(self).__name__, trainer, pl_module)
-        every = self.every_n_steps
-        self._cadence = trainer.log_every_n_steps if every is None else every
-        self._prepare(trainer, pl_module)
+        self._ready = False
+        try:
+            self._refuse(trainer, pl_module)
+            note_division(type(self).__name__, trainer, pl_module)
+            every = self.every_n_steps
+            self._cadence = trainer.log_every_n_steps if every is None else every
+            self._prepare(trainer, pl_module)
+            self._ready = True
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            warn_once(f"{type(self).__name__} measures nothing: it failed to prepare for this model ({error!r}).")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to observe."""
-        Session.of(trainer).join(self, trainer, pl_module)
+        if self._ready:
+            Session.of(trainer).join(self, trainer, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Remove every hook."""

@@ -105,12 +105,14 @@ class NormGrowthMonitor(GeometryMonitor):
         self._keep_account(trainer)
         super().on_exception(trainer, pl_module, exception)
 
+    @harmless
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save the sums."""
         if self.cumulative:
             account = Session.of(trainer).account or self._account
             checkpoint["lightning_normgeo"] = {"account": {} if account is None else account.state()}
 
+    @harmless
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of a checkpoint that has them."""
         if self.cumulative:
