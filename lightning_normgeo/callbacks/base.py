@@ -99,7 +99,9 @@ class GeometryMonitor(QuietCallback):
         return dict.fromkeys(self.groups, self._tabled)
 
     def find_sites(self, sites: Iterable[str]) -> None:
-        """Choose from layers that were not there when training started."""
+        """Choose from weights that were not there when training started."""
+        if not self.needs_weights:
+            return
         new = [site for site in sites if site not in self._known_sites]
         self._known_sites.update(new)
         if self.layers is None or not new:

@@ -7,17 +7,21 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from torch import nn
+
 from lightning_normgeo.callbacks.cadence import Cadence
 from lightning_normgeo.geometry.rows import has_float64
+from lightning_normgeo.normalization.names import named_weights
+from lightning_normgeo.probes.rules import description_of
 
 
-def opening(monitors: Sequence[Any], trainer: Any, weights: int, batch_norms: int) -> str:
+def opening(monitors: Sequence[Any], trainer: Any, module: nn.Module, batch_norms: int) -> str:
     """Return the line for the start: what will be measured, how often, and where it goes.
 
     Args:
         monitors: of the Trainer.
         trainer: about to train.
-        weights: how many weights its optimizers move.
+        module: the model.
         batch_norms: how many batch normalizations with γ and β there are.
     """
     steps = _steps_ahead(trainer)
@@ -25,8 +29,7 @@ def opening(monitors: Sequence[Any], trainer: Any, weights: int, batch_norms: in
     for every in sorted({monitor.cadence() for monitor in monitors}):
         groups = ", ".join(monitor.groups[0] for monitor in monitors if monitor.cadence() == every)
         parts.append(f"{groups} {_how_often(every, steps)}")
-    names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers))
-    what = f"{_count(weights, 'weight')} ({names}), {_count(batch_norms, 'batch normalization')}"
+    what = f"{_weights(trainer, module)}, {_count(batch_norms, 'batch normalization')}"
     device = trainer.strategy.root_device
     coarse = "" if has_float64(device) else f" {device.type} has no float64: numbers are good to about 1e-6."
     return f"normgeo measures {'; '.join(parts)}. {what}. Results go to {_places(trainer)}.{coarse}"
@@ -73,6 +76,19 @@ def nothing_measured(cadence: Cadence, trainer: Any, backwards: int) -> str | No
     if not never:
         return None
     return f"Never measured: {', '.join(never)}. Choose a smaller every_n_steps for the monitors."
+
+
+def _weights(trainer: Any, module: nn.Module) -> str:
+    """Return how many weights there are, of which kinds, and which optimizers move them."""
+    held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    weights = [weight for _, weight in named_weights(module, frozen=True)]
+    numbers = [weight for weight in weights if weight.is_floating_point() or weight.is_complex()]
+    moved = sum(id(weight) in held and weight.requires_grad for weight in numbers)
+    kinds = dict.fromkeys(type(optimizer) for optimizer in trainer.optimizers)
+    names = [k.__name__ + (", without a formula" if description_of(k) is None else "") for k in kinds]
+    rest = {"frozen or in no optimizer": len(numbers) - moved, "of integers or quantized": len(weights) - len(numbers)}
+    others = "".join(f", {count:,} {kind}" for kind, count in rest.items() if count)
+    return f"{_count(moved, 'weight')} ({'; '.join(names)}){others}"
 
 
 def _how_often(every: int, steps: float) -> str:

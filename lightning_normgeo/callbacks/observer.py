@@ -55,6 +55,8 @@ class Observer:
         self._device: torch.device = trainer.strategy.root_device
         self._backwards = 0
         self._carries = False
+        self._channels: dict[str, int] = {}
+        self._searched = 0
         self._reads_weights = self._reads_statistics = True
         self.probe.gradients_are_fresh = lambda: self._backwards > 0 or not self._automatic
         self.probe.before_update = self._before_update
@@ -65,6 +67,8 @@ class Observer:
         if self.batch_norms is None:
             layers = affine_batch_norms(module)
             self.batch_norms = BatchNormProbe(layers, is_compiled(module), self.exchange is not None)
+            # as it is now: what is sent between processes must not depend on what one of them sees later
+            self._channels = {name: layer.num_features for name, layer in layers.items()}
 
     @harmless
     def attach(self, optimizers: Sequence[Any]) -> None:
@@ -117,6 +121,9 @@ class Observer:
         if self.batch_norms is not None:
             self.batch_norms.close()
             self.batch_norms.begin_gradients()
+            if self._searched != self.structure.searched:  # another graph: layers may have been added or replaced
+                self._searched = self.structure.searched
+                self.batch_norms.follow(affine_batch_norms(module))
 
     def after_backward(self, trainer: Any, module: nn.Module) -> None:
         """Count a backward pass."""
@@ -150,7 +157,9 @@ class Observer:
             return {}
         if self._backwards == 1 and self._agreement.processes == 1:
             statistics = with_whole_gradients(statistics, steps)
-        channels = {name: layer.num_features for name, layer in self.batch_norms.layers.items()}
+        channels = self._channels
+        if self._agreement.processes == 1:
+            channels = {name: layer.num_features for name, layer in self.batch_norms.layers.items()}
         sums = self._sums(statistics, channels)
         if self._agreement.processes > 1 and channels:
             sent = sums or zeros_like(channels, wide_dtype(self._device), self._device)

@@ -24,7 +24,6 @@ from lightning_normgeo.callbacks.publisher import Publisher
 from lightning_normgeo.callbacks.readings import Reading, Row, transfer
 from lightning_normgeo.callbacks.sharding import division_of
 from lightning_normgeo.errors import harmless, remember_warnings, warn_once
-from lightning_normgeo.normalization.names import named_weights
 from lightning_normgeo.probes.account import NormAccount
 
 _MEASURED_HOOKS = ("on_before_backward", "on_after_backward", "on_train_batch_end")
@@ -138,10 +137,8 @@ class Session:
     def _open(self, trainer: Any, module: nn.Module) -> None:
         """Say what will be measured, before the first batch."""
         self._opened = True
-        held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-        weights = sum(id(weight) in held for _, weight in named_weights(module))
         norms = self.observer.batch_norms if self.observer is not None else None
-        rank_zero_info(narration.opening(self.monitors, trainer, weights, 0 if norms is None else len(norms.layers)))
+        rank_zero_info(narration.opening(self.monitors, trainer, module, 0 if norms is None else len(norms.layers)))
 
     @harmless
     def _close(self, trainer: Any) -> None:

@@ -36,6 +36,7 @@ class Structure:
         scales: the γ of batch normalizations behind weights, by name.
         guessed: whether the units are a guess, as under ``torch.compile``.
         hidden: why parts of a graph could not be looked into, or empty.
+        searched: how many graphs were read anew.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter] | None = None, stand_ins: StandIns | None = None) -> None:
@@ -46,6 +47,7 @@ class Structure:
         self.scales: dict[str, nn.Parameter] = {}
         self.guessed = False
         self.hidden = ""
+        self.searched = 0
         # with the parameters themselves: their ids in the signature stay theirs
         self._known: dict[tuple[Any, ...], tuple[dict[str, Observed], list[Tensor]]] = {}
 
@@ -101,6 +103,7 @@ class Structure:
         return found
 
     def _search(self, module: nn.Module, graph: Graph) -> dict[str, Observed]:
+        self.searched += 1
         units, self.guessed = find_units(module, graph)
         parameters = self._parameters or _named(module)
         observed = {}

@@ -114,6 +114,17 @@ class BatchNormProbe:
         for name, samples in self._samples.items():
             self._handles.append(layers[name].register_forward_pre_hook(partial(_note_samples, samples)))
 
+    def follow(self, layers: dict[str, _BatchNorm]) -> None:
+        """Watch these layers from the next step on, in eager mode: others may have been added, or taken their place."""
+        if self.compiled:
+            return
+        new = {name for name, layer in layers.items() if self.layers.get(name) is not layer}
+        if new or layers.keys() != self.layers.keys():
+            self.layers = layers
+            self._passes = {name: self._passes.get(name, []) for name in layers}
+            self._by_difference |= new
+            self._by_difference &= layers.keys()
+
     def arm(self) -> None:
         """Watch the forward passes of another step."""
         self.disarm()
