@@ -79,7 +79,8 @@ class Structure:
         self._add(found, {id(leaf.variable) for leaf in graph.leaves})
         if found and not any(one.units.invariant for one in self.weights):
             reasons = sorted({one.units.reason for one in self.weights})[:3]
-            warn_once(f"None of {len(found)} weights is scale invariant; all are controls: {'; '.join(reasons)}.")
+            message = f"None of {len(found)} weights is scale invariant; all are controls: {'; '.join(reasons)}."
+            warn_once(message, about="none is invariant")
 
     def refute(self, names: Iterable[str]) -> None:
         """Take weights for controls from here on, whatever graphs say."""
