@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.normalization.constants import ZeroConstants
 
 Node = Any
 """An autograd node; torch has no public type for the C++ ones."""
@@ -25,6 +27,7 @@ class Graph:
     Args:
         results: the loss, or all that one is made of.
         stand_ins: names by id of what a model computed with, where that is not its parameters (``fully_shard``).
+        zeros: nodes of operations whose constants are known to be zero (:class:`ZeroConstants`).
 
     Attributes:
         readers: for each node and output the readers and the position at which they read it.
@@ -34,8 +37,9 @@ class Graph:
         outputs: which outputs of a node are read, or are results.
     """
 
-    def __init__(self, *results: Tensor, stand_ins: dict[int, str] | None = None) -> None:
+    def __init__(self, *results: Tensor, stand_ins: dict[int, str] | None = None, zeros: Collection[Node] = ()) -> None:
         self.stand_ins = stand_ins
+        self.zeros = zeros
         self.readers: dict[tuple[Node, int], list[tuple[Node, int]]] = defaultdict(list)
         self.leaves: list[Node] = []
         self.order: dict[Node, int] = {}
@@ -98,6 +102,14 @@ def _constants(node: Node) -> tuple[Any, ...]:
         _CONSTANTS[kind] = tuple(n for n in names if n.startswith("_saved_") and f"_raw{n}" not in names)
     values = (getattr(node, name) for name in _CONSTANTS[kind])
     return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def traced_graph(module: nn.Module, example_batch: Any) -> Graph:
+    """Return the graph of one forward pass (:func:`trace`), with the constants in it that are zero."""
+    constants = ZeroConstants()
+    with constants:
+        results = trace(module, example_batch)
+    return Graph(*results, zeros=constants.nodes)
 
 
 def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.normalization.graph import Graph, is_compiled, trace
+from lightning_normgeo.normalization.graph import Graph, is_compiled, traced_graph
 from lightning_normgeo.normalization.invariance.guess import guess_units
 from lightning_normgeo.normalization.invariance.search import Search
 from lightning_normgeo.normalization.names import clean_name, named_weights
@@ -44,7 +44,7 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
     """
     if is_compiled(module):
         raise ConfigurationError("scale_invariant_units cannot look into a compiled model. Give it the model itself.")
-    found = {units.name: units for units in _units_in(Graph(*trace(module, example_batch)), module)}
+    found = {units.name: units for units in _units_in(traced_graph(module, example_batch), module)}
     weights = []
     for name, parameter in named_weights(module, frozen=True):
         why = "no output depends on it" if parameter.requires_grad else "frozen: it has no gradient"
