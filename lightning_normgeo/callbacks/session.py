@@ -22,7 +22,7 @@ from lightning_normgeo.callbacks.sharding import Division, division_of
 from lightning_normgeo.callbacks.structure import Structure
 from lightning_normgeo.errors import harmless, remember_warnings, warn_once
 from lightning_normgeo.normalization.graph import is_compiled
-from lightning_normgeo.normalization.names import bias_of, clean_name, named_weights
+from lightning_normgeo.normalization.names import bias_of, by_clean_name, named_weights
 from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.batchnorm import BatchNormProbe, BatchStatistics, affine_batch_norms
 from lightning_normgeo.probes.divided import DividedReader
@@ -132,7 +132,7 @@ class Session:
         account = self.probe.account = NormAccount() if self.exchange is None else self.exchange.new_account()
         account.load(self._saved_account)
         named = dict(module.named_parameters()) if self.exchange is None else self.exchange.parameters
-        parameters = {clean_name(name): parameter for name, parameter in named.items()}
+        parameters = by_clean_name(named.items())
         names = [name for weight, _ in named_weights(module, frozen=True) for name in (weight, bias_of(weight))]
         account.follow({name: parameters[name] for name in names if name in parameters})
 

@@ -14,7 +14,7 @@ from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.orthogonality import cosine
 from lightning_normgeo.normalization.graph import Graph
 from lightning_normgeo.normalization.invariance import find_units
-from lightning_normgeo.normalization.names import clean_name
+from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.probes.batchnorm import BatchStatistics
 from lightning_normgeo.probes.measurement import Observed, WeightStep
 from lightning_normgeo.probes.stand_ins import StandIns
@@ -72,7 +72,7 @@ class Structure:
             self._found.update(self._known[graph.signature][0])
             return
         found, self._guessed = find_units(module, graph)
-        parameters = self._parameters or {clean_name(name): p for name, p in module.named_parameters()}
+        parameters = self._parameters or by_clean_name(module.named_parameters())
         observed = {}
         for units in found:
             kept = units.without_invariance("refuted by the numbers") if units.name in self._refuted else units

@@ -21,7 +21,7 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.graph import Graph, is_compiled, traced_graph
 from lightning_normgeo.normalization.invariance.guess import guess_units
 from lightning_normgeo.normalization.invariance.search import Search
-from lightning_normgeo.normalization.names import clean_name, named_weights
+from lightning_normgeo.normalization.names import by_clean_name, clean_name, named_weights
 from lightning_normgeo.normalization.units import Units, WeightUnits
 
 
@@ -79,7 +79,7 @@ def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]
 
 
 def _units_in(graph: Graph, module: nn.Module) -> tuple[WeightUnits, ...]:
-    names = {id(parameter): clean_name(name) for name, parameter in module.named_parameters()}
+    names = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
     names |= graph.stand_ins or {}
     layers = {clean_name(name): layer for name, layer in module.named_modules()}
     leaves = {names[id(leaf.variable)]: leaf for leaf in graph.leaves if id(leaf.variable) in names}
