@@ -131,8 +131,7 @@ class Session:
         """Count every step from here on: all weights, and the biases that may belong to their units."""
         account = self.probe.account = NormAccount() if self.exchange is None else self.exchange.new_account()
         account.load(self._saved_account)
-        named = dict(module.named_parameters()) if self.exchange is None else self.exchange.parameters
-        parameters = by_clean_name(named.items())
+        parameters = by_clean_name(module.named_parameters()) if self.exchange is None else self.exchange.parameters
         names = [name for weight, _ in named_weights(module, frozen=True) for name in (weight, bias_of(weight))]
         account.follow({name: parameters[name] for name in names if name in parameters})
 

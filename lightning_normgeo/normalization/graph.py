@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import defaultdict
 from collections.abc import Collection
@@ -19,6 +20,8 @@ from lightning_normgeo.normalization.constants import ZeroConstants
 
 Node = Any
 """An autograd node; torch has no public type for the C++ ones."""
+Edge = tuple[Node, int]
+"""A node, and which of its outputs; in the lists of readers: which of its inputs."""
 
 
 class Graph:
@@ -35,19 +38,25 @@ class Graph:
         results: the nodes and outputs that the tensors came from.
         order: an index for each node; what reads another node has a larger one.
         outputs: which outputs of a node are read, or are results.
+        inside: what reentrant checkpoints compute, once they were looked into.
     """
 
     def __init__(self, *results: Tensor, stand_ins: dict[int, str] | None = None, zeros: Collection[Node] = ()) -> None:
         self.stand_ins = stand_ins
         self.zeros = zeros
-        self.readers: dict[tuple[Node, int], list[tuple[Node, int]]] = defaultdict(list)
-        self.leaves: list[Node] = []
-        self.order: dict[Node, int] = {}
+        self.inside: dict[Node, tuple[Edge, ...] | None] = {}
         edges = [get_gradient_edge(result) for result in results if result.requires_grad]  # of a parameter: its leaf
         self.results = {(edge.node, edge.output_nr) for edge in edges}
+        self._start = [edge.node for edge in edges]
+        self._walk()
+
+    def _walk(self) -> None:
+        self.readers: dict[Edge, list[Edge]] = defaultdict(list)
+        self.leaves: list[Node] = []
+        self.order: dict[Node, int] = {}
         self.outputs: dict[Node, set[int]] = defaultdict(set)
         finished = itertools.count()
-        stack: list[tuple[Node, bool]] = [(edge.node, False) for edge in edges]
+        stack: list[tuple[Node, bool]] = [(node, False) for node in self._start]
         while stack:
             node, done = stack.pop()
             if done:
@@ -55,7 +64,7 @@ class Graph:
             elif node not in self.order:
                 self.order[node] = -1
                 stack.append((node, True))
-                stack += [(source, False) for source, _ in node.next_functions if source not in self.order and source]
+                stack += [(source, False) for source, _ in self.edges(node) if source not in self.order and source]
         self._turn_round()
         for node, output in [*self.readers, *self.results]:
             self.outputs[node].add(output)
@@ -64,9 +73,30 @@ class Graph:
         for node in self.order:
             if hasattr(node, "variable"):
                 self.leaves.append(node)
-            for position, (source, output) in enumerate(node.next_functions):
+            for position, (source, output) in enumerate(self.edges(node)):
                 if source is not None:
                     self.readers[source, output].append((node, position))
+
+    def edges(self, node: Node) -> tuple[Edge, ...]:
+        """Return what a node reads; what an opened checkpoint returns, by output."""
+        return self.inside.get(node) or node.next_functions
+
+    def with_inside(self, inside: dict[Node, tuple[Edge, ...] | None]) -> Graph:
+        """Return the graph with the insides of reentrant checkpoints in it; None for one that could not be seen."""
+        graph = copy.copy(self)
+        graph.inside = self.inside | inside
+        graph._walk()
+        return graph
+
+    @property
+    def reentrant(self) -> list[Node]:
+        """The reentrant activation checkpoints (``use_reentrant=True``) that nobody looked into."""
+        return [node for node in self.order if node.name() == "CheckpointFunctionBackward" and node not in self.inside]
+
+    @property
+    def hides_reentrant(self) -> bool:
+        """Whether what a reentrant activation checkpoint computes is not seen."""
+        return bool(self.reentrant) or None in self.inside.values()
 
     @cached_property
     def signature(self) -> tuple[Any, ...]:

@@ -36,7 +36,11 @@ def by_clean_name(named: Iterable[tuple[str, T]]) -> dict[str, T]:
     ``weight.original0``, ``weight.original1``; of torch's weight normalization the direction stands for the weight.
     """
     parameters = _without_infix(named)
-    return {_kept_name(name, parameters): parameter for name, parameter in parameters.items()}
+    found: dict[str, T] = {}
+    for name, parameter in parameters.items():
+        kept = _kept_name(name, parameters)
+        found[name if kept in parameters or kept in found else kept] = parameter
+    return found
 
 
 def named_weights(module: nn.Module, frozen: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
@@ -44,11 +48,11 @@ def named_weights(module: nn.Module, frozen: bool = False) -> Iterator[tuple[str
 
     Leaves out vectors (γ, β, biases) and what has one number per row: lengths of weight normalization, layer scales.
     """
-    parameters = _without_infix(module.named_parameters())
-    for name, parameter in parameters.items():
-        has_rows = parameter.ndim >= 2 and parameter.numel() > parameter.shape[0] and not _is_length(name, parameters)
+    own = _without_infix(module.named_parameters())
+    for (name, parameter), kept in zip(own.items(), by_clean_name(own.items()), strict=True):
+        has_rows = parameter.ndim >= 2 and parameter.numel() > parameter.shape[0] and not _is_length(name, own)
         if has_rows and (parameter.requires_grad or frozen):
-            yield _kept_name(name, parameters), parameter
+            yield kept, parameter
 
 
 def _without_infix(named: Iterable[tuple[str, T]]) -> dict[str, T]:
@@ -56,19 +60,16 @@ def _without_infix(named: Iterable[tuple[str, T]]) -> dict[str, T]:
 
 
 def _kept_name(name: str, parameters: Mapping[str, Tensor]) -> str:
-    """Return the name of the parameter that this one took the place of, where no other parameter has it."""
+    """Return the name of the parameter that this one took the place of."""
     factor = _ORIGINAL.match(name)
     if factor is not None:
-        path, number = name[: -len(factor[3])], int(factor[3])
-        alone = not (number == 0 and _is_length(name, parameters)) and not _is_length(f"{path}0", parameters)
-        new = f"{factor[1]}{factor[2]}.original{number}" if alone else name
-    elif name.endswith("_orig"):
-        new = name.removesuffix("_orig")
-    elif name.endswith("_v") and _is_length(f"{name[:-2]}_g", parameters) and f"{name[:-2]}_orig" not in parameters:
-        new = name.removesuffix("_v")
-    else:
-        new = name
-    return name if new in parameters else new
+        direction = _is_length(name[: -len(factor[3])] + "0", parameters)
+        return name if direction else f"{factor[1]}{factor[2]}.original{factor[3]}"
+    if name.endswith("_orig"):
+        return name.removesuffix("_orig")
+    if name.endswith("_v") and _is_length(f"{name[:-2]}_g", parameters):
+        return name.removesuffix("_v")
+    return name
 
 
 def _is_length(name: str, parameters: Mapping[str, Tensor]) -> bool:

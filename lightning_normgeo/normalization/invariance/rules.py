@@ -12,6 +12,7 @@ _BY_RULE: dict[Callable[[Walk], Scaled | None], str] = {
     shapes.copy: "ToCopy Clone Alias Contiguous",
     arithmetic.homogeneous: "Relu LeakyRelu RreluWithNoise PreluKernel Abs Neg NativeDropout Tril Triu",
     shapes.pass_through: "RegisterPostBackwardFunction",  # fully_shard's, around what goes into a module
+    shapes.checkpoint: "CheckpointFunction",
     shapes.view: "View ReshapeAlias UnsafeView Squeeze Unsqueeze Reshape",
     shapes.permute: "T Transpose Permute",
     shapes.expand: "Expand",

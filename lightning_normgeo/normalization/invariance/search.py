@@ -119,7 +119,7 @@ class Search:
             self._enqueue(queue, seen, node, 0)
         while queue:
             _, node = heapq.heappop(queue)
-            operands = [states.get((source, output)) for source, output in node.next_functions]
+            operands = [states.get(edge) for edge in self.graph.edges(node)]
             for output in self.graph.outputs[node]:
                 state = self._apply(Walk(self.graph, node, output, operands, merged, absorbers))
                 if state is not None:
@@ -136,7 +136,7 @@ class Search:
         except NotInvariantError as problem:
             counts = [
                 len(self.graph.readers[edge])
-                for edge, operand in zip(walk.node.next_functions, walk.operands, strict=True)
+                for edge, operand in zip(self.graph.edges(walk.node), walk.operands, strict=True)
                 if operand is not None
             ]
             if max(counts) == 1:
