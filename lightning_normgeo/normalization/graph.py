@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
@@ -34,6 +35,7 @@ class Graph:
 
     Attributes:
         readers: for each node and output the readers and the position at which they read it.
+        sources: for each node what it reads; for an opened checkpoint what it returns, by output.
         leaves: the nodes of parameters.
         results: the nodes and outputs that the tensors came from.
         order: an index for each node; what reads another node has a larger one.
@@ -54,6 +56,7 @@ class Graph:
         self.readers: dict[Edge, list[Edge]] = defaultdict(list)
         self.leaves: list[Node] = []
         self.order: dict[Node, int] = {}
+        self.sources: dict[Node, tuple[Edge, ...]] = {}  # torch makes a new tuple each time it is asked
         self.outputs: dict[Node, set[int]] = defaultdict(set)
         finished = itertools.count()
         stack: list[tuple[Node, bool]] = [(node, False) for node in self._start]
@@ -64,7 +67,8 @@ class Graph:
             elif node not in self.order:
                 self.order[node] = -1
                 stack.append((node, True))
-                stack += [(source, False) for source, _ in self.edges(node) if source not in self.order and source]
+                self.sources[node] = edges = self.inside.get(node) or node.next_functions
+                stack += [(source, False) for source, _ in edges if source not in self.order and source]
         self._turn_round()
         for node, output in [*self.readers, *self.results]:
             self.outputs[node].add(output)
@@ -73,13 +77,9 @@ class Graph:
         for node in self.order:
             if hasattr(node, "variable"):
                 self.leaves.append(node)
-            for position, (source, output) in enumerate(self.edges(node)):
+            for position, (source, output) in enumerate(self.sources[node]):
                 if source is not None:
                     self.readers[source, output].append((node, position))
-
-    def edges(self, node: Node) -> tuple[Edge, ...]:
-        """Return what a node reads; what an opened checkpoint returns, by output."""
-        return self.inside.get(node) or node.next_functions
 
     def with_inside(self, inside: dict[Node, tuple[Edge, ...] | None]) -> Graph:
         """Return the graph with the insides of reentrant checkpoints in it; None for one that could not be seen."""
@@ -91,7 +91,10 @@ class Graph:
     @property
     def reentrant(self) -> list[Node]:
         """The reentrant activation checkpoints (``use_reentrant=True``) that nobody looked into."""
-        return [node for node in self.order if node.name() == "CheckpointFunctionBackward" and node not in self.inside]
+        functions: list[Node] = [
+            node for node in self.order if isinstance(node, BackwardCFunction) and node not in self.inside
+        ]
+        return [node for node in functions if node.name() == "CheckpointFunctionBackward"]
 
     @property
     def hides_reentrant(self) -> bool:
@@ -105,7 +108,7 @@ class Graph:
             (
                 node.name(),
                 id(node.variable) if hasattr(node, "variable") else _constants(node),
-                tuple((self.order.get(source), output) for source, output in node.next_functions),
+                tuple((self.order.get(source), output) for source, output in self.sources[node]),
             )
             for node in self.order
         )

@@ -36,11 +36,7 @@ def by_clean_name(named: Iterable[tuple[str, T]]) -> dict[str, T]:
     ``weight.original0``, ``weight.original1``; of torch's weight normalization the direction stands for the weight.
     """
     parameters = _without_infix(named)
-    found: dict[str, T] = {}
-    for name, parameter in parameters.items():
-        kept = _kept_name(name, parameters)
-        found[name if kept in parameters or kept in found else kept] = parameter
-    return found
+    return dict(zip(_kept_names(parameters), parameters.values(), strict=True))
 
 
 def named_weights(module: nn.Module, frozen: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
@@ -49,7 +45,7 @@ def named_weights(module: nn.Module, frozen: bool = False) -> Iterator[tuple[str
     Leaves out vectors (γ, β, biases) and what has one number per row: lengths of weight normalization, layer scales.
     """
     own = _without_infix(module.named_parameters())
-    for (name, parameter), kept in zip(own.items(), by_clean_name(own.items()), strict=True):
+    for (name, parameter), kept in zip(own.items(), _kept_names(own), strict=True):
         has_rows = parameter.ndim >= 2 and parameter.numel() > parameter.shape[0] and not _is_length(name, own)
         if has_rows and (parameter.requires_grad or frozen):
             yield kept, parameter
@@ -59,9 +55,18 @@ def _without_infix(named: Iterable[tuple[str, T]]) -> dict[str, T]:
     return {clean_name(name): parameter for name, parameter in named}
 
 
+def _kept_names(parameters: Mapping[str, Tensor]) -> list[str]:
+    """Return a name for each parameter, no other one's."""
+    found: dict[str, str] = {}
+    for name in parameters:
+        kept = _kept_name(name, parameters)
+        found[name if kept in parameters or kept in found else kept] = name
+    return list(found)
+
+
 def _kept_name(name: str, parameters: Mapping[str, Tensor]) -> str:
     """Return the name of the parameter that this one took the place of."""
-    factor = _ORIGINAL.match(name)
+    factor = _ORIGINAL.match(name) if "parametrizations." in name else None
     if factor is not None:
         direction = _is_length(name[: -len(factor[3])] + "0", parameters)
         return name if direction else f"{factor[1]}{factor[2]}.original{factor[3]}"
@@ -75,9 +80,10 @@ def _kept_name(name: str, parameters: Mapping[str, Tensor]) -> str:
 def _is_length(name: str, parameters: Mapping[str, Tensor]) -> bool:
     """Whether a parameter holds the lengths of another one's rows, in torch's weight normalization, old or new."""
     for ending, other in (("original0", "original1"), ("_g", "_v")):
-        direction = parameters.get(name.removesuffix(ending) + other)
-        length = parameters.get(name)
-        if not name.endswith(ending) or direction is None or length is None:
+        if not name.endswith(ending) or name not in parameters:
+            continue
+        length, direction = parameters[name], parameters.get(name.removesuffix(ending) + other)
+        if direction is None:
             continue
         one_each = all(size in (1, full) for size, full in zip(length.shape, direction.shape, strict=False))
         if length.ndim in (0, direction.ndim) and one_each and length.numel() < direction.numel():

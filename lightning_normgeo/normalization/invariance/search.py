@@ -48,11 +48,13 @@ class Search:
         leaf, owner = self.leaves[name], self.layers.get(site_of(name))
         dim, groups = self._where_rows_are(leaf, owner)
         found = self._units_along(name, owner, Slices(dim, groups))
-        if self._is_a_plain_map(leaf, owner) or (found.kind == "filter" and leaf.variable.ndim < 3):
+        # where the whole weight is not invariant no slices are
+        fine = not found.invariant or (found.kind == "filter" and leaf.variable.ndim < 3)
+        if fine or self._is_a_plain_map(leaf, owner):
             return found
         for slices in other_slices(leaf.variable, dim):
             other = self._units_along(name, owner, slices)
-            if other.invariant and (not found.invariant or other.count > found.count):
+            if other.invariant and other.count > found.count:
                 found = other
         return found
 
@@ -119,7 +121,7 @@ class Search:
             self._enqueue(queue, seen, node, 0)
         while queue:
             _, node = heapq.heappop(queue)
-            operands = [states.get(edge) for edge in self.graph.edges(node)]
+            operands = [states.get(edge) for edge in self.graph.sources[node]]
             for output in self.graph.outputs[node]:
                 state = self._apply(Walk(self.graph, node, output, operands, merged, absorbers))
                 if state is not None:
@@ -136,7 +138,7 @@ class Search:
         except NotInvariantError as problem:
             counts = [
                 len(self.graph.readers[edge])
-                for edge, operand in zip(self.graph.edges(walk.node), walk.operands, strict=True)
+                for edge, operand in zip(self.graph.sources[walk.node], walk.operands, strict=True)
                 if operand is not None
             ]
             if max(counts) == 1:

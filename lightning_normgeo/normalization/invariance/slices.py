@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -35,14 +35,12 @@ class Slices:
             inputs, each, *kernel = weight.shape
             first = Axis(inputs, (Piece(self.groups, each), Piece(inputs // self.groups, 0)))
             return Scaled((first, rows(each), *map(plain, kernel)))
-        counting = range(self.dim, self.dim + self.leading)
-        inner: Sequence[int] = weight.shape[: counting.stop]
-        return Scaled(
-            tuple(
-                rows(size, prod(inner[d + 1 :])) if d in counting else plain(size)
-                for d, size in enumerate(weight.shape)
-            )
-        )
+        axes = [plain(size) for size in weight.shape]
+        stride = 1
+        for d in reversed(range(self.dim, self.dim + self.leading)):
+            axes[d] = rows(weight.shape[d], stride)
+            stride *= weight.shape[d]
+        return Scaled(tuple(axes))
 
 
 def other_slices(weight: Tensor, dim: int) -> Iterator[Slices]:
