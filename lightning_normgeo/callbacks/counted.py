@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_normgeo.callbacks.observer import Observer
 from lightning_normgeo.errors import harmless, warn_once
-from lightning_normgeo.normalization.names import bias_of, clean_name, named_weights
+from lightning_normgeo.normalization.names import bias_of, by_clean_name, named_weights
 from lightning_normgeo.probes.account import NormAccount
 
 
@@ -36,7 +36,7 @@ class Counted:
         def look_up() -> dict[str, nn.Parameter]:
             exchange = observer.exchange
             named = dict(module.named_parameters()) if exchange is None else exchange.parameters
-            parameters = {clean_name(name): parameter for name, parameter in named.items()}
+            parameters = by_clean_name(named.items())
             names = [name for weight, _ in named_weights(module, frozen=True) for name in (weight, bias_of(weight))]
             return {name: parameters[name] for name in names if name in parameters}
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.graph import is_compiled
-from lightning_normgeo.normalization.names import bias_of, clean_name, named_weights
+from lightning_normgeo.normalization.names import bias_of, by_clean_name, clean_name, named_weights
 from lightning_normgeo.probes.shards import ShardedWeight, Shards, is_divided, local_part
 from lightning_normgeo.probes.stand_ins import StandIns
 
@@ -76,7 +76,7 @@ def find_shards(callback: str, trainer: Any, module: nn.Module) -> Shards | None
     first = next((weight for weight in weights.values() if is_divided(weight)), None)
     if first is None and (trainer.world_size == 1 or runs_under(trainer, "ModelParallelStrategy") is None):
         return None
-    parameters: dict[str, Any] = {clean_name(name): parameter for name, parameter in module.named_parameters()}
+    parameters: dict[str, Any] = dict(by_clean_name(module.named_parameters()))
     biases = {name: parameters[name] for name in map(bias_of, weights) if is_divided(parameters.get(name))}
     trained = {name: weight for name, weight in weights.items() if weight.requires_grad or is_divided(weight)}
     for name, parameter in (trained | biases).items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.normalization.graph import Graph
 from lightning_normgeo.normalization.invariance import find_units
-from lightning_normgeo.normalization.names import clean_name
+from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.units import WeightUnits
 from lightning_normgeo.probes.measurement import Observed
 from lightning_normgeo.probes.stand_ins import StandIns
@@ -19,6 +19,9 @@ from lightning_normgeo.probes.stand_ins import StandIns
 _GRAPHS = 16
 """How many different graphs are remembered; reading one anew takes ten times longer than recognizing it."""
 _DIFFERENT = "the graphs of one step have different units for it"
+_REENTRANT = (
+    "they are inside a reentrant activation checkpoint, which could not be looked into (use_reentrant=False can)"
+)
 REFUTED = "refuted by the numbers"
 
 
@@ -93,7 +96,7 @@ class Structure:
 
     def unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter], reason: str) -> list[Observed]:
         """Return weights that have gradients though no graph showed them, as controls for ``reason``."""
-        names = {id(parameter): name for name, parameter in _named(module).items()}
+        names = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
         found = []
         for parameter in parameters:
             name = names.get(id(parameter))
@@ -106,7 +109,8 @@ class Structure:
     def _search(self, module: nn.Module, graph: Graph) -> dict[str, Observed]:
         self.searched += 1
         units, self.guessed = find_units(module, graph)
-        parameters = self._parameters or _named(module)
+        self.hidden = _REENTRANT if graph.hides_reentrant else ""
+        parameters = self._parameters or by_clean_name(module.named_parameters())
         observed = {}
         for one in units:
             bias = None if one.bias is None else parameters[one.bias]
@@ -158,7 +162,3 @@ def _control(one: Observed, reason: str) -> Observed:
     """Return a weight as a control, whose rows are looked at one by one."""
     rows = one.weight.shape[one.units.dim] * one.units.groups
     return Observed(replace(one.units.without_invariance(reason), count=rows), one.weight)
-
-
-def _named(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {clean_name(name): parameter for name, parameter in module.named_parameters()}

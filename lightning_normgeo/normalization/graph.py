@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import defaultdict
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.normalization.constants import ZeroConstants
 
 Node = Any
 """An autograd node; torch has no public type for the C++ ones."""
+Edge = tuple[Node, int]
+"""A node, and which of its outputs; in the lists of readers: which of its inputs."""
 
 
 class Graph:
@@ -25,25 +31,35 @@ class Graph:
     Args:
         results: the loss, or all that one is made of.
         stand_ins: names by id of what a model computed with, where that is not its parameters (``fully_shard``).
+        zeros: nodes of operations whose constants are known to be zero (:class:`ZeroConstants`).
 
     Attributes:
         readers: for each node and output the readers and the position at which they read it.
+        sources: for each node what it reads; for an opened checkpoint what it returns, by output.
         leaves: the nodes of parameters.
         results: the nodes and outputs that the tensors came from.
         order: an index for each node; what reads another node has a larger one.
         outputs: which outputs of a node are read, or are results.
+        inside: what reentrant checkpoints compute, once they were looked into.
     """
 
-    def __init__(self, *results: Tensor, stand_ins: dict[int, str] | None = None) -> None:
+    def __init__(self, *results: Tensor, stand_ins: dict[int, str] | None = None, zeros: Collection[Node] = ()) -> None:
         self.stand_ins = stand_ins
-        self.readers: dict[tuple[Node, int], list[tuple[Node, int]]] = defaultdict(list)
-        self.leaves: list[Node] = []
-        self.order: dict[Node, int] = {}
+        self.zeros = zeros
+        self.inside: dict[Node, tuple[Edge, ...] | None] = {}
         edges = [get_gradient_edge(result) for result in results if result.requires_grad]  # of a parameter: its leaf
         self.results = {(edge.node, edge.output_nr) for edge in edges}
+        self._start = [edge.node for edge in edges]
+        self._walk()
+
+    def _walk(self) -> None:
+        self.readers: dict[Edge, list[Edge]] = defaultdict(list)
+        self.leaves: list[Node] = []
+        self.order: dict[Node, int] = {}
+        self.sources: dict[Node, tuple[Edge, ...]] = {}  # torch makes a new tuple each time it is asked
         self.outputs: dict[Node, set[int]] = defaultdict(set)
         finished = itertools.count()
-        stack: list[tuple[Node, bool]] = [(edge.node, False) for edge in edges]
+        stack: list[tuple[Node, bool]] = [(node, False) for node in self._start]
         while stack:
             node, done = stack.pop()
             if done:
@@ -51,7 +67,8 @@ class Graph:
             elif node not in self.order:
                 self.order[node] = -1
                 stack.append((node, True))
-                stack += [(source, False) for source, _ in node.next_functions if source not in self.order and source]
+                self.sources[node] = edges = self.inside.get(node) or node.next_functions
+                stack += [(source, False) for source, _ in edges if source not in self.order and source]
         self._turn_round()
         for node, output in [*self.readers, *self.results]:
             self.outputs[node].add(output)
@@ -60,9 +77,29 @@ class Graph:
         for node in self.order:
             if hasattr(node, "variable"):
                 self.leaves.append(node)
-            for position, (source, output) in enumerate(node.next_functions):
+            for position, (source, output) in enumerate(self.sources[node]):
                 if source is not None:
                     self.readers[source, output].append((node, position))
+
+    def with_inside(self, inside: dict[Node, tuple[Edge, ...] | None]) -> Graph:
+        """Return the graph with the insides of reentrant checkpoints in it; None for one that could not be seen."""
+        graph = copy.copy(self)
+        graph.inside = self.inside | inside
+        graph._walk()
+        return graph
+
+    @property
+    def reentrant(self) -> list[Node]:
+        """The reentrant activation checkpoints (``use_reentrant=True``) that nobody looked into."""
+        functions: list[Node] = [
+            node for node in self.order if isinstance(node, BackwardCFunction) and node not in self.inside
+        ]
+        return [node for node in functions if node.name() == "CheckpointFunctionBackward"]
+
+    @property
+    def hides_reentrant(self) -> bool:
+        """Whether what a reentrant activation checkpoint computes is not seen."""
+        return bool(self.reentrant) or None in self.inside.values()
 
     @cached_property
     def signature(self) -> tuple[Any, ...]:
@@ -71,7 +108,7 @@ class Graph:
             (
                 node.name(),
                 id(node.variable) if hasattr(node, "variable") else _constants(node),
-                tuple((self.order.get(source), output) for source, output in node.next_functions),
+                tuple((self.order.get(source), output) for source, output in self.sources[node]),
             )
             for node in self.order
         )
@@ -98,6 +135,14 @@ def _constants(node: Node) -> tuple[Any, ...]:
         _CONSTANTS[kind] = tuple(n for n in names if n.startswith("_saved_") and f"_raw{n}" not in names)
     values = (getattr(node, name) for name in _CONSTANTS[kind])
     return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def traced_graph(module: nn.Module, example_batch: Any) -> Graph:
+    """Return the graph of one forward pass (:func:`trace`), with the constants in it that are zero."""
+    constants = ZeroConstants()
+    with constants:
+        results = trace(module, example_batch)
+    return Graph(*results, zeros=constants.nodes)
 
 
 def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:

@@ -16,7 +16,7 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.normalization import Units, scale_invariant_units
 from lightning_normgeo.normalization.feeders import trainable
-from lightning_normgeo.normalization.names import clean_name
+from lightning_normgeo.normalization.names import by_clean_name, clean_name
 from lightning_normgeo.robustness.checks import undisturbed
 from lightning_normgeo.robustness.folding import FoldedModel
 from lightning_normgeo.robustness.precision import full_float32
@@ -91,7 +91,7 @@ class RescaledModel:
             yield
 
     def _scale(self, module: nn.Module, found: Units) -> None:
-        parameters = {clean_name(name): parameter for name, parameter in module.named_parameters()}
+        parameters = by_clean_name(module.named_parameters())
         for units in found:
             path, weight = Calls.own_name(units.site), parameters[Calls.own_name(units.name)]
             if not units.invariant:

@@ -60,31 +60,59 @@ def reduction(*degrees: float) -> Callable[[Walk], Scaled | None]:
     return rule
 
 
+def along(walk: Walk) -> Scaled | None:
+    """Entries of one axis put in order, counted together or compared: homogeneous in all of them jointly."""
+    state = without_offset(the_operand(walk))
+    (dim,) = dimensions(walk.node._saved_dim, len(state.axes))
+    walk.reduce([state.axes[dim]])
+    new = [plain(walk.shape[dim])] if len(walk.shape) == len(state.axes) else []
+    return state.over([*state.axes[:dim], *new, *state.axes[dim + 1 :]])
+
+
 def add(walk: Walk) -> Scaled | None:
     """A sum: of two that scale alike, or with a bias, or with an epsilon before a root or a division."""
     a, b = _pair(walk)
     if a is not None and b is not None:
-        if a.degree != b.degree or a.offset is not None or b.offset is not None:
-            raise NotInvariantError("two uses of it that scale in different ways are added up")
-        return _joined(walk, a, b, a.degree)
-    state = the_operand(walk)
-    edges = walk.node.next_functions
+        return walk.alike(a, b)
+    state, edges = the_operand(walk), walk.node.next_functions
     other, output = edges[1 if b is None else 0] if len(edges) > 1 else (None, 0)
     if other is None and state.statistic and _divides(walk.consumers()):
         return state.over(broadcast(state.axes, walk.shape))
-    axis = None if other is None else bias_axis(shape_of(other, output), walk.shape)
-    if axis is None or state.offset not in (None, axis):
-        raise NotInvariantError("its output is added to another tensor before any normalization (a residual sum)")
-    return replace(state, axes=broadcast(state.axes, walk.shape), offset=axis)
+    return _with_bias(walk, state, other, output)
+
+
+def add_product(sign: int) -> Callable[[Walk], Scaled | None]:
+    """Return the rule of the sum of a tensor and the product (1) or the quotient (-1) of two others."""
+
+    def rule(walk: Walk) -> Scaled | None:
+        base, a, b = walk.operands
+        product = _product(walk, a, b, sign)
+        if base is not None and product is not None:
+            return walk.alike(base, product)
+        if base is not None:
+            raise NotInvariantError("a product is added to its output before any normalization (a residual sum)")
+        return None if product is None else _with_bias(walk, product, *walk.node.next_functions[0])
+
+    return rule
+
+
+def together(walk: Walk) -> Scaled | None:
+    """A function of each element of two tensors that is homogeneous in both jointly: a maximum, an interpolation."""
+    a, b, *weights = walk.operands
+    if any(weights):
+        raise NotInvariantError(f"it scales a parameter of {name_of(walk.node)}")
+    if a is not None and b is not None:
+        return walk.alike(a, b)
+    if not walk.beside_zeros():
+        raise NotInvariantError("compared or mixed with another tensor")
+    state = without_offset(the_operand(walk))
+    return state.over(broadcast(state.axes, walk.shape))
 
 
 def multiply(walk: Walk) -> Scaled | None:
     """A product: degrees add up."""
     a, b = _pair(walk)
-    if a is not None and b is not None:
-        return _of_degree(walk, _joined(walk, without_offset(a), without_offset(b), 1), a.degree + b.degree)
-    state = without_offset(the_operand(walk))
-    return state.over(broadcast(state.axes, walk.shape))
+    return _product(walk, a, b, 1)
 
 
 def divide(walk: Walk) -> Scaled | None:
@@ -92,19 +120,18 @@ def divide(walk: Walk) -> Scaled | None:
     a, b = _pair(walk)
     if a is not None and b is not None and a.statistic and b.statistic:
         raise NotInvariantError("a statistic is divided by another, as n / (1 + n) in a capsule network is")
-    if a is not None and b is not None:
-        return _of_degree(walk, _joined(walk, without_offset(a), without_offset(b), 1), a.degree - b.degree)
-    state = without_offset(the_operand(walk))
-    over = state.over(broadcast(state.axes, walk.shape))
-    return over if a is not None else replace(over, degree=-over.degree)
+    return _product(walk, a, b, -1)
 
 
 def clamp(walk: Walk) -> Scaled | None:
-    """Bounded below by zero: a ReLU; what a normalization divides by, by an epsilon."""
+    """Bounded by zero, below or above: a ReLU; what a normalization divides by, below by an epsilon."""
     state = without_offset(the_operand(walk))
-    low = walk.node._saved_min if len(walk.operands) == 1 else None  # a tensor would be an operand
+    bounds = ("min", "max") if len(walk.operands) == 1 else ()  # tensors would be operands
+    low, high = [getattr(walk.node, f"_saved_{bound}", None) for bound in bounds] or [None, None]
     epsilon = 1e-4 if state.statistic else 0.0
-    if low is None or not 0.0 <= float(low) <= epsilon or getattr(walk.node, "_saved_max", None) is not None:
+    below = low is not None and high is None and 0.0 <= float(low) <= epsilon
+    above = low is None and high is not None and float(high) == 0.0
+    if not (below or above):
         raise NotInvariantError("its output is clamped")
     return state
 
@@ -122,10 +149,24 @@ def _of_degree(walk: Walk, state: Scaled, degree: float) -> Scaled | None:
     return None
 
 
-def _joined(walk: Walk, a: Scaled, b: Scaled, degree: float) -> Scaled:
-    """Return the state of an elementwise function of two tensors that both scale."""
-    axes = map(walk.joined, broadcast(a.axes, walk.shape), broadcast(b.axes, walk.shape))
-    return Scaled(tuple(axes), degree, None, a.data or b.data, a.statistic and b.statistic)
+def _product(walk: Walk, a: Scaled | None, b: Scaled | None, sign: int) -> Scaled | None:
+    """Return the state of a · b for sign 1, of a / b for -1; None where nothing of it scales."""
+    if a is not None and b is not None:
+        both = walk.combined(without_offset(a), without_offset(b), 1)
+        return _of_degree(walk, both, a.degree + sign * b.degree)
+    one = a if a is not None else b
+    if one is None:
+        return None
+    over = without_offset(one).over(broadcast(one.axes, walk.shape))
+    return over if a is not None else replace(over, degree=sign * over.degree)
+
+
+def _with_bias(walk: Walk, state: Scaled, other: Node | None, output: int) -> Scaled:
+    """Return the state with a tensor added that does not scale: it may vary along one axis only."""
+    axis = None if other is None else bias_axis(shape_of(other, output), walk.shape)
+    if axis is None or state.offset not in (None, axis):
+        raise NotInvariantError("its output is added to another tensor before any normalization (a residual sum)")
+    return replace(state, axes=broadcast(state.axes, walk.shape), offset=axis)
 
 
 def _divides(consumers: Sequence[tuple[Node, int]]) -> bool:

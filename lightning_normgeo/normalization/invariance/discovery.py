@@ -18,10 +18,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.normalization.graph import Graph, is_compiled, trace
+from lightning_normgeo.normalization.graph import Graph, is_compiled, traced_graph
 from lightning_normgeo.normalization.invariance.guess import guess_units
 from lightning_normgeo.normalization.invariance.search import Search
-from lightning_normgeo.normalization.names import clean_name, named_weights
+from lightning_normgeo.normalization.names import by_clean_name, clean_name, named_weights
+from lightning_normgeo.normalization.reentrant import opened
 from lightning_normgeo.normalization.units import Units, WeightUnits
 
 
@@ -44,7 +45,7 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
     """
     if is_compiled(module):
         raise ConfigurationError("scale_invariant_units cannot look into a compiled model. Give it the model itself.")
-    found = {units.name: units for units in _units_in(Graph(*trace(module, example_batch)), module)}
+    found = {units.name: units for units in _units_in(traced_graph(module, example_batch), module)}
     weights = []
     for name, parameter in named_weights(module, frozen=True):
         why = "no output depends on it" if parameter.requires_grad else "frozen: it has no gradient"
@@ -73,15 +74,24 @@ def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]
     Returns:
         One entry per weight, in the order of ``module.named_parameters()``.
 
-    Cost: one walk over the graph in Python; no tensor is touched.
+    Cost: one walk over the graph in Python; no tensor is touched, but for reentrant activation checkpoints, which run
+    forward once more.
     """
     return _units_in(Graph(loss), module)
 
 
 def _units_in(graph: Graph, module: nn.Module) -> tuple[WeightUnits, ...]:
-    names = {id(parameter): clean_name(name) for name, parameter in module.named_parameters()}
+    if graph.stand_ins is None:  # to run divided modules out of turn would have processes wait for each other
+        graph = opened(graph, module)
+    names = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
     names |= graph.stand_ins or {}
     layers = {clean_name(name): layer for name, layer in module.named_modules()}
     leaves = {names[id(leaf.variable)]: leaf for leaf in graph.leaves if id(leaf.variable) in names}
     search = Search(graph, names, layers, leaves)
-    return tuple(search.units_of(name) for name, _ in named_weights(module) if name in leaves)
+    found = [(name, weight) for name, weight in named_weights(module) if name in leaves or graph.hides_reentrant]
+    return tuple(search.units_of(name) if name in leaves else _hidden(name, weight) for name, weight in found)
+
+
+def _hidden(name: str, weight: Tensor) -> WeightUnits:
+    reason = "inside a reentrant activation checkpoint"
+    return WeightUnits(name=name, kind="none", count=weight.shape[0], reason=reason)

@@ -7,7 +7,7 @@ import itertools
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_normgeo.normalization.names import clean_name, named_weights, site_of
+from lightning_normgeo.normalization.names import by_clean_name, clean_name, named_weights, site_of
 from lightning_normgeo.normalization.units import WeightUnits
 from lightning_normgeo.normalization.weights import parametrization_kind, parametrization_title, rows_dim
 
@@ -19,7 +19,7 @@ def guess_units(module: nn.Module) -> tuple[WeightUnits, ...]:
 
     The numbers have to confirm it.
     """
-    parameters = {id(parameter): clean_name(name) for name, parameter in module.named_parameters()}
+    parameters = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
     layers = {clean_name(name): layer for name, layer in module.named_modules()}
     norms = _norms_behind(module)
     found = []

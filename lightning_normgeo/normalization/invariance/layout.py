@@ -26,8 +26,9 @@ class Axis(NamedTuple):
     Attributes:
         size: its length.
         pieces: most significant first.
-        cut: the slice or concatenation (a node and its output) that left some rows of the pieces out, or put other
-            things next to them; None where there are exactly the rows of the pieces.
+        cut: the slice, index or concatenation (a node and its output) that left some rows of the pieces out, put them
+            in another order, or put other things next to them; None where there are exactly the rows of the pieces.
+            Which row an entry belongs to is then known to nobody, and the pieces only tell axes of one cut apart.
     """
 
     size: int
@@ -80,6 +81,11 @@ def rows(size: int, stride: int = 1) -> Axis:
     return Axis(size, (Piece(size, stride),))
 
 
+def picked(size: int, stride: int, cut: Any) -> Axis:
+    """Return an axis of rows that were picked by an index: ``size`` entries, told apart by ``stride``."""
+    return Axis(size, (Piece(size, stride),), cut)
+
+
 def split(axis: Axis, high: int) -> tuple[tuple[Piece, ...], tuple[Piece, ...]] | None:
     """Split the pieces of an axis into the first ``high`` steps and the rest; None where a piece does not divide."""
     taken: list[Piece] = []
@@ -122,7 +128,8 @@ def regroup(axes: Sequence[Axis], shape: Sequence[int]) -> tuple[Axis, ...] | No
             if not left or size % taken:
                 return None
             axis, need = left.pop(0), size // taken
-            if axis.cut and (cut or axis.size > need):
+            # two axes of one cut stay the same entries side by side; parts of an axis would not
+            if axis.cut and (axis.size > need or (cut and cut != axis.cut)):
                 return None
             cut = cut or axis.cut
             if axis.size <= need:

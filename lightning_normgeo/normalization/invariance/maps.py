@@ -105,6 +105,27 @@ def linear(walk: Walk) -> Scaled | None:
     return _with_bias(walk, state, bias, len(walk.shape) - 1, has_bias)
 
 
+def sparse_product(walk: Walk) -> Scaled | None:
+    """A sparse matrix, such as a graph's, with a dense one."""
+    added, sparse, dense = walk.operands
+    if dense is None or added is not None or sparse is not None or walk.node._saved_beta != 0:
+        raise NotInvariantError("a matrix is added to its output, or it is multiplied from the right")
+    walk.reduce([without_offset(dense).axes[0]])
+    return Scaled((plain(walk.shape[0]), dense.axes[1]), dense.degree, None, True)
+
+
+def attention(walk: Walk) -> Scaled | None:
+    """Attention as one node: linear in the values, whatever the queries and keys."""
+    query, key, values, *masks = walk.operands
+    if values is None or any(operand is not None for operand in (query, key, *masks)):
+        raise NotInvariantError("it scales queries or keys of an attention")
+    *lead, tokens, features = without_offset(values).axes
+    walk.reduce([tokens])
+    if walk.shape[:-2] != values.shape[:-2] or walk.shape[-1] != features.size:
+        raise NotInvariantError("several heads share its values")
+    return Scaled((*lead, plain(walk.shape[-2]), features), values.degree, None, True)
+
+
 def vector_product(walk: Walk) -> Scaled | None:
     """A matrix with a vector, or two vectors: inside a spectral normalization, the data is not in yet."""
     scaled = [operand for operand in walk.operands if operand is not None]

@@ -4,41 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_normgeo.normalization.invariance import arithmetic, maps, shapes
+from lightning_normgeo.normalization.invariance import arithmetic, indexing, maps, patches, shapes
 from lightning_normgeo.normalization.invariance.layout import Scaled
 from lightning_normgeo.normalization.invariance.walk import NotInvariantError, Walk, name_of
 
 _BY_RULE: dict[Callable[[Walk], Scaled | None], str] = {
     shapes.copy: "ToCopy Clone Alias Contiguous",
-    arithmetic.homogeneous: "Relu LeakyRelu PreluKernel Abs Neg NativeDropout",
+    arithmetic.homogeneous: "Relu LeakyRelu RreluWithNoise PreluKernel Abs Neg NativeDropout Tril Triu",
     shapes.pass_through: "RegisterPostBackwardFunction",  # fully_shard's, around what goes into a module
+    shapes.checkpoint: "CheckpointFunction",
     shapes.view: "View ReshapeAlias UnsafeView Squeeze Unsqueeze Reshape",
     shapes.permute: "T Transpose Permute",
     shapes.expand: "Expand",
     shapes.spatial: (
         "MaxPool2DWithIndices MaxPool3DWithIndices AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D "
         "AdaptiveMaxPool2D AdaptiveMaxPool3D MkldnnMaxPool2D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D "
+        "UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D UpsampleBilinear2DAa UpsampleBicubic2DAa "
         "UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleTrilinear3D ReflectionPad1D ReflectionPad2D "
         "ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D"
     ),
     shapes.cut: "Slice Split SplitWithSizes Narrow Select Unbind",
     shapes.concatenate: "Cat",
+    shapes.stack: "Stack",
+    shapes.repeat: "Repeat",
+    shapes.reorder: "Flip Roll",
+    shapes.windows: "Unfold",
+    patches.pixel_shuffle: "PixelShuffle",
+    patches.pixel_unshuffle: "PixelUnshuffle",
+    patches.channel_shuffle: "ChannelShuffle",
+    patches.im2col: "Im2Col",
+    patches.col2im: "Col2Im",
+    patches.restride: "AsStrided",
+    indexing.select: "IndexSelect",
+    indexing.index: "Index",
+    indexing.embedding: "Embedding",
+    indexing.gather: "Gather",
+    indexing.scatter: "Scatter ScatterAdd ScatterReduce IndexAdd IndexCopy",
+    indexing.put: "IndexPut",
+    indexing.where: "Where",
+    indexing.masked_fill: "MaskedFill",
+    indexing.pad: "ConstantPadNd",
     arithmetic.power(None): "Pow",
     arithmetic.power(0.5): "Sqrt",
     arithmetic.power(-0.5): "Rsqrt",
     arithmetic.power(-1.0): "Reciprocal",
-    arithmetic.reduction(1.0): "Sum Mean Std LinalgVectorNorm Norm Amax Amin",
+    arithmetic.reduction(1.0): "Sum Mean Std LinalgVectorNorm Norm Amax Amin Max Min",
     arithmetic.reduction(2.0): "Var",
     arithmetic.reduction(2.0, 1.0): "VarMean",
     arithmetic.reduction(1.0, 1.0): "StdMean",
     arithmetic.add: "Add Sub",
     arithmetic.multiply: "Mul",
     arithmetic.divide: "Div",
-    arithmetic.clamp: "ClampMin Clamp",
+    arithmetic.add_product(1): "Addcmul",
+    arithmetic.add_product(-1): "Addcdiv",
+    arithmetic.together: "Maximum Minimum Fmax Fmin Lerp",
+    arithmetic.along: "Sort Topk Kthvalue Median Cumsum Cummax Cummin",
+    arithmetic.clamp: "ClampMin ClampMax Clamp",
     maps.convolution: "Convolution",
     maps.matrix_product: "Mm Addmm Bmm Baddbmm",
     maps.linear: "Linear",
     maps.vector_product: "Mv Dot Vdot",
+    maps.sparse_product: "SparseAddmm",
+    maps.attention: (
+        "ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention ScaledDotProductEfficientAttention "
+        "ScaledDotProductCudnnAttention"
+    ),
     maps.batch_norm: "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm SyncBatchNorm",
     maps.group_norm: "NativeGroupNorm",
     maps.layer_norm: "NativeLayerNorm",
@@ -59,4 +89,7 @@ def apply(walk: Walk) -> Scaled | None:
         raise NotInvariantError(
             f"its output is read by {name_of(walk.node)}, which is not known to be positively homogeneous"
         )
-    return function(walk)
+    try:
+        return function(walk)
+    except AttributeError as missing:  # what torch saves on its nodes differs between versions
+        raise NotInvariantError(f"{name_of(walk.node)} is recorded in an unknown form ({missing})") from missing

@@ -5,13 +5,13 @@ from __future__ import annotations
 import heapq
 from dataclasses import replace
 
-import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_normgeo.normalization.graph import Graph, Node
-from lightning_normgeo.normalization.invariance.layout import Axis, Piece, Scaled, contiguous_units, plain, rows
+from lightning_normgeo.normalization.invariance.layout import Piece, Scaled, contiguous_units, rows
 from lightning_normgeo.normalization.invariance.rules import apply
+from lightning_normgeo.normalization.invariance.slices import Slices, other_slices
 from lightning_normgeo.normalization.invariance.walk import BiasNotScaledError, NotInvariantError, Walk, name_of
 from lightning_normgeo.normalization.names import bias_of, site_of
 from lightning_normgeo.normalization.units import Kind, WeightUnits
@@ -28,6 +28,10 @@ _TITLES = {
 }
 
 
+_MAPS = {"Convolution", "Mm", "Addmm", "Linear", "T", "WeightNormInterface", "Embedding"}
+"""Nodes that read a weight the way its layer is meant."""
+
+
 class Search:
     """Follows one weight after the other through a graph."""
 
@@ -40,12 +44,25 @@ class Search:
         self.leaves = leaves
 
     def units_of(self, name: str) -> WeightUnits:
-        """Return the units of the weight called ``name``."""
+        """Return the units of the weight called ``name``: of several ways to cut it into slices the finest."""
         leaf, owner = self.leaves[name], self.layers.get(site_of(name))
         dim, groups = self._where_rows_are(leaf, owner)
-        weight = leaf.variable
-        found = WeightUnits(name=name, kind="none", count=weight.shape[dim] * groups, dim=dim, groups=groups)
-        start = {leaf: _rows_of(weight, dim, groups)}
+        found = self._units_along(name, owner, Slices(dim, groups))
+        # where the whole weight is not invariant no slices are
+        fine = not found.invariant or (found.kind == "filter" and leaf.variable.ndim < 3)
+        if fine or self._is_a_plain_map(leaf, owner):
+            return found
+        for slices in other_slices(leaf.variable, dim):
+            other = self._units_along(name, owner, slices)
+            if other.invariant and other.count > found.count:
+                found = other
+        return found
+
+    def _units_along(self, name: str, owner: nn.Module | None, slices: Slices) -> WeightUnits:
+        leaf = self.leaves[name]
+        count = slices.count(leaf.variable)
+        found = WeightUnits(name=name, kind="none", count=count, dim=slices.dim, groups=slices.groups)
+        start = {leaf: slices.state(leaf.variable)}
         try:
             return self._invariant(found, *self._follow(start), owner)
         except BiasNotScaledError as problem:
@@ -65,7 +82,7 @@ class Search:
 
         Of a matrix that is multiplied from the right it is the last; weight normalization has a dimension of its own.
         """
-        readers = [(name_of(reader), reader, position) for reader, position in self.graph.readers[leaf, 0]]
+        readers = [(name_of(reader), reader, position) for reader, position in self._readers(leaf)]
         for name, reader, position in readers:
             if name == "WeightNormInterface":
                 return int(reader._saved_dim), 1
@@ -77,6 +94,17 @@ class Search:
             if (name, position) == ("Convolution", 1) and reader._saved_transposed:
                 return 1, int(reader._saved_groups)
         return 0, 1
+
+    def _is_a_plain_map(self, leaf: Node, owner: nn.Module | None) -> bool:
+        """Whether the first thing done with a weight is the linear map it is for: its rows are known then."""
+        return isinstance(owner, _ConvNd) or any(name_of(reader) in _MAPS for reader, _ in self._readers(leaf))
+
+    def _readers(self, leaf: Node) -> list[tuple[Node, int]]:
+        """Return what reads a weight, seen through the casts of autocast."""
+        found: list[tuple[Node, int]] = []
+        for reader, position in self.graph.readers[leaf, 0]:
+            found += self.graph.readers[reader, 0] if name_of(reader) == "ToCopy" else [(reader, position)]
+        return found
 
     def _follow(self, start: dict[Node, Scaled]) -> tuple[set[Piece], list[tuple[Node, Scaled]]]:
         """Propagate ``start`` until every path has ended at a normalization.
@@ -93,7 +121,7 @@ class Search:
             self._enqueue(queue, seen, node, 0)
         while queue:
             _, node = heapq.heappop(queue)
-            operands = [states.get((source, output)) for source, output in node.next_functions]
+            operands = [states.get(edge) for edge in self.graph.sources[node]]
             for output in self.graph.outputs[node]:
                 state = self._apply(Walk(self.graph, node, output, operands, merged, absorbers))
                 if state is not None:
@@ -110,7 +138,7 @@ class Search:
         except NotInvariantError as problem:
             counts = [
                 len(self.graph.readers[edge])
-                for edge, operand in zip(walk.node.next_functions, walk.operands, strict=True)
+                for edge, operand in zip(self.graph.sources[walk.node], walk.operands, strict=True)
                 if operand is not None
             ]
             if max(counts) == 1:
@@ -165,12 +193,3 @@ class Search:
             return None
         alone = len(self.graph.readers[gamma, 0]) == len(absorbers)  # else γ.grad holds more than this weight's part
         return self.names.get(id(gamma.variable)) if alone else None
-
-
-def _rows_of(weight: torch.Tensor, dim: int, groups: int) -> Scaled:
-    """Return the state of a weight whose output channels are scaled one by one."""
-    if groups == 1:
-        return Scaled(tuple(rows(size) if d == dim else plain(size) for d, size in enumerate(weight.shape)))
-    inputs, each, *kernel = weight.shape
-    first = Axis(inputs, (Piece(groups, each), Piece(inputs // groups, 0)))
-    return Scaled((first, rows(each), *map(plain, kernel)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
-from lightning_normgeo.normalization.invariance.layout import Axis, Scaled, broadcast, plain, regroup
+from lightning_normgeo.normalization.invariance.layout import Axis, Piece, Scaled, broadcast, fused, plain, regroup
 from lightning_normgeo.normalization.invariance.walk import (
     BiasNotScaledError,
     NotInvariantError,
@@ -25,6 +25,13 @@ def copy(walk: Walk) -> Scaled | None:
 def pass_through(walk: Walk) -> Scaled | None:
     """Several tensors at once, each as it is."""
     return walk.operands[walk.output]
+
+
+def checkpoint(walk: Walk) -> Scaled | None:
+    """The outputs of a reentrant activation checkpoint, if its inside is part of the graph."""
+    if walk.graph.inside.get(walk.node) is None:
+        raise NotInvariantError("it enters a reentrant activation checkpoint, whose inside is not seen")
+    return pass_through(walk)
 
 
 def view(walk: Walk) -> Scaled | None:
@@ -89,6 +96,51 @@ def cut(walk: Walk) -> Scaled | None:
     return state.over([new if d == axis else entry for d, entry in enumerate(state.axes)])
 
 
+def reorder(walk: Walk) -> Scaled | None:
+    """The same values with the entries of some axes in another order."""
+    state, dims = the_operand(walk), walk.node._saved_dims
+    if not dims and any(axis.digits or axis.cut for axis in state.axes):  # rolled as if it were flat
+        raise NotInvariantError("its outputs are moved over several axes")
+    turned = dimensions(dims, len(state.axes))
+    return state.over([_other_order(walk, axis) if d in turned else axis for d, axis in enumerate(state.axes)])
+
+
+def repeat(walk: Walk) -> Scaled | None:
+    """Several copies side by side: the copies are the most significant digit of an axis, and say nothing of the row."""
+    state = the_operand(walk)
+    shift = len(walk.shape) - len(state.axes)
+    axes = []
+    for axis, size in zip([plain(1)] * shift + list(state.axes), walk.shape, strict=True):
+        copies = (Piece(size // max(1, axis.size), 0), *axis.pieces)
+        axes.append(axis if size == axis.size else Axis(size, fused(copies), (walk.node, 0) if axis.cut else None))
+    return replace(state, axes=tuple(axes), offset=None if state.offset is None else state.offset + shift)
+
+
+def windows(walk: Walk) -> Scaled | None:
+    """Sliding windows along an axis (``Tensor.unfold``), the place in a window as the last axis."""
+    state = the_operand(walk)
+    (dim,) = dimensions(walk.node._saved_dimension, len(state.axes))
+    if state.axes[dim].digits or state.axes[dim].cut or state.offset == dim:
+        raise NotInvariantError("windows are taken over its outputs")
+    axes = [plain(walk.shape[dim]) if d == dim else axis for d, axis in enumerate(state.axes)]
+    return state.over([*axes, plain(walk.shape[-1])])
+
+
+def stack(walk: Walk) -> Scaled | None:
+    """Several tensors along a new axis."""
+    scaled = [operand for operand in walk.operands if operand is not None]
+    (dim,) = dimensions(walk.node._saved_dim, len(walk.shape))
+    if any((other.degree, other.offset) != (scaled[0].degree, scaled[0].offset) for other in scaled):
+        raise NotInvariantError("stacked with outputs that scale in another way")
+    axes = list(scaled[0].axes)
+    for other in scaled[1:]:
+        axes = [walk.joined(a, b) for a, b in zip(axes, other.axes, strict=True)]
+    new = plain(walk.shape[dim])
+    axes.insert(dim, new if len(scaled) == len(walk.operands) else new._replace(cut=(walk.node, walk.output)))
+    offset = scaled[0].offset
+    return replace(scaled[0], axes=tuple(axes), offset=None if offset is None else offset + (offset >= dim))
+
+
 def concatenate(walk: Walk) -> Scaled | None:
     """Joined with others along one axis."""
     scaled = [operand for operand in walk.operands if operand is not None]
@@ -100,8 +152,16 @@ def concatenate(walk: Walk) -> Scaled | None:
     for d in set(range(len(axes))) - {axis}:
         for other in scaled[1:]:
             axes[d] = walk.joined(axes[d], other.axes[d])
-    axes[axis] = Axis(walk.shape[axis], axes[axis].pieces, (walk.node, walk.output))
+    everything = len(scaled) == len(walk.operands) or (state.offset is None and walk.beside_zeros())
+    if everything and not any(other.axes[axis].digits or other.axes[axis].cut for other in scaled):
+        axes[axis] = plain(walk.shape[axis])
+    else:
+        axes[axis] = Axis(walk.shape[axis], axes[axis].pieces, (walk.node, walk.output))
     return state.over(axes)
+
+
+def _other_order(walk: Walk, axis: Axis) -> Axis:
+    return axis._replace(cut=(walk.node, walk.output)) if axis.digits or axis.cut else axis
 
 
 def _moved_offset(state: Scaled, axes: Sequence[Axis]) -> int | None:

@@ -14,7 +14,15 @@ from functools import cached_property
 from typing import Any
 
 from lightning_normgeo.normalization.graph import Graph, Node
-from lightning_normgeo.normalization.invariance.layout import Axis, Piece, Scaled, fused, plain, split
+from lightning_normgeo.normalization.invariance.layout import (
+    Axis,
+    Piece,
+    Scaled,
+    broadcast,
+    fused,
+    plain,
+    split,
+)
 
 Operands = list[Scaled | None]
 _MOVES = {"View", "ReshapeAlias", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "ToCopy", "Clone"}
@@ -74,6 +82,23 @@ class Walk:
         self.merge([left, right])
         return plain(left.size)
 
+    def combined(self, a: Scaled, b: Scaled, degree: float) -> Scaled:
+        """Return the state of an elementwise function of two tensors that both scale."""
+        axes = map(self.joined, broadcast(a.axes, self.shape), broadcast(b.axes, self.shape))
+        return Scaled(tuple(axes), degree, None, a.data or b.data, a.statistic and b.statistic)
+
+    def alike(self, a: Scaled, b: Scaled) -> Scaled:
+        """Return the state of a function of two tensors that is homogeneous in both jointly: a sum, a maximum."""
+        if a.degree != b.degree or a.offset is not None or b.offset is not None:
+            raise NotInvariantError("two uses of it that scale in different ways are added up or compared")
+        return self.combined(a, b, a.degree)
+
+    def beside_zeros(self) -> bool:
+        """Whether all that does not scale here is known to be zero."""
+        edges = zip(self.node.next_functions, self.operands, strict=True)
+        constant = all(source is None for (source, _), operand in edges if operand is None)
+        return constant and self.node in self.graph.zeros
+
     def merge(self, axes: Sequence[Axis] | Sequence[Piece]) -> None:
         """Bring together the rows along axes or pieces: they only make sense scaled by a common factor."""
         for entry in axes:
@@ -105,6 +130,8 @@ class Walk:
 
 def dimensions(saved: Any, ndim: int) -> list[int]:
     """Return dimensions as autograd saves them (None or () for all; negative ones as unsigned numbers)."""
+    if ndim == 0:
+        return []
     listed = list(range(ndim)) if saved is None else [saved] if isinstance(saved, int) else list(saved)
     return [(d - 2**64 if d >= 2**63 else d) % ndim for d in listed] or list(range(ndim))
 

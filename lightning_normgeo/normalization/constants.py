@@ -1,0 +1,90 @@
+"""Zero constants of a forward pass, which the autograd graph does not keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+
+class ZeroConstants(TorchFunctionMode):
+    """Notes the nodes of operations all of whose constants are zero, such as the tensor that is scattered into.
+
+    The graph of ``zeros.scatter_add(0, index, y)`` is the graph of ``x.scatter_add(0, index, y)``. Only the forward
+    pass tells the first, which is homogeneous in y, from the second, a residual sum.
+
+    Attributes:
+        nodes: those noted. They keep the graph alive: drop the mode after use.
+
+    Cost: a Python call for each operation; for those of ``_CONSTANTS`` a reduction, on a GPU with a synchronization.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: set[Any] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation unchanged and note its node."""
+        kwargs = kwargs or {}
+        constants = _CONSTANTS.get(getattr(func, "__name__", "").rstrip("_").removeprefix("__"))
+        zero = constants is not None and all(map(_is_zero, constants(args, kwargs)))  # before it writes in place
+        result = func(*args, **kwargs)
+        if zero:
+            changed = args[0] if result is None else result  # y[index] = 0 returns nothing
+            if isinstance(changed, Tensor) and changed.grad_fn is not None:
+                self.nodes.add(changed.grad_fn)
+        return result
+
+
+Constants = Callable[[tuple[Any, ...], dict[str, Any]], Iterator[Any]]
+
+
+def _floats(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """Yield the constant tensors besides indices and masks."""
+    for value in _all(args, kwargs):
+        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+            yield value
+
+
+def _all(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    for value in pytree.tree_leaves((args, kwargs)):
+        if not (isinstance(value, Tensor) and value.requires_grad):
+            yield value
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    yield from (value for value in _all(args, kwargs) if isinstance(value, Tensor))
+
+
+def _behind_the_condition(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    yield from _all(args[1:], {name: value for name, value in kwargs.items() if name != "condition"})
+
+
+def _value(position: int) -> Constants:
+    def constants(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+        yield kwargs.get("value", args[position] if len(args) > position else None)
+
+    return constants
+
+
+_CONSTANTS: dict[str, Constants] = {
+    **dict.fromkeys(("scatter", "scatter_add", "index_add", "index_copy", "index_put", "scatter_reduce"), _floats),
+    **dict.fromkeys(("cat", "concat", "concatenate", "maximum", "minimum", "max", "min"), _tensors),
+    "where": _behind_the_condition,
+    "masked_fill": _value(2),
+    "setitem": lambda args, kwargs: _all((args[0], args[2]), {}),
+    "pad": _value(3),
+}
+"""The constants that decide whether an operation is homogeneous, by its name."""
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a constant is zero; no constant is the zero that ``pad`` fills in."""
+    if isinstance(value, Tensor):
+        return not value.requires_grad and not value.is_meta and not bool(value.any())
+    return value is None or (isinstance(value, int | float) and value == 0)
