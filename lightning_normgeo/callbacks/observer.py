@@ -182,8 +182,6 @@ class Observer:
             return []
         if not self._automatic and not self._backwards:
             why = "no backward pass of Lightning's was seen (in manual optimization call self.manual_backward(loss))"
-        elif self.structure.hidden:
-            why = self.structure.hidden
         else:
             why = "their gradients are from no loss that a backward pass of Lightning's started at"
         found = self.structure.unseen(module, parameters, why)

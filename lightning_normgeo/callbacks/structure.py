@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.normalization.graph import Graph
-from lightning_normgeo.normalization.invariance import find_units
+from lightning_normgeo.normalization.invariance import REENTRANT, find_units
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.units import WeightUnits
 from lightning_normgeo.probes.measurement import Observed
@@ -19,7 +19,6 @@ from lightning_normgeo.probes.stand_ins import StandIns
 _GRAPHS = 16
 """How many different graphs are remembered; reading one anew takes ten times longer than recognizing it."""
 _DIFFERENT = "the graphs of one step have different units for it"
-_REENTRANT = (
     "they are inside a reentrant activation checkpoint, which could not be looked into (use_reentrant=False can)"
 )
 REFUTED = "refuted by the numbers"
@@ -38,7 +37,6 @@ class Structure:
     Attributes:
         scales: the γ of batch normalizations behind weights, by name.
         guessed: whether the units are a guess, as under ``torch.compile``.
-        hidden: why parts of a graph could not be looked into, or empty.
         searched: how many graphs were read anew.
     """
 
@@ -49,7 +47,6 @@ class Structure:
         self._refuted: set[str] = set()
         self.scales: dict[str, nn.Parameter] = {}
         self.guessed = False
-        self.hidden = ""
         self.searched = 0
         # with the parameters themselves: their ids in the signature stay theirs
         self._known: dict[tuple[Any, ...], tuple[dict[str, Observed], list[Tensor]]] = {}
@@ -109,7 +106,10 @@ class Structure:
     def _search(self, module: nn.Module, graph: Graph) -> dict[str, Observed]:
         self.searched += 1
         units, self.guessed = find_units(module, graph)
-        self.hidden = _REENTRANT if graph.hides_reentrant else ""
+        hidden = [one.name for one in units if one.reason == REENTRANT]
+        if hidden:
+            message = f"{len(hidden)} weights are controls, since they are {REENTRANT} that could not be looked into"
+            warn_once(f"{message} ({hidden[0]}). Choose use_reentrant=False to have their units found.", about=REENTRANT)
         parameters = self._parameters or by_clean_name(module.named_parameters())
         observed = {}
         for one in units:

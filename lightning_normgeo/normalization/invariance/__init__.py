@@ -1,5 +1,6 @@
 """Which slices of which weights the loss does not feel the length of, read from the autograd graph."""
 
+from lightning_normgeo.normalization.invariance.discovery import REENTRANT as REENTRANT
 from lightning_normgeo.normalization.invariance.discovery import find_units as find_units
 from lightning_normgeo.normalization.invariance.discovery import scale_invariant_units as scale_invariant_units
 from lightning_normgeo.normalization.invariance.discovery import units_from_graph as units_from_graph

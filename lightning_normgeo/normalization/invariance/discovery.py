@@ -25,6 +25,9 @@ from lightning_normgeo.normalization.names import by_clean_name, clean_name, nam
 from lightning_normgeo.normalization.reentrant import opened
 from lightning_normgeo.normalization.units import Units, WeightUnits
 
+REENTRANT = "inside a reentrant activation checkpoint"
+"""Why a weight has no units that one such checkpoint hides."""
+
 
 def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
     """Return for each weight the slices that the loss is invariant to the scale of, and why.
@@ -93,5 +96,4 @@ def _units_in(graph: Graph, module: nn.Module) -> tuple[WeightUnits, ...]:
 
 
 def _hidden(name: str, weight: Tensor) -> WeightUnits:
-    reason = "inside a reentrant activation checkpoint"
-    return WeightUnits(name=name, kind="none", count=weight.shape[0], reason=reason)
+    return WeightUnits(name=name, kind="none", count=weight.shape[0], reason=REENTRANT)
