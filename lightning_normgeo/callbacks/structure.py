@@ -19,8 +19,6 @@ from lightning_normgeo.probes.stand_ins import StandIns
 _GRAPHS = 16
 """How many different graphs are remembered; reading one anew takes ten times longer than recognizing it."""
 _DIFFERENT = "the graphs of one step have different units for it"
-    "they are inside a reentrant activation checkpoint, which could not be looked into (use_reentrant=False can)"
-)
 REFUTED = "refuted by the numbers"
 
 
@@ -108,8 +106,8 @@ class Structure:
         units, self.guessed = find_units(module, graph)
         hidden = [one.name for one in units if one.reason == REENTRANT]
         if hidden:
-            message = f"{len(hidden)} weights are controls, since they are {REENTRANT} that could not be looked into"
-            warn_once(f"{message} ({hidden[0]}). Choose use_reentrant=False to have their units found.", about=REENTRANT)
+            message = f"{len(hidden)} weights are controls: {REENTRANT} that could not be looked into ({hidden[0]})"
+            warn_once(f"{message}. Choose use_reentrant=False to have their units found.", about=REENTRANT)
         parameters = self._parameters or by_clean_name(module.named_parameters())
         observed = {}
         for one in units:
