@@ -152,7 +152,7 @@ def _explained(group: str, columns: Columns) -> Iterator[Reading]:
         explained = columns if len(known) == len(columns.steps) else Columns(known)
         yield from _by_formula(group, explained)
         yield from _internal(explained)
-    yield from _with_momentum(group, [step for step in known if isinstance(step.rule, SGDRule)])
+    yield from _with_momentum(group, [step for step in known if isinstance(step.rule, SGDRule) and step.uniform])
     rest = [step for step in columns.steps if step.terms is None]
     if rest:
         yield from _by_identity(group, Columns(rest))
