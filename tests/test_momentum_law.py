@@ -16,7 +16,7 @@ from torch import nn
 from lightning_normgeo import NormGrowthMonitor
 from lightning_normgeo.geometry.increments import SGDRule
 from lightning_normgeo.geometry.momentum import MomentumState, momentum_increment
-from tests.projects import Account, ConvNet, Optimizers, Project, Resumed, Rows, images, sgd, trainer
+from tests.projects import ConvNet, Optimizers, Project, Resumed, Rows, images, sgd, trainer
 
 STEPS = 30
 CURVATURES = [[0.3, -1.2, 2.0, 0.7], [1.5, 0.2, -0.4, 0.9]]
