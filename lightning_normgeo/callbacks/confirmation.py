@@ -84,7 +84,8 @@ class Confirmation:
             warn_once(
                 f"The ε of the normalization behind {_listed(list(by_epsilon))} is not small against the variance: for "
                 f"that reason alone |cos(W, g)| is up to {largest:.2g}. The …_corrected keys take it off; eq 16 does "
-                "not apply to these weights."
+                "not apply to these weights.",
+                about="the ε of normalizations",
             )
         return Verdict(refuted, by_epsilon)
 

@@ -136,6 +136,8 @@ class Observer:
         if not self.probe.gradients_are_fresh():
             return None
         self._explain_missing(statistics)
+        if self._reads_weights:
+            self.structure.report_none()
         self.without_formula |= {step.optimizer for step in steps if step.has_gradient and step.rule is None}
         one_device = trainer.world_size == 1
         return Measured(steps, statistics, one_device, epsilon, turned, account), measurement.valid

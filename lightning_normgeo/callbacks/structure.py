@@ -75,9 +75,13 @@ class Structure:
         graph = Graph(loss, stand_ins=None if self._stand_ins is None else self._stand_ins.names)
         found = self._known[graph.signature][0] if graph.signature in self._known else self._search(module, graph)
         self._add(found, {id(leaf.variable) for leaf in graph.leaves})
-        if found and not any(one.units.invariant for one in self.weights):
-            reasons = sorted({one.units.reason for one in self.weights})[:3]
-            warn_once(f"None of {len(found)} weights is scale invariant; all are controls: {'; '.join(reasons)}.")
+
+    def report_none(self) -> None:
+        """Say once if a whole step has no invariant weight, unless numbers have refuted some, which was said then."""
+        reasons = {one.units.reason for one in self.weights}
+        if self._found and not self._refuted and not any(one.units.invariant for one in self.weights):
+            listed = "; ".join(sorted(reasons)[:3])
+            warn_once(f"None of {len(self._found)} weights is scale invariant; all are controls: {listed}.")
 
     def refute(self, names: Iterable[str]) -> None:
         """Take weights for controls from here on, whatever graphs say."""
