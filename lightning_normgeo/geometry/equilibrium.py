@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+
 from lightning_normgeo.geometry.adaptive import AdamRule, LionRule
 from lightning_normgeo.geometry.increments import Scalar, SGDRule, UpdateRule
 
@@ -68,11 +70,13 @@ def steps_to_equilibrium(rule: UpdateRule) -> Scalar | None:
 
 def _decay(rule: UpdateRule) -> Scalar | None:
     """Return ηλ where an equilibrium is known, else None."""
-    if isinstance(rule, SGDRule):
-        return rule.lr * rule.weight_decay if rule.weight_decay > 0 else None
-    if type(rule) is AdamRule or isinstance(rule, LionRule):
-        return rule.lr * rule.weight_decay if rule.decoupled and rule.weight_decay > 0 else None
-    return None
+    if not isinstance(rule, SGDRule) and not (type(rule) is AdamRule or isinstance(rule, LionRule)):
+        return None
+    if rule.weight_decay <= 0 or not (isinstance(rule, SGDRule) or rule.decoupled):
+        return None
+    decay: Scalar = rule.lr * rule.weight_decay
+    # η on a device is not looked at, which would be a transfer; at η = 0 nothing comes to rest
+    return decay if isinstance(decay, Tensor) or decay > 1e-300 else None
 
 
 def _dampening(rule: SGDRule) -> float:
