@@ -10,14 +10,14 @@ from typing import Any
 from lightning_normgeo.callbacks.cadence import Cadence
 
 
-def opening(monitors: Sequence[Any], trainer: Any, weights: int, batch_norms: int) -> str:
+def opening(monitors: Sequence[Any], trainer: Any, weights: int, batch_norms: int | None) -> str:
     """Return the line for the start: what will be measured, how often, and where it goes.
 
     Args:
         monitors: of the Trainer.
         trainer: about to train.
         weights: how many weights its optimizers move.
-        batch_norms: how many batch normalizations with γ and β there are.
+        batch_norms: how many batch normalizations with γ and β there are; None where no monitor looks at them.
     """
     steps = _steps_ahead(trainer)
     parts = []
@@ -25,7 +25,8 @@ def opening(monitors: Sequence[Any], trainer: Any, weights: int, batch_norms: in
         groups = ", ".join(monitor.groups[0] for monitor in monitors if monitor.cadence() == every)
         parts.append(f"{groups} {_how_often(every, steps)}")
     names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in trainer.optimizers))
-    what = f"{_count(weights, 'weight')} ({names}), {_count(batch_norms, 'batch normalization')}"
+    what = f"{_count(weights, 'weight')} ({names})"
+    what += "" if batch_norms is None else f", {_count(batch_norms, 'batch normalization')}"
     return f"normgeo measures {'; '.join(parts)}. {what}. Results go to {_places(trainer)}."
 
 

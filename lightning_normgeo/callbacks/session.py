@@ -141,7 +141,7 @@ class Session:
         held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
         weights = sum(id(weight) in held for _, weight in named_weights(module))
         norms = self.observer.batch_norms if self.observer is not None else None
-        rank_zero_info(narration.opening(self.monitors, trainer, weights, 0 if norms is None else len(norms.layers)))
+        rank_zero_info(narration.opening(self.monitors, trainer, weights, None if norms is None else len(norms.layers)))
 
     @harmless
     def _close(self, trainer: Any) -> None:
