@@ -136,6 +136,9 @@ class Structure:
         for name, one in found.items():
             before = self._found.get(name)
             fresh = before is None or one.weight.grad is None
+            scale = None if one.units.scale is None else self.scales.get(one.units.scale)
+            if fresh and scale is not None and scale.grad is not None:  # of something else, until now
+                one = replace(one, units=replace(one.units, scale=None))
             self._found[name] = one if fresh or before is None else _joined(before, one)
 
 
