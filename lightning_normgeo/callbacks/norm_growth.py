@@ -95,16 +95,19 @@ class NormGrowthMonitor(GeometryMonitor):
         self._keep_account(trainer)
         super().on_exception(trainer, pl_module, exception)
 
+    @harmless
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save the sums."""
         if self.cumulative:
             account = Session.of(trainer).account or self._account
             checkpoint["lightning_normgeo"] = {"account": {} if account is None else account.state()}
 
+    @harmless
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of a checkpoint that has them."""
         if self.cumulative:
-            Session.of(trainer).restore_account(checkpoint.get("lightning_normgeo", {}).get("account", {}))
+            saved = checkpoint.get("lightning_normgeo")
+            Session.of(trainer).restore_account(saved.get("account", {}) if isinstance(saved, dict) else {})
 
     @harmless
     def _keep_account(self, trainer: Any) -> None:

@@ -38,6 +38,7 @@ class _Pending:
     measured: bool
     depth: int = 0
     closure_calls: int = 0
+    follows: bool = False
     counted: bool = False
     moved: bool = False
     observed: list[Observed] = field(default_factory=list)
@@ -143,7 +144,7 @@ class StepProbe:
         versions = {id(parameter): parameter._version for parameter in parameters}
         pending = self._pending = _Pending(optimizer, versions, measured)
         if self.account is not None:
-            self._open_account(optimizer, self.account)
+            pending.follows = bool(self._open_account(optimizer, self.account))
         if measured and self._measurement is not None:
             self._measurement.optimizers.add(id(optimizer))
             if self._updates and description_of(type(optimizer)) is None:
@@ -156,9 +157,10 @@ class StepProbe:
         return None
 
     @harmless
-    def _open_account(self, optimizer: Optimizer, account: NormAccount) -> None:
+    def _open_account(self, optimizer: Optimizer, account: NormAccount) -> bool:
         """Guarded by itself: where the sums fail, the step is measured all the same."""
         account.open(optimizer)
+        return True
 
     def _wrap(self, closure: Callable[[], Any], optimizer: Optimizer, pending: _Pending) -> Callable[[], Any]:
         def measured() -> Any:
@@ -183,7 +185,7 @@ class StepProbe:
         self._pending = None
         several = pending.closure_calls > 1
         if self.account is not None and pending.counted:
-            self.account.commit(pending.valid, explained=not (several or pending.moved))
+            self._commit(pending, self.account, explained=not (several or pending.moved))
         if self._measurement is None or not pending.measured:
             return
         if several:
@@ -205,7 +207,7 @@ class StepProbe:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None:
             pending.valid.append(found_inf.reshape(()) == 0)
-        if self.account is not None:
+        if self.account is not None and pending.follows:
             self._count(optimizer, pending, self.account)
         if not pending.measured or self._measurement is None:
             return
@@ -221,6 +223,11 @@ class StepProbe:
         pending.counted = True
         account.begin(optimizer, pending.moved)
 
+    @harmless
+    def _commit(self, pending: _Pending, account: NormAccount, explained: bool) -> None:
+        """Guarded by itself, likewise."""
+        account.commit(pending.valid, explained)
+
     def _measure(self, optimizer: Optimizer, pending: _Pending) -> None:
         groups, scale = groups_of(optimizer), gradient_scale(optimizer)
         if pending.moved:
@@ -228,12 +235,11 @@ class StepProbe:
             if not self._updates:
                 return
         observed = self._observed(optimizer, groups)
-        pending.observed = observed
         if pending.moved:
-            pending.steps = self._reader.read_moved(observed, groups)
+            pending.steps, pending.observed = self._reader.read_moved(observed, groups), observed
             return
         keep = self._updates and description_of(type(optimizer)) is not None
-        pending.steps = self._reader.read(observed, optimizer, groups, keep)
+        pending.steps, pending.observed = self._reader.read(observed, optimizer, groups, keep), observed
         for step in pending.steps:
             step.scale_gradient = scale_gradient(step.units, self.scales, scale)
             step.scale_shared = step.units.scale is None or id(self.scales.get(step.units.scale)) in groups
