@@ -36,7 +36,7 @@ class WeightStep:
         scale_gradient: ∂L/∂γ of the batch normalization behind the weight, at the same moment as g.
         uniform: whether weight and bias of its units move by one rule of SGD, so that ⟨W, g⟩ = 0 for both jointly says
             what the step adds; of units without a bias always.
-        scale_shared: whether the same optimizer moves γ, so that what it does to gradients it does to both.
+        scale_shared: whether the gradients of W and γ are those of backward passes times one factor.
         optimizer: the class that moves the weight.
         shrink: what decoupled weight decay multiplies W with, where the optimizer says so; for optimizers without a
             formula.

@@ -23,6 +23,7 @@ from lightning_normgeo.probes.formulas import gradient_scale, groups_of
 from lightning_normgeo.probes.measurement import Observed, StepMeasurement, WeightStep
 from lightning_normgeo.probes.reader import WeightReader, scale_gradient
 from lightning_normgeo.probes.rules import Group, description_of
+from lightning_normgeo.probes.untouched import GradientWatch
 
 _SEVERAL = "the optimizer evaluates its closure several times"
 _MOVED = "the optimizer moves the weights before the gradient is final"
@@ -60,6 +61,7 @@ class StepProbe:
         gradients_are_fresh: tells whether a backward pass made the gradients.
         taken: called with the optimizer at each step, measured or not.
         before_update: called when the gradients are final and nothing has moved, in a measured step.
+        gradients: knows which gradients were changed after their backward pass.
         unseen: called with parameters that have gradients and are not among ``weights``; what it returns is measured.
     """
 
@@ -72,6 +74,7 @@ class StepProbe:
         self.taken: Callable[[Optimizer], None] = lambda optimizer: None
         self.before_update: Callable[[], None] = lambda: None
         self.unseen: Callable[[Sequence[nn.Parameter]], list[Observed]] = lambda parameters: []
+        self.gradients = GradientWatch()
         self._reader = reader or WeightReader()
         self._handles: list[RemovableHandle] = []
         self._optimizers: list[Optimizer] = []
@@ -240,9 +243,10 @@ class StepProbe:
             return
         keep = self._updates and description_of(type(optimizer)) is not None
         pending.steps, pending.observed = self._reader.read(observed, optimizer, groups, keep), observed
-        for step in pending.steps:
+        for step, one in zip(pending.steps, observed, strict=True):
             step.scale_gradient = scale_gradient(step.units, self.scales, scale)
-            step.scale_shared = step.units.scale is None or id(self.scales.get(step.units.scale)) in groups
+            gamma = None if step.units.scale is None else self.scales.get(step.units.scale)
+            step.scale_shared = gamma is None or self.gradients.alike(one.weight, gamma, id(gamma) in groups)
             step.optimizer = type(optimizer).__name__
         if pending.steps:
             pending.valid.append(torch.cat([step.gradient_sq for step in pending.steps]).sum().isfinite())
