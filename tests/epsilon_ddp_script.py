@@ -1,4 +1,4 @@
-"""Run by tests/test_epsilon_over_passes.py: ε's part in two processes, with and without common batch statistics."""
+"""Run by tests/test_epsilon_over_passes.py: ε's part in two processes, averaged over both."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Watched(pl.Callback):
             self.seen["raw"].append(float(metrics["orthogonality/max_abs_cos"]))
 
 
-def main(folder: str, sync: int, batches: int) -> None:
+def main(folder: str, batches: int) -> None:
     torch.set_num_threads(1)
     pl.seed_everything(0)
     project, watched = Project(sgd(momentum=0.9), ConvNet(eps=1e-3)).double(), Watched()
@@ -42,7 +42,6 @@ def main(folder: str, sync: int, batches: int) -> None:
         steps=4,
         strategy="ddp",
         devices=2,
-        sync_batchnorm=bool(sync),
         accumulate_grad_batches=batches,
     )
     run.fit(project, images(64, batch_size=4, dtype=torch.float64))
@@ -50,5 +49,5 @@ def main(folder: str, sync: int, batches: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]))
     leave_group()

@@ -401,10 +401,10 @@ def test_a_gradient_that_is_replaced() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sync", [False, True], ids=["batch-norm", "sync-batch-norm"])
 @pytest.mark.parametrize("batches", [1, 2])
-def test_two_processes(sync: bool, batches: int, tmp_path: Path) -> None:
-    reports = reports_of(SCRIPT, tmp_path, str(int(sync)), str(batches), timeout=300)
+def test_two_processes(batches: int, tmp_path: Path) -> None:
+    """SyncBatchNorm works on GPUs alone."""
+    reports = reports_of(SCRIPT, tmp_path, str(batches), timeout=300)
     for report in reports:
         assert len(report["corrected"]) == 4
         assert max(report["corrected"]) < LIMITS[torch.float64]
