@@ -27,6 +27,8 @@ def cumulative_readings(
     moved = {step.units.name: step for step in steps}
     for name, step in moved.items():
         account.members[name] = Member(step.units.invariant, step.units.bias, _floor(step))
+        if not step.uniform:
+            account.without_momentum_form.add(name)
     members = {name: one for name, one in account.members.items() if one.invariant is invariant}
     norms = {name: _norm_sq(step) for name, step in moved.items()} | _resting_norms(account, members, moved)
     entries = {name: account.entry(*one.names(name)) for name, one in members.items() if name in norms}

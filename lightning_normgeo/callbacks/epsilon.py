@@ -86,8 +86,7 @@ def epsilon_inner(steps: Sequence[WeightStep], sums: Mapping[str, GammaSums]) ->
     off = sites.spread_sums((applied - factor * gradient).square())
     same = off <= _PROPORTIONAL**2 * sites.spread_sums(applied.square())
     if not all(step.scale_shared for step, _ in known):  # clipped apart, W and γ have factors of their own
-        shared = sites.spread([float(step.scale_shared) for step, _ in known]) > 0
-        same &= shared | ((factor - 1).abs() <= _PROPORTIONAL) | (square == 0)
+        same &= sites.spread([float(step.scale_shared) for step, _ in known]) > 0
     parts = torch.where(same, factor * inner, torch.nan)
     return {step.units.name: part for (step, _), part in zip(known, torch.split(parts, widths), strict=True)}
 

@@ -15,21 +15,22 @@ from lightning_normgeo.normalization.names import named_weights
 from lightning_normgeo.probes.rules import description_of
 
 
-def opening(monitors: Sequence[Any], trainer: Any, module: nn.Module, batch_norms: int) -> str:
+def opening(monitors: Sequence[Any], trainer: Any, module: nn.Module, batch_norms: int | None) -> str:
     """Return the line for the start: what will be measured, how often, and where it goes.
 
     Args:
         monitors: of the Trainer.
         trainer: about to train.
         module: the model.
-        batch_norms: how many batch normalizations with γ and β there are.
+        batch_norms: how many batch normalizations with γ and β there are; None where no monitor looks at them.
     """
     steps = _steps_ahead(trainer)
     parts = []
     for every in sorted({monitor.cadence() for monitor in monitors}):
         groups = ", ".join(monitor.groups[0] for monitor in monitors if monitor.cadence() == every)
         parts.append(f"{groups} {_how_often(every, steps)}")
-    what = f"{_weights(trainer, module)}, {_count(batch_norms, 'batch normalization')}"
+    what = _weights(trainer, module)
+    what += "" if batch_norms is None else f", {_count(batch_norms, 'batch normalization')}"
     device = trainer.strategy.root_device
     coarse = "" if has_float64(device) else f" {device.type} has no float64: numbers are good to about 1e-6."
     return f"normgeo measures {'; '.join(parts)}. {what}. Results go to {_places(trainer)}.{coarse}"

@@ -116,7 +116,8 @@ class NormGrowthMonitor(GeometryMonitor):
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of a checkpoint that has them."""
         if self.cumulative:
-            Session.of(trainer).restore_account(checkpoint.get("lightning_normgeo", {}).get("account", {}))
+            saved = checkpoint.get("lightning_normgeo")
+            Session.of(trainer).restore_account(saved.get("account", {}) if isinstance(saved, dict) else {})
 
     @harmless
     def _keep_account(self, trainer: Any) -> None:
@@ -164,7 +165,7 @@ def _explained(group: str, columns: Columns) -> Iterator[Reading]:
         explained = columns if len(known) == len(columns.steps) else Columns(known)
         yield from _by_formula(group, explained)
         yield from _internal(explained)
-    yield from _with_momentum(group, [step for step in known if isinstance(step.rule, SGDRule)])
+    yield from _with_momentum(group, [step for step in known if isinstance(step.rule, SGDRule) and step.uniform])
     rest = [step for step in columns.steps if step.terms is None]
     if rest:
         yield from _by_identity(group, Columns(rest))

@@ -88,6 +88,7 @@ class Observer:
         """Read what follows, until :meth:`disarm`."""
         if not self._carries:
             self.structure.forget()
+            self.probe.gradients.forget()
         self._backwards = 0
         self._reads_weights = any(monitor.needs_weights for monitor in monitors)
         self._reads_statistics = any(monitor.needs_statistics for monitor in monitors)
@@ -119,6 +120,7 @@ class Observer:
             self.structure.read(module, loss)
             self.probe.weights, self.probe.scales = self.structure.weights, self.structure.scales
         if self.batch_norms is not None:
+            self.probe.gradients.look(self._followed())
             self.batch_norms.close()
             self.batch_norms.begin_gradients()
             if self._searched != self.structure.searched:  # another graph: layers may have been added or replaced
@@ -129,6 +131,11 @@ class Observer:
         """Count a backward pass."""
         self._backwards += 1
         self.backwards_seen += 1
+        if self.batch_norms is not None:
+            self.probe.gradients.note(self._followed())
+
+    def _followed(self) -> list[nn.Parameter]:
+        return [*(one.weight for one in self.structure.weights), *self.structure.scales.values()]
 
     def measured(
         self, trainer: Any, measurement: StepMeasurement, account: NormAccount | None
@@ -143,6 +150,8 @@ class Observer:
         if not self.probe.gradients_are_fresh():
             return None
         self._explain_missing(statistics)
+        if self._reads_weights:
+            self.structure.report_none()
         self.without_formula |= {step.optimizer for step in steps if step.has_gradient and step.rule is None}
         one_device = trainer.world_size == 1
         return Measured(steps, statistics, one_device, epsilon, turned, account), measurement.valid

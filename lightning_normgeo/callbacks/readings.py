@@ -93,7 +93,7 @@ def _unpack(reading: Reading, values: Any, chosen: dict[str, frozenset[str]], ro
         found += by_site.values()
         finite = {site: value for site, value in by_site.items() if math.isfinite(value)}
         if reading.internal:
-            row.internal[reading.key] = finite
+            row.internal.setdefault(reading.key, {}).update(finite)  # invariant weights and controls
         else:
             row.layers[reading.key] = finite
             wanted = chosen.get(reading.key.partition("/")[0], frozenset())

@@ -64,6 +64,7 @@ class Session:
         self._cadences: tuple[int, ...] = ()
         self._armed = False
         self._opened = False
+        self._joined = False
 
     @classmethod
     def of(cls, trainer: Any) -> Session:
@@ -80,8 +81,10 @@ class Session:
         """Add a monitor when training starts."""
         if any(monitor is other for other in self.monitors):
             return
-        if self.observer is None:
+        if not self._joined:
+            self._joined = True
             remember_warnings(while_training=True)
+        if self.observer is None:
             self.observer = Observer(trainer, module, division_of(trainer), self.left_out)
             self.observer.probe.taken = self.cadence.take
             self.observer.probe.attach(trainer.optimizers)
@@ -138,7 +141,7 @@ class Session:
         """Say what will be measured, before the first batch."""
         self._opened = True
         norms = self.observer.batch_norms if self.observer is not None else None
-        rank_zero_info(narration.opening(self.monitors, trainer, module, 0 if norms is None else len(norms.layers)))
+        rank_zero_info(narration.opening(self.monitors, trainer, module, None if norms is None else len(norms.layers)))
 
     @harmless
     def _close(self, trainer: Any) -> None:
@@ -162,7 +165,7 @@ class Session:
             self._armed = True
             due = [monitor for monitor in self.monitors if monitor.cadence()]
             self.observer.arm(due)
-            hooks = (self._before_backward, self.observer.after_backward, self._batch_ends)
+            hooks = (self._before_backward, self._after_backward, self._batch_ends)
             self.driver.lend(dict(zip(_MEASURED_HOOKS, hooks, strict=True)))
         else:
             self.observer.resume()
@@ -178,6 +181,11 @@ class Session:
     def _before_backward(self, trainer: Any, module: nn.Module, loss: Tensor) -> None:
         if self.observer is not None:
             self.observer.before_backward(module, loss)
+
+    @harmless
+    def _after_backward(self, trainer: Any, module: nn.Module) -> None:
+        if self.observer is not None:
+            self.observer.after_backward(trainer, module)
 
     @harmless
     def _batch_ends(self, trainer: Any, module: nn.Module, outputs: Any, batch: Any, batch_index: int) -> None:

@@ -75,10 +75,13 @@ class Structure:
         graph = Graph(loss, stand_ins=None if self._stand_ins is None else self._stand_ins.names)
         found = self._known[graph.signature][0] if graph.signature in self._known else self._search(module, graph)
         self._add(found, {id(leaf.variable) for leaf in graph.leaves})
-        if found and not any(one.units.invariant for one in self.weights):
-            reasons = sorted({one.units.reason for one in self.weights})[:3]
-            message = f"None of {len(found)} weights is scale invariant; all are controls: {'; '.join(reasons)}."
-            warn_once(message, about="none is invariant")
+
+    def report_none(self) -> None:
+        """Say once if a whole step has no invariant weight, unless numbers have refuted some, which was said then."""
+        reasons = {one.units.reason for one in self.weights}
+        if self._found and not self._refuted and not any(one.units.invariant for one in self.weights):
+            listed = "; ".join(sorted(reasons)[:3])
+            warn_once(f"None of {len(self._found)} weights is scale invariant; all are controls: {listed}.")
 
     def refute(self, names: Iterable[str]) -> None:
         """Take weights for controls from here on, whatever graphs say."""
@@ -138,6 +141,9 @@ class Structure:
         for name, one in found.items():
             before = self._found.get(name)
             fresh = before is None or one.weight.grad is None
+            scale = None if one.units.scale is None else self.scales.get(one.units.scale)
+            if fresh and scale is not None and scale.grad is not None:  # of something else, until now
+                one = replace(one, units=replace(one.units, scale=None))
             self._found[name] = one if fresh or before is None else _joined(before, one)
 
 

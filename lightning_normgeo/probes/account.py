@@ -76,7 +76,7 @@ class NormAccount:
     Attributes:
         unexplained: parameters that some step moved in a way that no formula for one update describes.
         unpredicted: parameters that some step moved without a gradient at W.
-        without_momentum_form: parameters that some other optimizer than SGD moved.
+        without_momentum_form: parameters that some other optimizer than SGD moved, or another rule than their biases.
         parameters: those that were counted, by name.
         members: the weights that were measured, by name, as they were the last time.
     """

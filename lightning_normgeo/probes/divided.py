@@ -36,7 +36,8 @@ class DividedReader(WeightReader):
         columns: dict[str, Any] = {name: torch.cat([getattr(step, name) for step in steps]) for name in ADDITIVE}
         terms = [step.terms for step in steps if step.terms is not None]
         known = IncrementTerms(*map(torch.cat, zip(*terms, strict=True))) if len(terms) == len(steps) else None
-        return replace(steps[0], terms=known, **columns)
+        uniform = all(steps[0].moves_like(step) for step in steps[1:])
+        return replace(steps[0], terms=known, uniform=uniform, **columns)
 
     def _joined(self, parts: Sequence[UpdateProducts]) -> UpdateProducts:
         return UpdateProducts(*map(torch.cat, zip(*parts, strict=True)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_normgeo.geometry.angles import UpdateProducts
 from lightning_normgeo.geometry.equilibrium import equilibrium_angle, steps_to_equilibrium
-from lightning_normgeo.geometry.increments import IncrementTerms, Scalar, UpdateRule, storage_floor
+from lightning_normgeo.geometry.increments import IncrementTerms, Scalar, SGDRule, UpdateRule, storage_floor
 from lightning_normgeo.normalization.units import WeightUnits
 
 ADDITIVE = ("predicted", "weight_sq", "inner", "gradient_sq", "quartic")
@@ -34,7 +34,9 @@ class WeightStep:
         has_gradient: whether g is the gradient at W; if not, as for an optimizer that first moves W, ``inner``,
             ``gradient_sq`` and ``predicted`` are NaN.
         scale_gradient: ∂L/∂γ of the batch normalization behind the weight, at the same moment as g.
-        scale_shared: whether the same optimizer moves γ, so that what it does to gradients it does to both.
+        uniform: whether weight and bias of its units move by one rule of SGD, so that ⟨W, g⟩ = 0 for both jointly says
+            what the step adds; of units without a bias always.
+        scale_shared: whether the gradients of W and γ are those of backward passes times one factor.
         optimizer: the class that moves the weight.
         shrink: what decoupled weight decay multiplies W with, where the optimizer says so; for optimizers without a
             formula.
@@ -52,6 +54,7 @@ class WeightStep:
     rule: UpdateRule | None = None
     terms: IncrementTerms | None = None
     has_gradient: bool = True
+    uniform: bool = True
     scale_gradient: Tensor | None = None
     scale_shared: bool = True
     optimizer: str = ""
@@ -71,7 +74,7 @@ class WeightStep:
     @property
     def is_plain_sgd(self) -> bool:
         """Whether the step is of the kind that eq 16 is about."""
-        return self.rule is not None and self.rule.is_plain_sgd
+        return self.rule is not None and self.rule.is_plain_sgd and self.uniform
 
     @property
     def storage_floor(self) -> Tensor:
@@ -83,7 +86,12 @@ class WeightStep:
         both = {name: getattr(self, name) + getattr(bias, name) for name in ADDITIVE}
         known = self.terms is not None and bias.terms is not None
         terms = IncrementTerms(*map(torch.add, self.terms or (), bias.terms or ())) if known else None
-        return replace(self, terms=terms, **both)
+        return replace(self, terms=terms, uniform=self.moves_like(bias), **both)
+
+    def moves_like(self, other: WeightStep) -> bool:
+        """Whether SGD does the same to both; taken for different where η is on a device, which comparing waits for."""
+        rule = self.rule
+        return isinstance(rule, SGDRule) and not isinstance(rule.lr, Tensor) and rule == other.rule
 
     def unexplained(self) -> WeightStep:
         """Return the step as one of an optimizer without a known decomposition."""

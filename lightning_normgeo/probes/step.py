@@ -25,6 +25,7 @@ from lightning_normgeo.probes.measurement import Observed, StepMeasurement, Weig
 from lightning_normgeo.probes.optimizers.decay import shrink_of
 from lightning_normgeo.probes.reader import WeightReader, scale_gradient
 from lightning_normgeo.probes.rules import Group, description_of
+from lightning_normgeo.probes.untouched import GradientWatch
 
 _SEVERAL = "the optimizer evaluates its closure several times"
 _MOVED = "the optimizer moves the weights before the gradient is final"
@@ -40,6 +41,7 @@ class _Pending:
     measured: bool
     depth: int = 0
     closure_calls: int = 0
+    follows: bool = False
     counted: bool = False
     moved: bool = False
     observed: list[Observed] = field(default_factory=list)
@@ -61,6 +63,7 @@ class StepProbe:
         gradients_are_fresh: tells whether a backward pass made the gradients.
         taken: called with the optimizer at each step, measured or not.
         before_update: called when the gradients are final and nothing has moved, in a measured step.
+        gradients: knows which gradients were changed after their backward pass.
         unseen: called with parameters that have gradients and are not among ``weights``; what it returns is measured.
     """
 
@@ -73,6 +76,7 @@ class StepProbe:
         self.taken: Callable[[Optimizer], None] = lambda optimizer: None
         self.before_update: Callable[[], None] = lambda: None
         self.unseen: Callable[[Sequence[nn.Parameter]], list[Observed]] = lambda parameters: []
+        self.gradients = GradientWatch()
         self._reader = reader or WeightReader()
         self._handles: list[RemovableHandle] = []
         self._optimizers: list[Optimizer] = []
@@ -145,7 +149,7 @@ class StepProbe:
         versions = {id(parameter): parameter._version for parameter in parameters}
         pending = self._pending = _Pending(optimizer, versions, measured)
         if self.account is not None:
-            self._open_account(optimizer, self.account)
+            pending.follows = bool(self._open_account(optimizer, self.account))
         if measured and self._measurement is not None:
             self._measurement.optimizers.add(id(optimizer))
             if self._updates and description_of(type(optimizer)) is None:
@@ -158,9 +162,10 @@ class StepProbe:
         return None
 
     @harmless
-    def _open_account(self, optimizer: Optimizer, account: NormAccount) -> None:
+    def _open_account(self, optimizer: Optimizer, account: NormAccount) -> bool:
         """Guarded by itself: where the sums fail, the step is measured all the same."""
         account.open(optimizer)
+        return True
 
     def _wrap(self, closure: Callable[[], Any], optimizer: Optimizer, pending: _Pending) -> Callable[[], Any]:
         def measured() -> Any:
@@ -185,7 +190,7 @@ class StepProbe:
         self._pending = None
         several = pending.closure_calls > 1
         if self.account is not None and pending.counted:
-            self.account.commit(pending.valid, explained=not (several or pending.moved))
+            self._commit(pending, self.account, explained=not (several or pending.moved))
         if self._measurement is None or not pending.measured:
             return
         if several:
@@ -207,7 +212,7 @@ class StepProbe:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None:
             pending.valid.append(found_inf.reshape(()) == 0)
-        if self.account is not None:
+        if self.account is not None and pending.follows:
             self._count(optimizer, pending, self.account)
         if not pending.measured or self._measurement is None:
             return
@@ -223,6 +228,11 @@ class StepProbe:
         pending.counted = True
         account.begin(optimizer, pending.moved)
 
+    @harmless
+    def _commit(self, pending: _Pending, account: NormAccount, explained: bool) -> None:
+        """Guarded by itself, likewise."""
+        account.commit(pending.valid, explained)
+
     def _measure(self, optimizer: Optimizer, pending: _Pending) -> None:
         groups, scale = groups_of(optimizer), gradient_scale(optimizer)
         if pending.moved:
@@ -230,21 +240,22 @@ class StepProbe:
             if not self._updates:
                 return
         observed = self._observed(optimizer, groups)
-        pending.observed = observed
         if pending.moved:
             pending.steps = self._reader.read_moved(observed, groups)
         else:
             keep = self._updates and description_of(type(optimizer)) is not None
             pending.steps = self._reader.read(observed, optimizer, groups, keep)
+        pending.observed = observed
         shrinks = {id(group): _shrink(optimizer, group) for group in optimizer.param_groups}
         for step, one in zip(pending.steps, observed, strict=True):
             step.optimizer = type(optimizer).__name__
             step.shrink = shrinks[id(groups[id(one.weight)])]
         if pending.moved:
             return
-        for step in pending.steps:
+        for step, one in zip(pending.steps, observed, strict=True):
             step.scale_gradient = scale_gradient(step.units, self.scales, scale)
-            step.scale_shared = step.units.scale is None or id(self.scales.get(step.units.scale)) in groups
+            gamma = None if step.units.scale is None else self.scales.get(step.units.scale)
+            step.scale_shared = gamma is None or self.gradients.alike(one.weight, gamma, id(gamma) in groups)
         if pending.steps:
             pending.valid.append(torch.cat([step.gradient_sq for step in pending.steps]).sum().isfinite())
 
