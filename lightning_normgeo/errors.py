@@ -79,11 +79,20 @@ def harmless(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
         except Exception as error:
             warn_once(
                 f"A measurement failed and is skipped: {error!r}. Training goes on unchanged; please report this.",
-                about=f"{function.__qualname__} failed with {type(error).__name__}",
+                about=_place(error),
             )
             return None
 
     return guarded
+
+
+def _place(error: BaseException) -> str:
+    """Return the kind of an error and the line that raised it: its text may differ from step to step."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = "" if frame is None else f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}"
+    return f"{type(error).__name__} {where}"
 
 
 @contextmanager
