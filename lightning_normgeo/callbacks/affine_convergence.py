@@ -17,7 +17,8 @@ from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.batch import scale_gap, shift_gap, squared_gain
-from lightning_normgeo.probes.batchnorm import BatchStatistics, affine_batch_norms
+from lightning_normgeo.probes.batchnorm import affine_batch_norms
+from lightning_normgeo.probes.forward_pass import BatchStatistics
 
 _VIEWS = 8
 """How many runs of one layer get keys of their own: multi-crop training has ten."""

@@ -13,7 +13,7 @@ from lightning_normgeo.callbacks.readings import Reading, Row
 from lightning_normgeo.callbacks.structure import Structure
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.orthogonality import cosine
-from lightning_normgeo.probes.batchnorm import BatchStatistics
+from lightning_normgeo.probes.forward_pass import BatchStatistics
 
 _RAW, _CORRECTED, _SHARE = "structure/rms_cos", "structure/rms_cos_corrected", "structure/epsilon_share"
 _REFUTED_ABOVE = 1e-2

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.normalization.names import site_of
-from lightning_normgeo.probes.account import Entry, Member, NormAccount
+from lightning_normgeo.probes.account import NormAccount
+from lightning_normgeo.probes.entry import Entry, Member
 from lightning_normgeo.probes.measurement import WeightStep
 
 

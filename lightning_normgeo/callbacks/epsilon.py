@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.probes.batchnorm import BatchStatistics
+from lightning_normgeo.probes.forward_pass import BatchStatistics
 from lightning_normgeo.probes.measurement import WeightStep
 
 _PROPORTIONAL = 1e-4

@@ -13,7 +13,7 @@ from lightning_normgeo.callbacks.columns import Columns
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.structure import REFUTED
 from lightning_normgeo.probes.account import NormAccount
-from lightning_normgeo.probes.batchnorm import BatchStatistics
+from lightning_normgeo.probes.forward_pass import BatchStatistics
 from lightning_normgeo.probes.measurement import WeightStep
 
 

@@ -19,9 +19,10 @@ from lightning_normgeo.errors import harmless, warn_once
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.normalization.graph import is_compiled
 from lightning_normgeo.probes.account import NormAccount
-from lightning_normgeo.probes.batchnorm import BatchNormProbe, BatchStatistics, affine_batch_norms
+from lightning_normgeo.probes.batchnorm import BatchNormProbe, affine_batch_norms
 from lightning_normgeo.probes.divided import DividedReader
 from lightning_normgeo.probes.exchange import Exchange
+from lightning_normgeo.probes.forward_pass import BatchStatistics
 from lightning_normgeo.probes.measurement import Observed, StepMeasurement
 from lightning_normgeo.probes.step import StepProbe
 

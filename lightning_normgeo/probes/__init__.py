@@ -2,7 +2,7 @@
 
 from lightning_normgeo.probes.account import NormAccount as NormAccount
 from lightning_normgeo.probes.batchnorm import BatchNormProbe as BatchNormProbe
-from lightning_normgeo.probes.batchnorm import BatchStatistics as BatchStatistics
+from lightning_normgeo.probes.forward_pass import BatchStatistics as BatchStatistics
 from lightning_normgeo.probes.measurement import Observed as Observed
 from lightning_normgeo.probes.measurement import StepMeasurement as StepMeasurement
 from lightning_normgeo.probes.measurement import WeightStep as WeightStep

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,51 +13,9 @@ from lightning_normgeo.geometry.increments import IncrementTerms, systematic_flo
 from lightning_normgeo.geometry.momentum import MomentumState
 from lightning_normgeo.geometry.passes import WeightPass, WeightProducts, many_weight_products
 from lightning_normgeo.geometry.rows import as_rows
+from lightning_normgeo.probes.entry import Entry, Member
 from lightning_normgeo.probes.formulas import Plan, by_rule, explain, plan
 from lightning_normgeo.probes.momentum import first_state, next_state
-
-
-class Entry(NamedTuple):
-    """The account of one parameter, or of several: wide scalars in units of weight², and a count."""
-
-    start: Tensor
-    """‖W_0‖² before the first step that was counted."""
-    predicted: Tensor
-    """Σ η²‖g‖² (eq 16; Arora, Li & Lyu 2018)."""
-    predicted_momentum: Tensor
-    """The increments that follow from ⟨W, g⟩ = 0 under SGD with momentum and weight decay, from norms alone."""
-    gradient: Tensor
-    momentum: Tensor
-    weight_decay: Tensor
-    quadratic: Tensor
-    rounding: Tensor
-    """Σ of what the optimizer's rounding adds systematically, see ``systematic_floor``."""
-    buffer_inner: Tensor
-    """⟨W, b⟩ after the last step, as it follows from ⟨W, g⟩ = 0; no sum over steps."""
-    buffer_sq: Tensor
-    """‖b‖² after the last step, likewise."""
-    steps: Tensor
-    """How many steps were counted."""
-
-    @property
-    def terms(self) -> IncrementTerms:
-        """The sums of the four terms."""
-        return IncrementTerms(self.gradient, self.momentum, self.weight_decay, self.quadratic)
-
-
-class Member(NamedTuple):
-    """A weight that sums are read of."""
-
-    invariant: bool
-    bias: str | None = None
-    """The bias that belongs to its units."""
-    floor: Tensor | float = 0.0
-    """What storing it once can add to ‖W‖² at random."""
-
-    def names(self, weight: str) -> list[str]:
-        """Return the parameters of a weight and its bias, where that belongs to it."""
-        return [weight] if self.bias is None else [weight, self.bias]
-
 
 _BUFFER = slice(Entry._fields.index("buffer_inner"), Entry._fields.index("buffer_sq") + 1)
 

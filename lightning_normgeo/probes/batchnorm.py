@@ -8,67 +8,16 @@ same numbers to about 1e-6. Nothing is recomputed and no statistic is ever taken
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.normalization.names import clean_name
-from lightning_normgeo.probes.nodes import is_inside_backward, own_node, saved_statistics, saving_is_hooked
-
-
-@dataclass(frozen=True)
-class BatchStatistics:
-    """One batch normalization during one forward pass; wide tensors of shape ``(channels,)``.
-
-    Attributes:
-        scale: γ as the forward pass used it.
-        shift: β.
-        mean: μ of the pre-activation over this device's batch (over all devices for SyncBatchNorm).
-        variance: σ², biased.
-        eps: the layer's ε.
-        samples: how many values each channel had on this device.
-        place: which run of the layer this was since the last backward pass, from 0: the view of a siamese network.
-        gradient: ∂L/∂γ of this pass alone, as backward passes left it: neither clipped nor unscaled nor averaged over
-            processes. None where no backward pass went through, or none could be followed.
-    """
-
-    scale: Tensor
-    shift: Tensor
-    mean: Tensor
-    variance: Tensor
-    eps: float
-    samples: int = 0
-    place: int = 0
-    gradient: Tensor | None = None
-
-
-@dataclass
-class _Pass:
-    """One forward pass of a layer, while it is watched.
-
-    Attributes:
-        samples: how many values each channel had.
-        place: which run of the layer since the last backward pass.
-        saved: (mean, 1/std) of the autograd node, or None where they cannot be read.
-        affine: (γ, β), where they are whole during the forward pass only.
-        gradient: ∂L/∂γ, once a backward pass went through.
-        statistics: what was made of it.
-        closed: whether it was read.
-    """
-
-    samples: int
-    place: int = 0
-    saved: tuple[Tensor, Tensor] | None = None
-    affine: tuple[Tensor, Tensor] | None = None
-    gradient: Tensor | None = None
-    statistics: BatchStatistics | None = None
-    closed: bool = False
+from lightning_normgeo.probes.forward_pass import BatchStatistics, ForwardPass, note_pass, widened
 
 
 def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
@@ -107,7 +56,7 @@ class BatchNormProbe:
         self.divided = divided
         self.skipped: Counter[str] = Counter()
         self._handles: list[RemovableHandle] = []
-        self._passes: dict[str, list[_Pass]] = {name: [] for name in layers}
+        self._passes: dict[str, list[ForwardPass]] = {name: [] for name in layers}
         self._before: dict[str, tuple[Tensor, ...]] = {}
         self._by_difference = set(layers)
         self._samples = {name: _Samples() for name in layers if compiled}
@@ -136,7 +85,7 @@ class BatchNormProbe:
         self.pause()
         for name, layer in self.layers.items():
             if layer.training and not self.compiled:
-                note = partial(_note_pass, self._passes[name], self.divided)
+                note = partial(note_pass, self._passes[name], self.divided)
                 self._handles.append(
                     layer.register_forward_hook(note, prepend=True)
                 )  # before γ and β are divided again
@@ -161,7 +110,7 @@ class BatchNormProbe:
         """
         for name, samples in self._samples.items():
             if samples.count and name in self._before:
-                self._passes[name].append(_Pass(samples.count))
+                self._passes[name].append(ForwardPass(samples.count))
             samples.count = 0
         fresh = {name: [one for one in passes if not one.closed] for name, passes in self._passes.items()}
         fresh = {name: passes for name, passes in fresh.items() if passes}
@@ -207,13 +156,13 @@ class BatchNormProbe:
     def _remember(self) -> None:
         """Keep the running statistics of the layers whose autograd nodes cannot be read."""
         self._before = {
-            name: tuple(_copy(tensor) for tensor in _running(layer))
+            name: tuple(widened(tensor) for tensor in _running(layer))
             for name, layer in self.layers.items()
             if name in self._by_difference and layer.training
             if layer.track_running_stats and layer.running_mean is not None
         }
 
-    def _read_nodes(self, read: list[tuple[str, _Pass]]) -> None:
+    def _read_nodes(self, read: list[tuple[str, ForwardPass]]) -> None:
         """Read all passes in one go: an operation for each would cost more than what it does."""
         read = [(name, one) for name, one in read if not (self.divided and one.affine is None)]
         self._by_difference -= {name for name, _ in read}
@@ -223,7 +172,7 @@ class BatchNormProbe:
         channels = [layer.num_features for layer in layers]
         pairs = [one.affine or (layer.weight, layer.bias) for (_, one), layer in zip(read, layers, strict=True)]
         parts = (*zip(*pairs, strict=True), *zip(*(one.saved or () for _, one in read), strict=True))
-        scale, shift, mean, inverse_std = (_copy(torch.cat(list(part))) for part in parts)
+        scale, shift, mean, inverse_std = (widened(torch.cat(list(part))) for part in parts)
         eps = torch.cat([mean.new_full((n,), layer.eps) for n, layer in zip(channels, layers, strict=True)])
         variance = (inverse_std.pow(-2) - eps).clamp_min(0)
         columns = zip(*(torch.split(column, channels) for column in (scale, shift, mean, variance)), strict=True)
@@ -231,7 +180,7 @@ class BatchNormProbe:
             gamma, beta, mu, squared = row
             one.statistics = BatchStatistics(gamma, beta, mu, squared, layer.eps, one.samples, one.place)
 
-    def _read_difference(self, name: str, passes: list[_Pass]) -> None:
+    def _read_difference(self, name: str, passes: list[ForwardPass]) -> None:
         """Read a pass off the change of the running statistics, where there was one pass."""
         if len(passes) > 1:
             self.skipped["ran several times in one step"] += 1
@@ -241,17 +190,17 @@ class BatchNormProbe:
             return
         pair = self._from_difference(name, layer, one)
         if pair is not None:
-            scale, shift = one.affine or (_copy(layer.weight), _copy(layer.bias))
+            scale, shift = one.affine or (widened(layer.weight), widened(layer.bias))
             one.statistics = BatchStatistics(scale, shift, *pair, layer.eps, one.samples, one.place)
 
-    def _from_difference(self, name: str, layer: _BatchNorm, read: _Pass) -> tuple[Tensor, Tensor] | None:
+    def _from_difference(self, name: str, layer: _BatchNorm, read: ForwardPass) -> tuple[Tensor, Tensor] | None:
         """Return (mean, biased variance) of a layer from the change of its running statistics."""
         self._by_difference.add(name)  # at the latest from the next time on
         if name not in self._before:
             self.skipped["keeps no running statistics, and its autograd node cannot be read"] += 1
             return None
         mean, variance, count = self._before[name]
-        new_mean, new_variance, new_count = (_copy(tensor) for tensor in _running(layer))
+        new_mean, new_variance, new_count = (widened(tensor) for tensor in _running(layer))
         momentum = layer.momentum if layer.momentum is not None else 1 / new_count
         # exactly one update, else the difference means nothing; NaN is dropped on its way to the loggers
         once = torch.where(new_count - count == 1, 1.0, torch.nan)
@@ -267,32 +216,7 @@ def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
     return layer.running_mean, layer.running_var, layer.num_batches_tracked
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(wide_dtype(tensor.device), copy=True)
-
-
 def _note_samples(samples: _Samples, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
     """Note the number of samples. Dynamo guards on whatever a hook reads, so it reads nothing that changes."""
-    samples.count = args[0].numel() // args[0].shape[1]
-
-
-def _note_pass(passes: list[_Pass], divided: bool, layer: _BatchNorm, args: tuple[Tensor, ...], output: Any) -> None:
-    if not layer.training or not torch.is_grad_enabled():
-        return
-    hooked = saving_is_hooked()
-    if hooked and is_inside_backward():  # a checkpoint computes anew what was noted already
-        return
-    node = own_node(layer, getattr(output, "grad_fn", None))
-    saved = None if hooked or node is None else saved_statistics(node)
-    affine = (_copy(layer.weight), _copy(layer.bias)) if divided else None
-    place = sum(not one.closed for one in passes)
-    one = _Pass(args[0].numel() // args[0].shape[1], place, saved, affine)
-    passes.append(one)
-    if node is not None:
-        node.register_hook(partial(_note_gradient, one))
-
-
-def _note_gradient(one: _Pass, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
-    gradient = inputs[1]
-    if gradient is not None:
-        one.gradient = _copy(gradient) if one.gradient is None else one.gradient + gradient
+    if args:
+        samples.count = args[0].numel() // args[0].shape[1]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lightning_normgeo.geometry.angles import UpdateProducts
 from lightning_normgeo.geometry.increments import IncrementTerms
 from lightning_normgeo.normalization.units import WeightUnits
-from lightning_normgeo.probes.account import Entry, NormAccount
+from lightning_normgeo.probes.account import NormAccount
+from lightning_normgeo.probes.entry import Entry
 from lightning_normgeo.probes.measurement import ADDITIVE, WeightStep
 from lightning_normgeo.probes.reader import WeightReader
 from lightning_normgeo.probes.shards import Shards, local_part, local_rows

@@ -19,8 +19,9 @@ from lightning_normgeo.errors import harmless, warn_once
 from lightning_normgeo.geometry.angles import UpdateProducts, folded_products
 from lightning_normgeo.geometry.increments import IncrementTerms
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.probes.account import Entry, NormAccount
+from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.divided import DividedAccount
+from lightning_normgeo.probes.entry import Entry
 from lightning_normgeo.probes.measurement import ADDITIVE, StepMeasurement, WeightStep
 from lightning_normgeo.probes.shards import Lanes, ShardedWeight, Shards, is_divided
 
