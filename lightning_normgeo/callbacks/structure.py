@@ -43,6 +43,7 @@ class Structure:
         self._stand_ins = stand_ins
         self._found: dict[str, Observed] = {}
         self._refuted: set[str] = set()
+        self._unseen: set[str] = set()
         self.scales: dict[str, nn.Parameter] = {}
         self.guessed = False
         self.searched = 0
@@ -61,7 +62,7 @@ class Structure:
 
     def forget(self) -> None:
         """Begin another step; layers may have been frozen, thawed or added."""
-        self._found = {}
+        self._found, self._unseen = {}, set()
         if self._stand_ins is not None:
             self._stand_ins.watch()
 
@@ -78,10 +79,10 @@ class Structure:
 
     def report_none(self) -> None:
         """Say once if a whole step has no invariant weight, unless numbers have refuted some, which was said then."""
-        reasons = {one.units.reason for one in self.weights}
-        if self._found and not self._refuted and not any(one.units.invariant for one in self.weights):
-            listed = "; ".join(sorted(reasons)[:3])
-            warn_once(f"None of {len(self._found)} weights is scale invariant; all are controls: {listed}.")
+        seen = [one.units for name, one in self._found.items() if name not in self._unseen]
+        if seen and not self._refuted and not any(units.invariant for units in seen):
+            listed = "; ".join(sorted({units.reason for units in seen})[:3])
+            warn_once(f"None of {len(seen)} weights is scale invariant; all are controls: {listed}.")
 
     def refute(self, names: Iterable[str]) -> None:
         """Take weights for controls from here on, whatever graphs say."""
@@ -102,6 +103,7 @@ class Structure:
                 units = WeightUnits(name=name, kind="none", count=parameter.shape[0], reason=reason)
                 found.append(Observed(units, parameter))
         self._found |= {one.units.name: one for one in found}
+        self._unseen.update(one.units.name for one in found)
         return found
 
     def _search(self, module: nn.Module, graph: Graph) -> dict[str, Observed]:
