@@ -179,6 +179,28 @@ def values(x: Tensor, w: Tensor) -> Tensor:
     return ln(F.scaled_dot_product_attention(q, q, v).transpose(1, 2).flatten(2))
 
 
+def queries_and_values(x: Tensor, w: Tensor) -> Tensor:
+    y = x.flatten(2).transpose(1, 2) @ w.t()
+    return ln(F.scaled_dot_product_attention(y, x.flatten(2).transpose(1, 2)[..., [0, 1, 2, 3, 0, 1]], y))
+
+
+def two_orders(x: Tensor, w: Tensor) -> Tensor:
+    """Words of other places, brought together after both lists were joined to one axis."""
+    e, order = F.embedding(tokens(x), w), torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
+    return ln(e.index_select(1, order).view(-1, 5) + e.index_select(1, order.flip(0)).view(-1, 5))
+
+
+def read_across(y: Tensor) -> Tensor:
+    """The memory of transposed means, read as if they lay in a row."""
+    means = y.mean((2, 3), keepdim=True).transpose(0, 1).contiguous().transpose(0, 1)
+    return means.as_strided((7, 6, 1, 1), (6, 1, 6, 6))
+
+
+def onto_a_parameter(y: Tensor) -> Tensor:
+    base = torch.arange(6.0, dtype=y.dtype).view(6, 1, 1, 1).expand(6, *y.shape[1:])
+    return base.clone().requires_grad_().scatter_add(0, everywhere(y), y)
+
+
 def queries(x: Tensor, w: Tensor) -> Tensor:
     x = x.flatten(2).transpose(1, 2)
     q = x @ w.t()
@@ -222,6 +244,7 @@ CASES: dict[str, Case] = {
     "embedding-with-positions": Case(
         lambda x, w: ln(F.embedding(tokens(x), w) + torch.arange(40.0).view(8, 5)), "none", 9, weight=(9, 5)
     ),
+    "embedding-in-two-orders": Case(two_orders, "none", 9, weight=(9, 5)),
     "bag-of-words": Case(lambda x, w: ln(F.embedding(tokens(x), w).sum(1)), "none", 9, weight=(9, 5)),
     # written into something
     "scatter-add": Case(normed(lambda y: zeros(y).scatter_add(0, everywhere(y), y)), "filter", 6, True),
@@ -231,6 +254,7 @@ CASES: dict[str, Case] = {
         "none",
         6,
     ),
+    "scatter-add-to-a-parameter": Case(normed(onto_a_parameter), "none", 6),
     "scatter-add-over-channels": Case(normed(channel_sums), "layer", 1, True),
     "scatter": Case(normed(lambda y: zeros(y, 9).scatter(0, along(y, 0), y)), "filter", 6, True),
     "scatter-reduce": Case(
@@ -295,6 +319,7 @@ CASES: dict[str, Case] = {
     "windows-of-channels": Case(lambda x, w: ln(conv(x, w).unfold(1, 3, 1)), "none", 6),
     "channels-last-pool": Case(normed(channels_last_pool), "filter", 6),
     "as-strided": Case(normed(lambda y: y.contiguous().as_strided((7, 6, 2), (4, 28, 1))), "none", 6),
+    "as-strided-means": Case(normed(read_across), "none", 6),
     "triangle": Case(normed(torch.tril), "filter", 6),
     "sorted-places": Case(normed(lambda y: y.sort(2)[0]), "filter", 6),
     "sorted-channels": Case(normed(lambda y: y.sort(1)[0]), "layer", 1),
@@ -323,6 +348,7 @@ CASES: dict[str, Case] = {
     "matrix-and-vector-of-both-sides": Case(matrix_vector, "none", 4, weight=MATRIX),
     "sparse-product": Case(sparse, "filter", 6, weight=MATRIX),
     "attention-values": Case(values, "layer", 1, weight=MATRIX),
+    "attention-queries-and-values": Case(queries_and_values, "none", 6, weight=MATRIX),
     "attention-queries": Case(queries, "none", 6, weight=MATRIX),
     # slices of other dimensions
     "class-rows": Case(class_head, "filter", 6, weight=MATRIX),
