@@ -351,3 +351,15 @@ def test_values_that_are_not_finite_are_left_out_and_said_to_be(tmp_path: Path) 
         record = fit(tmp_path, Overflowing(), steps=1)
     assert "affine/abs_beta_minus_mu_mean" not in record.metrics
     assert "affine/abs_beta_minus_mu_channel/net.1" in record.metrics
+
+
+def test_layers_called_with_keywords_are_read(tmp_path: Path) -> None:
+    class Keywords(Project):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.net:
+                x = layer(input=x)
+            return x
+
+    record = fit(tmp_path, *[monitor() for monitor in MONITORS], project=Keywords())
+    assert record.metrics["affine/abs_beta_minus_mu_mean"]
+    assert record.metrics["orthogonality/max_abs_cos_corrected"]
