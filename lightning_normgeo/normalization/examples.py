@@ -61,14 +61,25 @@ def inputs_by_trial(
 
 @contextmanager
 def attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Put attributes back that a forward pass assigns, such as counters and caches."""
-    before = [(child, dict(vars(child))) for child in module.modules()]
+    """Put back what a forward pass assigns to modules: attributes such as counters and caches, tensors."""
+    before = [(child, dict(vars(child)), _tensors(child)) for child in module.modules()]
     try:
         yield
     finally:
-        for child, attributes in before:
+        for child, attributes, tensors in before:
             vars(child).clear()
             vars(child).update(attributes)
+            for registered, entries in tensors:
+                registered.clear()
+                registered.update(entries)
+
+
+def _tensors(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return what holds a module's parameters and buffers, and its entries.
+
+    torch's ``functional_call`` does not put those of a module with two names back.
+    """
+    return [(registered, dict(registered)) for registered in (module._parameters, module._buffers)]
 
 
 def _made_up(module: nn.Module) -> Iterator[Any]:

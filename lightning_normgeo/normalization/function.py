@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,7 +122,7 @@ class Yardstick:
             with _evaluating(self.module), attributes_kept(self.module), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 args, kwargs = arguments(pytree.tree_map(self._cast, self.example))
-                outputs = functional_call(self.module, self._state(), args, kwargs)
+                outputs = functional_call(self.module, self._state(), args, kwargs, tie_weights=False)
         finally:
             for handle in handles:
                 handle.remove()
@@ -141,9 +141,18 @@ class Yardstick:
 
         return self.module.get_submodule(name).register_forward_hook(note)
 
-    def _state(self) -> Mapping[str, Tensor]:
-        tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        return {name: self._cast(tensor.detach().clone()) for name, tensor in tensors.items()}
+    def _state(self) -> dict[str, Tensor]:
+        """Return copies of all parameters and buffers; each under one name of its module, tied ones as one copy.
+
+        With ``tie_weights`` torch would put copies in place of the tensors of a module that has two names.
+        """
+        state: dict[str, Tensor] = {}
+        copies: dict[int, Tensor] = {}
+        for path, child in self.module.named_modules():
+            own = [*child.named_parameters(path, recurse=False), *child.named_buffers(path, recurse=False)]
+            for name, tensor in own:
+                state[name] = copies.setdefault(id(tensor), self._cast(tensor.detach().clone()))
+        return state
 
     def _cast(self, value: Any) -> Any:
         if self.wide and isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):

@@ -55,7 +55,8 @@ def plan_all(
     for source in sources:
         reads = inputs.get(source.layer, Inputs())
         dims = _dims(source, reads, wish.usual)
-        reason = unsuitable(source, reads.shape) or _obstacle(source, reads, dims, wish) or _guesswork(reads, wish)
+        shape = None if wish.hint else reads.shape  # one made up shows positions, not what the last dimension is
+        reason = unsuitable(source, shape) or _obstacle(source, reads, dims, wish) or _guesswork(reads, wish)
         plan = reason or _plan_one(source, reads, dims, wish)
         if isinstance(plan, Plan):
             plans.append(plan)
