@@ -17,6 +17,7 @@ from lightning_normgeo.normalization.sources import Source
 from lightning_normgeo.normalization.weights import Linear
 
 _SIZES = {1: (64, 256), 2: (64, 224, 32, 28), 3: (16, 32)}  # positions along each dimension, by their number
+_LARGEST = 2**22  # values of a sample
 _SAMPLES = 2  # a batch normalization in training mode takes no single one
 
 
@@ -99,7 +100,7 @@ def _made_up(module: nn.Module) -> Iterator[Any]:
 def _own_examples(module: nn.Module) -> Iterator[Any]:
     """Yield the examples of LightningModules and of Hugging Face's models."""
     for attribute in ("example_input_array", "dummy_inputs"):
-        example = getattr(module, attribute, None)
+        example = _attribute(module, attribute)
         if isinstance(example, (Tensor, tuple, dict)):
             yield example
 
@@ -107,11 +108,19 @@ def _own_examples(module: nn.Module) -> Iterator[Any]:
 def _images(module: nn.Module) -> Iterator[Tensor]:
     """Yield an image batch of the size that a timm model inside says."""
     for child in module.modules():
-        configured = getattr(child, "default_cfg", None)
+        configured = _attribute(child, "default_cfg")
         size = configured.get("input_size") if isinstance(configured, dict) else None
         if isinstance(size, (tuple, list)) and all(isinstance(length, int) for length in size):
             yield _noise(*size)
             return
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    """Return an attribute, or None where there is none or a property fails."""
+    try:
+        return getattr(module, name, None)
+    except Exception:
+        return None
 
 
 def _for_first_layer(module: nn.Module) -> Iterator[Tensor]:
@@ -124,7 +133,8 @@ def _for_first_layer(module: nn.Module) -> Iterator[Tensor]:
         yield _noise(8, first.in_features)
     elif first is not None:
         dims = len(first.kernel_size)
-        for size in _SIZES[dims]:
+        fitting = [size for size in _SIZES[dims] if first.in_channels * size**dims <= _LARGEST]
+        for size in fitting:
             yield _noise(first.in_channels, *[size] * dims)
 
 

@@ -103,7 +103,7 @@ class SwapReport:
         where = "" if self.example is None else f", on noise made up here, {self.example}"
         if self.kept:
             return f"kept (relative change {self.change:.1g}{where})"
-        meant = "" if self.keeps else ", as was to be expected"
+        meant = "" if self.keeps else f", {self.to} does not keep it"
         return f"changed by {self.change:.2g} of its size{meant}{where}"
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_normgeo.normalization.feeders import Feeder
 from lightning_normgeo.normalization.folding import without_place
-from lightning_normgeo.normalization.function import LAYER_KEPT, MODEL_KEPT, Difference, Yardstick, layer_tolerance
+from lightning_normgeo.normalization.function import MODEL_KEPT, Difference, Yardstick, layer_tolerance
 from lightning_normgeo.normalization.registry import Normalization
 from lightning_normgeo.normalization.sources import Source
 from lightning_normgeo.normalization.swap_report import Change, LeftAlone
@@ -59,20 +59,15 @@ class Trial:
         left: list[LeftAlone] = []
         while plans:
             undo, changes, difference = self._attempt(plans)
-            if unwanted := self._changed_layers(plans, difference):
+            unwanted = self._explained(plans, difference)
+            suspects = [] if unwanted else self._suspects(plans, difference)
+            if unwanted or suspects:
                 undo.restore()
-            elif suspects := self._suspects(plans, difference):
-                undo.restore()
-                unwanted = self._tried_alone(suspects, difference)
-                if not unwanted:  # each alone keeps the function, and all together do not: that is said
+                unwanted = unwanted or self._tried_alone(suspects, difference)
+                if not unwanted:  # each alone keeps the function and all together do not: that is said
                     undo, changes, difference = self._attempt(plans)
             if not unwanted:
-                measured = {
-                    source: [replace(change, change=difference.layers.get(source.name)) for change in of_source]
-                    for source, of_source in changes.items()
-                }
-                ordered = {plan.source: measured[plan.source] for plan in plans}
-                return Outcome(ordered, left, difference.total, undo)
+                return _outcome([plan.source for plan in plans], changes, left, difference, undo)
             left += [LeftAlone(name, why) for source, why in unwanted.items() for name in source.names]
             plans = [plan for plan in plans if plan.source not in unwanted]
         return Outcome(left=left)
@@ -94,19 +89,17 @@ class Trial:
             return Difference(None, {})
         return self.yardstick.difference()
 
-    def _changed_layers(self, plans: Sequence[Plan], difference: Difference) -> dict[Source, str]:
-        """Return the layers that should have kept their function and did not, or of which that is not known."""
+    def _explained(self, plans: Sequence[Plan], difference: Difference) -> dict[Source, str]:
+        """Return the layers that would lose their function, or may, since something of them has no place to go."""
         unwanted = {}
-        for plan in [] if difference.error else plans:
+        for plan in plans:
             change = difference.layers.get(plan.source.name)
-            if not keeps(plan.source, self.target):
+            if difference.error or not isinstance(plan.fold, str) or not keeps(plan.source, self.target):
                 continue
-            if change is not None and change > self.tolerance:
-                unwanted[plan.source] = (
-                    f"{_cause(plan)}: it would change by {change:.2g} of its size in evaluation mode"
-                )
-            elif change is None and isinstance(plan.fold, str):
+            if change is None:
                 unwanted[plan.source] = f"{_cause(plan)}, and {self._unknown()}"
+            elif change > self.tolerance:
+                unwanted[plan.source] = _reason(plan, change)
         return unwanted
 
     def _unknown(self) -> str:
@@ -119,23 +112,29 @@ class Trial:
         """Return the plans one of which may be why the model does not run, or computes something else."""
         if difference.error:
             return list(plans)
-        if difference.total is None or difference.total <= MODEL_KEPT:
-            return []
-        suspects = [plan for plan in plans if keeps(plan.source, self.target)]
-        return suspects if len(suspects) == len(plans) else []
+        keeping = [plan for plan in plans if keeps(plan.source, self.target)]
+        layers = [difference.layers.get(plan.source.name) or 0.0 for plan in keeping]
+        total = (difference.total or 0.0) if len(keeping) == len(plans) else 0.0
+        changed = max(layers, default=0.0) > self.tolerance or total > max(MODEL_KEPT, self.tolerance)
+        return keeping if changed else []
 
     def _tried_alone(self, plans: Sequence[Plan], together: Difference) -> dict[Source, str]:
-        """Return the layers without which the model fails, or changes although the layer itself does not."""
+        """Return the layers without which the model fails or computes something else; others only suffer from them."""
         unwanted = {}
         for plan in plans:
-            undo, _, difference = self._attempt([plan])
+            undo, _, alone = self._attempt([plan])
             undo.restore()
-            if difference.error:
-                unwanted[plan.source] = f"the model does not run without it ({difference.error})"
-            elif not together.error and (difference.total or 0) > max(LAYER_KEPT, self.tolerance):
+            own, total = alone.layers.get(plan.source.name) or 0.0, alone.total or 0.0
+            if alone.error:
+                unwanted[plan.source] = f"the model does not run without it ({alone.error})"
+            elif together.error:
+                continue
+            elif own > self.tolerance:
+                unwanted[plan.source] = _reason(plan, own)
+            elif total > self.tolerance:
                 unwanted[plan.source] = (
-                    "something else in the model reads what would change: its outputs would change by "
-                    f"{difference.total:.2g} of their size in evaluation mode"
+                    f"something else in the model reads what would change: its outputs would change by {total:.2g} of "
+                    "their size in evaluation mode"
                 )
         if together.error and not unwanted:
             return {plan.source: f"the model does not run after the swap ({together.error})" for plan in plans}
@@ -155,6 +154,25 @@ def _cause(plan: Plan) -> str:
         return f"{' and '.join(without_place(plan.source, plan.layer))} would be dropped ({plan.fold})"
     lost = ", ".join(plan.source.lost)
     return lost or "something between it and the weight in front, or in that layer, does more than torch's own"
+
+
+def _reason(plan: Plan, change: float) -> str:
+    return f"{_cause(plan)}: it would change by {change:.2g} of its size in evaluation mode"
+
+
+def _outcome(
+    sources: Sequence[Source],
+    changes: dict[Source, list[Change]],
+    left: list[LeftAlone],
+    difference: Difference,
+    undo: Snapshot,
+) -> Outcome:
+    """Return what was settled, with what was measured of each layer."""
+    measured = {
+        source: [replace(change, change=difference.layers.get(source.name)) for change in changes[source]]
+        for source in sources
+    }
+    return Outcome(measured, left, difference.total, undo)
 
 
 def _snapshot(module: nn.Module, plans: Sequence[Plan]) -> Snapshot:
