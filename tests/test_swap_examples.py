@@ -40,7 +40,7 @@ def digits() -> nn.Module:
 
 
 MADE_UP: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "images": (conv_bn, "(2, 4, 64, 64)"),
+    "images": (conv_bn, "(2, 4, 32, 32)"),
     "digits": (digits, "(2, 4, 28, 28)"),
     "signals": (lambda: nn.Sequential(nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6)), "(2, 3, 64)"),
     "volumes": (lambda: nn.Sequential(nn.Conv3d(2, 6, 3), nn.BatchNorm3d(6)), "(2, 2, 16, 16, 16)"),
@@ -49,7 +49,7 @@ MADE_UP: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "timm": (lambda: declared(default_cfg={"input_size": (4, 10, 11)}), "(2, 4, 10, 11)"),
     "Lightning": (lambda: declared(example_input_array=torch.rand(5, 4, 12, 10)), "(5, 4, 12, 10)"),
     "Hugging Face": (lambda: declared(dummy_inputs={"x": torch.rand(5, 4, 11, 10)}), "(5, 4, 11, 10)"),
-    "broken": (lambda: declared(default_cfg={"input_size": (3, 10, 11)}, dummy_inputs={}), "(2, 4, 64, 64)"),
+    "broken": (lambda: declared(default_cfg={"input_size": (3, 10, 11)}, dummy_inputs={}), "(2, 4, 32, 32)"),
 }
 
 

@@ -47,7 +47,7 @@ def test_two_convolutions_added_before_one_normalization() -> None:
     guessed, seen = copy.deepcopy(net), net
     made_up = swap_norm(guessed, "cwn")
     assert sorted(made_up.changes[0].weights) == ["a", "b"]
-    assert made_up.example == "(2, 4, 64, 64)"
+    assert made_up.example == "(2, 4, 32, 32)"
     report = swap_norm(seen, "cwn", example_batch=x2d())
     assert sorted(report.changes[0].weights) == ["a", "b"]
     assert "more than one weight in front" in report.changes[0].note

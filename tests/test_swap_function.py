@@ -52,10 +52,15 @@ def test_the_number_is_that_of_an_independent_comparison(build: Callable[[], nn.
     before = copy.deepcopy(net)
     report = swap_norm(net, to, example_batch=x if given else None)
     if not given:
-        assert report.example == "(2, 4, 64, 64)"
-        x = torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+        size = 64 if to in ("in", "ln", "gn", "gn+ws") else 32
+        assert report.example == f"(2, 4, {size}, {size})"
+        x = torch.randn(2, 4, size, size, generator=torch.Generator().manual_seed(0))[:1]
+    if not given and to not in EXACT:
+        assert report.change is None
+        assert "function in evaluation mode: not measured: pass example_batch" in str(report)
+        return
     change = relative(function(net, x), function(before, x))
-    assert report.change == pytest.approx(change, rel=1e-6, abs=1e-9)
+    assert report.change == pytest.approx(change, rel=1e-4, abs=3e-6)
     assert report.kept == (change < 1e-3)
     assert report.keeps == report.kept == (to in EXACT)
     if to in EXACT:
@@ -222,14 +227,14 @@ def test_what_cannot_be_measured_is_said(case: str) -> None:
     net, x = worn(of(run)).train(), x2d(2, size=9)
     report = swap_norm(net, "none", example_batch=x)  # traced, and directly in front: folded
     assert report.change is report.kept is report.changes[0].change is None
-    with pytest.raises(ConfigurationError, match=f"function in evaluation mode: not measured[.:] {why}"):
+    with pytest.raises(ConfigurationError, match=f"function in evaluation mode: not measured: {why}"):
         raise ConfigurationError(str(report))
     net = worn(Net(lambda m, x: run(m, x) + m.conv(x), conv=nn.Conv2d(4, 6, 3), bn=nn.BatchNorm2d(6))).train()
     with pytest.raises(ConfigurationError, match=f"would be dropped .*could not be measured: {why}"):
         swap_norm(net, "none", example_batch=x)
 
 
-@pytest.mark.parametrize("to", ["none", "gn"])
+@pytest.mark.parametrize("to", ["none", "wn+mbn"])
 def test_without_values_nothing_is_measured(to: str) -> None:
     with torch.device("meta"):
         net = conv_bn()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from lightning_normgeo.normalization import NORMS, swap_norm
@@ -20,26 +21,25 @@ def test_hooks_that_go_are_reported() -> None:
 
 
 def test_the_report_as_text() -> None:
-    net = nn.Sequential(ConvNet(), nn.LayerNorm(4))
-    report = swap_norm(net, "gn", groups=2)
+    net = nn.Sequential(ConvNet(), nn.Unflatten(1, (2, 2)), nn.LayerNorm(2))
+    report = swap_norm(net, "gn", groups=2, example_batch=torch.rand(2, 3, 8, 8))
     changes, lost = [change.change for change in report.changes], "running mean dropped, running variance dropped"
     assert str(report) == "\n".join(
         [
-            "to gn: 2 layers changed, 1 left alone, 674 -> 674 parameters",
-            f"  function in evaluation mode: changed by {report.change:.2g} of its size, gn does not keep it, on noise "
-            "made up here, (2, 3, 64, 64)",
+            "to gn: 2 layers changed, 1 left alone, 670 -> 670 parameters",
+            f"  function in evaluation mode: changed by {report.change:.2g} of its size, gn does not keep it",
             f"  0.1  BatchNorm2d -> GroupNorm(2 groups) ({lost}, changed by {changes[0]:.2g} of its size)",
             f"  0.4  BatchNorm2d -> GroupNorm(2 groups) ({lost}, changed by {changes[1]:.2g} of its size)",
-            "  1    left alone: it normalizes the last dimension of its input, not channels (N, C, ...)",
+            "  2    left alone: it normalizes the last dimension of its input, not channels (N, C, ...)",
         ]
     )
-    net.insert(1, nn.Module())  # which cannot be run
+    net[1] = nn.Module()  # which cannot be run
     report = swap_norm(net, "cwn", layers="0.4")
     assert report.change is report.changes[0].change is report.kept is None
     assert str(report) == "\n".join(
         [
-            "to cwn: 1 layer changed, 2 left alone, 674 -> 666 parameters",
-            "  function in evaluation mode: not measured. Pass example_batch, on which the model can be run",
+            "to cwn: 1 layer changed, 2 left alone, 670 -> 662 parameters",
+            "  function in evaluation mode: not measured: pass example_batch",
             "  weights in front found by the order in Sequentials alone, since the model was not run",
             "  0.4  GroupNorm(2 groups) -> Identity, weights of 0.3 (γ and β folded into weight and bias of 0.3)",
             "  0.1  left alone: layers='0.4' does not match it",

@@ -16,7 +16,7 @@ from lightning_normgeo.normalization.feeders import Inputs, inputs_by_graph
 from lightning_normgeo.normalization.sources import Source
 from lightning_normgeo.normalization.weights import Linear
 
-_SIZES = {1: (64, 256), 2: (64, 224, 32, 28), 3: (16, 32)}  # positions along each dimension, by their number
+_SIZES = {1: (64, 256), 2: (32, 64, 224, 28), 3: (16, 32)}  # positions along each dimension, by their number
 _LARGEST = 2**22  # values of a sample
 _SAMPLES = 2  # a batch normalization in training mode takes no single one
 
@@ -43,14 +43,19 @@ def few(example: Any, samples: int = _SAMPLES) -> Any:
 
 
 def inputs_by_trial(
-    module: nn.Module, sources: Sequence[Source]
+    module: nn.Module, sources: Sequence[Source], large: bool = False
 ) -> tuple[dict[nn.Module, Inputs], Any] | tuple[None, None]:
     """Find what feeds each normalization with the first made-up example that the model takes.
+
+    Args:
+        module: the model.
+        sources: its normalizations.
+        large: whether 64 pixels are tried before 32, as maps are to be no smaller than they will be.
 
     Returns:
         What :func:`inputs_by_graph` finds, and the example; None twice where the model took none.
     """
-    for example in _made_up(module):
+    for example in _made_up(module, large):
         with attributes_kept(module), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -83,10 +88,10 @@ def _tensors(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [(registered, dict(registered)) for registered in (module._parameters, module._buffers)]
 
 
-def _made_up(module: nn.Module) -> Iterator[Any]:
+def _made_up(module: nn.Module, large: bool) -> Iterator[Any]:
     """Yield inputs that a model may take, on its device: its own examples, timm's image size, for its first layer."""
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    for example in itertools.chain(_own_examples(module), _images(module), _for_first_layer(module)):
+    for example in itertools.chain(_own_examples(module), _images(module), _for_first_layer(module, large)):
         yield pytree.tree_map(
             lambda leaf: (
                 leaf.to(like.device, like.dtype if leaf.is_floating_point() else None)
@@ -123,7 +128,7 @@ def _attribute(module: nn.Module, name: str) -> Any:
         return None
 
 
-def _for_first_layer(module: nn.Module) -> Iterator[Tensor]:
+def _for_first_layer(module: nn.Module, large: bool) -> Iterator[Tensor]:
     """Yield inputs of several sizes with the channels of the layer that is registered first."""
     first = next((child for child in module.modules() if isinstance(child, (*Linear, nn.Embedding))), None)
     if isinstance(first, nn.Embedding):
@@ -133,7 +138,8 @@ def _for_first_layer(module: nn.Module) -> Iterator[Tensor]:
         yield _noise(8, first.in_features)
     elif first is not None:
         dims = len(first.kernel_size)
-        fitting = [size for size in _SIZES[dims] if first.in_channels * size**dims <= _LARGEST]
+        sizes = sorted(_SIZES[dims], key=lambda size: size != 64) if large else _SIZES[dims]
+        fitting = [size for size in sizes if first.in_channels * size**dims <= _LARGEST]
         for size in fitting:
             yield _noise(first.in_channels, *[size] * dims)
 

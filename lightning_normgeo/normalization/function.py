@@ -4,7 +4,7 @@ Sizes are root mean squares, and a change is relative:
 
 .. math:: \lVert y' - y \rVert_2 / \lVert y \rVert_2
 
-Parameters and inputs are taken in float64 where the model can compute in it, so that rounding does not blur a verdict.
+It is computed in float32 (half precision would blur it), and where that leaves a verdict in doubt once more in float64.
 """
 
 from __future__ import annotations
@@ -62,19 +62,23 @@ class Yardstick:
 
     Args:
         module: the model.
-        example: a batch or a tuple or dict of arguments; of a batch with many samples the first two are used.
+        example: a batch or a tuple or dict of arguments.
         places: module paths of the layers to be looked at.
+        samples: how many samples of the batch are used, if the model takes so few.
 
     Attributes:
         problem: why nothing can be measured, in words; None where it can.
+        dtype: the least precision that is computed in; None for what the model has.
     """
 
-    def __init__(self, module: nn.Module, example: Any, places: list[str]) -> None:
-        self.module, self.places = module, places
+    def __init__(self, module: nn.Module, example: Any, places: list[str], samples: int = 2) -> None:
+        self.module, self.places, self.example = module, places, example
         self.problem: str | None = None
-        self.example, self.wide, self.before = example, True, Pass([])
-        attempts = [(some, wide) for wide in (True, False) for some in (few(example), example)]
-        for self.example, self.wide in attempts:
+        self.dtype: torch.dtype | None = torch.float32
+        self.before = Pass([])
+        self._can_widen = True
+        attempts = [(some, dtype) for dtype in (torch.float32, None) for some in (few(example, samples), example)]
+        for self.example, self.dtype in attempts:
             try:
                 self.before = self._run()
                 self.problem = self._fault()
@@ -82,13 +86,33 @@ class Yardstick:
             except Exception as error:
                 self.problem = self.problem or f"the model fails in evaluation mode ({_short(error)})"
 
+    def widen(self) -> bool:
+        """Compute in float64 from now on, if the model can, which has to be as it was before the change."""
+        if not self._can_widen:
+            return False
+        self._can_widen, narrow = False, self.dtype
+        self.dtype = torch.float64
+        try:
+            self.before = self._run()
+        except Exception:
+            self.dtype = narrow
+            return False
+        return True
+
     def difference(self) -> Difference:
         """Return how the model differs from what it was; whatever was changed is found under the same paths."""
         try:
-            total = _largest(self.before.outputs, self._run().outputs)
+            after = self._run().outputs
+            total = _largest(self.before.outputs, after)
+            # common random numbers of torch are given; others show when the same model runs twice
+            if total is not None and LAYER_KEPT < total < math.inf:
+                noise = _largest(after, self._run().outputs)
+                if noise is None or noise > LAYER_KEPT:
+                    self.problem = "the model is random: it gives other outputs for the same input"
+                    return Difference(None, {})
             replayed = self._run(replay=True).layers
         except Exception as error:
-            return Difference(None, dict.fromkeys(self.places), _short(error))
+            return Difference(None, {}, _short(error))
         layers = {}
         for name in self.places:
             old, new = self.before.layers.get(name, []), replayed.get(name, [])
@@ -104,9 +128,6 @@ class Yardstick:
             return "the model is on the meta device and has no values"
         if not all(bool(output.isfinite().all()) for output in outputs):
             return f"its outputs are not finite for an input of shape {shapes(self.example)}"
-        again = _largest(outputs, self._run().outputs)
-        if again is None or again > 1e-2 * LAYER_KEPT:
-            return "the model is random: it gives other outputs for the same input"
         return None
 
     def _run(self, replay: bool = False) -> Pass:
@@ -142,22 +163,25 @@ class Yardstick:
         return self.module.get_submodule(name).register_forward_hook(note)
 
     def _state(self) -> dict[str, Tensor]:
-        """Return copies of all parameters and buffers; each under one name of its module, tied ones as one copy.
+        """Return parameters and copies of buffers; each under one name of its module, tied ones as one tensor.
 
-        With ``tie_weights`` torch would put copies in place of the tensors of a module that has two names.
+        With ``tie_weights`` torch would leave copies in place of the tensors of a module that has two names.
         """
         state: dict[str, Tensor] = {}
-        copies: dict[int, Tensor] = {}
+        wide: dict[int, Tensor] = {}
         for path, child in self.module.named_modules():
-            own = [*child.named_parameters(path, recurse=False), *child.named_buffers(path, recurse=False)]
-            for name, tensor in own:
-                state[name] = copies.setdefault(id(tensor), self._cast(tensor.detach().clone()))
+            for name, parameter in child.named_parameters(path, recurse=False):
+                state[name] = wide.setdefault(id(parameter), self._cast(parameter.detach()))
+            for name, buffer in child.named_buffers(path, recurse=False):
+                state[name] = wide.setdefault(id(buffer), self._cast(buffer.clone()))
         return state
 
     def _cast(self, value: Any) -> Any:
-        if self.wide and isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
-            return value.to(torch.complex128 if value.is_complex() else torch.float64)
-        return value
+        if self.dtype is None or not isinstance(value, Tensor):
+            return value
+        if value.is_floating_point():
+            return value.to(torch.promote_types(value.dtype, self.dtype))
+        return value.to(torch.complex128) if value.is_complex() and self.dtype == torch.float64 else value
 
 
 def layer_tolerance(dtype: torch.dtype) -> float:

@@ -14,7 +14,7 @@ from lightning_normgeo.normalization.feeders import Inputs, inputs_by_graph, inp
 from lightning_normgeo.normalization.function import Yardstick
 from lightning_normgeo.normalization.graph import is_compiled
 from lightning_normgeo.normalization.planning import plan_all
-from lightning_normgeo.normalization.registry import find_norm
+from lightning_normgeo.normalization.registry import Normalization, find_norm
 from lightning_normgeo.normalization.sources import Source, matching, normalization_layers
 from lightning_normgeo.normalization.swap_report import LeftAlone, SwapReport
 from lightning_normgeo.normalization.trial import Trial, keeps
@@ -50,9 +50,9 @@ def swap_norm(
     for the matrix. ``gn+ws`` and the like do both and fold nothing: running statistics of a trained batch
     normalization do not fit the changed weights, and a pass in training mode has to renew them.
 
-    Whether the function was kept is measured, not believed: the model runs in evaluation mode before and after, in
-    float64 where it can, and each layer is compared with what it was. A layer that should keep its function and would
-    not is left alone, with the reason. Everything that the forward passes touch is put back.
+    Whether the function was kept is measured, not believed: the model runs in evaluation mode before and after, and
+    each layer is compared with what it was. A layer that should keep its function and would not is left alone, with the
+    reason. Everything that the forward passes touch is put back.
 
     Args:
         module: the model; layers inside it are replaced.
@@ -64,7 +64,8 @@ def swap_norm(
         example_batch: a batch, or the tuple of arguments. The model runs on it to find the weights in front of each
             layer, also through sums and concatenations, and to measure what the swap changed. Default: the model's own
             example (``example_input_array``, timm's ``input_size``), or noise that its first layer takes. A model that
-            runs on none of these is changed only where no guess is needed.
+            runs on none of these is changed only where no guess is needed. Changes that are meant are measured with an
+            example that was given alone.
         optimizer: an optimizer that exists already, to be checked; that of a running Trainer is found by itself.
 
     Returns:
@@ -82,9 +83,13 @@ def swap_norm(
     _check_wrapping(module)
     found = normalization_layers(module)
     sources, parameters = matching(found, layers), _count(module)
-    inputs, example, hint = _look(module, found, example_batch)
+    inputs, example, hint = _look(module, found, example_batch, target)
     plans, left = plan_all(module, sources, inputs, target, groups, hint)
-    yardstick = None if example is None else Yardstick(module, example, [plan.source.name for plan in plans])
+    yardstick = None
+    # noise shows whether a function is kept, and what data would make of one that is not it does not show
+    if example_batch is not None or (example is not None and any(keeps(plan.source, target) for plan in plans)):
+        samples = 1 if example_batch is None else 2
+        yardstick = Yardstick(module, example, [plan.source.name for plan in plans], samples)
     replaced = {plan.source: {id(p) for p in plan.changed_parameters(target)} for plan in plans}
     outcome = Trial(module, target, unbiased, yardstick, hint).settle(plans)
     left += outcome.left
@@ -104,18 +109,20 @@ def swap_norm(
         parameters_after=_count(module),
         traced=example is not None if target.data is None or target.weight is not None else None,
         change=outcome.change,
-        unmeasured=hint if yardstick is None else yardstick.problem,
+        unmeasured="pass example_batch" if yardstick is None else yardstick.problem,
         example=shapes(example) if example is not None and example_batch is None else None,
         keeps=all(keeps(source, target) for source in outcome.changes),
     )
 
 
-def _look(module: nn.Module, found: Sequence[Source], example_batch: Any) -> tuple[dict[nn.Module, Inputs], Any, str]:
+def _look(
+    module: nn.Module, found: Sequence[Source], example_batch: Any, target: Normalization
+) -> tuple[dict[nn.Module, Inputs], Any, str]:
     """Return what each normalization reads, the example that this was seen with, and what to do about it."""
     if example_batch is not None:
         with attributes_kept(module):
             return inputs_by_graph(module, found, example_batch), example_batch, ""
-    inputs, example = inputs_by_trial(module, found)
+    inputs, example = inputs_by_trial(module, found, large=target.data in ("in", "gn", "ln"))
     if inputs is None:
         return inputs_in_order(module, found), None, "Pass example_batch, on which the model can be run"
     return inputs, example, f"Seen with an input made up here, {shapes(example)}; pass example_batch to see a true one"

@@ -99,7 +99,7 @@ class SwapReport:
     @property
     def _verdict(self) -> str:
         if self.change is None:
-            return f"not measured. {self.unmeasured}" if self.example is None else f"not measured: {self.unmeasured}"
+            return f"not measured: {self.unmeasured}"
         where = "" if self.example is None else f", on noise made up here, {self.example}"
         if self.kept:
             return f"kept (relative change {self.change:.1g}{where})"

@@ -59,6 +59,10 @@ class Trial:
         left: list[LeftAlone] = []
         while plans:
             undo, changes, difference = self._attempt(plans)
+            if self._is_close(plans, difference):
+                undo.restore()
+                self._widen()
+                undo, changes, difference = self._attempt(plans)
             unwanted = self._explained(plans, difference)
             suspects = [] if unwanted else self._suspects(plans, difference)
             if unwanted or suspects:
@@ -88,6 +92,18 @@ class Trial:
         if self.yardstick is None or self.yardstick.problem is not None:
             return Difference(None, {})
         return self.yardstick.difference()
+
+    def _is_close(self, plans: Sequence[Plan], difference: Difference) -> bool:
+        """Whether a change is so near to what is tolerated that rounding may decide."""
+        keeping = [plan.source.name for plan in plans if keeps(plan.source, self.target)]
+        changes = [difference.layers.get(name) or 0.0 for name in keeping]
+        if len(keeping) == len(plans):
+            changes.append(difference.total or 0.0)
+        return any(0.1 * self.tolerance < change < 10 * MODEL_KEPT for change in changes)
+
+    def _widen(self) -> None:
+        if self.yardstick is not None:
+            self.yardstick.widen()
 
     def _explained(self, plans: Sequence[Plan], difference: Difference) -> dict[Source, str]:
         """Return the layers that would lose their function, or may, since something of them has no place to go."""
