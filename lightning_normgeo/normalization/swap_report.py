@@ -93,8 +93,12 @@ class SwapReport:
 
     @property
     def kept(self) -> bool | None:
-        """Whether the model computes in evaluation mode what it did, to a thousandth; None if not measured."""
-        return None if self.change is None else self.change <= MODEL_KEPT
+        """Whether model and layers compute in evaluation mode what they did, to a thousandth; None if not measured."""
+        return None if self.change is None else max(self.change, self._largest) <= MODEL_KEPT
+
+    @property
+    def _largest(self) -> float:
+        return max((change.change for change in self.changes if change.change is not None), default=0.0)
 
     @property
     def _verdict(self) -> str:
@@ -103,8 +107,10 @@ class SwapReport:
         where = "" if self.example is None else f", on noise made up here, {self.example}"
         if self.kept:
             return f"kept (relative change {self.change:.1g}{where})"
+        # what follows may hide it for this example, as a layer that saturates does
+        inside = f", its layers by up to {self._largest:.2g}" if self.change <= MODEL_KEPT else ""
         meant = "" if self.keeps else f", {self.to} does not keep it"
-        return f"changed by {self.change:.2g} of its size{meant}{where}"
+        return f"changed by {self.change:.2g} of its size{inside}{meant}{where}"
 
 
 def describe(layer: nn.Module) -> str:
