@@ -69,6 +69,7 @@ class Yardstick:
     Attributes:
         problem: why nothing can be measured, in words; None where it can.
         dtype: the least precision that is computed in; None for what the model has.
+        widened: whether float64 was tried.
     """
 
     def __init__(self, module: nn.Module, example: Any, places: list[str], samples: int = 2) -> None:
@@ -76,7 +77,7 @@ class Yardstick:
         self.problem: str | None = None
         self.dtype: torch.dtype | None = torch.float32
         self.before = Pass([])
-        self._can_widen = True
+        self.widened = False
         attempts = [(some, dtype) for dtype in (torch.float32, None) for some in (few(example, samples), example)]
         for self.example, self.dtype in attempts:
             try:
@@ -86,18 +87,14 @@ class Yardstick:
             except Exception as error:
                 self.problem = self.problem or f"the model fails in evaluation mode ({_short(error)})"
 
-    def widen(self) -> bool:
+    def widen(self) -> None:
         """Compute in float64 from now on, if the model can, which has to be as it was before the change."""
-        if not self._can_widen:
-            return False
-        self._can_widen, narrow = False, self.dtype
+        self.widened, narrow = True, self.dtype
         self.dtype = torch.float64
         try:
             self.before = self._run()
         except Exception:
             self.dtype = narrow
-            return False
-        return True
 
     def difference(self) -> Difference:
         """Return how the model differs from what it was; whatever was changed is found under the same paths."""

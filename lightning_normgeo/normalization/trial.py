@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ class Trial:
             undo, changes, difference = self._attempt(plans)
             if self._is_close(plans, difference):
                 undo.restore()
-                self._widen()
+                cast("Yardstick", self.yardstick).widen()
                 undo, changes, difference = self._attempt(plans)
             unwanted = self._explained(plans, difference)
             suspects = [] if unwanted else self._suspects(plans, difference)
@@ -94,16 +95,14 @@ class Trial:
         return self.yardstick.difference()
 
     def _is_close(self, plans: Sequence[Plan], difference: Difference) -> bool:
-        """Whether a change is so near to what is tolerated that rounding may decide."""
+        """Whether a change is so near to what is tolerated that rounding may decide, and there is a remedy."""
+        if self.yardstick is None or self.yardstick.widened:
+            return False
         keeping = [plan.source.name for plan in plans if keeps(plan.source, self.target)]
         changes = [difference.layers.get(name) or 0.0 for name in keeping]
         if len(keeping) == len(plans):
             changes.append(difference.total or 0.0)
-        return any(0.1 * self.tolerance < change < 10 * MODEL_KEPT for change in changes)
-
-    def _widen(self) -> None:
-        if self.yardstick is not None:
-            self.yardstick.widen()
+        return any(0.3 * self.tolerance < change < 10 * MODEL_KEPT for change in changes)
 
     def _explained(self, plans: Sequence[Plan], difference: Difference) -> dict[Source, str]:
         """Return the layers that would lose their function, or may, since something of them has no place to go."""
