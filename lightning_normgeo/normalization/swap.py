@@ -86,8 +86,9 @@ def swap_norm(
     inputs, example, hint = _look(module, found, example_batch, target)
     plans, left = plan_all(module, sources, inputs, target, groups, hint)
     yardstick = None
-    # noise shows whether a function is kept, and what data would make of one that is not it does not show
-    if example_batch is not None or (example is not None and any(keeps(plan.source, target) for plan in plans)):
+    # noise shows whether a function is kept; how far another one is from it, data have to show
+    keeping = target.folds or any(keeps(plan.source, target) for plan in plans)
+    if example_batch is not None or (example is not None and keeping):
         samples = 1 if example_batch is None else 2
         yardstick = Yardstick(module, example, [plan.source.name for plan in plans], samples)
     replaced = {plan.source: {id(p) for p in plan.changed_parameters(target)} for plan in plans}
