@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_normgeo.normalization import NORMS, swap_norm
 from tests.projects import ConvNet
-from tests.small_models import conv_bn
+from tests.small_models import conv_bn, worn
 
 
 def test_hooks_that_go_are_reported() -> None:
@@ -58,3 +58,12 @@ def test_the_report_counts_parameters() -> None:
         assert report.to == to
         assert report.parameters_before == 4 * 6 * 9 + 12
         assert report.parameters_after == sum(p.numel() for p in net.parameters())
+
+
+def test_what_was_never_to_keep_its_function_is_named_beside_what_was() -> None:
+    net = nn.Sequential(*worn(conv_bn()), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.GroupNorm(2, 4))
+    report = swap_norm(net, "wn", example_batch=torch.randn(2, 4, 9, 9))
+    verdict = f"changed by {report.change:.2g} of its size by 4, wn keeps that of batch normalizations alone"
+    assert str(report).splitlines()[1] == f"  function in evaluation mode: {verdict}"
+    assert report.changes[0].change < 1e-5
+    assert not report.keeps

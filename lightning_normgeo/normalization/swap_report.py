@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_normgeo.normalization.function import LAYER_KEPT, MODEL_KEPT
+from lightning_normgeo.normalization.registry import NORMS
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,11 @@ class SwapReport:
             return f"kept (relative change {self.change:.1g}{where})"
         # what follows may hide it for this example, as a layer that saturates does
         inside = f", its layers by up to {self._largest:.2g}" if self.change <= MODEL_KEPT else ""
-        meant = "" if self.keeps else f", {self.to} does not keep it"
-        return f"changed by {self.change:.2g} of its size{inside}{meant}{where}"
+        scope = "keeps that of batch normalizations alone" if NORMS[self.to].folds else "does not keep it"
+        meant = "" if self.keeps else f", {self.to} {scope}"
+        changed = [change.name for change in self.changes if (change.change or 0.0) > LAYER_KEPT]
+        names = f" by {', '.join(changed)}" if len(changed) in (1, 2, 3) and len(changed) < len(self.changes) else ""
+        return f"changed by {self.change:.2g} of its size{names}{inside}{meant}{where}"
 
 
 def describe(layer: nn.Module) -> str:
