@@ -22,7 +22,7 @@ _LAYERS = {
     "bn": "`BatchNorm2d`",
     "ln": "`GroupNorm(1, C)`: channels and positions jointly",
     "in": "`InstanceNorm2d(affine=True)`",
-    "gn": "`GroupNorm(32, C)`",
+    "gn": "`GroupNorm(32, C)`, or fewer groups for few values",
     "mbn": "`MeanOnlyBatchNorm`",
 }
 _WEIGHTS = {
@@ -32,6 +32,31 @@ _WEIGHTS = {
     "ws": "`WeightStandardization` (deviation with n - 1; `unbiased: false` for the paper's n)",
     "sn": "torch's `spectral_norm`",
 }
+
+_SWAP = """
+## What `swap_norm` keeps, and how you know
+
+`print(swap_norm(model, "wn", example_batch=images))` says in its second line whether the function of evaluation mode
+was kept. That is measured: the model runs before and after, each layer with the inputs that it had, and the change is
+‖y' - y‖ / ‖y‖. Buffers, random numbers, modes and attributes are put back. `report.kept`, `report.change` and
+`report.changes[i].change` are the numbers.
+
+- `none`, `wn`, `sn` and `wn+mbn` keep the function that a batch normalization had. A layer that would not (a sum or
+  an activation in front of it, several readers, tied weights, a forward of its own) is left alone, with the reason.
+  Fresh statistics do nothing, and may go anywhere. Between batch normalizations everything is kept.
+- `cwn` and `ws` keep it up to the mean of each row. The others make another function, and the report says how far it
+  is.
+- A weight that is parametrized already, computed by hooks, or standardized in its layer's forward (timm's
+  `StdConv2d`) is not parametrized: the one would undo the other.
+- What would normalize one or two values is left alone: of one value zero is left, of two the signs. By default groups
+  have two channels and eight values of a sample or more: 64 channels behind a linear layer make 8 groups. `groups=`
+  with one or two values is refused.
+
+Without `example_batch` the model runs on an input that is made up: its own `example_input_array` or `dummy_inputs`,
+the `input_size` of a timm model, or noise with the channels of its first layer. That finds what feeds each layer, and
+shows whether a function that should be kept is kept. A model that takes none of these is changed where a plain
+`nn.Sequential` shows what feeds a layer; everywhere else it is left alone, and the report asks for `example_batch`.
+"""
 
 
 def config(name: str, norm: Normalization, decay: bool) -> str:
@@ -61,7 +86,7 @@ def table() -> str:
         gain = " and a learnable gain" if norm.gain and norm.weight in ("cwn", "ws", "sn") else ""
         cells = (f"`{name}`", norm.title, norm.source, _LAYERS[norm.data], _WEIGHTS[norm.weight] + gain)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + _SWAP
 
 
 def files() -> dict[Path, str]:

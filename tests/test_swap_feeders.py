@@ -45,11 +45,14 @@ def test_two_convolutions_added_before_one_normalization() -> None:
     assert feeders(net) == {"bn": ["b"]}
     assert feeders(net, x2d()) == {"bn": ["a", "b"]}
     guessed, seen = copy.deepcopy(net), net
-    assert swap_norm(guessed, "cwn").changes[0].weights == ("b",)
+    made_up = swap_norm(guessed, "cwn")
+    assert sorted(made_up.changes[0].weights) == ["a", "b"]
+    assert made_up.example == "(2, 4, 32, 32)"
     report = swap_norm(seen, "cwn", example_batch=x2d())
     assert sorted(report.changes[0].weights) == ["a", "b"]
     assert "more than one weight in front" in report.changes[0].note
     assert "found by a forward pass" in str(report)
+    assert report.example is None
 
 
 def test_a_concatenation_is_fed_by_all_its_parts() -> None:
@@ -61,8 +64,10 @@ def test_a_concatenation_is_fed_by_all_its_parts() -> None:
     )
     assert feeders(net) == {}
     assert feeders(net, x2d()) == {"bn": ["a", "b"]}
+    net.run, run = None, net.run
     with pytest.raises(ConfigurationError, match="no linear or convolutional layer was found to feed it by the order"):
         swap_norm(net, "wn")
+    net.run = run
     swap_norm(net, "wn", example_batch=x2d())
 
 

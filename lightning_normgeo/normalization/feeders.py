@@ -42,11 +42,13 @@ class Inputs:
         feeders: the layers that it comes from.
         shape: of a batch of it, the one with the fewest positions; None where none was seen.
         traced: whether the model was run to find out.
+        chained: if it was not, whether a plain Sequential holds the layer and what feeds it, so that it is no guess.
     """
 
     feeders: tuple[Feeder, ...] = ()
     shape: tuple[int, ...] | None = None
     traced: bool = False
+    chained: bool = False
 
 
 def inputs_in_order(module: nn.Module, sources: Iterable[Source]) -> dict[nn.Module, Inputs]:
@@ -68,10 +70,18 @@ def inputs_in_order(module: nn.Module, sources: Iterable[Source]) -> dict[nn.Mod
         elif child in wanted or not (list(child.children()) or child in inside):
             before = child
     readers = Counter((feeder.layer, parents[norm]) for norm, feeder in found.items())  # siblings take turns
-    return {
-        norm: Inputs((replace(feeder, direct=feeder.direct and readers[feeder.layer, parents[norm]] == 1),))
-        for norm, feeder in found.items()
-    }
+    inputs = {}
+    for norm, feeder in found.items():
+        direct = feeder.direct and readers[feeder.layer, parents[norm]] == 1
+        chained = parents.get(feeder.layer) is parents[norm] and _is_chain(parents[norm], feeder.layer, norm)
+        inputs[norm] = Inputs((replace(feeder, direct=direct),), chained=chained)
+    return inputs
+
+
+def _is_chain(parent: nn.Module, *layers: nn.Module) -> bool:
+    """Whether a module runs its parts one after the other, and nothing else happens to some of them."""
+    plain = type(parent).forward is nn.Sequential.forward and "forward" not in vars(parent)
+    return plain and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
 def inputs_by_graph(module: nn.Module, sources: Sequence[Source], batch: Any) -> dict[nn.Module, Inputs]:

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_normgeo.normalization.feeders import Feeder, outputs_of
 from lightning_normgeo.normalization.layers import MeanOnlyBatchNorm
-from lightning_normgeo.normalization.sources import Source, overrides
-from lightning_normgeo.normalization.weights import Gain, normalize_weight, parametrizations_of, rows_dim
+from lightning_normgeo.normalization.row_scaling import scales_with_weight
+from lightning_normgeo.normalization.sources import Source
+from lightning_normgeo.normalization.weights import (
+    Gain,
+    normalize_weight,
+    parametrizations_of,
+    rows_dim,
+)
 
 
 def without_place(source: Source, layer: nn.Module | None) -> list[str]:
@@ -49,8 +56,10 @@ def foldable(source: Source, layer: nn.Module, feeders: Sequence[Feeder], tied: 
         return f"the weight of {feeder.name} is parametrized without a gain for each row"
     if not feeder.direct or outputs_of(feeder.layer) != source.channels:
         return f"{feeder.name} is not directly in front of this layer alone"
-    if overrides(feeder.layer, "forward", "_conv_forward"):
-        return f"{type(feeder.layer).__name__} has a forward of its own"
+    if not scales_with_weight(feeder.layer):
+        return f"{type(feeder.layer).__name__} has a forward of its own, in which its weight does not act as it is"
+    if is_parametrized(feeder.layer, "bias"):
+        return f"the bias of {feeder.name} is parametrized"
     if any(id(parameter) in tied for parameter in feeder.layer.parameters()):
         return f"weight or bias of {feeder.name} is used elsewhere too"
     return feeder

@@ -11,6 +11,10 @@ from lightning_normgeo.errors import ConfigurationError
 
 GROUPS = 32
 """Groups of a group normalization where the channels allow it (Wu & He 2018)."""
+FEWEST_VALUES = 8
+"""Values of a sample that each group has by default; of two, normalized jointly, only the signs are left."""
+LITTLE_LEFT = {1: "of one value a normalization leaves zero", 2: "of two values a normalization leaves the signs alone"}
+"""The outcome of a normalization over so few values, in words: nothing that could be learned from."""
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
@@ -26,6 +30,7 @@ class LayerSettings:
         momentum: of running statistics; None for a cumulative average.
         affine: whether it has γ and β.
         groups: for ``gn``; :func:`default_groups` if None.
+        positions: spatial positions of its input; None where unknown.
     """
 
     channels: int
@@ -34,11 +39,21 @@ class LayerSettings:
     momentum: float | None = 0.1
     affine: bool = True
     groups: int | None = None
+    positions: int | None = None
 
 
-def default_groups(channels: int) -> int:
-    """Return the largest number of groups up to 32 that divides the channels and leaves at least two in each."""
-    fits = [g for g in range(1, min(GROUPS, channels // 2) + 1) if channels % g == 0]
+def default_groups(channels: int, positions: int | None = None) -> int:
+    """Return the largest number of groups up to 32 that divides the channels and leaves enough in each.
+
+    A group has two channels or more, and :data:`FEWEST_VALUES` values of a sample where the number of positions is
+    known: 64 channels behind a linear layer make 8 groups. If there are not so many values, it is one group.
+    """
+    enough = FEWEST_VALUES if positions is not None else 0
+    fits = [
+        groups
+        for groups in range(1, min(GROUPS, channels // 2) + 1)
+        if channels % groups == 0 and channels // groups * (positions or 1) >= enough
+    ]
     return max(fits, default=1)
 
 
@@ -46,7 +61,7 @@ def data_layer(kind: str, settings: LayerSettings) -> nn.Module:
     """Return a fresh layer: ``bn``, ``in``, ``gn``, ``ln`` (all channels and positions jointly) or ``mbn``.
 
     Raises:
-        ConfigurationError: for groups that do not divide the channels.
+        ConfigurationError: for groups that do not divide the channels, or of one or two values.
     """
     channels, dims, eps, affine = settings.channels, max(1, settings.dims), settings.eps, settings.affine
     if kind == "bn":
@@ -55,13 +70,20 @@ def data_layer(kind: str, settings: LayerSettings) -> nn.Module:
         return _INSTANCE_NORMS[dims](channels, eps=eps, affine=affine)
     if kind == "mbn":
         return MeanOnlyBatchNorm(channels, momentum=settings.momentum)
-    groups = default_groups(channels) if settings.groups is None else settings.groups
+    usual = default_groups(channels, settings.positions)
+    groups = usual if settings.groups is None else settings.groups
     groups = 1 if kind == "ln" else groups
     if groups < 1 or channels % groups:
         nearest = max((g for g in range(1, groups) if channels % g == 0), default=1)
         raise ConfigurationError(
             f"groups={groups} does not divide {channels} channels. Choose a divisor, such as {nearest}, or leave it "
             "out."
+        )
+    values = channels // groups * (settings.positions or FEWEST_VALUES)
+    if values in LITTLE_LEFT and groups > 1:
+        raise ConfigurationError(
+            f"groups={groups} of {channels} channels with {settings.positions} positions each have {values} values, "
+            f"and {LITTLE_LEFT[values]}. Choose at most {usual}, or leave it out."
         )
     return nn.GroupNorm(groups, channels, eps=eps, affine=affine)
 

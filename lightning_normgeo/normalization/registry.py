@@ -28,6 +28,11 @@ class Normalization:
         """Whether normalized weights get a learnable length: where no layer behind them has a γ."""
         return self.data is None
 
+    @property
+    def folds(self) -> bool:
+        """Whether what a batch normalization does in evaluation mode is to go into the weight in front, exactly."""
+        return self.data in (None, "mbn") and self.weight in (None, "wn", "sn")
+
 
 NORMS: dict[str, Normalization] = {
     "bn": Normalization("batch normalization", "Ioffe & Szegedy 2015", data="bn"),

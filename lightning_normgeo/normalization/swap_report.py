@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lightning_normgeo.normalization.function import LAYER_KEPT, MODEL_KEPT
+from lightning_normgeo.normalization.registry import NORMS
+
 
 @dataclass(frozen=True)
 class Change:
@@ -17,6 +20,8 @@ class Change:
         after: what is there now.
         weights: module paths of the layers whose weights were parametrized for it.
         note: what was folded, lost or left to do.
+        change: relative change of its outputs in evaluation mode, for the inputs that it had; None where it could not
+            be measured. See :mod:`~lightning_normgeo.normalization.function`.
     """
 
     name: str
@@ -24,6 +29,7 @@ class Change:
     after: str
     weights: tuple[str, ...]
     note: str
+    change: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,13 @@ class SwapReport:
         left: the layers that were left alone.
         parameters_before: number of parameter values of the model before.
         parameters_after: and after.
-        traced: whether what feeds each layer was seen in a forward pass, or else guessed from the order of
-            registration; None where weights have no part in the swap.
+        traced: whether what feeds each layer was seen in a forward pass, or else known from a Sequential; None where
+            weights have no part in the swap.
+        change: relative change of the model's outputs in evaluation mode, ‖y' - y‖ / ‖y‖, of the output that changed
+            most; None where it could not be measured.
+        unmeasured: why it could not, in words.
+        example: shapes of the input that was made up for it; None where an example was given, or none could be.
+        keeps: whether every replaced layer was meant to keep its function.
     """
 
     to: str
@@ -54,6 +65,10 @@ class SwapReport:
     parameters_before: int
     parameters_after: int
     traced: bool | None = None
+    change: float | None = None
+    unmeasured: str | None = None
+    example: str | None = None
+    keeps: bool = False
 
     def __str__(self) -> str:
         """Return the report as text, one line per layer."""
@@ -63,15 +78,43 @@ class SwapReport:
             f"to {self.to}: {len(self.changes)} {'layer' if len(self.changes) == 1 else 'layers'} changed, "
             f"{len(self.left)} left alone, {self.parameters_before:,} -> {self.parameters_after:,} parameters"
         ]
+        lines.append(f"  function in evaluation mode: {self._verdict}")
         if self.traced is not None:
-            guess = "the order of registration, a guess; with example_batch the model is traced"
-            lines.append(f"  weights in front found by {'a forward pass' if self.traced else guess}")
+            seen = "a forward pass" if self.traced else "the order in Sequentials alone, since the model was not run"
+            lines.append(f"  weights in front found by {seen}")
         for change in self.changes:
             weights = f", weights of {', '.join(change.weights)}" if change.weights else ""
-            note = f" ({change.note})" if change.note else ""
+            notes = [change.note] if change.note else []
+            if change.change is not None and change.change > LAYER_KEPT:
+                notes.append(f"changed by {change.change:.2g} of its size")
+            note = f" ({', '.join(notes)})" if notes else ""
             lines.append(f"  {change.name:{width}}  {change.before} -> {change.after}{weights}{note}")
         lines += [f"  {entry.name:{width}}  left alone: {entry.reason}" for entry in self.left]
         return "\n".join(lines)
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether model and layers compute in evaluation mode what they did, to a thousandth; None if not measured."""
+        return None if self.change is None else max(self.change, self._largest) <= MODEL_KEPT
+
+    @property
+    def _largest(self) -> float:
+        return max((change.change for change in self.changes if change.change is not None), default=0.0)
+
+    @property
+    def _verdict(self) -> str:
+        if self.change is None:
+            return f"not measured: {self.unmeasured}"
+        where = "" if self.example is None else f", on noise made up here, {self.example}"
+        if self.kept:
+            return f"kept (relative change {self.change:.1g}{where})"
+        # what follows may hide it for this example, as a layer that saturates does
+        inside = f", its layers by up to {self._largest:.2g}" if self.change <= MODEL_KEPT else ""
+        scope = "keeps that of batch normalizations alone" if NORMS[self.to].folds else "does not keep it"
+        meant = "" if self.keeps else f", {self.to} {scope}"
+        changed = [change.name for change in self.changes if (change.change or 0.0) > LAYER_KEPT]
+        names = f" by {', '.join(changed)}" if len(changed) in (1, 2, 3) and len(changed) < len(self.changes) else ""
+        return f"changed by {self.change:.2g} of its size{names}{inside}{meant}{where}"
 
 
 def describe(layer: nn.Module) -> str:

@@ -20,9 +20,8 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 
 from lightning_normgeo.errors import ConfigurationError
-
-Linear = (nn.Linear, nn.modules.conv._ConvNd)
-"""Layers whose weight can be normalized."""
+from lightning_normgeo.normalization.row_scaling import Linear as Linear
+from lightning_normgeo.normalization.row_scaling import scales_with_weight
 
 
 class _RowParametrization(nn.Module):
@@ -212,6 +211,11 @@ def refusal(layer: nn.Module, kind: str) -> str | None:
         return "its weight is no parameter but computed, as by torch.nn.utils.weight_norm or prune"
     if isinstance(layer, nn.modules.conv._ConvTransposeNd) and layer.groups > 1:
         return "its output channels are spread over groups (grouped transposed convolution)"
+    if not scales_with_weight(layer):
+        return (
+            f"{type(layer).__name__} has a forward of its own, in which its outputs do not scale with its weight (one "
+            "that standardizes it undoes any other parametrization)"
+        )
     weight = layer.weight
     fan_in = weight.numel() // max(1, weight.shape[rows_dim(layer)])
     if fan_in == 0:

@@ -1,0 +1,65 @@
+"""Whether a layer computes with its weight as it is, so that scaled rows are scaled output channels."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from lightning_normgeo.normalization.sources import overrides
+
+Linear = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers whose weight can be normalized."""
+
+
+@torch.no_grad()
+def scales_with_weight(layer: nn.Module) -> bool:
+    r"""Whether factors on the rows of weight and bias are factors on the output channels, and an offset is an offset.
+
+    .. math:: f(x; aW, ab + c) = a f(x; W, b) + c
+
+    That is so for torch's layers. A subclass with a forward of its own is tried on random numbers; one that
+    standardizes its weight before it uses it, or cannot be tried, is not taken to be linear.
+    """
+    if not overrides(layer, "forward", "_conv_forward"):
+        return True
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd) or "weight" not in layer._parameters:
+        return False
+    modes = [(child, child.training) for child in layer.modules()]
+    try:
+        for child, _ in modes:
+            child.training = False
+        return _is_linear_in_rows(layer)
+    except Exception:
+        return False
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+def _is_linear_in_rows(layer: nn.Module) -> bool:
+    state = {name: p.detach().double() for name, p in layer.named_parameters() if p.is_floating_point()}
+    state |= {name: b.double() for name, b in layer.named_buffers() if b.is_floating_point()}
+    weight, bias = state["weight"], state.get("bias")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_input_shape(layer), generator=generator, dtype=weight.dtype).to(weight.device)
+    factors = torch.linspace(0.5, 2, len(weight), dtype=weight.dtype, device=weight.device)
+    changed = {**state, "weight": weight * factors.view(-1, *[1] * (weight.ndim - 1))}
+    offset = torch.zeros_like(factors)
+    if bias is not None:
+        offset = factors.flip(0)
+        changed["bias"] = bias * factors + offset
+    channels = -1 if isinstance(layer, nn.Linear) else 1
+    shape = [1 if d != channels % x.ndim else -1 for d in range(x.ndim)]
+    before, after = functional_call(layer, state, (x,)), functional_call(layer, changed, (x,))
+    return bool(torch.allclose(after, before * factors.view(shape) + offset.view(shape), rtol=1e-9, atol=1e-9))
+
+
+def _input_shape(layer: nn.Module) -> tuple[int, ...]:
+    if isinstance(layer, nn.Linear):
+        return 2, layer.in_features
+    conv = cast("nn.modules.conv._ConvNd", layer)
+    reach = [2 + dilation * (size - 1) for size, dilation in zip(conv.kernel_size, conv.dilation, strict=True)]
+    return 2, conv.in_channels, *reach
