@@ -195,6 +195,15 @@ def test_finding_units_leaves_no_trace(training: bool) -> None:
     assert all(module.training is training for module in net.modules())
 
 
+def test_finding_units_leaves_a_module_with_two_names_alone() -> None:
+    norm = nn.BatchNorm2d(4)
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), norm, nn.Conv2d(4, 4, 3), norm)
+    kept, before = norm.running_mean, {key: value.clone() for key, value in net.state_dict().items()}
+    scale_invariant_units(net, torch.rand(3, 4, 8, 8))
+    assert norm.running_mean is kept
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()

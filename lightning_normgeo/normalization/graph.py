@@ -163,8 +163,8 @@ def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:
     devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     with torch.inference_mode(False), torch.random.fork_rng(sorted(devices, key=str)), torch.enable_grad():
         try:
-            buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-            outputs = functional_call(module, buffers, args, kwargs)
+            # each under one name of its module: torch would leave copies behind in modules that have two
+            outputs = functional_call(module, _copied_buffers(module), args, kwargs, tie_weights=False)
         except Exception as error:
             raise ConfigurationError(
                 f"{type(module).__name__} cannot take the example batch ({_describe(example_batch)}): {error}. Give "
@@ -177,6 +177,15 @@ def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:
             "the tensors that the loss is made of, and unfreeze the parameters to be looked at."
         )
     return found
+
+
+def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:
+    copies: dict[int, Tensor] = {}
+    return {
+        name: copies.setdefault(id(buffer), buffer.clone())
+        for path, child in module.named_modules()
+        for name, buffer in child.named_buffers(path, recurse=False)
+    }
 
 
 def is_compiled(module: nn.Module) -> bool:
