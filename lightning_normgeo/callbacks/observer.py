@@ -80,6 +80,7 @@ class Observer:
     @harmless
     def detach(self) -> None:
         """Remove every hook."""
+        self.structure.leave_constants()
         self.probe.detach()
         self.structure.rest()
         if self.batch_norms is not None:
@@ -90,6 +91,8 @@ class Observer:
         if not self._carries:
             self.structure.forget()
             self.probe.gradients.forget()
+        if self.structure.asks_for_constants and not self.structure.divided:
+            self.structure.watch_constants()
         self._backwards = 0
         self._reads_weights = any(monitor.needs_weights for monitor in monitors)
         self._reads_statistics = any(monitor.needs_statistics for monitor in monitors)
@@ -99,6 +102,7 @@ class Observer:
 
     def pause(self) -> None:
         """Leave no hooks on the model between two batches of one step."""
+        self.structure.leave_constants()
         if self.batch_norms is not None:
             self.batch_norms.pause()
 
@@ -110,6 +114,7 @@ class Observer:
     def disarm(self, waits: bool = False) -> None:
         """Read nothing more; with ``waits`` the graphs of gradients that are not applied yet are kept."""
         self._carries = waits
+        self.structure.leave_constants()
         self.probe.disarm()
         self.structure.rest()
         if self.batch_norms is not None:

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import warn_once
+from lightning_normgeo.normalization.constants import ZeroConstants
 from lightning_normgeo.normalization.graph import Graph
-from lightning_normgeo.normalization.invariance import REENTRANT, find_units
+from lightning_normgeo.normalization.invariance import REENTRANT, UNKNOWN_CONSTANT, find_units
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.units import WeightUnits
 from lightning_normgeo.probes.measurement import Observed
@@ -36,6 +37,8 @@ class Structure:
         scales: the γ of batch normalizations behind weights, by name.
         guessed: whether the units are a guess, as under ``torch.compile``.
         searched: how many graphs were read anew.
+        asks_for_constants: whether a constant that graphs do not show decides about units: :meth:`watch_constants`
+            would find out whether it is zero.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter] | None = None, stand_ins: StandIns | None = None) -> None:
@@ -47,6 +50,8 @@ class Structure:
         self.scales: dict[str, nn.Parameter] = {}
         self.guessed = False
         self.searched = 0
+        self.asks_for_constants = False
+        self._constants: ZeroConstants | None = None
         # with the parameters themselves: their ids in the signature stay theirs
         self._known: dict[tuple[Any, ...], tuple[dict[str, Observed], list[Tensor]]] = {}
 
@@ -71,16 +76,32 @@ class Structure:
         if self._stand_ins is not None:
             self._stand_ins.rest()
 
+    def watch_constants(self) -> None:
+        """Note the zero constants of the coming forward pass, such as what a graph network sums its messages into."""
+        self._constants = ZeroConstants()
+        self._constants.begin()
+
+    def leave_constants(self) -> frozenset[Any]:
+        """Stop noting them, and return the nodes that were noted."""
+        constants, self._constants = self._constants, None
+        if constants is None:
+            return frozenset()
+        constants.leave()
+        return frozenset(constants.nodes)
+
     def read(self, module: nn.Module, loss: Tensor) -> None:
         """Add the weights behind ``loss``, before its backward pass; several of them in a step are joined."""
-        graph = Graph(loss, stand_ins=None if self._stand_ins is None else self._stand_ins.names)
-        found = self._known[graph.signature][0] if graph.signature in self._known else self._search(module, graph)
+        watched, zeros = self._constants is not None, self.leave_constants()
+        graph = Graph(loss, stand_ins=None if self._stand_ins is None else self._stand_ins.names, zeros=zeros)
+        known = self._known.get(graph.signature)
+        found = self._search(module, graph, watched) if known is None else known[0]
         self._add(found, {id(leaf.variable) for leaf in graph.leaves})
 
     def report_none(self) -> None:
         """Say once if a whole step has no invariant weight, unless numbers have refuted some, which was said then."""
         seen = [one.units for name, one in self._found.items() if name not in self._unseen]
-        if seen and not self._refuted and not any(units.invariant for units in seen):
+        settled = not self._refuted and not self.asks_for_constants
+        if seen and settled and not any(units.invariant for units in seen):
             listed = "; ".join(sorted({units.reason for units in seen})[:3])
             warn_once(f"None of {len(seen)} weights is scale invariant; all are controls: {listed}.")
 
@@ -106,7 +127,7 @@ class Structure:
         self._unseen.update(one.units.name for one in found)
         return found
 
-    def _search(self, module: nn.Module, graph: Graph) -> dict[str, Observed]:
+    def _search(self, module: nn.Module, graph: Graph, watched: bool) -> dict[str, Observed]:
         self.searched += 1
         units, self.guessed = find_units(module, graph)
         hidden = [one.name for one in units if one.reason == REENTRANT]
@@ -123,6 +144,9 @@ class Structure:
         # not one with leaves of its own, such as an attacked image: it would be kept, and never recognized
         own = {id(parameter) for parameter in parameters.values()} | (graph.stand_ins or {}).keys()
         repeats = not self.guessed and all(id(leaf.variable) in own for leaf in graph.leaves)
+        undecided = any(UNKNOWN_CONSTANT in one.reason for one in units)
+        self.asks_for_constants = undecided and not watched
+        repeats = repeats and not self.asks_for_constants
         if repeats and len(self._known) < _GRAPHS:
             self._known[graph.signature] = observed, [leaf.variable for leaf in graph.leaves]
         return observed

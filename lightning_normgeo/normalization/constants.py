@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils import _pytree as pytree
 
 
@@ -25,6 +25,21 @@ class ZeroConstants(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.nodes: set[Any] = set()
+
+    def begin(self) -> None:
+        """Enter the mode, until :meth:`leave`."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(self) -> None:
+        """End the mode, also beneath modes that others have entered since and not left yet."""
+        stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        if not any(mode is self for mode in stack):
+            return
+        above = []
+        while (top := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
+            above.append(top)
+        for mode in reversed(above):
+            _push_mode(mode)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_normgeo.normalization.invariance.layout import Axis, Scaled, broadcast, picked, plain
 from lightning_normgeo.normalization.invariance.walk import (
+    UNKNOWN_CONSTANT,
     BiasNotScaledError,
     NotInvariantError,
     Walk,
@@ -170,7 +171,7 @@ def _written(walk: Walk) -> Scaled:
     without_offset(source)
     if base is None:
         if not (walk.beside_zeros() or _into_saved_zeros(walk)):
-            raise NotInvariantError("it is written into a tensor that the graph does not show to be zero")
+            raise NotInvariantError(f"it is written into a tensor {UNKNOWN_CONSTANT}")
     elif base.degree != source.degree or base.offset is not None:
         raise NotInvariantError("it is written into a tensor that scales in another way")
     return source
@@ -202,6 +203,6 @@ def _fitting(axis: Axis, size: int) -> Axis:
 
 def _beside_zeros(walk: Walk) -> Scaled:
     if not walk.beside_zeros():
-        raise NotInvariantError("its output stands beside a constant that the graph does not show to be zero")
+        raise NotInvariantError(f"its output stands beside a constant {UNKNOWN_CONSTANT}")
     state = without_offset(the_operand(walk))
     return state.over(broadcast(state.axes, walk.shape))

@@ -28,6 +28,10 @@ Operands = list[Scaled | None]
 _MOVES = {"View", "ReshapeAlias", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "ToCopy", "Clone"}
 
 
+UNKNOWN_CONSTANT = "that the graph does not show to be zero"
+"""Part of the reason why a weight has no units that a constant decides about: ``ZeroConstants`` would tell."""
+
+
 class NotInvariantError(Exception):
     """The loss depends on the scale of the weight, or may; the text says why."""
 
