@@ -17,7 +17,7 @@ _fits = itertools.count()
 class Agreement:
     """Knows whether every process observes, so that none waits for another one in a collective.
 
-    A process that has monitors says so in the store of the process group when training starts, which waits for nobody.
+    A process says in the store of the process group, before its first batch, what it observes, which waits for nobody.
     By the first measured step all of them have taken part in a backward pass, so what the store holds is final.
 
     Args:
@@ -26,19 +26,29 @@ class Agreement:
 
     def __init__(self, trainer: Any) -> None:
         self.processes: int = trainer.world_size
-        self._all: bool | None = None if self.processes > 1 else False
+        self._rank: int = trainer.global_rank
+        self._all: bool | None = False
+        self._keys: list[str] = []
+        self._store: Any = None
+
+    def declare(self, what: object) -> None:
+        """Say what this process observes: all have to observe the same.
+
+        Args:
+            what: anything whose text tells it, such as the cadences of all monitors.
+        """
         if self.processes > 1 and torch.distributed.is_initialized():
-            self._store: Any = torch.distributed.distributed_c10d._get_default_store()
-            self._fit = next(_fits)
-            self._store.set(self._key(trainer.global_rank), "observes")
-        else:
-            self._all = False
+            fit = next(_fits)
+            self._keys = [f"lightning_normgeo/{fit}/{rank}/{what}" for rank in range(self.processes)]
+            self._store = torch.distributed.distributed_c10d._get_default_store()
+            self._store.set(self._keys[self._rank], "observed")
+            self._all = None
 
     @property
     def everyone_observes(self) -> bool:
         """Whether all processes have monitors; asked for the first time in a measured step."""
         if self._all is None:
-            self._all = self._store.check([self._key(rank) for rank in range(self.processes)])
+            self._all = bool(self._store.check(self._keys))
         return self._all
 
     def averaged(self, sums: Mapping[str, GammaSums]) -> dict[str, GammaSums] | None:
@@ -52,9 +62,6 @@ class Agreement:
         torch.distributed.all_reduce(flat)
         parts = iter(torch.split(flat / self.processes, [p.numel() for one in sums.values() for p in one]))
         return {name: GammaSums(next(parts), next(parts)) for name in sums}
-
-    def _key(self, rank: int) -> str:
-        return f"lightning_normgeo/{self._fit}/{rank}"
 
 
 def zeros_like(channels: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> dict[str, GammaSums]:

@@ -63,6 +63,10 @@ class Observer:
         self.probe.before_update = self._before_update
         self.probe.unseen = lambda parameters: self._unseen(module, parameters)
 
+    def declare(self, cadences: Sequence[int]) -> None:
+        """Tell the other processes what this one observes."""
+        self._agreement.declare((tuple(cadences), sum(self._channels.values())))
+
     def watch_batch_norms(self, module: nn.Module) -> None:
         """Read batch statistics too."""
         if self.batch_norms is None:

@@ -140,6 +140,8 @@ class Session:
     def _open(self, trainer: Any, module: nn.Module) -> None:
         """Say what will be measured, before the first batch."""
         self._opened = True
+        if self.observer is not None:
+            self.observer.declare(self._cadences)
         norms = self.observer.batch_norms if self.observer is not None else None
         rank_zero_info(narration.opening(self.monitors, trainer, module, None if norms is None else len(norms.layers)))
 
@@ -214,20 +216,23 @@ class Session:
         confirmation = self.observer.confirmation
         for monitor in monitors:
             monitor.find_sites(step.units.site for step in measured.steps)
-        for _ in range(2):
-            readings = [reading for monitor in monitors for reading in _readings(monitor, measured) or ()]
-            readings += confirmation.readings(measured)
-            row = transfer(readings, valid, _chosen(monitors)) if readings else None
-            if row is None:
-                if readings:
-                    self.left_out["its gradients are not finite"] += 1
-                return None
-            verdict = confirmation.judge(row) if not measured.turned else None
-            if verdict is None or not verdict.refuted:
-                self.publisher.check(row, measured, verdict)
-                return row
+        row = self._read(monitors, measured, valid)
+        verdict = None if row is None or measured.turned else confirmation.judge(row)
+        if row is not None and verdict is not None and verdict.refuted:
             confirmation.refute(verdict.refuted, row)
             measured = measured.without_invariance(verdict.refuted)
+            row = self._read(monitors, measured, valid)
+        if row is not None:
+            self.publisher.check(row, measured, verdict)
+        return row
+
+    def _read(self, monitors: list[Any], measured: Measured, valid: list[Tensor]) -> Row | None:
+        assert self.observer is not None  # noqa: S101
+        readings = [reading for monitor in monitors for reading in _readings(monitor, measured) or ()]
+        readings += self.observer.confirmation.readings(measured)
+        row = transfer(readings, valid, _chosen(monitors)) if readings else None
+        if row is None and readings:
+            self.left_out["its gradients are not finite"] += 1
         return row
 
 
