@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,38 @@ def test_weights_changed_by_others_are_the_residual() -> None:
     residuals = [metrics["norm_growth/cumulative_residual/net.0"] for _, metrics in rows.rows]
     assert residuals == pytest.approx([changes[0], sum(changes)], rel=1e-12)
     assert rows.rows[-1][1]["norm_growth/cumulative_residual/net.3"] == pytest.approx(0, abs=1e-14)
+
+
+class Interrupted(Project):
+    """The third step runs out of memory, which the project catches."""
+
+    automatic_optimization = False
+
+    def on_train_start(self) -> None:
+        self.steps = 0
+        self.trainer.optimizers[0].register_step_pre_hook(self.fail_once)  # after the monitors' own
+
+    def fail_once(self, *_: Any) -> None:
+        self.steps += 1
+        if self.steps == 3:
+            raise MemoryError
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        with suppress(MemoryError):
+            optimizer.step()
+
+
+def test_a_step_that_an_error_ends_adds_nothing() -> None:
+    rows = Rows()
+    monitor = NormGrowthMonitor(5, layers="*", cumulative=True)
+    data = images(48, dtype=torch.float64)
+    trainer(monitor, steps=-1, max_epochs=1, logger=rows).fit(Interrupted(sgd(momentum=0.9)).double(), data)
+    (_, metrics), *_ = rows.rows
+    assert metrics["norm_growth/cumulative_predicted/net.0"] > 0
+    assert metrics["norm_growth/cumulative_residual/net.0"] == pytest.approx(0, abs=1e-14)
 
 
 def test_layers_thawed_later_are_counted_from_then_on() -> None:
