@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -317,12 +318,14 @@ class Interrupted(Project):
 
     def on_train_start(self) -> None:
         self.steps = 0
-        self.trainer.optimizers[0].register_step_pre_hook(self.fail_once)  # after the monitors' own
+        optimizer: Any = self.trainer.optimizers[0]
+        optimizer._init_group = partial(self.fail_once, optimizer._init_group)  # the first that a step calls
 
-    def fail_once(self, *_: Any) -> None:
+    def fail_once(self, begin: Any, *args: Any) -> Any:
         self.steps += 1
         if self.steps == 3:
             raise MemoryError
+        return begin(*args)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         optimizer = self.optimizers()

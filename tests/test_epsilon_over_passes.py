@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_normgeo import OrthogonalityMonitor
 from lightning_normgeo.callbacks.measured import Measured
@@ -248,6 +249,19 @@ class Clipped(ByHand):
     def passes(self, batch: Any, optimizer: Any) -> None:
         self.manual_backward(self.loss(batch))
         self.clip_gradients(optimizer, gradient_clip_val=0.05, gradient_clip_algorithm="norm")
+
+
+class Reentrant(ConvNet):
+    """Runs in the backward pass, which is over before the monitors see another one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = checkpoint(super().forward, x.requires_grad_(), use_reentrant=True)
+        return found
+
+
+def test_what_runs_inside_a_backward_pass_is_read_before_gamma_moves() -> None:
+    rows, monitor = observe(Project(net=Reentrant(eps=EPS)), torch.float64)
+    check(rows, monitor, torch.float64)
 
 
 @DTYPES
