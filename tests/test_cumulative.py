@@ -153,6 +153,24 @@ def test_several_optimizers_have_one_account() -> None:
     check(*observe(TwoOptimizers(), steps=-1, max_epochs=1))
 
 
+class ByTurns(TwoOptimizers):
+    """One optimizer steps, then the other."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        self.optimizers()[batch_idx % 2].step()
+
+
+def test_weights_that_rest_stay_in_the_sums() -> None:
+    rows, account = Rows(), Account()
+    monitor = NormGrowthMonitor(1, layers="*", cumulative=True)
+    trainer(account, monitor, steps=-1, max_epochs=1, logger=rows).fit(ByTurns(), images(32))
+    truth = sum(step.get("net.0.weight", 0.0) for step in account.increments())
+    assert rows.rows[-1][1]["norm_growth/cumulative_increment/net.0"] == pytest.approx(truth, rel=1e-6)
+    assert {"norm_growth/increment/net.0"} <= rows.rows[-2][1].keys() - rows.rows[-1][1].keys(), "it has rested"
+
+
 class TwoLosses(TwoOptimizers):
     """Each optimizer has a backward pass of its own, as for adversarial networks."""
 

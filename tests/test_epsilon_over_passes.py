@@ -301,6 +301,17 @@ class Shared(nn.Module):
         return self.last(self.norm(self.second(y)).relu().mean((2, 3)))
 
 
+class ScalesApart(Project):
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        for parameter in self.net.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(0.5 if parameter.ndim > 1 else 0.25)
+
+
+def test_a_clipping_of_ones_own_claims_nothing() -> None:
+    assert not claims(*observe(ScalesApart(net=ConvNet(eps=1e-5)), torch.float64))
+
+
 def test_a_normalization_behind_two_weights_claims_nothing() -> None:
     rows, monitor = observe(Project(net=Shared()), torch.float64)
     assert not claims(rows, monitor)
