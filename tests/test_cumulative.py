@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,24 @@ class TwoOptimizers(Project):
 
 def test_several_optimizers_have_one_account() -> None:
     check(*observe(TwoOptimizers(), steps=-1, max_epochs=1))
+
+
+class ByTurns(TwoOptimizers):
+    """One optimizer steps, then the other."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        self.optimizers()[batch_idx % 2].step()
+
+
+def test_weights_that_rest_stay_in_the_sums() -> None:
+    rows, account = Rows(), Account()
+    monitor = NormGrowthMonitor(1, layers="*", cumulative=True)
+    trainer(account, monitor, steps=-1, max_epochs=1, logger=rows).fit(ByTurns(), images(32))
+    truth = sum(step.get("net.0.weight", 0.0) for step in account.increments())
+    assert rows.rows[-1][1]["norm_growth/cumulative_increment/net.0"] == pytest.approx(truth, rel=1e-6)
+    assert {"norm_growth/increment/net.0"} <= rows.rows[-2][1].keys() - rows.rows[-1][1].keys(), "it has rested"
 
 
 class TwoLosses(TwoOptimizers):
@@ -307,6 +327,40 @@ def test_weights_changed_by_others_are_the_residual() -> None:
     residuals = [metrics["norm_growth/cumulative_residual/net.0"] for _, metrics in rows.rows]
     assert residuals == pytest.approx([changes[0], sum(changes)], rel=1e-12)
     assert rows.rows[-1][1]["norm_growth/cumulative_residual/net.3"] == pytest.approx(0, abs=1e-14)
+
+
+class Interrupted(Project):
+    """The third step runs out of memory, which the project catches."""
+
+    automatic_optimization = False
+
+    def on_train_start(self) -> None:
+        self.steps = 0
+        optimizer: Any = self.trainer.optimizers[0]
+        optimizer._init_group = partial(self.fail_once, optimizer._init_group)  # the first that a step calls
+
+    def fail_once(self, begin: Any, *args: Any) -> Any:
+        self.steps += 1
+        if self.steps == 3:
+            raise MemoryError
+        return begin(*args)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        with suppress(MemoryError):
+            optimizer.step()
+
+
+def test_a_step_that_an_error_ends_adds_nothing() -> None:
+    rows = Rows()
+    monitor = NormGrowthMonitor(5, layers="*", cumulative=True)
+    data = images(48, dtype=torch.float64)
+    trainer(monitor, steps=-1, max_epochs=1, logger=rows).fit(Interrupted(sgd(momentum=0.9)).double(), data)
+    (_, metrics), *_ = rows.rows
+    assert metrics["norm_growth/cumulative_predicted/net.0"] > 0
+    assert metrics["norm_growth/cumulative_residual/net.0"] == pytest.approx(0, abs=1e-14)
 
 
 def test_layers_thawed_later_are_counted_from_then_on() -> None:

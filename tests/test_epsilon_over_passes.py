@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_normgeo import OrthogonalityMonitor
 from lightning_normgeo.callbacks.measured import Measured
@@ -250,6 +251,19 @@ class Clipped(ByHand):
         self.clip_gradients(optimizer, gradient_clip_val=0.05, gradient_clip_algorithm="norm")
 
 
+class Reentrant(ConvNet):
+    """Runs in the backward pass, which is over before the monitors see another one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = checkpoint(super().forward, x.requires_grad_(), use_reentrant=True)
+        return found
+
+
+def test_what_runs_inside_a_backward_pass_is_read_before_gamma_moves() -> None:
+    rows, monitor = observe(Project(net=Reentrant(eps=EPS)), torch.float64)
+    check(rows, monitor, torch.float64)
+
+
 @DTYPES
 @pytest.mark.parametrize(("kind", "factor"), [(Scaled, 1 / 1024), (Clipped, None)])
 def test_what_is_done_to_all_gradients_is_done_to_it(kind: type[ByHand], factor: float, dtype: torch.dtype) -> None:
@@ -285,6 +299,17 @@ class Shared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.first(x)).relu()
         return self.last(self.norm(self.second(y)).relu().mean((2, 3)))
+
+
+class ScalesApart(Project):
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        for parameter in self.net.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(0.5 if parameter.ndim > 1 else 0.25)
+
+
+def test_a_clipping_of_ones_own_claims_nothing() -> None:
+    assert not claims(*observe(ScalesApart(net=ConvNet(eps=1e-5)), torch.float64))
 
 
 def test_a_normalization_behind_two_weights_claims_nothing() -> None:

@@ -25,7 +25,7 @@ from lightning_normgeo._lightning import BATCH_HOOKS
 from lightning_normgeo.callbacks.session import Session
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.geometry import batch_norm_epsilon_inner, cosine
-from tests.projects import ConvNet, Project, images, sgd, trainer
+from tests.projects import ConvNet, Project, Rows, images, sgd, trainer
 
 MONITORS = [OrthogonalityMonitor, NormGrowthMonitor, AffineConvergenceMonitor]
 
@@ -226,6 +226,44 @@ def test_other_callbacks_can_watch(tmp_path: Path) -> None:
     run.fit(Project(), images(32))
     assert Path(checkpoint.best_model_path).is_file()
     assert run.current_epoch == 2, "the norm grows, so the second epoch is worse"
+
+
+class Offloaded(ConvNet):
+    """What is saved goes through hooks, so that autograd nodes cannot be read."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            found: torch.Tensor = super().forward(x)
+        return found
+
+
+@pytest.mark.filterwarnings("ignore:No batch statistics could be read")  # in the first step
+def test_statistics_are_those_of_running_ones_where_nodes_cannot_be_read() -> None:
+    found = []
+    for kind in (ConvNet, Offloaded):
+        torch.manual_seed(0)
+        project, rows = Project(sgd(), net=kind()).double(), Rows()
+        run = trainer(AffineConvergenceMonitor(), steps=3, logger=rows)
+        run.fit(project, images(32, dtype=torch.float64))
+        found.append({key: value for key, value in rows.rows[-1][1].items() if key.startswith("affine/")})
+    assert found[0]
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+
+
+def test_few_of_the_aggregates_can_be_watched() -> None:
+    watched = trainer(*(monitor() for monitor in MONITORS), steps=2)
+    watched.fit(Project(sgd()), images())
+    growth = {"weight_norm", "increment", "predicted", "explained", "angular_update"}
+    affine = {"abs_beta_minus_mu_mean", "abs_gamma2_minus_sigma2_mean", "gamma2_over_sigma2_mean"}
+    cosines = {"max_abs_cos", "rms_cos"}
+    keys = {
+        key for key in watched.callback_metrics if key.partition("/")[0] in {"norm_growth", "orthogonality", "affine"}
+    }
+    assert keys == {
+        *(f"norm_growth/{key}" for key in growth),
+        *(f"orthogonality/{key}" for key in cosines | {"max_abs_cos_corrected"}),
+        *(f"affine/{key}" for key in affine),
+    }
 
 
 def test_a_failing_logger_does_not_stop_training(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from timm.optim.mars import Mars
 from timm.optim.nadamw import NAdamW
 from torch import nn
 
+from lightning_normgeo.geometry import MuonRule
 from lightning_normgeo.probes.rules import describe_update
 from tests.steps import LRS, assert_terms, set_lr
 from tests.tensors import draw
@@ -162,3 +163,13 @@ def test_muon_is_recomputed_bit_for_bit(adjust, nesterov):
         (found,) = take_steps(optimizer)
         assert torch.equal(parameter, expected)
         assert 1 < found.terms.quadratic.sum() / (rule.lr * rule.adjusted) ** 2 < 6
+
+
+@pytest.mark.skipif(not zoo.MATRICES_ONLY, reason="torch has no Muon")
+def test_the_defaults_of_muon_are_those_of_torch():
+    parameter = nn.Parameter(draw(6, 4).float())
+    optimizer = torch.optim.Muon([parameter])
+    rule, _ = describe_update(optimizer, optimizer.param_groups[0], {}, torch.float32, parameter)
+    default = MuonRule(lr=rule.lr)
+    for name in ("momentum", "nesterov", "coefficients", "iterations", "eps"):
+        assert getattr(rule, name) == getattr(default, name)

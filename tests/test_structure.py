@@ -292,3 +292,9 @@ def test_a_graph_with_another_parameter_is_another_graph() -> None:
     norm = nn.BatchNorm1d(3)
     training, evaluating = (Graph(norm.train(mode)(layers[0](x)).sum()).signature for mode in (True, False))
     assert training != evaluating
+
+
+def test_of_what_no_graph_showed_weights_with_several_elements_in_a_unit_are_controls() -> None:
+    net = nn.ModuleDict({"wide": nn.Linear(6, 1), "single": nn.Linear(1, 6), "gain": nn.LayerNorm(6)})
+    found = structure.Structure().unseen(net, list(net.parameters()), "of a gradient from elsewhere")
+    assert [(one.units.name, one.units.count, one.units.invariant) for one in found] == [("wide.weight", 1, False)]

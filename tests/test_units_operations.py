@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch.nn import functional as F
 
 from lightning_normgeo.geometry import weight_gradient_cosine
 from lightning_normgeo.normalization import WeightUnits, scale_invariant_units, units_from_graph
+from lightning_normgeo.normalization.invariance import maps
+from lightning_normgeo.normalization.invariance.layout import Scaled, plain
 
 EPS = 1e-60
 Apply = Callable[[Tensor, Tensor], Tensor]
@@ -417,3 +421,19 @@ def test_the_graph_alone_claims_no_more(name: str) -> None:
     layer = Layer(case.weight, case.function)
     (units,) = units_from_graph(layer, loss_of(layer))
     assert units.kind == ("none" if case.needs_trace else case.kind), units.reason or units.normalization
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_bias_of_a_linear_map_in_one_node_varies_along_the_last_axis(bias: bool) -> None:
+    """Apple's GPUs and nested tensors have such a node, which no test can run everywhere."""
+    edges = ((None, 0), (object(), 0), (object() if bias else None, 0))
+    walk: Any = SimpleNamespace(
+        node=SimpleNamespace(next_functions=edges),
+        operands=[None, Scaled((plain(6), plain(4))), None],
+        shape=(5, 3, 6),
+        reduce=lambda axes: None,
+    )
+    state = maps.linear(walk)
+    assert state is not None
+    assert state.shape == (5, 3, 6)
+    assert state.offset == (2 if bias else None)
