@@ -86,10 +86,10 @@ def _weights(trainer: Any, module: nn.Module) -> str:
     numbers = [weight for weight in weights if weight.is_floating_point() or weight.is_complex()]
     moved = sum(id(weight) in held and weight.requires_grad for weight in numbers)
     kinds = dict.fromkeys(type(optimizer) for optimizer in trainer.optimizers)
-    names = [k.__name__ + (", without a formula" if description_of(k) is None else "") for k in kinds]
+    names = [kind.__name__ + (" without a formula" if description_of(kind) is None else "") for kind in kinds]
     rest = {"frozen or in no optimizer": len(numbers) - moved, "of integers or quantized": len(weights) - len(numbers)}
     others = "".join(f", {count:,} {kind}" for kind, count in rest.items() if count)
-    return f"{_count(moved, 'weight')} ({'; '.join(names)}){others}"
+    return f"{_count(moved, 'weight')} ({', '.join(names)}){others}"
 
 
 def _how_often(every: int, steps: float) -> str:
