@@ -119,7 +119,7 @@ class Structure:
     def _believed(self, one: Observed) -> Observed:
         if one.units.name not in self._refuted or not one.units.invariant:
             return one
-        return _control(one, REFUTED)
+        return one.as_control(REFUTED)
 
     def _add(self, found: Mapping[str, Observed], leaves: set[int]) -> None:
         """Join a graph with those before it; a weight without a gradient begins anew with it."""
@@ -129,10 +129,24 @@ class Structure:
             if scale is not None and id(scale) in leaves and other != one.units.scale:
                 # γ's gradient holds the part of another weight too
                 self._found[name] = replace(one, units=replace(one.units, scale=None))
-        for name, one in found.items():
-            before = self._found.get(name)
+        for name, one, before in self._with_those_before(found):
             fresh = before is None or one.weight.grad is None
             self._found[name] = one if fresh or before is None else _joined(before, one)
+
+    def _with_those_before(self, found: Mapping[str, Observed]) -> list[tuple[str, Observed, Observed | None]]:
+        """Return weights with what earlier graphs of the step say, told by parameter; the old names of some are gone.
+
+        Within a step a weight may be renamed, as pruning does, and another one may take its name.
+        """
+        known = {id(one.weight): (name, one) for name, one in self._found.items()}
+        pairs: list[tuple[str, Observed, Observed | None]] = []
+        for name, one in found.items():
+            called, before = known.get(id(one.weight), (name, None))
+            if before is not None and called != name:
+                self._found.pop(called, None)
+                before = replace(before, units=replace(before.units, name=name))
+            pairs.append((name, one, before))
+        return pairs
 
 
 def _joined(first: Observed, second: Observed) -> Observed:
@@ -143,17 +157,11 @@ def _joined(first: Observed, second: Observed) -> Observed:
     if not b.invariant:
         return second
     if (a.dim, a.groups, a.bias) != (b.dim, b.groups, b.bias):
-        return _control(first, _DIFFERENT)
+        return first.as_control(_DIFFERENT)
     coarse, fine = (a, b) if a.count <= b.count else (b, a)
     if fine.count % coarse.count:
-        return _control(first, _DIFFERENT)
+        return first.as_control(_DIFFERENT)
     return replace(first, units=replace(coarse, scale=a.scale if a.scale == b.scale else None))
-
-
-def _control(one: Observed, reason: str) -> Observed:
-    """Return a weight as a control, whose rows are looked at one by one."""
-    rows = one.weight.shape[one.units.dim] * one.units.groups
-    return Observed(replace(one.units.without_invariance(reason), count=rows), one.weight)
 
 
 def _named(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,51 +13,10 @@ from lightning_normgeo.geometry.increments import IncrementTerms, systematic_flo
 from lightning_normgeo.geometry.momentum import MomentumState
 from lightning_normgeo.geometry.passes import WeightPass, WeightProducts, many_weight_products
 from lightning_normgeo.geometry.rows import as_rows
+from lightning_normgeo.probes.entries import Entry as Entry
+from lightning_normgeo.probes.entries import Member as Member
 from lightning_normgeo.probes.formulas import Plan, by_rule, explain, plan
 from lightning_normgeo.probes.momentum import first_state, next_state
-
-
-class Entry(NamedTuple):
-    """The account of one parameter, or of several: wide scalars in units of weight², and a count."""
-
-    start: Tensor
-    """‖W_0‖² before the first step that was counted."""
-    predicted: Tensor
-    """Σ η²‖g‖² (eq 16; Arora, Li & Lyu 2018)."""
-    predicted_momentum: Tensor
-    """The increments that follow from ⟨W, g⟩ = 0 under SGD with momentum and weight decay, from norms alone."""
-    gradient: Tensor
-    momentum: Tensor
-    weight_decay: Tensor
-    quadratic: Tensor
-    rounding: Tensor
-    """Σ of what the optimizer's rounding adds systematically, see ``systematic_floor``."""
-    buffer_inner: Tensor
-    """⟨W, b⟩ after the last step, as it follows from ⟨W, g⟩ = 0; no sum over steps."""
-    buffer_sq: Tensor
-    """‖b‖² after the last step, likewise."""
-    steps: Tensor
-    """How many steps were counted."""
-
-    @property
-    def terms(self) -> IncrementTerms:
-        """The sums of the four terms."""
-        return IncrementTerms(self.gradient, self.momentum, self.weight_decay, self.quadratic)
-
-
-class Member(NamedTuple):
-    """A weight that sums are read of."""
-
-    invariant: bool
-    bias: str | None = None
-    """The bias that belongs to its units."""
-    floor: Tensor | float = 0.0
-    """What storing it once can add to ‖W‖² at random."""
-
-    def names(self, weight: str) -> list[str]:
-        """Return the parameters of a weight and its bias, where that belongs to it."""
-        return [weight] if self.bias is None else [weight, self.bias]
-
 
 _BUFFER = slice(Entry._fields.index("buffer_inner"), Entry._fields.index("buffer_sq") + 1)
 
@@ -98,9 +57,23 @@ class NormAccount:
         self._indices: dict[tuple[str, ...], Tensor] = {}
 
     def follow(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Count these parameters, by name, from their next step on."""
+        """Count these parameters, by name, from their next step on; sums go with a parameter that is renamed."""
+        self._rename({self._name(p): name for name, p in parameters.items() if self._name(p) not in ("", name)})
+        for key, (name, parameter) in self._names.items():
+            if parameters.get(name, parameter) is not parameter:  # of a layer that was replaced
+                self._names[key] = "", parameter
         for name, parameter in parameters.items():
             self._names[id(parameter)] = name, parameter
+            if name in self.parameters:
+                self.parameters[name] = parameter
+
+    def look_for(self, moved: Collection[str]) -> None:
+        """Look up the parameters once more where one that moved has no account, or a weight did not move.
+
+        It may be called otherwise by now, or be another parameter.
+        """
+        if not self._rows.keys() >= set(moved) >= self.members.keys():
+            self.follow(self._look_up())
 
     @torch.no_grad()
     def open(self, optimizer: Optimizer) -> None:
@@ -242,6 +215,24 @@ class NormAccount:
         predicted, after = found
         added[:, Entry._fields.index("predicted_momentum")] = predicted
         added[:, _BUFFER] = torch.stack(list(after), 1) - before[:, _BUFFER]
+
+    def _rename(self, called: Mapping[str, str]) -> None:
+        """Call parameters otherwise, from old to new names, as pruning and parametrizations do; nothing on a clash."""
+
+        def now(name: str) -> str:
+            return called.get(name, name)
+
+        if not called or len({now(name) for name in self._rows}) < len(self._rows):
+            return
+        self._rows = {now(name): row for name, row in self._rows.items()}
+        self.parameters = {now(name): parameter for name, parameter in self.parameters.items()}
+        self.members = {
+            now(name): one._replace(bias=None if one.bias is None else now(one.bias))
+            for name, one in self.members.items()
+        }
+        for kept in ("_counted", "unexplained", "unpredicted", "without_momentum_form"):
+            setattr(self, kept, set(map(now, getattr(self, kept))))
+        self._indices = {}
 
     def _give_up(self, names: Sequence[str]) -> None:
         for missing in (self.unexplained, self.unpredicted, self.without_momentum_form):
