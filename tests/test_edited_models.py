@@ -1,4 +1,4 @@
-"""Weights that are renamed or replaced while their training runs."""
+"""Weights that are renamed or replaced while their training runs, and units whose parts several optimizers move."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
 
-from lightning_normgeo import NormGrowthMonitor
+from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
+from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.probes import NormAccount
 from lightning_normgeo.probes.account import Member
-from tests.projects import Project, Rows, images, sgd, trainer
+from tests.projects import Account, Project, Rows, images, sgd, trainer
 
 SITE = "net.3"
 
@@ -133,3 +134,47 @@ def test_a_name_that_is_taken_is_not_given_twice() -> None:
     account, _ = counted(net)
     account.follow({"b.weight": net.a.weight})
     assert predicted(account, "a.weight", "b.weight") == [6, 24]
+
+
+class Apart(Project):
+    """Matrices by one optimizer, vectors by another; the first convolution's units have its bias in them."""
+
+    automatic_optimization = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            net=nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.LayerNorm(6, eps=1e-30), nn.Linear(6, 4))
+        )
+
+    def configure_optimizers(self) -> Any:
+        matrices = [p for p in self.parameters() if p.ndim > 1]
+        vectors = [p for p in self.parameters() if p.ndim == 1]
+        return torch.optim.SGD(matrices, lr=0.1), torch.optim.AdamW(vectors, lr=0.01)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+def test_a_unit_whose_bias_another_optimizer_moves_is_a_control() -> None:
+    torch.manual_seed(1)
+    rows, account = Rows(), Account()
+    monitors = NormGrowthMonitor(1, layers="*", cumulative=True), OrthogonalityMonitor(1, layers="*")
+    with pytest.warns(MeasurementWarning) as said:
+        trainer(account, *monitors, steps=6, logger=rows).fit(Apart().double(), images(24, dtype=torch.float64))
+    texts = [str(one.message) for one in said if "its bias" in str(one.message)]
+    assert texts == [
+        "net.1.weight: a control, since it is scale invariant only with its bias, which SGD does not move. "
+        "Give both to one optimizer, or the layer no bias."
+    ]
+    assert not any("refute" in str(one.message) for one in said)
+    increments = account.increments()
+    assert len(rows.rows) == 3
+    for step, metrics in rows.rows:
+        truth = increments[step]["net.1.weight"]
+        assert metrics["norm_growth_control/increment/net.1"] == pytest.approx(truth, rel=1e-9)
+        assert abs(metrics["norm_growth_control/residual/net.1"]) <= 1e-12
+        assert metrics["orthogonality_control/max_abs_cos/net.1"] > 1e-3
+        assert not any(key.startswith("norm_growth/") for key in metrics)

@@ -217,7 +217,7 @@ class Session:
                 if readings:
                     self.left_out["its gradients are not finite"] += 1
                 return None
-            verdict = confirmation.judge(row) if not measured.turned else None
+            verdict = confirmation.judge(row, measured) if not measured.turned else None
             if verdict is None or not verdict.refuted:
                 self.publisher.check(row, measured, verdict)
                 return row

@@ -255,14 +255,25 @@ class StepProbe:
         unseen = self.unseen([parameter for parameter in moving if id(parameter) not in known])
         found = []
         for one in [*self.weights, *unseen]:
-            if not all(id(p) in groups and p.grad is not None for p in one.parameters):
+            if id(one.weight) not in groups or one.weight.grad is None:
                 continue
+            if one.bias is not None and (id(one.bias) not in groups or one.bias.grad is None):
+                one = self._apart(one, optimizer)
             if any(p.grad.is_sparse for p in one.parameters if p.grad is not None):
                 self.skipped[_SPARSE] += 1
                 warn_once(f"{one.units.name} is left out: {_SPARSE}. Give its layer sparse=False to have it measured.")
             else:
                 found.append(one)
         return found
+
+    def _apart(self, one: Observed, optimizer: Optimizer) -> Observed:
+        """Return a weight that only with its bias is invariant as a control: this optimizer does not move both."""
+        warn_once(
+            f"{one.units.name}: a control, since it is scale invariant only with its bias, which "
+            f"{type(optimizer).__name__} does not move. Give both to one optimizer, or the layer no bias.",
+            about="weight and bias apart",
+        )
+        return one.as_control("its bias is moved by another optimizer, or by none")
 
     def _note(self, reason: str) -> None:
         self.skipped[reason] += 1
