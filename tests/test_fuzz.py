@@ -19,7 +19,7 @@ GROUPS = ("norm_growth", "norm_growth_control")
 TERMS = ("gradient", "momentum", "weight_decay", "quadratic")
 PARTS = ("direction", "weight_decay", "quadratic")
 ADDITIVE = ("increment", "predicted", "explained", "residual", "term_gradient", "cumulative_increment")
-INVARIANT = 1e-7
+INVARIANT = 1e-9
 """|cos(W, g)| of what is invariant, without ε: rounding, where a small gradient is left of large ones."""
 BATCHES = 7
 
@@ -179,7 +179,8 @@ class Comparison:
         for key in ADDITIVE:
             by_site = self.rows.layers[step].get(f"{group}/{key}")
             if by_site:
-                size = sum(map(abs, by_site.values()))
+                norms = self.rows.layers[step].get(f"{group}/weight_norm", {}).values()
+                size = sum(map(abs, by_site.values())) + 1e-3 * sum(norm**2 for norm in norms)
                 self.found.expect(
                     f"{step} {group} {key}", scalars[f"{group}/{key}"], sum(by_site.values()), 1e-12 * size
                 )
