@@ -136,6 +136,30 @@ def test_a_name_that_is_taken_is_not_given_twice() -> None:
     assert predicted(account, "a.weight", "b.weight") == [6, 24]
 
 
+class Thawed(Edited):
+    """Trains the bias alone until the middle of a step."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            net=nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.LayerNorm(6, eps=1e-30), nn.Linear(6, 4))
+        )
+        self.net[1].weight.requires_grad_(False)
+
+    def edit(self) -> None:
+        self.net[1].weight.requires_grad_(True)
+
+
+@pytest.mark.filterwarnings("ignore:None of . weights is scale invariant")
+def test_a_weight_thawed_while_its_bias_gathers_gradients_is_a_control_for_that_step_only() -> None:
+    rows, monitor = Rows(), OrthogonalityMonitor(1, layers="*")
+    data = images(96, dtype=torch.float64)
+    trainer(monitor, steps=4, logger=rows, accumulate_grad_batches=3).fit(Thawed().double(), data)
+    _, second, *later = [metrics for _, metrics in rows.rows]
+    assert second["orthogonality_control/max_abs_cos/net.1"] > 0.01
+    assert all(metrics["orthogonality/max_abs_cos/net.1"] < 1e-10 for metrics in later)
+    assert len(later) == 2
+
+
 class Apart(Project):
     """Matrices by one optimizer, vectors by another; the first convolution's units have its bias in them."""
 

@@ -19,6 +19,7 @@ from lightning_normgeo.probes.stand_ins import StandIns
 _GRAPHS = 16
 """How many different graphs are remembered; reading one anew takes ten times longer than recognizing it."""
 _DIFFERENT = "the graphs of one step have different units for it"
+_THAWED = "its bias has a gradient from graphs that it was frozen in"
 REFUTED = "refuted by the numbers"
 
 
@@ -130,6 +131,8 @@ class Structure:
                 # γ's gradient holds the part of another weight too
                 self._found[name] = replace(one, units=replace(one.units, scale=None))
         for name, one, before in self._with_those_before(found):
+            if one.bias is not None and one.weight.grad is None and one.bias.grad is not None:
+                one = one.as_control(_THAWED)
             fresh = before is None or one.weight.grad is None
             self._found[name] = one if fresh or before is None else _joined(before, one)
 
