@@ -69,10 +69,10 @@ class Confirmation:
             *_largest_share(measured.statistics),
         ]
 
-    def judge(self, row: Row) -> Verdict:
+    def judge(self, row: Row, measured: Measured) -> Verdict:
         """Return what the numbers refute, and say once what ε explains."""
         raw, corrected = row.internal.get(_RAW, {}), row.internal.get(_CORRECTED, {})
-        units = {one.units.name: one.units for one in self._structure.weights}
+        units = {step.units.name: step.units for step in measured.steps}
         broken = [name for name, cos in raw.items() if name in units and units[name].invariant and cos > _REFUTED_ABOVE]
         known = {name: corrected.get(name, raw[name]) for name in broken}
         by_epsilon = {name: raw[name] for name in broken if known[name] <= _EXPLAINED * raw[name]}

@@ -26,6 +26,7 @@ def cumulative_readings(
         account: what was counted.
     """
     moved = {step.units.name: step for step in steps}
+    account.look_for(moved)
     for name, step in moved.items():
         account.members[name] = Member(step.units.invariant, step.units.bias, _floor(step))
         if not step.uniform:

@@ -217,7 +217,7 @@ class Session:
         for monitor in monitors:
             monitor.find_sites(step.units.site for step in measured.steps)
         row = self._read(monitors, measured, valid)
-        verdict = None if row is None or measured.turned else confirmation.judge(row)
+        verdict = None if row is None or measured.turned else confirmation.judge(row, measured)
         if row is not None and verdict is not None and verdict.refuted:
             confirmation.refute(verdict.refuted, row)
             measured = measured.without_invariance(verdict.refuted)

@@ -20,6 +20,7 @@ from lightning_normgeo.probes.stand_ins import StandIns
 _GRAPHS = 16
 """How many different graphs are remembered; reading one anew takes ten times longer than recognizing it."""
 _DIFFERENT = "the graphs of one step have different units for it"
+_THAWED = "its bias has a gradient from graphs that it was frozen in"
 REFUTED = "refuted by the numbers"
 
 
@@ -154,7 +155,7 @@ class Structure:
     def _believed(self, one: Observed) -> Observed:
         if one.units.name not in self._refuted or not one.units.invariant:
             return one
-        return _control(one, REFUTED)
+        return one.as_control(REFUTED)
 
     def _add(self, found: Mapping[str, Observed], leaves: set[int]) -> None:
         """Join a graph with those before it; a weight without a gradient begins anew with it."""
@@ -164,13 +165,29 @@ class Structure:
             if scale is not None and id(scale) in leaves and other != one.units.scale:
                 # γ's gradient holds the part of another weight too
                 self._found[name] = replace(one, units=replace(one.units, scale=None))
-        for name, one in found.items():
-            before = self._found.get(name)
+        for name, one, before in self._with_those_before(found):
+            if one.bias is not None and one.weight.grad is None and one.bias.grad is not None:
+                one = one.as_control(_THAWED)
             fresh = before is None or one.weight.grad is None
             scale = None if one.units.scale is None else self.scales.get(one.units.scale)
             if fresh and scale is not None and scale.grad is not None:  # of something else, until now
                 one = replace(one, units=replace(one.units, scale=None))
             self._found[name] = one if fresh or before is None else _joined(before, one)
+
+    def _with_those_before(self, found: Mapping[str, Observed]) -> list[tuple[str, Observed, Observed | None]]:
+        """Return weights with what earlier graphs of the step say, told by parameter; the old names of some are gone.
+
+        Within a step a weight may be renamed, as pruning does, and another one may take its name.
+        """
+        known = {id(one.weight): (name, one) for name, one in self._found.items()}
+        pairs: list[tuple[str, Observed, Observed | None]] = []
+        for name, one in found.items():
+            called, before = known.get(id(one.weight), (name, None))
+            if before is not None and called != name:
+                self._found.pop(called, None)
+                before = replace(before, units=replace(before.units, name=name))
+            pairs.append((name, one, before))
+        return pairs
 
 
 def _joined(first: Observed, second: Observed) -> Observed:
@@ -181,14 +198,8 @@ def _joined(first: Observed, second: Observed) -> Observed:
     if not b.invariant:
         return second
     if (a.dim, a.groups, a.bias) != (b.dim, b.groups, b.bias):
-        return _control(first, _DIFFERENT)
+        return first.as_control(_DIFFERENT)
     coarse, fine = (a, b) if a.count <= b.count else (b, a)
     if fine.count % coarse.count:
-        return _control(first, _DIFFERENT)
+        return first.as_control(_DIFFERENT)
     return replace(first, units=replace(coarse, scale=a.scale if a.scale == b.scale else None))
-
-
-def _control(one: Observed, reason: str) -> Observed:
-    """Return a weight as a control, whose rows are looked at one by one."""
-    rows = one.weight.shape[one.units.dim] * one.units.groups
-    return Observed(replace(one.units.without_invariance(reason), count=rows), one.weight)

@@ -80,8 +80,8 @@ def _decay(rule: UpdateRule) -> Scalar | None:
 
 
 def _positive(value: Scalar) -> bool:
-    """Whether a number is positive; on a device nobody waits for the answer, and division by zero is infinite."""
-    return True if isinstance(value, Tensor) and value.device.type != "cpu" else bool(value > 0)
+    """Whether one can divide by a number; on a device nobody waits for the answer, and the quotient may be infinite."""
+    return True if isinstance(value, Tensor) and value.device.type != "cpu" else bool(value > 1e-300)
 
 
 def _dampening(rule: SGDRule) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,9 +56,23 @@ class NormAccount:
         self._indices: dict[tuple[str, ...], Tensor] = {}
 
     def follow(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Count these parameters, by name, from their next step on."""
+        """Count these parameters, by name, from their next step on; sums go with a parameter that is renamed."""
+        self._rename({self._name(p): name for name, p in parameters.items() if self._name(p) not in ("", name)})
+        for key, (name, parameter) in self._names.items():
+            if parameters.get(name, parameter) is not parameter:  # of a layer that was replaced
+                self._names[key] = "", parameter
         for name, parameter in parameters.items():
             self._names[id(parameter)] = name, parameter
+            if name in self.parameters:
+                self.parameters[name] = parameter
+
+    def look_for(self, moved: Collection[str]) -> None:
+        """Look up the parameters once more where one that moved has no account, or a weight did not move.
+
+        It may be called otherwise by now, or be another parameter.
+        """
+        if not self._rows.keys() >= set(moved) >= self.members.keys():
+            self.follow(self._look_up())
 
     @torch.no_grad()
     def open(self, optimizer: Optimizer) -> None:
@@ -200,6 +214,24 @@ class NormAccount:
         predicted, after = found
         added[:, Entry._fields.index("predicted_momentum")] = predicted
         added[:, _BUFFER] = torch.stack(list(after), 1) - before[:, _BUFFER]
+
+    def _rename(self, called: Mapping[str, str]) -> None:
+        """Call parameters otherwise, from old to new names, as pruning and parametrizations do; nothing on a clash."""
+
+        def now(name: str) -> str:
+            return called.get(name, name)
+
+        if not called or len({now(name) for name in self._rows}) < len(self._rows):
+            return
+        self._rows = {now(name): row for name, row in self._rows.items()}
+        self.parameters = {now(name): parameter for name, parameter in self.parameters.items()}
+        self.members = {
+            now(name): one._replace(bias=None if one.bias is None else now(one.bias))
+            for name, one in self.members.items()
+        }
+        for kept in ("_counted", "unexplained", "unpredicted", "without_momentum_form"):
+            setattr(self, kept, set(map(now, getattr(self, kept))))
+        self._indices = {}
 
     def _give_up(self, names: Sequence[str]) -> None:
         for missing in (self.unexplained, self.unpredicted, self.without_momentum_form):

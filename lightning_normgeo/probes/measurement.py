@@ -123,6 +123,11 @@ class Observed:
         names = [self.units.name, *([] if self.units.bias is None else [self.units.bias])]
         return dict(zip(names, self.parameters, strict=True))
 
+    def as_control(self, reason: str) -> Observed:
+        """Return the weight as a control, without its bias, whose rows are looked at one by one."""
+        rows = self.weight.shape[self.units.dim] * self.units.groups
+        return Observed(replace(self.units.without_invariance(reason), count=rows), self.weight)
+
 
 @dataclass
 class StepMeasurement:

@@ -8,7 +8,7 @@ on its way into the optimizer and reads between its end and the update.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from lightning_normgeo.geometry.increments import Scalar
 from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.formulas import gradient_scale, groups_of
 from lightning_normgeo.probes.measurement import Observed, StepMeasurement, WeightStep
+from lightning_normgeo.probes.moving import moving_weights
 from lightning_normgeo.probes.optimizers.decay import shrink_of
 from lightning_normgeo.probes.reader import WeightReader, scale_gradient
 from lightning_normgeo.probes.rules import Group, description_of
@@ -29,7 +30,6 @@ from lightning_normgeo.probes.untouched import GradientWatch
 
 _SEVERAL = "the optimizer evaluates its closure several times"
 _MOVED = "the optimizer moves the weights before the gradient is final"
-_SPARSE = "its gradient is sparse"
 
 
 @dataclass
@@ -239,7 +239,7 @@ class StepProbe:
             self._note(_MOVED)
             if not self._updates:
                 return
-        observed = self._observed(optimizer, groups)
+        observed = moving_weights(self.weights, self.unseen, optimizer, groups, self.skipped)
         if pending.moved:
             pending.steps = self._reader.read_moved(observed, groups)
         else:
@@ -258,22 +258,6 @@ class StepProbe:
             step.scale_shared = gamma is None or self.gradients.alike(one.weight, gamma, id(gamma) in groups)
         if pending.steps:
             pending.valid.append(torch.cat([step.gradient_sq for step in pending.steps]).sum().isfinite())
-
-    def _observed(self, optimizer: Optimizer, groups: Mapping[int, Group]) -> list[Observed]:
-        """Return the weights that this optimizer moves and whose gradients can be read, with their units."""
-        known = {id(observed.weight) for observed in self.weights}
-        moving = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        unseen = self.unseen([parameter for parameter in moving if id(parameter) not in known])
-        found = []
-        for one in [*self.weights, *unseen]:
-            if not all(id(p) in groups and p.grad is not None for p in one.parameters):
-                continue
-            if any(p.grad.is_sparse for p in one.parameters if p.grad is not None):
-                self.skipped[_SPARSE] += 1
-                warn_once(f"{one.units.name} is left out: {_SPARSE}. Give its layer sparse=False to have it measured.")
-            else:
-                found.append(one)
-        return found
 
     def _note(self, reason: str) -> None:
         self.skipped[reason] += 1
