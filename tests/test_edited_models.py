@@ -31,7 +31,7 @@ class Edited(Project):
 
 
 class Pruned(Edited):
-    name = "net.3.weight_orig"
+    name = SITE
 
     def edit(self) -> None:
         prune.custom_from_mask(self.net[3], "weight", torch.ones_like(self.net[3].weight))

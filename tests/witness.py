@@ -23,7 +23,7 @@ _PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\.original\d*$")
 
 def site(name: str) -> str:
     """Return how the package's keys name a parameter."""
-    return _PARAMETRIZED.sub(r".\1", name).removesuffix(".weight")
+    return _PARAMETRIZED.sub(r".\1", name).removesuffix("_orig").removesuffix(".weight")
 
 
 @dataclass
