@@ -46,6 +46,7 @@ def _is_linear_in_rows(layer: nn.Module) -> bool:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_input_shape(layer), generator=generator, dtype=weight.dtype).to(weight.device)
     factors = torch.linspace(0.5, 2, len(weight), dtype=weight.dtype, device=weight.device)
+    factors[::2] *= -1  # γ may be negative, which a layer that takes |W| would not show
     changed = {**state, "weight": weight * factors.view(-1, *[1] * (weight.ndim - 1))}
     offset = torch.zeros_like(factors)
     if bias is not None:
