@@ -157,7 +157,8 @@ def test_a_failing_wandb_does_not_stop_training(monkeypatch: pytest.MonkeyPatch)
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    with pytest.warns(UserWarning, match=r"WandbLogger failed to log a measured step.*no route to host.*Training goes on"):
+    words = r"WandbLogger failed to log a measured step.*no route to host.*Training goes on"
+    with pytest.warns(UserWarning, match=words):
         trainer.fit(model, datamodule=data)
     assert trainer.global_step == 1
     assert "orthogonality/max_abs_cos" in read_record(record.folder).metrics
