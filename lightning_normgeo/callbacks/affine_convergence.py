@@ -18,7 +18,7 @@ from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.batch import scale_gap, shift_gap, squared_gain
 from lightning_normgeo.probes.batchnorm import affine_batch_norms
-from lightning_normgeo.probes.forward_pass import BatchStatistics
+from lightning_normgeo.probes.forward_pass import BatchStatistics, epsilons
 
 _VIEWS = 8
 """How many runs of one layer get keys of their own: multi-crop training has ten."""
@@ -122,11 +122,10 @@ def _gaps(passes: Sequence[BatchStatistics]) -> dict[str, Tensor]:
     """Return how far γ, β are from σ, μ: one value for each pass and channel."""
     columns = ([getattr(one, field) for one in passes] for field in ("scale", "shift", "variance", "mean"))
     scale, shift, variance, mean = map(torch.cat, columns)
-    eps = torch.cat([scale.new_full((one.scale.numel(),), one.eps) for one in passes])
     return {
         "abs_gamma2_minus_sigma2": scale_gap(scale, variance),
         "abs_beta_minus_mu": shift_gap(shift, mean),
-        "gamma2_over_sigma2": squared_gain(scale, variance, eps),
+        "gamma2_over_sigma2": squared_gain(scale, variance, epsilons(passes)),
     }
 
 

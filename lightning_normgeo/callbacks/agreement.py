@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_normgeo.callbacks.epsilon import GammaSums
 
@@ -62,9 +61,3 @@ class Agreement:
         torch.distributed.all_reduce(flat)
         parts = iter(torch.split(flat / self.processes, [p.numel() for one in sums.values() for p in one]))
         return {name: GammaSums(next(parts), next(parts)) for name in sums}
-
-
-def zeros_like(channels: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> dict[str, GammaSums]:
-    """Return sums over no pass at all: what a process sends that could not read any."""
-    none: dict[str, Tensor] = {name: torch.zeros(n, dtype=dtype, device=device) for name, n in channels.items()}
-    return {name: GammaSums(zero, zero) for name, zero in none.items()}

@@ -61,12 +61,19 @@ class Columns:
         """Whether every weight's gradient is the one at W."""
         return all(step.has_gradient for step in self.steps)
 
+    @cached_property
     def floors(self) -> tuple[Tensor, Tensor]:
-        """Return what rounding in storage adds at random, and what the optimizer's arithmetic adds systematically."""
+        """What rounding in storage adds at random, and what the optimizer's arithmetic adds systematically."""
         kinds = {(step.dtype, 1 if step.rule is None else step.rule.stores) for step in self.steps}
         parts = [self] if len(kinds) == 1 else [Columns([step]) for step in self.steps]
         stored = [replace(part.steps[0], quartic=part.column("quartic")).storage_floor for part in parts]
         return torch.cat(stored), torch.cat([part._systematic() for part in parts])
+
+    @cached_property
+    def floor_by_site(self) -> Tensor:
+        """Both together for each weight: errors in storage are independent, the others add up as they are."""
+        stored, computed = self.floors
+        return self.sites.sum(stored.square()).sqrt() + self.sites.sum(computed)
 
     def _systematic(self) -> Tensor:
         weight_sq, dtype = self.column("weight_sq"), self.steps[0].dtype

@@ -13,7 +13,7 @@ from lightning_normgeo.callbacks.readings import Reading, Row
 from lightning_normgeo.callbacks.structure import Structure
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.orthogonality import cosine
-from lightning_normgeo.probes.forward_pass import BatchStatistics
+from lightning_normgeo.probes.forward_pass import BatchStatistics, epsilons
 
 _RAW, _CORRECTED, _SHARE = "structure/rms_cos", "structure/rms_cos_corrected", "structure/epsilon_share"
 _REFUTED_ABOVE = 1e-2
@@ -133,7 +133,7 @@ def _largest_share(statistics: Mapping[str, Sequence[BatchStatistics]]) -> list[
     if not passes:
         return []
     variance = torch.cat([one.variance for one in passes])
-    eps = torch.cat([one.variance.new_full((one.variance.numel(),), one.eps) for one in passes])
+    eps = epsilons(passes)
     share = (eps / (variance + eps)).nan_to_num(0.0).amax()
     return [Reading(_SHARE, None, share.reshape(1), [""], internal=True)]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks.readings import Reading
+from lightning_normgeo.geometry.increments import measured_increment
 from lightning_normgeo.normalization.names import site_of
 from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.entry import Entry, Member
@@ -88,7 +89,7 @@ def _reading(key: str, by_site: Tensor, rows: list[int], names: list[str]) -> It
 def _norm_sq(step: WeightStep) -> Tensor:
     """Return ‖W⁺‖²."""
     assert step.update is not None  # noqa: S101
-    return (step.update.weight_sq + 2 * step.update.weight_update + step.update.update_sq).sum()
+    return (step.update.weight_sq + measured_increment(step.update.weight_update, step.update.update_sq)).sum()
 
 
 def _floor(step: WeightStep) -> Tensor:

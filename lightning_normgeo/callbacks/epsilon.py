@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.probes.forward_pass import BatchStatistics
+from lightning_normgeo.probes.forward_pass import BatchStatistics, epsilons
 from lightning_normgeo.probes.measurement import WeightStep
 
 _PROPORTIONAL = 1e-4
@@ -48,8 +48,7 @@ def gamma_sums(
         columns = ("scale", "gradient", "variance")
         scale, gradient, variance = (torch.cat([getattr(one, column) for _, one in read]) for column in columns)
         widths = [one.scale.numel() for _, one in read]
-        eps = torch.cat([scale.new_full((n,), one.eps) for n, (_, one) in zip(widths, read, strict=True)])
-        inner = batch_norm_epsilon_inner(scale, gradient, variance, eps)
+        inner = batch_norm_epsilon_inner(scale, gradient, variance, epsilons([one for _, one in read]))
         parts = zip(torch.split(gradient, widths), torch.split(inner, widths), strict=True)
         for (name, _), (by_gamma, part) in zip(read, parts, strict=True):
             before = sums.get(name)

@@ -46,7 +46,7 @@ def closing(cadence: Cadence, trainer: Any, rows: int, left_out: Counter[str], u
         left_out: what was not measured, by reason.
         unexplained: optimizers without a formula, by class.
     """
-    kinds = {id(optimizer): type(optimizer).__name__ for optimizer in trainer.optimizers}
+    kinds = _names_by_id(trainer)
     each = [f"{kinds.get(key, 'another')} {cadence.measured[key]} of {taken}" for key, taken in cadence.taken.items()]
     taken, measured = sum(cadence.taken.values()), sum(cadence.measured.values())
     line = f"normgeo measured {measured} of {_count(taken, 'optimizer step')}"
@@ -60,7 +60,7 @@ def closing(cadence: Cadence, trainer: Any, rows: int, left_out: Counter[str], u
 
 def nothing_measured(cadence: Cadence, trainer: Any, backwards: int) -> str | None:
     """Return why no optimizer step was measured, or an optimizer was never; None where there is nothing to tell."""
-    kinds = {id(optimizer): type(optimizer).__name__ for optimizer in trainer.optimizers}
+    kinds = _names_by_id(trainer)
     if not cadence.taken:
         if not backwards:
             return None
@@ -77,6 +77,10 @@ def nothing_measured(cadence: Cadence, trainer: Any, backwards: int) -> str | No
     if not never:
         return None
     return f"Never measured: {', '.join(never)}. Choose a smaller every_n_steps for the monitors."
+
+
+def _names_by_id(trainer: Any) -> dict[int, str]:
+    return {id(optimizer): type(optimizer).__name__ for optimizer in trainer.optimizers}
 
 
 def _weights(trainer: Any, module: nn.Module) -> str:

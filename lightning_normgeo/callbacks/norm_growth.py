@@ -16,7 +16,7 @@ from lightning_normgeo.callbacks.residuals import FLOOR, NORM_SQ, RESIDUAL
 from lightning_normgeo.callbacks.session import Session
 from lightning_normgeo.errors import harmless
 from lightning_normgeo.geometry.angles import effective_lr, split_update
-from lightning_normgeo.geometry.increments import Scalar, SGDRule, UpdateRule, identity_terms, measured_increment
+from lightning_normgeo.geometry.increments import Scalar, SGDRule, UpdateRule, identity_terms
 from lightning_normgeo.geometry.rows import has_float64
 from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.measurement import WeightStep
@@ -140,7 +140,7 @@ class NormGrowthMonitor(GeometryMonitor):
 
 def _growth(group: str, columns: Columns, turned: bool) -> Iterator[Reading]:
     sites, update = columns.sites, columns.update
-    increment = measured_increment(update.weight_update, update.update_sq)
+    increment = columns.increment
     yield sites.reading(f"{group}/weight_norm", update.weight_sq, sites.sum, torch.sqrt, watch=True)
     yield sites.reading(f"{group}/increment", increment, sites.sum, watch=True)
     if columns.has_gradient:
@@ -169,11 +169,9 @@ def _explained(group: str, columns: Columns) -> Iterator[Reading]:
     rest = [step for step in columns.steps if step.terms is None]
     if rest:
         yield from _by_identity(group, Columns(rest))
-    stored, computed = columns.floors()
-    sites = columns.sites
+    stored, computed = columns.floors
     total = stored.square().sum().sqrt() + computed.sum()
-    by_site = sites.sum(stored.square()).sqrt() + sites.sum(computed)
-    yield Reading(f"{group}/storage_floor", total, by_site, sites.names)
+    yield Reading(f"{group}/storage_floor", total, columns.floor_by_site, columns.sites.names)
 
 
 def _by_formula(group: str, columns: Columns) -> Iterator[Reading]:
@@ -223,10 +221,12 @@ def _internal(columns: Columns) -> Iterator[Reading]:
         return
     assert terms is not None  # noqa: S101
     names = [step.units.name for step in columns.steps]
-    stored, computed = columns.floors()
-    floor = sites.sum(stored.square()).sqrt() + sites.sum(computed)
     residual = sites.sum(columns.increment - terms.total)
-    for key, values in ((RESIDUAL, residual), (FLOOR, floor), (NORM_SQ, sites.sum(columns.column("weight_sq")))):
+    for key, values in (
+        (RESIDUAL, residual),
+        (FLOOR, columns.floor_by_site),
+        (NORM_SQ, sites.sum(columns.column("weight_sq"))),
+    ):
         yield Reading(key, None, values, names, internal=True)
 
 

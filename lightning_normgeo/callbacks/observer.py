@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.callbacks.agreement import Agreement, zeros_like
+from lightning_normgeo.callbacks.agreement import Agreement
 from lightning_normgeo.callbacks.confirmation import Confirmation
 from lightning_normgeo.callbacks.epsilon import GammaSums, epsilon_inner, gamma_sums, with_whole_gradients
 from lightning_normgeo.callbacks.measured import Measured, clips_by_value, scales_gradients_alike
 from lightning_normgeo.callbacks.sharding import Division
 from lightning_normgeo.callbacks.structure import Structure
 from lightning_normgeo.errors import harmless, warn_once
-from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.normalization.graph import is_compiled
 from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.batchnorm import BatchNormProbe, affine_batch_norms
@@ -181,8 +180,8 @@ class Observer:
             channels = {name: layer.num_features for name, layer in self.batch_norms.layers.items()}
         sums = self._sums(statistics, channels)
         if self._agreement.processes > 1 and channels:
-            sent = sums or zeros_like(channels, wide_dtype(self._device), self._device)
-            sums = self._agreement.averaged(sent)
+            # a process that could not read any sends zeros
+            sums = self._agreement.averaged(sums or gamma_sums({}, channels, self._device))
         return epsilon_inner(steps, sums or {})
 
     @harmless

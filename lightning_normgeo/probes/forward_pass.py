@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,6 +40,11 @@ class BatchStatistics:
     samples: int = 0
     place: int = 0
     gradient: Tensor | None = None
+
+
+def epsilons(passes: Sequence[BatchStatistics]) -> Tensor:
+    """Return the ε of each channel of several passes, one after the other."""
+    return torch.cat([one.scale.new_full((one.scale.numel(),), one.eps) for one in passes])
 
 
 @dataclass
