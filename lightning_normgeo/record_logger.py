@@ -52,7 +52,7 @@ class RecordLogger(Logger):
     def version(self) -> str:
         """The run's name within the experiment."""
         if self._version is None:
-            self._version = _claim_version(Path(self._save_dir) / self._name)
+            self._version = claim_version(Path(self._save_dir) / self._name)
         return self._version
 
     @property
@@ -177,7 +177,7 @@ def check_writable(save_dir: str, name: str) -> None:
         ) from error
 
 
-def _claim_version(folder: Path) -> str:
+def claim_version(folder: Path) -> str:
     """Make and return a run folder that nobody else has; other ranks only need a name."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for version in [stamp, *(f"{stamp}-{i}" for i in range(1, 1000))]:

@@ -37,10 +37,13 @@ ALLOWED = {
     "models": {"errors", "normalization"},
     "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "record", "robustness"},
     "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness"} | _RECORDS,
-    "cli": {"_version", "errors", "resume", "run_folder", "summary", "report", "data", "models", "callbacks"}
-    | _RECORDS,
-    "study": {"_version", "cli", "errors", "files", "record", "report", "run_folder"},
-    "__main__": {"cli", "errors", "report", "study"},
+    "shipped": {"errors"},
+    "terminal": {"_version", "errors", "shipped"},
+    "cli": {"_version", "errors", "shipped", "terminal", "summary", "report", "data", "models", "callbacks"}
+    | _RECORDS
+    | _RUNS,
+    "study": {"_version", "cli", "errors", "files", "record", "report", "run_folder", "shipped"},
+    "__main__": {"_version", "cli", "errors", "report", "shipped", "study", "terminal"},
 }
 # what the parts without a Trainer may import from elsewhere
 THIRD_PARTY = {
@@ -57,6 +60,8 @@ THIRD_PARTY = {
     "record": set(),
     "record_logger": {"lightning_utilities", "PIL"},
     "run_folder": {"filelock"},
+    "shipped": set(),
+    "terminal": set(),
 }
 
 

@@ -8,47 +8,31 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from rich.console import Console
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_normgeo.callbacks
 import lightning_normgeo.data  # noqa: F401 - so that short class names work in configurations
 from lightning_normgeo._version import __version__
-from lightning_normgeo.errors import ConfigurationError, one_line_errors, warn_once
+from lightning_normgeo.cli.ending import interruption_of, tell_begin, tell_end, tell_interruption
+from lightning_normgeo.cli.loggers import end_wandb, shield, start_wandb
+from lightning_normgeo.cli.parser import OneLineParser
+from lightning_normgeo.cli.place import has_logged, missing_parents, remove_traces
+from lightning_normgeo.cli.quiet import keep_quiet
+from lightning_normgeo.cli.saved_config import RecordConfig
+from lightning_normgeo.errors import ConfigurationError, is_rank_zero, one_line_errors, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
-from lightning_normgeo.record import read_record
-from lightning_normgeo.record_logger import RecordLogger, check_writable
-from lightning_normgeo.report.command import write_quietly
+from lightning_normgeo.record_logger import RecordLogger, check_writable, claim_version
 from lightning_normgeo.resume import NewestEpoch, RandomState, keeps_the_best
 from lightning_normgeo.run_folder import RunFolder
-from lightning_normgeo.summary import summary_table
+from lightning_normgeo.shipped import DEFAULTS, shipped_configs, with_config_paths
+from lightning_normgeo.terminal.usage import TRAINER_COMMANDS
 
-_DESCRIPTION = """Train ResNets with any normalization and measure its geometry. Besides the commands below:
-normgeo study runs a grid of trainings, normgeo report makes a report of any runs."""
-
-
-def configs_folder() -> Path:
-    """Return the folder of the configurations that come with the package."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
-
-
-class RecordConfig(SaveConfigCallback):
-    """Saves the resolved configuration into the run's own folder and sends it to every logger."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save the configuration; called on rank zero only."""
-        text = self.parser.dump(_unplaced(self.config), skip_none=False)
-        for logger in trainer.loggers:
-            if isinstance(logger, RecordLogger):
-                logger.folder.mkdir(parents=True, exist_ok=True)
-                (logger.folder / "config.yaml").write_text(text, encoding="utf-8")
-                logger.log_hyperparams({"wandb": {"id": _wandb_id(trainer)}})
-            logger.log_hyperparams({"config": yaml.safe_load(text)})
+_NOT_FILES = ("best", "last", "hpc", "registry")
+"""Words that Lightning takes for a checkpoint."""
 
 
 class NormgeoCLI(LightningCLI):
@@ -57,7 +41,10 @@ class NormgeoCLI(LightningCLI):
     run_folder: RunFolder | None = None
 
     def __init__(self, args: list[str] | dict[str, Any] | None = None) -> None:
-        defaults = {"default_config_files": [str(configs_folder() / "defaults.yaml")]}
+        self._given: list[str] = []
+        self._place: Path | None = None
+        self._made: list[Path] = []
+        defaults = {"default_config_files": [str(shipped_configs()[DEFAULTS])]}
         try:
             super().__init__(
                 ResNetClassifier,
@@ -67,16 +54,47 @@ class NormgeoCLI(LightningCLI):
                 save_config_callback=RecordConfig,
                 save_config_kwargs={"save_to_log_dir": False},
                 auto_configure_optimizers=False,
-                parser_kwargs={
-                    "description": _DESCRIPTION,
-                    "version": __version__,
-                    **{name: dict(defaults) for name in self.subcommands()},
-                },
+                parser_kwargs={"version": __version__, **{name: dict(defaults) for name in self.subcommands()}},
                 args=args,
             )
+        except BaseException as error:
+            self._end_early(error)
+            raise
         finally:  # the whole command has run, or failed
             if self.run_folder is not None:
                 self.run_folder.release()
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return Lightning's commands, and which of their arguments are none of the configuration."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser whose errors are one line."""
+        parser = super().init_parser(**kwargs)
+        parser.__class__ = OneLineParser  # Lightning names its class, and gives no choice
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Find configurations that are given by name, and parse."""
+        if isinstance(args, dict):
+            super().parse_arguments(parser, args)
+            return
+        self._given = list(sys.argv[1:] if args is None else args)
+        self.config = self._parsed(parser, self._given)
+
+    def _parsed(self, parser: Any, arguments: list[str]) -> Any:
+        given = with_config_paths(arguments)
+        for each in (parser, *self._subcommand_parsers.values()):
+            each.given, each.commands = given, self._subcommand_parsers
+        return parser.parse_args(given)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer; what it refuses is a setting that cannot work."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise _one_line(error) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the optimizer blocks, links between data and model, and what happens after fit."""
@@ -115,14 +133,16 @@ class NormgeoCLI(LightningCLI):
         """
 
     def before_instantiate_classes(self) -> None:
-        """Choose W&B's mode, and keep its staging files beside the run."""
+        """Choose W&B's mode and the folder of the run, and keep W&B's staging files beside it."""
         os.environ["WANDB_MODE"] = self._get(self.config, "wandb") or os.environ.get("WANDB_MODE") or "offline"
         os.environ.setdefault("WANDB_SILENT", "true")
-        self._take_folder()
+        _check_exists(self._get(self.config, "ckpt_path"))
+        if self._get(self.config, "run") is not None:
+            self._take_folder()
+        elif not self._get(self.config, "trainer").get("fast_dev_run"):
+            self._claim_folder()
         for kind, settings in self._entries("logger"):
             save_dir = settings.get("save_dir")
-            if kind == "RecordLogger" and save_dir:  # here, as jsonargparse would bury the error of a list's entry
-                check_writable(save_dir, settings.get("name", ""))
             if kind == "WandbLogger" and save_dir:
                 os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute() / "wandb-data"))
 
@@ -133,18 +153,32 @@ class NormgeoCLI(LightningCLI):
         known = [entry for entry in entries if hasattr(entry, "get")]
         return [(entry.get("class_path", "").rpartition(".")[2], entry.get("init_args", {})) for entry in known]
 
+    def _claim_folder(self) -> None:
+        """Choose a new folder for the run before its loggers are built, so that W&B can show its name."""
+        loggers = self._entries("logger")
+        record = next((settings for kind, settings in loggers if kind == "RecordLogger"), None)
+        if record is None:
+            return
+        study = Path(record.get("save_dir") or "runs", record.get("name") or "normgeo")
+        self._made = missing_parents(study)
+        check_writable(str(study.parent), study.name)
+        record["version"] = record.get("version") or claim_version(study)
+        self._place = study / record["version"]
+        for kind, settings in loggers:
+            if kind == "WandbLogger" and not settings.get("name"):
+                settings["name"] = record["version"]
+
     def _take_folder(self) -> None:
         """Send the run where ``--run`` says."""
         given = self._get(self.config, "run")
-        if given is None:
-            return
         if self.subcommand != "fit":
             raise ConfigurationError(f"--run is for fit. Leave it out: {self.subcommand} gets a folder of its own.")
         if self._get(self.config, "trainer").get("fast_dev_run"):
             raise ConfigurationError(f"--run {given} with trainer.fast_dev_run, which writes nothing. Leave one out.")
         folder = RunFolder(given)
+        self._made = missing_parents(folder.path.parent)
         folder.claim()
-        self.run_folder = folder
+        self.run_folder, self._place = folder, folder.path
         if folder.finished:
             raise ConfigurationError(f"--run {given} has finished. Choose another folder, or remove this one.")
         folder.direct(self._entries("logger"))
@@ -152,29 +186,26 @@ class NormgeoCLI(LightningCLI):
         trainer.default_root_dir = trainer.default_root_dir or given
 
     def before_fit(self) -> None:
-        """Go on where the run was; its own checkpoint is newer than one it was told to start from."""
-        if self.run_folder is None:
-            return
-        own, settings = self.run_folder.checkpoint, self.config_init["fit"]
-        settings["ckpt_path"] = own or settings.get("ckpt_path")
+        """Resume the run where it was; its own checkpoint is newer than one it was told to start from."""
+        own = None if self.run_folder is None else self.run_folder.checkpoint
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0, RandomState(restore=own is not None))
+        if self.run_folder is None:
+            return
+        settings = self.config_init["fit"]
+        settings["ckpt_path"] = own or settings.get("ckpt_path")
         savers = self.trainer.checkpoint_callbacks
         if savers and all(map(keeps_the_best, savers)):
             callbacks.append(NewestEpoch(self.run_folder.path))
 
     def after_instantiate_classes(self) -> None:
-        """Leave out a W&B logger that cannot start."""
+        """Leave out a W&B logger that cannot start, and let none of the others stop the run."""
         self._began = time.monotonic()
-        for logger in [logger for logger in self.trainer.loggers if type(logger).__name__ == "WandbLogger"]:
-            try:
-                Path(logger.save_dir or ".").mkdir(parents=True, exist_ok=True)
-                _ = logger.experiment  # type: ignore[attr-defined]
-            except Exception as error:
-                warn_once(
-                    f"W&B could not start ({error}); the run goes on without it. --wandb offline needs no account."
-                )
-                self.trainer.loggers = [other for other in self.trainer.loggers if other is not logger]
+        self.trainer.loggers = start_wandb(self.trainer.loggers)
+        for logger in self.trainer.loggers:
+            shield(logger)
+        if is_rank_zero():
+            tell_begin(self.trainer.loggers)
 
     def after_fit(self) -> None:
         """Test the best weights, write the report, print the summary."""
@@ -191,19 +222,29 @@ class NormgeoCLI(LightningCLI):
         self._conclude()
 
     def _conclude(self) -> None:
-        records = [logger for logger in self.trainer.loggers if isinstance(logger, RecordLogger)]
-        if not records or not self.trainer.is_global_zero or not records[0].path.is_file():
-            return
-        folder = records[0].folder
-        console = Console(width=None if sys.stdout.isatty() else 100)
-        console.print(summary_table(read_record(folder)))
-        if self._get(self.config, "report"):
-            console.print(f"report: {write_quietly([folder])}", soft_wrap=True, highlight=False)
-        console.print(f"record: {folder.absolute()}", soft_wrap=True, highlight=False)
-        for logger in self.trainer.loggers:
-            if type(logger).__name__ == "WandbLogger" and os.environ["WANDB_MODE"] == "offline":
-                synced = Path(logger.experiment.dir).absolute().parent  # type: ignore[attr-defined]
-                console.print(f"W&B:    wandb sync {synced}", soft_wrap=True, highlight=False)
+        if self.trainer.is_global_zero:
+            tell_end(self.trainer.loggers, self._get(self.config, "report"))
+
+    def _end_early(self, error: BaseException) -> None:
+        """Say how an interrupted run resumes, and leave nothing of a command that failed before it logged anything.
+
+        Raises:
+            SystemExit: with a shell's status for the signal, if it was one.
+            ConfigurationError: in place of Lightning's own kind.
+        """
+        trainer: Trainer | None = getattr(self, "trainer", None)
+        loggers = [] if trainer is None else trainer.loggers
+        status, logged = interruption_of(error, trainer), self._place is not None and has_logged(self._place)
+        if is_rank_zero() and not logged:
+            remove_traces(loggers, self._place, self._made)
+        if status is not None:
+            if is_rank_zero() and logged and trainer is not None and self._place is not None:
+                tell_interruption(trainer, self._given, self._place, RunFolder(self._place).checkpoint)
+            elif is_rank_zero():
+                sys.stderr.write("normgeo: interrupted before anything was measured; nothing is left behind.\n")
+            raise SystemExit(status) from error
+        if isinstance(error, MisconfigurationException):
+            raise _one_line(error) from error
 
 
 def run(args: list[str] | dict[str, Any] | None = None) -> NormgeoCLI:
@@ -219,22 +260,10 @@ def main(args: list[str] | None = None) -> None:
     """Run a command from the shell; see :func:`one_line_errors`."""
     try:
         with one_line_errors():
+            keep_quiet()
             run(args)
     finally:
-        if "wandb" in sys.modules:
-            sys.modules["wandb"].finish()
-
-
-def _unplaced(config: Any) -> Any:
-    """Return a configuration without the folder and the names of the run, which another run with it must not take."""
-    config = config.clone()
-    config["run"] = None
-    loggers = config.trainer.logger
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
-        for name in ("version", "id"):
-            if hasattr(logger, "init_args") and name in logger.init_args:
-                logger.init_args[name] = None
-    return config
+        end_wandb()
 
 
 def _as_dict(block: Any) -> dict[str, Any] | None:
@@ -250,9 +279,18 @@ def _best(trainer: Trainer) -> str | None:
     return best or None
 
 
-def _wandb_id(trainer: Trainer) -> str | None:
-    ids = [str(logger.version) for logger in trainer.loggers if type(logger).__name__ == "WandbLogger"]
-    return ids[0] if ids else None
+def _check_exists(checkpoint: str | None) -> None:
+    """Refuse a checkpoint that is not there, and name those that are."""
+    if checkpoint is None or checkpoint.startswith(_NOT_FILES) or "://" in checkpoint or Path(checkpoint).exists():
+        return
+    folder = next(path for path in Path(checkpoint).absolute().parents if path.is_dir())
+    there = sorted(str(path.relative_to(folder)) for path in folder.glob("**/*.ckpt"))[:8]
+    beside = f"{folder} has {', '.join(there)}" if there else f"there is none below {folder}"
+    raise ConfigurationError(f"--ckpt_path {checkpoint} does not exist; {beside}.")
+
+
+def _one_line(error: Exception) -> ConfigurationError:
+    return ConfigurationError(" ".join(str(error).split()))
 
 
 def _num_classes(data: Any) -> int:
