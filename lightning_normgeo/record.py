@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.record_lines import ROBUSTNESS as ROBUSTNESS
 from lightning_normgeo.record_lines import whole_lines
 
@@ -22,6 +22,10 @@ class NotFinite(NamedTuple):
 
     key: str
     step: int
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"diverged: {self.key} is not finite from step {self.step} on"
 
 
 def evaluation_stem(name: str | None) -> str:
@@ -142,6 +146,25 @@ def read_record(run: str | Path) -> Record:
             f"{path} cannot be read ({error.strerror}). Check the disk and who may read it."
         ) from error
     return record
+
+
+def read_records(runs: Sequence[str | Path]) -> list[Record]:
+    """Read the records of several runs; those that cannot be read are left out, with a warning each.
+
+    Raises:
+        ConfigurationError: if none can.
+    """
+    records, problems = [], []
+    for run in runs:
+        try:
+            records.append(read_record(run))
+        except ConfigurationError as error:
+            problems.append(error)
+    if problems and not records:
+        raise problems[0]
+    for problem in problems:
+        warn_once(f"A run is left out. {problem}")
+    return records
 
 
 def _add(record: Record, line: dict[str, Any], earlier: set[tuple[str, str]]) -> None:

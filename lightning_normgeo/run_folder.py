@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero
 from lightning_normgeo.files import parsed
-from lightning_normgeo.record import FINISHED_NAME, RECORD_NAME, read_record
+from lightning_normgeo.record import FINISHED_NAME, RECORD_NAME, NotFinite, read_record
 
 NEWEST = "resume-"
 """What the names of checkpoints begin with that are for going on only."""
@@ -57,6 +57,15 @@ class RunFolder:
             return parsed((self.path / f"{FINISHED_NAME}.json").read_bytes())
         except (OSError, ValueError):
             return {}
+
+    @property
+    def divergence(self) -> str:
+        """From when on its losses were not finite, in words; empty where they were."""
+        match self.ending.get("not_finite"):
+            case {"key": str(key), "step": int(step)}:
+                return str(NotFinite(key, step))
+            case _:
+                return ""
 
     @property
     def checkpoint(self) -> str | None:

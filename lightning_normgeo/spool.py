@@ -16,9 +16,9 @@ from lightning_normgeo.files import write_file
 
 MOST_WAITING = 16 * 2**20
 """Bytes that may wait."""
-_PATIENCE = 10.0
-"""A failed attempt is not repeated before so many times as long as it took: no more than a tenth of the time is lost
-where errors are slow, as on a network."""
+_SLOW, _PATIENCE = 0.01, 10.0
+"""An attempt that fails after more than so many seconds, as on a network, is not repeated before so many times as long:
+no more than a tenth of the time is lost."""
 _PAUSE = 1.0
 """Seconds between two attempts at a whole file."""
 
@@ -213,7 +213,8 @@ class Spool:
 def _patient(began: float) -> float:
     """When an attempt that began then and ends now is worth a repetition."""
     now = time.monotonic()
-    return now + _PATIENCE * (now - began)
+    took = now - began
+    return now + _PATIENCE * took if took > _SLOW else now
 
 
 def reason_of(error: Exception) -> str:

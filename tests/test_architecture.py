@@ -41,7 +41,7 @@ ALLOWED = {
     "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness"} | _RECORDS,
     "cli": {"_version", "errors", "resume", "run_folder", "summary", "report", "data", "models", "callbacks"}
     | _RECORDS,
-    "study": {"_version", "cli", "errors", "files", "record", "report", "run_folder"},
+    "study": {"_version", "cli", "errors", "files", "record", "record_lines", "report", "run_folder"},
     "__main__": {"cli", "errors", "report", "study"},
 }
 # what the parts without a Trainer may import from elsewhere
