@@ -51,20 +51,20 @@ def publish(trainer: Any, reports: Mapping[str, RobustnessReport], name: str | N
         count: how many samples to show.
 
     Returns:
-        Whether all results are on disk, or written by a logger.
+        Whether all results are on disk; else a warning has them.
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return True
     document, stem = document_of(reports), evaluation_stem(name)
     recorded = any(hasattr(logger, "log_results") for logger in trainer.loggers)
-    written, files = _save(trainer, reports, document, stem, recorded)
+    problem, files = _save(trainer, reports, document, stem, recorded)
     rows = [[*(row[column] for column in COLUMNS), ""] for row in document["results"]]
     rows += [_reason_row(attack, why) for attack, why in document["not_evaluated"].items()]
     images, captions = _pictures(reports, count)
     for logger in trainer.loggers:
         try:
-            if hasattr(logger, "log_results"):
-                logger.log_results(stem, document)
+            if hasattr(logger, "log_results") and logger.log_results(stem, document) is False:
+                problem = problem or f"cannot be written to {logger.log_dir} for the time being"
             if hasattr(logger, "log_table"):
                 logger.log_table(key=f"{stem}/table", columns=[*COLUMNS, NOTE], data=rows)
             if hasattr(logger, "log_image") and images:
@@ -73,9 +73,16 @@ def publish(trainer: Any, reports: Mapping[str, RobustnessReport], name: str | N
                 logger.experiment.summary[stem] = {key: value for key, value in document.items() if key != "results"}
                 _log_artifact(logger.experiment, files)
         except Exception as error:
-            written = written and not hasattr(logger, "log_results")
-            warn_once(f"{type(logger).__name__} failed to log the robustness results: {error!r}.")
-    return written
+            kind = type(logger).__name__
+            problem = problem or f"cannot be written by {kind} ({error!r})" * hasattr(logger, "log_results")
+            warn_once(f"{kind} failed to log the robustness results: {error!r}.")
+    if problem:
+        tables = "\n".join(f"{suffix}\n{report}".strip() for suffix, report in reports.items())
+        warn_once(
+            f"The robustness results {problem}. Loggers get them; the journal in {trainer.default_root_dir} stays, and "
+            f"the same test again goes on from it.\n{tables}"
+        )
+    return not problem
 
 
 def folder_of(trainer: Any) -> Path:
@@ -107,7 +114,8 @@ def _new_folder(parent: Path) -> Path:
 
 def _save(
     trainer: Any, reports: Mapping[str, RobustnessReport], document: dict[str, Any], stem: str, recorded: bool
-) -> tuple[bool, list[Path]]:
+) -> tuple[str, list[Path]]:
+    """Write the files of all samples, and the document unless a logger does; return what went wrong, and the files."""
     files, folder = [], Path(trainer.default_root_dir)
     try:
         folder = folder_of(trainer)
@@ -120,11 +128,8 @@ def _save(
         if not recorded:
             write_document(folder / f"{stem}.json", document)
     except OSError as error:
-        warn_once(
-            f"The robustness results cannot be written to {folder} ({error.strerror or error}); loggers get them."
-        )
-        return False, files
-    return True, files
+        return f"cannot be written to {folder} ({error.strerror or error})", files
+    return "", files
 
 
 def _reason_row(attack: str, why: str) -> list[Any]:
