@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import lightning_normgeo.callbacks
 import lightning_normgeo.data  # noqa: F401 - so that short class names work in configurations
 from lightning_normgeo._version import __version__
+from lightning_normgeo.checkpoints import check_checkpoint, load_weights_only
 from lightning_normgeo.errors import ConfigurationError, one_line_errors, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
 from lightning_normgeo.record import read_record
@@ -118,6 +119,7 @@ class NormgeoCLI(LightningCLI):
         """Choose W&B's mode, and keep its staging files beside the run."""
         os.environ["WANDB_MODE"] = self._get(self.config, "wandb") or os.environ.get("WANDB_MODE") or "offline"
         os.environ.setdefault("WANDB_SILENT", "true")
+        check_checkpoint(self._get(self.config, "ckpt_path"))
         self._take_folder()
         for kind, settings in self._entries("logger"):
             save_dir = settings.get("save_dir")
@@ -147,6 +149,7 @@ class NormgeoCLI(LightningCLI):
         self.run_folder = folder
         if folder.finished:
             raise ConfigurationError(f"--run {given} has finished. Choose another folder, or remove this one.")
+        check_checkpoint(folder.checkpoint)
         folder.direct(self._entries("logger"))
         trainer = self.config[self.subcommand].trainer
         trainer.default_root_dir = trainer.default_root_dir or given
@@ -166,6 +169,7 @@ class NormgeoCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Leave out a W&B logger that cannot start."""
         self._began = time.monotonic()
+        load_weights_only(self.trainer.strategy)
         for logger in [logger for logger in self.trainer.loggers if type(logger).__name__ == "WandbLogger"]:
             try:
                 Path(logger.save_dir or ".").mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ ALLOWED = {
     "files": set(),
     "_lightning": set(),
     "environment": {"_version"},
+    "checkpoints": {"errors"},
     "geometry": {"errors"},
     "normalization": {"errors", "geometry"},
     "robustness": {"errors", "files", "geometry", "normalization"},
@@ -37,7 +38,8 @@ ALLOWED = {
     "models": {"errors", "normalization"},
     "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "record", "robustness"},
     "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness"} | _RECORDS,
-    "cli": {"_version", "errors", "resume", "run_folder", "summary", "report", "data", "models", "callbacks"}
+    "cli": {"_version", "checkpoints", "errors", "resume", "run_folder", "summary", "report", "data", "models"}
+    | {"callbacks"}
     | _RECORDS,
     "study": {"_version", "cli", "errors", "files", "record", "report", "run_folder"},
     "__main__": {"cli", "errors", "report", "study"},
@@ -45,6 +47,7 @@ ALLOWED = {
 # what the parts without a Trainer may import from elsewhere
 THIRD_PARTY = {
     "_version": set(),
+    "checkpoints": {"torch"},
     "environment": set(),
     "errors": {"lightning_utilities"},  # for the rank: a package of two dozen helpers, not Lightning
     "geometry": {"torch", "numba"},  # numba only where it is installed
