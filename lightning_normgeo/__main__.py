@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from lightning_normgeo.errors import one_line_errors
+from lightning_normgeo.versions import require
 
 _OWN = ("study", "report")
 """Commands that are not the Trainer's; each has a module ``<name>.command``."""
@@ -14,6 +15,9 @@ _OWN = ("study", "report")
 def main(args: list[str] | None = None) -> None:
     """Run a command from the shell: a setting that cannot work ends in one clear line and exit status 2."""
     given = sys.argv[1:] if args is None else args
+    if not given or given[0] != "report":
+        with one_line_errors():
+            require()
     if not given or given[0] not in _OWN:
         from lightning_normgeo import cli  # takes seconds, which a report does without
 
