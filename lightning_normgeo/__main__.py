@@ -19,6 +19,7 @@ from lightning_normgeo.terminal.usage import (
     overview,
     unknown_command,
 )
+from lightning_normgeo.versions import require
 
 _HELP = ("-h", "--help")
 _INTERRUPTED = 130
@@ -61,6 +62,8 @@ def _answer(given: list[str]) -> str | None:
 
 
 def _run(given: list[str]) -> int:
+    if given[0] != "report":  # which needs none of what trains
+        require()
     if given[0] in OWN_COMMANDS:
         return int(importlib.import_module(f"lightning_normgeo.{given[0]}.command").main(given[1:]))
     cli = importlib.import_module("lightning_normgeo.cli")  # takes seconds, which a report does without

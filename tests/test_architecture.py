@@ -20,14 +20,18 @@ _RUNS = {"resume", "run_folder"}
 ALLOWED = {
     "_version": set(),
     "errors": set(),
+    "versions": {"errors"},
     "files": set(),
     "spool": {"files"},
-    "_lightning": set(),
+    "shipped": {"errors"},
+    "terminal": {"_version", "errors", "shipped"},
+    "_lightning": {"versions"},
     "environment": {"_version"},
-    "geometry": {"errors"},
-    "normalization": {"errors", "geometry"},
-    "robustness": {"errors", "files", "geometry", "normalization", "spool"},
-    "probes": {"errors", "geometry", "normalization"},
+    "checkpoints": {"errors"},
+    "geometry": {"errors", "versions"},
+    "normalization": {"errors", "geometry", "versions"},
+    "robustness": {"errors", "files", "geometry", "normalization", "spool", "versions"},
+    "probes": {"errors", "geometry", "normalization", "versions"},
     "record_lines": {"errors", "files"},
     "record": {"errors", "record_lines"},
     "record_logger": {"_lightning", "environment", "errors", "files", "record", "record_lines", "spool"},
@@ -35,21 +39,23 @@ ALLOWED = {
     "resume": {"errors", "run_folder"},
     "summary": {"record"},
     "report": {"_version", "errors", "record", "robustness"},
-    "data": {"errors"},
-    "models": {"errors", "normalization"},
-    "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "record", "robustness"},
+    "data": {"errors", "versions"},
+    "models": {"errors", "normalization", "versions"},
+    "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "record", "robustness"}
+    | {"versions"},
     "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness"} | _RECORDS,
-    "shipped": {"errors"},
-    "terminal": {"_version", "errors", "shipped"},
-    "cli": {"_version", "errors", "shipped", "terminal", "summary", "report", "data", "models", "callbacks"}
+    "cli": {"_version", "checkpoints", "errors", "shipped", "terminal", "summary", "report", "data", "models"}
+    | {"callbacks"}
     | _RECORDS
     | _RUNS,
     "study": {"_version", "cli", "errors", "files", "record", "record_lines", "report", "run_folder", "shipped"},
-    "__main__": {"_version", "cli", "errors", "report", "shipped", "study", "terminal"},
+    "__main__": {"_version", "cli", "errors", "report", "shipped", "study", "terminal", "versions"},
 }
 # what the parts without a Trainer may import from elsewhere
 THIRD_PARTY = {
     "_version": set(),
+    "versions": {"packaging"},
+    "checkpoints": {"torch"},
     "environment": set(),
     "errors": {"lightning_utilities"},  # for the rank: a package of two dozen helpers, not Lightning
     "geometry": {"torch", "numba"},  # numba only where it is installed

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import lightning_normgeo.callbacks
 import lightning_normgeo.data  # noqa: F401 - so that short class names work in configurations
 from lightning_normgeo._version import __version__
+from lightning_normgeo.checkpoints import check_checkpoint, load_weights_only
 from lightning_normgeo.cli.ending import interruption_of, tell_begin, tell_end, tell_interruption
 from lightning_normgeo.cli.loggers import end_wandb, shield, start_wandb
 from lightning_normgeo.cli.parser import OneLineParser
@@ -137,6 +138,7 @@ class NormgeoCLI(LightningCLI):
         os.environ["WANDB_MODE"] = self._get(self.config, "wandb") or os.environ.get("WANDB_MODE") or "offline"
         os.environ.setdefault("WANDB_SILENT", "true")
         _check_exists(self._get(self.config, "ckpt_path"))
+        check_checkpoint(self._get(self.config, "ckpt_path"))
         if self._get(self.config, "run") is not None:
             self._take_folder()
         elif not self._get(self.config, "trainer").get("fast_dev_run"):
@@ -181,6 +183,7 @@ class NormgeoCLI(LightningCLI):
         self.run_folder, self._place = folder, folder.path
         if folder.finished:
             raise ConfigurationError(f"--run {given} has finished. Choose another folder, or remove this one.")
+        check_checkpoint(folder.checkpoint)
         folder.direct(self._entries("logger"))
         trainer = self.config[self.subcommand].trainer
         trainer.default_root_dir = trainer.default_root_dir or given
@@ -201,6 +204,7 @@ class NormgeoCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Leave out a W&B logger that cannot start, and let none of the others stop the run."""
         self._began = time.monotonic()
+        load_weights_only(self.trainer.strategy)
         self.trainer.loggers = start_wandb(self.trainer.loggers)
         for logger in self.trainer.loggers:
             shield(logger)
