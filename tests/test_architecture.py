@@ -43,7 +43,8 @@ ALLOWED = {
     "models": {"errors", "normalization", "versions"},
     "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "record", "robustness"}
     | {"versions"},
-    "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness"} | _RECORDS,
+    "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness", "summary"}
+    | _RECORDS,
     "cli": {"_version", "checkpoints", "errors", "shipped", "terminal", "summary", "report", "data", "models"}
     | {"callbacks"}
     | _RECORDS

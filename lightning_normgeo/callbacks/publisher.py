@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -48,11 +47,11 @@ class Publisher:
         """Log the table, once."""
         self._table.publish(loggers)
 
-    def note(self, loggers: Iterable[Any], line: str, left_out: Counter[str]) -> None:
-        """Keep in every record what was measured and what was left out."""
+    def note(self, loggers: Iterable[Any], observation: Mapping[str, Any]) -> None:
+        """Keep in every record what was measured, what was left out, and what moved the weights."""
         for logger in loggers:
             if hasattr(logger, "log_observation"):
                 try:
-                    logger.log_observation({"summary": line, "left_out": dict(left_out)})
+                    logger.log_observation(observation)
                 except Exception as error:
                     warn_once(f"{type(logger).__name__} failed to keep what was left out: {error!r}.")

@@ -156,7 +156,8 @@ class Session:
         rows, formulas = self.publisher.rows, self.observer.without_formula
         line = narration.closing(self.cadence, trainer, rows, self.left_out, formulas)
         rank_zero_info(line)
-        self.publisher.note(trainer.loggers, line, self.left_out)
+        observation = {"summary": line, "left_out": dict(self.left_out), "optimizers": narration.optimizers_of(trainer)}
+        self.publisher.note(trainer.loggers, observation)
         nothing = narration.nothing_measured(self.cadence, trainer, self.observer.backwards_seen)
         if nothing is not None and any(self._cadences) and not trainer.fast_dev_run:
             warn_once(nothing)

@@ -6,13 +6,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_normgeo.callbacks
 import lightning_normgeo.data  # noqa: F401 - so that short class names work in configurations
@@ -20,6 +18,7 @@ from lightning_normgeo._version import __version__
 from lightning_normgeo.checkpoints import check_checkpoint, load_weights_only
 from lightning_normgeo.cli.ending import interruption_of, tell_begin, tell_end, tell_interruption
 from lightning_normgeo.cli.loggers import end_wandb, shield, start_wandb
+from lightning_normgeo.cli.options import add_options, check_exists
 from lightning_normgeo.cli.parser import OneLineParser
 from lightning_normgeo.cli.place import has_logged, missing_parents, remove_traces
 from lightning_normgeo.cli.quiet import keep_quiet
@@ -31,9 +30,6 @@ from lightning_normgeo.resume import NewestEpoch, RandomState, keeps_the_best
 from lightning_normgeo.run_folder import RunFolder
 from lightning_normgeo.shipped import DEFAULTS, shipped_configs, with_config_paths
 from lightning_normgeo.terminal.usage import TRAINER_COMMANDS
-
-_NOT_FILES = ("best", "last", "hpc", "registry")
-"""Words that Lightning takes for a checkpoint."""
 
 
 class NormgeoCLI(LightningCLI):
@@ -98,34 +94,8 @@ class NormgeoCLI(LightningCLI):
             raise _one_line(error) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the optimizer blocks, links between data and model, and what happens after fit."""
-        for base, key, skip in ((Optimizer, "optimizer", "params"), (LRScheduler, "lr_scheduler", "optimizer")):
-            # as text for the model, which splits the parameters by what is decayed before it builds the optimizer
-            parser.add_subclass_arguments(base, key, instantiate=False, required=False, fail_untyped=False, skip={skip})
-            parser.link_arguments(key, f"model.{key}", compute_fn=_as_dict)
-        parser.link_arguments("data", "model.num_classes", compute_fn=_num_classes, apply_on="instantiate")
-        parser.add_argument(
-            "--run",
-            type=str | None,
-            default=None,
-            help="Folder of a fit, <folder>/<study>/<name>. The same command again goes on from the last checkpoint. "
-            "If left out: a new folder, by the time it starts.",
-        )
-        parser.add_argument(
-            "--wandb",
-            type=Literal["offline", "online", "disabled"] | None,
-            default=None,
-            help="W&B mode; the environment's WANDB_MODE if left out, else offline: nothing leaves the machine.",
-        )
-        parser.add_argument(
-            "--test_after_fit",
-            type=bool,
-            default=True,
-            help="After fit, run the test loop (with RobustnessEvaluation) on the best checkpoint.",
-        )
-        parser.add_argument(
-            "--report", type=bool, default=True, help="Write report.html into the run's folder at the end."
-        )
+        """Add the optimizer blocks, links between data and model, and the options of a run."""
+        add_options(parser)
 
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as given; Lightning would put the checkpoint's settings over it without a word.
@@ -137,7 +107,7 @@ class NormgeoCLI(LightningCLI):
         """Choose W&B's mode and the folder of the run, and keep W&B's staging files beside it."""
         os.environ["WANDB_MODE"] = self._get(self.config, "wandb") or os.environ.get("WANDB_MODE") or "offline"
         os.environ.setdefault("WANDB_SILENT", "true")
-        _check_exists(self._get(self.config, "ckpt_path"))
+        check_exists(self._get(self.config, "ckpt_path"))
         check_checkpoint(self._get(self.config, "ckpt_path"))
         if self._get(self.config, "run") is not None:
             self._take_folder()
@@ -270,10 +240,6 @@ def main(args: list[str] | None = None) -> None:
         end_wandb()
 
 
-def _as_dict(block: Any) -> dict[str, Any] | None:
-    return None if block is None else dict(block.as_dict() if hasattr(block, "as_dict") else block)
-
-
 def _best(trainer: Trainer) -> str | None:
     """Return the best checkpoint, or None for the weights as they are."""
     best: str = getattr(trainer.checkpoint_callback, "best_model_path", "")
@@ -283,24 +249,5 @@ def _best(trainer: Trainer) -> str | None:
     return best or None
 
 
-def _check_exists(checkpoint: str | None) -> None:
-    """Refuse a checkpoint that is not there, and name those that are."""
-    if checkpoint is None or checkpoint.startswith(_NOT_FILES) or "://" in checkpoint or Path(checkpoint).exists():
-        return
-    folder = next(path for path in Path(checkpoint).absolute().parents if path.is_dir())
-    there = sorted(str(path.relative_to(folder)) for path in folder.glob("**/*.ckpt"))[:8]
-    beside = f"{folder} has {', '.join(there)}" if there else f"there is none below {folder}"
-    raise ConfigurationError(f"--ckpt_path {checkpoint} does not exist; {beside}.")
-
-
 def _one_line(error: Exception) -> ConfigurationError:
     return ConfigurationError(" ".join(str(error).split()))
-
-
-def _num_classes(data: Any) -> int:
-    classes = getattr(data, "num_classes", None)
-    if classes is None:
-        raise ConfigurationError(
-            f"{type(data).__name__} does not say how many classes it has. Give it an attribute num_classes."
-        )
-    return int(classes)

@@ -42,7 +42,7 @@ class Curves:
             names: for each metric key what the figure calls it.
 
         Returns:
-            For each run, metric and layer (:data:`ALL` among them) that has finite points a row with ``panel``, ``series``,
+            For each run, metric and layer (:data:`ALL` among them) with finite points a row with ``panel``, ``series``,
             ``run``, ``group``, ``quantity``, ``layer``, ``step`` and ``value``; values have five digits.
         """
         return [
