@@ -64,6 +64,11 @@ class QuietCallback(Callback):
                 self.__dict__[hook] = None
 
 
+def is_wandb(logger: Any) -> bool:
+    """Whether a logger is that of W&B, of whichever namespace."""
+    return any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__)
+
+
 def is_lightnings_own(thing: Any, method: str) -> bool:
     """Whether a module's method is the one it inherits from Lightning, not the user's."""
     module: str = getattr(type(thing), method).__module__

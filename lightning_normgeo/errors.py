@@ -38,7 +38,8 @@ _FEW = 16
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return the known names as a hint, the nearest to ``name`` first; of many only these, or the first."""
     known = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    lower = {one.lower(): one for one in reversed(known)}
+    near = [lower[one] for one in difflib.get_close_matches(name.lower(), lower, n=count, cutoff=0.5)]
     if len(known) <= _FEW:
         return ", ".join(map(repr, dict.fromkeys([*near, *known])))
     near = near or sorted(known)[:8]

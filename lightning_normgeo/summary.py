@@ -23,11 +23,13 @@ _QUANTITIES = {
     "norm_growth/increment": "Δ‖W‖² of a step, measured",
     "norm_growth/explained": "  explained by the optimizer's formula",
     "norm_growth/predicted": "  predicted by eq 16, η²‖∇‖²",
+    "norm_growth/predicted_momentum": "  predicted by ⟨W, ∇W⟩ = 0 with momentum and decay",
     "norm_growth/angular_update": "turn of the weights per step (rad)",
     "affine/abs_gamma2_minus_sigma2_mean": "|γ² - σ²|, mean over channels",
     "affine/abs_beta_minus_mu_mean": "|β - μ|, mean over channels",
 }
-_EQ16, _EQ16_APPLIES = "norm_growth/predicted", "norm_growth/eq16_applies"
+_EQ16, _WITH_MOMENTUM = "norm_growth/predicted", "norm_growth/predicted_momentum"
+_EQ16_APPLIES = "norm_growth/eq16_applies"
 _NAMED = ("orthogonality/", "affine/")
 """Quantities that are large where something is remarkable: for these the layer with the largest value is named."""
 _REASONS = {
@@ -85,8 +87,9 @@ def _geometry(record: Record) -> Table:
 
 
 def _shown(record: Record) -> list[str]:
-    """Return the quantities without eq 16 where it is about another optimizer."""
-    return [key for key in _QUANTITIES if key != _EQ16 or _covered(record)]
+    """Return the quantities: eq 16 only where it is about the optimizer, and else the same law with momentum."""
+    hidden = _WITH_MOMENTUM if _covered(record) else _EQ16
+    return [key for key in _QUANTITIES if key != hidden]
 
 
 def _covered(record: Record) -> bool:

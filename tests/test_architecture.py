@@ -45,8 +45,8 @@ ALLOWED = {
     | {"versions"},
     "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness", "summary"}
     | _RECORDS,
-    "cli": {"_version", "checkpoints", "errors", "shipped", "terminal", "summary", "report", "data", "models"}
-    | {"callbacks"}
+    "cli": {"_lightning", "_version", "checkpoints", "errors", "shipped", "terminal", "summary", "report", "data"}
+    | {"callbacks", "models"}
     | _RECORDS
     | _RUNS,
     "study": {"_version", "cli", "errors", "files", "record", "record_lines", "report", "run_folder", "shipped"},

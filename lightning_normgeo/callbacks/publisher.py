@@ -12,6 +12,7 @@ from lightning_normgeo.callbacks.layer_table import LayerTable
 from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Row, publish
 from lightning_normgeo.callbacks.residuals import report_residuals
+from lightning_normgeo.callbacks.wandb_keys import for_wandb
 from lightning_normgeo.errors import harmless, warn_once
 
 
@@ -38,7 +39,7 @@ class Publisher:
         self.rows += 1
         if row.dropped:
             warn_once("Values that are not finite are left out of the logs.")
-        publish(row, trainer.loggers, step)
+        publish(row, trainer.loggers, step, for_wandb(row.scalars, monitors))
         self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.watched.items()})
 

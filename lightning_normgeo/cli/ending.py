@@ -14,7 +14,7 @@ from pytorch_lightning.trainer.states import TrainerStatus
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-from lightning_normgeo.cli.loggers import is_wandb
+from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.record import read_record
 from lightning_normgeo.record_logger import RecordLogger
 from lightning_normgeo.report.command import write_quietly

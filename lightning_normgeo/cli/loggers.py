@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.errors import warn_once
 
 _METHODS = (
@@ -22,13 +24,10 @@ _METHODS = (
     "finalize",
 )
 """What Lightning and this package call on a logger."""
+_IN_THE_TABLE = re.compile(r"robustness/.+/(ci_low|ci_high|n)")
+"""Keys that the table ``robustness/table`` has as well."""
 _PATIENCE = 3
 """So many failures in a row, and a logger is asked no more: one whose service is gone can take minutes for each."""
-
-
-def is_wandb(logger: Any) -> bool:
-    """Whether a logger is that of W&B, in whichever of Lightning's namespaces."""
-    return any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__)
 
 
 def start_wandb(loggers: list[Any]) -> list[Any]:
@@ -54,10 +53,24 @@ def shield(logger: Any) -> None:
         logger: whose methods are replaced, on this object alone.
     """
     failures = _Failures(type(logger).__name__)
+    if is_wandb(logger):
+        logger.log_metrics = _without_intervals(logger.log_metrics)
     for name in _METHODS:
         method = getattr(logger, name, None)
         if callable(method):
             setattr(logger, name, failures.guard(method))
+
+
+def _without_intervals(log_metrics: Callable[..., None]) -> Callable[..., None]:
+    """Return a method that leaves out the intervals of accuracies, each of which would be a chart with one point."""
+
+    @functools.wraps(log_metrics)
+    def logged(metrics: Mapping[str, float], *args: Any, **kwargs: Any) -> None:
+        kept = {key: value for key, value in metrics.items() if not _IN_THE_TABLE.fullmatch(key)}
+        if kept:
+            log_metrics(kept, *args, **kwargs)
+
+    return logged
 
 
 def end_wandb() -> None:

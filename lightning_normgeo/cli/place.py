@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lightning_normgeo.cli.loggers import is_wandb
+from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.record import RECORD_NAME, read_record
 from lightning_normgeo.record_logger import RecordLogger
 

@@ -8,7 +8,7 @@ import yaml
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 
-from lightning_normgeo.cli.loggers import is_wandb
+from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.record_logger import RecordLogger
 
 
