@@ -36,6 +36,7 @@ def start_wandb(loggers: list[Any]) -> list[Any]:
     for logger in loggers:
         try:
             if is_wandb(logger):
+                _without_anonymous(logger)
                 Path(logger.save_dir or ".").mkdir(parents=True, exist_ok=True)
                 _ = logger.experiment
         except Exception as error:
@@ -44,6 +45,13 @@ def start_wandb(loggers: list[Any]) -> list[Any]:
         else:
             able.append(logger)
     return able
+
+
+def _without_anonymous(logger: Any) -> None:
+    """Leave out an argument that Lightning passes on unasked, and W&B warns of."""
+    arguments = getattr(logger, "_wandb_init", None)
+    if isinstance(arguments, dict) and arguments.get("anonymous") is None:
+        arguments.pop("anonymous", None)
 
 
 def shield(logger: Any) -> None:
