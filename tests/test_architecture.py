@@ -34,7 +34,7 @@ ALLOWED = {
     "run_folder": {"errors", "files", "record"},
     "resume": {"errors", "run_folder"},
     "summary": {"record"},
-    "report": {"_version", "errors", "record", "robustness"},
+    "report": {"_version", "errors", "files", "record", "robustness"},
     "data": {"errors"},
     "models": {"errors", "normalization"},
     "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "record", "robustness"},
