@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import io
 import json
 import math
 import os
@@ -48,9 +47,10 @@ def raw_lines(path: Path) -> Iterator[bytes]:
         file.seek(0)
         if not wide:
             yield from file
-        else:
-            for text in io.TextIOWrapper(file, "utf-16", errors="replace"):
-                yield text.encode()
+            return
+    with path.open(encoding="utf-16", errors="replace") as texts:
+        for text in texts:
+            yield text.encode()
 
 
 def read_lines(path: Path, left_out: Counter[str] | None = None) -> Iterator[dict[str, Any]]:

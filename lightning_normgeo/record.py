@@ -13,6 +13,8 @@ from lightning_normgeo.record_lines import ROBUSTNESS as ROBUSTNESS
 from lightning_normgeo.record_lines import whole_lines
 
 RECORD_NAME, STUDY_NAME = "record.jsonl", "study.json"
+GRADIENTS = "gradients"
+"""Those that monitors measured, where a metric has a key."""
 FINISHED_NAME = "run"
 """The results that a run writes last, after its tests."""
 
@@ -25,7 +27,8 @@ class NotFinite(NamedTuple):
 
     def __str__(self) -> str:
         """In words."""
-        return f"diverged: {self.key} is not finite from step {self.step} on"
+        verb = "are" if self.key == GRADIENTS else "is"
+        return f"diverged: {self.key} {verb} not finite from step {self.step} on"
 
 
 def evaluation_stem(name: str | None) -> str:
@@ -78,7 +81,7 @@ class Record:
         found = [NotFinite(key, since) for key, points in losses.items() if (since := _since(points)) is not None]
         if self.observations:
             step = self.observations[-1].get("not_finite_since")
-            found += [NotFinite("gradients", step)] if isinstance(step, int) else []
+            found += [NotFinite(GRADIENTS, step)] if isinstance(step, int) else []
         found = [one for one in found if one.step >= max(finite, default=one.step)]
         return min(found, key=lambda one: one.step, default=None)
 

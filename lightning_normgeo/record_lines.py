@@ -21,7 +21,6 @@ _LAST_YEAR = 2.5e11
 _BEGINNING = b'{"kind": "'
 ROBUSTNESS = "robustness"
 """The results of an evaluation; those of one with a name are called ``robustness_{name}``, also in files and W&B."""
-_told: set[str] = set()
 
 
 def as_line(kind: str, fields: Mapping[str, Any]) -> str:
@@ -222,10 +221,7 @@ def _text(value: Any) -> str:
 
 
 def _warn(path: Path, count: int, left_out: Counter[str]) -> None:
-    """Say once what was left out of a record; nothing of what it holds."""
+    """Say what was left out of a record; nothing of what it holds."""
     if left_out:
         reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
-        text = f"{path}: {left_out.total()} of {count} lines are left out ({reasons}). The rest is read."
-        if text not in _told:
-            _told.add(text)
-            warn_once(text)
+        warn_once(f"{path}: {left_out.total()} of {count} lines are left out ({reasons}). The rest is read.")

@@ -38,7 +38,7 @@ ALLOWED = {
     "run_folder": {"errors", "files", "record"},
     "resume": {"errors", "run_folder"},
     "summary": {"record"},
-    "report": {"_version", "errors", "record", "robustness"},
+    "report": {"_version", "errors", "files", "record", "robustness"},
     "data": {"errors", "versions"},
     "models": {"errors", "normalization", "versions"},
     "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "record", "robustness"}

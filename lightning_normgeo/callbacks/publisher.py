@@ -15,6 +15,9 @@ from lightning_normgeo.callbacks.residuals import report_residuals
 from lightning_normgeo.callbacks.wandb_keys import for_wandb
 from lightning_normgeo.errors import harmless, warn_once
 
+_IN_A_ROW = 3
+"""So many measured steps at the end without finite gradients are more than one that a scaler of losses skips."""
+
 
 class Publisher:
     """Sends rows to every logger of a Trainer.
@@ -26,6 +29,7 @@ class Publisher:
     def __init__(self) -> None:
         self.rows = 0
         self._table = LayerTable()
+        self._not_finite: list[int] = []
 
     def check(self, row: Row, measured: Measured, verdict: Verdict | None) -> None:
         """Say what is remarkable in a row before it goes out, and correct what the numbers have refuted."""
@@ -33,6 +37,10 @@ class Publisher:
         covered = "norm_growth/eq16_applies"
         if covered in row.scalars and verdict is not None and verdict.by_epsilon:
             row.scalars[covered] = 0.0
+
+    def witness(self, finite: bool, step: int) -> None:
+        """Keep since when the gradients of measured steps are not finite."""
+        self._not_finite = [] if finite else [*self._not_finite, step]
 
     def publish(self, row: Row, trainer: Any, step: int, monitors: list[Any]) -> None:
         """Log a row at a step."""
@@ -49,10 +57,13 @@ class Publisher:
         self._table.publish(loggers)
 
     def note(self, loggers: Iterable[Any], observation: Mapping[str, Any]) -> None:
-        """Keep in every record what was measured, what was left out, and what moved the weights."""
+        """Keep in every record what was measured and left out, what moved the weights, and since when in vain."""
+        values = dict(observation)
+        if self.rows and len(self._not_finite) >= _IN_A_ROW:
+            values["not_finite_since"] = self._not_finite[0]
         for logger in loggers:
             if hasattr(logger, "log_observation"):
                 try:
-                    logger.log_observation(observation)
+                    logger.log_observation(values)
                 except Exception as error:
                     warn_once(f"{type(logger).__name__} failed to keep what was left out: {error!r}.")

@@ -234,6 +234,8 @@ class Session:
         row = transfer(readings, valid, _chosen(monitors)) if readings else None
         if row is None and readings:
             self.left_out["its gradients are not finite"] += 1
+        if readings:
+            self.publisher.witness(row is not None, self.cadence.step - 1)
         return row
 
 

@@ -42,8 +42,8 @@ class Curves:
             names: for each metric key what the figure calls it.
 
         Returns:
-            For each run, metric and layer (:data:`ALL` among them) with finite points a row with ``panel``, ``series``,
-            ``run``, ``group``, ``quantity``, ``layer``, ``step`` and ``value``; values have five digits.
+            For each run, metric and layer (:data:`ALL` among them) that has points a row with ``panel``, ``series``,
+            ``run``, ``group``, ``quantity``, ``layer``, ``step`` and ``value``; values are finite, of five digits.
         """
         return [
             {
