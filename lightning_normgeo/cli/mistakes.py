@@ -15,6 +15,8 @@ from lightning_normgeo.errors import closest
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: -*|does not accept option '|Option ')([\w.+-]+)")
 _VALUE = re.compile(r"""Parser key "(?P<key>[^"]+)":""")
 _GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+_NAME = re.compile(r"[\w.-]+")
+"""A name as users give it: Lightning has options of its own for what is linked."""
 _NO_YAML = "Problems parsing config"
 _SHORT = {type(None): "null", int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
@@ -44,13 +46,13 @@ def explain(message: str, arguments: Sequence[str], parser: Any, command: str) -
 
 def _unknown(option: str, parser: Any, command: str) -> str:
     """Explain an option that there is not."""
-    known = [name.lstrip("-") for action in parser._actions for name in action.option_strings]
+    known = [name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")]
     holder = next((key for key in _prefixes(option) if _classes(_type_of(parser, key))), None)
     if holder is not None:
         known = [f"{holder}.{name}" for kind in _subclasses(_type_of(parser, holder)) for name in _parameters(kind)]
     if not _looks_like_an_option(option, known):
         return f"normgeo {command} takes options only, and was given {option!r}. Put -- in front of their names."
-    names = [f"--{name}" for name in known if not name.endswith(("+", ".help"))]
+    names = [f"--{name}" for name in known if not name.endswith(("+", ".help")) and _NAME.fullmatch(name)]
     nearest = closest(f"--{option.replace('.init_args', '')}", names).replace("'", "")
     return f"--{option} is no option of normgeo {command}. Nearest: {nearest}. See normgeo {command} --help-all."
 

@@ -11,7 +11,7 @@ _MESSAGES = re.compile(
     r"^\W*("
     r"Tip:|Seed set to|GPU available|TPU available|HPU available|IPU available|MPS available|Using (16|bf16|default)"
     r"|Restoring states from|Restored all states|Loaded model weights|`Trainer\.fit` stopped: `max_epochs"
-    r"|`weights_only` was not set|Detected KeyboardInterrupt|\[?rank: \d+\]? Seed set|.*Received SIGTERM"
+    r"|`Trainer\(limit_\w+=.*\)` was configured|`weights_only` was not set|Detected KeyboardInterrupt|\[?rank: \d+\]? Seed set|.*Received SIGTERM"
     r")"
 )
 _WARNINGS = (
@@ -21,6 +21,7 @@ _WARNINGS = (
     r"The '.*dataloader' does not have many workers",  # a choice of the configuration
     r"The number of training batches .* is smaller than the logging interval",
     r"The dirpath has changed from",  # a run that is resumed elsewhere
+    r"Checkpoint directory .* exists and is not empty",  # a run that is resumed
     r"LightningCLI's args parameter is intended to run from within Python",  # normgeo changes names into paths
 )
 
