@@ -127,15 +127,22 @@ def _check_evaluation(values: Any) -> None:
 def _check_row(row: Any) -> None:
     """Check the counts of an attack; of no sample there is no accuracy."""
     _text(row["attack"])
-    if not isinstance(row["n"], int) or not 0 <= row["n"] < 2**53:
-        raise ValueError(row["n"])
-    for name in ("accuracy", "accuracy_drop", "ci_low", "ci_high"):
-        if row["n"] or row[name] is not None:
-            _finite(row[name])
-    if not 0 <= _optional(row, "correct", int, 0) <= row["n"]:
-        raise ValueError(row["correct"])
-    for name in ("eps", "std", "loss", "linf", "l2"):
+    n = _finite(row["n"])
+    if not 0 <= n < 2**53 or not 0 <= _optional(row, "correct", int, 0) <= n:
+        raise ValueError(row)
+    for name in ("accuracy", "accuracy_drop"):
+        _finite(row[name]) if n else _known(row[name])
+    for name in ("ci_low", "ci_high"):
+        _finite(row.get(name, 0.0)) if n else _known(row.get(name))
+    for name in ("eps", "std"):
         _optional(row, name, _NUMBER)
+    for name in ("loss", "linf", "l2"):
+        _known(row.get(name))
+
+
+def _known(value: Any) -> float | None:
+    """A number, or None where there is none."""
+    return None if value is None else _number(value)
 
 
 def _optional(values: Any, name: str, kind: Any, default: Any = None) -> Any:

@@ -48,21 +48,21 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run went to its end, tests and all."""
-        return bool(self.ending)
+        return self.ending is not None
 
     @property
-    def ending(self) -> dict[str, Any]:
-        """What the run said of itself at its end; nothing before, or of a file that is damaged."""
+    def ending(self) -> dict[str, Any] | None:
+        """What the run said of itself at its end; None before, or where the file is damaged."""
         try:
             return parsed((self.path / f"{FINISHED_NAME}.json").read_bytes())
         except (OSError, ValueError):
-            return {}
+            return None
 
     @property
     def divergence(self) -> str:
         """From when on its losses were not finite, in words; empty where they were."""
-        match self.ending.get("not_finite"):
-            case {"key": str(key), "step": int(step)}:
+        match self.ending:
+            case {"not_finite": {"key": str(key), "step": int(step)}}:
                 return str(NotFinite(key, step))
             case _:
                 return ""

@@ -84,7 +84,7 @@ def against_eps(runs: Sequence[Run]) -> Figure | None:
 def _row(run: Run, result: dict[str, Any], attack: str) -> Row:
     shown = ("accuracy", "ci_low", "ci_high", "correct", "n")
     labels = {"panel": run.panel, "series": run.series, "group": run.group, "run": run.name, "attack": attack}
-    return {**labels, **{name: result[name] for name in shown}}
+    return {**labels, **{name: result.get(name) for name in shown}}
 
 
 def _by_radius(run: Run) -> Iterable[Row]:

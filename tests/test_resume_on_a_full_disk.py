@@ -1,0 +1,65 @@
+"""The checkpoint to go on from: where it cannot be written, the one before stays, and training goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from projects import Project, Rows, images, trainer
+
+from lightning_normgeo import NormGrowthMonitor
+from lightning_normgeo.errors import MeasurementWarning
+from lightning_normgeo.resume import NewestEpoch
+from lightning_normgeo.run_folder import RunFolder
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
+
+
+class Full:
+    """A strategy's way to write, which fails in some epochs after half a file."""
+
+    def __init__(self, epochs: set[int], error: Exception) -> None:
+        self.epochs, self.error = epochs, error
+        self.saved = torch.save
+
+    def __call__(self, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if checkpoint["epoch"] in self.epochs:
+            Path(path).write_bytes(b"PK half")
+            raise self.error
+        self.saved(checkpoint, path)
+
+
+@pytest.mark.parametrize("epochs", [{0}, {1}, {2}, {0, 1, 2}], ids=str)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_the_one_before_stays(epochs: set[int], error: Exception, tmp_path: Path) -> None:
+    folder = tmp_path / "study" / "one"
+    run = trainer(NewestEpoch(folder), max_steps=-1, max_epochs=3, enable_checkpointing=True, limit_train_batches=2)
+    run.strategy.checkpoint_io.save_checkpoint = Full(epochs, error)
+    with pytest.warns(MeasurementWarning, match="checkpoint to go on from could not be written .*Training goes on"):
+        run.fit(Project(), images(16, batch_size=8))
+    assert run.current_epoch == 3
+    newest = max({0, 1, 2} - epochs, default=None)
+    names = [path.name for path in folder.glob("checkpoints/*")]
+    assert names == ([] if newest is None else [f"resume-epoch={newest}-step={2 * newest + 2}.ckpt"])
+    assert (RunFolder(folder).checkpoint is None) == (newest is None)
+
+
+def test_a_logger_that_fails_is_told_of_once_a_training() -> None:
+    class Failing(Rows):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            if any(key.startswith("norm_growth") for key in metrics):
+                raise RuntimeError(f"gone at step {step}")
+
+        def log_observation(self, values: Any) -> None:
+            raise RuntimeError("gone")
+
+    for _ in range(2):
+        run = trainer(NormGrowthMonitor(), logger=Failing(), max_steps=6)
+        with pytest.warns(MeasurementWarning) as said:
+            run.fit(Project(), images(48, batch_size=8))
+        told = [str(one.message) for one in said if "failed to log" in str(one.message)]
+        assert len(told) == 1, told
+        assert "gone at step 0" in told[0]
