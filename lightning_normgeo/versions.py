@@ -59,8 +59,14 @@ def _bounds() -> Mapping[str, SpecifierSet]:
 
 
 def _versions(package: str) -> list[str]:
-    """Return the versions of a package in all its metadata: conda's and pip's may lie side by side."""
-    return [one.version for one in metadata.distributions(name=package)]
+    """Return the versions of a package in all its metadata: conda's and pip's may lie side by side, some torn."""
+    versions = []
+    for found in metadata.distributions(name=package):
+        try:
+            versions.append(found.version)
+        except Exception:  # differs between versions of Python
+            versions.append("unknown")
+    return versions
 
 
 def _suits(versions: list[str], needed: SpecifierSet) -> bool:
