@@ -12,6 +12,8 @@ from typing import ParamSpec, TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from lightning_normgeo.plain import plain
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -104,7 +106,7 @@ def one_line_errors() -> Iterator[None]:
         cause = _configuration_error(error)
         if cause is None:
             raise
-        sys.stderr.write(f"normgeo: error: {cause}\n")
+        sys.stderr.write(f"normgeo: error: {plain(cause)}\n")
         raise SystemExit(2) from error
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_normgeo.contained import MEBIBYTE, contained_file
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.files import read_lines
 
 RECORD_NAME, STUDY_NAME = "record.jsonl", "study.json"
+_LARGEST = 8192 * MEBIBYTE
 ROBUSTNESS = "robustness"
 """The results of an evaluation; those of one with a name are called ``robustness_{name}``, also in files and W&B."""
 FINISHED_NAME = "run"
@@ -81,12 +83,15 @@ def read_record(run: str | Path) -> Record:
         run: the run's folder, or the record itself.
 
     Raises:
-        ConfigurationError: if there is no record.
+        ConfigurationError: if there is no record, or what has its name is no ordinary file of the folder.
     """
     path = Path(run)
     path = path / RECORD_NAME if path.is_dir() else path
-    if not path.is_file():
-        raise ConfigurationError(f"{path} does not exist. Give the folder of a run that was logged with RecordLogger.")
+    try:
+        path = contained_file(path.parent, path.name, _LARGEST)
+    except ConfigurationError as error:
+        problem = str(error).replace(path.name, str(path), 1)
+        raise ConfigurationError(f"{problem}. Give the folder of a run that was logged with RecordLogger.") from error
     record = Record(path.parent)
     earlier: set[tuple[str, str]] = set()
     for line in read_lines(path):

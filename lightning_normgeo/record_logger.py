@@ -17,6 +17,7 @@ from lightning_normgeo._lightning import Logger
 from lightning_normgeo.environment import describe_environment
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero
 from lightning_normgeo.files import open_lines, write_document
+from lightning_normgeo.hyperparameters import as_nested
 from lightning_normgeo.record import RECORD_NAME
 
 
@@ -97,7 +98,7 @@ class RecordLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None, *args: Any, **kwargs: Any) -> None:
         """Record settings."""
-        values = vars(params) if isinstance(params, Namespace) else dict(params or {})
+        values = as_nested(params)
         if values:
             self._write("settings", values=values)
 

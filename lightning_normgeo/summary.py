@@ -5,7 +5,9 @@ from __future__ import annotations
 from rich import box
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
+from lightning_normgeo.plain import plain_line
 from lightning_normgeo.record import Record
 
 _QUANTITIES = {
@@ -38,8 +40,13 @@ def summary_table(record: Record) -> Group:
     for row in [row for found in record.evaluations.values() for row in found.get("results", [])]:
         interval = f"{100 * row['ci_low']:.1f} … {100 * row['ci_high']:.1f} %"
         drop = f"{100 * row['accuracy_drop']:.2f} pt"
-        accuracies.add_row(row["attack"], f"{100 * row['accuracy']:.2f} %", interval, drop, str(row["n"]))
+        accuracies.add_row(_text(row["attack"]), f"{100 * row['accuracy']:.2f} %", interval, drop, str(row["n"]))
     for found in record.evaluations.values():
         for attack, reason in found.get("not_evaluated", {}).items():
-            accuracies.add_row(attack, "not evaluated", reason)
+            accuracies.add_row(_text(attack), "not evaluated", _text(reason))
     return Group(*(table for table in (geometry, accuracies) if table.row_count))
+
+
+def _text(name: object) -> Text:
+    """Return a name from a record, which is no markup."""
+    return Text(plain_line(name))

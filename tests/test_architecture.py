@@ -19,42 +19,48 @@ _RUNS = {"resume", "run_folder"}
 # what each part of the package may import of it; a part may only name parts above it
 ALLOWED = {
     "_version": set(),
-    "errors": set(),
+    "plain": set(),
+    "errors": {"plain"},
+    "contained": {"errors"},
     "files": set(),
     "_lightning": set(),
     "environment": {"_version"},
     "geometry": {"errors"},
     "normalization": {"errors", "geometry"},
-    "robustness": {"errors", "files", "geometry", "normalization"},
+    "robustness": {"contained", "errors", "files", "geometry", "normalization"},
     "probes": {"errors", "geometry", "normalization"},
-    "record": {"errors", "files"},
-    "record_logger": {"_lightning", "environment", "errors", "files", "record"},
+    "record": {"contained", "errors", "files"},
+    "hyperparameters": set(),
+    "record_logger": {"_lightning", "environment", "errors", "files", "hyperparameters", "record"},
     "run_folder": {"errors", "record"},
     "resume": {"run_folder"},
-    "summary": {"record"},
-    "report": {"_version", "errors", "record", "robustness"},
+    "summary": {"plain", "record"},
+    "report": {"_version", "contained", "errors", "plain", "record", "robustness"},
     "data": {"errors"},
     "models": {"errors", "normalization"},
     "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "record", "robustness"},
     "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness"} | _RECORDS,
     "cli": {"_version", "errors", "resume", "run_folder", "summary", "report", "data", "models", "callbacks"}
     | _RECORDS,
-    "study": {"_version", "cli", "errors", "files", "record", "report", "run_folder"},
+    "study": {"_version", "cli", "errors", "files", "plain", "record", "report", "run_folder"},
     "__main__": {"cli", "errors", "report", "study"},
 }
 # what the parts without a Trainer may import from elsewhere
 THIRD_PARTY = {
     "_version": set(),
     "environment": set(),
+    "plain": set(),
+    "contained": set(),
     "errors": {"lightning_utilities"},  # for the rank: a package of two dozen helpers, not Lightning
     "geometry": {"torch", "numba"},  # numba only where it is installed
     "normalization": {"torch"},
     "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last only where it is installed and asked for
     "probes": {"torch"},
     "summary": {"rich"},
-    "report": {"altair", "jinja2", "jsonargparse", "numpy", "scipy", "vl_convert", "wandb", "wandb_workspaces"},
+    "report": {"altair", "jinja2", "jsonargparse", "numpy", "PIL", "scipy", "vl_convert", "wandb", "wandb_workspaces"},
     "study": {"filelock", "jsonargparse", "rich", "torch", "yaml"},
     "record": set(),
+    "hyperparameters": set(),
     "record_logger": {"lightning_utilities", "PIL"},
     "run_folder": {"filelock"},
 }

@@ -42,7 +42,13 @@ def write_run(
 ) -> Path:
     """Write a run whose samples are right by chance; the samples are those from ``first`` on."""
     logger = RecordLogger("out", version=name)
-    config = {"model": {"norm": norm}, "optimizer": {"init_args": {"weight_decay": decay}}, "seed_everything": seed}
+    config = {
+        "test_after_fit": True,
+        "trainer": {},
+        "model": {"norm": norm},
+        "optimizer": {"init_args": {"weight_decay": decay}},
+        "seed_everything": seed,
+    }
     logger.log_hyperparams({"config": config | (settings or {})})
     for key, points in (metrics or {}).items():
         for step, value in points:
@@ -252,7 +258,7 @@ def test_data_is_named_as_far_as_settings_tell():
 def test_runs_that_were_not_evaluated_are_named():
     other = write_run("d", norm="in", shares={}, settings={"data": {"name": "cifar10"}})
     _, tables = written(write_run("a"), write_run("b", norm="gn"), write_run("c", norm="ln", shares={}), other)
-    assert re.findall("Not evaluated: ([^.]*).", tables["robustness"].caption) == ["ln, name –"]
+    assert re.findall("Not evaluated: ([^.]*).", tables["robustness"].caption) == ["ln, data –"]
     assert len(tables["robustness"].rows) == 2
 
 
