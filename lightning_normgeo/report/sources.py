@@ -30,7 +30,7 @@ def records_of(source: str) -> list[Record]:
     if path.is_symlink() or path.exists():
         return [read_record(folder) for folder in folders_of(path)]
     match = re.fullmatch(_ONLINE, source)
-    if match is None or (match[1] is None and _is_local(path)):
+    if match is None or (match[1] is None and _is_local(source)):
         raise ConfigurationError(_missing(path))
     from lightning_normgeo.report.online import read_project
 
@@ -51,8 +51,10 @@ def folders_of(path: Path) -> list[Path]:
     """
     if path.name == STUDY_NAME:
         return _begun(path.parent)
+    if path.is_file() and path.suffix != Path(RECORD_NAME).suffix:
+        raise ConfigurationError(f"{path} is no record. {_GIVE}.")
     if not path.is_dir():
-        return [path]  # a record
+        return [path]
     if os.path.lexists(path / RECORD_NAME):
         return [path]
     if os.path.lexists(path / STUDY_NAME):
@@ -135,10 +137,9 @@ def _indexed(folder: Path) -> list[Path]:
     return [folder / name for name in names if _is_own(folder, name) and _is_record(folder / name)]
 
 
-def _is_local(path: Path) -> bool:
+def _is_local(source: str) -> bool:
     """Whether a missing path is meant as one of this machine: what it begins with is here."""
-    first = path.parts[0] if path.parts else "."
-    return first in (".", "..", "~") or path.is_absolute() or Path(first).exists()
+    return source.startswith((".", "~", "/")) or Path(source.partition("/")[0]).exists()
 
 
 def _missing(path: Path) -> str:
