@@ -76,7 +76,7 @@ def _write_figures(folder: Path, figures: Sequence[Any], form: str, strict: bool
 
 def _own(path: Path) -> Path:
     """Return a path in a folder that may be somebody else's, unless writing there would write elsewhere."""
-    if leads_out(path):
+    if leads_out(path) or leads_out(path.with_name(f"{path.name}.part")):  # beside it, a draft is written first
         raise ConfigurationError(f"{path} is a link that leads out of its folder. Remove it, or give --output.")
     return path
 
