@@ -197,12 +197,12 @@ class NormgeoCLI(LightningCLI):
         console = Console(width=None if sys.stdout.isatty() else 100)
         console.print(summary_table(read_record(folder)))
         if self._get(self.config, "report"):
-            console.print(f"report: {write_quietly([folder])}", soft_wrap=True, highlight=False)
-        console.print(f"record: {folder.absolute()}", soft_wrap=True, highlight=False)
+            console.print(f"report: {write_quietly([folder])}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"record: {folder.absolute()}", soft_wrap=True, highlight=False, markup=False)
         for logger in self.trainer.loggers:
             if type(logger).__name__ == "WandbLogger" and os.environ["WANDB_MODE"] == "offline":
                 synced = Path(logger.experiment.dir).absolute().parent  # type: ignore[attr-defined]
-                console.print(f"W&B:    wandb sync {synced}", soft_wrap=True, highlight=False)
+                console.print(f"W&B:    wandb sync {synced}", soft_wrap=True, highlight=False, markup=False)
 
 
 def run(args: list[str] | dict[str, Any] | None = None) -> NormgeoCLI:

@@ -12,6 +12,8 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from lightning_normgeo.plain import plain
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -116,7 +118,7 @@ def one_line_errors() -> Iterator[None]:
 
 def refused(message: str, cause: BaseException | None = None) -> NoReturn:
     """End the process with one line on the standard error, and the status of a command that was not understood."""
-    sys.stderr.write(f"normgeo: error: {message}\n")
+    sys.stderr.write(f"normgeo: error: {plain(message)}\n")
     raise SystemExit(2) from cause
 
 

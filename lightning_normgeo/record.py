@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_normgeo.contained import MEBIBYTE, contained_file
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.record_lines import ROBUSTNESS as ROBUSTNESS
 from lightning_normgeo.record_lines import whole_lines
 
 RECORD_NAME, STUDY_NAME = "record.jsonl", "study.json"
+_LARGEST = 8192 * MEBIBYTE
 GRADIENTS = "gradients"
 """Those that monitors measured, where a metric has a key."""
 FINISHED_NAME = "run"
@@ -131,12 +133,16 @@ def read_record(run: str | Path) -> Record:
         run: the run's folder, or the record itself.
 
     Raises:
-        ConfigurationError: if there is no record, or it cannot be read.
+        ConfigurationError: if there is no record, what has its name is no ordinary file of the folder, or it cannot be
+            read.
     """
     path = Path(run)
     path = path / RECORD_NAME if path.is_dir() else path
-    if not path.is_file():
-        raise ConfigurationError(f"{path} does not exist. Give the folder of a run that was logged with RecordLogger.")
+    try:
+        path = contained_file(path.parent, path.name, _LARGEST)
+    except ConfigurationError as error:
+        problem = str(error).replace(path.name, str(path), 1)
+        raise ConfigurationError(f"{problem}. Give the folder of a run that was logged with RecordLogger.") from error
     record = Record(path.parent)
     earlier: set[tuple[str, str]] = set()
     try:

@@ -16,6 +16,7 @@ from lightning_normgeo._lightning import Logger
 from lightning_normgeo.environment import describe_environment
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero, warn_once
 from lightning_normgeo.files import as_json
+from lightning_normgeo.hyperparameters import as_nested
 from lightning_normgeo.record import RECORD_NAME
 from lightning_normgeo.record_lines import as_line, plain
 from lightning_normgeo.spool import MOST_WAITING, Spool, reason_of
@@ -106,7 +107,7 @@ class RecordLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None, *args: Any, **kwargs: Any) -> None:
         """Record settings."""
-        values = vars(params) if isinstance(params, Namespace) else dict(params or {})
+        values = as_nested(params)
         if values:
             self._write("settings", values=values)
 

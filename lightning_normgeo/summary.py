@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lightning_normgeo.plain import plain_line
 from lightning_normgeo.record import Record, finite_points, read_record
 
 _QUANTITIES = {
@@ -61,10 +62,10 @@ def summary_table(record: Record) -> Group:
     """Return the geometry at the first and last measured step, and the accuracies, for the terminal."""
     parts: list[RenderableType] = []
     if record.diverged is not None:
-        parts.append(Text(f"The run {record.diverged}.", style="bold red"))
+        parts.append(Text(plain_line(f"The run {record.diverged}."), style="bold red"))
     geometry, accuracies = _geometry(record), _accuracies(record)
     parts += [geometry] if geometry.row_count else []
-    parts += [Text(f"  {note}", style="yellow") for note in _notes(record)]
+    parts += [Text(f"  {plain_line(note)}", style="yellow") for note in _notes(record)]
     parts += [accuracies] if accuracies.row_count else []
     if not geometry.row_count and not accuracies.row_count:
         parts.append(Text("Nothing was measured or evaluated in this run."))
@@ -82,7 +83,7 @@ def _geometry(record: Record) -> Table:
     table.add_column("largest in")
     for key, found in measured.items():
         values = (f"{found[0][1]:.4g}", f"{found[-1][1]:.4g}")
-        table.add_row(Text(_QUANTITIES[key]), *values, Text(_largest_layer(record, key)))
+        table.add_row(Text(_QUANTITIES[key]), *values, Text(plain_line(_largest_layer(record, key))))
     return table
 
 
@@ -139,10 +140,10 @@ def _accuracies(record: Record) -> Table:
     for name in ("attack", "accuracy", "95 % interval", "drop", "n"):
         table.add_column(name, justify="left" if name == "attack" else "right")
     for row in [row for found in record.evaluations.values() for row in found.get("results", [])]:
-        table.add_row(Text(str(row["attack"])), *_cells(row))
+        table.add_row(Text(plain_line(row["attack"])), *_cells(row))
     for found in record.evaluations.values():
         for attack, reason in found.get("not_evaluated", {}).items():
-            table.add_row(Text(str(attack)), "not evaluated", Text(str(reason)))
+            table.add_row(Text(plain_line(attack)), "not evaluated", Text(plain_line(reason)))
     return table
 
 

@@ -112,6 +112,7 @@ def _settings(norm: str, weight_decay: float, seed: int) -> dict[str, Any]:
     sgd = {"lr": LR, "momentum": 0.0, "weight_decay": weight_decay}
     return {
         "seed_everything": seed,
+        "test_after_fit": True,
         "trainer": {"max_epochs": 2, "accelerator": "cpu"},
         "model": {"arch": "resnet18", "norm": norm, "input_mean": [0.5, 0.5, 0.5]},
         "data": {"class_path": "lightning_normgeo.DigitsDataModule", "init_args": {"batch_size": 16}},

@@ -13,6 +13,7 @@ from browser import Browser, Shown
 from records import CONVOLUTIONS, write_run
 
 from lightning_normgeo import RecordLogger, read_record
+from lightning_normgeo.plain import plain
 from lightning_normgeo.record import Record
 from lightning_normgeo.report import write_report
 
@@ -297,6 +298,48 @@ def test_whatever_names_hold_is_text(browser: Browser, workplace: Path) -> None:
             page.choose(layer)
             (point,) = page.drawn("norms")
             assert (point["layer"], point["value"]) == (layer, value)
+
+
+ACTING = "\u2028\u2029\u202egnp\x1b[31m\x9b\ud800'`${1}</script>"
+
+
+def test_names_that_end_lines_of_scripts_break_no_figure(browser: Browser, workplace: Path) -> None:
+    runs = []
+    for k in range(2):
+        own = {f"w{ACTING}": f"{k}{ACTING}", "model": {"norm": f"n{k}{ACTING}"}}
+        runs.append(write_run(workplace / "acting" / str(k), settings=own))
+        logger = RecordLogger(str(workplace), "acting", str(k))
+        logger.log_layers({"norm_growth/weight_norm": {f"conv{ACTING}": 1.5 + k}}, step=100)
+        rows = [{**row, "attack": f"{row['attack']}{ACTING.replace('/', '|')}"} for row in evaluated(runs[-1])]
+        logger.log_results("robustness", {"settings": {}, "results": rows, "not_evaluated": {ACTING: ACTING}})
+        logger.finalize("success")
+    with browser.open(write_report(runs, workplace / "acting.html", title=ACTING, layers=["conv*"])) as page:
+        assert page.page.locator("text=This figure cannot be drawn").count() == 0
+        for anchor in page.anchors():
+            assert page.page.locator(f"#chart-{anchor} svg.marks").count() == 1, anchor
+        page.choose(plain(f"conv{ACTING}"))
+        assert sorted(point["value"] for point in page.drawn("norms")) == [1.5, 2.5]
+        assert {text for text in page.page.inner_text("body") if not text.isprintable()} <= {"\n", "\t", "\xa0"}
+
+
+def evaluated(run: Path) -> list[dict[str, Any]]:
+    return read_record(run).results["robustness"]["results"]
+
+
+def test_unlike_runs_fit_the_screen(browser: Browser, workplace: Path) -> None:
+    runs = []
+    for k in range(5):
+        own = {f"setting_{k}_{i}": f"a long value {i} " * 6 for i in range(9)} | {"arch": f"a-network-{k}" * 4}
+        name = f"a-folder-with-quite-a-long-name-for-a-run-{k}" * 2
+        runs.append(write_run(workplace / "unlike" / name, norm=["bn", "gn"][k % 2], seed=k, settings=own))
+    with browser.open(write_report(runs, workplace / "unlike.html")) as page:
+        assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        for table in page.page.locator(".scroll").all():
+            assert table.evaluate("s => s.scrollWidth <= s.clientWidth"), table.inner_text()[:200]
+        names = cells(page, "geometry", 0)
+        assert len(set(names)) == 5
+        assert max(map(len, names)) <= 60
+        assert len(cells(page, "settings", 0)) == 5 * 9 + 4  # settings of their own, arch, norm, seed, and the state
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.record import Record
 from lightning_normgeo.report.curves import ALL, Curves, last_by_layer, layer_curve
-from lightning_normgeo.report.runs import MISSING, compare_runs, flat, load_runs
+from lightning_normgeo.report.runs import compare_runs, load_runs
+from lightning_normgeo.report.settings import MISSING, flat
 
 
 def record(name: str = "one", **settings: Any) -> Record:
     """Return a record with the settings of a run of ``normgeo fit``."""
     values = {"run": f"runs/s/{name}", "trainer": {"logger": [{"init_args": {"version": name}}]}, **settings}
+    values["test_after_fit"] = True  # which no other project's configuration has
     return Record(Path("runs") / "s" / name, settings={"config": values})
 
 
@@ -106,7 +108,7 @@ def test_no_runs() -> None:
 
 @pytest.mark.parametrize("source", ["missing", "/missing/run", "a/b/c/d"])
 def test_a_run_that_does_not_exist(source: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"does not exist\. Give the folder of a run"):
+    with pytest.raises(ConfigurationError, match=r"does not exist(; / has .*)?\. Give the folder of a run"):
         load_runs([source])
 
 

@@ -42,7 +42,13 @@ def write_run(
 ) -> Path:
     """Write a run whose samples are right by chance; the samples are those from ``first`` on."""
     logger = RecordLogger("out", version=name)
-    config = {"model": {"norm": norm}, "optimizer": {"init_args": {"weight_decay": decay}}, "seed_everything": seed}
+    config = {
+        "test_after_fit": True,
+        "trainer": {},
+        "model": {"norm": norm},
+        "optimizer": {"init_args": {"weight_decay": decay}},
+        "seed_everything": seed,
+    }
     logger.log_hyperparams({"config": config | (settings or {})})
     for key, points in (metrics or {}).items():
         for step, value in points:
@@ -252,7 +258,7 @@ def test_data_is_named_as_far_as_settings_tell():
 def test_runs_that_were_not_evaluated_are_named():
     other = write_run("d", norm="in", shares={}, settings={"data": {"name": "cifar10"}})
     _, tables = written(write_run("a"), write_run("b", norm="gn"), write_run("c", norm="ln", shares={}), other)
-    assert re.findall("Not evaluated: ([^.]*).", tables["robustness"].caption) == ["ln, name –"]
+    assert re.findall("Not evaluated: ([^.]*).", tables["robustness"].caption) == ["ln, data –"]
     assert len(tables["robustness"].rows) == 2
 
 
@@ -717,10 +723,14 @@ def test_settings_that_differ_by_run():
 
 def test_very_many_settings_are_cut_and_named():
     many = {"trainer": {f"x{k}": k for k in range(25)}}
-    _, tables = written(write_run("a"), write_run("b", settings=many))
+    runs, tables = written(*(folders := [write_run("a"), write_run("b", settings=many)]))
+    table = tables["settings"]
+    assert table.columns == ["setting", *(run.name for run in runs)]
+    assert [row[0].text for row in table.rows] == [*(f"trainer.x{k}" for k in range(25)), "state"]
+    runs, tables = written(*folders, *(write_run(f"more{k}", norm=f"n{k}") for k in range(25)))
     table = tables["settings"]
     assert len(table.columns) == 22
-    assert "5 more are left out: trainer.x20, trainer.x21, trainer.x22, trainer.x23, trainer.x24." in table.caption
+    assert "6 more are left out: trainer.x19, trainer.x20, trainer.x21" in table.caption
 
 
 def test_environments_have_a_column_each():

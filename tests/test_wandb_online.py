@@ -216,7 +216,7 @@ def picture() -> Any:
 def test_what_is_not_there(path: str, message: str, server: WandbBackend) -> None:
     server.projects.add("empty")
     with pytest.raises(ConfigurationError, match=message) as refused:
-        load_runs([path])
+        load_runs([f"wandb:{path}"])
     assert "\n" not in str(refused.value)
 
 
@@ -234,7 +234,7 @@ def test_what_is_not_there(path: str, message: str, server: WandbBackend) -> Non
 def test_account(key: str | None, message: str, server: WandbBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY") if key is None else monkeypatch.setenv("WANDB_API_KEY", key)
     with pytest.raises(ConfigurationError, match=message):
-        load_runs(["lab/project"])
+        load_runs(["wandb:lab/project"])
     assert "Runs" not in server.asked
 
 

@@ -58,6 +58,7 @@ def settings(norm: str, decay: float, seed: int, number: int | None) -> dict[str
     """Return settings as the command line logs them."""
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "weight_decay": decay}}
     own = {"seed_everything": seed, "model": {"norm": norm}, "optimizer": optimizer}
+    own |= {"trainer": {}, "test_after_fit": True}
     return {"norm": norm, "config": own, **({} if number is None else {"wandb": {"id": f"run{number}"}})}
 
 

@@ -11,7 +11,8 @@ _MESSAGES = re.compile(
     r"^\W*("
     r"Tip:|Seed set to|GPU available|TPU available|HPU available|IPU available|MPS available|Using (16|bf16|default)"
     r"|Restoring states from|Restored all states|Loaded model weights|`Trainer\.fit` stopped: `max_epochs"
-    r"|`Trainer\(limit_\w+=.*\)` was configured|`weights_only` was not set|Detected KeyboardInterrupt|\[?rank: \d+\]? Seed set|.*Received SIGTERM"
+    r"|`Trainer\(limit_\w+=.*\)` was configured"
+    r"|`weights_only` was not set|Detected KeyboardInterrupt|\[?rank: \d+\]? Seed set|.*Received SIGTERM"
     r")"
 )
 _WARNINGS = (

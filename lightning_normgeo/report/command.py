@@ -9,6 +9,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.plain import plain_line
 
 _DESCRIPTION = """Write a report of runs: one HTML page that opens without a network, tables for papers, pictures, or a
 report of W&B. Several runs are compared: a panel for each normalization, a color for what else differs."""
@@ -55,7 +56,7 @@ def write_quietly(runs: Sequence[str | Path]) -> str:
     try:
         return str(write_report(runs).absolute())
     except Exception as error:  # a study of many hours does not end with a traceback of its report
-        return f"not written: {error}"
+        return f"not written: {plain_line(error)}"
 
 
 def _publish(options: Namespace) -> Sequence[str]:

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning_normgeo.contained import MEBIBYTE, read_contained
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.plain import plain_line
 from lightning_normgeo.record import ROBUSTNESS, Record
 from lightning_normgeo.report.wandb_sections import STEP
 from lightning_normgeo.robustness.decisions import load_decisions
@@ -26,6 +28,9 @@ _PATIENCE = 30
 """Seconds until W&B has to answer."""
 _SETTLING = 0.5
 """Seconds until W&B's service has noticed that nobody waits for an answer any more."""
+_MOST = 1024 * MEBIBYTE
+"""Bytes of one file."""
+_LONGEST_NAME = 100
 _TABLE, _LAYERS = "table", "geometry/layers"
 _METADATA, _REQUIREMENTS = "wandb-metadata.json", "requirements.txt"
 _PACKAGES = ("lightning-normgeo", "torch", "torchvision", "pytorch-lightning", "lightning", "torchmetrics", "wandb")
@@ -48,7 +53,7 @@ def read_project(path: str, folder: Path | None = None) -> list[Record]:
     place = folder or _temporary()
     with explained(f"{path} cannot be read from W&B", "Check the name, and that your account may read it."):
         runs = [api.run(path)] if path.count("/") == 2 else list(api.runs(path))
-        records = [_record(run, place / run.id / name) for run, name in zip(runs, _names(runs), strict=True)]
+        records = [_record(run, place / _safe(run.id) / name) for run, name in zip(runs, _names(runs), strict=True)]
     if not records:
         raise ConfigurationError(f"{path} has no runs at W&B. Upload some with wandb sync.")
     return records
@@ -101,16 +106,21 @@ def _settle() -> None:
 
 def _names(runs: Sequence[Any]) -> list[str]:
     """Return what each run is called, as the name of a folder."""
-    names = [re.sub(r"[^\w=,.+ -]", "-", run.name or "").strip(". ") for run in runs]
+    names = [_safe(run.name or "") for run in runs]
     return [
-        name if name and names.count(name) == 1 else f"{name} {run.id}".strip()
+        name if name and names.count(name) == 1 else f"{name} {_safe(run.id)}".strip()
         for run, name in zip(runs, names, strict=True)
     ]
 
 
+def _safe(name: str) -> str:
+    """Return a name that W&B gives as the name of a folder, which leads nowhere else."""
+    return re.sub(r"[^\w=,.+ -]", "-", name).strip(". ")[:_LONGEST_NAME]
+
+
 def _record(run: Any, folder: Path) -> Record:
     record = Record(folder, complete=run.state == "finished")
-    record.settings = {**run.config, "wandb": {"id": run.id}}
+    record.settings = {**run.config, "wandb": _named(run)}
     record.environment = _environment(run, folder)
     media: dict[str, Mapping[str, Any]] = {}
     for row in run.scan_history():
@@ -134,16 +144,22 @@ def _record(run: Any, folder: Path) -> Record:
     return record
 
 
+def _named(run: Any) -> dict[str, Any]:
+    """Return W&B's name of the run where the command line logs it, beside a hyperparameter called ``wandb``."""
+    own = _plain(run.config.get("wandb", {}))
+    return {**(own if isinstance(own, Mapping) else {"wandb": own}), "id": run.id}
+
+
 def _environment(run: Any, folder: Path) -> dict[str, str]:
     """Return versions and hardware, as far as W&B notes them."""
     there = _download(run, folder, [_METADATA, _REQUIREMENTS])
     found: dict[str, str] = {}
     if _REQUIREMENTS in there:
-        lines = (folder / _REQUIREMENTS).read_text(encoding="utf-8").splitlines()
+        lines = read_contained(folder, _REQUIREMENTS, _MOST).decode().splitlines()
         versions = dict(line.split("==", 1) for line in lines if "==" in line)
         found = {name: versions[name] for name in _PACKAGES if name in versions}
     if _METADATA in there:
-        known = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
+        known = json.loads(read_contained(folder, _METADATA, _MOST))
         hardware = {"python": known.get("python", "").rpartition(" ")[2], "system": known.get("os")}
         hardware |= {"cpu": known.get("cpu", {}).get("model"), "cores": known.get("cpu_count_logical")}
         hardware |= {"gpu": known.get("gpu"), "cuda": known.get("cudaVersion")}
@@ -172,14 +188,15 @@ def _table(run: Any, folder: Path, entry: Mapping[str, Any] | None) -> list[dict
     """Return the rows of a table that was logged."""
     if entry is None or "path" not in entry or entry["path"] not in _download(run, folder, [entry["path"]]):
         return []
-    table = json.loads((folder / entry["path"]).read_text(encoding="utf-8"))
+    table = json.loads(read_contained(folder, entry["path"], _MOST))
     return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
 
 
 def _download(run: Any, folder: Path, names: Sequence[str]) -> set[str]:
-    """Bring files of a run, and return which there are."""
+    """Bring files of a run, and return which there are; none whose name leads out of the folder, and no huge one."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {file.name: file for file in run.files(names=list(names))}
+    files = run.files(names=list(names))
+    found = {file.name: file for file in files if _stays(file.name) and (getattr(file, "size", 0) or 0) <= _MOST}
     for file in found.values():
         file.download(root=str(folder), replace=True).close()
     return set(found)
@@ -202,10 +219,15 @@ def _decisions(run: Any, folder: Path) -> list[Path]:
         name, _, _ = artifact.name.partition(":")
         if artifact.type == "evaluation" and name.startswith(f"{run.id}-robustness"):
             newest[name] = max(newest.get(name, artifact), artifact, key=lambda one: int(one.version.removeprefix("v")))
-    files = [(artifact, entry) for artifact in newest.values() for entry in artifact.manifest.entries]
-    return [
-        Path(artifact.get_entry(entry).download(str(folder))) for artifact, entry in files if entry.endswith(".npz")
-    ]
+    entries = [entry for artifact in newest.values() for entry in map(artifact.get_entry, artifact.manifest.entries)]
+    # an entry that is a reference would be fetched from wherever it points, this machine's own files among it
+    ours = [entry for entry in entries if entry.ref is None and entry.path.endswith(".npz") and _stays(entry.path)]
+    return [Path(entry.download(str(folder))) for entry in ours if (entry.size or 0) <= _MOST]
+
+
+def _stays(name: object) -> bool:
+    """Whether the name of a file stays within the folder that it is put in."""
+    return isinstance(name, str) and not re.search(r"^[/\\]|^\w:|[\0\\]", name) and ".." not in name.split("/")
 
 
 def _with_classes(rows: Sequence[dict[str, Any]], files: Sequence[Path]) -> list[dict[str, Any]]:
@@ -225,7 +247,7 @@ def _plain(value: Any) -> Any:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return plain_line(error) or type(error).__name__
 
 
 def _temporary() -> Path:

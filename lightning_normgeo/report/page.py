@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -15,10 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lightning_normgeo._version import __version__
 from lightning_normgeo.report.curves import ALL, Curves
 from lightning_normgeo.report.figures import all_figures
-from lightning_normgeo.report.runs import Run, flat
+from lightning_normgeo.report.pictures import pictures_of
+from lightning_normgeo.report.runs import Run
+from lightning_normgeo.report.settings import flat
 from lightning_normgeo.report.tables import all_tables
 
-_PICTURES = 8
 _DIFFERS = "differs between the runs"
 _FIRST = "robustness"
 """Tables whose name begins so come before the figures."""
@@ -53,7 +52,7 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
         layers=[ALL, *Curves(runs, layers).layers],
         warnings=[(run.name, warning) for run, found in _evaluations(runs) for warning in found.get("warnings", [])],
         threat=_common([flat(found.get("settings", {})) for _, found in _evaluations(runs)]),
-        images=_pictures(runs),
+        images=pictures_of(runs),
         settings=_common([run.settings for run in runs]),
         version=__version__,
     )
@@ -84,16 +83,6 @@ def _common(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {name: str(settings[0].get(name)) if len(values[name]) == 1 else _DIFFERS for name in names}
 
 
-def _pictures(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Return a few of the example images of every run, and what is seen on them."""
-    each = max(1, _PICTURES // len(runs))
-    found = []
-    for run in runs:
-        for file, caption in run.record.examples[:each]:
-            found.append((_data_uri(run.record.folder / file), f"{run.name}: {caption}" if len(runs) > 1 else caption))
-    return found
-
-
 @functools.cache
 def _library() -> str:
     """Return the drawing library, safe inside a script element."""
@@ -105,7 +94,3 @@ def _library() -> str:
 def _inline_json(text: str) -> str:
     """Make JSON safe inside a script element, which "</script" would end and "<!--<script" would not let end."""
     return text.replace("<", "\\u003c")
-
-
-def _data_uri(file: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""

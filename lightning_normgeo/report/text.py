@@ -6,15 +6,19 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from lightning_normgeo.plain import plain
 from lightning_normgeo.report.latex import as_latex as as_latex
 from lightning_normgeo.report.runs import Run
+from lightning_normgeo.report.settings import number_of
 from lightning_normgeo.report.table import Table, is_number
 from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
 
 _COLUMNS = ("run", "folder", "group", "complete", "attack", "correct", "n", "accuracy", "ci_low", "ci_high")
 _DROP_COLUMNS = ("drop", "drop_ci_low", "drop_ci_high", "only_clean", "only_attack")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _STRENGTH_COLUMNS = ("eps", "std", "loss", "linf", "l2")
 
 
@@ -41,12 +45,24 @@ def as_csv(runs: Sequence[Run]) -> str:
     own = (*_COLUMNS, *_DROP_COLUMNS, *_STRENGTH_COLUMNS)
     settings = {name: f"setting.{name}" if name in own else name for run in runs for name in run.differing}
     file = io.StringIO()
-    writer = csv.DictWriter(file, [*_COLUMNS[:4], *settings.values(), *own[4:]], lineterminator="\n")
-    writer.writeheader()
+    columns = [*_COLUMNS[:4], *settings.values(), *own[4:]]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(_cell, columns))
     for evaluation in evaluations:
         chosen = {settings[name]: value for name, value in evaluation.run.differing.items()}
-        writer.writerows({**chosen, **values} for values in _values(evaluation))
+        for values in _values(evaluation):
+            row = {**chosen, **values}
+            writer.writerow([_cell(row.get(column)) for column in columns])
     return file.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Return what a spreadsheet takes for text or a number, but for no formula.
+
+    A text that begins like one gets an apostrophe in front, which spreadsheets do not show; numbers stay what they are.
+    """
+    text = plain(value) if isinstance(value, str | Path) else ""
+    return f"'{text}" if text.startswith(_FORMULA) and number_of(text) is None else text or value
 
 
 def _values(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
@@ -71,5 +87,5 @@ def _markdown_section(table: Table) -> str:
 
 def _escaped(text: str) -> str:
     """Return what Markdown shows as the text; an underscore inside a word is none of its marks."""
-    text = re.sub(r"([\\`*<|]|(?<!\w)_|_(?!\w)|~(?=~)|&(?=#?\w+;))", r"\\\1", re.sub(r"\s+", " ", text))
+    text = re.sub(r"([\\`*<|$~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;))", r"\\\1", re.sub(r"\s+", " ", text))
     return text.replace("](", "]\\(")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_normgeo.report.runs import Run, is_norm, is_seed
+from lightning_normgeo.report.roles import is_norm
+from lightning_normgeo.report.runs import Run
+from lightning_normgeo.report.settings import has_own_config
 
 
 def runset(wr: Any, runs: Sequence[Run], grouped: Sequence[Run], table: bool = False) -> Any:
@@ -39,7 +42,7 @@ def columns(runs: Sequence[Run]) -> list[str]:
 
 def grouping(runs: Sequence[Run]) -> list[str]:
     """Return where W&B has the settings that tell groups apart, normalizations first."""
-    names = [name for name in (runs[0].differing if runs else ()) if not is_seed(name)]
+    names = list(runs[0].kind) if runs else []
     return [path for name in sorted(names, key=lambda name: not is_norm(name)) if (path := _path(runs, name))]
 
 
@@ -57,7 +60,8 @@ def ids(runs: Sequence[Run]) -> list[str]:
 def wandb_id(run: Run) -> str | None:
     """Return W&B's name of a run, if it was logged there."""
     known = run.record.settings.get("wandb")
-    return known.get("id") if isinstance(known, Mapping) else None
+    name = known.get("id") if isinstance(known, Mapping) else None
+    return name if isinstance(name, str) and re.fullmatch(r"[\w-]{1,128}", name) else None  # it gets into filters
 
 
 def _path(runs: Sequence[Run], setting: str) -> str | None:
@@ -67,7 +71,12 @@ def _path(runs: Sequence[Run], setting: str) -> str | None:
 
 def _path_in(settings: Mapping[str, Any], setting: str) -> str | None:
     """Return where one run has a setting: ``value`` stands behind the name it was logged under, dots and all."""
-    parts = (f"config.{setting}" if "config" in settings else setting).split(".")
+    in_config = _path_to(settings, f"config.{setting}") if has_own_config(settings) else None
+    return in_config or _path_to(settings, setting)
+
+
+def _path_to(settings: Mapping[str, Any], name: str) -> str | None:
+    parts = name.split(".")
     for k in range(len(parts), 0, -1):
         name, inside = ".".join(parts[:k]), parts[k:]
         if name in settings and _has(settings[name], inside):

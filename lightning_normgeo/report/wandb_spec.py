@@ -9,7 +9,8 @@ from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.record import evaluation_stem
-from lightning_normgeo.report.runs import Run, is_seed, is_weight_decay
+from lightning_normgeo.report.roles import is_weight_decay
+from lightning_normgeo.report.runs import Run
 from lightning_normgeo.report.table import Table
 from lightning_normgeo.report.text import markdown_table
 from lightning_normgeo.report.wandb_runset import attacks, columns, grouping, ids, runset
@@ -91,7 +92,7 @@ def _module(name: str) -> Any:
 
 
 def _introduction(runs: Sequence[Run]) -> str:
-    differing = [name for name in runs[0].differing if not is_seed(name)]
+    differing = list(runs[0].kind)
     count = f"{len(runs)} runs" if len(runs) > 1 else "One run"
     groups = f" in {len({run.group for run in runs})} groups, which differ in {', '.join(differing)}" * bool(differing)
     other = "" if ids(runs) else " W&B's name of some is not known, so panels show all runs of the project."

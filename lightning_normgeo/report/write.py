@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_normgeo.contained import leads_out
 from lightning_normgeo.errors import ConfigurationError, closest
 from lightning_normgeo.files import replacing
+from lightning_normgeo.plain import plain_line
 from lightning_normgeo.record import RECORD_NAME, STUDY_NAME
 from lightning_normgeo.report.figures import all_figures
 from lightning_normgeo.report.page import render
@@ -45,14 +47,14 @@ def write_report(
         raise ConfigurationError(f"--format {form} is unknown; choose one of {closest(form, FORMATS, len(FORMATS))}.")
     sources = [runs] if isinstance(runs, (str, Path)) else list(runs)
     loaded = load_runs(sources)
-    path = Path(output) if output is not None else _place(sources, form)
+    path = Path(output) if output is not None else _own(_place(sources, form))
     title = title or _title(sources)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if form in ("png", "pdf"):
-            _write_figures(path, all_figures(loaded, layers), form)
+            _write_figures(path, all_figures(loaded, layers), form, strict=output is None)
         else:
-            text = _text(loaded, form, title, layers)
+            text = _text(loaded, form, plain_line(title), layers)
             with replacing(path) as draft:
                 draft.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -68,10 +70,18 @@ def _text(runs: list[Run], form: str, title: str, layers: Sequence[str]) -> str:
     return (as_markdown if form == "md" else as_latex)(title, all_tables(runs))
 
 
-def _write_figures(folder: Path, figures: Sequence[Any], form: str) -> None:
+def _write_figures(folder: Path, figures: Sequence[Any], form: str, strict: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
-        figure.chart.save(folder / f"{figure.anchor}.{form}", scale_factor=_PIXELS_PER_POINT if form == "png" else 1.0)
+        path = folder / f"{figure.anchor}.{form}"
+        figure.chart.save(_own(path) if strict else path, scale_factor=_PIXELS_PER_POINT if form == "png" else 1.0)
+
+
+def _own(path: Path) -> Path:
+    """Return a path in a folder that may be somebody else's, unless writing there would write elsewhere."""
+    if leads_out(path) or leads_out(path.with_name(f"{path.name}.part")):  # beside it, a draft is written first
+        raise ConfigurationError(f"{path} is a link that leads out of its folder. Remove it, or give --output.")
+    return path
 
 
 def _place(sources: Sequence[str | Path], form: str) -> Path:
@@ -87,7 +97,7 @@ def _title(sources: Sequence[str | Path]) -> str:
     if not folder.exists():  # of W&B
         return str(sources[0])
     parts = folder.absolute().parts
-    return parts[-1] if (folder / STUDY_NAME).is_file() else " / ".join(parts[-2:])
+    return " / ".join(parts[-2:]) if (folder / RECORD_NAME).is_file() else parts[-1]
 
 
 def _folder(source: str | Path) -> Path:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.files import replacing
+from lightning_normgeo.robustness.arrays import read_columns
 from lightning_normgeo.robustness.attacks import lengths, predicted
 
 
@@ -199,12 +200,8 @@ def load_decisions(path: str | Path) -> Decisions:
     Raises:
         ConfigurationError: if there is none, or it is something else.
     """
-    import numpy as np
-
     try:
-        # numpy leaves a file that it cannot read open
-        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays: Mapping[str, Any] = dict(file)
+        arrays = read_columns(path)
         names = dict.fromkeys(key.rpartition("/")[0] for key in arrays if "/" in key)
         decisions = Decisions(list(names))
         for name in names:

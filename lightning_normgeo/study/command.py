@@ -104,8 +104,8 @@ def _conclude(index: Index, options: Namespace, console: Console) -> int:
     for line in failed:
         console.print(line, style="red", markup=False, soft_wrap=True)
     if options.report:
-        console.print(f"report: {write_quietly([index.study.folder])}", highlight=False, soft_wrap=True)
-    console.print(f"index:  {index.path.absolute()}", highlight=False, soft_wrap=True)
+        console.print(f"report: {write_quietly([index.study.folder])}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"index:  {index.path.absolute()}", highlight=False, soft_wrap=True, markup=False)
     return 1 if failed else 0
 
 

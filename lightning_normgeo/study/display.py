@@ -11,9 +11,11 @@ from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from lightning_normgeo.plain import plain_line
 from lightning_normgeo.study.attempt import OUTPUT_NAME
 from lightning_normgeo.study.index import Entry, Index
 from lightning_normgeo.study.watch import Watch
@@ -67,9 +69,9 @@ class ProgressDisplay:
         self._console = console
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -90,14 +92,14 @@ class ProgressDisplay:
             if entry.name not in self._tasks:
                 self._tasks[entry.name] = self._progress.add_task(entry.name, total=1.0, text="")
                 if not self._console.is_terminal:
-                    self._say(f"{entry.name}: begins")
+                    self._say(f"{escape(plain_line(entry.name))}: begins")
             self._progress.update(self._tasks[entry.name], completed=watch.fraction, text=watch.text)
             return
         self._progress.remove_task(self._tasks.pop(entry.name))
         accuracy = f", val {100 * watch.accuracy:.1f} %" if watch.accuracy is not None else ""
-        self._say(f"{entry.name}: {_ENDED[entry.status]} after {entry.seconds:.0f} s{accuracy}")
+        self._say(f"{escape(plain_line(entry.name))}: {_ENDED[entry.status]} after {entry.seconds:.0f} s{accuracy}")
         if entry.error:
-            self._console.print(f"  {entry.error}", style="red", markup=False, soft_wrap=True)
+            self._console.print(f"  {plain_line(entry.error)}", style="red", markup=False, soft_wrap=True)
 
     def stopping(self, count: int) -> None:
         """Say that so many runs were asked to end."""
@@ -113,7 +115,7 @@ def listing(index: Index) -> Table:
     for name in ("run", "status"):
         table.add_column(name, overflow="fold")
     for entry in index.entries:
-        table.add_row(entry.name, ", ".join(_notes(index, entry)))
+        table.add_row(escape(plain_line(entry.name)), ", ".join(_notes(index, entry)))
     return table
 
 
@@ -148,4 +150,5 @@ def failures(index: Index) -> Iterable[str]:
     """Return a line for each run that failed: why, and where the rest is."""
     for entry in index.entries:
         if entry.status == "failed":
-            yield f"{entry.name} failed: {entry.error} (all of it: {index.folder_of(entry).path / OUTPUT_NAME})"
+            where = index.folder_of(entry).path / OUTPUT_NAME
+            yield plain_line(f"{entry.name} failed: {entry.error} (all of it: {where})")

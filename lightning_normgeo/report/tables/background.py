@@ -5,26 +5,40 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
+from lightning_normgeo.report.roles import titles
 from lightning_normgeo.report.runs import Run
 from lightning_normgeo.report.table import Cell, Table, text
 from lightning_normgeo.report.tables.cells import NOTHING, named, sentences
 
-_SETTINGS = 20
+_SETTINGS, _BESIDE, _BELOW, _NAMED = 20, 8, 200, 8
+"""Settings that have a column; more than so few have a row each if runs are fewer; so many rows; and names in a row."""
 _UNFINISHED = "not ended, or killed"
 
 
 def settings_table(runs: Sequence[Run]) -> Table | None:
-    """Return a row for each run with the settings in which runs differ; None if they do not."""
+    """Return the settings in which runs differ, in full, whatever of them is in labels; None if they do not.
+
+    Each run has a row. Where settings are many and more than runs, each setting has one: no screen is as wide.
+    """
     names = list(runs[0].differing) if runs else []
     if not names:
         return None
-    shown = names[:_SETTINGS]
-    short = [name.rpartition(".")[2] for name in shown]
-    columns = [last if short.count(last) == 1 else name for name, last in zip(shown, short, strict=True)]
+    below = len(names) > max(_BESIDE, len(runs))
+    shown = names[: _BELOW if below else _SETTINGS]
+    left = names[len(shown) :]
+    caption = sentences(
+        "Settings that are the same in all runs, folders and loggers are left out.",
+        "Names of runs have only what tells them apart." if below else "",
+        f"{len(left)} more are left out: {', '.join(left[:_NAMED])}{' …' * (len(left) > _NAMED)}." if left else "",
+    )
+    title = "Settings that differ"
+    if below:
+        rows = [[text(name), *(_value(run.differing[name]) for run in runs)] for name in shown]
+        rows.append([text("state"), *(text(_state(run)) for run in runs)])
+        return Table("settings", title, caption, ["setting", *(run.name for run in runs)], rows)
+    columns = list(titles(shown).values())
     rows = [[text(run.name), *(_value(run.differing[name]) for name in shown), text(_state(run))] for run in runs]
-    cut = f"{len(names) - _SETTINGS} more are left out: {', '.join(names[_SETTINGS:])}." if names != shown else ""
-    caption = sentences("Settings that are the same in all runs, folders and loggers are left out.", cut)
-    return Table("settings", "Settings that differ", caption, ["run", *columns, "state"], rows)
+    return Table("settings", title, caption, ["run", *columns, "state"], rows)
 
 
 def environment_table(runs: Sequence[Run]) -> Table | None:

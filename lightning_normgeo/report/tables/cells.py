@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from math import isfinite
 
-from lightning_normgeo.report.runs import MISSING
+from lightning_normgeo.report.settings import MISSING
 from lightning_normgeo.report.table import Cell
 
 NOTHING = Cell(MISSING, "")

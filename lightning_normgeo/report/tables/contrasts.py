@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lightning_normgeo.report.runs import is_norm, is_seed, is_weight_decay, label
+from lightning_normgeo.report.labels import LONGEST
+from lightning_normgeo.report.roles import choice, choices, elided, is_norm, is_weight_decay
 from lightning_normgeo.report.tables.evaluations import Evaluation
 
 
@@ -45,7 +46,7 @@ def contrasts_of(evaluations: Sequence[Evaluation]) -> dict[tuple[str, ...], lis
     Numbers are compared with the smallest, other values with what comes first. Where no two runs differ in one setting
     alone, each kind of runs is compared with the first; the key then has all settings in which they differ.
     """
-    settings = [name for name in dict.fromkeys(s for e in evaluations for s in e.run.differing) if not is_seed(name)]
+    settings = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.run.kind))
     settings.sort(key=lambda name: (not is_weight_decay(name), not is_norm(name)))
     found: dict[tuple[str, ...], list[Contrast]] = {(name,): _contrasts(name, evaluations) for name in settings}
     if settings and not any(found.values()):
@@ -60,21 +61,25 @@ def _contrasts(setting: str, evaluations: Sequence[Evaluation]) -> list[Contrast
         members = alike.setdefault((evaluation.data, *rest), {})
         members.setdefault(evaluation.run.differing[setting], []).append(evaluation)
     reference, *others = _ordered(evaluation.run.differing[setting] for evaluation in evaluations)
-    found: dict[tuple[str, str], list[Pair]] = {}
+    found: dict[tuple[str, ...], list[Pair]] = {}
     for value in others:
-        name = f"{_shown(setting, value)} against {_shown(setting, reference)}"
         for members in alike.values():
             for pair in _pairs(members.get(reference, []), members.get(value, [])):
-                found.setdefault((name, _rest(setting, pair.first)), []).append(pair)
-    return [Contrast(*names, pairs) for names, pairs in found.items()]
+                kind = (value, *(of for name, of in pair.first.run.kind.items() if name != setting))
+                found.setdefault(kind, []).append(pair)
+    named = choices(setting, [reference, *others])
+    return [
+        Contrast(f"{named[value]} against {named[reference]}", _rest(setting, pairs[0].first), pairs)
+        for (value, *_), pairs in found.items()
+    ]
 
 
 def _kinds(evaluations: Sequence[Evaluation]) -> list[Contrast]:
     """Return each kind of runs against the first, seed by seed."""
     kinds: dict[str, dict[tuple[str, ...], list[Evaluation]]] = {}
     for evaluation in evaluations:
-        seeds = (value for name, value in evaluation.run.differing.items() if is_seed(name))
-        kinds.setdefault(evaluation.run.group, {}).setdefault((evaluation.data, *seeds), []).append(evaluation)
+        seeds = (evaluation.data, *evaluation.run.seeds)
+        kinds.setdefault(evaluation.run.group, {}).setdefault(seeds, []).append(evaluation)
     (reference, first), *others = kinds.items()
     pairs = {name: [p for seeds in first for p in _pairs(first[seeds], of.get(seeds, []))] for name, of in others}
     return [Contrast(f"{name} against {reference}", "", found) for name, found in pairs.items() if found]
@@ -97,9 +102,7 @@ def _ordered(values: Iterable[str]) -> list[str]:
 
 
 def _rest(setting: str, evaluation: Evaluation) -> str:
-    own = evaluation.run.differing.items()
-    return ", ".join(_shown(name, value) for name, value in own if name != setting and not is_seed(name))
-
-
-def _shown(setting: str, value: str) -> str:
-    return value if is_norm(setting) else label(setting, value)
+    """Return the other settings, in short: the table of settings has all."""
+    return elided(
+        ", ".join(choice(name, value) for name, value in evaluation.run.kind.items() if name != setting), LONGEST
+    )

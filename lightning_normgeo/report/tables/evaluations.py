@@ -6,12 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_normgeo.contained import MEBIBYTE, contained_file
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.report.runs import Run, flat
+from lightning_normgeo.report.runs import Run
+from lightning_normgeo.report.settings import flat
 from lightning_normgeo.robustness.decisions import Decisions, load_decisions
 from lightning_normgeo.robustness.results import compare, paired_drop
 from lightning_normgeo.robustness.settings import RESCALED
 
+_LARGEST = 1024 * MEBIBYTE
+"""Bytes of decisions: a hundred attacks on half a million samples have as many."""
 UNKNOWN_DATA = "the test data"
 _RANDOM = ("gaussian", "pgd", "torchattacks")
 """What the names of attacks that draw random numbers begin with."""
@@ -132,17 +136,22 @@ def _evaluation(run: Run) -> Evaluation:
     rows = {row["attack"]: _completed(row) for row in run.results}
     decisions, problems = {}, []
     for loader in dict.fromkeys(split_attack(attack)[1] for attack in rows):
-        path = run.record.folder / f"robustness{loader.replace('/', '_')}.npz"
+        name = f"robustness{loader.replace('/', '_')}.npz"
+        try:
+            path = contained_file(run.record.folder, name, _LARGEST)
+        except ConfigurationError as error:
+            problems.append(str(error).replace(f"{name} does not exist", f"there is no {name}"))
+            continue
         try:
             found = load_decisions(path)
         except ConfigurationError:
-            problems.append(f"{path.name} cannot be read" if path.is_file() else f"there is no {path.name}")
+            problems.append(f"{name} cannot be read")
             continue
         here = {split_attack(a)[0]: (r["correct"], r["n"]) for a, r in rows.items() if split_attack(a)[1] == loader}
         if _counts(found) == here:
             decisions[loader] = found
         else:
-            problems.append(f"{path.name} is not of the evaluation that was recorded")
+            problems.append(f"{name} is not of the evaluation that was recorded")
     return Evaluation(run, rows, decisions, "; ".join(problems))
 
 

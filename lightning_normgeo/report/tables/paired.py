@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.report.runs import is_norm
+from lightning_normgeo.report.roles import is_norm
 from lightning_normgeo.report.table import Cell, Table, number, text
 from lightning_normgeo.report.tables.cells import NOTHING, anchor, interval, named, percent, points, sentences
 from lightning_normgeo.report.tables.contrasts import Contrast, Pair, contrasts_of

@@ -1,0 +1,165 @@
+"""Where the runs of a report are: folders at any depth, studies, and projects of W&B."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lightning_normgeo.contained import MEBIBYTE, contained_file, contained_folder, read_contained
+from lightning_normgeo.errors import ConfigurationError, closest, warn_once
+from lightning_normgeo.record import RECORD_NAME, STUDY_NAME, Record, read_records
+
+_ONLINE = r"(wandb:)?([\w.-]+/[\w.-]+(?:/[\w.-]+)?)"
+_DEEPEST, _MOST_FOLDERS = 4, 20_000
+_WITHOUT_RUNS = ("checkpoints", "wandb", "wandb-data", "images", "figures", "__pycache__", "node_modules")
+_LARGEST_INDEX = 64 * MEBIBYTE
+_NAMED = 8
+_GIVE = "Give the folder of a run that was logged with RecordLogger, or one that holds such folders"
+
+
+def records_of(source: str) -> list[Record]:
+    """Read the records that a path or a project of W&B stands for.
+
+    Raises:
+        ConfigurationError: saying what is missing where.
+    """
+    path = Path(source).expanduser() if source.startswith("~") else Path(source)
+    if path.is_symlink() or path.exists():
+        return read_records(folders_of(path))
+    match = re.fullmatch(_ONLINE, source)
+    if match is None or (match[1] is None and _is_local(source)):
+        raise ConfigurationError(_missing(path))
+    from lightning_normgeo.report.online import read_project
+
+    try:
+        return read_project(match[2])
+    except ConfigurationError as error:
+        if match[1] is not None:
+            raise
+        here = f"There is no folder {source} in {Path.cwd()}."
+        raise ConfigurationError(f"{here} As a project of W&B: {error}") from error
+
+
+def folders_of(path: Path) -> list[Path]:
+    """Return the folders of the runs that an existing path stands for, sorted within folders that hold several.
+
+    Raises:
+        ConfigurationError: if there is none, saying what is there instead.
+    """
+    if path.name == STUDY_NAME:
+        return _begun(path.parent)
+    if path.is_file() and path.suffix != Path(RECORD_NAME).suffix:
+        raise ConfigurationError(f"{path} is no record. {_GIVE}.")
+    if not path.is_dir():
+        return [path]
+    if os.path.lexists(path / RECORD_NAME):
+        return [path]
+    if os.path.lexists(path / STUDY_NAME):
+        return _begun(path)
+    found = list(_within(path, _DEEPEST, [_MOST_FOLDERS]))
+    if not found:
+        raise ConfigurationError(f"{path} has no {RECORD_NAME}, up to {_DEEPEST} folders deep; {_held(path)}. {_GIVE}.")
+    return found
+
+
+def _within(folder: Path, deepest: int, left: list[int]) -> Iterator[Path]:
+    """Yield the folders of runs below a folder. Links that lead out of it are not followed."""
+    for name in _folders(folder):
+        left[0] -= 1
+        if left[0] < 0:
+            raise ConfigurationError(f"{folder} is among more than {_MOST_FOLDERS} folders. {_GIVE}, nearer to them.")
+        inner = folder / name
+        if _is_record(inner):
+            yield inner
+        elif (inner / STUDY_NAME).is_file():
+            yield from _of_a_study(inner, deepest - 1, left)
+        elif deepest > 1:
+            yield from _within(inner, deepest - 1, left)
+
+
+def _of_a_study(folder: Path, deepest: int, left: list[int]) -> Iterable[Path]:
+    try:
+        return _indexed(folder)
+    except ConfigurationError as error:
+        warn_once(f"{error} The folders beside it are read without it.")
+        return _within(folder, deepest, left) if deepest else []
+
+
+def _folders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder that can hold runs."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return []
+    return [name for name in names if not name.startswith(".") and name not in _WITHOUT_RUNS and _is_own(folder, name)]
+
+
+def _is_own(folder: Path, name: str) -> bool:
+    try:
+        contained_folder(folder, name)
+    except ConfigurationError:
+        return False
+    return True
+
+
+def _is_record(folder: Path) -> bool:
+    try:
+        contained_file(folder, RECORD_NAME, 2**63)
+    except ConfigurationError:
+        return False
+    return True
+
+
+def _begun(folder: Path) -> list[Path]:
+    """Return the runs of a study that have begun."""
+    found = _indexed(folder)
+    if not found:
+        raise ConfigurationError(f"No run of {folder / STUDY_NAME} has begun.")
+    return found
+
+
+def _indexed(folder: Path) -> list[Path]:
+    """Return the runs of a study in the order of its index: folders within the study's that have a record."""
+    index = folder / STUDY_NAME
+    try:
+        text = read_contained(folder, STUDY_NAME, _LARGEST_INDEX).decode("utf-8")
+        names = [run["name"] for run in json.loads(text)["runs"]]
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{folder}: {error}.") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigurationError(
+            f"{index} is not the index of a study ({error!r}). Run normgeo study again."
+        ) from error
+    return [folder / name for name in names if _is_own(folder, name) and _is_record(folder / name)]
+
+
+def _is_local(source: str) -> bool:
+    """Whether a missing path is meant as one of this machine: what it begins with is here."""
+    return source.startswith((".", "~", "/")) or Path(source.partition("/")[0]).exists()
+
+
+def _missing(path: Path) -> str:
+    """Say where a path ends, and what is there that it could have been."""
+    there = next((parent for parent in path.parents if parent.exists()), Path())
+    name = path.relative_to(there).parts[0] if path.is_relative_to(there) else path.name
+    try:
+        names = sorted(entry.name for entry in there.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        names = []
+    place = there.absolute() if there == Path() else there
+    beside = f"; {place} has {closest(name, names)}" if names and path.parts else ""
+    return f"{path} does not exist{beside}. {_GIVE}."
+
+
+def _held(folder: Path) -> str:
+    """Say what a folder without a record holds."""
+    try:
+        names = sorted(f"{entry.name}{'/' * entry.is_dir()}" for entry in folder.iterdir())
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    more = f" … ({len(names)} in all)" if len(names) > _NAMED else ""
+    return f"it holds {', '.join(names[:_NAMED])}{more}" if names else "it is empty"
