@@ -23,19 +23,22 @@ ALLOWED = {
     "files": set(),
     "_lightning": set(),
     "environment": {"_version"},
+    "options": {"errors"},
+    "notebook": {"errors"},
     "geometry": {"errors"},
-    "normalization": {"errors", "geometry"},
-    "robustness": {"errors", "files", "geometry", "normalization"},
-    "probes": {"errors", "geometry", "normalization"},
-    "record": {"errors", "files"},
+    "normalization": {"errors", "geometry", "notebook", "options"},
+    "robustness": {"errors", "files", "geometry", "normalization", "notebook", "options"},
+    "probes": {"errors", "geometry", "normalization", "options"},
+    "record": {"errors", "files", "notebook", "options"},
     "record_logger": {"_lightning", "environment", "errors", "files", "record"},
     "run_folder": {"errors", "record"},
     "resume": {"run_folder"},
     "summary": {"record"},
     "report": {"_version", "errors", "record", "robustness"},
-    "data": {"errors"},
-    "models": {"errors", "normalization"},
-    "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "probes", "record", "robustness"},
+    "data": {"errors", "options"},
+    "models": {"errors", "normalization", "options"},
+    "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "options", "probes", "record"}
+    | {"robustness"},
     "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness"} | _RECORDS,
     "cli": {"_version", "errors", "resume", "run_folder", "summary", "report", "data", "models", "callbacks"}
     | _RECORDS,
@@ -47,6 +50,8 @@ THIRD_PARTY = {
     "_version": set(),
     "environment": set(),
     "errors": {"lightning_utilities"},  # for the rank: a package of two dozen helpers, not Lightning
+    "options": set(),
+    "notebook": set(),  # pandas where it is installed and asked for
     "geometry": {"torch", "numba"},  # numba only where it is installed
     "normalization": {"torch"},
     "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last only where it is installed and asked for

@@ -17,6 +17,7 @@ from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.batch import scale_gap, shift_gap, squared_gain
+from lightning_normgeo.options import whole
 from lightning_normgeo.probes.batchnorm import affine_batch_norms
 from lightning_normgeo.probes.forward_pass import BatchStatistics, epsilons
 
@@ -68,7 +69,7 @@ class AffineConvergenceMonitor(GeometryMonitor):
         self, every_n_steps: int | None = None, layers: str | list[str] | None = None, channel_seed: int = 0
     ) -> None:
         super().__init__(every_n_steps, layers)
-        self.channel_seed = channel_seed
+        self.channel_seed = whole("channel_seed", channel_seed, 0)
         self._places: tuple[Any, Tensor] | None = None
 
     def sites(self, module: nn.Module) -> list[str]:

@@ -17,6 +17,7 @@ from lightning_normgeo.callbacks.session import Session
 from lightning_normgeo.callbacks.sharding import forget_division, note_division, runs_under
 from lightning_normgeo.errors import ConfigurationError, closest, harmless, warn_once
 from lightning_normgeo.normalization.names import named_weights, site_of
+from lightning_normgeo.options import plain, shown, strings
 
 _REFUSED_STRATEGIES = {
     "FSDPStrategy": "it shards weights without regard to filters. Use ModelParallelStrategy with fully_shard, or ddp",
@@ -64,12 +65,15 @@ class GeometryMonitor(QuietCallback):
     def __init__(self, every_n_steps: int | None = None, layers: str | list[str] | None = None) -> None:
         super().__init__()
         name = type(self).__name__
+        every_n_steps = plain(every_n_steps)
         if every_n_steps is not None and (type(every_n_steps) is not int or every_n_steps < 1):
             raise ConfigurationError(
-                f"{name}(every_n_steps={every_n_steps!r}): must be an integer, at least 1. "
+                f"{name}(every_n_steps={shown(every_n_steps)}): must be an integer, at least 1. "
                 "Leave it out to measure at the Trainer's log_every_n_steps; remove the callback to not measure at all."
             )
         self.every_n_steps = every_n_steps
+        if layers is not None and not isinstance(layers, str):
+            layers = strings(f"{name}: layers", layers, "a glob for module paths, as '*conv1'")
         self.layers = layers
         self._cadence = every_n_steps or 1
         self._ready = False

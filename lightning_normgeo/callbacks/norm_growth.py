@@ -18,6 +18,7 @@ from lightning_normgeo.errors import harmless
 from lightning_normgeo.geometry.angles import effective_lr, split_update
 from lightning_normgeo.geometry.increments import Scalar, SGDRule, UpdateRule, identity_terms
 from lightning_normgeo.geometry.rows import has_float64
+from lightning_normgeo.options import flag
 from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.measurement import WeightStep
 
@@ -87,7 +88,7 @@ class NormGrowthMonitor(GeometryMonitor):
         self, every_n_steps: int | None = None, layers: str | list[str] | None = None, cumulative: bool = False
     ) -> None:
         super().__init__(every_n_steps, layers)
-        self.cumulative = cumulative
+        self.cumulative = flag("cumulative", cumulative)
         self._account: NormAccount | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_normgeo.errors import ConfigurationError, closest, warn_once
+from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.models.architecture import ARCHITECTURES, Stem, build_resnet, smallest_map
 from lightning_normgeo.normalization.registry import NORMS, find_norm
+from lightning_normgeo.options import entry_of, is_number, shown, whole
 
 Decayed = Literal["all", "weights", "none"]
 # so that --help lists the names; any other string gets this package's error, with the nearest ones
@@ -93,8 +94,7 @@ class ResNetClassifier(pl.LightningModule):
         lr_scheduler: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        find_norm(norm)
-        _check(num_classes, arch, stem, label_smoothing, input_mean, input_std, decayed)
+        _check(num_classes, arch, stem, label_smoothing, input_mean, input_std, decayed, norm)
         self.save_hyperparameters()
         self._checked = False
         self.input_normalization = InputNormalization(input_mean, input_std)
@@ -224,15 +224,15 @@ def _check(
     mean: Sequence[float],
     std: Sequence[float],
     decayed: str,
+    norm: str,
 ) -> None:
-    if num_classes < 2:
-        raise ConfigurationError(f"num_classes={num_classes!r} must be at least 2.")
-    if arch not in ARCHITECTURES:
-        raise ConfigurationError(f"arch={arch!r} is unknown; choose one of: {closest(arch, ARCHITECTURES)}.")
+    whole("num_classes", num_classes, 2)
+    entry_of("arch", arch, dict.fromkeys(ARCHITECTURES))
+    find_norm(norm)
     if stem not in ("cifar", "imagenet"):
         raise ConfigurationError(f"stem={stem!r} is unknown; choose 'cifar' or 'imagenet'.")
-    if not 0 <= label_smoothing < 1:
-        raise ConfigurationError(f"label_smoothing={label_smoothing!r} must be in [0, 1).")
+    if not (is_number(label_smoothing) and 0 <= label_smoothing < 1):
+        raise ConfigurationError(f"label_smoothing={shown(label_smoothing)} must be in [0, 1).")
     if len(mean) != 3 or len(std) != 3:
         raise ConfigurationError(f"input_mean={tuple(mean)} and input_std={tuple(std)} must have three values each.")
     if min(std) <= 0:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.files import replacing
+from lightning_normgeo.notebook import summary
 from lightning_normgeo.robustness.attacks import lengths, predicted
 
 
@@ -39,6 +40,9 @@ class Rows(NamedTuple):
     l2: Tensor
     gradient: Tensor
     sample: Tensor
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self.index)} samples, {int(self.correct.sum())} correct)"
 
     @property
     def correct(self) -> Tensor:
@@ -122,6 +126,9 @@ class Decisions:
         self._rows: dict[str, list[Rows]] = {name: [] for name in attacks}
         self.seen: dict[str, tuple[int, int]] = dict.fromkeys(attacks, (0, 0))
 
+    def __repr__(self) -> str:
+        return summary("Decisions", [f"{name} {hits} of {n} correct" for name, (hits, n) in self.seen.items()])
+
     @property
     def attacks(self) -> list[str]:
         """The names."""
@@ -194,13 +201,15 @@ def load_decisions(path: str | Path) -> Decisions:
     """Read the per-sample decisions of an evaluation.
 
     Args:
-        path: a ``robustness.npz``.
+        path: a ``robustness.npz``, or the folder that has one.
 
     Raises:
         ConfigurationError: if there is none, or it is something else.
     """
     import numpy as np
 
+    if isinstance(path, (str, Path)) and Path(path).is_dir():
+        path = Path(path) / "robustness.npz"
     try:
         # numpy leaves a file that it cannot read open
         with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -217,6 +226,6 @@ def load_decisions(path: str | Path) -> Decisions:
         decisions.of("clean")
     except (OSError, KeyError, TypeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise ConfigurationError(
-            f"{path} is not what RobustnessEvaluation wrote ({error!r}). Give a robustness.npz."
+            f"{path} is not what RobustnessEvaluation wrote ({error!r}). Give a robustness.npz, or its folder."
         ) from error
     return decisions

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.options import numbers_of, shown
 from lightning_normgeo.robustness.inputs.space import InputSpace
 
 Normalizer = Literal["data", "model"]
+_ENDS = "the smallest and the largest value, as [0, 255]"
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,13 @@ class DeclaredInputs:
         """
         InputSpace(self.mean, self.std, normalized_data=True)
         if self.normalized_by not in ("data", "model", None):
-            raise ConfigurationError(f"normalized_by={self.normalized_by!r} is unknown; choose 'data' or 'model'.")
+            raise ConfigurationError(f"normalized_by={shown(self.normalized_by)} is unknown; choose 'data' or 'model'.")
         if self.value_range is None:
             return
         if self.mean is not None:
             raise ConfigurationError("Give mean and std, or value_range, not both: each says what a black pixel is.")
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
-            raise ConfigurationError(
-                f"value_range={list(self.value_range)} must be the smallest and the largest value, as [0, 255]."
-            )
+            raise ConfigurationError(f"value_range={list(self.value_range)} must be {_ENDS}.")
 
     def __str__(self) -> str:
         """Return the declaration as it was given."""
@@ -68,15 +68,22 @@ class DeclaredInputs:
 
 
 def declared_inputs(
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     normalized_by: Normalizer | None = None,
     value_range: Sequence[float] | None = None,
 ) -> DeclaredInputs:
-    """A declaration from plain values."""
-    values: Any = (None if part is None else tuple(float(v) for v in part) for part in (mean, std, value_range))
-    mean, std, value_range = values
-    return DeclaredInputs(mean, std, normalized_by, value_range)  # type: ignore[arg-type]
+    """A declaration from plain values.
+
+    Raises:
+        ConfigurationError: for what is no number, and what cannot be.
+    """
+    means = numbers_of("mean", mean, "a number, or one for each channel, as [0.5, 0.5, 0.5]")
+    stds = numbers_of("std", std, "a number, or one for each channel, as [0.25, 0.25, 0.25]")
+    ends = numbers_of("value_range", value_range, _ENDS)
+    if ends is not None and len(ends) != 2:
+        raise ConfigurationError(f"value_range={shown(value_range)} must be {_ENDS}.")
+    return DeclaredInputs(means, stds, normalized_by, ends)
 
 
 def disagreement(declared: DeclaredInputs, chosen: InputSpace, found: Sequence[InputSpace], as_pixels: bool) -> str:
