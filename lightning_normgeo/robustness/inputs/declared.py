@@ -11,6 +11,8 @@ from lightning_normgeo.options import numbers_of, shown
 from lightning_normgeo.robustness.inputs.space import InputSpace
 
 Normalizer = Literal["data", "model"]
+_NARROW = 0.6
+"""Of [0, 1]: less than a batch of pictures has."""
 _ENDS = "the smallest and the largest value, as [0, 255]"
 
 
@@ -86,7 +88,13 @@ def declared_inputs(
     return DeclaredInputs(means, stds, normalized_by, ends)
 
 
-def disagreement(declared: DeclaredInputs, chosen: InputSpace, found: Sequence[InputSpace], as_pixels: bool) -> str:
+def disagreement(
+    declared: DeclaredInputs,
+    chosen: InputSpace,
+    found: Sequence[InputSpace],
+    as_pixels: bool,
+    span: tuple[float, float],
+) -> str:
     """What to tell who declared something else than the images show or the data pipeline does; empty where all agree.
 
     Args:
@@ -94,9 +102,10 @@ def disagreement(declared: DeclaredInputs, chosen: InputSpace, found: Sequence[I
         chosen: what the images are taken for.
         found: in the data pipeline.
         as_pixels: whether images are within [0, 1] as they are.
+        span: smallest and largest pixel that images have once the chosen normalization is undone.
     """
     given = declared.constants
-    if declared.normalized_by == "model":
+    if declared.normalized_by == "model" and declared.value_range is None:
         return _not_the_models(chosen) if chosen.normalized_data else ""
     if given is None:
         return ""
@@ -111,7 +120,10 @@ def disagreement(declared: DeclaredInputs, chosen: InputSpace, found: Sequence[I
             f"The declared {declared} is not confirmed: images lie within [0, 1] as they are, as pixels would. If the "
             "model normalizes, say normalized_by='model'."
         )
-    return _other_pipeline(declared, found[0]) if found and not _alike(given, found[0]) else ""
+    if found and not _alike(given, found[0]):
+        return _other_pipeline(declared, found[0])
+    narrow = span[1] - span[0] < _NARROW and declared.normalized_by is None and declared.value_range is None
+    return _of_little_contrast(declared, span) if narrow and not found else ""
 
 
 def _not_the_models(chosen: InputSpace) -> str:
@@ -136,6 +148,15 @@ def _refuted(declared: DeclaredInputs, chosen: InputSpace) -> str:
     return (
         f"The declared {declared} is refuted by the images, which are 8-bit pixels with mean={chosen.mean}, "
         f"std={chosen.std} ({chosen.source}), and are evaluated as such. Declare these, or nothing."
+    )
+
+
+def _of_little_contrast(declared: DeclaredInputs, span: tuple[float, float]) -> str:
+    return (
+        f"The declared {declared} is not confirmed: once it is undone, the first images are pixels in [{span[0]:.2g}, "
+        f"{span[1]:.2g}] alone. If it is what the model does itself, the radius is another one than is said: leave it "
+        "out, and clamp images to [0, 1] or give their value_range. If the data pipeline does it, say "
+        "normalized_by='data'."
     )
 
 
