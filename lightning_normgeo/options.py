@@ -118,12 +118,12 @@ def strings(option: str, value: Any, what: str) -> list[str]:
 
 
 def numbers_of(option: str, value: Any, what: str) -> tuple[float, ...] | None:
-    """One number or several that are finite, as a tuple; None stays what it is.
+    """One number or several that are finite, as a tuple, of an array of any shape; None stays what it is.
 
     Raises:
         ConfigurationError: for anything else.
     """
-    found = one_or_more(value)
+    found = one_or_more(value.reshape(-1) if hasattr(value, "reshape") else value)
     if found is not None and not all(is_number(entry) and math.isfinite(entry) for entry in found):
         raise ConfigurationError(f"{option}={shown(value)} must be {what}, without quotes.")
     return None if found is None else tuple(map(float, found))

@@ -37,12 +37,12 @@ ALLOWED = {
     "report": {"_version", "errors", "record", "robustness"},
     "data": {"errors", "options"},
     "models": {"errors", "normalization", "options"},
-    "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "options", "probes", "record"}
-    | {"robustness"},
+    "callbacks": {"_lightning", "errors", "files", "geometry", "normalization", "notebook", "options", "probes"}
+    | {"record", "robustness"},
     "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness"} | _RECORDS,
     "cli": {"_version", "errors", "resume", "run_folder", "summary", "report", "data", "models", "callbacks"}
     | _RECORDS,
-    "study": {"_version", "cli", "errors", "files", "record", "report", "run_folder"},
+    "study": {"_version", "cli", "errors", "files", "notebook", "record", "report", "run_folder"},
     "__main__": {"cli", "errors", "report", "study"},
 }
 # what the parts without a Trainer may import from elsewhere

@@ -31,9 +31,10 @@ from lightning_normgeo import (
     swap_norm,
 )
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.normalization import find_norm
+from lightning_normgeo.normalization import find_norm, normalize_weight
 from lightning_normgeo.options import nearest, plain, shown
 from lightning_normgeo.robustness import RobustnessSettings
+from lightning_normgeo.robustness.inputs import declared_inputs
 
 torch.manual_seed(0)
 IMAGES, LABELS = torch.randint(0, 256, (8, 3, 8, 8)) / 255, torch.arange(8) % 5
@@ -313,6 +314,15 @@ def test_of_many_names_the_nearest_come_first() -> None:
         (ResNetClassifier, {"num_classes": "resnet18"}, r"num_classes='resnet18' must be an integer, at least 2"),
         (ResNetClassifier, {"arch": 18}, r"arch=18 is unknown; known are 'resnet18'"),
         (ResNetClassifier, {"norm": None}, r"norm=None is unknown"),
+        (ResNetClassifier, {"input_mean": 0.5}, r"input_mean=\(0.5,\) and input_std=.* must have three values each"),
+        (ResNetClassifier, {"input_std": "0.5"}, r"input_std='0.5' must be three numbers"),
+        (ResNetClassifier, {"optimizer": "sgd"}, r"optimizer='sgd' must be a dictionary with class_path and init_args"),
+        (ResNetClassifier, {"lr_scheduler": "cosine"}, r"lr_scheduler='cosine' must be a dictionary with class_path"),
+        (
+            normalize_weight,
+            {"layer": nn.Linear(3, 3), "kind": "group"},
+            r"kind='group' is unknown; known are 'wn', 'cwn'",
+        ),
         (read_record, {"run": 3}, r"read_record\(3\): give the path"),
     ],
     ids=lambda value: getattr(value, "__name__", "") or (next(iter(value)) if isinstance(value, dict) else ""),
@@ -360,6 +370,7 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"eps": np.float64(0.1), "steps": np.int64(3)}, {"eps": 0.1, "steps": 3}),
     ({"eps": torch.tensor(0.5), "seed": torch.tensor(4)}, {"eps": 0.5, "seed": 4}),
     ({"eps": Fraction(1, 2), "eps_l2": np.array([0.5, 1.0])}, {"eps": 0.5, "eps_l2": [0.5, 1.0]}),
+    ({"eps": iter([0.25, 0.5]), "upper": range(1, 4)}, {"eps": [0.25, 0.5], "upper": [1, 2, 3]}),
     ({"eps": {0.25, 0.5}, "lower": torch.zeros(3)}, {"eps": [0.25, 0.5], "lower": [0.0, 0.0, 0.0]}),
 ]
 
@@ -370,6 +381,11 @@ def test_numbers_and_names_of_any_kind_are_plain(given: dict[str, Any], meant: d
     assert found == expected
     assert found.all_attacks == expected.all_attacks
     assert all(type(getattr(found, name)) is type(getattr(expected, name)) for name in meant)
+
+
+def test_constants_of_a_normalization_have_any_shape() -> None:
+    declared = declared_inputs(torch.full((1, 3, 1, 1), 0.5), np.full((3, 1, 1), 0.25))  # type: ignore[arg-type]
+    assert (declared.mean, declared.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
 def test_values_become_plain() -> None:

@@ -15,11 +15,13 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from records import write_run
 from small_models import conv_bn, x2d
 from torch import nn
 
 from lightning_normgeo import (
+    NormGrowthMonitor,
     RobustnessEvaluation,
     evaluate_robustness,
     read_record,
@@ -32,6 +34,7 @@ from lightning_normgeo.notebook import LINE, Table, one_line, summary
 from lightning_normgeo.options import UnknownNameError
 from lightning_normgeo.record import Record
 from lightning_normgeo.robustness import Decisions, RobustnessReport, RobustnessSettings, compare, load_decisions
+from lightning_normgeo.study import load_study
 
 HOSTILE = '<script>alert(1)</script>\x1b[2J\u2028"&\udcff' + 300 * "x"
 
@@ -75,6 +78,9 @@ def values(report: RobustnessReport, run: Path) -> Iterator[tuple[object, str]]:
     yield Units(()), r"Units\(0 weights\)"
     swapped = swap_norm(conv_bn(), "gn", example_batch=x2d())
     yield swapped, r"SwapReport\(to gn: 1 changed, 0 left alone, function changed by [\d.]+\)"
+    yield NormGrowthMonitor(layers="*"), r"NormGrowthMonitor\(every_n_steps=None, layers='\*'\)"
+    yield RobustnessEvaluation(attacks="bim"), r"RobustnessEvaluation\(attacks=\['bim'\], on_unsuitable='skip'\)"
+    yield load_study(REPOSITORY / "configs/study/paper_small.yaml"), r"Study\('paper_small', 8 runs, grid .* × .*\)"
     yield swapped.changes[0], r"Change\('1', BatchNorm2d -> GroupNorm\(\d+ groups\), changed by [\d.]+\)"
 
 
@@ -200,6 +206,9 @@ def test_a_wrong_attack_names_the_nearest_and_all(report: RobustnessReport, kind
         report["bmi"]
     with pytest.raises(kind, match=r"^3 was not evaluated"):
         report[3]  # type: ignore[index]
+    with pytest.raises(kind, match=r"^attack='bmi' was not evaluated; did you mean 'bim'"):
+        report.decisions.of("bmi")
+    assert report.decisions.without("bim").attacks == ["clean", "gaussian"]
     with pytest.raises(kind, match=r"was not evaluated: no gradient; known are none"):
         RobustnessReport({}, {}, [], Decisions([]), not_evaluated={"bim": "no gradient"})["bim"]
 

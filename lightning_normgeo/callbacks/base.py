@@ -17,6 +17,7 @@ from lightning_normgeo.callbacks.session import Session
 from lightning_normgeo.callbacks.sharding import forget_division, note_division, runs_under
 from lightning_normgeo.errors import ConfigurationError, closest, harmless, warn_once
 from lightning_normgeo.normalization.names import named_weights, site_of
+from lightning_normgeo.notebook import one_line
 from lightning_normgeo.options import plain, shown, strings
 
 _REFUSED_STRATEGIES = {
@@ -81,6 +82,9 @@ class GeometryMonitor(QuietCallback):
         self._sites: frozenset[str] = frozenset()
         self._tabled: frozenset[str] = frozenset()
         self.left_out: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return one_line(f"{type(self).__name__}(every_n_steps={self.every_n_steps}, layers={self.layers!r})")
 
     def sites(self, module: nn.Module) -> list[str]:
         """Return the module paths that ``layers`` chooses from."""

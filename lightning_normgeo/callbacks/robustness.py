@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks.robustness_loops import RobustnessLoops
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.notebook import one_line
 from lightning_normgeo.options import flag, shown, whole
 from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labels
 from lightning_normgeo.robustness.report import RobustnessReport
@@ -154,6 +155,10 @@ class RobustnessEvaluation(RobustnessLoops):
         self.num_images = whole("num_images", num_images, 0)
         self.after_fit = flag("after_fit", after_fit)
         self.resume = flag("resume", resume)
+
+    def __repr__(self) -> str:
+        settings = repr(self.settings).removeprefix("RobustnessSettings")
+        return one_line(f"{type(self).__name__}{settings}")
 
     @property
     def results(self) -> dict[str, AttackResult]:

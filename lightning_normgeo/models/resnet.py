@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.models.architecture import ARCHITECTURES, Stem, build_resnet, smallest_map
 from lightning_normgeo.normalization.registry import NORMS, find_norm
-from lightning_normgeo.options import entry_of, is_number, shown, whole
+from lightning_normgeo.options import entry_of, is_number, numbers_of, shown, whole
 
 Decayed = Literal["all", "weights", "none"]
 # so that --help lists the names; any other string gets this package's error, with the nearest ones
@@ -95,6 +95,8 @@ class ResNetClassifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         _check(num_classes, arch, stem, label_smoothing, input_mean, input_std, decayed, norm)
+        _check_block("optimizer", optimizer)
+        _check_block("lr_scheduler", lr_scheduler)
         self.save_hyperparameters()
         self._checked = False
         self.input_normalization = InputNormalization(input_mean, input_std)
@@ -233,12 +235,25 @@ def _check(
         raise ConfigurationError(f"stem={stem!r} is unknown; choose 'cifar' or 'imagenet'.")
     if not (is_number(label_smoothing) and 0 <= label_smoothing < 1):
         raise ConfigurationError(f"label_smoothing={shown(label_smoothing)} must be in [0, 1).")
-    if len(mean) != 3 or len(std) != 3:
-        raise ConfigurationError(f"input_mean={tuple(mean)} and input_std={tuple(std)} must have three values each.")
+    means, stds = (
+        numbers_of(f"input_{name}", values, "three numbers") for name, values in (("mean", mean), ("std", std))
+    )
+    if means is None or stds is None or len(means) != 3 or len(stds) != 3:
+        raise ConfigurationError(f"input_mean={means} and input_std={stds} must have three values each.")
     if min(std) <= 0:
         raise ConfigurationError(f"input_std={tuple(std)} must be positive.")
     if decayed not in ("all", "weights", "none"):
         raise ConfigurationError(f"decayed={decayed!r} is unknown; choose 'all', 'weights' or 'none'.")
+
+
+def _check_block(option: str, block: Any) -> None:
+    """Refuse what is no block of an optimizer or a scheduler before anything is trained."""
+    held = getattr(block, "as_dict", lambda: block)()
+    if block is not None and not (isinstance(held, dict) and "class_path" in held):
+        raise ConfigurationError(
+            f"{option}={shown(block)} must be a dictionary with class_path and init_args, as "
+            "{'class_path': 'torch.optim.SGD', 'init_args': {'lr': 0.1}}."
+        )
 
 
 def _as_dict(block: Any) -> dict[str, Any]:

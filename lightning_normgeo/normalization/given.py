@@ -85,6 +85,8 @@ def misfit(module: nn.Module, example: Any) -> str:
         return "Give one batch of tensors, as next(iter(loader))[0]."
     if isinstance(example, (tuple, list)) and len(example) > 1 and _are_labels(example[1]):
         return "Give the images alone, as batch[0]: the second entry looks like labels."
+    if isinstance(example, list):
+        return "Give the tensor itself, or a tuple of positional arguments, in place of a list."
     if weight is None:
         return ""
     for tensor in tensors:

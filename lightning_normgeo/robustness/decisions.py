@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.files import replacing
 from lightning_normgeo.notebook import summary
+from lightning_normgeo.options import UnknownNameError, nearest, shown
 from lightning_normgeo.robustness.attacks import lengths, predicted
 
 
@@ -141,15 +142,22 @@ class Decisions:
         self.seen[attack] = (correct + int(rows.correct.sum()), n + len(rows.index))
 
     def of(self, attack: str) -> Rows:
-        """Return all samples of an attack by index."""
+        """Return all samples of an attack by index.
+
+        Raises:
+            UnknownNameError: a KeyError and a ConfigurationError, for an attack that was not evaluated.
+        """
+        if attack not in self.attacks:
+            raise UnknownNameError(f"attack={shown(attack)} was not evaluated; {nearest(attack, self.attacks)}.")
         parts = self._rows[attack]
         if not parts:
             return no_rows()
         return Rows(*map(torch.cat, zip(*parts, strict=True))).sorted()
 
-    def without(self, attacks: Iterable[str]) -> Decisions:
+    def without(self, attacks: str | Iterable[str]) -> Decisions:
         """Return the decisions of the other attacks."""
-        others = Decisions([name for name in self._rows if name not in set(attacks)])
+        left_out = {attacks} if isinstance(attacks, str) else set(attacks)
+        others = Decisions([name for name in self._rows if name not in left_out])
         for name in others.attacks:
             others.add(name, self.of(name))
         return others

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.options import nearest, shown
+from lightning_normgeo.options import shown
 from lightning_normgeo.robustness.catalogue import Attack, Noise, ProjectedGradient
 from lightning_normgeo.robustness.decisions import Decisions, Rows, load_decisions
 from lightning_normgeo.robustness.intervals import mcnemar, paired_interval, wilson_interval
@@ -134,8 +134,6 @@ def compare(
         >>> compare(report_of_bn, "runs/normgeo/gn", "bim")["difference"]
     """
     one, other = _decisions_of("first", first), _decisions_of("second", second)
-    for decisions in (one, other):
-        _check_evaluated(decisions, attack)
     return _paired(one.of(attack), other.of(attack))
 
 
@@ -161,7 +159,6 @@ def paired_drop(decisions: Decisions, attack: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: if the attack was not evaluated.
     """
-    _check_evaluated(decisions, attack)
     return _paired(decisions.of(attack), decisions.of("clean"))
 
 
@@ -183,11 +180,6 @@ def _paired(one: Rows, other: Rows) -> dict[str, Any]:
         "p_value": mcnemar(lost, won),
         "n": n,
     }
-
-
-def _check_evaluated(decisions: Decisions, attack: str) -> None:
-    if attack not in decisions.attacks:
-        raise ConfigurationError(f"attack={shown(attack)} was not evaluated; {nearest(attack, decisions.attacks)}.")
 
 
 def _result(rows: Rows, clean: float) -> AttackResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
@@ -198,8 +198,10 @@ class RobustnessSettings:
     def _make_plain(self) -> None:
         """Turn one name into a list, sets into lists in order, and numbers of numpy and torch into Python's."""
         for name, value in vars(self).copy().items():
-            plainly = one_or_more(value) if isinstance(value, (set, frozenset, range)) else plain(value)
-            object.__setattr__(self, name, plainly)
+            several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, list, tuple, Mapping))
+            object.__setattr__(
+                self, name, plain(value if hasattr(value, "tolist") or not several else one_or_more(value))
+            )
         if self.attacks is not None:
             object.__setattr__(self, "attacks", strings("attacks", self.attacks, "the name of an attack, as 'bim'"))
         options = {} if self.attack_options is None else self.attack_options
