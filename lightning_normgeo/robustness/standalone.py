@@ -143,10 +143,6 @@ def evaluate_robustness(
                     break
                 with undisturbed(model):
                     _evaluate(evaluation, batch, unpack or images_and_labels, device)
-            if evaluation.evaluator is None and not evaluation.stopped and chosen.on_unsuitable == "raise":
-                raise UnsuitableError(
-                    "The dataloader has no samples. An iterator that was used up has none: make a new one."
-                )
             part = _finished(evaluation)
         except BaseException:
             evaluation.close()
@@ -211,6 +207,8 @@ def _evaluate(
 
 
 def _finished(evaluation: LoaderEvaluation) -> Part:
+    if evaluation.evaluator is None and not evaluation.stopped and evaluation.settings.on_unsuitable == "raise":
+        raise UnsuitableError("The dataloader has no samples. An iterator that was used up has none: make a new one.")
     try:
         return evaluation.finish()
     except Exception as error:
