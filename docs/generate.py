@@ -11,7 +11,7 @@ from lightning_normgeo import NORMS
 from lightning_normgeo.normalization import Normalization
 
 ROOT = Path(__file__).resolve().parents[1]
-_BASE = "configs/cifar10/resnet101_bn.yaml"
+_BASE = "cifar10/resnet101_bn"
 _DECAY = """optimizer:
   class_path: torch.optim.SGD
   init_args:
@@ -66,7 +66,7 @@ def config(name: str, norm: Normalization, decay: bool) -> str:
     title = norm.title[0].upper() + norm.title[1:] + source + (", with weight decay" if decay else "")
     return (
         f"# {title}. Goes over a base:\n"
-        f"# normgeo fit --config {_BASE} --config configs/norm/{file}\n"
+        f"# normgeo fit --config {_BASE} --config norm/{file.removesuffix('.yaml')}\n"
         f"model:\n  norm: {name}\n{_DECAY if decay else ''}"
     )
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_normgeo.record import read_record as read_record
     from lightning_normgeo.record_logger import RecordLogger as RecordLogger
     from lightning_normgeo.robustness import evaluate_robustness as evaluate_robustness
+    from lightning_normgeo.summary import summarize as summarize
 
 _HOMES = {
     "AffineConvergenceMonitor": "callbacks",
@@ -49,6 +50,7 @@ _HOMES = {
     "read_record": "record",
     "register_optimizer": "probes",
     "scale_invariant_units": "normalization",
+    "summarize": "summary",
     "swap_norm": "normalization",
 }
 

@@ -4,23 +4,71 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
-from lightning_normgeo.errors import one_line_errors
+from lightning_normgeo._version import __version__
+from lightning_normgeo.errors import one_line_errors, refused
+from lightning_normgeo.shipped import find_config
+from lightning_normgeo.terminal.encoding import speak_any_encoding
+from lightning_normgeo.terminal.usage import (
+    ALL_OPTIONS,
+    OWN_COMMANDS,
+    TRAINER_COMMANDS,
+    command_help,
+    config_list,
+    overview,
+    unknown_command,
+)
+from lightning_normgeo.versions import require
 
-_OWN = ("study", "report")
-"""Commands that are not the Trainer's; each has a module ``<name>.command``."""
+_HELP = ("-h", "--help")
+_INTERRUPTED = 130
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command from the shell: a setting that cannot work ends in one clear line and exit status 2."""
-    given = sys.argv[1:] if args is None else args
-    if not given or given[0] not in _OWN:
-        from lightning_normgeo import cli  # takes seconds, which a report does without
+    """Run a command from the shell: a setting that cannot work ends in one clear line and exit status 2.
 
-        cli.main(args)  # Lightning warns of arguments that are not the shell's
-        return
-    with one_line_errors():
-        sys.exit(importlib.import_module(f"lightning_normgeo.{given[0]}.command").main(given[1:]))
+    What only explains itself is answered without importing torch.
+    """
+    speak_any_encoding()
+    given = sys.argv[1:] if args is None else args
+    try:
+        with one_line_errors():
+            answer = _answer(given)
+            if answer is None:
+                sys.exit(_run(given))
+            print(answer)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nnormgeo: interrupted\n")
+        sys.exit(_INTERRUPTED)
+
+
+def _answer(given: list[str]) -> str | None:
+    """Return what a command prints that has nothing to run; None for all others."""
+    if not given or given[0] in (*_HELP, "help"):
+        return overview()
+    command, options = given[0], given[1:]
+    if command == "--version":
+        return f"normgeo {__version__}"
+    if command in TRAINER_COMMANDS and any(option in _HELP for option in options):
+        return command_help(command)
+    if command == "configs":
+        if not options or options[0] in _HELP:
+            return config_list()
+        return Path(find_config(options[0], "normgeo configs")).read_text(encoding="utf-8").rstrip()
+    if not command.startswith("-") and command not in (*TRAINER_COMMANDS, *OWN_COMMANDS):
+        refused(unknown_command(command))
+    return None
+
+
+def _run(given: list[str]) -> int:
+    if given[0] != "report":  # which needs none of what trains
+        require()
+    if given[0] in OWN_COMMANDS:
+        return int(importlib.import_module(f"lightning_normgeo.{given[0]}.command").main(given[1:]))
+    cli = importlib.import_module("lightning_normgeo.cli")  # takes seconds, which a report does without
+    cli.main([_HELP[1] if option == ALL_OPTIONS else option for option in given])
+    return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from lightning_normgeo.versions import require
+
 _NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
 """In the order they are imported where neither is in use. In whichever comes second, Python's typing hands out
 ``Union[float, int]`` for ``Union[int, float]``, and its command line reads ``limit_val_batches: 1`` as all batches."""
@@ -39,6 +41,7 @@ def _bases(module: str, kind: str) -> tuple[Any, ...]:
     return tuple(found)
 
 
+require("pytorch-lightning")
 if TYPE_CHECKING:
     from pytorch_lightning import Callback as Callback
     from pytorch_lightning.loggers import Logger as Logger
@@ -59,6 +62,11 @@ class QuietCallback(Callback):
         for hook in BATCH_HOOKS:
             if getattr(type(self), hook) is getattr(Callback, hook):
                 self.__dict__[hook] = None
+
+
+def is_wandb(logger: Any) -> bool:
+    """Whether a logger is that of W&B, of whichever namespace."""
+    return any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__)
 
 
 def is_lightnings_own(thing: Any, method: str) -> bool:

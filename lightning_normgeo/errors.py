@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -31,12 +31,19 @@ class MeasurementWarning(UserWarning):
     """A measurement was skipped or is less than was asked for; training goes on unchanged."""
 
 
+_FEW = 16
+"""So many names are all listed."""
+
+
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return a hint with the entries of ``known`` nearest to ``name`` (all of them when none is near)."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=count, cutoff=0.5) or known[:8]
-    more = f" … ({len(known)} in all)" if len(known) > len(near) else ""
-    return ", ".join(map(repr, near)) + more
+    """Return the known names as a hint, the nearest to ``name`` first; of many only these, or the first."""
+    known = list(dict.fromkeys(known))
+    lower = {one.lower(): one for one in reversed(known)}
+    near = [lower[one] for one in difflib.get_close_matches(name.lower(), lower, n=count, cutoff=0.5)]
+    if len(known) <= _FEW:
+        return ", ".join(map(repr, dict.fromkeys([*near, *known])))
+    near = near or sorted(known)[:8]
+    return ", ".join(map(repr, near)) + f" … ({len(known)} in all)"
 
 
 def is_rank_zero() -> bool:
@@ -104,8 +111,13 @@ def one_line_errors() -> Iterator[None]:
         cause = _configuration_error(error)
         if cause is None:
             raise
-        sys.stderr.write(f"normgeo: error: {cause}\n")
-        raise SystemExit(2) from error
+        refused(str(cause), error)
+
+
+def refused(message: str, cause: BaseException | None = None) -> NoReturn:
+    """End the process with one line on the standard error, and the status of a command that was not understood."""
+    sys.stderr.write(f"normgeo: error: {message}\n")
+    raise SystemExit(2) from cause
 
 
 def _configuration_error(error: BaseException | None) -> ConfigurationError | None:

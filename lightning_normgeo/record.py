@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.files import read_lines
+from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.notebook import Table, curves_frame, shortened, summary
 from lightning_normgeo.options import UnknownNameError, nearest, shown
+from lightning_normgeo.record_lines import ROBUSTNESS as ROBUSTNESS
+from lightning_normgeo.record_lines import whole_lines
 
 RECORD_NAME, STUDY_NAME = "record.jsonl", "study.json"
-ROBUSTNESS = "robustness"
-"""The results of an evaluation; those of one with a name are called ``robustness_{name}``, also in files and W&B."""
+GRADIENTS = "gradients"
+"""Those that monitors measured, where a metric has a key."""
 FINISHED_NAME = "run"
 """The results that a run writes last, after its tests."""
+
+
+class NotFinite(NamedTuple):
+    """From when on a quantity is not finite: its key, and the step of the first such value."""
+
+    key: str
+    step: int
+
+    def __str__(self) -> str:
+        """In words."""
+        verb = "are" if self.key == GRADIENTS else "is"
+        return f"diverged: {self.key} {verb} not finite from step {self.step} on"
 
 
 def evaluation_stem(name: str | None) -> str:
@@ -39,6 +53,7 @@ class Record:
         results: by name.
         images: for each key the files and captions logged last.
         observations: for each training what its monitors have measured, in a sentence, and what they left out.
+        lost: how many lines were not written while the disk was full.
         complete: whether the last line says that the run ended, and not by an error or a signal.
         begun: when the first line was written, in seconds since 1970.
         ended: when the last one was.
@@ -52,13 +67,15 @@ class Record:
     results: dict[str, Any] = field(default_factory=dict)
     images: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     observations: list[dict[str, Any]] = field(default_factory=list)
+    lost: int = 0
     complete: bool = False
     begun: float = 0.0
     ended: float = 0.0
 
     def __repr__(self) -> str:
         steps = [points[-1][0] for points in self.metrics.values()] + [points[-1][0] for points in self.layers.values()]
-        status = "complete" if self.complete else "not complete"
+        since = self.diverged
+        status = f"diverged at step {since.step}" if since else "complete" if self.complete else "not complete"
         results = [f"{len(self.results)} results"] if self.results else []
         counts = [f"to step {max(steps)}" if steps else "no steps", f"{len(self.metrics)} metrics", *results]
         return summary("Record", [shortened(str(self.folder)), *counts, status])
@@ -95,6 +112,23 @@ class Record:
         return curves_frame(found, "metric")
 
     @property
+    def diverged(self) -> NotFinite | None:
+        """Since when the losses of a run are not finite, which they were no more until its end; None if they are.
+
+        What counts are metrics with ``loss`` in the last part of their key, and the gradients of the steps that
+        monitors measured. A loss that is finite later than that, as of a training in half precision that skips a step
+        or of a batch without a label, refutes it.
+        """
+        losses = {key: points for key, points in self.metrics.items() if "loss" in key.rpartition("/")[2].lower()}
+        finite = [step for points in losses.values() for step, value in points if math.isfinite(value)]
+        found = [NotFinite(key, since) for key, points in losses.items() if (since := _since(points)) is not None]
+        if self.observations:
+            step = self.observations[-1].get("not_finite_since")
+            found += [NotFinite(GRADIENTS, step)] if isinstance(step, int) else []
+        found = [one for one in found if one.step >= max(finite, default=one.step)]
+        return min(found, key=lambda one: one.step, default=None)
+
+    @property
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """The robustness evaluations by name, which is empty for one without."""
         return {
@@ -122,16 +156,33 @@ def _by_layer(points: list[tuple[int, dict[str, float]]]) -> dict[str, list[tupl
     return curves
 
 
+def finite_points(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The points of a curve that can be drawn."""
+    return [point for point in points if math.isfinite(point[1])]
+
+
+def _since(points: Sequence[tuple[int, float]]) -> int | None:
+    """The step from which on all values of a curve are not finite; None if the last one is."""
+    found = None
+    for step, value in points:
+        if math.isfinite(value):
+            found = None
+        elif found is None:
+            found = step
+    return found
+
+
 def read_record(run: str | Path) -> Record:
     """Read a run's record, also of a run that is under way or was killed.
 
-    Where a run was killed and went on from a checkpoint, the steps that were lost are left out: steps rise.
+    Where a run was killed and went on from a checkpoint, the steps that were lost are left out: steps rise. So are
+    lines that are damaged or of an unknown kind, with one warning.
 
     Args:
         run: the run's folder, or the record itself.
 
     Raises:
-        ConfigurationError: if there is no record.
+        ConfigurationError: if there is no record, or it cannot be read.
     """
     if not isinstance(run, (str, PathLike)):
         raise ConfigurationError(f"read_record({shown(run)}): give the path of a run's folder.")
@@ -141,21 +192,45 @@ def read_record(run: str | Path) -> Record:
         raise ConfigurationError(f"{path} does not exist. Give the folder of a run that was logged with RecordLogger.")
     record = Record(path.parent)
     earlier: set[tuple[str, str]] = set()
-    for line in read_lines(path):
-        if line["kind"] == "environment":  # a process begins
-            earlier = {(kind, key) for kind in ("metrics", "layers") for key in getattr(record, kind)}
-        _add(record, line, earlier)
+    try:
+        for line in whole_lines(path):
+            if line["kind"] == "environment":  # a process begins
+                earlier = {(kind, key) for kind in ("metrics", "layers") for key in getattr(record, kind)}
+            _add(record, line, earlier)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read ({error.strerror}). Check the disk and who may read it."
+        ) from error
     return record
+
+
+def read_records(runs: Sequence[str | Path]) -> list[Record]:
+    """Read the records of several runs; those that cannot be read are left out, with a warning each.
+
+    Raises:
+        ConfigurationError: if none can.
+    """
+    records, problems = [], []
+    for run in runs:
+        try:
+            records.append(read_record(run))
+        except ConfigurationError as error:
+            problems.append(error)
+    if problems and not records:
+        raise problems[0]
+    for problem in problems:
+        warn_once(f"A run is left out. {problem}")
+    return records
 
 
 def _add(record: Record, line: dict[str, Any], earlier: set[tuple[str, str]]) -> None:
     record.complete = line.get("name") == FINISHED_NAME or line.get("status", "failed") != "failed"
-    record.begun, record.ended = record.begun or line["time"], line["time"]
+    record.begun, record.ended = record.begun or line["time"], max(record.ended, line["time"])
     match line["kind"]:
         case "metrics" | "layers":
             curves: dict[str, list[tuple[int, Any]]] = getattr(record, line["kind"])
             for key, value in line["values"].items():
-                curve, step = curves.setdefault(key, []), line["step"] or 0
+                curve, step = curves.setdefault(key, []), line["step"]
                 if (line["kind"], key) in earlier:  # a run that goes on replaces what was logged beyond its checkpoint
                     earlier.discard((line["kind"], key))
                     curve[:] = [point for point in curve if point[0] < step]
@@ -169,5 +244,6 @@ def _add(record: Record, line: dict[str, Any], earlier: set[tuple[str, str]]) ->
         case "observation":
             record.observations.append(line["values"])
         case "images":
-            captions: Sequence[str] = line["captions"] or [""] * len(line["files"])
-            record.images[line["key"]] = list(zip(line["files"], captions, strict=True))
+            record.images[line["key"]] = line["images"]
+        case "outage":
+            record.lost += line["lost"]

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
 
-from lightning_normgeo.run_folder import NEWEST
+from lightning_normgeo.errors import warn_once
+from lightning_normgeo.run_folder import NEWEST, remove_checkpoint
 
 
 class RandomState(Callback):
@@ -51,6 +53,8 @@ class RandomState(Callback):
 class NewestEpoch(ModelCheckpoint):
     """Keeps the newest epoch beside checkpoints that keep the best: their ``save_last`` is the last of the best.
 
+    Where it cannot be written, as on a full disk, the one before stays, and training goes on.
+
     Args:
         folder: of the run.
     """
@@ -58,6 +62,24 @@ class NewestEpoch(ModelCheckpoint):
     def __init__(self, folder: Path) -> None:
         # a file of its own for every epoch: the one before is needed until the next is whole
         super().__init__(folder / "checkpoints", filename=NEWEST + "{epoch}-{step}", save_top_k=1)
+
+    def _save_none_monitor_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        previous = self.best_model_path
+        try:
+            super()._save_none_monitor_checkpoint(trainer, monitor_candidates)
+        except Exception as error:  # torch has a kind of its own for a full disk
+            failed = self.best_model_path
+            if self._last_checkpoint_saved == failed:  # it is there; a logger did not like it
+                return
+            self.best_model_path = previous
+            if trainer.is_global_zero:
+                remove_checkpoint(Path(failed))
+            kept = f"{Path(previous).name} stays" if previous else "there is none yet"
+            warn_once(
+                f"The checkpoint to go on from could not be written ({error}); {kept}. Training goes on.",
+                about="checkpoint to go on from",
+            )
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other processes wait for this one
 
     def state_dict(self) -> dict[str, Any]:
         """Leave nothing in checkpoints: Lightning would ask whoever loads one for this callback."""

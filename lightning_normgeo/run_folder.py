@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero
-from lightning_normgeo.record import FINISHED_NAME, RECORD_NAME, read_record
+from lightning_normgeo.files import parsed
+from lightning_normgeo.record import FINISHED_NAME, RECORD_NAME, NotFinite, read_record
 
 NEWEST = "resume-"
 """What the names of checkpoints begin with that are for going on only."""
+DIVERGED = "diverged"
+"""The status of a run that went to its end with losses that are not finite; else it is ``finished``."""
 _LOCK = ".lock"
 _PATIENCE = 1.0
 """Seconds: whether a folder is in use is found out by locking it for a moment."""
@@ -44,7 +48,24 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run went to its end, tests and all."""
-        return (self.path / f"{FINISHED_NAME}.json").is_file()
+        return bool(self.ending)
+
+    @property
+    def ending(self) -> dict[str, Any]:
+        """What the run said of itself at its end; nothing before, or of a file that is damaged."""
+        try:
+            return parsed((self.path / f"{FINISHED_NAME}.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+    @property
+    def divergence(self) -> str:
+        """From when on its losses were not finite, in words; empty where they were."""
+        match self.ending.get("not_finite"):
+            case {"key": str(key), "step": int(step)}:
+                return str(NotFinite(key, step))
+            case _:
+                return ""
 
     @property
     def checkpoint(self) -> str | None:
@@ -55,8 +76,12 @@ class RunFolder:
     @property
     def wandb_id(self) -> str | None:
         """W&B's name of the run, so that what comes later joins it."""
-        found = read_record(self.path).settings.get("wandb", {}) if self.begun else {}
-        return found.get("id")
+        try:
+            found = read_record(self.path).settings.get("wandb") if self.begun else None
+        except ConfigurationError:  # a record that cannot be read is no reason not to go on
+            return None
+        name = found.get("id") if isinstance(found, Mapping) else None
+        return name if isinstance(name, str) else None
 
     def direct(self, loggers: Sequence[tuple[str, Any]]) -> None:
         """Change the settings of the loggers about to be built so that the run is written here.
@@ -115,12 +140,22 @@ class RunFolder:
             return False
 
     def finish(self, logger: Any, seconds: float) -> None:
-        """Write down that the run went to its end, and leave one of the checkpoints for going on."""
+        """Write down that the run went to its end, and how; leave one of the checkpoints for going on."""
+        ending = {"status": "finished", "seconds": round(seconds, 1)}
         if is_rank_zero():
             for path in sorted(self.path.glob(f"checkpoints/{NEWEST}*.ckpt"), key=_age)[1:]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        logger.log_results(FINISHED_NAME, {"status": "finished", "seconds": round(seconds, 1)})
+                remove_checkpoint(path)
+            with suppress(ConfigurationError):  # a record that could not be written at all
+                found = read_record(self.path).diverged
+                ending |= {"status": DIVERGED, "not_finite": found._asdict()} if found else {}
+        logger.log_results(FINISHED_NAME, ending)
         logger.finalize("success")
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, of one file or many, as far as that is possible."""
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _age(path: Path) -> float:
@@ -138,5 +173,5 @@ def _is_whole(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             return b"optimizer_states" in archive.read(index)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except Exception:  # a dozen kinds, for as many ways in which an archive can be damaged
         return False

@@ -23,7 +23,7 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 
 from lightning_normgeo import DigitsDataModule, NormGrowthMonitor, RecordLogger, ResNetClassifier, read_record
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +39,8 @@ def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(RecordLogger, "_write", write)
     yield
     for logger in written:
-        if logger._file is not None:
-            logger._file.close()
+        if logger._spool is not None:
+            logger._spool.close()
 
 
 def test_everything_logged_is_read_back() -> None:
@@ -51,14 +51,14 @@ def test_everything_logged_is_read_back() -> None:
     logger.log_metrics({"a/b": torch.tensor(0.5)}, step=7)
     logger.log_metrics({"c": 3.0})
     logger.log_layers({"q": {"layer1.0.conv1": 1e-30, "fc": 2.0}}, step=7)
-    logger.log_results("robustness", {"results": [{"attack": "clean", "accuracy": 0.1}]})
+    logger.log_results("scores", {"results": [{"attack": "clean", "accuracy": 0.1}]})
     logger.finalize("success")
     record = read_record(logger.folder)
     assert record.folder == Path("out/exp/one")
     assert record.metrics == {"a/b": [(0, 1 / 3), (7, 0.5)], "c": [(0, 2.0), (0, 3.0)]}
     assert record.layers == {"q": [(7, {"layer1.0.conv1": 1e-30, "fc": 2.0})]}
     assert record.settings == {"lr": 0.2, "nested": {"path": "a"}, "betas": [0.9, 0.99]}
-    assert record.results == {"robustness": {"results": [{"attack": "clean", "accuracy": 0.1}]}}
+    assert record.results == {"scores": {"results": [{"attack": "clean", "accuracy": 0.1}]}}
     assert record.complete
     assert read_record(logger.path).metrics == record.metrics
 
@@ -76,12 +76,34 @@ def test_every_line_is_strict_json_with_kind_and_time() -> None:
     assert all(line["time"] > 1.7e9 for line in lines)
 
 
-def test_values_that_are_not_finite_are_left_out() -> None:
+def test_values_that_are_not_finite_are_kept_as_such() -> None:
     logger = RecordLogger("out")
-    logger.log_metrics({"a": math.nan, "b": math.inf, "c": torch.tensor(-math.inf)}, step=0)
-    assert not logger.path.exists()
-    logger.log_metrics({"a": math.nan, "d": 1.0}, step=1)
-    assert read_record(logger.folder).metrics == {"d": [(1, 1.0)]}
+    logger.log_metrics({"a": math.nan, "b": math.inf, "c": torch.tensor(-math.inf), "d": 1.0}, step=0)
+    logger.log_layers({"q": {"conv1": math.nan, "fc": 2.0}}, step=0)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in logger.path.read_text().splitlines()]
+    assert lines[1]["values"] == {"a": "nan", "b": "inf", "c": "-inf", "d": 1.0}
+    record = read_record(logger.folder)
+    assert math.isnan(record.metrics["a"][0][1])
+    assert [record.metrics[key] for key in "bcd"] == [[(0, math.inf)], [(0, -math.inf)], [(0, 1.0)]]
+    ((step, values),) = record.layers["q"]
+    assert (step, values["fc"]) == (0, 2.0)
+    assert math.isnan(values["conv1"])
+
+
+def test_what_is_no_number_is_left_out_and_stops_nobody() -> None:
+    logger = RecordLogger("out")
+    with pytest.warns(MeasurementWarning, match="RecordLogger keeps numbers only, and leaves out 'text', str"):
+        logger.log_metrics({"text": "great", "a": 1.0}, step=0)
+    with pytest.warns(MeasurementWarning, match=r"cannot keep the images 'them'.*It takes arrays of bytes"):
+        logger.log_image("them", ["what"])
+    with pytest.warns(MeasurementWarning, match="RecordLogger cannot keep settings: .*no text"):
+        logger.log_hyperparams({"speechless": Speechless()})
+    assert read_record(logger.folder).metrics == {"a": [(0, 1.0)]}
+
+
+class Speechless:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
 
 
 def test_each_call_is_on_disk_when_it_returns() -> None:
@@ -294,7 +316,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_replaces_what_it_had_logged_beyond
             logger.log_metrics({"q": float(len(steps))}, step=step)
             logger.log_layers({"q": {"conv1": float(len(steps))}}, step=step)
         logger.log_metrics({"once a run": 1.0}, step=None)
-        logger._file.close()
+        logger._spool.close()
     record = read_record(logger.folder)
     assert record.metrics["q"] == [(0, 4.0), (10, 4.0), (20, 2.0), (30, 2.0)]
     assert record.layers["q"] == [(step, {"conv1": value}) for step, value in record.metrics["q"]]

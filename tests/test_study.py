@@ -266,7 +266,7 @@ def test_lines_of_plain_text_elsewhere() -> None:
         display.stopping(1)
         entry.status = "interrupted"
         display.update(entry, Watch(Path("none")))
-    assert text.getvalue().splitlines() == [
+    assert text.getvalue().rstrip().splitlines() == [
         f"{entry.name}: begins",
         "stopping 1 run; once more to stop at once",
         f"{entry.name}: interrupted after 0 s",

@@ -15,6 +15,7 @@ from lightning_normgeo.callbacks.base import GeometryMonitor
 from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.sites import Sites
+from lightning_normgeo.callbacks.wandb_keys import WandbKeys
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.batch import scale_gap, shift_gap, squared_gain
 from lightning_normgeo.options import whole
@@ -56,6 +57,7 @@ class AffineConvergenceMonitor(GeometryMonitor):
         layers: globs for the normalization layers that get keys of their own, up to 16; those of the first residual
             block if left out.
         channel_seed: chooses the one channel per layer that is logged by itself.
+        wandb_keys: whether W&B gets two dozen ``aggregates`` or ``all`` keys (see :class:`GeometryMonitor`).
 
     A model without such layers is trained as it is, with a warning, so that one list of callbacks serves all models
     of a comparison.
@@ -66,9 +68,13 @@ class AffineConvergenceMonitor(GeometryMonitor):
     needs_statistics = True
 
     def __init__(
-        self, every_n_steps: int | None = None, layers: str | list[str] | None = None, channel_seed: int = 0
+        self,
+        every_n_steps: int | None = None,
+        layers: str | list[str] | None = None,
+        channel_seed: int = 0,
+        wandb_keys: WandbKeys = "aggregates",
     ) -> None:
-        super().__init__(every_n_steps, layers)
+        super().__init__(every_n_steps, layers, wandb_keys)
         self.channel_seed = whole("channel_seed", channel_seed, 0)
         self._places: tuple[Any, Tensor] | None = None
 

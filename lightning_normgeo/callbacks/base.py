@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.session import Session
 from lightning_normgeo.callbacks.sharding import forget_division, note_division, runs_under
+from lightning_normgeo.callbacks.wandb_keys import WandbKeys
 from lightning_normgeo.errors import ConfigurationError, closest, harmless, warn_once
 from lightning_normgeo.normalization.names import named_weights, site_of
 from lightning_normgeo.notebook import one_line
@@ -48,6 +49,8 @@ class GeometryMonitor(QuietCallback):
             layers get none, but rows in the table ``geometry/layers``, which loggers that can (W&B) get when training
             ends: at most 10,000 rows, from long runs every second, fourth, eighth … measured step. Aggregates over
             all layers are always logged, and RecordLogger always keeps every layer.
+        wandb_keys: ``aggregates``: W&B, which draws a chart for each key, gets two dozen that tell the story, keys of
+            single layers only where ``layers`` are chosen, and else the table; ``all``: it gets what other loggers get.
 
     Attributes:
         left_out: how many measured steps, or parts of them, are missing from the logs, by reason: steps that the
@@ -63,8 +66,16 @@ class GeometryMonitor(QuietCallback):
     needs_statistics: ClassVar[bool] = False
     cumulative: bool = False
 
-    def __init__(self, every_n_steps: int | None = None, layers: str | list[str] | None = None) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        layers: str | list[str] | None = None,
+        wandb_keys: WandbKeys = "aggregates",
+    ) -> None:
         super().__init__()
+        if wandb_keys not in get_args(WandbKeys):
+            known = closest(str(wandb_keys), get_args(WandbKeys))
+            raise ConfigurationError(f"{type(self).__name__}(wandb_keys={wandb_keys!r}): choose one of {known}.")
         name = type(self).__name__
         every_n_steps = plain(every_n_steps)
         if every_n_steps is not None and (type(every_n_steps) is not int or every_n_steps < 1):
@@ -76,6 +87,7 @@ class GeometryMonitor(QuietCallback):
         if layers is not None and not isinstance(layers, str):
             layers = strings(f"{name}: layers", layers, "a glob for module paths, as '*conv1'")
         self.layers = layers
+        self.wandb_keys = wandb_keys
         self._cadence = every_n_steps or 1
         self._ready = False
         self._known_sites: set[str] = set()
@@ -103,8 +115,9 @@ class GeometryMonitor(QuietCallback):
         return dict.fromkeys(self.groups, self._sites)
 
     def tabled(self) -> dict[str, frozenset[str]]:
-        """Return for each metric group the sites that have rows in the layer table, being too many for keys."""
-        return dict.fromkeys(self.groups, self._tabled)
+        """Return for each metric group the sites that have rows in the layer table, instead of keys."""
+        only_table = self.layers is None and self.wandb_keys != "all"
+        return dict.fromkeys(self.groups, self._tabled | (self._sites if only_table else frozenset()))
 
     def find_sites(self, sites: Iterable[str]) -> None:
         """Choose from weights that were not there when training started."""

@@ -79,6 +79,22 @@ def nothing_measured(cadence: Cadence, trainer: Any, backwards: int) -> str | No
     return f"Never measured: {', '.join(never)}. Choose a smaller every_n_steps for the monitors."
 
 
+def optimizers_of(trainer: Any) -> list[dict[str, Any]]:
+    """Return for each optimizer its class, and the numbers and switches of its first parameter group."""
+    return [
+        {
+            "class": type(optimizer).__name__,
+            "settings": {
+                name: value
+                for group in optimizer.param_groups[:1]
+                for name, value in group.items()
+                if isinstance(value, (bool, int, float))
+            },
+        }
+        for optimizer in trainer.optimizers
+    ]
+
+
 def _names_by_id(trainer: Any) -> dict[int, str]:
     return {id(optimizer): type(optimizer).__name__ for optimizer in trainer.optimizers}
 

@@ -14,6 +14,7 @@ from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Reading
 from lightning_normgeo.callbacks.residuals import FLOOR, NORM_SQ, RESIDUAL
 from lightning_normgeo.callbacks.session import Session
+from lightning_normgeo.callbacks.wandb_keys import WandbKeys
 from lightning_normgeo.errors import harmless
 from lightning_normgeo.geometry.angles import effective_lr, split_update
 from lightning_normgeo.geometry.increments import Scalar, SGDRule, UpdateRule, identity_terms
@@ -79,15 +80,20 @@ class NormGrowthMonitor(GeometryMonitor):
         layers: globs for the layers that get keys of their own, up to 16; more go into one table (see
             :class:`GeometryMonitor`). The first residual block if left out.
         cumulative: whether to sum over all steps as well.
+        wandb_keys: whether W&B gets two dozen ``aggregates`` or ``all`` keys (see :class:`GeometryMonitor`).
     """
 
     groups = ("norm_growth", "norm_growth_control")
     needs_updates = True
 
     def __init__(
-        self, every_n_steps: int | None = None, layers: str | list[str] | None = None, cumulative: bool = False
+        self,
+        every_n_steps: int | None = None,
+        layers: str | list[str] | None = None,
+        cumulative: bool = False,
+        wandb_keys: WandbKeys = "aggregates",
     ) -> None:
-        super().__init__(every_n_steps, layers)
+        super().__init__(every_n_steps, layers, wandb_keys)
         self.cumulative = flag("cumulative", cumulative)
         self._account: NormAccount | None = None
 

@@ -47,6 +47,7 @@ class OrthogonalityMonitor(GeometryMonitor):
         every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
         layers: globs for the layers that get keys of their own, up to 16; more go into one table (see
             :class:`GeometryMonitor`). The first residual block if left out.
+        wandb_keys: whether W&B gets two dozen ``aggregates`` or ``all`` keys (see :class:`GeometryMonitor`).
     """
 
     groups = ("orthogonality", "orthogonality_control")

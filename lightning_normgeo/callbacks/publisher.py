@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,11 @@ from lightning_normgeo.callbacks.layer_table import LayerTable
 from lightning_normgeo.callbacks.measured import Measured
 from lightning_normgeo.callbacks.readings import Row, publish
 from lightning_normgeo.callbacks.residuals import report_residuals
+from lightning_normgeo.callbacks.wandb_keys import for_wandb
 from lightning_normgeo.errors import harmless, warn_once
+
+_IN_A_ROW = 3
+"""So many measured steps at the end without finite gradients are more than one that a scaler of losses skips."""
 
 
 class Publisher:
@@ -26,6 +29,7 @@ class Publisher:
     def __init__(self) -> None:
         self.rows = 0
         self._table = LayerTable()
+        self._not_finite: list[int] = []
 
     def check(self, row: Row, measured: Measured, verdict: Verdict | None) -> None:
         """Say what is remarkable in a row before it goes out, and correct what the numbers have refuted."""
@@ -34,12 +38,16 @@ class Publisher:
         if covered in row.scalars and verdict is not None and verdict.by_epsilon:
             row.scalars[covered] = 0.0
 
+    def witness(self, finite: bool, step: int) -> None:
+        """Keep since when the gradients of measured steps are not finite."""
+        self._not_finite = [] if finite else [*self._not_finite, step]
+
     def publish(self, row: Row, trainer: Any, step: int, monitors: list[Any]) -> None:
         """Log a row at a step."""
         self.rows += 1
         if row.dropped:
             warn_once("Values that are not finite are left out of the logs.")
-        publish(row, trainer.loggers, step)
+        publish(row, trainer.loggers, step, for_wandb(row.scalars, monitors))
         self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.watched.items()})
 
@@ -48,11 +56,14 @@ class Publisher:
         """Log the table, once."""
         self._table.publish(loggers)
 
-    def note(self, loggers: Iterable[Any], line: str, left_out: Counter[str]) -> None:
-        """Keep in every record what was measured and what was left out."""
+    def note(self, loggers: Iterable[Any], observation: Mapping[str, Any]) -> None:
+        """Keep in every record what was measured and left out, what moved the weights, and since when in vain."""
+        values = dict(observation)
+        if self.rows and len(self._not_finite) >= _IN_A_ROW:
+            values["not_finite_since"] = self._not_finite[0]
         for logger in loggers:
             if hasattr(logger, "log_observation"):
                 try:
-                    logger.log_observation({"summary": line, "left_out": dict(left_out)})
+                    logger.log_observation(values)
                 except Exception as error:
                     warn_once(f"{type(logger).__name__} failed to keep what was left out: {error!r}.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.errors import warn_once
 
 
@@ -101,14 +102,20 @@ def _unpack(reading: Reading, values: Any, chosen: dict[str, frozenset[str]], ro
     return 0 if reading.partial or reading.internal else sum(not math.isfinite(value) for value in found)
 
 
-def publish(row: Row, loggers: Iterable[Any], step: int) -> None:
+def publish(row: Row, loggers: Iterable[Any], step: int, for_wandb: Mapping[str, float]) -> None:
     """Send a row to every logger; one that fails is reported and never stops the training.
 
     Loggers with a ``log_layers`` method (RecordLogger) also get every layer.
+
+    Args:
+        row: of a measured step.
+        loggers: of the Trainer.
+        step: as Lightning counts.
+        for_wandb: the part of the scalars that W&B gets.
     """
     for logger in loggers:
         try:
-            logger.log_metrics(row.scalars, step=step)
+            logger.log_metrics(dict(for_wandb if is_wandb(logger) else row.scalars), step=step)
             if hasattr(logger, "log_layers"):
                 logger.log_layers(row.layers, step=step)
         except Exception as error:

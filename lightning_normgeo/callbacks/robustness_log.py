@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.callbacks.examples import example_strips
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.files import write_document
@@ -51,31 +52,37 @@ def publish(trainer: Any, reports: Mapping[str, RobustnessReport], name: str | N
         count: how many samples to show.
 
     Returns:
-        Whether all results are on disk, or written by a logger.
+        Whether all results are on disk; else a warning has them.
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return True
     document, stem = document_of(reports), evaluation_stem(name)
-    recorded = any(hasattr(logger, "log_results") for logger in trainer.loggers)
-    written, files = _save(trainer, reports, document, stem, recorded)
+    problem, files = _save(trainer, reports, document, stem)
     rows = [[*(row[column] for column in COLUMNS), ""] for row in document["results"]]
     rows += [_reason_row(attack, why) for attack, why in document["not_evaluated"].items()]
     images, captions = _pictures(reports, count)
     for logger in trainer.loggers:
         try:
-            if hasattr(logger, "log_results"):
-                logger.log_results(stem, document)
+            if hasattr(logger, "log_results") and logger.log_results(stem, document) is False:
+                problem = problem or f"cannot be written to {logger.log_dir} for the time being"
             if hasattr(logger, "log_table"):
                 logger.log_table(key=f"{stem}/table", columns=[*COLUMNS, NOTE], data=rows)
             if hasattr(logger, "log_image") and images:
                 logger.log_image(key=f"{stem}/examples", images=images, caption=captions)
-            if any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__):
-                logger.experiment.summary[stem] = {key: value for key, value in document.items() if key != "results"}
+            if is_wandb(logger):
+                logger.experiment.summary[stem] = _for_summary(document)
                 _log_artifact(logger.experiment, files)
         except Exception as error:
-            written = written and not hasattr(logger, "log_results")
-            warn_once(f"{type(logger).__name__} failed to log the robustness results: {error!r}.")
-    return written
+            kind = type(logger).__name__
+            problem = problem or f"cannot be written by {kind} ({error!r})" * hasattr(logger, "log_results")
+            warn_once(f"{kind} failed to log the robustness results: {error!r}.")
+    if problem:
+        tables = "\n".join(f"{suffix}\n{report}".strip() for suffix, report in reports.items())
+        warn_once(
+            f"The robustness results {problem}. Loggers get them; the journal in {trainer.default_root_dir} stays, and "
+            f"the same test again goes on from it.\n{tables}"
+        )
+    return not problem
 
 
 def folder_of(trainer: Any) -> Path:
@@ -106,8 +113,9 @@ def _new_folder(parent: Path) -> Path:
 
 
 def _save(
-    trainer: Any, reports: Mapping[str, RobustnessReport], document: dict[str, Any], stem: str, recorded: bool
-) -> tuple[bool, list[Path]]:
+    trainer: Any, reports: Mapping[str, RobustnessReport], document: dict[str, Any], stem: str
+) -> tuple[str, list[Path]]:
+    """Write the files of all samples, and the document; return what went wrong, and the files."""
     files, folder = [], Path(trainer.default_root_dir)
     try:
         folder = folder_of(trainer)
@@ -117,14 +125,11 @@ def _save(
                 file = folder / f"robustness{suffix.replace('/', '_')}.npz"
                 report.decisions.save(file)
                 files.append(file)
-        if not recorded:
-            write_document(folder / f"{stem}.json", document)
+        write_document(folder / f"{stem}.json", document)
+        files.append(folder / f"{stem}.json")
     except OSError as error:
-        warn_once(
-            f"The robustness results cannot be written to {folder} ({error.strerror or error}); loggers get them."
-        )
-        return False, files
-    return True, files
+        return f"cannot be written to {folder} ({error.strerror or error})", files
+    return "", files
 
 
 def _reason_row(attack: str, why: str) -> list[Any]:
@@ -140,6 +145,19 @@ def _pictures(reports: Mapping[str, RobustnessReport], count: int) -> tuple[list
         return [], []
 
 
+def _for_summary(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what W&B's summary gets: neither rows, which the table has, nor norms of every layer, as the artifact."""
+    found = {key: value for key, value in document.items() if key not in ("results", "weights")}
+    if "loaders" in found:
+        found["loaders"] = {
+            suffix: {key: value for key, value in one.items() if key != "weights"}
+            for suffix, one in found["loaders"].items()
+        }
+    return found
+
+
 def _log_artifact(run: Any, files: Iterable[Path]) -> None:
+    """Log each file as an artifact: samples by the name of their file, and the document with settings and norms."""
     for file in files:
-        run.log_artifact(str(file), name=f"{run.id}-{file.stem}", type="evaluation")
+        name, kind = (file.stem, "evaluation") if file.suffix == ".npz" else (f"{file.stem}-settings", "settings")
+        run.log_artifact(str(file), name=f"{run.id}-{name}", type=kind)

@@ -156,7 +156,8 @@ class Session:
         rows, formulas = self.publisher.rows, self.observer.without_formula
         line = narration.closing(self.cadence, trainer, rows, self.left_out, formulas)
         rank_zero_info(line)
-        self.publisher.note(trainer.loggers, line, self.left_out)
+        observation = {"summary": line, "left_out": dict(self.left_out), "optimizers": narration.optimizers_of(trainer)}
+        self.publisher.note(trainer.loggers, observation)
         nothing = narration.nothing_measured(self.cadence, trainer, self.observer.backwards_seen)
         if nothing is not None and any(self._cadences) and not trainer.fast_dev_run:
             warn_once(nothing)
@@ -233,6 +234,8 @@ class Session:
         row = transfer(readings, valid, _chosen(monitors)) if readings else None
         if row is None and readings:
             self.left_out["its gradients are not finite"] += 1
+        if readings:
+            self.publisher.witness(row is not None, self.cadence.step - 1)
         return row
 
 

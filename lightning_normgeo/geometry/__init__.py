@@ -1,5 +1,9 @@
 """The paper's mathematics: pure functions from tensors to tensors, one value per unit. Needs torch alone."""
 
+from lightning_normgeo.versions import require
+
+require("torch")
+
 from lightning_normgeo.geometry.adaptive import AdagradRule as AdagradRule
 from lightning_normgeo.geometry.adaptive import AdamaxRule as AdamaxRule
 from lightning_normgeo.geometry.adaptive import AdamRule as AdamRule

@@ -1,5 +1,9 @@
 """Normalizations and the scale symmetries they cause. Needs torch alone."""
 
+from lightning_normgeo.versions import require
+
+require("torch")
+
 from lightning_normgeo.normalization.invariance import find_units as find_units
 from lightning_normgeo.normalization.invariance import guess_units as guess_units
 from lightning_normgeo.normalization.invariance import scale_invariant_units as scale_invariant_units

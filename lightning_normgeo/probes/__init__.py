@@ -1,5 +1,9 @@
 """Instruments that read a running training without changing it."""
 
+from lightning_normgeo.versions import require
+
+require("torch")
+
 from lightning_normgeo.probes.account import NormAccount as NormAccount
 from lightning_normgeo.probes.batchnorm import BatchNormProbe as BatchNormProbe
 from lightning_normgeo.probes.forward_pass import BatchStatistics as BatchStatistics

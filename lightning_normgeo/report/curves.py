@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lightning_normgeo.record import finite_points
 from lightning_normgeo.report.runs import Run
 
 ALL = "all layers"
@@ -41,7 +43,7 @@ class Curves:
 
         Returns:
             For each run, metric and layer (:data:`ALL` among them) that has points a row with ``panel``, ``series``,
-            ``run``, ``group``, ``quantity``, ``layer``, ``step`` and ``value``; values have five digits.
+            ``run``, ``group``, ``quantity``, ``layer``, ``step`` and ``value``; values are finite, of five digits.
         """
         return [
             {
@@ -60,23 +62,24 @@ class Curves:
         ]
 
     def _layers_of(self, run: Run, key: str) -> Iterator[tuple[str, Sequence[tuple[int, float]]]]:
-        yield ALL, run.record.metrics.get(key, [])
+        yield ALL, finite_points(run.record.metrics.get(key, []))
         for layer in self.layers:
             yield layer, layer_curve(run, key, layer)
 
 
 def layer_curve(run: Run, key: str, layer: str) -> list[tuple[int, float]]:
-    """Return one layer's (step, value) pairs: from the record's layers, or else its own key."""
+    """Return one layer's finite (step, value) pairs: from the record's layers, or else its own key."""
     recorded = [(step, values[layer]) for step, values in run.record.layers.get(key, []) if layer in values]
-    return recorded or run.record.metrics.get(f"{key}/{layer}", [])
+    return finite_points(recorded or run.record.metrics.get(f"{key}/{layer}", []))
 
 
 def last_by_layer(run: Run, key: str) -> dict[str, float]:
-    """Return the last value of every layer, from input to output."""
+    """Return the last value of every layer that is finite, from input to output."""
     points = run.record.layers.get(key, [])
     own = [name for name in run.record.metrics if name.startswith(f"{key}/")]
     keyed = {name.removeprefix(f"{key}/"): run.record.metrics[name][-1][1] for name in own}
-    return {**(points[-1][1] if points else {}), **keyed}
+    found = {**(points[-1][1] if points else {}), **keyed}
+    return {layer: value for layer, value in found.items() if math.isfinite(value)}
 
 
 def _choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[str]:

@@ -44,6 +44,7 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
         title=title,
         summary=_summary(runs),
         unfinished=[run.name for run in runs if not run.record.complete],
+        diverged=[f"{run.name}, {found}" for run in runs if (found := run.record.diverged)],
         figures=figures,
         specs={figure.anchor: _inline_json(figure.chart.to_json(indent=None)) for figure in figures},
         library=_library(),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.record import RECORD_NAME, STUDY_NAME, Record, read_record
+from lightning_normgeo.record import RECORD_NAME, STUDY_NAME, Record, read_records
 
 _NOT_COMPARED = ("run", "ckpt_path", "config", "wandb", "trainer.logger", "trainer.default_root_dir", "model.optimizer")
 _SEEDS = ("seed_everything", "seed")
@@ -136,7 +136,7 @@ def _records(source: str) -> list[Record]:
         from lightning_normgeo.report.online import read_project
 
         return read_project(source)
-    return [read_record(folder) for folder in _folders(Path(source))]
+    return read_records(list(_folders(Path(source))))
 
 
 def _folders(source: Path) -> Iterable[Path]:

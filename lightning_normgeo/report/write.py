@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.files import replacing
 from lightning_normgeo.record import RECORD_NAME, STUDY_NAME
 from lightning_normgeo.report.figures import all_figures
 from lightning_normgeo.report.page import render
@@ -51,7 +52,9 @@ def write_report(
         if form in ("png", "pdf"):
             _write_figures(path, all_figures(loaded, layers), form)
         else:
-            path.write_text(_text(loaded, form, title, layers), encoding="utf-8")
+            text = _text(loaded, form, title, layers)
+            with replacing(path) as draft:
+                draft.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"--output {path}: cannot write there ({error.strerror}).") from error
     return path

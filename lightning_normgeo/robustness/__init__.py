@@ -1,5 +1,9 @@
 """Robustness of trained classifiers: threat models, attacks, counts with intervals. Needs torch alone."""
 
+from lightning_normgeo.versions import require
+
+require("torch", "numpy")
+
 from lightning_normgeo.robustness.attacks import Ball as Ball
 from lightning_normgeo.robustness.attacks import bim_linf as bim_linf
 from lightning_normgeo.robustness.attacks import gaussian_noise as gaussian_noise

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.files import open_lines, read_lines
+from lightning_normgeo.files import read_lines
 from lightning_normgeo.robustness.decisions import WHOLE, Decisions, Rows
+from lightning_normgeo.spool import Spool, reason_of
 
 
 class Journal(Decisions):
-    """Decisions kept in a file until the evaluation has ended.
+    """Decisions kept in a file until the evaluation has ended and its results are written.
+
+    What cannot be written waits for room; no error of the file stops the evaluation.
 
     Args:
         attacks: the names, ``clean`` first.
@@ -28,41 +32,39 @@ class Journal(Decisions):
 
     def __init__(self, attacks: Sequence[str], folder: Path | None, identity: str, rank: int = 0) -> None:
         super().__init__(attacks)
-        self._folder, self._stem, self._rank = folder, f"robustness-{identity}", rank
-        self._file: TextIO | None = None
-        if folder is not None:
-            self._read()
+        self._folder, self._stem = folder, f"robustness-{identity}"
+        self._spool = None if folder is None else Spool(folder / f"{self._stem}-{rank}.jsonl")
+        self._said = False
+        self._read()
 
     def add(self, attack: str, rows: Rows) -> None:
         """Add samples, and write them down."""
         super().add(attack, rows)
-        if self._folder is None:
+        if self._spool is None:
             return
         line = json.dumps({"attack": attack, **{name: values.tolist() for name, values in rows._asdict().items()}})
-        try:
-            self._open().write(line + "\n")
-            self._open().flush()
-        except OSError as error:
-            self._folder = None
-            warn_once(f"The evaluation cannot be resumed: nothing can be written ({error.strerror}).")
+        self._spool.append(line, spare=True)
+        if self._spool.error is not None and not self._said:
+            self._said = True
+            warn_once(
+                f"The evaluation goes on, but what is killed now cannot be resumed: {self._spool.path} cannot be "
+                f"written ({reason_of(self._spool.error)})."
+            )
 
     def close(self, ended: bool = False) -> None:
         """Close the file; remove those of all processes if the evaluation has ended and its results are written."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if ended:
-            for path in self._paths():
+        if self._spool is not None:
+            self._spool.close()
+        for path in self._paths() if ended else []:
+            with suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def _open(self) -> TextIO:
-        assert self._folder is not None  # noqa: S101
-        if self._file is None:
-            self._file = open_lines(self._folder / f"{self._stem}-{self._rank}.jsonl")
-        return self._file
-
     def _paths(self) -> list[Path]:
-        return [] if self._folder is None else sorted(self._folder.glob(f"{self._stem}-*.jsonl"))
+        """The files that are there, of all processes."""
+        try:
+            return [] if self._folder is None else sorted(self._folder.glob(f"{self._stem}-*.jsonl"))
+        except OSError:
+            return []
 
     def _read(self) -> None:
         """Take over what an earlier attempt was done with, attack by attack."""
@@ -106,12 +108,20 @@ def size_of(dataloader: Any) -> int | None:
 
 def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, Rows]]:
     for path in paths:
-        for line in read_lines(path):
-            try:
-                columns = [
-                    torch.tensor(line[name], dtype=torch.long if name in WHOLE else torch.float32)
-                    for name in Rows._fields
-                ]
-                yield line["attack"], Rows(*columns)
-            except (KeyError, TypeError, ValueError):  # a line of something else
-                continue
+        with suppress(OSError):  # one that cannot be read is done again
+            for line in read_lines(path):
+                rows = _rows(line)
+                if rows is not None:
+                    yield str(line.get("attack")), rows
+
+
+def _rows(line: Mapping[str, Any]) -> Rows | None:
+    """The samples of a line, or None where it is one of something else, or damaged."""
+    try:
+        columns = [
+            torch.tensor(line[name], dtype=torch.long if name in WHOLE else torch.float32) for name in Rows._fields
+        ]
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+    sizes = {column.shape for column in columns}
+    return Rows(*columns) if len(sizes) == 1 and columns[0].ndim == 1 and len(columns[0]) else None

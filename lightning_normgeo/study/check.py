@@ -49,9 +49,9 @@ class Checker(NormgeoCLI):
         """
         try:
             with redirect_stderr(StringIO()) as said:
-                config = self.parser.parse_args(args)
+                config = self._parsed(self.parser, args)
         except SystemExit as error:
-            reason = said.getvalue().rpartition("\nerror: ")[2]
+            reason = said.getvalue().rpartition("error: ")[2]
             raise ConfigurationError(" ".join(reason.split())) from error
         return config[config.subcommand]
 

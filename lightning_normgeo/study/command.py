@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.command import write_quietly
-from lightning_normgeo.study.check import check
+from lightning_normgeo.shipped import find_config
 from lightning_normgeo.study.definition import Study, load_study
 from lightning_normgeo.study.display import Outlet, ProgressDisplay, failures, listing, outdated
 from lightning_normgeo.study.index import Index
@@ -33,7 +33,9 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 def study_parser() -> ArgumentParser:
     """Return the parser of the command."""
     parser = ArgumentParser(prog="normgeo study", description=_DESCRIPTION)
-    parser.add_argument("study", type=str, help="The study's YAML file.")
+    parser.add_argument(
+        "study", type=str, help="YAML file of the study, or the name of one that comes with the package: paper_small."
+    )
     parser.add_argument("--dry-run", action="store_true", help="List the runs and how far they are; run nothing.")
     parser.add_argument("--jobs", type=int, default=1, help="How many runs at a time; they share cores and GPUs.")
     parser.add_argument(
@@ -53,7 +55,9 @@ def main(args: list[str]) -> int:
     terminal = sys.stdout.isatty()
     outlet = cast(TextIO, Outlet(sys.stdout))
     console = Console(file=outlet, soft_wrap=not terminal, width=None if terminal else 160)
-    study = load_study(options.study)
+    study = load_study(find_config(options.study, "normgeo study"))
+    from lightning_normgeo.study.check import check  # takes seconds, which the help of the command does without
+
     settings = check(study, options.study)
     if options.wandb_sweep:
         path = write_sweep(study, settings, options.wandb_sweep)

@@ -87,7 +87,7 @@ def load_study(path: str | Path) -> Study:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigurationError(f"{path} does not exist. Give a study, such as configs/study/paper_small.yaml.")
+        raise ConfigurationError(f"{path} does not exist. Give a study, such as paper_small.")
     study = _read(path)
     _check_options(study, path)
     here = path.absolute().parent

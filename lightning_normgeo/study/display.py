@@ -120,6 +120,8 @@ def listing(index: Index) -> Table:
 def _notes(index: Index, entry: Entry) -> list[str]:
     """Return how far a run is, and what becomes of it."""
     notes: list[str] = [entry.status]
+    if entry.status == "finished" and entry.error:
+        notes.append(entry.error)
     if entry.status in _HALF:
         if index.would_mix(entry):
             return [*notes, "began with other settings and does not go on"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning_normgeo._version import __version__
-from lightning_normgeo.files import write_document
+from lightning_normgeo.files import parsed, write_document
 from lightning_normgeo.record import STUDY_NAME
 from lightning_normgeo.run_folder import RunFolder
 from lightning_normgeo.study.definition import Study
@@ -26,7 +25,7 @@ class Entry:
         options: what is its own among the study's options.
         status: waiting, running, finished, failed, interrupted.
         seconds: that its last attempt took.
-        error: what went wrong, in one line.
+        error: what went wrong, in one line; also of a run that finished, but diverged.
         digest: of everything it was told when it last began; see :meth:`Study.digest`.
     """
 
@@ -85,14 +84,16 @@ class Index:
             entry.status = "failed" if failed else "interrupted"
         else:
             return
-        entry.seconds, entry.digest = float(before.get("seconds", 0.0)), str(before.get("digest", ""))
-        entry.error = str(before.get("error", "")) if failed else ""
+        seconds = before.get("seconds")
+        entry.seconds = float(seconds) if isinstance(seconds, (int, float)) else 0.0
+        entry.digest = str(before.get("digest", ""))
+        entry.error = str(before.get("error", "")) if failed else folder.divergence
 
 
 def _known(folder: Path) -> dict[str, Mapping[str, Any]]:
     """Return the runs of an earlier index; nothing of one that cannot be read, as the runs speak for themselves."""
     try:
-        document = json.loads((folder / STUDY_NAME).read_text(encoding="utf-8"))
-        return {run["name"]: run for run in document["runs"]}
+        runs = parsed((folder / STUDY_NAME).read_bytes())["runs"]
+        return {run["name"]: run for run in runs if isinstance(run, dict) and isinstance(run.get("name"), str)}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -134,6 +134,8 @@ class Runner:
     def _conclude(self, attempt: Attempt, status: Status) -> None:
         self._active.remove(attempt)
         attempt.entry.status, attempt.entry.seconds = status, attempt.seconds
+        if status == "finished":
+            attempt.entry.error = attempt.folder.divergence
         self._save()
         self._display.update(attempt.entry, attempt.watch)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import torch
-
 
 def share(slot: int, jobs: int) -> dict[str, str]:
     """Return the environment that gives one of several runs its share of the cores and GPUs.
@@ -31,4 +29,6 @@ def _devices() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip()]
+    import torch  # takes seconds, which the help of the command does without
+
     return [str(i) for i in range(torch.cuda.device_count())]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lightning_normgeo.files import parsed
 from lightning_normgeo.record import RECORD_NAME
+from lightning_normgeo.record_lines import checked
+
+_Before = TypeVar("_Before")
 
 
 class Watch:
@@ -46,18 +50,20 @@ class Watch:
         return 1.0 if self.testing else min(1.0, self.epoch / self.epochs) if self.epochs else 0.0
 
     def look(self) -> None:
-        """Read the lines that were finished since the last look."""
+        """Read the lines that were finished since the last look; those that are damaged are left out."""
         try:
             with self._path.open("rb") as file:
+                if file.seek(0, 2) < self._at:  # it was begun anew
+                    self._at = 0
                 file.seek(self._at)
                 new = file.read()
         except OSError:
             return
         lines, end, _ = new.rpartition(b"\n")
         self._at += len(lines) + len(end)
-        for line in lines.splitlines():
+        for line in lines.split(b"\n"):
             try:
-                self._take(json.loads(line))
+                self._take(checked(parsed(line)))
             except ValueError:
                 continue
 
@@ -65,12 +71,17 @@ class Watch:
         values = line.get("values", {})
         if line["kind"] == "environment":  # the run begins, or goes on
             self.testing = False
-        elif line["kind"] == "settings" and "config" in values:
-            epochs = values["config"].get("trainer", {}).get("max_epochs")
-            self.epochs = epochs if epochs and epochs > 0 else None
+        elif line["kind"] == "settings":
+            match values.get("config"):
+                case {"trainer": {"max_epochs": int(epochs)}}:
+                    self.epochs = epochs if epochs > 0 else None
         elif line["kind"] == "end":
-            self.testing = line.get("status") == "success"
+            self.testing = line["status"] == "success"
         elif line["kind"] == "metrics":
-            self.epoch = int(values.get("epoch", self.epoch))
+            self.epoch = int(_finite(values.get("epoch"), self.epoch))
             self.step = line["step"] or self.step
-            self.accuracy = values.get("val/accuracy", self.accuracy)
+            self.accuracy = _finite(values.get("val/accuracy"), self.accuracy)
+
+
+def _finite(value: float | None, before: _Before) -> float | _Before:
+    return value if value is not None and math.isfinite(value) else before

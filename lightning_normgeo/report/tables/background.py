@@ -62,7 +62,8 @@ def _value(value: str) -> Cell:
 
 
 def _state(run: Run) -> str:
-    return "ended" if run.record.complete else _UNFINISHED
+    ended = "ended" if run.record.complete else _UNFINISHED
+    return "; ".join([ended, *([str(run.record.diverged)] if run.record.diverged else [])])
 
 
 def _span(values: Iterable[str]) -> str:

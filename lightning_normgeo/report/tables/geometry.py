@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lightning_normgeo.record import Record
+from lightning_normgeo.record import Record, finite_points
 from lightning_normgeo.report.runs import Run
 from lightning_normgeo.report.table import Cell, Table, number, text
 from lightning_normgeo.report.tables.cells import NOTHING
@@ -46,11 +46,17 @@ def _last_step(record: Record) -> int:
     return max(points[-1][0] for key, points in record.metrics.items() if _is_geometry(key))
 
 
+def _points(record: Record, key: str) -> list[tuple[int, float]]:
+    """Return what is finite of a curve: a run that diverged has nothing to show from then on."""
+    return finite_points(record.metrics.get(key, []))
+
+
 def _last(key: str) -> Quantity:
     """Return the quantity's last value."""
 
     def quantity(record: Record) -> Cell | None:
-        return number(record.metrics[key][-1][1]) if record.metrics.get(key) else None
+        points = _points(record, key)
+        return number(points[-1][1]) if points else None
 
     return quantity
 
@@ -59,8 +65,8 @@ def _ratio(above: str, below: str) -> Quantity:
     """Return the ratio of two magnitudes at the last step that has both, and a divisor."""
 
     def quantity(record: Record) -> Cell | None:
-        divisors = {step: abs(value) for step, value in record.metrics.get(below, []) if value}
-        found = [abs(value) / divisors[step] for step, value in record.metrics.get(above, []) if step in divisors]
+        divisors = {step: abs(value) for step, value in _points(record, below) if value}
+        found = [abs(value) / divisors[step] for step, value in _points(record, above) if step in divisors]
         return number(found[-1], ".3g") if found else None
 
     return quantity
@@ -68,7 +74,7 @@ def _ratio(above: str, below: str) -> Quantity:
 
 def _growth(record: Record) -> Cell | None:
     """Return the first and the last length of the weights, sorted by their ratio."""
-    points = record.metrics.get("norm_growth/weight_norm")
+    points = _points(record, "norm_growth/weight_norm")
     if not points:
         return None
     first, last = points[0][1], points[-1][1]

@@ -1,0 +1,6 @@
+"""The commands of Lightning's Trainer: ``normgeo fit | validate | test | predict``."""
+
+from lightning_normgeo.cli.command import NormgeoCLI as NormgeoCLI
+from lightning_normgeo.cli.command import main as main
+from lightning_normgeo.cli.command import run as run
+from lightning_normgeo.shipped import configs_folder as configs_folder

@@ -1,0 +1,253 @@
+"""The command line: ``normgeo fit | validate | test | predict``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+import lightning_normgeo.callbacks
+import lightning_normgeo.data  # noqa: F401 - so that short class names work in configurations
+from lightning_normgeo._version import __version__
+from lightning_normgeo.checkpoints import check_checkpoint, load_weights_only
+from lightning_normgeo.cli.ending import interruption_of, tell_begin, tell_end, tell_interruption
+from lightning_normgeo.cli.loggers import end_wandb, shield, start_wandb
+from lightning_normgeo.cli.options import add_options, check_exists
+from lightning_normgeo.cli.parser import OneLineParser
+from lightning_normgeo.cli.place import has_logged, missing_parents, remove_traces
+from lightning_normgeo.cli.quiet import keep_quiet
+from lightning_normgeo.cli.saved_config import RecordConfig
+from lightning_normgeo.errors import ConfigurationError, is_rank_zero, one_line_errors, warn_once
+from lightning_normgeo.models.resnet import ResNetClassifier
+from lightning_normgeo.record_logger import RecordLogger, check_writable, claim_version
+from lightning_normgeo.resume import NewestEpoch, RandomState, keeps_the_best
+from lightning_normgeo.run_folder import RunFolder
+from lightning_normgeo.shipped import DEFAULTS, shipped_configs, with_config_paths
+from lightning_normgeo.terminal.usage import TRAINER_COMMANDS
+
+
+class NormgeoCLI(LightningCLI):
+    """LightningCLI with the package's defaults; ``fit`` ends with the test loop on the best weights and a report."""
+
+    run_folder: RunFolder | None = None
+
+    def __init__(self, args: list[str] | dict[str, Any] | None = None) -> None:
+        self._given: list[str] = []
+        self._place: Path | None = None
+        self._made: list[Path] = []
+        defaults = {"default_config_files": [str(shipped_configs()[DEFAULTS])]}
+        try:
+            super().__init__(
+                ResNetClassifier,
+                LightningDataModule,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                save_config_callback=RecordConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                auto_configure_optimizers=False,
+                parser_kwargs={"version": __version__, **{name: dict(defaults) for name in self.subcommands()}},
+                args=args,
+            )
+        except BaseException as error:
+            self._end_early(error)
+            raise
+        finally:  # the whole command has run, or failed
+            if self.run_folder is not None:
+                self.run_folder.release()
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return Lightning's commands, and which of their arguments are none of the configuration."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser whose errors are one line."""
+        parser = super().init_parser(**kwargs)
+        parser.__class__ = OneLineParser  # Lightning names its class, and gives no choice
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Find configurations that are given by name, and parse."""
+        if isinstance(args, dict):
+            super().parse_arguments(parser, args)
+            return
+        self._given = list(sys.argv[1:] if args is None else args)
+        self.config = self._parsed(parser, self._given)
+
+    def _parsed(self, parser: Any, arguments: list[str]) -> Any:
+        given = with_config_paths(arguments)
+        for each in (parser, *self._subcommand_parsers.values()):
+            each.given, each.commands = given, self._subcommand_parsers
+        return parser.parse_args(given)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer; what it refuses is a setting that cannot work."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise _one_line(error) from error
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the optimizer blocks, links between data and model, and the options of a run."""
+        add_options(parser)
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep the configuration as given; Lightning would put the checkpoint's settings over it without a word.
+
+        Where the two do not fit, :meth:`ResNetClassifier.on_load_checkpoint` says so.
+        """
+
+    def before_instantiate_classes(self) -> None:
+        """Choose W&B's mode and the folder of the run, and keep W&B's staging files beside it."""
+        os.environ["WANDB_MODE"] = self._get(self.config, "wandb") or os.environ.get("WANDB_MODE") or "offline"
+        os.environ.setdefault("WANDB_SILENT", "true")
+        check_exists(self._get(self.config, "ckpt_path"))
+        check_checkpoint(self._get(self.config, "ckpt_path"))
+        if self._get(self.config, "run") is not None:
+            self._take_folder()
+        elif not self._get(self.config, "trainer").get("fast_dev_run"):
+            self._claim_folder()
+        for kind, settings in self._entries("logger"):
+            save_dir = settings.get("save_dir")
+            if kind == "WandbLogger" and save_dir:
+                os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute() / "wandb-data"))
+
+    def _entries(self, kind: str) -> list[tuple[str, Any]]:
+        """Return the class names and settings of the loggers or callbacks to be built."""
+        found = self._get(self.config, "trainer").get(kind)
+        entries = found if isinstance(found, list) else [found]
+        known = [entry for entry in entries if hasattr(entry, "get")]
+        return [(entry.get("class_path", "").rpartition(".")[2], entry.get("init_args", {})) for entry in known]
+
+    def _claim_folder(self) -> None:
+        """Choose a new folder for the run before its loggers are built, so that W&B can show its name."""
+        loggers = self._entries("logger")
+        record = next((settings for kind, settings in loggers if kind == "RecordLogger"), None)
+        if record is None:
+            return
+        study = Path(record.get("save_dir") or "runs", record.get("name") or "normgeo")
+        self._made = missing_parents(study)
+        check_writable(str(study.parent), study.name)
+        record["version"] = record.get("version") or claim_version(study)
+        self._place = study / record["version"]
+        for kind, settings in loggers:
+            if kind == "WandbLogger" and not settings.get("name"):
+                settings["name"] = record["version"]
+
+    def _take_folder(self) -> None:
+        """Send the run where ``--run`` says."""
+        given = self._get(self.config, "run")
+        if self.subcommand != "fit":
+            raise ConfigurationError(f"--run is for fit. Leave it out: {self.subcommand} gets a folder of its own.")
+        if self._get(self.config, "trainer").get("fast_dev_run"):
+            raise ConfigurationError(f"--run {given} with trainer.fast_dev_run, which writes nothing. Leave one out.")
+        folder = RunFolder(given)
+        self._made = missing_parents(folder.path.parent)
+        folder.claim()
+        self.run_folder, self._place = folder, folder.path
+        if folder.finished:
+            raise ConfigurationError(f"--run {given} has finished. Choose another folder, or remove this one.")
+        check_checkpoint(folder.checkpoint)
+        folder.direct(self._entries("logger"))
+        trainer = self.config[self.subcommand].trainer
+        trainer.default_root_dir = trainer.default_root_dir or given
+
+    def before_fit(self) -> None:
+        """Resume the run where it was; its own checkpoint is newer than one it was told to start from."""
+        own = None if self.run_folder is None else self.run_folder.checkpoint
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.insert(0, RandomState(restore=own is not None))
+        if self.run_folder is None:
+            return
+        settings = self.config_init["fit"]
+        settings["ckpt_path"] = own or settings.get("ckpt_path")
+        savers = self.trainer.checkpoint_callbacks
+        if savers and all(map(keeps_the_best, savers)):
+            callbacks.append(NewestEpoch(self.run_folder.path))
+
+    def after_instantiate_classes(self) -> None:
+        """Leave out a W&B logger that cannot start, and let none of the others stop the run."""
+        self._began = time.monotonic()
+        load_weights_only(self.trainer.strategy)
+        self.trainer.loggers = start_wandb(self.trainer.loggers)
+        for logger in self.trainer.loggers:
+            shield(logger)
+        if is_rank_zero():
+            tell_begin(self.trainer.loggers)
+
+    def after_fit(self) -> None:
+        """Test the best weights, write the report, print the summary."""
+        trainer = self.trainer
+        if self._get(self.config, "test_after_fit") and not self._get(self.config, "trainer").fast_dev_run:
+            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=_best(trainer), verbose=False)
+        for logger in trainer.loggers:
+            if self.run_folder is not None and isinstance(logger, RecordLogger):
+                self.run_folder.finish(logger, time.monotonic() - self._began)
+        self._conclude()
+
+    def after_test(self) -> None:
+        """Write the report and print the summary."""
+        self._conclude()
+
+    def _conclude(self) -> None:
+        if self.trainer.is_global_zero:
+            tell_end(self.trainer.loggers, self._get(self.config, "report"))
+
+    def _end_early(self, error: BaseException) -> None:
+        """Say how an interrupted run resumes, and leave nothing of a command that failed before it logged anything.
+
+        Raises:
+            SystemExit: with a shell's status for the signal, if it was one.
+            ConfigurationError: in place of Lightning's own kind.
+        """
+        trainer: Trainer | None = getattr(self, "trainer", None)
+        loggers = [] if trainer is None else trainer.loggers
+        status, logged = interruption_of(error, trainer), self._place is not None and has_logged(self._place)
+        if is_rank_zero() and not logged:
+            remove_traces(loggers, self._place, self._made)
+        if status is not None:
+            if is_rank_zero() and logged and trainer is not None and self._place is not None:
+                tell_interruption(trainer, self._given, self._place, RunFolder(self._place).checkpoint)
+            elif is_rank_zero():
+                sys.stderr.write("normgeo: interrupted before anything was measured; nothing is left behind.\n")
+            raise SystemExit(status) from error
+        if isinstance(error, MisconfigurationException):
+            raise _one_line(error) from error
+
+
+def run(args: list[str] | dict[str, Any] | None = None) -> NormgeoCLI:
+    """Run a command and return the finished command line, with its trainer, model and data.
+
+    Args:
+        args: as on the command line, ``["fit", "--config", "…"]``; ``sys.argv`` if left out.
+    """
+    return NormgeoCLI(args)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command from the shell; see :func:`one_line_errors`."""
+    try:
+        with one_line_errors():
+            keep_quiet()
+            run(args)
+    finally:
+        end_wandb()
+
+
+def _best(trainer: Trainer) -> str | None:
+    """Return the best checkpoint, or None for the weights as they are."""
+    best: str = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if best and not Path(best).exists():  # a run that went on elsewhere has left it behind
+        warn_once(f"The best checkpoint {best} is gone; the last weights are tested instead.")
+        return None
+    return best or None
+
+
+def _one_line(error: Exception) -> ConfigurationError:
+    return ConfigurationError(" ".join(str(error).split()))

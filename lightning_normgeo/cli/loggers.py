@@ -1,0 +1,128 @@
+"""Loggers that cannot stop a run of the command line, and the name that W&B shows."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_normgeo._lightning import is_wandb
+from lightning_normgeo.errors import warn_once
+
+_METHODS = (
+    "log_metrics",
+    "log_hyperparams",
+    "log_graph",
+    "log_image",
+    "log_table",
+    "log_text",
+    "save",
+    "after_save_checkpoint",
+    "finalize",
+)
+"""What Lightning and this package call on a logger."""
+_IN_THE_TABLE = re.compile(r"robustness/.+/(ci_low|ci_high|n)")
+"""Keys that the table ``robustness/table`` has as well."""
+_PATIENCE = 3
+"""So many failures in a row, and a logger is asked no more: one whose service is gone can take minutes for each."""
+
+
+def start_wandb(loggers: list[Any]) -> list[Any]:
+    """Start W&B where there is a logger for it, and return the loggers without one that could not be started."""
+    able = []
+    for logger in loggers:
+        try:
+            if is_wandb(logger):
+                _without_anonymous(logger)
+                Path(logger.save_dir or ".").mkdir(parents=True, exist_ok=True)
+                _ = logger.experiment
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            warn_once(f"W&B could not start ({reason}); the run goes on without it. --wandb offline needs no account.")
+        else:
+            able.append(logger)
+    return able
+
+
+def _without_anonymous(logger: Any) -> None:
+    """Leave out an argument that Lightning passes on unasked, and W&B warns of."""
+    arguments = getattr(logger, "_wandb_init", None)
+    if isinstance(arguments, dict) and arguments.get("anonymous") is None:
+        arguments.pop("anonymous", None)
+
+
+def shield(logger: Any) -> None:
+    """Let a logger that fails warn once instead of ending the run: training is worth more than its curves.
+
+    Args:
+        logger: whose methods are replaced, on this object alone.
+    """
+    failures = _Failures(type(logger).__name__)
+    if is_wandb(logger):
+        logger.log_metrics = _without_intervals(logger.log_metrics)
+    for name in _METHODS:
+        method = getattr(logger, name, None)
+        if callable(method):
+            setattr(logger, name, failures.guard(method))
+
+
+def _without_intervals(log_metrics: Callable[..., None]) -> Callable[..., None]:
+    """Return a method that leaves out the intervals of accuracies, each of which would be a chart with one point."""
+
+    @functools.wraps(log_metrics)
+    def logged(metrics: Mapping[str, float], *args: Any, **kwargs: Any) -> None:
+        kept = {key: value for key, value in metrics.items() if not _IN_THE_TABLE.fullmatch(key)}
+        if kept:
+            log_metrics(kept, *args, **kwargs)
+
+    return logged
+
+
+def end_wandb() -> None:
+    """Let W&B write what it has; one whose service is gone is not waited for."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        try:
+            wandb.finish()
+        except Exception as error:
+            warn_once(f"W&B could not end its run ({error!r}).")
+
+
+class _Failures:
+    """Counts the failures of one logger.
+
+    Args:
+        name: of the logger, for the warning.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._in_a_row = name, 0
+
+    def guard(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method that does not fail."""
+
+        @functools.wraps(method)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if self._in_a_row >= _PATIENCE:
+                return None
+            try:
+                result = method(*args, **kwargs)
+            except Exception as error:
+                self._in_a_row += 1
+                self._report(error)
+                return None
+            self._in_a_row = 0
+            return result
+
+        return guarded
+
+    def _report(self, error: Exception) -> None:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        warn_once(
+            f"{self._name} failed ({reason}). The run goes on with its other loggers.", about=f"{self._name} fails"
+        )
+        if self._in_a_row == _PATIENCE:
+            warn_once(f"{self._name} failed {_PATIENCE} times in a row and is given nothing more.")

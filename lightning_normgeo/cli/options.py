@@ -1,0 +1,67 @@
+"""Options of the commands beside those of Lightning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pytorch_lightning.cli import LightningArgumentParser
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_normgeo.errors import ConfigurationError
+
+_NOT_FILES = ("best", "last", "hpc", "registry")
+"""Words that Lightning takes for a checkpoint."""
+
+
+def add_options(parser: LightningArgumentParser) -> None:
+    """Add the optimizer blocks, links between data and model, and what happens after fit."""
+    for base, key, skip in ((Optimizer, "optimizer", "params"), (LRScheduler, "lr_scheduler", "optimizer")):
+        # as text for the model, which splits the parameters by what is decayed before it builds the optimizer
+        parser.add_subclass_arguments(base, key, instantiate=False, required=False, fail_untyped=False, skip={skip})
+        parser.link_arguments(key, f"model.{key}", compute_fn=_as_dict)
+    parser.link_arguments("data", "model.num_classes", compute_fn=_num_classes, apply_on="instantiate")
+    parser.add_argument(
+        "--run",
+        type=str | None,
+        default=None,
+        help="Folder of a fit, <folder>/<study>/<name>. The same command again goes on from the last checkpoint. "
+        "If left out: a new folder, by the time it starts.",
+    )
+    parser.add_argument(
+        "--wandb",
+        type=Literal["offline", "online", "disabled"] | None,
+        default=None,
+        help="W&B mode; the environment's WANDB_MODE if left out, else offline: nothing leaves the machine.",
+    )
+    parser.add_argument(
+        "--test_after_fit",
+        type=bool,
+        default=True,
+        help="After fit, run the test loop (with RobustnessEvaluation) on the best checkpoint.",
+    )
+    parser.add_argument("--report", type=bool, default=True, help="Write report.html into the run's folder at the end.")
+
+
+def check_exists(checkpoint: str | None) -> None:
+    """Refuse a checkpoint that is not there, and name those that are."""
+    if checkpoint is None or checkpoint.startswith(_NOT_FILES) or "://" in checkpoint or Path(checkpoint).exists():
+        return
+    folder = next(path for path in Path(checkpoint).absolute().parents if path.is_dir())
+    there = sorted(str(path.relative_to(folder)) for path in folder.glob("**/*.ckpt"))[:8]
+    beside = f"{folder} has {', '.join(there)}" if there else f"there is none below {folder}"
+    raise ConfigurationError(f"--ckpt_path {checkpoint} does not exist; {beside}.")
+
+
+def _as_dict(block: Any) -> dict[str, Any] | None:
+    return None if block is None else dict(block.as_dict() if hasattr(block, "as_dict") else block)
+
+
+def _num_classes(data: Any) -> int:
+    classes = getattr(data, "num_classes", None)
+    if classes is None:
+        raise ConfigurationError(
+            f"{type(data).__name__} does not say how many classes it has. Give it an attribute num_classes."
+        )
+    return int(classes)

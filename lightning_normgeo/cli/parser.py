@@ -1,0 +1,30 @@
+"""The parser of Lightning's commands, with errors of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from pytorch_lightning.cli import LightningArgumentParser
+
+from lightning_normgeo.cli.mistakes import explain
+from lightning_normgeo.errors import refused
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser that explains a mistake in one line, instead of two pages of usage.
+
+    Attributes:
+        given: the arguments of the command.
+        commands: the parsers of all commands by name.
+    """
+
+    given: Sequence[str] = ()
+    commands: Mapping[str, Any] = {}
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Explain a mistake and end with status 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        command = next((word for word in self.given if word in self.commands), "")
+        refused(explain(message, self.given, self.commands.get(command, self), command))

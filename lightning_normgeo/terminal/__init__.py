@@ -1,0 +1,1 @@
+"""Words and signals between the commands and whoever runs them."""
