@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_normgeo.contained import MEBIBYTE, contained_file
 from lightning_normgeo.errors import ConfigurationError, warn_once
+from lightning_normgeo.notebook import Table, curves_frame, shortened, summary
+from lightning_normgeo.options import UnknownNameError, nearest, shown
 from lightning_normgeo.record_lines import ROBUSTNESS as ROBUSTNESS
 from lightning_normgeo.record_lines import whole_lines
 
@@ -70,6 +74,45 @@ class Record:
     begun: float = 0.0
     ended: float = 0.0
 
+    def __repr__(self) -> str:
+        steps = [points[-1][0] for points in self.metrics.values()] + [points[-1][0] for points in self.layers.values()]
+        since = self.diverged
+        status = f"diverged at step {since.step}" if since else "complete" if self.complete else "not complete"
+        results = [f"{len(self.results)} results"] if self.results else []
+        counts = [f"to step {max(steps)}" if steps else "no steps", f"{len(self.metrics)} metrics", *results]
+        return summary("Record", [shortened(str(self.folder)), *counts, status])
+
+    def _repr_html_(self) -> str:
+        columns = ("metric", "points", "first step", "last step", "last value")
+        rows = [(key, len(curve), curve[0][0], *curve[-1]) for key, curve in self.metrics.items()]
+        layers = [f"values by layer, as to_frame({name!r}): {', '.join(self.layers)}" for name in [*self.layers][:1]]
+        results = [f"results: {', '.join(self.results)}"] if self.results else []
+        return Table(repr(self), columns, rows, layers + results).to_html()
+
+    def to_frame(self, quantity: str | None = None) -> Any:
+        """Return curves as a data frame of pandas: a row for each step, NaN where nothing was logged at it.
+
+        Args:
+            quantity: one with values by layer, as ``norm_growth/weight_norm``, for a column for each layer; a metric,
+                or a glob as ``robustness/*/accuracy``, for a column for each that matches. Default: all metrics, also
+                those that have layers.
+
+        Raises:
+            UnknownNameError: a KeyError and a ConfigurationError, for a quantity that was not recorded.
+            ConfigurationError: where pandas is not installed.
+
+        Example:
+            >>> read_record("runs/mine").to_frame("norm_growth/weight_norm").plot(logy=True)
+        """
+        if isinstance(quantity, str) and quantity in self.layers:
+            return curves_frame(_by_layer(self.layers[quantity]), "layer")
+        pattern = "*" if quantity is None else str(quantity)
+        found = {key: curve for key, curve in self.metrics.items() if fnmatchcase(key, pattern)}
+        if quantity is not None and not found:
+            known = nearest(quantity, [*self.layers, *(key for key in self.metrics if key not in self.layers)])
+            raise UnknownNameError(f"{quantity!r} was not recorded in {self.folder}; {known}.")
+        return curves_frame(found, "metric")
+
     @property
     def diverged(self) -> NotFinite | None:
         """Since when the losses of a run are not finite, which they were no more until its end; None if they are.
@@ -107,6 +150,14 @@ class Record:
         ]
 
 
+def _by_layer(points: list[tuple[int, dict[str, float]]]) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for step, values in points:
+        for layer, value in values.items():
+            curves.setdefault(layer, []).append((step, value))
+    return curves
+
+
 def finite_points(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """The points of a curve that can be drawn."""
     return [point for point in points if math.isfinite(point[1])]
@@ -136,6 +187,8 @@ def read_record(run: str | Path) -> Record:
         ConfigurationError: if there is no record, what has its name is no ordinary file of the folder, or it cannot be
             read.
     """
+    if not isinstance(run, (str, PathLike)):
+        raise ConfigurationError(f"read_record({shown(run)}): give the path of a run's folder.")
     path = Path(run)
     path = path / RECORD_NAME if path.is_dir() else path
     try:

@@ -67,6 +67,8 @@ THIRD_PARTY = {
     "plain": set(),
     "contained": set(),
     "errors": {"lightning_utilities"},  # for the rank: a package of two dozen helpers, not Lightning
+    "options": set(),
+    "notebook": set(),  # pandas where it is installed and asked for
     "geometry": {"torch", "numba"},  # numba only where it is installed
     "normalization": {"torch"},
     "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last only where it is installed and asked for

@@ -274,12 +274,12 @@ MONITOR = ["--trainer.callbacks", "lightning_normgeo.NormGrowthMonitor"]
 ATTACK = ["--trainer.callbacks", "lightning_normgeo.RobustnessEvaluation"]
 BAD = {
     "glob": ([*MONITOR, f"{LAST}.layers", "[layer9*]"], ["layers=['layer9*']", "matches none of", "Nearest: 'model."]),
-    "unknown norm": (["--model.norm", "gnn"], ["norm='gnn' is unknown", "'gn'", f"{len(NORMS)} in all"]),
+    "unknown norm": (["--model.norm", "gnn"], ["norm='gnn' is unknown", "did you mean 'gn'", *map(repr, NORMS)]),
     "groups": (["--model.norm", "gn", "--model.groups", "48"], ["bn1: groups=48 does not divide 64", "such as 32"]),
     "every 0 steps": ([*MONITOR, f"{LAST}.every_n_steps", "0"], ["every_n_steps=0", "at least 1", "Leave it out"]),
     "negative eps": ([*ATTACK, f"{LAST}.eps", "-0.1"], ["eps=-0.1", "at least 0", "8/255"]),
     "large eps": ([*ATTACK, f"{LAST}.eps", "8"], ["eps=8", "pixel range", "8/255 = 0.0314"]),
-    "unknown attack": ([*ATTACK, f"{LAST}.attacks", "[bin]"], ["attacks=['bin']", "known are 'bim'"]),
+    "unknown attack": ([*ATTACK, f"{LAST}.attacks", "[bin]"], ["attacks=['bin']", "did you mean 'bim'"]),
     "unknown preset": ([*ATTACK, f"{LAST}.preset", "pixel-8"], ["preset='pixel-8'", "'pixel-8-255'"]),
     "unknown option": (["--model.depth", "3"], ["model.depth"]),
     "unknown init arg": ([*MONITOR, f"{LAST}.every_n_step", "3"], ["every_n_step"]),

@@ -177,10 +177,13 @@ def test_random_crop_is_the_loop_over_images(padding: int) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, r"DigitsDataModule\(batch_size=0\) must be at least 1"),
-        ({"val_fraction": 1.0}, r"val_fraction=1.0\) must be between 0 and 1"),
-        ({"val_fraction": 0.0}, r"val_fraction=0.0\) must be between 0 and 1"),
-        ({"crop_padding": -1}, r"crop_padding=-1\) must be at least 0"),
+        ({"batch_size": 0}, r"DigitsDataModule: batch_size=0 must be an integer, at least 1"),
+        ({"val_fraction": 1.0}, r"val_fraction=1.0 must be between 0 and 1"),
+        ({"val_fraction": 0.0}, r"val_fraction=0.0 must be between 0 and 1"),
+        ({"batch_size": "8"}, r"batch_size='8' must be an integer, at least 1"),
+        ({"val_fraction": "0.1"}, r"val_fraction='0.1' must be between 0 and 1"),
+        ({"num_workers": None}, r"num_workers=None must be an integer, at least 0"),
+        ({"crop_padding": -1}, r"crop_padding=-1 must be an integer, at least 0"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )

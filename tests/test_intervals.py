@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import reference as ref
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, t
 from torch import nn
 
+from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness import mcnemar, wilson_interval
 from lightning_normgeo.robustness.checks import undisturbed
 from lightning_normgeo.robustness.intervals import holm, mean_interval, paired_interval, student_quantile
@@ -220,3 +222,54 @@ def test_gradients_can_be_taken_inside_inference_mode(model):
             (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
         assert gradient.abs().sum() > 0
         assert torch.is_inference_mode_enabled()
+
+
+# --- what users give --------------------------------------------------------------------------------------------------
+
+WHOLE = [int, float, np.int64, np.int32, torch.tensor]
+
+
+@pytest.mark.parametrize("kind", WHOLE, ids=lambda kind: kind.__name__)
+def test_counts_of_any_kind_are_exact(kind):
+    """Products of numpy's and torch's integers overflow: p of (100, 200) would be -inf."""
+    assert mcnemar(kind(100), kind(200)) == mcnemar(100, 200) == pytest.approx(binomtest(100, 300).pvalue, rel=1e-12)
+    found = wilson_interval(kind(3), kind(10)), paired_interval(kind(1), kind(2), kind(9))
+    assert found == (wilson_interval(3, 10), paired_interval(1, 2, 9))
+    assert all(type(end) is float for interval in found for end in interval)
+
+
+@pytest.mark.parametrize(
+    "p_values",
+    [np.array([0.01, 0.04]), (0.01, np.float64(0.04)), torch.tensor([0.01, 0.04])],
+    ids=["array", "tuple", "tensor"],
+)
+def test_p_values_of_any_kind_are_adjusted(p_values):
+    assert holm(p_values) == pytest.approx([0.02, 0.04], rel=1e-6)
+    assert all(type(p) is float for p in holm(p_values))
+
+
+@pytest.mark.parametrize("count", [-1, 3.5, "3", None, True, math.nan, math.inf, np.int64(-1), [3]], ids=repr)
+def test_what_is_no_count_is_refused(count):
+    for function, arguments in ((mcnemar, (count, 1)), (mcnemar, (1, count)), (wilson_interval, (count, 9)),
+                                (wilson_interval, (0, count)), (paired_interval, (0, 0, count))):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=r"=.* must be an integer, at least 0"):
+            function(*arguments)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, math.nan, "0.1", None, True], ids=repr)
+def test_what_is_no_probability_is_refused(p):
+    with pytest.raises(ConfigurationError, match=r"p=.* is no probability"):
+        holm([0.01, p])
+
+
+@pytest.mark.parametrize("level", [0, 1, 95, math.nan, "0.95", None], ids=repr)
+def test_what_is_no_level_is_refused(level):
+    for function, arguments in ((wilson_interval, (1, 2)), (paired_interval, (1, 2, 4)), (mean_interval, ([1, 2],))):
+        with pytest.raises(ConfigurationError, match=r"level=.* must be between 0 and 1, as 0.95"):
+            function(*arguments, level=level)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "1", None], ids=repr)
+def test_means_of_what_is_unknown_are_refused(value):
+    with pytest.raises(ConfigurationError, match=r"values=.* must be a list of numbers that are finite"):
+        mean_interval([1.0, 2.0, value])

@@ -232,13 +232,13 @@ def test_scheduler_drives_every_group() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"arch": "resnet51"}, r"arch='resnet51' is unknown; choose one of: 'resnet50'"),
-        ({"norm": "bm"}, r"norm='bm' is unknown; choose one of: 'bn'"),
+        ({"arch": "resnet51"}, r"arch='resnet51' is unknown; did you mean 'resnet50'"),
+        ({"norm": "bm"}, r"norm='bm' is unknown; did you mean 'bn' \(batch normalization\)"),
         ({"stem": "imagnet"}, r"stem='imagnet' is unknown; choose 'cifar' or 'imagenet'"),
         ({"decayed": "weight"}, r"decayed='weight' is unknown; choose 'all', 'weights' or 'none'"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1.0 must be in \[0, 1\)"),
         ({"label_smoothing": -0.1}, r"label_smoothing=-0.1 must be in \[0, 1\)"),
-        ({"num_classes": 1}, r"num_classes=1 must be at least 2"),
+        ({"num_classes": 1}, r"num_classes=1 must be an integer, at least 2"),
         ({"input_std": (0.5, 0.0, 0.5)}, r"input_std=\(0.5, 0.0, 0.5\) must be positive"),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",

@@ -83,7 +83,7 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ConfigurationError, match="different labels: they are not of the same data"):
         compare(made([0, 0], [0, 1]), made([0, 0], [0, 0]), "bim")
     for pair in ([made([0], [0]), made([0], [0], attack="pgd")], [made([0], [0], attack="pgd"), made([0], [0])]):
-        with pytest.raises(ConfigurationError, match="attack='bim' was not evaluated; there is clean, pgd"):
+        with pytest.raises(ConfigurationError, match="attack='bim' was not evaluated; known are 'clean', 'pgd'"):
             compare(*pair, "bim")
 
 

@@ -61,7 +61,10 @@ def one(name, **changes):
         ({"lower": "0"}, r"lower='0' must be a number, or one for each channel"),
         ({"upper": [1.0, None]}, r"upper=\(1\.0, None\) must be a number, or one for each channel"),
         ({"upper": math.nan}, r"upper=nan must be a number"),
-        ({"attacks": ["bmi"]}, r"attacks=\['bmi'\]: 'bmi' is unknown; known are 'bim'.*torchattacks"),
+        (
+            {"attacks": ["bmi"]},
+            r"attacks=\['bmi'\]: 'bmi' is unknown; did you mean 'bim'\? Known are .*, 'pgd_l2', and .*torchattacks",
+        ),
         ({"attacks": ["bim", "pgd", "bim"]}, r"attacks=\['bim', 'pgd', 'bim'\]: 'bim' is there more than once"),
         ({"eps": [0.1, 0.10001]}, r"'bim_eps0\.1' is there more than once"),
         ({"attack_options": {"bim": {}}}, r"attack_options\['bim'\]: only attacks of torchattacks take options"),

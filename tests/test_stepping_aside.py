@@ -333,7 +333,9 @@ def test_an_empty_loader_has_no_accuracy(tmp_path: Path) -> None:
         logged = trainer(callback, default_root_dir=tmp_path).test(Project(), DataLoader(Nothing()), verbose=False)
     assert callback.results == {}
     assert not any("robustness" in key for one in logged for key in one)
-    report = evaluate_robustness(Project(), [], progress=False)
+    with pytest.raises(UnsuitableError, match="The dataloader has no samples"):
+        evaluate_robustness(Project(), [], progress=False)
+    report = evaluate_robustness(Project(), [], progress=False, on_unsuitable="skip")
     assert report.results == {}
     assert "not evaluated: the loader has no samples" in str(report)
     json.dumps(report.as_dict(), allow_nan=False)

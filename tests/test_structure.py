@@ -229,7 +229,7 @@ def test_frozen_and_unused_weights_are_listed_with_the_reason() -> None:
     assert units["idle"].reason == "no output depends on it"
     assert len(units) == 3
     assert "frozen" in str(units)
-    with pytest.raises(KeyError, match="'nope' is none of the 3 weights, such as 'frozen'"):
+    with pytest.raises(KeyError, match="'nope' is none of the 3 weights; known are 'frozen'"):
         _ = units["nope"]
 
 

@@ -176,7 +176,7 @@ def test_no_file() -> None:
     ("grid", "reason"),
     [
         ("model.norms: [bn]", "^s.yaml: unrecognized arguments: --model.norms=bn$"),
-        ("model.norm: [bn, gnn]", "^s.yaml: model.norm=gnn: norm='gnn' is unknown; choose one of: 'gn', "),
+        ("model.norm: [bn, gnn]", "^s.yaml: model.norm=gnn: norm='gnn' is unknown; did you mean 'gn' "),
         ("model.arch: [resnet18, resnet19]", "^s.yaml: model.arch=resnet19: arch='resnet19' is unknown"),
         ("model.groups: [32, 48], model.norm: [gn]", "^s.yaml: model.groups=48: .*groups=48 does not divide 64"),
         ("trainer.max_epochs: [1, many]", '^s.yaml: trainer.max_epochs=many: Parser key "trainer.max_epochs": .*many$'),

@@ -23,7 +23,7 @@ def lazy() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
-    "unknown": (ConvNet, {"to": "wnn"}, r"norm='wnn' is unknown; choose one of: 'wn'"),
+    "unknown": (ConvNet, {"to": "wnn"}, r"to='wnn' is unknown; did you mean 'wn' \(weight normalization\)"),
     "groups": (
         ConvNet,
         {"to": "gn", "groups": 4},
@@ -32,7 +32,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "zero-groups": (
         ConvNet,
         {"to": "gn", "groups": 0},
-        r"groups=0 does not divide 6 channels. Choose a divisor, such as 1",
+        r"groups=0 must be an integer, at least 1",
     ),
     "other-groups": (ConvNet, {"to": "wn", "groups": 2}, r"groups=2 is for group normalization, not for 'wn'"),
     "no-norms": (lambda: nn.Linear(2, 3), {"to": "gn"}, r"Linear has no normalization layers that swap_norm could"),

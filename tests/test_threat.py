@@ -70,7 +70,7 @@ def test_changes_replace_settings_and_none_keeps_them():
     ("preset", "changes", "message"),
     [
         ("galloway", {}, r"preset='galloway' is unknown.*'galloway2019'"),
-        ("zzz", {}, r"preset='zzz' is unknown.*'galloway2019', 'galloway2019-boxed', 'pixel-8-255'"),
+        ("zzz", {}, r"preset='zzz' is unknown.*'pixel-8-255', 'galloway2019', 'galloway2019-boxed'"),
         ("pixel-8-255", {"eps": -0.1}, r"eps=-0\.1 must be at least 0.*pixels"),
         ("galloway2019", {"eps": -0.1}, r"eps=-0\.1 must be at least 0.*standard deviations"),
         ("pixel-8-255", {"eps": math.nan}, r"eps=nan must be at least 0"),

@@ -18,6 +18,7 @@ from lightning_normgeo.callbacks.sites import Sites
 from lightning_normgeo.callbacks.wandb_keys import WandbKeys
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.batch import scale_gap, shift_gap, squared_gain
+from lightning_normgeo.options import whole
 from lightning_normgeo.probes.batchnorm import affine_batch_norms
 from lightning_normgeo.probes.forward_pass import BatchStatistics, epsilons
 
@@ -74,7 +75,7 @@ class AffineConvergenceMonitor(GeometryMonitor):
         wandb_keys: WandbKeys = "aggregates",
     ) -> None:
         super().__init__(every_n_steps, layers, wandb_keys)
-        self.channel_seed = channel_seed
+        self.channel_seed = whole("channel_seed", channel_seed, 0)
         self._places: tuple[Any, Tensor] | None = None
 
     def sites(self, module: nn.Module) -> list[str]:

@@ -18,6 +18,8 @@ from lightning_normgeo.callbacks.sharding import forget_division, note_division,
 from lightning_normgeo.callbacks.wandb_keys import WandbKeys
 from lightning_normgeo.errors import ConfigurationError, closest, harmless, warn_once
 from lightning_normgeo.normalization.names import named_weights, site_of
+from lightning_normgeo.notebook import one_line
+from lightning_normgeo.options import plain, shown, strings
 
 _REFUSED_STRATEGIES = {
     "FSDPStrategy": "it shards weights without regard to filters. Use ModelParallelStrategy with fully_shard, or ddp",
@@ -75,12 +77,15 @@ class GeometryMonitor(QuietCallback):
             known = closest(str(wandb_keys), get_args(WandbKeys))
             raise ConfigurationError(f"{type(self).__name__}(wandb_keys={wandb_keys!r}): choose one of {known}.")
         name = type(self).__name__
+        every_n_steps = plain(every_n_steps)
         if every_n_steps is not None and (type(every_n_steps) is not int or every_n_steps < 1):
             raise ConfigurationError(
-                f"{name}(every_n_steps={every_n_steps!r}): must be an integer, at least 1. "
+                f"{name}(every_n_steps={shown(every_n_steps)}): must be an integer, at least 1. "
                 "Leave it out to measure at the Trainer's log_every_n_steps; remove the callback to not measure at all."
             )
         self.every_n_steps = every_n_steps
+        if layers is not None and not isinstance(layers, str):
+            layers = strings(f"{name}: layers", layers, "a glob for module paths, as '*conv1'")
         self.layers = layers
         self.wandb_keys = wandb_keys
         self._cadence = every_n_steps or 1
@@ -89,6 +94,9 @@ class GeometryMonitor(QuietCallback):
         self._sites: frozenset[str] = frozenset()
         self._tabled: frozenset[str] = frozenset()
         self.left_out: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return one_line(f"{type(self).__name__}(every_n_steps={self.every_n_steps}, layers={self.layers!r})")
 
     def sites(self, module: nn.Module) -> list[str]:
         """Return the module paths that ``layers`` chooses from."""

@@ -19,6 +19,7 @@ from lightning_normgeo.errors import harmless
 from lightning_normgeo.geometry.angles import effective_lr, split_update
 from lightning_normgeo.geometry.increments import Scalar, SGDRule, UpdateRule, identity_terms
 from lightning_normgeo.geometry.rows import has_float64
+from lightning_normgeo.options import flag
 from lightning_normgeo.probes.account import NormAccount
 from lightning_normgeo.probes.measurement import WeightStep
 
@@ -93,7 +94,7 @@ class NormGrowthMonitor(GeometryMonitor):
         wandb_keys: WandbKeys = "aggregates",
     ) -> None:
         super().__init__(every_n_steps, layers, wandb_keys)
-        self.cumulative = cumulative
+        self.cumulative = flag("cumulative", cumulative)
         self._account: NormAccount | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:

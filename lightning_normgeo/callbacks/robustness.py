@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks.robustness_loops import RobustnessLoops
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.notebook import one_line
+from lightning_normgeo.options import flag, shown, whole
 from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labels
 from lightning_normgeo.robustness.report import RobustnessReport
 from lightning_normgeo.robustness.results import AttackResult
@@ -112,9 +114,9 @@ class RobustnessEvaluation(RobustnessLoops):
         step_size: float | None = None,
         steps: int | None = None,
         noise_std: float | list[float] | None = None,
-        attacks: list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
+        attacks: list[str] | str | None = None,
+        mean: list[float] | float | None = None,
+        std: list[float] | float | None = None,
         max_samples: int | None = None,
         num_images: int = 8,
         after_fit: bool = False,
@@ -138,43 +140,25 @@ class RobustnessEvaluation(RobustnessLoops):
         on_unsuitable: OnUnsuitable = "skip",
     ) -> None:
         super().__init__()
-        self.settings = RobustnessSettings(
-            preset=preset,
-            eps=eps,
-            eps_l2=eps_l2,
-            step_size=step_size,
-            steps=steps,
-            noise_std=noise_std,
-            lower=lower,
-            upper=upper,
-            attacks=attacks,
-            attack_options=attack_options,
-            semantics=semantics,
-            restarts=restarts,
-            seed=seed,
-            batch_size=batch_size,
-            fold=fold,
-            autocast=autocast,
-            compile=compile,
-            max_samples=max_samples,
-            rescale=rescale,
-            space=space,
-            on_unsuitable=on_unsuitable,
-        )
+        self.settings = RobustnessSettings.among(locals())
         self.declared = declared_inputs(mean, std, normalized_by, value_range)
         if self.settings.threat.space == "input" and self.declared != declared_inputs():
             raise ConfigurationError(
                 "space='input' measures in the inputs' own units: mean, std, normalized_by and value_range have no "
                 "part in it. Leave them out."
             )
-        if num_images < 0:
-            raise ConfigurationError(f"num_images={num_images!r} must be at least 0.")
-        if name is not None and not re.fullmatch(r"[A-Za-z0-9.-]+", name):
-            raise ConfigurationError(f"name={name!r} becomes part of keys and files: use letters, digits, '-' and '.'.")
+        if name is not None and not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9.-]+", name)):
+            raise ConfigurationError(
+                f"name={shown(name)} becomes part of keys and files: use letters, digits, '-' and '.'."
+            )
         self.name = name
-        self.num_images = num_images
-        self.after_fit = after_fit
-        self.resume = resume
+        self.num_images = whole("num_images", num_images, 0)
+        self.after_fit = flag("after_fit", after_fit)
+        self.resume = flag("resume", resume)
+
+    def __repr__(self) -> str:
+        settings = repr(self.settings).removeprefix("RobustnessSettings")
+        return one_line(f"{type(self).__name__}{settings}")
 
     @property
     def results(self) -> dict[str, AttackResult]:

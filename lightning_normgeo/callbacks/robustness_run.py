@@ -19,6 +19,7 @@ from lightning_normgeo.callbacks.loaders import (
 )
 from lightning_normgeo.errors import UnsuitableError, warn_once
 from lightning_normgeo.robustness.checks import undisturbed
+from lightning_normgeo.robustness.inputs import unpacked
 from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
 from lightning_normgeo.robustness.parts import EVERYTHING, Part, report_of
 from lightning_normgeo.robustness.report import RobustnessReport
@@ -158,8 +159,8 @@ class RobustnessRun:
             return
         try:
             with torch.inference_mode(False):
-                # of torch's own class: others carry what they are made of along
-                images, labels = (tensor.clone().as_subclass(Tensor) for tensor in self._callback.unpack(batch))
+                found = unpacked(self._callback.unpack, batch)
+                images, labels = (tensor.clone().to(self._module.device) for tensor in found)
             if evaluation.evaluator is None:
                 self._open_bar(number, len(images))
                 with undisturbed(self._module):

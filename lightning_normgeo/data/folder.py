@@ -14,6 +14,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 from lightning_normgeo.data.images import ImageDataModule
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.options import whole
 
 _ORDER_SEED = 2020
 
@@ -53,8 +54,7 @@ class ImageFolderDataModule(ImageDataModule):
         max_memory_gb: float = 8.0,
     ) -> None:
         super().__init__(batch_size, val_fraction, flip, crop_padding, num_workers, split_seed)
-        if image_size < 1:
-            raise ConfigurationError(f"ImageFolderDataModule(image_size={image_size}) must be at least 1.")
+        whole("ImageFolderDataModule: image_size", image_size, 1)
         self.save_hyperparameters()
         self.root, self.image_size, self.max_memory_gb = Path(data_dir), image_size, max_memory_gb
         self.classes = _classes(self.root / "train")

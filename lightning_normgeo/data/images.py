@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.options import flag, is_number, shown, whole
 
 
 class Batch(NamedTuple):
@@ -77,12 +78,12 @@ class ImageDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        if batch_size < 1:
-            raise ConfigurationError(f"{name}(batch_size={batch_size}) must be at least 1.")
-        if not 0 < val_fraction < 1:
-            raise ConfigurationError(f"{name}(val_fraction={val_fraction}) must be between 0 and 1.")
-        if crop_padding < 0:
-            raise ConfigurationError(f"{name}(crop_padding={crop_padding}) must be at least 0.")
+        whole(f"{name}: batch_size", batch_size, 1)
+        if not (is_number(val_fraction) and 0 < val_fraction < 1):
+            raise ConfigurationError(f"{name}: val_fraction={shown(val_fraction)} must be between 0 and 1.")
+        whole(f"{name}: crop_padding", crop_padding, 0)
+        whole(f"{name}: num_workers", num_workers, 0)
+        flag(f"{name}: flip", flip)
         self.batch_size, self.val_fraction, self.split_seed = batch_size, val_fraction, split_seed
         self.flip, self.crop_padding, self.num_workers = flip, crop_padding, num_workers
         self._sets: dict[str, ImageTensors] = {}

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_normgeo.errors import ConfigurationError, closest, warn_once
+from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.models.architecture import ARCHITECTURES, Stem, build_resnet, smallest_map
 from lightning_normgeo.normalization.registry import NORMS, find_norm
+from lightning_normgeo.options import entry_of, is_number, numbers_of, shown, whole
 
 Decayed = Literal["all", "weights", "none"]
 # so that --help lists the names; any other string gets this package's error, with the nearest ones
@@ -93,8 +94,9 @@ class ResNetClassifier(pl.LightningModule):
         lr_scheduler: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        find_norm(norm)
-        _check(num_classes, arch, stem, label_smoothing, input_mean, input_std, decayed)
+        _check(num_classes, arch, stem, label_smoothing, input_mean, input_std, decayed, norm)
+        _check_block("optimizer", optimizer)
+        _check_block("lr_scheduler", lr_scheduler)
         self.save_hyperparameters()
         self._checked = False
         self.input_normalization = InputNormalization(input_mean, input_std)
@@ -224,21 +226,34 @@ def _check(
     mean: Sequence[float],
     std: Sequence[float],
     decayed: str,
+    norm: str,
 ) -> None:
-    if num_classes < 2:
-        raise ConfigurationError(f"num_classes={num_classes!r} must be at least 2.")
-    if arch not in ARCHITECTURES:
-        raise ConfigurationError(f"arch={arch!r} is unknown; choose one of: {closest(arch, ARCHITECTURES)}.")
+    whole("num_classes", num_classes, 2)
+    entry_of("arch", arch, dict.fromkeys(ARCHITECTURES))
+    find_norm(norm)
     if stem not in ("cifar", "imagenet"):
         raise ConfigurationError(f"stem={stem!r} is unknown; choose 'cifar' or 'imagenet'.")
-    if not 0 <= label_smoothing < 1:
-        raise ConfigurationError(f"label_smoothing={label_smoothing!r} must be in [0, 1).")
-    if len(mean) != 3 or len(std) != 3:
-        raise ConfigurationError(f"input_mean={tuple(mean)} and input_std={tuple(std)} must have three values each.")
+    if not (is_number(label_smoothing) and 0 <= label_smoothing < 1):
+        raise ConfigurationError(f"label_smoothing={shown(label_smoothing)} must be in [0, 1).")
+    means, stds = (
+        numbers_of(f"input_{name}", values, "three numbers") for name, values in (("mean", mean), ("std", std))
+    )
+    if means is None or stds is None or len(means) != 3 or len(stds) != 3:
+        raise ConfigurationError(f"input_mean={means} and input_std={stds} must have three values each.")
     if min(std) <= 0:
         raise ConfigurationError(f"input_std={tuple(std)} must be positive.")
     if decayed not in ("all", "weights", "none"):
         raise ConfigurationError(f"decayed={decayed!r} is unknown; choose 'all', 'weights' or 'none'.")
+
+
+def _check_block(option: str, block: Any) -> None:
+    """Refuse what is no block of an optimizer or a scheduler before anything is trained."""
+    held = getattr(block, "as_dict", lambda: block)()
+    if block is not None and not (isinstance(held, dict) and "class_path" in held):
+        raise ConfigurationError(
+            f"{option}={shown(block)} must be a dictionary with class_path and init_args, as "
+            "{'class_path': 'torch.optim.SGD', 'init_args': {'lr': 0.1}}."
+        )
 
 
 def _as_dict(block: Any) -> dict[str, Any]:

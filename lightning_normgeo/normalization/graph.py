@@ -18,6 +18,8 @@ from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.constants import ZeroConstants
+from lightning_normgeo.normalization.given import misfit
+from lightning_normgeo.options import first_line
 
 Node = Any
 """An autograd node; torch has no public type for the C++ ones."""
@@ -166,9 +168,13 @@ def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:
             # each under one name of its module: torch would leave copies behind in modules that have two
             outputs = functional_call(module, _copied_buffers(module), args, kwargs, tie_weights=False)
         except Exception as error:
+            advice = misfit(module, example_batch) or (
+                "Give one batch as its forward takes it, without labels; a tuple holds several positional, a dict "
+                "keyword arguments."
+            )
             raise ConfigurationError(
-                f"{type(module).__name__} cannot take the example batch ({_describe(example_batch)}): {error}. Give "
-                "one batch as its forward takes it; a tuple holds several positional, a dict keyword arguments."
+                f"{type(module).__name__} cannot take the example batch ({_describe(example_batch)}): "
+                f"{first_line(error)}. {advice}"
             ) from error
         found = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not found:

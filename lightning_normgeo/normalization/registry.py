@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.options import entry_of
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,14 @@ NORMS: dict[str, Normalization] = {
 """Every normalization by name. A pair is a layer over the data behind normalized weights."""
 
 
-def find_norm(name: str) -> Normalization:
+def find_norm(name: str, option: str = "norm") -> Normalization:
     """Return the entry of :data:`NORMS` called ``name``.
 
+    Args:
+        name: of the normalization.
+        option: what the name was given as.
+
     Raises:
-        ConfigurationError: for an unknown name, with the nearest known ones.
+        ConfigurationError: for an unknown name, with those near in letters or meaning, and all there are.
     """
-    if name not in NORMS:
-        raise ConfigurationError(f"norm={name!r} is unknown; choose one of: {closest(name, NORMS)}.")
-    return NORMS[name]
+    return entry_of(option, name, NORMS, {known: norm.title for known, norm in NORMS.items()})

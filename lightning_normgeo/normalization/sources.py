@@ -14,8 +14,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.layers import MeanOnlyBatchNorm
+from lightning_normgeo.options import nearest, shown, strings
 
 Layers = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MeanOnlyBatchNorm)
 """Normalization layers that can be replaced; instance normalizations are batch normalizations to torch."""
@@ -128,13 +129,13 @@ def matching(found: Sequence[Source], layers: str | Sequence[str]) -> list[Sourc
     Raises:
         ConfigurationError: for a glob that matches none.
     """
-    globs = [layers] if isinstance(layers, str) else list(layers)
+    globs = strings("layers", layers, "a glob for module paths, as '*.bn1'")
     names = [name for source in found for name in source.names]
     idle = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
     if idle or not globs:
         raise ConfigurationError(
-            f"layers={layers!r}: {idle[0] if idle else 'an empty list'!r} matches none of the {len(names)} "
-            f"normalization layers, such as {closest(idle[0] if idle else '', names)}."
+            f"layers={shown(layers)}: {idle[0] if idle else 'an empty list'!r} matches none of the {len(names)} "
+            f"normalization layers; {nearest(idle[0] if idle else '', names)}."
         )
     return [source for source in found if any(fnmatchcase(name, glob) for name in source.names for glob in globs)]
 

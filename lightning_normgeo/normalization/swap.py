@@ -12,12 +12,14 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.examples import attributes_kept, inputs_by_trial, shapes
 from lightning_normgeo.normalization.feeders import Inputs, inputs_by_graph, inputs_in_order
 from lightning_normgeo.normalization.function import Yardstick
+from lightning_normgeo.normalization.given import as_example, check_module
 from lightning_normgeo.normalization.graph import is_compiled
 from lightning_normgeo.normalization.planning import plan_all
 from lightning_normgeo.normalization.registry import Normalization, find_norm
 from lightning_normgeo.normalization.sources import Source, matching, normalization_layers
 from lightning_normgeo.normalization.swap_report import LeftAlone, SwapReport
 from lightning_normgeo.normalization.trial import Trial, keeps
+from lightning_normgeo.options import flag, shown, whole
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
@@ -77,9 +79,8 @@ def swap_norm(
             divide or have one or two values; lazy layers; a model wrapped by DDP or FSDP or compiled; an optimizer that
             would miss parameters.
     """
-    target = find_norm(to)
-    if groups is not None and target.data != "gn":
-        raise ConfigurationError(f"groups={groups} is for group normalization, not for {to!r}. Leave it out.")
+    target = _checked(module, to, groups, unbiased, optimizer)
+    example_batch = None if example_batch is None else as_example(module, example_batch)
     _check_wrapping(module)
     found = normalization_layers(module)
     sources, parameters = matching(found, layers), _count(module)
@@ -132,6 +133,20 @@ def _look(
 def _first_reasons(left: Sequence[LeftAlone]) -> str:
     reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in left[:3])
     return f"{reasons}; …" if len(left) > 3 else reasons
+
+
+def _checked(module: Any, to: Any, groups: Any, unbiased: Any, optimizer: Any) -> Normalization:
+    """Return the normalization that is meant, once everything else is what it has to be."""
+    check_module("swap_norm(module, to)", module)
+    target = find_norm(to, "to")
+    if groups is not None and target.data != "gn":
+        raise ConfigurationError(f"groups={shown(groups)} is for group normalization, not for {to!r}. Leave it out.")
+    if groups is not None:
+        whole("groups", groups, 1, "Leave it out for the default.")
+    flag("unbiased", unbiased)
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise ConfigurationError(f"optimizer={shown(optimizer)} must be a torch.optim.Optimizer that exists already.")
+    return target
 
 
 def _check_wrapping(module: nn.Module) -> None:

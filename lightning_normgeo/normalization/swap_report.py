@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from lightning_normgeo.normalization.function import LAYER_KEPT, MODEL_KEPT
 from lightning_normgeo.normalization.registry import NORMS
+from lightning_normgeo.notebook import Table, summary
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Change:
     weights: tuple[str, ...]
     note: str
     change: float | None = None
+
+    def __repr__(self) -> str:
+        changed = [] if self.change is None else [f"changed by {self.change:.2g}"]
+        return summary("Change", [repr(self.name), f"{self.before} -> {self.after}", *changed])
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,31 @@ class SwapReport:
     unmeasured: str | None = None
     example: str | None = None
     keeps: bool = False
+
+    def __repr__(self) -> str:
+        function = "not measured" if self.change is None else "kept" if self.kept else f"changed by {self.change:.2g}"
+        counts = [f"to {self.to}: {len(self.changes)} changed", f"{len(self.left)} left alone"]
+        return summary("SwapReport", [*counts, f"function {function}"])
+
+    def _table(self) -> Table:
+        columns = ("layer", "before", "after", "weights", "note", "change")
+        rows: list[tuple[object, ...]] = [
+            (c.name, c.before, c.after, ", ".join(c.weights), c.note, c.change) for c in self.changes
+        ]
+        rows += [(entry.name, "", "left alone", "", entry.reason, None) for entry in self.left]
+        parameters = f"{self.parameters_before:,} -> {self.parameters_after:,} parameters"
+        return Table(f"To {self.to}, {parameters}", columns, rows, [f"function in evaluation mode: {self._verdict}"])
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
+
+    def to_frame(self) -> Any:
+        """Return a data frame of pandas, by layer: before, after, weights, note, and the change of its outputs.
+
+        Raises:
+            ConfigurationError: where pandas is not installed.
+        """
+        return self._table().to_frame("layer")
 
     def __str__(self) -> str:
         """Return the report as text, one line per layer."""

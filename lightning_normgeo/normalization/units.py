@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
 from lightning_normgeo.geometry.rows import as_rows
 from lightning_normgeo.normalization.names import site_of
+from lightning_normgeo.notebook import Table, summary
+from lightning_normgeo.options import UnknownNameError, nearest, shown
 
 Kind = Literal["filter", "group", "layer", "matrix", "none"]
 
@@ -43,6 +45,10 @@ class WeightUnits:
     normalization: str = ""
     reason: str = ""
 
+    def __repr__(self) -> str:
+        kind = f"{self.count} × {self.kind}" + (" with bias" if self.bias else "")
+        return summary("WeightUnits", [repr(self.name), kind, self.normalization or self.reason or "no reason known"])
+
     @property
     def site(self) -> str:
         """The module path, which names the weight in metric keys."""
@@ -66,7 +72,7 @@ class WeightUnits:
 
 @dataclass(frozen=True)
 class Units:
-    """The units of all weights of a model; iterable, indexable by position, module path or parameter name.
+    """The units of all weights of a model; iterable, indexable by position, slice, module path or parameter name.
 
     Attributes:
         weights: one entry per weight, in the order of ``named_parameters``.
@@ -80,22 +86,51 @@ class Units:
     def __len__(self) -> int:
         return len(self.weights)
 
+    def __contains__(self, key: object) -> bool:
+        return any(key in (units.name, units.site) or key is units for units in self.weights)
+
     @overload
-    def __getitem__(self, key: int) -> WeightUnits: ...
+    def __getitem__(self, key: int | str) -> WeightUnits: ...
     @overload
-    def __getitem__(self, key: str) -> WeightUnits: ...
-    def __getitem__(self, key: int | str) -> WeightUnits:
+    def __getitem__(self, key: slice) -> Units: ...
+    def __getitem__(self, key: int | str | slice) -> WeightUnits | Units:
+        if isinstance(key, slice):
+            return Units(self.weights[key])
         if isinstance(key, int):
             return self.weights[key]
         for units in self.weights:
             if key in (units.name, units.site):
                 return units
-        raise KeyError(f"{key!r} is none of the {len(self)} weights, such as {self.weights[0].site!r}")
+        sites = [units.site for units in self.weights]
+        raise UnknownNameError(f"{shown(key)} is none of the {len(self)} weights; {nearest(key, sites)}.")
 
     @property
     def kinds(self) -> dict[str, int]:
         """How many weights have units of each kind."""
         return dict(Counter(units.kind for units in self.weights))
+
+    def __repr__(self) -> str:
+        kinds = [f"{n} {kind}" for kind, n in self.kinds.items()]
+        return summary("Units", [f"{len(self)} weights" + (f": {kinds[0]}" if kinds else ""), *kinds[1:]])
+
+    def _table(self) -> Table:
+        columns = ("weight", "unit", "count", "with bias", "why")
+        rows = [
+            (units.site, units.kind, units.count, bool(units.bias), units.normalization or units.reason)
+            for units in self.weights
+        ]
+        return Table("Scale-invariant units", columns, rows)
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
+
+    def to_frame(self) -> Any:
+        """Return a data frame of pandas, by module path: unit, count, whether with the bias, and why.
+
+        Raises:
+            ConfigurationError: where pandas is not installed.
+        """
+        return self._table().to_frame("weight")
 
     def __str__(self) -> str:
         """Return a table: module path, kind, number of units, and why."""

@@ -22,6 +22,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, reg
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.row_scaling import Linear as Linear
 from lightning_normgeo.normalization.row_scaling import scales_with_weight
+from lightning_normgeo.options import entry_of
 
 
 class _RowParametrization(nn.Module):
@@ -146,6 +147,9 @@ def parametrization_title(layer: nn.Module | None) -> str:
     return _PARAMETRIZATIONS.get(type(found[0]), type(found[0]).__name__) if found else "a normalization of the weight"
 
 
+_KINDS = ("wn", "cwn", "ws", "sn")
+
+
 def normalize_weight(layer: nn.Module, kind: str, gain: bool = True, unbiased: bool = True) -> None:
     """Parametrize the weight of a linear or convolutional layer, in place.
 
@@ -160,8 +164,9 @@ def normalize_weight(layer: nn.Module, kind: str, gain: bool = True, unbiased: b
         unbiased: the deviation that ``ws`` divides by.
 
     Raises:
-        ConfigurationError: for a layer without such a weight, or with rows that have no direction.
+        ConfigurationError: for another kind, a layer without such a weight, or with rows that have no direction.
     """
+    entry_of("kind", kind, dict.fromkeys(_KINDS))
     why = refusal(layer, kind)
     if why is not None:
         raise ConfigurationError(f"{type(layer).__name__} cannot be parametrized by {kind!r}: {why}.")

@@ -14,6 +14,7 @@ from lightning_normgeo.geometry.adaptive import AdamRule
 from lightning_normgeo.geometry.elementwise import ElementwiseRule
 from lightning_normgeo.geometry.increments import UpdateRule
 from lightning_normgeo.geometry.whole import WholeTensorRule
+from lightning_normgeo.options import shown
 from lightning_normgeo.probes.optimizers.libraries import BY_NAME
 from lightning_normgeo.probes.optimizers.lions import OWN_LION
 from lightning_normgeo.probes.optimizers.lions import describe_lion as describe_lion
@@ -36,7 +37,7 @@ def register_optimizer(optimizer: type[Optimizer], describe: Describe) -> None:
             :class:`~lightning_normgeo.geometry.ElementwiseRule` of your own, and the state it reads.
 
     Raises:
-        ConfigurationError: if ``optimizer`` is not a class of optimizers.
+        ConfigurationError: if ``optimizer`` is not a class of optimizers, or ``describe`` no function.
 
     Example:
         >>> class Lion(torch.optim.Optimizer):
@@ -45,7 +46,12 @@ def register_optimizer(optimizer: type[Optimizer], describe: Describe) -> None:
     """
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
         raise ConfigurationError(
-            f"register_optimizer({optimizer!r}): give the class, derived from torch.optim.Optimizer, not an instance."
+            f"register_optimizer({shown(optimizer)}): give the class, derived from torch.optim.Optimizer, not an "
+            "instance."
+        )
+    if not callable(describe):
+        raise ConfigurationError(
+            f"register_optimizer({optimizer.__name__}, {shown(describe)}): give a function, as describe_lion."
         )
     _DESCRIPTIONS[optimizer] = describe
 

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.normalization.given import misfit
+from lightning_normgeo.options import first_line
+from lightning_normgeo.robustness.advice import LOGITS
 from lightning_normgeo.robustness.attacks import ascent
 from lightning_normgeo.robustness.checks import check_labels, undisturbed
 from lightning_normgeo.robustness.inputs.labels import class_logits
@@ -88,20 +91,21 @@ def _called(module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor) 
         with undisturbed(module, fork_rng=False):
             output = logits(images)
     except Exception as error:
+        advice = misfit(module, images) or f"{LOGITS} to return its logits for images."
         raise UnsuitableError(
-            f"The model cannot be called with the images of a batch alone: {type(error).__name__}: {error}. Override "
-            "RobustnessEvaluation.logits to return its logits for images."
+            f"The model cannot be called with the images of a batch alone: {type(error).__name__}: "
+            f"{first_line(error)}. {advice}"
         ) from error
     scores = class_logits(output, len(images))
     if images.ndim > 2 and scores.ndim == 2 and scores.shape[1] == images[0].numel() > 2:
         raise UnsuitableError(
             f"The model returns as many numbers as an image has ({scores.shape[1]}), so it reconstructs images rather "
-            "than classifying them. Override RobustnessEvaluation.logits to return class logits."
+            f"than classifying them. {LOGITS} to return class logits."
         )
     if isinstance(output, Tensor) and output.numel() == len(images) and _is_bounded(module, logits, images, output):
         raise UnsuitableError(
-            "The model returns one number between 0 and 1 per image, which looks like a probability. Override "
-            "RobustnessEvaluation.logits to return the logit before the sigmoid, or logits (batch, 2)."
+            f"The model returns one number between 0 and 1 per image, which looks like a probability. {LOGITS} to "
+            "return the logit before the sigmoid, or logits (batch, 2)."
         )
     return scores
 
@@ -121,7 +125,7 @@ def _said_of_outputs(scores: Tensor) -> list[str]:
         if bool(((total - 1).abs() <= 1e-3).all()):
             return [
                 "The model returns probabilities: attacks climb the cross entropy of logits, and are weaker on these. "
-                "Override RobustnessEvaluation.logits to return what goes into the softmax."
+                f"{LOGITS} to return what goes into the softmax."
             ]
     return []
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.options import nearest, shown
 from lightning_normgeo.robustness.attacks import Ball, Bound, Norm, gaussian_noise, per_image, projected_gradient
 from lightning_normgeo.robustness.foreign import check_foreign, foreign_attack
 from lightning_normgeo.robustness.threat import InputSpace, ThreatModel
@@ -200,7 +201,7 @@ def attack_list(
     for name in names:
         if name not in ATTACKS and not name.startswith(FOREIGN):
             raise ConfigurationError(
-                f"attacks={list(names)}: {name!r} is unknown; known are {closest(name, ATTACKS)}, and any attack of "
+                f"attacks={shown(list(names))}: {name!r} is unknown; {nearest(name, ATTACKS)}, and any attack of "
                 "torchattacks as 'torchattacks.…'."
             )
     return [

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.files import replacing
+from lightning_normgeo.notebook import summary
+from lightning_normgeo.options import UnknownNameError, nearest, shown
 from lightning_normgeo.robustness.arrays import read_columns
 from lightning_normgeo.robustness.attacks import lengths, predicted
 
@@ -40,6 +42,9 @@ class Rows(NamedTuple):
     l2: Tensor
     gradient: Tensor
     sample: Tensor
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self.index)} samples, {int(self.correct.sum())} correct)"
 
     @property
     def correct(self) -> Tensor:
@@ -123,6 +128,9 @@ class Decisions:
         self._rows: dict[str, list[Rows]] = {name: [] for name in attacks}
         self.seen: dict[str, tuple[int, int]] = dict.fromkeys(attacks, (0, 0))
 
+    def __repr__(self) -> str:
+        return summary("Decisions", [f"{name} {hits} of {n} correct" for name, (hits, n) in self.seen.items()])
+
     @property
     def attacks(self) -> list[str]:
         """The names."""
@@ -135,15 +143,22 @@ class Decisions:
         self.seen[attack] = (correct + int(rows.correct.sum()), n + len(rows.index))
 
     def of(self, attack: str) -> Rows:
-        """Return all samples of an attack by index."""
+        """Return all samples of an attack by index.
+
+        Raises:
+            UnknownNameError: a KeyError and a ConfigurationError, for an attack that was not evaluated.
+        """
+        if attack not in self.attacks:
+            raise UnknownNameError(f"attack={shown(attack)} was not evaluated; {nearest(attack, self.attacks)}.")
         parts = self._rows[attack]
         if not parts:
             return no_rows()
         return Rows(*map(torch.cat, zip(*parts, strict=True))).sorted()
 
-    def without(self, attacks: Iterable[str]) -> Decisions:
+    def without(self, attacks: str | Iterable[str]) -> Decisions:
         """Return the decisions of the other attacks."""
-        others = Decisions([name for name in self._rows if name not in set(attacks)])
+        left_out = {attacks} if isinstance(attacks, str) else set(attacks)
+        others = Decisions([name for name in self._rows if name not in left_out])
         for name in others.attacks:
             others.add(name, self.of(name))
         return others
@@ -195,11 +210,13 @@ def load_decisions(path: str | Path) -> Decisions:
     """Read the per-sample decisions of an evaluation.
 
     Args:
-        path: a ``robustness.npz``.
+        path: a ``robustness.npz``, or the folder that has one.
 
     Raises:
         ConfigurationError: if there is none, or it is something else.
     """
+    if isinstance(path, (str, Path)) and Path(path).is_dir():
+        path = Path(path) / "robustness.npz"
     try:
         arrays = read_columns(path)
         names = dict.fromkeys(key.rpartition("/")[0] for key in arrays if "/" in key)
@@ -214,6 +231,6 @@ def load_decisions(path: str | Path) -> Decisions:
         decisions.of("clean")
     except (OSError, KeyError, TypeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise ConfigurationError(
-            f"{path} is not what RobustnessEvaluation wrote ({error!r}). Give a robustness.npz."
+            f"{path} is not what RobustnessEvaluation wrote ({error!r}). Give a robustness.npz, or its folder."
         ) from error
     return decisions

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import cos, inf, pi, sin, sqrt, tan
 from statistics import NormalDist, fmean, stdev
+from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.options import is_number, numbers_of, one_or_more, plain, shown
 
 
 def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
@@ -28,8 +30,8 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
     Raises:
         ConfigurationError: for what is no count, or no level.
     """
-    _check_counts(total, correct=correct, total=total)
-    _check_level(level)
+    correct, total = _counts(plain(total), correct=correct, total=total)
+    level = _level(level)
     if total == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -57,7 +59,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     Raises:
         ConfigurationError: for what is no count.
     """
-    _check_counts(None, only_first=only_first, only_second=only_second)
+    only_first, only_second = _counts(None, only_first=only_first, only_second=only_second)
     n, fewer = only_first + only_second, min(only_first, only_second)
     total, term = 0, 1
     for k in range(fewer + 1):
@@ -87,9 +89,9 @@ def paired_interval(only_first: int, only_second: int, n: int, level: float = 0.
     Raises:
         ConfigurationError: for what is no count, or no level.
     """
-    _check_counts(n, only_first=only_first, only_second=only_second, n=n)
-    _check_counts(n, **{"only_first + only_second": only_first + only_second})
-    _check_level(level)
+    only_first, only_second, n = _counts(plain(n), only_first=only_first, only_second=only_second, n=n)
+    _counts(n, **{"only_first + only_second": only_first + only_second})
+    level = _level(level)
     if n == 0:
         return -1.0, 1.0
     first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
@@ -104,8 +106,12 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     Returns:
         Lower and upper end; infinite for fewer than two values, or equal ones, which say nothing about how far runs lie
         apart.
+
+    Raises:
+        ConfigurationError: for what is no number, or no level.
     """
-    _check_level(level)
+    level = _level(level)
+    values = numbers_of("values", values, "a list of numbers that are finite") or ()
     if len(set(values)) < 2:
         return -inf, inf
     half = student_quantile(level, len(values) - 1) * stdev(values) / sqrt(len(values))
@@ -134,9 +140,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Raises:
         ConfigurationError: for what is no probability.
     """
-    wrong = [p for p in p_values if not 0 <= p <= 1]
+    p_values = one_or_more(p_values) or []
+    wrong = [p for p in p_values if not (is_number(p) and 0 <= p <= 1)]
     if wrong:
-        raise ConfigurationError(f"p={wrong[0]!r} is no probability; p-values are in [0, 1]. Leave out those unknown.")
+        raise ConfigurationError(
+            f"p={shown(wrong[0])} is no probability; p-values are in [0, 1]. Leave out those unknown."
+        )
     adjusted, least = [0.0] * len(p_values), 0.0
     for rank, k in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[k]))
@@ -144,16 +153,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _check_counts(most: int | None, **counts: int) -> None:
-    for name, count in counts.items():
-        if not float(count).is_integer() or count < 0 or (most is not None and count > most):
-            allowed = "an integer, at least 0" + ("" if most is None else f" and at most {most}")
-            raise ConfigurationError(f"{name}={count!r} must be {allowed}.")
+def _counts(most: Any, **counts: Any) -> list[int]:
+    """Whole numbers of Python, whose products are exact where those of numpy and torch overflow."""
+    found = []
+    for name, given in counts.items():
+        count = plain(given)
+        if not is_number(count) or count != count // 1 or count < 0 or (is_number(most) and count > most):
+            allowed = "an integer, at least 0" + ("" if most is None else f" and at most {shown(most)}")
+            raise ConfigurationError(f"{name}={shown(count)} must be {allowed}.")
+        found.append(int(count))
+    return found
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ConfigurationError(f"level={level!r} must be between 0 and 1, as 0.95.")
+def _level(level: Any) -> float:
+    found = plain(level)
+    if not (is_number(found) and 0 < found < 1):
+        raise ConfigurationError(f"level={shown(found)} must be between 0 and 1, as 0.95.")
+    return float(found)
 
 
 def _student_probability(angle: float, freedom: int) -> float:

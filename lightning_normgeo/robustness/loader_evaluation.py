@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import UnsuitableError, warn_once
+from lightning_normgeo.normalization.given import weight_of
+from lightning_normgeo.robustness.advice import UNPACK
 from lightning_normgeo.robustness.assumptions import check_assumptions
 from lightning_normgeo.robustness.batch_attacks import Progress
 from lightning_normgeo.robustness.catalogue import ProjectedGradient
@@ -23,6 +25,7 @@ from lightning_normgeo.robustness.journal import Journal
 from lightning_normgeo.robustness.parts import EVERYTHING, Part
 from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
 from lightning_normgeo.robustness.shown import Shown
+from lightning_normgeo.robustness.undisturbed import undisturbed
 
 
 class JournalPlace(NamedTuple):
@@ -72,6 +75,7 @@ class LoaderEvaluation:
         self._num_images, self._progress = num_images, progress
         self._journal = journal
         self._shapes: set[torch.Size] = set()
+        self._dtype: torch.dtype | None = None
         self._failed: dict[str, str] = {}
         self._said: list[str] = []
         self.told: set[str] = set()
@@ -88,6 +92,8 @@ class LoaderEvaluation:
         Raises:
             UnsuitableError: where that is nothing.
         """
+        if not len(images):
+            return  # the next one tells
         images, labels = self._floating(images), class_indices(labels)
         inputs = self._input_space(images)
         self.confirmed = inputs.confirmed
@@ -113,7 +119,7 @@ class LoaderEvaluation:
 
     def add(self, images: Tensor, labels: Tensor) -> None:
         """Evaluate the next batch; the first one is begun with."""
-        if self.stopped:
+        if self.stopped or not len(images):
             return
         if self.evaluator is None:
             self.begin(images, labels)
@@ -173,9 +179,14 @@ class LoaderEvaluation:
         return InputSpace(mean, std, normalized_data=True, source="declared")
 
     def _floating(self, images: Tensor) -> Tensor:
-        """Images that can have a gradient; bytes become floating point where the model takes both for the same."""
+        """Images that can have a gradient; bytes become floating point where the model takes both for the same.
+
+        Others get the precision of the model where it cannot be called with their own, as with arrays in float64.
+        """
         if images.is_floating_point():
-            return images
+            if self.evaluator is None:
+                self._dtype = self._precision(images)
+            return images if self._dtype is None else images.to(self._dtype)
         floating = images.float()
         if self.evaluator is None:
             if self._declared.empty:
@@ -189,9 +200,24 @@ class LoaderEvaluation:
             if not same:
                 raise UnsuitableError(
                     "Images are bytes, and the model does not give the same logits for the same numbers in floating "
-                    "point. Override RobustnessEvaluation.unpack to return the images as the model gets them."
+                    f"point. {UNPACK} to return the images as the model gets them, as images / 255."
                 )
         return floating
+
+    def _precision(self, images: Tensor) -> torch.dtype | None:
+        """The model's precision, single or double, where it takes no other; None where images stay as they are."""
+        weight = weight_of(self._module)
+        if weight is None or weight.dtype not in (torch.float32, torch.float64, images.dtype):
+            return None
+        return None if weight.dtype == images.dtype or self._takes(images) else weight.dtype
+
+    def _takes(self, images: Tensor) -> bool:
+        try:
+            with torch.no_grad(), undisturbed(self._module, fork_rng=False):
+                self._logits(images[:2])
+        except Exception:
+            return False
+        return True
 
     def _without_gradient(self, reason: str) -> None:
         assert self.evaluator is not None  # noqa: S101

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_normgeo.files import finite, write_document
+from lightning_normgeo.notebook import Table, summary
+from lightning_normgeo.options import UnknownNameError, nearest, shown
 from lightning_normgeo.robustness.decisions import Decisions
 from lightning_normgeo.robustness.results import AttackResult
 from lightning_normgeo.robustness.settings import RESCALED
@@ -34,7 +36,7 @@ NOTE = "note"
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """What an evaluation found.
+    """What an evaluation found: ``report["bim"]`` is the result under an attack, a loop goes over their names.
 
     Attributes:
         results: by attack, ``clean`` first.
@@ -53,6 +55,30 @@ class RobustnessReport:
     shown: Shown = field(default_factory=Shown)
     weights: dict[str, Any] = field(default_factory=dict)
     not_evaluated: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, attack: str) -> AttackResult:
+        """Return the result under an attack.
+
+        Raises:
+            UnknownNameError: a KeyError and a ConfigurationError, where there is none.
+        """
+        if attack in self:
+            return self.results[attack]
+        why = self.not_evaluated.get(attack) if isinstance(attack, str) else None
+        because = f"was not evaluated: {why}" if why else "was not evaluated"
+        raise UnknownNameError(f"{shown(attack)} {because}; {nearest(attack, self.results)}.")
+
+    def __contains__(self, attack: object) -> bool:
+        return isinstance(attack, str) and attack in self.results
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __bool__(self) -> bool:
+        return True  # a report that nothing could be evaluated is one, too
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row for each attack, with the keys :data:`COLUMNS` and ``by_class``."""
@@ -89,6 +115,46 @@ class RobustnessReport:
             self.decisions.save(folder / "robustness.npz")
         write_document(folder / "robustness.json", self.as_dict())
 
+    def __repr__(self) -> str:
+        found = [f"{name} {100 * result.accuracy:.2f} %" for name, result in self.results.items()]
+        samples = max((result.n for result in self.results.values()), default=None)
+        missing = [f"{name} not evaluated" for name in self.not_evaluated]
+        return summary("RobustnessReport", found + missing, "" if samples is None else f" of {samples}")
+
+    def _table(self) -> Table:
+        columns = ("attack", "accuracy, %", "95 % interval", "drop, points", "correct", "n")
+        rows: list[tuple[object, ...]] = [
+            (
+                name,
+                100 * r.accuracy,
+                f"{100 * r.ci_low:.2f} … {100 * r.ci_high:.2f}",
+                100 * r.accuracy_drop,
+                r.correct,
+                r.n,
+            )
+            for name, r in self.results.items()
+        ]
+        missing = [f"{name}: not evaluated: {why}" for name, why in self.not_evaluated.items()]
+        return Table("Robustness", columns, rows, [*missing, *self._unconfirmed, *self.warnings])
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
+
+    def to_frame(self) -> Any:
+        """Return the rows as a data frame of pandas, by attack, with :data:`COLUMNS`; accuracies as fractions.
+
+        Raises:
+            ConfigurationError: where pandas is not installed.
+        """
+        return Table("", COLUMNS, [[row[name] for name in COLUMNS] for row in self.rows()]).to_frame("attack")
+
+    @property
+    def _unconfirmed(self) -> list[str]:
+        inputs = self.settings.get("inputs", {})
+        if not self.results or inputs.get("confirmed", True):
+            return []
+        return [f"inputs: {inputs['source'] or 'as declared'}, unconfirmed"]
+
     def __str__(self) -> str:
         """Return the table."""
         width = max(len(name) for name in ("attack", *self.results, *self.not_evaluated))
@@ -99,6 +165,4 @@ class RobustnessReport:
                 f"{name:{width}}  {100 * r.accuracy:6.2f} %  {interval}  {100 * r.accuracy_drop:6.2f}  {r.n:6}"
             )
         lines += [f"{name:{width}}  not evaluated: {reason}" for name, reason in self.not_evaluated.items()]
-        if self.results and not self.settings.get("inputs", {}).get("confirmed", True):
-            lines.append(f"inputs: {self.settings['inputs']['source'] or 'as declared'}, unconfirmed")
-        return "\n".join([*lines, *self.warnings])
+        return "\n".join([*lines, *self._unconfirmed, *self.warnings])

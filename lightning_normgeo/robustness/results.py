@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.options import shown
 from lightning_normgeo.robustness.catalogue import Attack, Noise, ProjectedGradient
-from lightning_normgeo.robustness.decisions import Decisions, Rows
+from lightning_normgeo.robustness.decisions import Decisions, Rows, load_decisions
 from lightning_normgeo.robustness.intervals import mcnemar, paired_interval, wilson_interval
 
 
@@ -45,6 +47,11 @@ class AttackResult:
     l2: float
     by_class: dict[int, tuple[int, int]]
     not_finite: int = 0
+
+    def __repr__(self) -> str:
+        interval = f"{100 * self.ci_low:.2f} … {100 * self.ci_high:.2f} %"
+        drop = f"{100 * self.accuracy_drop:.2f} points"
+        return f"AttackResult({100 * self.accuracy:.2f} % of {self.n}, 95 % interval {interval}, drop {drop})"
 
 
 def results_of(decisions: Decisions) -> dict[str, AttackResult]:
@@ -94,15 +101,26 @@ def suspicions(decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
     return found
 
 
-def compare(first: Decisions, second: Decisions, attack: str) -> dict[str, Any]:
+@runtime_checkable
+class HasDecisions(Protocol):
+    """A report of an evaluation."""
+
+    @property
+    def decisions(self) -> Decisions:
+        """What became of each sample."""
+
+
+def compare(
+    first: Decisions | HasDecisions | str | Path, second: Decisions | HasDecisions | str | Path, attack: str
+) -> dict[str, Any]:
     """Compare two evaluations on the samples they share, pair by pair.
 
     Samples are the same where image and label are, whatever the order of the loaders.
 
     Args:
-        first: of one model, see :func:`load_decisions`.
-        second: of another, on the same data.
-        attack: under which.
+        first: of one model: its report, its decisions, or the file or folder where these were saved.
+        second: of another, on the same data, likewise.
+        attack: under which, a row of both reports.
 
     Returns:
         ``only_first`` and ``only_second``, how many samples only one of them gets right, ``both`` how many both do;
@@ -111,10 +129,25 @@ def compare(first: Decisions, second: Decisions, attack: str) -> dict[str, Any]:
 
     Raises:
         ConfigurationError: if one lacks the attack, or samples differ in their label.
+
+    Example:
+        >>> compare(report_of_bn, "runs/normgeo/gn", "bim")["difference"]
     """
-    for decisions in (first, second):
-        _check_evaluated(decisions, attack)
-    return _paired(first.of(attack), second.of(attack))
+    one, other = _decisions_of("first", first), _decisions_of("second", second)
+    return _paired(one.of(attack), other.of(attack))
+
+
+def _decisions_of(name: str, given: Decisions | HasDecisions | str | Path) -> Decisions:
+    if isinstance(given, Decisions):
+        return given
+    if isinstance(given, (str, Path)):
+        return load_decisions(given)
+    if isinstance(given, HasDecisions) and isinstance(given.decisions, Decisions):
+        return given.decisions
+    raise ConfigurationError(
+        f"compare({name}={shown(given)}): give a report of evaluate_robustness, its decisions, or the folder it was "
+        "saved in."
+    )
 
 
 def paired_drop(decisions: Decisions, attack: str) -> dict[str, Any]:
@@ -126,7 +159,6 @@ def paired_drop(decisions: Decisions, attack: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: if the attack was not evaluated.
     """
-    _check_evaluated(decisions, attack)
     return _paired(decisions.of(attack), decisions.of("clean"))
 
 
@@ -148,11 +180,6 @@ def _paired(one: Rows, other: Rows) -> dict[str, Any]:
         "p_value": mcnemar(lost, won),
         "n": n,
     }
-
-
-def _check_evaluated(decisions: Decisions, attack: str) -> None:
-    if attack not in decisions.attacks:
-        raise ConfigurationError(f"attack={attack!r} was not evaluated; there is {', '.join(decisions.attacks)}.")
 
 
 def _result(rows: Rows, clean: float) -> AttackResult:

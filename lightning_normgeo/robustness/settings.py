@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.options import flag, is_number, one_or_more, plain, shown, strings, whole
 from lightning_normgeo.robustness.catalogue import (
     DEFAULT_ATTACKS,
     Attack,
@@ -25,6 +26,11 @@ Semantics = Literal["final", "any"]
 OnUnsuitable = Literal["skip", "raise"]
 RESCALED = "_rescaled"
 """What the rows of the control end in."""
+_CHOICES = {
+    "semantics": ("final", "any"),
+    "autocast": ("bf16", "fp16", None),
+    "on_unsuitable": ("skip", "raise"),
+}
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,8 +53,8 @@ class RobustnessSettings:
         noise_std: standard deviation of the Gaussian noise, or several.
         lower: lower end of the box, one number or one per channel.
         upper: upper end of the box.
-        attacks: out of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``, ``pgd_l2`` and ``torchattacks.…``, any attack of
-            torchattacks by name.
+        attacks: one or several out of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``, ``pgd_l2`` and
+            ``torchattacks.…``, any attack of torchattacks by name.
         attack_options: for the constructors of torchattacks' attacks, by name. Attacks in the l∞ ball get eps, step
             size and steps of the threat model.
         semantics: ``final``, the last iterate decides (as in the papers and torchattacks); ``any``, a sample is
@@ -78,7 +84,7 @@ class RobustnessSettings:
     noise_std: float | Sequence[float] | None = None
     lower: float | Sequence[float] | None = None
     upper: float | Sequence[float] | None = None
-    attacks: Sequence[str] | None = None
+    attacks: str | Sequence[str] | None = None
     attack_options: Mapping[str, Mapping[str, Any]] | None = None
     semantics: Semantics = "final"
     restarts: int = 1
@@ -93,36 +99,39 @@ class RobustnessSettings:
     on_unsuitable: OnUnsuitable = "raise"
     sweep: dict[str, tuple[float, ...]] = field(init=False, repr=False)
 
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> RobustnessSettings:
+        """The settings among the arguments of a function that has a parameter for each of them."""
+        return cls(**{one.name: arguments[one.name] for one in fields(cls) if one.init})
+
+    def __repr__(self) -> str:
+        """Return what is not the default."""
+        changed = [one for one in fields(self) if one.init and getattr(self, one.name) != one.default]
+        return f"RobustnessSettings({', '.join(f'{one.name}={getattr(self, one.name)!r}' for one in changed)})"
+
     def __post_init__(self) -> None:
         """Check all settings.
 
         Raises:
             ConfigurationError: naming the setting, its value and what is allowed.
         """
+        self._make_plain()
         for name in ("restarts", "batch_size", "max_samples"):
-            value = getattr(self, name)
-            if (value is not None or name == "restarts") and (type(value) is not int or value < 1):
-                raise ConfigurationError(
-                    f"{name}={value!r} must be an integer, at least 1; leave it out for the default."
-                )
+            if getattr(self, name) is not None or name == "restarts":
+                whole(name, getattr(self, name), 1, "Leave it out for the default.")
         if type(self.seed) is not int:
-            raise ConfigurationError(f"seed={self.seed!r} must be an integer.")
-        if self.semantics not in ("final", "any"):
-            raise ConfigurationError(f"semantics={self.semantics!r} is unknown; choose 'final' or 'any'.")
-        if self.autocast is not None and self.autocast not in _AUTOCAST:
-            raise ConfigurationError(f"autocast={self.autocast!r} is unknown; choose 'bf16' or 'fp16'.")
-        if self.on_unsuitable not in ("skip", "raise"):
-            raise ConfigurationError(f"on_unsuitable={self.on_unsuitable!r} is unknown; choose 'skip' or 'raise'.")
-        if isinstance(self.attacks, str):
-            raise ConfigurationError(f"attacks={self.attacks!r} is text; give a list, as attacks=[{self.attacks!r}].")
-        object.__setattr__(self, "sweep", {})
-        for name in ("eps", "eps_l2", "noise_std"):
-            value = getattr(self, name)
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                if not value or any(entry is None or value.count(entry) > 1 for entry in value):
-                    raise ConfigurationError(f"{name}={list(value)} must be different values, at least one.")
-                self.sweep[name] = tuple(value)
-        self._checked_sweep()
+            raise ConfigurationError(f"seed={shown(self.seed)} must be an integer.")
+        for name in ("fold", "compile"):
+            flag(name, getattr(self, name))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                allowed = " or ".join(repr(choice) for choice in choices if choice is not None)
+                raise ConfigurationError(f"{name}={shown(getattr(self, name))} is unknown; choose {allowed}.")
+        if self.rescale is not None and not (is_number(self.rescale) and 0 < self.rescale < math.inf):
+            raise ConfigurationError(
+                f"rescale={shown(self.rescale)}: only positive numbers are symmetries. Choose one, as 10.0."
+            )
+        self._check_sweep()
         self.all_attacks  # noqa: B018 - names are checked now
         if self.threat.space == "input":
             self._check_units()
@@ -186,8 +195,31 @@ class RobustnessSettings:
             "rescale": self.rescale,
         }
 
-    def _checked_sweep(self) -> None:
-        for name, values in self.sweep.items():
+    def _make_plain(self) -> None:
+        """Turn one name into a list, sets into lists in order, and numbers of numpy and torch into Python's."""
+        for name, value in vars(self).copy().items():
+            several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, list, tuple, Mapping))
+            object.__setattr__(
+                self, name, plain(value if hasattr(value, "tolist") or not several else one_or_more(value))
+            )
+        if self.attacks is not None:
+            object.__setattr__(self, "attacks", strings("attacks", self.attacks, "the name of an attack, as 'bim'"))
+        options = {} if self.attack_options is None else self.attack_options
+        if not isinstance(options, Mapping) or not all(isinstance(one, Mapping) for one in options.values()):
+            raise ConfigurationError(
+                f"attack_options={shown(options)} must have for each attack a dictionary of its options, as "
+                "{'torchattacks.Square': {'n_queries': 100}}."
+            )
+
+    def _check_sweep(self) -> None:
+        object.__setattr__(self, "sweep", {})
+        for name in ("eps", "eps_l2", "noise_std"):
+            values = getattr(self, name)
+            if not isinstance(values, (list, tuple)):
+                continue
+            if not values or any(entry is None or values.count(entry) > 1 for entry in values):
+                raise ConfigurationError(f"{name}={shown(list(values))} must be different values, at least one.")
+            self.sweep[name] = tuple(values)
             for value in values:
                 threat_model(self.preset, self.space, **{name: value})
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.options import entry_of, is_number, shown
 from lightning_normgeo.robustness.attacks import Bound
 from lightning_normgeo.robustness.inputs.space import InputSpace as InputSpace
 from lightning_normgeo.robustness.inputs.space import Space as Space
@@ -27,10 +28,6 @@ def _pairs(lower: Limit, upper: Limit) -> list[tuple[float, float]]:
     highs = upper if isinstance(upper, tuple) else (upper,)
     count = max(len(lows), len(highs))
     return list(zip(lows * (count // len(lows)), highs * (count // len(highs)), strict=False))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
 _UNITS = {
@@ -76,18 +73,21 @@ class ThreatModel:
             ConfigurationError: naming the setting, its value and what is allowed.
         """
         if self.space not in _UNITS:
-            raise ConfigurationError(f"space={self.space!r} is unknown; choose 'pixel', 'normalized' or 'input'.")
+            raise ConfigurationError(f"space={shown(self.space)} is unknown; choose 'pixel', 'normalized' or 'input'.")
         for name in ("eps", "step_size", "noise_std", "eps_l2"):
             value = getattr(self, name)
-            if not ((_is_number(value) and 0 <= value < math.inf) or (name == "eps_l2" and value is None)):
-                raise ConfigurationError(f"{name}={value!r} must be at least 0 and finite, in {_UNITS[self.space]}.")
+            if not ((is_number(value) and 0 <= value < math.inf) or (name == "eps_l2" and value is None)):
+                hint = " Give a number, without quotes." if isinstance(value, str) else ""
+                raise ConfigurationError(
+                    f"{name}={shown(value)} must be at least 0 and finite, in {_UNITS[self.space]}.{hint}"
+                )
         if type(self.steps) is not int or self.steps < 1:
-            raise ConfigurationError(f"steps={self.steps!r} must be an integer, at least 1.")
+            raise ConfigurationError(f"steps={shown(self.steps)} must be an integer, at least 1.")
         for name in ("lower", "upper"):
             limit = getattr(self, name)
             numbers = limit if isinstance(limit, tuple) else (limit,)
-            if not numbers or not (limit is None or all(_is_number(number) for number in numbers)):
-                raise ConfigurationError(f"{name}={limit!r} must be a number, or one for each channel.")
+            if not numbers or not (limit is None or all(is_number(number) for number in numbers)):
+                raise ConfigurationError(f"{name}={shown(limit)} must be a number, or one for each channel.")
         ends = _pairs(self.lower, self.upper)
         if not all(low < high for low, high in ends):
             raise ConfigurationError(f"lower={self.lower!r} must be less than upper={self.upper!r}.")
@@ -170,9 +170,7 @@ def threat_model(
     Raises:
         ConfigurationError: for an unknown preset or a setting out of range.
     """
-    if preset not in PRESETS:
-        raise ConfigurationError(f"preset={preset!r} is unknown; choose one of: {closest(preset, PRESETS)}.")
-    start = PRESETS[preset]
+    start = entry_of("preset", preset, PRESETS)
     if space not in (None, start.space):
         if space != "input":
             raise ConfigurationError(

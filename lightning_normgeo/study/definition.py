@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser, get_loader
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.notebook import summary
 
 _SHORT = {"seed_everything": "seed"}
 CONFIG = "config"
@@ -46,6 +47,9 @@ class Study:
     configs: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     save_dir: str = "runs"
+
+    def __repr__(self) -> str:
+        return summary("Study", [repr(self.name), f"{len(self.runs())} runs", f"grid {' × '.join(self.grid)}"])
 
     @property
     def folder(self) -> Path:

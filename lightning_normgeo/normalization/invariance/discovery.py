@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.normalization.given import as_example, check_module
 from lightning_normgeo.normalization.graph import Graph, is_compiled, traced_graph
 from lightning_normgeo.normalization.invariance.guess import guess_units
 from lightning_normgeo.normalization.invariance.search import Search
@@ -39,6 +40,7 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
     Args:
         module: any module whose outputs contain tensors that the loss is computed from.
         example_batch: its input, of two samples at least; a tuple holds positional and a dict keyword arguments.
+            Arrays of numpy, and lists of numbers, become tensors as the module takes them.
 
     Returns:
         One entry for each parameter with rows (two or more dimensions), also for those without invariance.
@@ -46,9 +48,10 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
     Raises:
         ConfigurationError: for a compiled module, and a batch that the module cannot take.
     """
+    check_module("scale_invariant_units(module, example_batch)", module)
     if is_compiled(module):
         raise ConfigurationError("scale_invariant_units cannot look into a compiled model. Give it the model itself.")
-    found = {units.name: units for units in _units_in(traced_graph(module, example_batch), module)}
+    found = {units.name: units for units in _units_in(traced_graph(module, as_example(module, example_batch)), module)}
     weights = []
     for name, parameter in named_weights(module, frozen=True):
         why = "no output depends on it" if parameter.requires_grad else "frozen: it has no gradient"

@@ -1,6 +1,7 @@
 """What a project's batches hold: images and labels, their relation to pixels, and the identity of samples."""
 
 from lightning_normgeo.robustness.inputs.batches import images_and_labels as images_and_labels
+from lightning_normgeo.robustness.inputs.batches import unpacked as unpacked
 from lightning_normgeo.robustness.inputs.declared import DeclaredInputs as DeclaredInputs
 from lightning_normgeo.robustness.inputs.declared import declared_inputs as declared_inputs
 from lightning_normgeo.robustness.inputs.evidence import input_space as input_space

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.normalization.given import as_tensor
 
 IMAGE_NAMES = (
     "image", "images", "img", "imgs", "pixel_values", "x", "input", "inputs", "data", "pixels", "features",
@@ -24,7 +25,7 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
 
     A tuple or list holds images, then labels; what follows is passed over. In a mapping, named tuple or dataclass they
     are found by their names (:data:`IMAGE_NAMES`, :data:`LABEL_NAMES`), or as the only entry of their shape. Images
-    have two dimensions or more, of floating point or unsigned bytes.
+    have two dimensions or more, of floating point or unsigned bytes. Arrays of numpy become tensors.
 
     Raises:
         UnsuitableError: where there are none, or several could be meant.
@@ -34,22 +35,55 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
     named = _named(batch)
     found = _by_name(named) if named is not None else _by_place(batch) if isinstance(batch, (tuple, list)) else None
     if found is None:
+        advice = _advice(batch) or "Override its unpack(batch) to return both, or give evaluate_robustness(unpack=…)."
         raise UnsuitableError(
-            f"RobustnessEvaluation expects batches (images, labels), got {described(batch)}. Override its "
-            "unpack(batch) to return both, or give evaluate_robustness(unpack=…)."
+            f"RobustnessEvaluation expects batches (images, labels), got {described(batch)}. {advice}"
         )
     return found
 
 
-def described(value: Any) -> str:
+def _advice(batch: Any) -> str:
+    """What to do about common batches that hold no tensors of images and labels."""
+    if isinstance(batch, (tuple, list)) and batch and all(isinstance(entry, (tuple, list)) for entry in batch):
+        return _advice(batch[0])
+    parts = list((_named(batch) or {}).values()) or (list(batch) if isinstance(batch, (tuple, list)) else [batch])
+    if any(type(part).__module__.partition(".")[0] == "PIL" for part in parts):
+        return "Turn pictures into tensors in the data set (torchvision.transforms.ToTensor), and batch it."
+    images, labels = [*parts, None, None][:2]
+    single = isinstance(images, Tensor) and images.ndim == 3 and _is_number(labels)
+    return "It is a single sample: give DataLoader(dataset, batch_size=64) in place of the data set." if single else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, Tensor) and value.ndim == 0)
+
+
+def unpacked(unpack: Callable[[Any], Any], batch: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels that a function finds in a batch, as plain tensors.
+
+    Raises:
+        UnsuitableError: where it returns something else.
+    """
+    found = unpack(batch)
+    pair = [as_tensor(part) for part in found] if isinstance(found, (tuple, list)) else []
+    if len(pair) == 2 and isinstance(pair[1], (list, tuple)):
+        pair[1] = _as_labels(pair[1], len(pair[1]))
+    if len(pair) != 2 or not all(isinstance(part, Tensor) and not part.is_meta for part in pair):
+        raise UnsuitableError(f"unpack(batch) returned {described(found)}. Return two tensors: images, labels.")
+    # of torch's own class: others carry what they are made of along
+    return pair[0].as_subclass(Tensor), pair[1].as_subclass(Tensor)
+
+
+def described(value: Any, depth: int = 3) -> str:
     """The structure of a batch in a few words, as ``tuple(float32 (8, 3, 32, 32), int64 (8,))``."""
+    value = as_tensor(value)
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     named = _named(value)
     if named is not None:
-        parts = [f"{key}: {described(entry)}" for key, entry in islice(named.items(), 6)]
-    elif isinstance(value, (tuple, list)):
-        parts = [described(entry) for entry in value[:4]]
+        parts = [f"{key}: {described(entry, depth - 1)}" for key, entry in islice(named.items(), 6)]
+    elif isinstance(value, (tuple, list)) and depth:
+        parts = [described(entry, depth - 1) for entry in value[:4]]
     else:
         return type(value).__name__
     if len(value if named is None else named) > len(parts):
@@ -60,11 +94,11 @@ def described(value: Any) -> str:
 def _named(batch: Any) -> Mapping[str, Any] | None:
     """The entries of a batch by name, where they have names."""
     if isinstance(batch, Mapping):
-        return {str(key): value for key, value in batch.items()}
+        return {str(key): as_tensor(value) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return dict(zip(batch._fields, batch, strict=True))
+        return dict(zip(batch._fields, map(as_tensor, batch), strict=True))
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return {field.name: as_tensor(getattr(batch, field.name)) for field in dataclasses.fields(batch)}
     return None
 
 
@@ -86,6 +120,7 @@ def _only(entries: Mapping[str, Tensor], names: Sequence[str]) -> Tensor | None:
 
 
 def _by_place(batch: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    batch = [as_tensor(entry) for entry in batch]
     place = next((k for k, entry in enumerate(batch) if _are_images(entry)), None)
     if place is None or place + 1 == len(batch):
         return None
@@ -115,6 +150,7 @@ def _are_images(value: Any) -> bool:
 
 def _as_labels(value: Any, count: int) -> Tensor | None:
     """One label for each image, as a tensor; None for anything else."""
+    value = as_tensor(value)
     if isinstance(value, (list, tuple)) and value and all(isinstance(entry, (int, float)) for entry in value):
         value = torch.tensor(value)
     fits = isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) == count and not value.is_complex()

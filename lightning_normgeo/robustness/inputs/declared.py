@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.options import numbers_of, shown
 from lightning_normgeo.robustness.inputs.space import InputSpace
 
 Normalizer = Literal["data", "model"]
+_NARROW = 0.6
+"""Of [0, 1]: less than a batch of pictures has."""
+_ENDS = "the smallest and the largest value, as [0, 255]"
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,13 @@ class DeclaredInputs:
         """
         InputSpace(self.mean, self.std, normalized_data=True)
         if self.normalized_by not in ("data", "model", None):
-            raise ConfigurationError(f"normalized_by={self.normalized_by!r} is unknown; choose 'data' or 'model'.")
+            raise ConfigurationError(f"normalized_by={shown(self.normalized_by)} is unknown; choose 'data' or 'model'.")
         if self.value_range is None:
             return
         if self.mean is not None:
             raise ConfigurationError("Give mean and std, or value_range, not both: each says what a black pixel is.")
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
-            raise ConfigurationError(
-                f"value_range={list(self.value_range)} must be the smallest and the largest value, as [0, 255]."
-            )
+            raise ConfigurationError(f"value_range={list(self.value_range)} must be {_ENDS}.")
 
     def __str__(self) -> str:
         """Return the declaration as it was given."""
@@ -68,18 +70,31 @@ class DeclaredInputs:
 
 
 def declared_inputs(
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     normalized_by: Normalizer | None = None,
     value_range: Sequence[float] | None = None,
 ) -> DeclaredInputs:
-    """A declaration from plain values."""
-    values: Any = (None if part is None else tuple(float(v) for v in part) for part in (mean, std, value_range))
-    mean, std, value_range = values
-    return DeclaredInputs(mean, std, normalized_by, value_range)  # type: ignore[arg-type]
+    """A declaration from plain values.
+
+    Raises:
+        ConfigurationError: for what is no number, and what cannot be.
+    """
+    means = numbers_of("mean", mean, "a number, or one for each channel, as [0.5, 0.5, 0.5]")
+    stds = numbers_of("std", std, "a number, or one for each channel, as [0.25, 0.25, 0.25]")
+    ends = numbers_of("value_range", value_range, _ENDS)
+    if ends is not None and len(ends) != 2:
+        raise ConfigurationError(f"value_range={shown(value_range)} must be {_ENDS}.")
+    return DeclaredInputs(means, stds, normalized_by, ends)
 
 
-def disagreement(declared: DeclaredInputs, chosen: InputSpace, found: Sequence[InputSpace], as_pixels: bool) -> str:
+def disagreement(
+    declared: DeclaredInputs,
+    chosen: InputSpace,
+    found: Sequence[InputSpace],
+    as_pixels: bool,
+    span: tuple[float, float],
+) -> str:
     """What to tell who declared something else than the images show or the data pipeline does; empty where all agree.
 
     Args:
@@ -87,9 +102,10 @@ def disagreement(declared: DeclaredInputs, chosen: InputSpace, found: Sequence[I
         chosen: what the images are taken for.
         found: in the data pipeline.
         as_pixels: whether images are within [0, 1] as they are.
+        span: smallest and largest pixel that images have once the chosen normalization is undone.
     """
     given = declared.constants
-    if declared.normalized_by == "model":
+    if declared.normalized_by == "model" and declared.value_range is None:
         return _not_the_models(chosen) if chosen.normalized_data else ""
     if given is None:
         return ""
@@ -104,7 +120,10 @@ def disagreement(declared: DeclaredInputs, chosen: InputSpace, found: Sequence[I
             f"The declared {declared} is not confirmed: images lie within [0, 1] as they are, as pixels would. If the "
             "model normalizes, say normalized_by='model'."
         )
-    return _other_pipeline(declared, found[0]) if found and not _alike(given, found[0]) else ""
+    if found and not _alike(given, found[0]):
+        return _other_pipeline(declared, found[0])
+    narrow = span[1] - span[0] < _NARROW and declared.normalized_by is None and declared.value_range is None
+    return _of_little_contrast(declared, span) if narrow and not found else ""
 
 
 def _not_the_models(chosen: InputSpace) -> str:
@@ -129,6 +148,15 @@ def _refuted(declared: DeclaredInputs, chosen: InputSpace) -> str:
     return (
         f"The declared {declared} is refuted by the images, which are 8-bit pixels with mean={chosen.mean}, "
         f"std={chosen.std} ({chosen.source}), and are evaluated as such. Declare these, or nothing."
+    )
+
+
+def _of_little_contrast(declared: DeclaredInputs, span: tuple[float, float]) -> str:
+    return (
+        f"The declared {declared} is not confirmed: once it is undone, the first images are pixels in [{span[0]:.2g}, "
+        f"{span[1]:.2g}] alone. If it is what the model does itself, the radius is another one than is said: leave it "
+        "out, and clamp images to [0, 1] or give their value_range. If the data pipeline does it, say "
+        "normalized_by='data'."
     )
 
 

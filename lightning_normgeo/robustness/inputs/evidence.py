@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_normgeo.robustness.attacks import at_least_float32
 from lightning_normgeo.robustness.inputs.declared import DeclaredInputs, disagreement
 from lightning_normgeo.robustness.inputs.lattice import confirms, fitted
 from lightning_normgeo.robustness.inputs.pipelines import model_normalization, pipeline_normalizations
-from lightning_normgeo.robustness.inputs.ranges import are_pixels, check_range, fits
+from lightning_normgeo.robustness.inputs.ranges import are_pixels, check_range, fits, span_of
 from lightning_normgeo.robustness.inputs.space import InputSpace, Space, channel_dim
 
 _KNOWN = {
@@ -60,12 +61,13 @@ def input_space(
         candidates = [*_declared(declared), *found, _pixels(), *_applied(module), *_known(images)]
         confirmed = next((one for one in candidates if _confirmed(one, images)), None)
         chosen = _by_range(declared, found, images) if confirmed is None else replace(confirmed, confirmed=True)
-        chosen = replace(chosen, said=disagreement(declared, chosen, found, are_pixels(images)))
+        span = span_of(chosen.to_space(at_least_float32(images.detach()), "pixel"))
+        chosen = replace(chosen, said=disagreement(declared, chosen, found, are_pixels(images), span))
     return chosen if chosen.normalized_data else _with_the_models(declared, chosen, found, module, space)
 
 
 def _declared(declared: DeclaredInputs) -> Iterator[InputSpace]:
-    if declared.constants is not None and declared.normalized_by != "model":
+    if declared.constants is not None and (declared.normalized_by != "model" or declared.value_range is not None):
         yield InputSpace(*declared.constants, normalized_data=True, source="declared")
 
 

@@ -18,11 +18,11 @@ _UNDONE = 1e-3
 
 def are_pixels(images: Tensor) -> bool:
     """Whether images are within [0, 1] as they are."""
-    low, high = _span(images.detach())
+    low, high = span_of(images.detach())
     return low >= -_ROUNDING and high <= 1 + _ROUNDING
 
 
-def _span(images: Tensor) -> tuple[float, float]:
+def span_of(images: Tensor) -> tuple[float, float]:
     """The smallest and largest value that is finite; of images without one, none."""
     low, high = images.amin().item(), images.amax().item()
     if math.isfinite(low) and math.isfinite(high):
@@ -47,10 +47,10 @@ def check_range(images: Tensor, inputs: InputSpace) -> None:
         UnsuitableError: otherwise.
     """
     loaded = images.detach()
-    low, high = _span(inputs.to_space(at_least_float32(loaded), "pixel"))
+    low, high = span_of(inputs.to_space(at_least_float32(loaded), "pixel"))
     slack = _ROUNDING
     if inputs.normalized_data:  # images in half precision have few digits left
-        largest, widest = max(map(abs, _span(loaded)), default=0.0), max(inputs.std or (1.0,))
+        largest, widest = max(map(abs, span_of(loaded)), default=0.0), max(inputs.std or (1.0,))
         slack = max(_UNDONE, torch.finfo(images.dtype).eps * largest * widest)
     if low >= -slack and high <= 1 + slack:
         return
@@ -62,7 +62,8 @@ def check_range(images: Tensor, inputs: InputSpace) -> None:
         )
     raise UnsuitableError(
         f"Images are expected to be pixels in [0, 1] but span [{low:.7g}, {high:.7g}], and no normalization is found "
-        "that explains it. If the data pipeline normalizes them, give RobustnessEvaluation the same mean=… and std=…; "
-        "if they have a range of their own, value_range=[low, high] (0…255: divide by 255, or value_range=[0, 255]); "
-        "if they are no pixels, space='input' with eps, lower and upper in their own units."
+        "that explains it. If the data pipeline normalizes them, give RobustnessEvaluation the same mean=… and std=…, "
+        "not those that the model applies itself; if they have a range of their own, value_range=[low, high] (0…255: "
+        "divide by 255, or value_range=[0, 255]); if a resize or noise has left [0, 1], clamp them; if they are no "
+        "pixels, space='input' with eps, lower and upper in their own units."
     )
