@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 import torch.distributed.checkpoint as sharded
 from projects import Project, images, trainer
-from pytorch_lightning import Trainer
 from torch import nn
 
 from lightning_normgeo import NormGrowthMonitor
@@ -29,7 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is (disabled, )?unavailable or uninitialized:UserWarning"),
     pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
 ]
-ASKED = pytest.mark.skipif("weights_only" not in signature(Trainer.fit).parameters, reason="an option of Lightning 2.6")
 RAN = Path("ran")
 NAMES_IT = r"(names (posix|nt)\.mkdir|is no plain checkpoint) and is not loaded: it could run any code"
 MODEL = """
@@ -144,7 +141,7 @@ def test_our_own_checkpoints_hold_weights_and_plain_values(tmp_path: Path) -> No
         ["fit", "--ckpt_path", "evil.ckpt", "--run", "runs/study/one"],
         ["fit", "--run", "runs/study/evil"],
         ["test", "--ckpt_path", "evil.ckpt"],
-        pytest.param(["test", "--ckpt_path", "evil.ckpt", "--weights_only", "false"], marks=ASKED),
+        ["test", "--ckpt_path", "evil.ckpt", "--weights_only", "false"],
         ["validate", "--ckpt_path", "evil.ckpt"],
         ["predict", "--ckpt_path", "evil.ckpt"],
     ],
@@ -165,9 +162,7 @@ def test_the_command_line_refuses_in_one_line(command: list[str], capsys: pytest
     assert not Path("runs/study/one").exists(), "nothing is left behind"
 
 
-@pytest.mark.parametrize(
-    "asked", [{}, pytest.param({"weights_only": False}, marks=ASKED)], ids=["as it comes", "with everything"]
-)
+@pytest.mark.parametrize("asked", [{}, {"weights_only": False}], ids=["as it comes", "with everything"])
 def test_a_trainer_loads_weights_only(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     run = trainer()

@@ -19,7 +19,7 @@ from lightning_normgeo.versions import OutdatedError, require
 Install = Callable[..., None]
 NEEDED = [
     "torch>=2.6",
-    "pytorch-lightning!=2.6.2,!=2.6.3,>=2.5.2",
+    "pytorch-lightning!=2.6.2,!=2.6.3,>=2.6",
     "wandb>=0.19.6",
     'torchattacks<3.4,>=3.3; extra == "torchattacks"',
 ]
@@ -155,7 +155,7 @@ def test_every_part_looks_before_it_imports(module: str, needs: str) -> None:
 import sys
 from importlib import metadata
 metadata.distributions = lambda name: [type("Old", (), {{"version": "0.1"}})]
-metadata.requires = lambda name: ["torch>=2.6", "pytorch-lightning>=2.5.2"]
+metadata.requires = lambda name: ["torch>=2.6", "pytorch-lightning>=2.6"]
 import lightning_normgeo
 try:
     import lightning_normgeo.{module}
