@@ -130,6 +130,12 @@ class Record:
         found = [one for one in found if one.step >= max(finite, default=one.step)]
         return min(found, key=lambda one: one.step, default=None)
 
+    def is_at_wandb(self, key: str) -> bool:
+        """Whether a metric went to W&B as well, which gets a part of what monitors measure; True where none says so."""
+        sent = [found for one in self.observations if isinstance(found := one.get("wandb_keys"), list)]
+        groups = {str(name).partition("/")[0] for found in sent for name in found}
+        return key.partition("/")[0] not in groups or any(key in found for found in sent)
+
     @property
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """The robustness evaluations by name, which is empty for one without."""

@@ -24,7 +24,7 @@ _QUANTITIES = {
     "norm_growth/increment": "Δ‖W‖² of a step, measured",
     "norm_growth/explained": "  explained by the optimizer's formula",
     "norm_growth/predicted": "  predicted by eq 16, η²‖∇‖²",
-    "norm_growth/predicted_momentum": "  predicted by ⟨W, ∇W⟩ = 0 with momentum and decay",
+    "norm_growth/predicted_momentum": "  predicted, with momentum and decay",
     "norm_growth/angular_update": "turn of the weights per step (rad)",
     "affine/abs_gamma2_minus_sigma2_mean": "|γ² - σ²|, mean over channels",
     "affine/abs_beta_minus_mu_mean": "|β - μ|, mean over channels",
@@ -65,7 +65,8 @@ def summary_table(record: Record) -> Group:
         parts.append(Text(plain_line(f"The run {record.diverged}."), style="bold red"))
     geometry, accuracies = _geometry(record), _accuracies(record)
     parts += [geometry] if geometry.row_count else []
-    parts += [Text(f"  {plain_line(note)}", style="yellow") for note in _notes(record)]
+    notes = [Text(f"  {plain_line(note)}", style="yellow") for note in _notes(record)]
+    parts += [*notes, Text("")] if notes else []
     parts += [accuracies] if accuracies.row_count else []
     if not geometry.row_count and not accuracies.row_count:
         parts.append(Text("Nothing was measured or evaluated in this run."))

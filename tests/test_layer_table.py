@@ -235,9 +235,9 @@ def test_wandb_has_the_curves_of_all_layers_in_exactly_one_table(logged: tuple[W
 def test_wandb_has_few_keys_and_none_for_a_layer(logged: tuple[WandbRun, Record]) -> None:
     run, record = logged
     keys = {key for row in run.history for key in row if not key.startswith("_")}
-    assert keys == {*record.metrics, KEY, "trainer/global_step"}
+    assert keys - {KEY, "trainer/global_step"} == {key for key in record.metrics if record.is_at_wandb(key)}
     assert keys_of_layers(record) == {}
-    assert len(keys) < 60
+    assert len(keys) <= 30
     assert len(record.layers) * 40 > 1000, "so many there would be"
 
 

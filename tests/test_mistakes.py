@@ -27,7 +27,7 @@ MISTAKES = {
     "--data.init_args.batchsize=8": r"Nearest: --data\.batch_size",
     "--wandb off": r"--wandb off cannot be used\. Choose one of: 'offline', 'online', 'disabled'",
     "--report maybe": r"--report maybe cannot be used\. It has to be true or false\.",
-    "--ckpt_path nope.ckpt": r"--ckpt_path nope\.ckpt does not exist; there is none below",
+    "--ckpt_path nope.ckpt": r"--ckpt_path nope\.ckpt does not exist; .* has kept/last\.ckpt\.",
     "--ckpt_path kept/epoch1.ckpt": r"--ckpt_path kept/epoch1\.ckpt does not exist; .*kept has last\.ckpt\.",
     "--config bad.yaml": r"bad\.yaml is not YAML: .*line 2, column 15",
     "--config unknown.yaml": r"--trainer\.max_epoch is no option .* Nearest: --trainer\.max_epochs",

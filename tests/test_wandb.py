@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -24,7 +26,8 @@ from lightning_normgeo import (
     RobustnessEvaluation,
     read_record,
 )
-from lightning_normgeo.errors import MeasurementWarning
+from lightning_normgeo.callbacks.wandb_keys import AGGREGATES, for_wandb
+from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.record import Record
 from lightning_normgeo.robustness import load_decisions
 
@@ -69,17 +72,57 @@ def test_log_ended_well(logged: tuple[WandbRun, Record]) -> None:
     assert run.exit_code == 0
 
 
-def test_every_metric_of_the_record_is_in_wandb_at_the_same_step(logged: tuple[WandbRun, Record]) -> None:
+def sent(record: Record) -> dict[str, list[tuple[int, float]]]:
+    """Return the curves that W&B gets: aggregates of what monitors measure, and all of the project's own."""
+    groups = {key.partition("/")[0] for key in AGGREGATES}
+    return {key: v for key, v in record.metrics.items() if key in AGGREGATES or key.partition("/")[0] not in groups}
+
+
+def test_every_aggregate_of_the_record_is_in_wandb_at_the_same_step(logged: tuple[WandbRun, Record]) -> None:
     run, record = logged
     assert len(record.metrics) > 60
-    assert {key: run.points(key) for key in record.metrics} == record.metrics
+    assert len(set(AGGREGATES) & set(record.metrics)) > 12
+    assert {key: run.points(key) for key in sent(record)} == sent(record)
+    assert {key for key in record.metrics if record.is_at_wandb(key)} == set(sent(record))
 
 
 def test_wandb_has_no_metric_that_the_record_lacks(logged: tuple[WandbRun, Record]) -> None:
     run, record = logged
     keys = {key for row in run.history for key in row}
-    others = {key for key in keys if key not in record.metrics and not key.startswith("_")}
-    assert others == {"trainer/global_step", "robustness/table", "robustness/examples"}
+    others = {key for key in keys if key not in sent(record) and not key.startswith("_")}
+    assert others == {"trainer/global_step", "robustness/table", "robustness/examples", "geometry/layers"}
+
+
+def test_layers_of_the_first_block_are_in_the_table(logged: tuple[WandbRun, Record]) -> None:
+    run, record = logged
+    table = run.table("geometry/layers")
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    layers = {row["layer"] for row in rows}
+    assert layers
+    assert all(".layer1.0." in f".{layer}" for layer in layers)
+    for key, points in record.layers.items():
+        for step, values in points:
+            there = {row["layer"]: row[key] for row in rows if row["step"] == step and row.get(key) is not None}
+            assert there == {layer: value for layer, value in values.items() if layer in layers and layer in there}
+
+
+def test_norms_of_layers_are_in_the_artifact_and_not_in_the_summary(logged: tuple[WandbRun, Record]) -> None:
+    run, record = logged
+    ((kind, (file,)),) = [entry for name, entry in run.artifacts.items() if name.endswith("-robustness-settings")]
+    assert kind == "settings"
+    assert json.loads(file.read_text())["weights"] == record.results["robustness"]["weights"]
+
+
+@pytest.mark.parametrize("wandb_keys", ["aggregates", "all"])
+def test_whoever_wants_all_keys_gets_them(wandb_keys: Any) -> None:
+    scalars = {"norm_growth/increment": 1.0, "norm_growth/term_momentum": 2.0, "norm_growth/increment/net.1": 3.0}
+    monitors = [NormGrowthMonitor(wandb_keys=wandb_keys), OrthogonalityMonitor(layers="net.1")]
+    keys = {"all": list(scalars), "aggregates": ["norm_growth/increment"]}
+    assert list(for_wandb(scalars, monitors)) == keys[wandb_keys]
+    chosen = [NormGrowthMonitor(layers="net.1")]
+    assert list(for_wandb(scalars, chosen)) == ["norm_growth/increment", "norm_growth/increment/net.1"]
+    with pytest.raises(ConfigurationError, match=r"wandb_keys='some'\): choose one of 'aggregates', 'all'"):
+        NormGrowthMonitor(wandb_keys="some")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("group", ["orthogonality", "orthogonality_control", "norm_growth", "affine", "robustness"])

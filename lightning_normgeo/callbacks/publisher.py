@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.callbacks.confirmation import Verdict
 from lightning_normgeo.callbacks.layer_table import LayerTable
 from lightning_normgeo.callbacks.measured import Measured
@@ -29,6 +30,7 @@ class Publisher:
     def __init__(self) -> None:
         self.rows = 0
         self._table = LayerTable()
+        self._at_wandb: set[str] = set()
         self._not_finite: list[int] = []
 
     def check(self, row: Row, measured: Measured, verdict: Verdict | None) -> None:
@@ -47,7 +49,9 @@ class Publisher:
         self.rows += 1
         if row.dropped:
             warn_once("Values that are not finite are left out of the logs.")
-        publish(row, trainer.loggers, step, for_wandb(row.scalars, monitors))
+        sent = for_wandb(row.scalars, monitors)
+        self._at_wandb.update(sent if any(map(is_wandb, trainer.loggers)) else ())
+        publish(row, trainer.loggers, step, sent)
         self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.watched.items()})
 
@@ -58,7 +62,7 @@ class Publisher:
 
     def note(self, loggers: Iterable[Any], observation: Mapping[str, Any]) -> None:
         """Keep in every record what was measured and left out, what moved the weights, and since when in vain."""
-        values = dict(observation)
+        values = {**observation, **({"wandb_keys": sorted(self._at_wandb)} if self._at_wandb else {})}
         if self.rows and len(self._not_finite) >= _IN_A_ROW:
             values["not_finite_since"] = self._not_finite[0]
         for logger in loggers:

@@ -138,7 +138,7 @@ def _record(run: Any, folder: Path) -> Record:
         stem, _, what = key.partition("/")
         rows = _table(run, folder, entry) if what == _TABLE and stem.startswith(ROBUSTNESS) else []
         if rows:
-            others = _plain(run.summary.get(stem, {}))  # settings, warnings, what was not evaluated, weights
+            others = _plain(run.summary.get(stem, {}))  # settings, warnings, what was not evaluated
             evaluated = [{k: v for k, v in row.items() if k != NOTE} for row in rows if not row.get(NOTE)]
             record.results[stem] = {**others, "results": _with_classes(evaluated, decisions)}
     return record

@@ -117,7 +117,7 @@ def _section_blocks(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]
 
 def _line_plots(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]:
     """Return a panel for each curve that some run has."""
-    keys = dict.fromkeys(key for run in runs for key in run.record.metrics)
+    keys = dict.fromkeys(key for run in runs for key in run.record.metrics if run.record.is_at_wandb(key))
     found = [(curve, key) for curve in section.curves for key in _matching(curve.key, keys)]
     return [
         wr.LinePlot(

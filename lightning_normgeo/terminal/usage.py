@@ -26,7 +26,7 @@ ALL_OPTIONS = "--help-all"
 """The option that lists the options of Lightning as well."""
 
 RUN_OPTIONS = {
-    "--run FOLDER": "folder of the run; the same command again resumes it [runs/normgeo/TIME]",
+    "--run FOLDER": "folder; the same command again resumes it [runs/normgeo/TIME]",
     "--wandb MODE": "offline, online or disabled [$WANDB_MODE, else offline]",
     "--test_after_fit BOOL": "test the best checkpoint at the end [true]",
     "--report BOOL": "write report.html into the folder of the run [true]",
@@ -46,7 +46,7 @@ MODEL_OPTIONS = {
     "--model.decayed NAME": "all, weights or none: what weight decay touches [all]",
 }
 DATA_OPTIONS = {
-    "--data CLASS": "DigitsDataModule, CIFARDataModule, ImageFolderDataModule, or your own",
+    "--data CLASS": "DigitsDataModule, CIFARDataModule, ImageFolderDataModule, …",
     "--data.batch_size INT": "and its other arguments; --data.help CLASS lists them",
     "--optimizer CLASS": "of torch.optim or any package; --optimizer.lr X and so on",
     "--lr_scheduler CLASS": "of torch.optim.lr_scheduler; --lr_scheduler.T_max N and so on",
@@ -67,7 +67,7 @@ _SECTIONS = {
 }
 _OF_FIT = ("--run", "--test_after_fit")
 _CONFIG_OPTIONS = {
-    "-c, --config FILE": "YAML file, or a name that normgeo configs lists; later ones go over earlier",
+    "-c, --config FILE": "YAML file, or a name that normgeo configs lists; the last counts",
     "--print_config": "print all settings and exit",
     ALL_OPTIONS: "list every option, those of Lightning too",
 }
