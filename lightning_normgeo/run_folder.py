@@ -19,6 +19,7 @@ NEWEST = "resume-"
 """What the names of checkpoints begin with that are for going on only."""
 DIVERGED = "diverged"
 """The status of a run that went to its end with losses that are not finite; else it is ``finished``."""
+_WAITING = ".next"
 _LOCK = ".lock"
 _PATIENCE = 1.0
 """Seconds: whether a folder is in use is found out by locking it for a moment."""
@@ -69,9 +70,17 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> str | None:
-        """The newest whole checkpoint, which an interrupted run goes on from."""
-        newest = sorted(self.path.glob("checkpoints/*.ckpt"), key=_age)
-        return next((str(path) for path in newest if _is_whole(path)), None)
+        """The newest whole checkpoint, which an interrupted run goes on from.
+
+        Those for going on only come first: others may be from before all was logged at the end of an epoch. That is
+        also why there is none while the first of them is waited for.
+        """
+        folder = self.path / "checkpoints"
+        own = sorted(folder.glob(f"{NEWEST}*.ckpt"), key=_age)
+        if not own and any(folder.glob(f"{NEWEST}*{_WAITING}")):
+            return None
+        others = sorted(set(folder.glob("*.ckpt")).difference(own), key=_age)
+        return next((str(path) for path in (*own, *others) if _is_whole(path)), None)
 
     @property
     def wandb_id(self) -> str | None:
@@ -143,13 +152,20 @@ class RunFolder:
         """Write down that the run went to its end, and how; leave one of the checkpoints for going on."""
         ending = {"status": "finished", "seconds": round(seconds, 1)}
         if is_rank_zero():
-            for path in sorted(self.path.glob(f"checkpoints/{NEWEST}*.ckpt"), key=_age)[1:]:
+            folder = self.path / "checkpoints"
+            old = sorted(folder.glob(f"{NEWEST}*.ckpt"), key=_age)[1:]
+            for path in [*old, *folder.glob(f"{NEWEST}*{_WAITING}")]:
                 remove_checkpoint(path)
             with suppress(ConfigurationError):  # a record that could not be written at all
                 found = read_record(self.path).diverged
                 ending |= {"status": DIVERGED, "not_finite": found._asdict()} if found else {}
         logger.log_results(FINISHED_NAME, ending)
         logger.finalize("success")
+
+
+def waiting(checkpoint: str) -> str:
+    """Where a checkpoint for going on is until it is one to go on from."""
+    return f"{checkpoint}{_WAITING}"
 
 
 def remove_checkpoint(path: Path) -> None:

@@ -16,7 +16,7 @@ from lightning_normgeo.files import write_file
 
 MOST_WAITING = 16 * 2**20
 """Bytes that may wait."""
-_SLOW, _PATIENCE = 0.01, 10.0
+_SLOW, _PATIENCE = 0.1, 10.0
 """An attempt that fails after more than so many seconds, as on a network, is not repeated before so many times as long:
 no more than a tenth of the time is lost."""
 _PAUSE = 1.0

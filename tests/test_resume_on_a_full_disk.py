@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from projects import Project, Rows, images, trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_normgeo import NormGrowthMonitor
 from lightning_normgeo.errors import MeasurementWarning
@@ -43,8 +44,34 @@ def test_the_one_before_stays(epochs: set[int], error: Exception, tmp_path: Path
     assert run.current_epoch == 3
     newest = max({0, 1, 2} - epochs, default=None)
     names = [path.name for path in folder.glob("checkpoints/*")]
-    assert names == ([] if newest is None else [f"resume-epoch={newest}-step={2 * newest + 2}.ckpt"])
+    assert names == (["resume-first.next"] if newest is None else [f"resume-epoch={newest}-step={2 * newest + 2}.ckpt"])
     assert (RunFolder(folder).checkpoint is None) == (newest is None)
+
+
+def test_a_run_goes_on_from_what_is_logged_to_its_end(tmp_path: Path) -> None:
+    """Lightning logs what an epoch has gathered after every hook of its end, and no more in a run that goes on."""
+    folder, seen = RunFolder(tmp_path / "study" / "one"), []
+
+    class Watching(Project):
+        def name(self) -> str | None:
+            return folder.checkpoint and Path(folder.checkpoint).name
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", self(batch[0]).sum())
+
+        def on_train_epoch_end(self) -> None:
+            seen.append(("ends", self.name()))
+
+        def on_train_epoch_start(self) -> None:
+            seen.append(("starts", self.name()))
+
+    best = ModelCheckpoint(folder.path / "checkpoints", monitor="val_loss", save_on_train_epoch_end=False)
+    settings = {"max_steps": -1, "max_epochs": 2, "enable_checkpointing": True, "limit_train_batches": 2}
+    trainer(best, NewestEpoch(folder.path), **settings).fit(Watching(), images(16, batch_size=8), images(8))
+    first, second = "resume-epoch=0-step=2.ckpt", "resume-epoch=1-step=4.ckpt"
+    assert seen == [("starts", None), ("ends", None), ("starts", first), ("ends", first)]
+    assert Path(folder.checkpoint or "").name == second
+    assert not list(folder.path.glob("checkpoints/*.next"))
 
 
 def test_a_logger_that_fails_is_told_of_once_a_training() -> None:

@@ -164,3 +164,30 @@ def test_attacks_that_draw_by_the_batch_resume_with_the_batches_they_had(
         assert torch.equal(one.prediction, other.prediction), attack
         torch.testing.assert_close(one.loss, other.loss, rtol=1e-5, atol=1e-6)
     assert sum(seen) < sum(whole), "not all is done again"
+
+
+@pytest.mark.parametrize("semantics", ["final", "any"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
+def test_pictures_are_those_of_an_evaluation_that_nobody_stopped(tmp_path: Path, semantics: Any, share: float) -> None:
+    """A journal has decisions alone: what is to be shown is attacked once more."""
+    project, data = Project(), images(40)
+    calls: list[int] = []
+    settings: dict[str, Any] = {"attacks": ["gaussian", "bim", "pgd"], "steps": 3, "semantics": semantics}
+
+    def counted(x: torch.Tensor) -> Any:
+        calls.append(len(x))
+        return project(x)
+
+    whole = evaluate(project, data, logits=counted, num_images=6, **settings)
+    broken = broken_after(int(share * len(calls)) - 1, project)
+    with pytest.raises(BrokenOffError):
+        evaluate(project, data, logits=broken, resume_dir=tmp_path, num_images=6, **settings)
+    again = evaluate(project, data, resume_dir=tmp_path, num_images=6, **settings)
+    assert again.results.keys() == whole.results.keys()
+    assert again.shown.labels == whole.shown.labels
+    assert again.shown.predictions == whole.shown.predictions
+    for attack, pictures in whole.shown.pixels.items():
+        for sample, picture in pictures.items():
+            torch.testing.assert_close(again.shown.pixels[attack][sample], picture, rtol=0, atol=1e-6)
+    if semantics == "final":
+        assert json.dumps(again.as_dict()) == json.dumps(whole.as_dict())

@@ -107,8 +107,10 @@ class BatchAttacks:
             self.failed[name] += " Trainer(inference_mode=False) makes tensors that have a gradient."
 
     def _is_done(self, name: str, batch: Batch) -> bool:
+        if name in self.failed:
+            return True
         done = self.decisions.done.get(name)
-        return name in self.failed or (done is not None and done.issuperset(batch.indices))
+        return done is not None and done.issuperset(batch.indices) and not self.shown.lacks(name, batch.indices)
 
     def _attack(self, batch: Batch, size: int, suffix: str) -> None:
         todo = [attack for attack in self.settings.all_attacks if not self._is_done(attack.name + suffix, batch)]
@@ -145,7 +147,8 @@ class BatchAttacks:
             self._done(name, batch, *any_iterate(attack, batch, scores))
         else:
             active, done = self._active_set(attack, batch, size, name), self.decisions.done.get(name, set())
-            fresh = torch.tensor([sample not in done for sample in batch.indices], device=batch.labels.device)
+            todo = [sample not in done or self.shown.lacks(name, [sample]) for sample in batch.indices]
+            fresh = torch.tensor(todo, device=batch.labels.device)
             part = batch.part(fresh)
             numbers = torch.tensor(part.indices, dtype=torch.long, device=part.labels.device)
             active.put(part.images, part.labels, numbers, scores[fresh], part.gradient)
@@ -200,10 +203,11 @@ class BatchAttacks:
             return
         rows = rows_of(*ended, gradient)
         done = self.decisions.done.get(name, ())
-        wanted = torch.tensor([sample not in done for sample in rows.sample.tolist()])
-        wanted = wanted if counted is None else wanted & counted
-        rows, images = rows.at(wanted), ended.adversarial[wanted.to(ended.adversarial.device)]
-        self.decisions.add(name, rows)
-        space = self.settings.threat.space
-        self.shown.add(name, images, rows, lambda pictures: self.model.inputs.to_pixels(pictures, space))
-        self.progress(name, len(rows.sample))
+        counted = torch.ones_like(rows.sample, dtype=torch.bool) if counted is None else counted
+        wanted = counted & torch.tensor([sample not in done for sample in rows.sample.tolist()])
+        if wanted.any():
+            self.decisions.add(name, rows.at(wanted))
+        images, space = ended.adversarial[counted.to(ended.adversarial.device)], self.settings.threat.space
+        to_pixels = self.model.inputs.to_pixels
+        self.shown.add(name, images, rows.at(counted), lambda pictures: to_pixels(pictures, space))
+        self.progress(name, int(wanted.sum()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -26,6 +26,13 @@ class Shown:
         self.pixels: dict[str, dict[int, Tensor]] = {}
         self.predictions: dict[str, dict[int, int]] = {}
         self.labels: dict[int, int] = {}
+
+    def lacks(self, attack: str, samples: Sequence[int]) -> bool:
+        """Whether samples have to be attacked for their pictures, as after a kill, which leaves only decisions."""
+        if len(self.labels) < self.count:
+            return True
+        seen = self.pixels.get(attack, {})
+        return any(sample in self.labels and sample not in seen for sample in samples)
 
     def add(self, attack: str, images: Tensor, rows: Rows, to_pixels: Callable[[Tensor], Tensor]) -> None:
         """Keep those of a batch that are to be shown, as pixels."""
