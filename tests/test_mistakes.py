@@ -12,8 +12,8 @@ from lightning_normgeo.cli import main
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 MISTAKES = {
     "--model.nrom ws": r"--model\.nrom is no option of normgeo fit\. Nearest: --model\.norm",
-    "--model.norm wss": r"norm='wss' is unknown; choose one of: 'ws', .*'ln'.*'wn'",
-    "--model.arch resnet100": r"arch='resnet100' is unknown; choose one of: 'resnet101'",
+    "--model.norm wss": r"norm='wss' is unknown; did you mean 'ws' .*'ln'.*'wn'",
+    "--model.arch resnet100": r"arch='resnet100' is unknown; did you mean 'resnet101'",
     "--model.stem foo": r"--model\.stem foo cannot be used\. Choose one of: 'cifar', 'imagenet'\.",
     "--model.groups x": r"--model\.groups x cannot be used\. It has to be an integer or null\.",
     "--trainer.max_epochs abc": r"--trainer\.max_epochs abc cannot be used\. It has to be an integer or null\.",

@@ -89,6 +89,7 @@ def end_wandb() -> None:
             wandb.finish()
         except Exception as error:
             warn_once(f"W&B could not end its run ({error!r}).")
+            sys.unraisablehook = lambda _: None  # W&B's own hook at exit would print two pages of the same
 
 
 class _Failures:
@@ -99,30 +100,37 @@ class _Failures:
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._in_a_row = name, 0
+        self._name, self._gone = name, False
+        self._said: set[str] = set()
 
     def guard(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """Return a method that does not fail."""
+        in_a_row = 0
 
         @functools.wraps(method)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if self._in_a_row >= _PATIENCE:
+            nonlocal in_a_row
+            if self._gone:
                 return None
             try:
                 result = method(*args, **kwargs)
             except Exception as error:
-                self._in_a_row += 1
+                in_a_row += 1
+                self._gone = in_a_row >= _PATIENCE
                 self._report(error)
                 return None
-            self._in_a_row = 0
+            in_a_row = 0
             return result
 
         return guarded
 
     def _report(self, error: Exception) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
-        warn_once(
-            f"{self._name} failed ({reason}). The run goes on with its other loggers.", about=f"{self._name} fails"
-        )
-        if self._in_a_row == _PATIENCE:
-            warn_once(f"{self._name} failed {_PATIENCE} times in a row and is given nothing more.")
+        self._say(f"{self._name} failed ({reason}). The run goes on with its other loggers.", "failed")
+        if self._gone:
+            self._say(f"{self._name} failed {_PATIENCE} times in a row and is given nothing more.", "gone")
+
+    def _say(self, message: str, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            warn_once(message)
