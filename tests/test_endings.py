@@ -156,8 +156,6 @@ class Broken(CSVLogger):
         type(self).calls += 1
         raise ConnectionError("service\nis gone")
 
-    log_hyperparams = save = log_metrics  # type: ignore[assignment]
-
 
 @pytest.mark.filterwarnings("ignore:Broken failed 3 times in a row")
 def test_a_logger_that_fails_does_not_stop_a_command(tiny: Path) -> None:

@@ -265,10 +265,17 @@ def test_a_run_with_as_many_keys_as_possible_stays_within_what_is_documented() -
     assert tables.tables == []
 
 
-def test_monitors_that_name_no_layers_make_no_table() -> None:
+def test_monitors_that_name_no_layers_have_the_first_ones_in_the_table() -> None:
     tables, record = fit(*(monitor() for monitor in MONITORS))
-    assert tables.tables == []
+    ((_, _, rows),) = tables.tables
+    assert {row[1] for row in rows} == set().union(*keys_of_layers(record).values())
     assert all(len(layers) <= 3 for layers in keys_of_layers(record).values())
+
+
+def test_whoever_wants_all_keys_gets_no_table_of_the_same() -> None:
+    tables, record = fit(*(monitor(wandb_keys="all") for monitor in MONITORS))
+    assert tables.tables == []
+    assert keys_of_layers(record)
 
 
 def test_a_large_first_block_is_cut_to_what_can_have_keys() -> None:
@@ -282,12 +289,13 @@ def test_a_large_first_block_is_cut_to_what_can_have_keys() -> None:
 
     tables, record = fit(NormGrowthMonitor(), project=Project(net=Deep()))
     assert len(keys_of_layers(record)["norm_growth"]) == SITE_LIMIT
-    assert tables.tables == []
+    ((_, _, rows),) = tables.tables
+    assert {row[1] for row in rows} == keys_of_layers(record)["norm_growth"]
 
 
 def test_monitors_share_the_table_and_few_layers_keep_their_keys_beside_it() -> None:
     monitors = [NormGrowthMonitor(layers="net.?"), NormGrowthMonitor(layers="*"), AffineConvergenceMonitor(layers="*")]
-    tables, record = fit(*monitors, OrthogonalityMonitor())
+    tables, record = fit(*monitors, OrthogonalityMonitor(layers="net.0"))
     assert keys_of_layers(record)["norm_growth"] == {"net.0", "net.3", "net.6", "net.9"}
     ((_, columns, rows),) = tables.tables
     assert {key.partition("/")[0] for key in columns[2:]} == {"norm_growth", "norm_growth_control", "affine"}

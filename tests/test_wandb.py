@@ -181,6 +181,7 @@ def test_hyperparameters_are_in_the_config(logged: tuple[WandbRun, Record]) -> N
     assert run.config["batch_size"] == 16
 
 
+@pytest.mark.filterwarnings("ignore:WandbLogger failed to log the table")
 def test_a_failing_wandb_does_not_stop_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no route to host")
