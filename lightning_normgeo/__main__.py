@@ -10,6 +10,7 @@ from lightning_normgeo._version import __version__
 from lightning_normgeo.errors import one_line_errors, refused
 from lightning_normgeo.shipped import find_config
 from lightning_normgeo.terminal.encoding import speak_any_encoding
+from lightning_normgeo.terminal.outlet import outlets
 from lightning_normgeo.terminal.usage import (
     ALL_OPTIONS,
     OWN_COMMANDS,
@@ -32,6 +33,11 @@ def main(args: list[str] | None = None) -> None:
     """
     speak_any_encoding()
     given = sys.argv[1:] if args is None else args
+    with outlets():
+        _guarded(given)
+
+
+def _guarded(given: list[str]) -> None:
     try:
         with one_line_errors():
             answer = _answer(given)

@@ -55,7 +55,7 @@ ALLOWED = {
     | {"terminal"}
     | _RECORDS
     | _RUNS,
-    "study": {"_version", "cli", "files", "record", "record_lines", "report", "run_folder", "shipped"},
+    "study": {"_version", "cli", "files", "record", "record_lines", "report", "run_folder", "shipped", "terminal"},
     "__main__": {"_version", "cli", "report", "shipped", "study", "terminal"},
 }
 # what the parts without a Trainer may import from elsewhere

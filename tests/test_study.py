@@ -28,10 +28,11 @@ from lightning_normgeo.files import read_lines
 from lightning_normgeo.study import Study, load_study
 from lightning_normgeo.study.check import check
 from lightning_normgeo.study.definition import arguments_of
-from lightning_normgeo.study.display import Outlet, ProgressDisplay, failures, listing, outdated
+from lightning_normgeo.study.display import ProgressDisplay, failures, listing, outdated
 from lightning_normgeo.study.index import Entry, Index
 from lightning_normgeo.study.runner import Runner
 from lightning_normgeo.study.watch import Watch
+from lightning_normgeo.terminal.outlet import Outlet
 
 # Lightning's LightningCLI calls what jsonargparse 4.49 renamed
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")

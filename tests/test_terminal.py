@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from lightning_normgeo.models.architecture import ARCHITECTURES
 from lightning_normgeo.study.check import Checker
 from lightning_normgeo.terminal import usage
 from lightning_normgeo.terminal.encoding import _IN_WORDS
+from lightning_normgeo.terminal.outlet import Outlet
 
 EXPLAINING = [[], ["--help"], ["--version"], ["configs"], *([name, "--help"] for name in usage.TRAINER_COMMANDS)]
 LINES, COLUMNS = 50, 100
@@ -140,3 +143,29 @@ def test_all_options_are_there_when_asked_for(capsys: pytest.CaptureFixture[str]
     assert end.value.code == 0
     assert "--trainer.gradient_clip_val" in capsys.readouterr().out
     assert set(NormgeoCLI.subcommands()) == set(usage.TRAINER_COMMANDS)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+@pytest.mark.parametrize("arguments", [["--version"], ["nonsense"], []], ids=["version", "mistake", "overview"])
+def test_a_full_disk_below_the_output_changes_no_status(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "lightning_normgeo", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=full, check=False)
+    assert done.returncode == (2 if arguments == ["nonsense"] else 0)
+
+
+def test_output_goes_on_when_there_is_room_again() -> None:
+    class Full(io.StringIO):
+        full = True
+
+        def write(self, text: str) -> int:
+            if self.full:
+                raise OSError(28, "No space left on device")
+            return super().write(text)
+
+    file = Full()
+    outlet = Outlet(file)
+    outlet.write("lost")
+    file.full = False
+    outlet.write("shown")
+    assert file.getvalue() == "shown"

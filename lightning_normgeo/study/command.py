@@ -17,10 +17,11 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.command import write_quietly
 from lightning_normgeo.shipped import find_config
 from lightning_normgeo.study.definition import Study, load_study
-from lightning_normgeo.study.display import Outlet, ProgressDisplay, failures, listing, outdated
+from lightning_normgeo.study.display import ProgressDisplay, failures, listing, outdated
 from lightning_normgeo.study.index import Index
 from lightning_normgeo.study.runner import Runner, arguments_for
 from lightning_normgeo.study.sweep import write_sweep
+from lightning_normgeo.terminal.outlet import Outlet
 
 _DESCRIPTION = """Run a grid of trainings, each a process of its own with a folder of its own, and report on all of
 them. The same command again goes on: runs that have finished are left alone, half runs go on from their last

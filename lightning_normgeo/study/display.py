@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -22,40 +18,6 @@ from lightning_normgeo.study.watch import Watch
 
 _HALF = ("failed", "interrupted")
 _ENDED = {"finished": "[green]finished[/]", "failed": "[red]failed[/]", "interrupted": "[yellow]interrupted[/]"}
-
-
-class Outlet:
-    """A text file that falls silent once it cannot be written, as a terminal that is gone: what is shown stops nothing.
-
-    Args:
-        file: such as the standard output.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def write(self, text: str) -> int:
-        """Write a text, or nothing."""
-        try:
-            return self._file.write(text)
-        except OSError:
-            self._silence()
-            return len(text)
-
-    def flush(self) -> None:
-        """Write what is left, or nothing."""
-        try:
-            self._file.flush()
-        except OSError:
-            self._silence()
-
-    def _silence(self) -> None:
-        """Lead it nowhere: Python itself would fail to write the rest at its end."""
-        with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), self._file.fileno())
 
 
 class ProgressDisplay:
