@@ -81,6 +81,18 @@ def test_a_warm_up_from_zero_is_explained(name):
         scheduler.step()
 
 
+def adagrad_takes_groups() -> bool:
+    first, late = network(SHAPES["Adagrad"][0]), network(SHAPES["Adagrad"][0])
+    optimizer = torch.optim.Adagrad(first)
+    optimizer.add_param_group({"params": late})
+    set_gradients(first + late, 0)
+    try:
+        optimizer.step()
+    except KeyError:
+        return False
+    return True
+
+
 @each_known
 def test_a_group_that_joins_in_training_is_explained(name):
     parameters, optimizer = started(name)
@@ -89,6 +101,8 @@ def test_a_group_that_joins_in_training_is_explained(name):
             late = network(SHAPES[name][0], seed=5)
             optimizer.add_param_group({"params": late, "lr": 0.01})
             parameters = parameters + late
+            if name == "Adagrad" and not adagrad_takes_groups():
+                pytest.skip("torch 2.6 cannot step such a group itself")
         set_gradients(parameters, step)
         assert_all_explained(take_steps(optimizer))
 
@@ -222,7 +236,8 @@ def test_all_named_classes_are_tested():
     makers = [maker.func if isinstance(maker, partial) else maker for maker in KNOWN.values()]
     tested = {f"{make.__module__}.{make.__qualname__}" for make in makers}
     aliases = {"torch.optim._muon.Muon", "torch.optim._adafactor.Adafactor"}
-    assert tested >= set(BY_NAME) | (set(NEWER_IN_TORCH) - aliases)
+    newer = {name for name in NEWER_IN_TORCH if hasattr(torch.optim, name.rpartition(".")[2])}
+    assert tested >= set(BY_NAME) | (newer - aliases)
     assert set(makers) >= set(OF_TORCH)
 
 
