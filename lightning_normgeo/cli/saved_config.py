@@ -20,8 +20,7 @@ class RecordConfig(SaveConfigCallback):
         text = self.parser.dump(_without_place(self.config), skip_none=False)
         for logger in trainer.loggers:
             if isinstance(logger, RecordLogger):
-                logger.folder.mkdir(parents=True, exist_ok=True)
-                (logger.folder / "config.yaml").write_text(text, encoding="utf-8")
+                logger.log_file("config.yaml", text.encode())
                 logger.log_hyperparams({"wandb": {"id": _wandb_id(trainer)}})
             logger.log_hyperparams({"config": yaml.safe_load(text)})
 
