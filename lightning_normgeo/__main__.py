@@ -42,8 +42,9 @@ def _guarded(given: list[str]) -> None:
         with one_line_errors():
             answer = _answer(given)
             if answer is None:
-                sys.exit(_run(given))
-            print(answer)
+                _run(given)
+            else:
+                print(answer)
     except KeyboardInterrupt:
         sys.stderr.write("\nnormgeo: interrupted\n")
         sys.exit(_INTERRUPTED)
@@ -67,14 +68,13 @@ def _answer(given: list[str]) -> str | None:
     return None
 
 
-def _run(given: list[str]) -> int:
+def _run(given: list[str]) -> None:
     if given[0] != "report":  # which needs none of what trains
         require()
     if given[0] in OWN_COMMANDS:
-        return int(importlib.import_module(f"lightning_normgeo.{given[0]}.command").main(given[1:]))
+        sys.exit(importlib.import_module(f"lightning_normgeo.{given[0]}.command").main(given[1:]))
     cli = importlib.import_module("lightning_normgeo.cli")  # takes seconds, which a report does without
     cli.main([_HELP[1] if option == ALL_OPTIONS else option for option in given])
-    return 0
 
 
 if __name__ == "__main__":
