@@ -182,7 +182,7 @@ def test_no_file() -> None:
         ("model.groups: [32, 48], model.norm: [gn]", "^s.yaml: model.groups=48: .*groups=48 does not divide 64"),
         (
             "trainer.max_epochs: [1, many]",
-            "^s.yaml: trainer.max_epochs=many: --trainer.max_epochs many cannot be used. It has to be an integer or null.$",
+            "^s.yaml: trainer.max_epochs=many: --trainer.max_epochs many cannot be used. It has to be an integer",
         ),
         ("config: [good.yaml, bad.yaml]", "^s.yaml: config=bad.yaml: .*depth"),
     ],

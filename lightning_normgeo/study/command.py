@@ -26,7 +26,8 @@ from lightning_normgeo.terminal.outlet import Outlet
 _DESCRIPTION = """Run a grid of trainings, each a process of its own with a folder of its own, and report on all of
 them. The same command again goes on: runs that have finished are left alone, half runs go on from their last
 checkpoint, failed ones are tried again."""
-INTERRUPTED = 130
+_BY_SIGNAL = 128
+"""What shells add to the number of a signal for the status of a command that it has ended."""
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """As from a terminal, from a batch system at the end of a job's time, and from a connection that is lost."""
 
@@ -49,7 +50,7 @@ def study_parser() -> ArgumentParser:
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit status: 1 if a run failed, 130 if it was interrupted."""
+    """Run the command and return its exit status: 1 if a run failed, 130 or 143 if it was interrupted."""
     options = study_parser().parse_args(args)
     if options.jobs < 1:
         raise ConfigurationError(f"--jobs {options.jobs} must be at least 1.")
@@ -79,8 +80,8 @@ def _run(study: Study, options: Namespace, console: Console) -> int:
         with ProgressDisplay(console) as display, _listening(runner := Runner(index, display, options.jobs)):
             runner.run()
     if runner.interrupted:
-        console.print("interrupted; the same command goes on")
-        return INTERRUPTED
+        console.print(f"interrupted; the same command resumes it. study: {study.folder.absolute()}", markup=False)
+        return _BY_SIGNAL + runner.signal
     return _conclude(index, options, console)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,9 @@ class Runner:
         jobs: how many runs at a time.
         program: what is called with the arguments of each run.
         patience: seconds that runs get to end by themselves when they are interrupted.
+
+    Attributes:
+        signal: the number of the one that has interrupted it.
     """
 
     def __init__(
@@ -53,15 +57,17 @@ class Runner:
         self._active: list[Attempt] = []
         self._left: list[Entry] = []
         self._interrupts = 0
+        self.signal = int(signal.SIGINT)
 
     @property
     def interrupted(self) -> bool:
         """Whether it was told to stop."""
         return self._interrupts > 0
 
-    def interrupt(self, *_: Any) -> None:
+    def interrupt(self, number: int = signal.SIGINT, *_: Any) -> None:
         """Stop soon; the second time at once. A handler of signals: it does nothing itself, wherever it comes."""
         self._interrupts += 1
+        self.signal = int(number)
 
     def run(self, every: float = 0.5) -> None:
         """Run everything that has not finished, also what failed before; return when nothing is left.
