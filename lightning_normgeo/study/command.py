@@ -58,8 +58,6 @@ def main(args: list[str]) -> int:
     outlet = cast(TextIO, Outlet(sys.stdout))
     console = Console(file=outlet, soft_wrap=not terminal, width=None if terminal else 160)
     study = load_study(find_config(options.study, "normgeo study"))
-    from lightning_normgeo.study.check import check  # takes seconds, which the help of the command does without
-
     settings = check(study, options.study)
     if options.wandb_sweep:
         path = write_sweep(study, settings, options.wandb_sweep)
@@ -83,6 +81,13 @@ def _run(study: Study, options: Namespace, console: Console) -> int:
         console.print(f"interrupted; the same command resumes it. study: {study.folder.absolute()}", markup=False)
         return _BY_SIGNAL + runner.signal
     return _conclude(index, options, console)
+
+
+def check(study: Study, name: str) -> Any:
+    """Check a study before its first run; see :func:`lightning_normgeo.study.check.check`."""
+    from lightning_normgeo.study import check as checking  # takes seconds, which the help of the command does without
+
+    return checking.check(study, name)
 
 
 @contextmanager
