@@ -16,7 +16,6 @@ import yaml
 from lightning_normgeo import read_record
 from lightning_normgeo.cli import NormgeoCLI
 from lightning_normgeo.report.command import report_parser
-from lightning_normgeo.shipped import find_config
 from lightning_normgeo.study import load_study
 from lightning_normgeo.study.check import check
 from lightning_normgeo.study.command import study_parser
@@ -101,7 +100,7 @@ def test_commands_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch, tm
     name, *options = shlex.split(command)[1:]
     if name == "study":
         path = study_parser().parse_args(options).study
-        check(load_study(find_config(path)), path)
+        check(load_study(path), path)
     elif name == "report":
         assert report_parser().parse_args(options).runs
     else:

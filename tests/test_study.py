@@ -166,7 +166,7 @@ def test_files_that_are_no_study(text: str) -> None:
 
 
 def test_no_file() -> None:
-    with pytest.raises(ConfigurationError, match=r"no.yaml does not exist. Give a study, such as paper_small"):
+    with pytest.raises(ConfigurationError, match=r"normgeo study no.yaml does not exist, .* Nearest: "):
         load_study("no.yaml")
 
 

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.command import write_quietly
-from lightning_normgeo.shipped import find_config
 from lightning_normgeo.study.definition import Study, load_study
 from lightning_normgeo.study.display import ProgressDisplay, failures, listing, outdated
 from lightning_normgeo.study.index import Index
@@ -57,7 +56,7 @@ def main(args: list[str]) -> int:
     terminal = sys.stdout.isatty()
     outlet = cast(TextIO, Outlet(sys.stdout))
     console = Console(file=outlet, soft_wrap=not terminal, width=None if terminal else 160)
-    study = load_study(find_config(options.study, "normgeo study"))
+    study = load_study(options.study)
     settings = check(study, options.study)
     if options.wandb_sweep:
         path = write_sweep(study, settings, options.wandb_sweep)

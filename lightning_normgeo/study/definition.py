@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, get_loader
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.notebook import summary
+from lightning_normgeo.shipped import find_config
 
 _SHORT = {"seed_everything": "seed"}
 CONFIG = "config"
@@ -82,12 +83,13 @@ class Study:
 def load_study(path: str | Path) -> Study:
     """Read a study's file.
 
+    Args:
+        path: of the file, or the name of a study that comes with the package: ``paper_small``.
+
     Raises:
         ConfigurationError: if it is missing, is no study, or has options without values or with the same twice.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigurationError(f"{path} does not exist. Give a study, such as paper_small.")
+    path = Path(find_config(str(path), "normgeo study"))
     study = _read(path)
     _check_options(study, path)
     here = path.absolute().parent
