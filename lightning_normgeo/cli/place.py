@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo._lightning import is_wandb
+from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.record import RECORD_NAME, read_record
 from lightning_normgeo.record_logger import RecordLogger
 
@@ -19,10 +20,13 @@ _WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log")
 
 
 def has_logged(folder: Path) -> bool:
-    """Whether the record of a run holds anything that was measured or evaluated."""
+    """Whether the record of a run holds anything that was measured or evaluated, or cannot be read."""
     if not (folder / RECORD_NAME).is_file():
         return False
-    record = read_record(folder)
+    try:
+        record = read_record(folder)
+    except ConfigurationError:
+        return True
     return bool(record.metrics or record.layers or record.results)
 
 
