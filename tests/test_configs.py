@@ -133,6 +133,7 @@ def test_a_normalization_goes_over_the_base(decay: float, parse: Callable[[list[
     assert parsed.optimizer.init_args.weight_decay == decay
     parsed.model.norm, parsed.optimizer.init_args.weight_decay = "bn", 0.0
     assert parsed.optimizer == base.optimizer
+    parsed.trainer.logger = base.trainer.logger = None  # each run has a folder of its own
     assert (parsed.trainer, parsed.data) == (base.trainer, base.data)
 
 

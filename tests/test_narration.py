@@ -214,7 +214,11 @@ def test_the_record_keeps_what_was_left_out(caplog: Any, tmp_path: Any) -> None:
             raise OSError("full")
 
     _, last, warned = said(caplog, Pausing(), NormGrowthMonitor(), logger=[Broken(), Keeping()])
-    assert kept == [{"summary": last, "left_out": {"no backward pass since the last step": 1}}]
+    (observation,) = kept
+    assert observation["summary"] == last
+    assert observation["left_out"] == {"no backward pass since the last step": 1}
+    (optimizer,) = observation["optimizers"]
+    assert (optimizer["class"], optimizer["settings"]["momentum"]) == ("SGD", 0)
     assert [one for one in warned if "Broken failed to keep what was left out" in one]
 
 

@@ -76,7 +76,7 @@ def test_csv_has_a_row_for_each_run_and_attack() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["runs/one", "--format", "docx"], "--format docx is unknown; choose one of 'csv', 'html', 'md', 'pdf'"),
+        (["runs/one", "--format", "docx"], "--format docx is unknown; choose one of 'html', 'md', 'tex', 'csv'"),
         (["nowhere"], r"nowhere/record\.jsonl|nowhere does not exist"),
         (["runs/one", "--output", "runs/one/record.jsonl/report.html"], "cannot write there"),
         (["runs/one", "--wandb", "project"], "--wandb project is not entity/project"),

@@ -122,7 +122,7 @@ def test_a_bare_checkout_refuses_nothing(tmp_path: Path, install: Install, monke
     require()
 
 
-@pytest.mark.parametrize("command", [["fit", "--help"], ["--version"], ["study", "any.yaml"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["fit", "--help-all"], ["predict"], ["study", "any.yaml"]], ids=" ".join)
 def test_the_command_line_refuses_in_one_line(
     command: list[str], install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +134,12 @@ def test_the_command_line_refuses_in_one_line(
         "normgeo: error: lightning_normgeo needs torch>=2.6 (2.4.1 is installed). "
         'Run: pip install --upgrade "torch>=2.6"\n'
     )
+
+
+@pytest.mark.parametrize("command", [[], ["--version"], ["fit", "--help"], ["configs"]], ids=" ".join)
+def test_what_needs_no_torch_is_answered(command: list[str], install: Install) -> None:
+    install(torch="2.4.1")
+    main(command)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ AGGREGATES = frozenset(
         "norm_growth/cumulative_predicted",
         "norm_growth/cumulative_explained",
         "norm_growth/cumulative_residual",
+        "norm_growth/cumulative_storage_floor",
         "affine/abs_gamma2_minus_sigma2_mean",
         "affine/abs_beta_minus_mu_mean",
         "affine/gamma2_over_sigma2_mean",
