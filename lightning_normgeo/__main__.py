@@ -63,7 +63,7 @@ def _answer(given: list[str]) -> str | None:
         if not options or options[0] in _HELP:
             return config_list()
         return Path(find_config(options[0], "normgeo configs")).read_text(encoding="utf-8").rstrip()
-    if not command.startswith("-") and command not in (*TRAINER_COMMANDS, *OWN_COMMANDS):
+    if command not in (*TRAINER_COMMANDS, *OWN_COMMANDS):
         refused(unknown_command(command))
     return None
 

@@ -36,6 +36,15 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_command_without_data(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--config", "norm/gn"])
+    assert end.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("normgeo: error: ")]
+    assert f"normgeo {command} needs data: a configuration that has some, such as --config quickstart" in line
+
+
 @pytest.mark.parametrize("given", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

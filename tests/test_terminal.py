@@ -137,6 +137,13 @@ def test_unknown_command(given: str, nearest: str, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith(f"normgeo: error: {given!r} is no command. Choose one of: {nearest}")
 
 
+def test_an_option_in_the_place_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--config", "quickstart"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("normgeo: error: --config comes after the command, one of fit,")
+
+
 def test_all_options_are_there_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["fit", usage.ALL_OPTIONS])

@@ -17,6 +17,7 @@ _VALUE = re.compile(r"""Parser key "(?P<key>[^"]+)":""")
 _GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
 _NAME = re.compile(r"[\w.-]+")
 """A name as users give it: Lightning has options of its own for what is linked."""
+_NO_DATA = re.compile(r"arguments are required: \w+\.data\b")
 _NO_YAML = "Problems parsing config"
 _SHORT = {type(None): "null", int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
@@ -32,6 +33,11 @@ def explain(message: str, arguments: Sequence[str], parser: Any, command: str) -
     """
     if _NO_YAML in message:
         return _not_yaml(arguments) or " ".join(message.split())
+    if _NO_DATA.search(message):
+        return (
+            f"normgeo {command} needs data: a configuration that has some, such as --config quickstart, or --data with "
+            "DigitsDataModule, CIFARDataModule, ImageFolderDataModule or your own."
+        )
     unknown = _UNKNOWN.search(message)
     if unknown is not None:
         return _unknown(_in_full(unknown[1], arguments), parser, command)

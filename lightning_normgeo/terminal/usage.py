@@ -105,7 +105,9 @@ def command_help(command: str) -> str:
 
 
 def unknown_command(command: str) -> str:
-    """Return what to say of a command that there is not."""
+    """Return what to say of a command that there is not, or of an option in its place."""
+    if command.startswith("-"):
+        return f"{command} comes after the command, one of {', '.join([*TRAINER_COMMANDS, *OWN_COMMANDS])}."
     return f"{command!r} is no command. Choose one of: {closest(command, [*TRAINER_COMMANDS, *OWN_COMMANDS])}."
 
 
