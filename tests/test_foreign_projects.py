@@ -361,6 +361,7 @@ def test_convnext_is_invariant_jointly_with_its_biases() -> None:
     assert observed.controls == {*pointwise, "network.features.2.1", "network.classifier.2"}
 
 
+@pytest.mark.slow
 def test_vit_b_16() -> None:
     def make() -> Any:
         return Classifier(torchvision.models.vit_b_16(num_classes=4), lambda p: torch.optim.SGD(p, lr=0.1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from fnmatch import fnmatchcase
@@ -24,6 +25,12 @@ from tests.projects import Project, images, sgd, trainer
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+@functools.cache
+def checked(path: str) -> Any:
+    """Check a study of 48 runs once, however many commands name it."""
+    return check(load_study(path), path)
 
 
 def run_python() -> dict[str, Any]:
@@ -100,7 +107,7 @@ def test_commands_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch, tm
     name, *options = shlex.split(command)[1:]
     if name == "study":
         path = study_parser().parse_args(options).study
-        check(load_study(path), path)
+        checked(path)
     elif name == "report":
         assert report_parser().parse_args(options).runs
     else:

@@ -160,6 +160,7 @@ def test_studies_of_the_repository(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @needs_pinned_wandb
+@pytest.mark.slow
 def test_an_agent_runs_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "study.yaml").write_text(SMALL_STUDY)
     (tmp_path / "base.yaml").write_text(SMALL_BASE)
