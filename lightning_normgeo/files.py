@@ -40,13 +40,17 @@ def parsed(line: bytes) -> dict[str, Any]:
     return found
 
 
+_LONGEST = 2**28
+"""Bytes of a line, of which a record has thousands: a file without ends of lines is read in parts of this size."""
+
+
 def raw_lines(path: Path) -> Iterator[bytes]:
     """The lines of a text in UTF-8 as they are, and of one in UTF-16 as if it were."""
     with path.open("rb") as file:
         wide = file.read(2) in _WIDE
         file.seek(0)
         if not wide:
-            yield from file
+            yield from iter(lambda: file.readline(_LONGEST), b"")
             return
     with path.open(encoding="utf-16", errors="replace") as texts:
         for text in texts:
