@@ -12,7 +12,7 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from lightning_normgeo.plain import plain
+from lightning_normgeo.plain import plain, plain_line
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -40,12 +40,24 @@ _FEW = 16
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return the known names as a hint, the nearest to ``name`` first; of many only these, or the first."""
     known = list(dict.fromkeys(known))
-    lower = {one.lower(): one for one in reversed(known)}
-    near = [lower[one] for one in difflib.get_close_matches(name.lower(), lower, n=count, cutoff=0.5)]
+    near = near_names(name, known, count)
     if len(known) <= _FEW:
         return ", ".join(map(repr, dict.fromkeys([*near, *known])))
     near = near or sorted(known)[:8]
     return ", ".join(map(repr, near)) + f" … ({len(known)} in all)"
+
+
+def near_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names that are near to one in letters, whether large or small, the nearest first."""
+    folded: dict[str, str] = {}
+    for one in known:
+        folded.setdefault(one.casefold(), one)
+    return [folded[found] for found in difflib.get_close_matches(name.casefold(), folded, n=count, cutoff=0.5)]
+
+
+def said_in_one_line(error: BaseException) -> str:
+    """The message of an error in one line; its kind where it has none."""
+    return plain_line(error) or type(error).__name__
 
 
 def is_rank_zero() -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any, TypeVar
 
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.errors import ConfigurationError, near_names
 
 _T = TypeVar("_T")
 _FEW = 20
@@ -74,10 +73,7 @@ def _called(meanings: Mapping[str, str]) -> Any:
 
 def _near(name: str, meanings: Mapping[str, str]) -> list[str]:
     """The names that are near in letters, else those whose meaning contains what was said."""
-    folded: dict[str, str] = {}
-    for known in meanings:
-        folded.setdefault(known.casefold(), known)
-    near = [folded[found] for found in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    near = near_names(name, meanings)
     word = "".join(letter for letter in name.casefold() if letter.isalnum())
     said = {known: "".join(filter(str.isalnum, meaning.casefold())) for known, meaning in meanings.items()}
     return near or [known for known, meaning in said.items() if len(word) > 2 and word in meaning]

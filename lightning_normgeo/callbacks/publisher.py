@@ -49,8 +49,8 @@ class Publisher:
         self.rows += 1
         if row.dropped:
             warn_once("Values that are not finite are left out of the logs.")
-        sent = for_wandb(row.scalars, monitors)
-        self._at_wandb.update(sent if any(map(is_wandb, trainer.loggers)) else ())
+        sent = for_wandb(row.scalars, monitors) if any(map(is_wandb, trainer.loggers)) else {}
+        self._at_wandb.update(sent)
         publish(row, trainer.loggers, step, sent)
         self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.watched.items()})

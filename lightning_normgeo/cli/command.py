@@ -23,7 +23,7 @@ from lightning_normgeo.cli.parser import OneLineParser
 from lightning_normgeo.cli.place import has_logged, missing_parents, remove_traces
 from lightning_normgeo.cli.quiet import keep_quiet
 from lightning_normgeo.cli.saved_config import RecordConfig
-from lightning_normgeo.errors import ConfigurationError, is_rank_zero, one_line_errors, warn_once
+from lightning_normgeo.errors import ConfigurationError, is_rank_zero, one_line_errors, said_in_one_line, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
 from lightning_normgeo.record_logger import RecordLogger, check_writable, claim_version
 from lightning_normgeo.resume import NewestEpoch, RandomState, keeps_the_best
@@ -250,4 +250,4 @@ def _best(trainer: Trainer) -> str | None:
 
 
 def _one_line(error: Exception) -> ConfigurationError:
-    return ConfigurationError(" ".join(str(error).split()))
+    return ConfigurationError(said_in_one_line(error))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo._lightning import is_wandb
-from lightning_normgeo.errors import warn_once
+from lightning_normgeo.errors import said_in_one_line, warn_once
 
 _METHODS = (
     "log_metrics",
@@ -40,8 +40,10 @@ def start_wandb(loggers: list[Any]) -> list[Any]:
                 Path(logger.save_dir or ".").mkdir(parents=True, exist_ok=True)
                 _ = logger.experiment
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            warn_once(f"W&B could not start ({reason}); the run goes on without it. --wandb offline needs no account.")
+            warn_once(
+                f"W&B could not start ({said_in_one_line(error)}); the run goes on without it. --wandb offline "
+                "needs no account."
+            )
         else:
             able.append(logger)
     return able
@@ -125,8 +127,7 @@ class _Failures:
         return guarded
 
     def _report(self, error: Exception) -> None:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        self._say(f"{self._name} failed ({reason}). The run goes on with its other loggers.", "failed")
+        self._say(f"{self._name} failed ({said_in_one_line(error)}). The run goes on with its other loggers.", "failed")
         if self._gone:
             self._say(f"{self._name} failed {_PATIENCE} times in a row and is given nothing more.", "gone")
 

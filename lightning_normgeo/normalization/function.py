@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from lightning_normgeo.errors import said_in_one_line
 from lightning_normgeo.normalization.examples import arguments, attributes_kept, few, shapes
 
 LAYER_KEPT = 1e-4
@@ -230,5 +231,5 @@ def _detached(tensor: Tensor) -> Tensor:
 
 
 def _short(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = said_in_one_line(error)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo.contained import MEBIBYTE, read_contained
-from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.plain import plain_line
+from lightning_normgeo.errors import ConfigurationError, said_in_one_line
 from lightning_normgeo.record import ROBUSTNESS, Record
 from lightning_normgeo.report.wandb_sections import STEP
 from lightning_normgeo.robustness.decisions import load_decisions
@@ -71,15 +70,15 @@ def connect() -> Any:
         return wandb.Api(timeout=_PATIENCE)
     except wandb.errors.UsageError as error:
         raise ConfigurationError(
-            f"W&B needs an account ({_line(error)}). Run wandb login, or set WANDB_API_KEY; reports of local folders "
-            "need none."
+            f"W&B needs an account ({said_in_one_line(error)}). Run wandb login, or set WANDB_API_KEY; reports of "
+            "local folders need none."
         ) from error
     except Exception as error:
         _settle()
         server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
         raise ConfigurationError(
-            f"W&B at {server} cannot be reached or refuses the account ({_line(error)}). Check the network, and "
-            "WANDB_API_KEY or wandb login --relogin; reports of local folders need neither."
+            f"W&B at {server} cannot be reached or refuses the account ({said_in_one_line(error)}). Check the network, "
+            "and WANDB_API_KEY or wandb login --relogin; reports of local folders need neither."
         ) from error
 
 
@@ -92,7 +91,7 @@ def explained(what: str, hint: str) -> Iterator[None]:
         raise
     except Exception as error:  # W&B has a dozen kinds, not all of them public
         _settle()
-        raise ConfigurationError(f"{what} ({_line(error)}). {hint}") from error
+        raise ConfigurationError(f"{what} ({said_in_one_line(error)}). {hint}") from error
 
 
 def _settle() -> None:
@@ -244,10 +243,6 @@ def _with_classes(rows: Sequence[dict[str, Any]], files: Sequence[Path]) -> list
 def _plain(value: Any) -> Any:
     """Return W&B's own kind of dictionary as an ordinary one."""
     return {key: _plain(entry) for key, entry in value.items()} if hasattr(value, "items") else value
-
-
-def _line(error: Exception) -> str:
-    return plain_line(error) or type(error).__name__
 
 
 def _temporary() -> Path:
