@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from lightning_normgeo import ResNetClassifier
 from lightning_normgeo.robustness import RobustnessSettings, folded_model
-from lightning_normgeo.robustness.attacks import ascent
-from lightning_normgeo.robustness.checks import undisturbed
+from lightning_normgeo.robustness.attacks.batch_size import fitting_batch
+from lightning_normgeo.robustness.attacks.projected_gradient import ascent
 from lightning_normgeo.robustness.inputs import DeclaredInputs
+from lightning_normgeo.robustness.inputs.checks import undisturbed
 from lightning_normgeo.robustness.loader_evaluation import LoaderEvaluation
-from lightning_normgeo.robustness.parts import report_of
-from lightning_normgeo.robustness.sizing import fitting_batch
+from lightning_normgeo.robustness.results.process_shares import report_of
 
 _CLASSES = 10
 _FORWARD = 1 / 3

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from lightning_normgeo.normalization import swap_norm as swap_norm
     from lightning_normgeo.probes import describe_lion as describe_lion
     from lightning_normgeo.probes import register_optimizer as register_optimizer
-    from lightning_normgeo.record import read_record as read_record
-    from lightning_normgeo.record_logger import RecordLogger as RecordLogger
     from lightning_normgeo.robustness import evaluate_robustness as evaluate_robustness
-    from lightning_normgeo.summary import summarize as summarize
+    from lightning_normgeo.runs.record import read_record as read_record
+    from lightning_normgeo.runs.record_logger import RecordLogger as RecordLogger
+    from lightning_normgeo.runs.summary import summarize as summarize
 
 _HOMES = {
     "AffineConvergenceMonitor": "callbacks",
@@ -40,17 +40,17 @@ _HOMES = {
     "NORMS": "normalization",
     "NormGrowthMonitor": "callbacks",
     "OrthogonalityMonitor": "callbacks",
-    "RecordLogger": "record_logger",
+    "RecordLogger": "runs.record_logger",
     "ResNetClassifier": "models",
     "RobustnessEvaluation": "callbacks",
     "SwapReport": "normalization",
     "Units": "normalization",
     "describe_lion": "probes",
     "evaluate_robustness": "robustness",
-    "read_record": "record",
+    "read_record": "runs.record",
     "register_optimizer": "probes",
     "scale_invariant_units": "normalization",
-    "summarize": "summary",
+    "summarize": "runs.summary",
     "swap_norm": "normalization",
 }
 

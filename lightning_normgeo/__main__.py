@@ -8,10 +8,10 @@ from pathlib import Path
 
 from lightning_normgeo._version import __version__
 from lightning_normgeo.errors import one_line_errors, refused
-from lightning_normgeo.shipped import find_config
-from lightning_normgeo.terminal.encoding import speak_any_encoding
-from lightning_normgeo.terminal.outlet import outlets
-from lightning_normgeo.terminal.usage import (
+from lightning_normgeo.terminal.any_encoding import speak_any_encoding
+from lightning_normgeo.terminal.safe_streams import outlets
+from lightning_normgeo.terminal.shipped_configs import find_config
+from lightning_normgeo.terminal.short_help import (
     ALL_OPTIONS,
     OWN_COMMANDS,
     TRAINER_COMMANDS,
@@ -20,7 +20,7 @@ from lightning_normgeo.terminal.usage import (
     overview,
     unknown_command,
 )
-from lightning_normgeo.versions import require
+from lightning_normgeo.utilities.versions import require
 
 _HELP = ("-h", "--help")
 _INTERRUPTED = 130

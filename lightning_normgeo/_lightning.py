@@ -11,7 +11,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lightning_normgeo.versions import require
+from lightning_normgeo.utilities.versions import require
 
 _NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
 """In the order they are imported where neither is in use. In whichever comes second, Python's typing hands out

@@ -12,7 +12,7 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from lightning_normgeo.plain import plain, plain_line
+from lightning_normgeo.utilities.plain_text import plain, plain_line
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -8,93 +8,77 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+
+from support.isolation import REPOSITORY
 
 PACKAGE = REPOSITORY / "lightning_normgeo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LIMIT = 300
 
-_RECORDS = {"record", "record_logger"}
-_RUNS = {"resume", "run_folder"}
-# what every part may use for its words: errors, checked options, tables in notebooks
-_WORDS = {"plain", "errors", "versions", "options", "notebook"}
+# what every part may use for its words: errors, checked values, tables in notebooks
+_WORDS = {"errors"} | {f"utilities.{name}" for name in ("plain_text", "versions", "checked_values", "notebook")}
+_FILES = {"utilities.contained_files", "utilities.files", "utilities.spool"}
 # what each part of the package may import of it beside these; a part may only name parts above it
 ALLOWED = {
     "_version": set(),
-    "plain": set(),
+    "utilities.__init__": set(),
+    "utilities.plain_text": set(),
     "errors": set(),
-    "versions": set(),
-    "options": set(),
-    "notebook": set(),
-    "contained": set(),
-    "files": set(),
-    "spool": {"files"},
-    "shipped": set(),
-    "terminal": {"_version", "shipped"},
+    "utilities.versions": set(),
+    "utilities.checked_values": set(),
+    "utilities.notebook": set(),
+    "utilities.contained_files": set(),
+    "utilities.files": set(),
+    "utilities.spool": {"utilities.files"},
+    "utilities.checkpoints": set(),
     "_lightning": set(),
-    "environment": {"_version"},
-    "checkpoints": set(),
+    "terminal": {"_version"},
     "geometry": set(),
     "normalization": {"geometry"},
-    "robustness": {"contained", "files", "geometry", "normalization", "spool"},
+    "robustness": {"geometry", "normalization"} | _FILES,
     "probes": {"geometry", "normalization"},
-    "record_lines": {"files"},
-    "record": {"contained", "record_lines"},
-    "hyperparameters": set(),
-    "record_logger": {"_lightning", "environment", "files", "hyperparameters", "record", "record_lines", "spool"},
-    "run_folder": {"files", "record"},
-    "resume": {"run_folder"},
-    "summary": {"record"},
-    "report": {"_version", "contained", "files", "record", "robustness"},
+    "runs": {"_lightning", "_version"} | _FILES,
+    "report": {"_version", "robustness", "runs"} | _FILES,
     "data": set(),
     "models": {"normalization"},
-    "callbacks": {"_lightning", "files", "geometry", "normalization", "probes", "record", "robustness"},
-    "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness", "summary"}
-    | _RECORDS,
-    "cli": {"_lightning", "_version", "callbacks", "checkpoints", "data", "models", "report", "shipped", "summary"}
-    | {"terminal"}
-    | _RECORDS
-    | _RUNS,
-    "study": {"_version", "cli", "files", "record", "record_lines", "report", "run_folder", "shipped", "terminal"},
-    "__main__": {"_version", "cli", "report", "shipped", "study", "terminal"},
+    "callbacks": {"_lightning", "geometry", "normalization", "probes", "robustness", "runs"} | _FILES,
+    "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness", "runs"},
+    "cli": {"_lightning", "_version", "callbacks", "data", "models", "report", "runs", "terminal"}
+    | {"utilities.checkpoints"},
+    "study": {"_version", "cli", "report", "runs", "terminal"} | _FILES,
+    "__main__": {"_version", "cli", "report", "study", "terminal"},
 }
 # what the parts without a Trainer may import from elsewhere
 THIRD_PARTY = {
     "_version": set(),
-    "versions": {"packaging"},
-    "checkpoints": {"torch"},
-    "environment": set(),
-    "plain": set(),
-    "contained": set(),
+    "utilities.plain_text": set(),
     "errors": {"lightning_utilities"},  # for the rank: a package of two dozen helpers, not Lightning
-    "options": set(),
-    "notebook": set(),  # pandas where it is installed and asked for
+    "utilities.versions": {"packaging"},
+    "utilities.checked_values": set(),
+    "utilities.notebook": set(),  # pandas where it is installed and asked for
+    "utilities.contained_files": set(),
+    "utilities.files": set(),
+    "utilities.spool": set(),
+    "utilities.checkpoints": {"torch"},
+    "terminal": set(),
     "geometry": {"torch", "numba"},  # numba only where it is installed
     "normalization": {"torch"},
     "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last only where it is installed and asked for
     "probes": {"torch"},
-    "summary": {"rich"},
+    "runs": {"filelock", "lightning_utilities", "numpy", "PIL", "pytorch_lightning", "rich", "torch"},
     "report": {"altair", "jinja2", "jsonargparse", "numpy", "PIL", "scipy", "vl_convert", "wandb", "wandb_workspaces"},
     "study": {"filelock", "jsonargparse", "rich", "torch", "yaml"},
-    "record": set(),
-    "record_lines": set(),
-    "spool": set(),
-    "files": set(),
-    "hyperparameters": set(),
-    "record_logger": {"lightning_utilities", "PIL"},
-    "run_folder": {"filelock"},
-    "shipped": set(),
-    "terminal": set(),
 }
 
 
 def part(name: str) -> str:
-    """Return the part of a dotted name below the package."""
-    return [*name.split("."), "__init__"][1]
+    """Return the part of a dotted name below the package; of the utilities each file is a part of its own."""
+    first, second = [*name.split("."), "__init__", "__init__"][1:3]
+    return f"{first}.{second}" if first == "utilities" else first
 
 
 def part_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return part(".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts)))
 
 
 def imported(file: Path) -> set[str]:
@@ -139,7 +123,7 @@ def test_foundations_need_little(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=named)
 def test_wandb_is_imported_where_reports_are_read_and_published_only(file: Path) -> None:
-    allowed = {"online.py", "wandb_publish.py"} if part_of(file) == "report" else set()
+    allowed = {"downloaded_records.py", "publishing.py"} if part_of(file) == "report" else set()
     assert file.name in allowed or not any(name.split(".")[0] == "wandb" for name in imported(file))
 
 
@@ -156,9 +140,9 @@ def test_files_are_short(file: Path) -> None:
         ("lightning_normgeo.normalization", ["pytorch_lightning", "lightning", "wandb"]),
         ("lightning_normgeo.robustness", ["pytorch_lightning", "lightning", "wandb"]),
         ("lightning_normgeo.probes", ["pytorch_lightning", "lightning", "wandb"]),
-        ("lightning_normgeo.record", ["torch", "pytorch_lightning", "lightning", "numpy"]),
+        ("lightning_normgeo.runs.record", ["torch", "pytorch_lightning", "lightning", "numpy"]),
         ("lightning_normgeo.__main__", ["torch", "pytorch_lightning", "lightning", "numpy"]),
-        ("lightning_normgeo.report.command", ["altair", "torch", "wandb"]),
+        ("lightning_normgeo.report.report_command", ["altair", "torch", "wandb"]),
         ("lightning_normgeo.report.write", ["pytorch_lightning", "lightning", "wandb"]),
     ],
 )

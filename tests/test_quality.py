@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+
+from support.isolation import REPOSITORY
 
 
 @pytest.mark.parametrize(

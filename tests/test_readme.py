@@ -16,11 +16,11 @@ import yaml
 
 from lightning_normgeo import read_record
 from lightning_normgeo.cli import NormgeoCLI
-from lightning_normgeo.report.command import report_parser
+from lightning_normgeo.report.report_command import report_parser
 from lightning_normgeo.study import load_study
-from lightning_normgeo.study.check import check
-from lightning_normgeo.study.command import study_parser
-from tests.projects import Project, images, sgd, trainer
+from lightning_normgeo.study.study_command import study_parser
+from lightning_normgeo.study.validation import check
+from support.projects import Project, images, sgd, trainer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

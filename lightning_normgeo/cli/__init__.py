@@ -3,4 +3,4 @@
 from lightning_normgeo.cli.command import NormgeoCLI as NormgeoCLI
 from lightning_normgeo.cli.command import main as main
 from lightning_normgeo.cli.command import run as run
-from lightning_normgeo.shipped import configs_folder as configs_folder
+from lightning_normgeo.terminal.shipped_configs import configs_folder as configs_folder

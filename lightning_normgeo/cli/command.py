@@ -15,21 +15,21 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 import lightning_normgeo.callbacks
 import lightning_normgeo.data  # noqa: F401 - so that short class names work in configurations
 from lightning_normgeo._version import __version__
-from lightning_normgeo.checkpoints import check_checkpoint, load_weights_only
-from lightning_normgeo.cli.ending import interruption_of, tell_begin, tell_end, tell_interruption
+from lightning_normgeo.cli.cleanup import has_logged, missing_parents, remove_traces
+from lightning_normgeo.cli.command_options import add_options, check_exists
+from lightning_normgeo.cli.console_filter import keep_quiet
+from lightning_normgeo.cli.end_of_command import interruption_of, tell_begin, tell_end, tell_interruption
 from lightning_normgeo.cli.loggers import end_wandb, shield, start_wandb
-from lightning_normgeo.cli.options import add_options, check_exists
 from lightning_normgeo.cli.parser import OneLineParser
-from lightning_normgeo.cli.place import has_logged, missing_parents, remove_traces
-from lightning_normgeo.cli.quiet import keep_quiet
 from lightning_normgeo.cli.saved_config import RecordConfig
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero, one_line_errors, said_in_one_line, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
-from lightning_normgeo.record_logger import RecordLogger, check_writable, claim_version
-from lightning_normgeo.resume import NewestEpoch, RandomState, keeps_the_best
-from lightning_normgeo.run_folder import RunFolder
-from lightning_normgeo.shipped import DEFAULTS, shipped_configs, with_config_paths
-from lightning_normgeo.terminal.usage import TRAINER_COMMANDS
+from lightning_normgeo.runs.record_logger import RecordLogger, check_writable, claim_version
+from lightning_normgeo.runs.resume import NewestEpoch, RandomState, keeps_the_best
+from lightning_normgeo.runs.run_folder import RunFolder
+from lightning_normgeo.terminal.shipped_configs import DEFAULTS, shipped_configs, with_config_paths
+from lightning_normgeo.terminal.short_help import TRAINER_COMMANDS
+from lightning_normgeo.utilities.checkpoints import check_checkpoint, load_weights_only
 
 
 class NormgeoCLI(LightningCLI):

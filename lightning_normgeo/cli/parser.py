@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
-from lightning_normgeo.cli.mistakes import explain
+from lightning_normgeo.cli.error_messages import explain
 from lightning_normgeo.errors import refused
 
 

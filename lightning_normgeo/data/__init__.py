@@ -1,6 +1,6 @@
 """Data modules that hand out pixels in [0, 1] and know their number of classes."""
 
-from lightning_normgeo.versions import require
+from lightning_normgeo.utilities.versions import require
 
 require("torch", "torchvision", "pytorch-lightning")
 

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 from lightning_normgeo.data.images import ImageDataModule
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.options import whole
+from lightning_normgeo.utilities.checked_values import whole
 
 _ORDER_SEED = 2020
 

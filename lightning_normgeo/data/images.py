@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.options import flag, is_number, shown, whole
+from lightning_normgeo.utilities.checked_values import flag, is_number, shown, whole
 
 
 class Batch(NamedTuple):

@@ -1,7 +1,7 @@
 """How far a weight turns: radial and tangential parts of an update, angles, equilibria.
 
 Scale-invariant weights have a direction only, so the angle per step is what training does to them. Angles are never
-taken as acos of a cosine, which is 0 below 3e-4 in float32. Where these angles settle: :mod:`.equilibrium`.
+taken as acos of a cosine, which is 0 below 3e-4 in float32. Where these angles settle: :mod:`.weight_decay`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.increments import Scalar
-from lightning_normgeo.geometry.passes import fast, readable
+from lightning_normgeo.geometry.norm_increments import Scalar
+from lightning_normgeo.geometry.products.one_pass import fast, readable
 from lightning_normgeo.geometry.rows import column_blocks, dot, map_rows
 
 

@@ -2,7 +2,7 @@ r"""Where weight decay and gradient noise balance, for scale-invariant weights i
 
 The gradient is taken as isotropic noise orthogonal to W with :math:`\mathbb{E}\lVert g(\hat W)\rVert^2` constant. Then
 ‖W‖ and the angle that W turns by in each step approach a fixed point: van Laarhoven 2017, Wan et al. 2021, Kosson et
-al. 2024. The norm is :func:`lightning_normgeo.geometry.decay.balanced_norm`.
+al. 2024. The norm is :func:`lightning_normgeo.geometry.weight_decay.balanced_norm`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import math
 
 from torch import Tensor
 
-from lightning_normgeo.geometry.adaptive import AdamRule, LionRule
-from lightning_normgeo.geometry.increments import Scalar, SGDRule, UpdateRule
+from lightning_normgeo.geometry.norm_increments import Scalar, SGDRule, UpdateRule
+from lightning_normgeo.geometry.update_rules.adam_family import AdamRule, LionRule
 
 
 def equilibrium_angle(rule: UpdateRule) -> Scalar | None:

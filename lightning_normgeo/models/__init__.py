@@ -1,6 +1,6 @@
 """Models that take pixels in [0, 1] and have their normalization as a choice."""
 
-from lightning_normgeo.versions import require
+from lightning_normgeo.utilities.versions import require
 
 require("torch", "torchvision", "pytorch-lightning")
 

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lightning_normgeo.normalization.registry import find_norm
-from lightning_normgeo.normalization.swap import swap_norm
+from lightning_normgeo.normalization.surgery.swap import swap_norm
 
 Stem = Literal["cifar", "imagenet"]
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")

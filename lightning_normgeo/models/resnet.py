@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.models.architecture import ARCHITECTURES, Stem, build_resnet, smallest_map
 from lightning_normgeo.normalization.registry import NORMS, find_norm
-from lightning_normgeo.options import entry_of, is_number, numbers_of, shown, whole
+from lightning_normgeo.utilities.checked_values import entry_of, is_number, numbers_of, shown, whole
 
 Decayed = Literal["all", "weights", "none"]
 # so that --help lists the names; any other string gets this package's error, with the nearest ones

@@ -12,16 +12,16 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_normgeo.normalization.feeders import Feeder, outputs_of
 from lightning_normgeo.normalization.layers import MeanOnlyBatchNorm
-from lightning_normgeo.normalization.row_scaling import scales_with_weight
-from lightning_normgeo.normalization.sources import Source
-from lightning_normgeo.normalization.weights import (
+from lightning_normgeo.normalization.parametrizations import (
     Gain,
     normalize_weight,
     parametrizations_of,
     rows_dim,
 )
+from lightning_normgeo.normalization.row_scaling import scales_with_weight
+from lightning_normgeo.normalization.surgery.norm_layers import Source
+from lightning_normgeo.normalization.surgery.preceding_layers import Feeder, outputs_of
 
 
 def without_place(source: Source, layer: nn.Module | None) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_normgeo.options import entry_of
+from lightning_normgeo.utilities.checked_values import entry_of
 
 
 @dataclass(frozen=True)

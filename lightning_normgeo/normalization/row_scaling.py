@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from lightning_normgeo.normalization.sources import overrides
+from lightning_normgeo.normalization.surgery.norm_layers import overrides
 
 Linear = (nn.Linear, nn.modules.conv._ConvNd)
 """Layers whose weight can be normalized."""

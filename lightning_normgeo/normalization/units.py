@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_normgeo.geometry.rows import as_rows
 from lightning_normgeo.normalization.names import site_of
-from lightning_normgeo.notebook import Table, summary
-from lightning_normgeo.options import UnknownNameError, nearest, shown
+from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, shown
+from lightning_normgeo.utilities.notebook import Table, summary
 
 Kind = Literal["filter", "group", "layer", "matrix", "none"]
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lightning_normgeo.contained import MEBIBYTE, contained_file, contained_folder, read_contained
 from lightning_normgeo.errors import ConfigurationError, closest, warn_once
-from lightning_normgeo.record import RECORD_NAME, STUDY_NAME, Record, read_records
+from lightning_normgeo.runs.record import RECORD_NAME, STUDY_NAME, Record, read_records
+from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file, contained_folder, read_contained
 
 _ONLINE = r"(wandb:)?([\w.-]+/[\w.-]+(?:/[\w.-]+)?)"
 _DEEPEST, _MOST_FOLDERS = 4, 20_000
@@ -32,7 +32,7 @@ def records_of(source: str) -> list[Record]:
     match = re.fullmatch(_ONLINE, source)
     if match is None or (match[1] is None and _is_local(source)):
         raise ConfigurationError(_missing(path))
-    from lightning_normgeo.report.online import read_project
+    from lightning_normgeo.report.wandb.downloaded_records import read_project
 
     try:
         return read_project(match[2])

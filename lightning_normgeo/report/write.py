@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_normgeo.contained import leads_out
 from lightning_normgeo.errors import ConfigurationError, closest
-from lightning_normgeo.files import replacing
-from lightning_normgeo.plain import plain_line
-from lightning_normgeo.record import RECORD_NAME, STUDY_NAME
-from lightning_normgeo.report.figures import all_figures
-from lightning_normgeo.report.page import render
-from lightning_normgeo.report.runs import Run, load_runs
+from lightning_normgeo.report.compared_runs import Run, load_runs
+from lightning_normgeo.report.figures.geometry_figures import all_figures
+from lightning_normgeo.report.formats.html_page import render
+from lightning_normgeo.report.formats.text import as_csv, as_latex, as_markdown
 from lightning_normgeo.report.tables import all_tables
-from lightning_normgeo.report.text import as_csv, as_latex, as_markdown
+from lightning_normgeo.runs.record import RECORD_NAME, STUDY_NAME
+from lightning_normgeo.utilities.contained_files import leads_out
+from lightning_normgeo.utilities.files import replacing
+from lightning_normgeo.utilities.plain_text import plain_line
 
 REPORT_NAME = "report.html"
 FORMATS = ("html", "md", "tex", "csv", "png", "pdf")

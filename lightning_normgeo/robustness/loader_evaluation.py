@@ -11,21 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import UnsuitableError, warn_once
-from lightning_normgeo.normalization.given import weight_of
-from lightning_normgeo.robustness.advice import UNPACK
-from lightning_normgeo.robustness.assumptions import check_assumptions
-from lightning_normgeo.robustness.batch_attacks import Progress
-from lightning_normgeo.robustness.catalogue import ProjectedGradient
-from lightning_normgeo.robustness.evaluation import RobustnessEvaluator
-from lightning_normgeo.robustness.identity import SeenSamples, order_of, sample_keys
+from lightning_normgeo.normalization.user_inputs import weight_of
+from lightning_normgeo.robustness.attacks.batch_attacks import Progress
+from lightning_normgeo.robustness.attacks.registry import ProjectedGradient
+from lightning_normgeo.robustness.evaluator import RobustnessEvaluator
 from lightning_normgeo.robustness.inputs import DeclaredInputs, InputSpace, class_indices, class_logits, input_space
-from lightning_normgeo.robustness.inputs.lattice import confirms
-from lightning_normgeo.robustness.inputs.ranges import check_range
-from lightning_normgeo.robustness.journal import Journal
-from lightning_normgeo.robustness.parts import EVERYTHING, Part
+from lightning_normgeo.robustness.inputs.advice import UNPACK
+from lightning_normgeo.robustness.inputs.pixel_lattice import confirms
+from lightning_normgeo.robustness.inputs.pixel_range import check_range
+from lightning_normgeo.robustness.model.assumptions import check_assumptions
+from lightning_normgeo.robustness.model.preserved_state import undisturbed
+from lightning_normgeo.robustness.results.example_images import Shown
+from lightning_normgeo.robustness.results.journal import Journal
+from lightning_normgeo.robustness.results.process_shares import EVERYTHING, Part
+from lightning_normgeo.robustness.results.sample_identity import SeenSamples, order_of, sample_keys
 from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
-from lightning_normgeo.robustness.shown import Shown
-from lightning_normgeo.robustness.undisturbed import undisturbed
 
 
 class JournalPlace(NamedTuple):

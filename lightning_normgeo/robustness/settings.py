@@ -11,8 +11,7 @@ from typing import Any, Literal
 import torch
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.options import flag, is_number, one_or_more, plain, shown, strings, whole
-from lightning_normgeo.robustness.catalogue import (
+from lightning_normgeo.robustness.attacks.registry import (
     DEFAULT_ATTACKS,
     Attack,
     Noise,
@@ -20,7 +19,8 @@ from lightning_normgeo.robustness.catalogue import (
     attack_list,
     step_size,
 )
-from lightning_normgeo.robustness.threat import InputSpace, ThreatModel, threat_model
+from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel, threat_model
+from lightning_normgeo.utilities.checked_values import flag, is_number, one_or_more, plain, shown, strings, whole
 
 Semantics = Literal["final", "any"]
 OnUnsuitable = Literal["skip", "raise"]

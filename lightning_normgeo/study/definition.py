@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser, get_loader
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.notebook import summary
-from lightning_normgeo.shipped import find_config
+from lightning_normgeo.terminal.shipped_configs import find_config
+from lightning_normgeo.utilities.notebook import summary
 
 _SHORT = {"seed_everything": "seed"}
 CONFIG = "config"

@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lightning_normgeo.plain import plain_line
-from lightning_normgeo.study.attempt import OUTPUT_NAME
-from lightning_normgeo.study.index import Entry, Index
-from lightning_normgeo.study.watch import Watch
+from lightning_normgeo.study.run_process import OUTPUT_NAME
+from lightning_normgeo.study.run_progress import Watch
+from lightning_normgeo.study.study_index import Entry, Index
+from lightning_normgeo.utilities.plain_text import plain_line
 
 _HALF = ("failed", "interrupted")
 _ENDED = {"finished": "[green]finished[/]", "failed": "[red]failed[/]", "interrupted": "[yellow]interrupted[/]"}

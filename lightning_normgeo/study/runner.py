@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightning_normgeo.study.attempt import Attempt
 from lightning_normgeo.study.definition import Study, arguments_of
-from lightning_normgeo.study.index import Entry, Index, Status
-from lightning_normgeo.study.share import share
-from lightning_normgeo.study.watch import Watch
+from lightning_normgeo.study.resources import share
+from lightning_normgeo.study.run_process import Attempt
+from lightning_normgeo.study.run_progress import Watch
+from lightning_normgeo.study.study_index import Entry, Index, Status
 
 NORMGEO = (sys.executable, "-m", "lightning_normgeo")
 

@@ -5,4 +5,4 @@ from lightning_normgeo.normalization.invariance.discovery import find_units as f
 from lightning_normgeo.normalization.invariance.discovery import scale_invariant_units as scale_invariant_units
 from lightning_normgeo.normalization.invariance.discovery import units_from_graph as units_from_graph
 from lightning_normgeo.normalization.invariance.guess import guess_units as guess_units
-from lightning_normgeo.normalization.invariance.walk import UNKNOWN_CONSTANT as UNKNOWN_CONSTANT
+from lightning_normgeo.normalization.invariance.node_context import UNKNOWN_CONSTANT as UNKNOWN_CONSTANT

@@ -18,13 +18,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.normalization.given import as_example, check_module
-from lightning_normgeo.normalization.graph import Graph, is_compiled, traced_graph
+from lightning_normgeo.normalization.autograd.graph import Graph, is_compiled, traced_graph
+from lightning_normgeo.normalization.autograd.reentrant_checkpoints import opened
 from lightning_normgeo.normalization.invariance.guess import guess_units
 from lightning_normgeo.normalization.invariance.search import Search
 from lightning_normgeo.normalization.names import by_clean_name, clean_name, named_weights
-from lightning_normgeo.normalization.reentrant import opened
 from lightning_normgeo.normalization.units import Units, WeightUnits
+from lightning_normgeo.normalization.user_inputs import as_example, check_module
 
 REENTRANT = "inside a reentrant activation checkpoint"
 """Why a weight has no units that one such checkpoint hides."""

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_normgeo.normalization.names import by_clean_name, clean_name, named_weights, site_of
+from lightning_normgeo.normalization.parametrizations import parametrization_kind, parametrization_title, rows_dim
 from lightning_normgeo.normalization.units import WeightUnits
-from lightning_normgeo.normalization.weights import parametrization_kind, parametrization_title, rows_dim
 
 _CONSTRUCTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lightning_normgeo.normalization.graph import Graph, Node
-from lightning_normgeo.normalization.invariance.layout import Piece, Scaled, contiguous_units, rows
-from lightning_normgeo.normalization.invariance.rules import apply
+from lightning_normgeo.normalization.autograd.graph import Graph, Node
+from lightning_normgeo.normalization.invariance.node_context import BiasNotScaledError, NotInvariantError, Walk, name_of
+from lightning_normgeo.normalization.invariance.row_layout import Piece, Scaled, contiguous_units, rows
+from lightning_normgeo.normalization.invariance.rules.by_node_name import apply
 from lightning_normgeo.normalization.invariance.slices import Slices, other_slices
-from lightning_normgeo.normalization.invariance.walk import BiasNotScaledError, NotInvariantError, Walk, name_of
 from lightning_normgeo.normalization.names import bias_of, site_of
+from lightning_normgeo.normalization.parametrizations import parametrization_title
 from lightning_normgeo.normalization.units import Kind, WeightUnits
-from lightning_normgeo.normalization.weights import parametrization_title
 
 _TITLES = {
     "NativeBatchNorm": "batch normalization",

@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor
 
-from lightning_normgeo.normalization.invariance.layout import Axis, Piece, Scaled, plain, rows
+from lightning_normgeo.normalization.invariance.row_layout import Axis, Piece, Scaled, plain, rows
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.adaptive import AdamRule
-from lightning_normgeo.geometry.elementwise import ElementwiseRule
-from lightning_normgeo.geometry.increments import SGDRule
-from lightning_normgeo.geometry.layerwise import LambRule, LarsRule, MarsRule
-from lightning_normgeo.geometry.orthogonalized import AdamPRule, SGDPRule
-from lightning_normgeo.geometry.variants import AdEMAMixRule, AdoptRule, LaPropRule, NAdamWRule, SGDWRule
-from lightning_normgeo.probes.optimizers.lions import LIONS, corrected, with_caution
+from lightning_normgeo.geometry.norm_increments import SGDRule
+from lightning_normgeo.geometry.update_rules.adam_family import AdamRule
+from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule
+from lightning_normgeo.geometry.update_rules.layerwise import LambRule, LarsRule, MarsRule
+from lightning_normgeo.geometry.update_rules.projected import AdamPRule, SGDPRule
+from lightning_normgeo.geometry.update_rules.variants import AdEMAMixRule, AdoptRule, LaPropRule, NAdamWRule, SGDWRule
+from lightning_normgeo.probes.optimizers.lion import LIONS, corrected, with_caution
 from lightning_normgeo.probes.optimizers.recipe import (
     Describe,
     Described,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.elementwise import arithmetic_dtype
-from lightning_normgeo.geometry.increments import Scalar, UpdateRule
+from lightning_normgeo.geometry.norm_increments import Scalar, UpdateRule
 from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.update_rules.elementwise import arithmetic_dtype
 
 Group = dict[str, Any]
 State = dict[str, Any]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_normgeo.report.runs import Run
-from lightning_normgeo.report.table import Table
-from lightning_normgeo.report.tables.background import environment_table, settings_table
-from lightning_normgeo.report.tables.control import control_table
+from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.tables.evaluations import evaluations_of
-from lightning_normgeo.report.tables.geometry import geometry_table
+from lightning_normgeo.report.tables.geometry_table import geometry_table
+from lightning_normgeo.report.tables.norm_control import control_table
 from lightning_normgeo.report.tables.not_evaluated import not_evaluated_table
-from lightning_normgeo.report.tables.paired import paired_tables
-from lightning_normgeo.report.tables.robustness import robustness_tables
+from lightning_normgeo.report.tables.paired_tests import paired_tables
+from lightning_normgeo.report.tables.robustness_tables import robustness_tables
+from lightning_normgeo.report.tables.settings_tables import environment_table, settings_table
+from lightning_normgeo.report.tables.table import Table
 
 
 def all_tables(runs: Sequence[Run]) -> list[Table]:

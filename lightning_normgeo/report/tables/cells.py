@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from math import isfinite
 
-from lightning_normgeo.report.settings import MISSING
-from lightning_normgeo.report.table import Cell
+from lightning_normgeo.report.run_settings import MISSING
+from lightning_normgeo.report.tables.table import Cell
 
 NOTHING = Cell(MISSING, "")
 _NAMED = 4

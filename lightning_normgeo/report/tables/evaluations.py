@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_normgeo.contained import MEBIBYTE, contained_file
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.report.runs import Run
-from lightning_normgeo.report.settings import flat
-from lightning_normgeo.robustness.decisions import Decisions, load_decisions
-from lightning_normgeo.robustness.results import compare, paired_drop
+from lightning_normgeo.report.compared_runs import Run
+from lightning_normgeo.report.run_settings import flat
+from lightning_normgeo.robustness.results.attack_results import compare, paired_drop
+from lightning_normgeo.robustness.results.sample_results import Decisions, load_decisions
 from lightning_normgeo.robustness.settings import RESCALED
+from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
 
 _LARGEST = 1024 * MEBIBYTE
 """Bytes of decisions: a hundred attacks on half a million samples have as many."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_normgeo.report.runs import Run
-from lightning_normgeo.report.table import Table, text
+from lightning_normgeo.report.compared_runs import Run
+from lightning_normgeo.report.tables.table import Table, text
 
 _CAPTION = (
     "What a model or its data do not offer, or what failed, is left out rather than guessed; the reason says what was "

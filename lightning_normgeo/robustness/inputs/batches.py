@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import UnsuitableError
-from lightning_normgeo.normalization.given import as_tensor
+from lightning_normgeo.normalization.user_inputs import as_tensor
 
 IMAGE_NAMES = (
     "image", "images", "img", "imgs", "pixel_values", "x", "input", "inputs", "data", "pixels", "features",

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_normgeo.robustness.attacks import at_least_float32
-from lightning_normgeo.robustness.inputs.declared import DeclaredInputs, disagreement
-from lightning_normgeo.robustness.inputs.lattice import confirms, fitted
-from lightning_normgeo.robustness.inputs.pipelines import model_normalization, pipeline_normalizations
-from lightning_normgeo.robustness.inputs.ranges import are_pixels, check_range, fits, span_of
-from lightning_normgeo.robustness.inputs.space import InputSpace, Space, channel_dim
+from lightning_normgeo.robustness.attacks.projected_gradient import at_least_float32
+from lightning_normgeo.robustness.inputs.declared_inputs import DeclaredInputs, disagreement
+from lightning_normgeo.robustness.inputs.input_space import InputSpace, Space, channel_dim
+from lightning_normgeo.robustness.inputs.normalization_transforms import model_normalization, pipeline_normalizations
+from lightning_normgeo.robustness.inputs.pixel_lattice import confirms, fitted
+from lightning_normgeo.robustness.inputs.pixel_range import are_pixels, check_range, fits, span_of
 
 _KNOWN = {
     "0…255": ((0.0,), (1 / 255,)),

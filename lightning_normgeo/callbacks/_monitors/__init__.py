@@ -1,0 +1,1 @@
+"""Shared machinery of the geometry monitors: cadence, session, units and messages."""

@@ -1,0 +1,138 @@
+"""The two lines that a training with monitors prints: what will be measured, and what was."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from lightning_normgeo.callbacks._monitors.cadence import Cadence
+from lightning_normgeo.geometry.rows import has_float64
+from lightning_normgeo.normalization.names import named_weights
+from lightning_normgeo.probes.optimizers.registry import description_of
+
+
+def opening(monitors: Sequence[Any], trainer: Any, module: nn.Module, batch_norms: int | None) -> str:
+    """Return the line for the start: what will be measured, how often, and where it goes.
+
+    Args:
+        monitors: of the Trainer.
+        trainer: about to train.
+        module: the model.
+        batch_norms: how many batch normalizations with γ and β there are; None where no monitor looks at them.
+    """
+    steps = _steps_ahead(trainer)
+    parts = []
+    for every in sorted({monitor.cadence() for monitor in monitors}):
+        groups = ", ".join(monitor.groups[0] for monitor in monitors if monitor.cadence() == every)
+        parts.append(f"{groups} {_how_often(every, steps)}")
+    what = _weights(trainer, module)
+    what += "" if batch_norms is None else f", {_count(batch_norms, 'batch normalization')}"
+    device = trainer.strategy.root_device
+    coarse = "" if has_float64(device) else f" {device.type} has no float64: numbers are good to about 1e-6."
+    return f"normgeo measures {'; '.join(parts)}. {what}. Results go to {_places(trainer)}.{coarse}"
+
+
+def closing(cadence: Cadence, trainer: Any, rows: int, left_out: Counter[str], unexplained: Iterable[str]) -> str:
+    """Return the line for the end: what was measured how often, what was not, and why.
+
+    Args:
+        cadence: the steps that were taken and measured.
+        trainer: that has trained.
+        rows: how many times something was logged.
+        left_out: what was not measured, by reason.
+        unexplained: optimizers without a formula, by class.
+    """
+    kinds = _names_by_id(trainer)
+    each = [f"{kinds.get(key, 'another')} {cadence.measured[key]} of {taken}" for key, taken in cadence.taken.items()]
+    taken, measured = sum(cadence.taken.values()), sum(cadence.measured.values())
+    line = f"normgeo measured {measured} of {_count(taken, 'optimizer step')}"
+    line += f" ({', '.join(each)})" if len(each) > 1 else ""
+    line += f", {_count(rows, 'row')} logged"
+    line += "".join(f"; left out {count} x: {reason}" for reason, count in left_out.items())
+    names = sorted(set(unexplained))
+    line += f"; no formula for {', '.join(names)}, so identity_… keys in place of explained" if names else ""
+    return line + "."
+
+
+def nothing_measured(cadence: Cadence, trainer: Any, backwards: int) -> str | None:
+    """Return why no optimizer step was measured, or an optimizer was never; None where there is nothing to tell."""
+    kinds = _names_by_id(trainer)
+    if not cadence.taken:
+        if not backwards:
+            return None
+        return (
+            "No monitor has measured anything: there were backward passes, but no step() of "
+            f"{', '.join(kinds.values())}. If other methods move the weights (first_step and second_step of SAM), let "
+            "step() call them."
+        )
+    never = [
+        f"{kinds.get(key, 'an optimizer')} ({taken} steps)"
+        for key, taken in cadence.taken.items()
+        if not cadence.measured[key]
+    ]
+    if not never:
+        return None
+    return f"Never measured: {', '.join(never)}. Choose a smaller every_n_steps for the monitors."
+
+
+def optimizers_of(trainer: Any) -> list[dict[str, Any]]:
+    """Return for each optimizer its class, and the numbers and switches of its first parameter group."""
+    return [
+        {
+            "class": type(optimizer).__name__,
+            "settings": {
+                name: value
+                for group in optimizer.param_groups[:1]
+                for name, value in group.items()
+                if isinstance(value, (bool, int, float))
+            },
+        }
+        for optimizer in trainer.optimizers
+    ]
+
+
+def _names_by_id(trainer: Any) -> dict[int, str]:
+    return {id(optimizer): type(optimizer).__name__ for optimizer in trainer.optimizers}
+
+
+def _weights(trainer: Any, module: nn.Module) -> str:
+    """Return how many weights there are, of which kinds, and which optimizers move them."""
+    held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    weights = [weight for _, weight in named_weights(module, frozen=True)]
+    numbers = [weight for weight in weights if weight.is_floating_point() or weight.is_complex()]
+    moved = sum(id(weight) in held and weight.requires_grad for weight in numbers)
+    kinds = dict.fromkeys(type(optimizer) for optimizer in trainer.optimizers)
+    names = [kind.__name__ + (" without a formula" if description_of(kind) is None else "") for kind in kinds]
+    rest = {"frozen or in no optimizer": len(numbers) - moved, "of integers or quantized": len(weights) - len(numbers)}
+    others = "".join(f", {count:,} {kind}" for kind, count in rest.items() if count)
+    return f"{_count(moved, 'weight')} ({', '.join(names)}){others}"
+
+
+def _how_often(every: int, steps: float) -> str:
+    if not every:
+        return "never, since log_every_n_steps is 0 (give the monitor an every_n_steps)"
+    often = "every step" if every == 1 else f"every {every} steps"
+    if steps < every:
+        return f"{often}, which is more than the {_count(int(steps), 'step')} of this training: never"
+    return often
+
+
+def _steps_ahead(trainer: Any) -> float:
+    """Return how many optimizer steps this training can take at most."""
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    per_epoch = math.inf if batches == math.inf else math.ceil(batches / max(1, trainer.accumulate_grad_batches))
+    by_epochs = math.inf if epochs in (None, -1) else per_epoch * epochs if epochs else 0
+    return min(by_epochs, trainer.max_steps if trainer.max_steps >= 0 else math.inf)
+
+
+def _places(trainer: Any) -> str:
+    names = [type(logger).__name__ for logger in trainer.loggers]
+    return ", ".join(names) if names else "trainer.callback_metrics alone: the Trainer has no logger"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,224 @@
+"""What the three monitors have in common: when they measure, which layers they name, what they refuse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import nn
+
+from lightning_normgeo._lightning import QuietCallback
+from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from lightning_normgeo.callbacks._monitors.session import Session
+from lightning_normgeo.callbacks._monitors.sharded_models import forget_division, note_division, runs_under
+from lightning_normgeo.callbacks._readings.readings import Reading
+from lightning_normgeo.callbacks._readings.wandb_keys import WandbKeys
+from lightning_normgeo.errors import ConfigurationError, closest, harmless, warn_once
+from lightning_normgeo.normalization.names import named_weights, site_of
+from lightning_normgeo.utilities.checked_values import plain, shown, strings
+from lightning_normgeo.utilities.notebook import one_line
+
+_REFUSED_STRATEGIES = {
+    "FSDPStrategy": "it shards weights without regard to filters. Use ModelParallelStrategy with fully_shard, or ddp",
+    "DeepSpeedStrategy": "its engine owns the optimizer step. Use ddp",
+    "XLAFSDPStrategy": "it shards weights without regard to filters. Use ddp",
+}
+SITE_LIMIT = 16
+"""How many layers of one monitor can have metric keys of their own. Each has up to two dozen, and W&B asks for fewer
+than 10,000 in a whole project, all models with layers of other names included."""
+
+
+class GeometryMonitor(QuietCallback):
+    """Base of the monitors; not for use by itself.
+
+    A monitor observes: weights, gradients, buffers, optimizer state and random numbers are bit for bit what they are
+    without it. It logs directly to every logger, at the step Lightning itself uses, and adds nothing to a step that
+    is not measured.
+
+    In a model divided by ``fully_shard`` (FSDP2) every process reads the rows it has, and one collective per measured
+    step brings them together, so all processes have to take their optimizer steps together, as they have to anyway.
+
+    Args:
+        every_n_steps: measure each optimizer at its next step after every n steps of the training; the Trainer's
+            ``log_every_n_steps`` if left out, where 0 means never.
+        layers: globs for the module paths that get metric keys of their own, ``"*"`` for all. If left out: the first
+            residual block as in the paper (``*layer1.0.*``), or the first three layers of other networks. More than 16
+            layers get none, but rows in the table ``geometry/layers``, which loggers that can (W&B) get when training
+            ends: at most 10,000 rows, from long runs every second, fourth, eighth … measured step. Aggregates over
+            all layers are always logged, and RecordLogger always keeps every layer.
+        wandb_keys: ``aggregates``: W&B, which draws a chart for each key, gets two dozen that tell the story, keys of
+            single layers only where ``layers`` are chosen, and else the table; ``all``: it gets what other loggers get.
+
+    Attributes:
+        left_out: how many measured steps, or parts of them, are missing from the logs, by reason: steps that the
+            gradient scaler skipped, gradients that are not finite, closures evaluated several times.
+
+    Raises:
+        ConfigurationError: for settings that cannot work, when constructed or before training starts.
+    """
+
+    groups: ClassVar[tuple[str, ...]] = ()
+    needs_weights: ClassVar[bool] = True
+    needs_updates: ClassVar[bool] = False
+    needs_statistics: ClassVar[bool] = False
+    cumulative: bool = False
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        layers: str | list[str] | None = None,
+        wandb_keys: WandbKeys = "aggregates",
+    ) -> None:
+        super().__init__()
+        if wandb_keys not in get_args(WandbKeys):
+            known = closest(str(wandb_keys), get_args(WandbKeys))
+            raise ConfigurationError(f"{type(self).__name__}(wandb_keys={wandb_keys!r}): choose one of {known}.")
+        name = type(self).__name__
+        every_n_steps = plain(every_n_steps)
+        if every_n_steps is not None and (type(every_n_steps) is not int or every_n_steps < 1):
+            raise ConfigurationError(
+                f"{name}(every_n_steps={shown(every_n_steps)}): must be an integer, at least 1. "
+                "Leave it out to measure at the Trainer's log_every_n_steps; remove the callback to not measure at all."
+            )
+        self.every_n_steps = every_n_steps
+        if layers is not None and not isinstance(layers, str):
+            layers = strings(f"{name}: layers", layers, "a glob for module paths, as '*conv1'")
+        self.layers = layers
+        self.wandb_keys = wandb_keys
+        self._cadence = every_n_steps or 1
+        self._ready = False
+        self._known_sites: set[str] = set()
+        self._sites: frozenset[str] = frozenset()
+        self._tabled: frozenset[str] = frozenset()
+        self.left_out: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return one_line(f"{type(self).__name__}(every_n_steps={self.every_n_steps}, layers={self.layers!r})")
+
+    def sites(self, module: nn.Module) -> list[str]:
+        """Return the module paths that ``layers`` chooses from."""
+        return [site_of(name) for name, _ in named_weights(module)]
+
+    def measure(self, measured: Measured) -> Iterable[Reading]:
+        """Return the readings of one step."""
+        raise NotImplementedError
+
+    def cadence(self) -> int:
+        """Return after how many optimizer steps it measures; 0 for never."""
+        return self._cadence
+
+    def chosen(self) -> dict[str, frozenset[str]]:
+        """Return for each metric group the sites that get keys of their own."""
+        return dict.fromkeys(self.groups, self._sites)
+
+    def tabled(self) -> dict[str, frozenset[str]]:
+        """Return for each metric group the sites that have rows in the layer table, instead of keys."""
+        only_table = self.layers is None and self.wandb_keys != "all"
+        return dict.fromkeys(self.groups, self._tabled | (self._sites if only_table else frozenset()))
+
+    def find_sites(self, sites: Iterable[str]) -> None:
+        """Choose from weights that were not there when training started."""
+        if not self.needs_weights:
+            return
+        new = [site for site in sites if site not in self._known_sites]
+        self._known_sites.update(new)
+        if self.layers is None or not new:
+            return
+        globs = [self.layers] if isinstance(self.layers, str) else self.layers
+        chosen = {site for site in new if any(fnmatchcase(site, glob) for glob in globs)}
+        if self._tabled or len(self._sites | chosen) > SITE_LIMIT:
+            self._tabled |= chosen
+        else:
+            self._sites |= chosen
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check everything that can be checked before training starts."""
+        self._ready = False
+        try:
+            self._refuse(trainer, pl_module)
+            note_division(type(self).__name__, trainer, pl_module)
+            every = self.every_n_steps
+            self._cadence = trainer.log_every_n_steps if every is None else every
+            self._prepare(trainer, pl_module)
+            self._ready = True
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            warn_once(f"{type(self).__name__} measures nothing: it failed to prepare for this model ({error!r}).")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to observe."""
+        if self._ready:
+            Session.of(trainer).join(self, trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Remove every hook."""
+        self._leave(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remove every hook: after an exception Lightning calls nothing else."""
+        self._leave(trainer)
+        forget_division(trainer)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Let go of the model."""
+        forget_division(trainer)
+
+    @harmless
+    def _leave(self, trainer: Any) -> None:
+        Session.of(trainer).leave(self, trainer)
+
+    def _prepare(self, trainer: Any, module: nn.Module) -> None:
+        sites = self.sites(module)
+        self._known_sites = set(sites)
+        chosen = self._choose(sites)
+        few = len(chosen) <= SITE_LIMIT
+        self._sites, self._tabled = (chosen, frozenset()) if few else (frozenset(), chosen)
+        if self._tabled:
+            self._ask_for_a_record(trainer.loggers)
+
+    def _choose(self, sites: Sequence[str]) -> frozenset[str]:
+        if self.layers is None:
+            first_block = [site for site in sites if fnmatchcase(f".{site}", "*.layer1.0.*")]
+            return frozenset(first_block[:SITE_LIMIT] or sites[:3])
+        chosen: set[str] = set()
+        for glob in [self.layers] if isinstance(self.layers, str) else self.layers:
+            matches = [site for site in sites if fnmatchcase(site, glob)]
+            if not matches:
+                raise ConfigurationError(
+                    f"{type(self).__name__}(layers={self.layers!r}): {glob!r} matches none of the {len(sites)} layers "
+                    f"it can observe. Nearest: {closest(glob, sites)}. Use module paths with * and ?."
+                )
+            chosen.update(matches)
+        return frozenset(chosen)
+
+    def _ask_for_a_record(self, loggers: Sequence[Any]) -> None:
+        """Say before training starts if no logger keeps the curves of many layers."""
+        if loggers and not any(hasattr(logger, "log_table") or hasattr(logger, "log_layers") for logger in loggers):
+            warn_once(
+                f"{type(self).__name__}(layers={self.layers!r}) chooses {len(self._tabled)} layers. More than "
+                f"{SITE_LIMIT} get no metric keys, and no logger has tables. Add RecordLogger() to keep their curves."
+            )
+
+    def _refuse(self, trainer: Any, module: nn.Module) -> None:
+        strategy = runs_under(trainer, *_REFUSED_STRATEGIES)
+        if strategy is not None:
+            raise ConfigurationError(
+                f"{type(self).__name__} cannot observe training with {strategy}: {_REFUSED_STRATEGIES[strategy]}, "
+                "or remove the callback."
+            )
+        for optimizer in trainer.optimizers:
+            if not hasattr(optimizer, "register_step_pre_hook"):
+                raise ConfigurationError(
+                    f"{type(self).__name__} cannot observe {type(optimizer).__name__}, which is not a "
+                    "torch.optim.Optimizer. Derive it from that, or remove the callback."
+                )
+        for name, weight in named_weights(module):
+            if weight.dtype in (torch.float16, torch.bfloat16):
+                raise ConfigurationError(
+                    f"{type(self).__name__}: {name} is stored in {weight.dtype}, whose rounding hides what a step does "
+                    "to the norm. Train with precision='bf16-mixed' or '16-mixed', which keep float32 weights."
+                )

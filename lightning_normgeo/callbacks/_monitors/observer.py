@@ -1,0 +1,220 @@
+"""The instruments of one training, and what a measured step looks like when all of them have read it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_normgeo.callbacks._monitors.measured_step import Measured, clips_by_value, scales_gradients_alike
+from lightning_normgeo.callbacks._monitors.sharded_models import Division
+from lightning_normgeo.callbacks._monitors.unit_confirmation import Confirmation
+from lightning_normgeo.callbacks._monitors.unit_tracker import Structure
+from lightning_normgeo.callbacks._readings.epsilon_part import (
+    GammaSums,
+    epsilon_inner,
+    gamma_sums,
+    with_whole_gradients,
+)
+from lightning_normgeo.callbacks._readings.process_sums import Agreement
+from lightning_normgeo.errors import harmless, warn_once
+from lightning_normgeo.normalization.autograd.graph import is_compiled
+from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
+from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe, affine_batch_norms
+from lightning_normgeo.probes.cumulative.increments import NormAccount
+from lightning_normgeo.probes.sharded.all_reduce import Exchange
+from lightning_normgeo.probes.sharded.reader import DividedReader
+from lightning_normgeo.probes.step_probe import StepProbe
+from lightning_normgeo.probes.weight_step import Observed, StepMeasurement
+
+
+class Observer:
+    """Probe, structure and batch statistics of one training.
+
+    Args:
+        trainer: about to train.
+        module: the model.
+        division: how it is divided over processes, if it is.
+        left_out: counts what is not measured, by reason.
+
+    Attributes:
+        backwards_seen: how many backward passes were seen in armed batches.
+        without_formula: the classes of optimizers that weights were measured under without a formula.
+    """
+
+    def __init__(self, trainer: Any, module: nn.Module, division: Division | None, left_out: Counter[str]) -> None:
+        self.probe = StepProbe() if division is None else StepProbe(DividedReader())
+        self.structure = Structure() if division is None else Structure(division.shards.parameters, division.stand_ins)
+        self.exchange = None if division is None else Exchange(division.shards, division.weights, left_out)
+        self.confirmation = Confirmation(self.structure)
+        self.batch_norms: BatchNormProbe | None = None
+        self.backwards_seen = 0
+        self.without_formula: set[str] = set()
+        self.optimizers: Any = None
+        self.probe.skipped = left_out
+        self._agreement = Agreement(trainer)
+        self._automatic: bool = trainer.lightning_module.automatic_optimization
+        self._device: torch.device = trainer.strategy.root_device
+        self._backwards = 0
+        self._carries = False
+        self._channels: dict[str, int] = {}
+        self._searched = 0
+        self._reads_weights = self._reads_statistics = True
+        self.probe.gradients_are_fresh = lambda: self._backwards > 0 or not self._automatic
+        self.probe.before_update = self._before_update
+        self.probe.unseen = lambda parameters: self._unseen(module, parameters)
+
+    def declare(self, cadences: Sequence[int]) -> None:
+        """Tell the other processes what this one observes."""
+        self._agreement.declare((tuple(cadences), sum(self._channels.values())))
+
+    def watch_batch_norms(self, module: nn.Module) -> None:
+        """Read batch statistics too."""
+        if self.batch_norms is None:
+            layers = affine_batch_norms(module)
+            self.batch_norms = BatchNormProbe(layers, is_compiled(module), self.exchange is not None)
+            # as it is now: what is sent between processes must not depend on what one of them sees later
+            self._channels = {name: layer.num_features for name, layer in layers.items()}
+
+    @harmless
+    def attach(self, optimizers: Sequence[Any]) -> None:
+        """Hook into the optimizers that the Trainer has now."""
+        self.optimizers = optimizers
+        self.probe.attach(optimizers)
+
+    @harmless
+    def detach(self) -> None:
+        """Remove every hook."""
+        self.structure.leave_constants()
+        self.probe.detach()
+        self.structure.rest()
+        if self.batch_norms is not None:
+            self.batch_norms.detach()
+
+    def arm(self, monitors: Sequence[Any]) -> None:
+        """Read what follows, until :meth:`disarm`."""
+        if not self._carries:
+            self.structure.forget()
+            self.probe.gradients.forget()
+        if self.structure.asks_for_constants and not self.structure.divided:
+            self.structure.watch_constants()
+        self._backwards = 0
+        self._reads_weights = any(monitor.needs_weights for monitor in monitors)
+        self._reads_statistics = any(monitor.needs_statistics for monitor in monitors)
+        self.probe.arm(any(monitor.needs_updates for monitor in monitors), self._reads_weights)
+        if self.batch_norms is not None:
+            self.batch_norms.arm()
+
+    def pause(self) -> None:
+        """Leave no hooks on the model between two batches of one step."""
+        self.structure.leave_constants()
+        if self.batch_norms is not None:
+            self.batch_norms.pause()
+
+    def resume(self) -> None:
+        """Go on with another batch of the same step."""
+        if self.batch_norms is not None:
+            self.batch_norms.resume()
+
+    def disarm(self, waits: bool = False) -> None:
+        """Read nothing more; with ``waits`` the graphs of gradients that are not applied yet are kept."""
+        self._carries = waits
+        self.structure.leave_constants()
+        self.probe.disarm()
+        self.structure.rest()
+        if self.batch_norms is not None:
+            self.batch_norms.disarm()
+
+    def before_backward(self, module: nn.Module, loss: Tensor) -> None:
+        """Read the graph behind a loss, and the batch statistics of its forward passes."""
+        if self._reads_weights:
+            self.structure.read(module, loss)
+            self.probe.weights, self.probe.scales = self.structure.weights, self.structure.scales
+        if self.batch_norms is not None:
+            self.probe.gradients.look(self._followed())
+            self.batch_norms.close()
+            self.batch_norms.begin_gradients()
+            if self._searched != self.structure.searched:  # another graph: layers may have been added or replaced
+                self._searched = self.structure.searched
+                self.batch_norms.follow(affine_batch_norms(module))
+
+    def after_backward(self, trainer: Any, module: nn.Module) -> None:
+        """Count a backward pass."""
+        self._backwards += 1
+        self.backwards_seen += 1
+        if self.batch_norms is not None:
+            self.probe.gradients.note(self._followed())
+
+    def _followed(self) -> list[nn.Parameter]:
+        return [*(one.weight for one in self.structure.weights), *self.structure.scales.values()]
+
+    def measured(
+        self, trainer: Any, measurement: StepMeasurement, account: NormAccount | None
+    ) -> tuple[Measured, list[Tensor]] | None:
+        """Return a step as the monitors see it, and what has to hold for it; None where no gradient was fresh."""
+        if self.exchange is not None and self._reads_weights:  # before anything can fail on one process: all wait
+            measurement, account = self.exchange(measurement, account)
+        statistics = (None if self.batch_norms is None else self._collect(self.batch_norms)) or {}
+        steps = list(measurement.steps.values())
+        turned, alike = clips_by_value(trainer), scales_gradients_alike(trainer)
+        epsilon = self._epsilon(steps, statistics, alike)
+        if not self.probe.gradients_are_fresh():
+            return None
+        self._explain_missing(statistics)
+        if self._reads_weights:
+            self.structure.report_none()
+        self.without_formula |= {step.optimizer for step in steps if step.has_gradient and step.rule is None}
+        one_device = trainer.world_size == 1
+        return Measured(steps, statistics, one_device, epsilon, turned, account), measurement.valid
+
+    @harmless
+    def _collect(self, batch_norms: BatchNormProbe) -> dict[str, list[BatchStatistics]]:
+        return batch_norms.collect()
+
+    def _epsilon(self, steps: Any, statistics: dict[str, list[BatchStatistics]], alike: bool) -> dict[str, Tensor]:
+        """Return ε's part of ⟨W, g⟩ by weight; every process of a data-parallel training comes here."""
+        if self.batch_norms is None or self.exchange is not None or not alike:
+            return {}
+        if self._backwards == 1 and self._agreement.processes == 1:
+            statistics = with_whole_gradients(statistics, steps)
+        channels = self._channels
+        if self._agreement.processes == 1:
+            channels = {name: layer.num_features for name, layer in self.batch_norms.layers.items()}
+        sums = self._sums(statistics, channels)
+        if self._agreement.processes > 1 and channels:
+            # a process that could not read any sends zeros
+            sums = self._agreement.averaged(sums or gamma_sums({}, channels, self._device))
+        return epsilon_inner(steps, sums or {})
+
+    @harmless
+    def _sums(self, statistics: dict[str, list[BatchStatistics]], channels: dict[str, int]) -> dict[str, GammaSums]:
+        return gamma_sums(statistics, channels, self._device)
+
+    @harmless
+    def _before_update(self) -> None:
+        """Read what ran inside the backward pass (reentrant checkpoints), while γ is the one that it used."""
+        if self.batch_norms is not None:
+            self.batch_norms.close()
+
+    def _unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter]) -> list[Observed]:
+        """Measure weights that no graph showed as controls, and say why once."""
+        if self.structure.divided:
+            return []
+        if not self._automatic and not self._backwards:
+            why = "no backward pass of Lightning's was seen (in manual optimization call self.manual_backward(loss))"
+        else:
+            why = "their gradients are from no loss that a backward pass of Lightning's started at"
+        found = self.structure.unseen(module, parameters, why)
+        if found:
+            names = ", ".join(one.units.name for one in found[:3]) + (" …" if len(found) > 3 else "")
+            warn_once(f"{len(found)} weights are controls, whether or not they are invariant: {why}: {names}.")
+        return found
+
+    def _explain_missing(self, statistics: dict[str, list[BatchStatistics]]) -> None:
+        if self.batch_norms is None or not self.batch_norms.layers or statistics or not self._reads_statistics:
+            return
+        reasons = ", ".join(self.batch_norms.skipped) or "no layer ran in training mode under its hooks"
+        warn_once(f"No batch statistics could be read ({reasons}); affine/* and *_corrected are left out.")

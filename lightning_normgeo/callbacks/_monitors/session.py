@@ -1,0 +1,258 @@
+"""What the monitors of one Trainer share: one probe, one walk over the graph, one transfer per measured step.
+
+Lightning calls every hook of every callback inside a profiler context, about two microseconds each even where the
+hook is empty, and skips hooks that are None. So the monitors have no per-batch hooks at all: one driver has them for
+all, and but one of them on batches that are not measured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_normgeo._lightning import QuietCallback
+from lightning_normgeo.callbacks._monitors import console_lines
+from lightning_normgeo.callbacks._monitors.cadence import Cadence
+from lightning_normgeo.callbacks._monitors.cumulative_state import Counted
+from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from lightning_normgeo.callbacks._monitors.observer import Observer
+from lightning_normgeo.callbacks._monitors.sharded_models import division_of
+from lightning_normgeo.callbacks._readings.publisher import Publisher
+from lightning_normgeo.callbacks._readings.readings import Reading, Row, transfer
+from lightning_normgeo.errors import harmless, remember_warnings, warn_once
+from lightning_normgeo.probes.cumulative.increments import NormAccount
+
+_MEASURED_HOOKS = ("on_before_backward", "on_after_backward", "on_train_batch_end")
+
+
+class Driver(QuietCallback):
+    """Stands in the Trainer's list of callbacks while monitors observe; has the hooks of the session."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.__dict__["on_train_batch_start"] = session.batch_starts
+
+    def lend(self, hooks: dict[str, Any]) -> None:
+        """Have these hooks, until others are lent; None takes one back."""
+        self.__dict__.update(hooks)
+
+    def __reduce__(self) -> tuple[type[QuietCallback], tuple[()]]:
+        """A copy of a Trainer's callbacks observes nothing."""
+        return QuietCallback, ()
+
+
+class Session:
+    """The shared instrument of one Trainer; ``Session.of(trainer)`` makes it on first use.
+
+    Every entrance is guarded: what fails in it is reported once, and training goes on.
+    """
+
+    _sessions: ClassVar[WeakKeyDictionary[Any, Session]] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self.monitors: list[Any] = []
+        self.driver = Driver(self)
+        self.cadence = Cadence()
+        self.left_out: Counter[str] = Counter()
+        self.observer: Observer | None = None
+        self.publisher = Publisher()
+        self.counted = Counted()
+        self._cadences: tuple[int, ...] = ()
+        self._armed = False
+        self._opened = False
+        self._joined = False
+
+    @classmethod
+    def of(cls, trainer: Any) -> Session:
+        """Return the session of ``trainer``."""
+        return cls._sessions.setdefault(trainer, cls())
+
+    @property
+    def account(self) -> NormAccount | None:
+        """The sums over all steps so far, or those of a checkpoint."""
+        return self.counted.account
+
+    @harmless
+    def join(self, monitor: Any, trainer: Any, module: nn.Module) -> None:
+        """Add a monitor when training starts."""
+        if any(monitor is other for other in self.monitors):
+            return
+        if not self._joined:
+            self._joined = True
+            remember_warnings(while_training=True)
+        if self.observer is None:
+            self.observer = Observer(trainer, module, division_of(trainer), self.left_out)
+            self.observer.probe.taken = self.cadence.take
+            self.observer.probe.attach(trainer.optimizers)
+        self.monitors.append(monitor)
+        monitor.left_out = self.left_out
+        self._cadences = tuple(sorted({m.cadence() for m in self.monitors}))
+        if monitor.needs_statistics:
+            self.observer.watch_batch_norms(module)
+        if self.driver not in trainer.callbacks:
+            # a new list: Lightning is going through the old one; first, so that others see this step's numbers
+            trainer.callbacks = [self.driver, *trainer.callbacks]
+        if monitor.cumulative:
+            self.counted.open(self.observer, module)
+
+    def leave(self, monitor: Any, trainer: Any) -> None:
+        """Remove a monitor; the last one takes the hooks, the probe and the session with it."""
+        self.monitors = [other for other in self.monitors if other is not monitor]
+        if self.monitors or trainer not in self._sessions:
+            return
+        self._sessions.pop(trainer, None)
+        self._close(trainer)
+        if self.observer is not None:
+            self.observer.detach()
+        self.counted.close()
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self.driver]
+        remember_warnings(while_training=False)
+        self.publisher.finish(trainer.loggers)
+
+    @harmless
+    def restore_account(self, state: dict[str, Any]) -> None:
+        """Go on with the sums of a checkpoint."""
+        self.counted.restore(state)
+
+    @harmless
+    def batch_starts(self, trainer: Any, module: Any, batch: Any, batch_index: int) -> None:
+        """Decide whether the optimizer step that this batch belongs to is measured."""
+        if self.observer is None:
+            return
+        if not self._opened:
+            self._open(trainer, module)
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        if step != self.cadence.step:
+            self.observer.probe.reset()
+            if self.account is not None or trainer.optimizers is not self.observer.optimizers:
+                self.observer.attach(trainer.optimizers)
+            self.cadence.advance(step, self._cadences, trainer.optimizers)
+        expected = self.cadence.expected() if self.cadence.waits else set()
+        if expected:
+            self._arm(trainer, expected)
+        elif self._armed:
+            self._disarm()
+
+    def _open(self, trainer: Any, module: nn.Module) -> None:
+        """Say what will be measured, before the first batch."""
+        self._opened = True
+        if self.observer is not None:
+            self.observer.declare(self._cadences)
+        norms = self.observer.batch_norms if self.observer is not None else None
+        rank_zero_info(
+            console_lines.opening(self.monitors, trainer, module, None if norms is None else len(norms.layers))
+        )
+
+    @harmless
+    def _close(self, trainer: Any) -> None:
+        """Say what was measured, and keep it in the record."""
+        self.cadence.finish()
+        if self.cadence.missed:
+            self.left_out["no optimizer took a step"] += self.cadence.missed
+        if self.observer is None or not self._opened:
+            return
+        rows, formulas = self.publisher.rows, self.observer.without_formula
+        line = console_lines.closing(self.cadence, trainer, rows, self.left_out, formulas)
+        rank_zero_info(line)
+        observation = {
+            "summary": line,
+            "left_out": dict(self.left_out),
+            "optimizers": console_lines.optimizers_of(trainer),
+        }
+        self.publisher.note(trainer.loggers, observation)
+        nothing = console_lines.nothing_measured(self.cadence, trainer, self.observer.backwards_seen)
+        if nothing is not None and any(self._cadences) and not trainer.fast_dev_run:
+            warn_once(nothing)
+
+    def _arm(self, trainer: Any, expected: set[int]) -> None:
+        assert self.observer is not None  # noqa: S101
+        if not self._armed:
+            self._armed = True
+            due = [monitor for monitor in self.monitors if monitor.cadence()]
+            self.observer.arm(due)
+            hooks = (self._before_backward, self._after_backward, self._batch_ends)
+            self.driver.lend(dict(zip(_MEASURED_HOOKS, hooks, strict=True)))
+        else:
+            self.observer.resume()
+        self.observer.probe.wait_for(expected)
+
+    def _disarm(self) -> None:
+        self._armed = False
+        if self.observer is not None:
+            self.observer.disarm(waits=self.cadence.waits)
+        self.driver.lend(dict.fromkeys(_MEASURED_HOOKS))
+
+    @harmless
+    def _before_backward(self, trainer: Any, module: nn.Module, loss: Tensor) -> None:
+        if self.observer is not None:
+            self.observer.before_backward(module, loss)
+
+    @harmless
+    def _after_backward(self, trainer: Any, module: nn.Module) -> None:
+        if self.observer is not None:
+            self.observer.after_backward(trainer, module)
+
+    @harmless
+    def _batch_ends(self, trainer: Any, module: nn.Module, outputs: Any, batch: Any, batch_index: int) -> None:
+        observer = self.observer
+        measurement = None if observer is None else observer.probe.collect()
+        if observer is None:
+            return
+        if measurement is None:  # a micro-batch, or a step that was skipped
+            observer.pause()
+            return
+        cadences = self.cadence.fulfil(measurement.optimizers)
+        monitors = [monitor for monitor in self.monitors if monitor.cadence() in cadences]
+        found = observer.measured(trainer, measurement, self.account)
+        self._disarm()
+        if found is None:  # a batch without a loss, which the probe has counted
+            return
+        measured, valid = found
+        row = self._row(monitors, measured, valid)
+        if row is not None:
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            self.publisher.publish(row, trainer, step, monitors)
+
+    def _row(self, monitors: list[Any], measured: Measured, valid: list[Tensor]) -> Row | None:
+        """Return the readings on the host; once more where they refute a unit, which is a control then."""
+        assert self.observer is not None  # noqa: S101
+        confirmation = self.observer.confirmation
+        for monitor in monitors:
+            monitor.find_sites(step.units.site for step in measured.steps)
+        row = self._read(monitors, measured, valid)
+        verdict = None if row is None or measured.turned else confirmation.judge(row, measured)
+        if row is not None and verdict is not None and verdict.refuted:
+            confirmation.refute(verdict.refuted, row)
+            measured = measured.without_invariance(verdict.refuted)
+            row = self._read(monitors, measured, valid)
+        if row is not None:
+            self.publisher.check(row, measured, verdict)
+        return row
+
+    def _read(self, monitors: list[Any], measured: Measured, valid: list[Tensor]) -> Row | None:
+        assert self.observer is not None  # noqa: S101
+        readings = [reading for monitor in monitors for reading in _readings(monitor, measured) or ()]
+        readings += self.observer.confirmation.readings(measured)
+        row = transfer(readings, valid, _chosen(monitors)) if readings else None
+        if row is None and readings:
+            self.left_out["its gradients are not finite"] += 1
+        if readings:
+            self.publisher.witness(row is not None, self.cadence.step - 1)
+        return row
+
+
+def _chosen(monitors: list[Any]) -> dict[str, frozenset[str]]:
+    chosen: dict[str, frozenset[str]] = {}
+    for monitor in monitors:
+        for group, sites in monitor.chosen().items():
+            chosen[group] = chosen.get(group, frozenset()) | sites
+    return chosen
+
+
+@harmless
+def _readings(monitor: Any, measured: Measured) -> list[Reading]:
+    return list(monitor.measure(measured))

@@ -1,0 +1,143 @@
+"""What the numbers say about structure: a unit whose gradient is not orthogonal to it is not measured as invariant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from lightning_normgeo.callbacks._monitors.unit_tracker import Structure
+from lightning_normgeo.callbacks._readings.readings import Reading, Row
+from lightning_normgeo.callbacks._readings.stacked_units import Columns
+from lightning_normgeo.errors import warn_once
+from lightning_normgeo.geometry.orthogonality import cosine
+from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
+
+_RAW, _CORRECTED, _SHARE = "structure/rms_cos", "structure/rms_cos_corrected", "structure/epsilon_share"
+_REFUTED_ABOVE = 1e-2
+"""Root mean square cosine of a layer above which its invariance is not believed: broken ones have 0.02 and more, true
+ones at most a few 1e-3, under bf16 autocast."""
+_INVARIANT_BELOW = 1e-6
+"""And below which a layer without an established invariance looks like one, if it has enough units to tell."""
+_ENOUGH_UNITS = 8
+_SAID_ABOVE = 0.1
+"""And above which what ε does is worth a word: in small networks a few channels of little variance reach 0.04."""
+_EXPLAINED = 0.1
+"""Share of a cosine up to which what is left of it counts as explained by ε."""
+
+
+class Verdict(NamedTuple):
+    """What the numbers of one step say about the weights that graphs call invariant."""
+
+    refuted: list[str]
+    """Not orthogonal to their gradients, for no known reason."""
+    by_epsilon: dict[str, float]
+    """Not orthogonal either, with their cosine, which the ε of their normalization explains."""
+
+
+class Confirmation:
+    """Looks at every measured step, in every kind of loop and precision.
+
+    Args:
+        structure: tells what is invariant, and is told what is not.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self._structure = structure
+        self._compared = False
+
+    def readings(self, measured: Measured) -> list[Reading]:
+        """Return the cosines of every weight that moved, and what is left of them without ε's part."""
+        asked, epsilon = [step for step in measured.steps if step.has_gradient], measured.epsilon
+        if not asked:
+            return []
+        columns, names = Columns(asked), [step.units.name for step in asked]
+        inner = columns.column("inner")
+        parts = [epsilon.get(step.units.name) for step in asked]
+        rest = inner - torch.cat(
+            [torch.zeros_like(s.inner) if p is None else p for s, p in zip(asked, parts, strict=True)]
+        )
+        squares = (
+            cosine(i, columns.column("weight_sq"), columns.column("gradient_sq")).square() for i in (inner, rest)
+        )
+        raw, corrected = (columns.sites.mean(square).sqrt() for square in squares)
+        return [
+            Reading(_RAW, None, raw, names, internal=True),
+            Reading(_CORRECTED, None, corrected, names, internal=True),
+            *_largest_share(measured.statistics),
+        ]
+
+    def judge(self, row: Row, measured: Measured) -> Verdict:
+        """Return what the numbers refute, and say once what ε explains."""
+        raw, corrected = row.internal.get(_RAW, {}), row.internal.get(_CORRECTED, {})
+        units = {step.units.name: step.units for step in measured.steps}
+        broken = [name for name, cos in raw.items() if name in units and units[name].invariant and cos > _REFUTED_ABOVE]
+        known = {name: corrected.get(name, raw[name]) for name in broken}
+        by_epsilon = {name: raw[name] for name in broken if known[name] <= _EXPLAINED * raw[name]}
+        refuted = [name for name in broken if name not in by_epsilon]
+        self._compare(raw)
+        by_epsilon = {name: cos for name, cos in by_epsilon.items() if cos > _SAID_ABOVE}
+        if by_epsilon:
+            largest = max(by_epsilon.values())
+            warn_once(
+                f"The ε of the normalization behind {_listed(list(by_epsilon))} is not small against the variance: for "
+                f"that reason alone |cos(W, g)| is up to {largest:.2g}. The …_corrected keys take it off; eq 16 does "
+                "not apply to these weights.",
+                about="ε explains cosines",
+            )
+        return Verdict(refuted, by_epsilon)
+
+    def refute(self, names: Sequence[str], row: Row) -> None:
+        """Take weights for controls from here on, and say so once."""
+        raw = row.internal.get(_RAW, {})
+        largest = max(raw[name] for name in names)
+        self._structure.refute(names)
+        if self._structure.guessed:
+            why = "Under torch.compile, scale invariance is guessed from the order of layers, and the numbers refute it"
+        else:
+            share = row.internal.get(_SHARE, {}).get("", 0.0)
+            cause = f"the ε of a batch normalization, which is up to {share:.0%} of a variance with it, or " * (
+                share > 0.01
+            )
+            why = (
+                f"The graph says that they are scale invariant, and the numbers refute it. Likely reasons: {cause}"
+                "something that changes gradients (a hook, clipping by value, a backward pass that was not seen), or "
+                "another normalization's ε"
+            )
+        warn_once(f"{_listed(names)}: controls from here on, with |cos(W, g)| up to {largest:.2g}. {why}.")
+
+    def _compare(self, raw: Mapping[str, float]) -> None:
+        """Say once, at the first measured step, which controls look invariant."""
+        if self._compared or not raw or self._structure.guessed:
+            return
+        self._compared = True
+        hidden = [
+            one.units.name
+            for one in self._structure.weights
+            if not one.units.invariant
+            and one.units.count >= _ENOUGH_UNITS
+            and 0 < raw.get(one.units.name, 1) < _INVARIANT_BELOW
+        ]
+        if hidden:
+            warn_once(
+                f"{_listed(hidden)}: orthogonal to their gradients at the first measured step, and controls all the "
+                "same, since the graph shows no reason for it."
+            )
+
+
+def _largest_share(statistics: Mapping[str, Sequence[BatchStatistics]]) -> list[Reading]:
+    """Return the largest ε/(σ² + ε) of all batch normalizations."""
+    passes = [one for found in statistics.values() for one in found]
+    if not passes:
+        return []
+    variance = torch.cat([one.variance for one in passes])
+    eps = epsilons(passes)
+    share = (eps / (variance + eps)).nan_to_num(0.0).amax()
+    return [Reading(_SHARE, None, share.reshape(1), [""], internal=True)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(sorted(names)[:4])
+    return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,205 @@
+"""Which weights are measured as what: told from the graphs of every measured step, so that it is always up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_normgeo.errors import warn_once
+from lightning_normgeo.normalization.autograd.graph import Graph
+from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
+from lightning_normgeo.normalization.invariance import REENTRANT, UNKNOWN_CONSTANT, find_units
+from lightning_normgeo.normalization.names import by_clean_name
+from lightning_normgeo.normalization.units import WeightUnits
+from lightning_normgeo.probes.sharded.unsharded import StandIns
+from lightning_normgeo.probes.weight_step import Observed
+
+_GRAPHS = 16
+"""How many different graphs are remembered; reading one anew takes ten times longer than recognizing it."""
+_DIFFERENT = "the graphs of one step have different units for it"
+_THAWED = "its bias has a gradient from graphs that it was frozen in"
+REFUTED = "refuted by the numbers"
+
+
+class Structure:
+    """The units of the weights behind the losses of one optimizer step.
+
+    A weight is invariant only if it is in every graph that its gradient came from: of all backward passes, losses and
+    micro-batches since it had none.
+
+    Args:
+        parameters: by name, and ``stand_ins``, what forward passes compute with: of a model divided by fully_shard.
+        stand_ins: see there.
+
+    Attributes:
+        scales: the γ of batch normalizations behind weights, by name.
+        guessed: whether the units are a guess, as under ``torch.compile``.
+        searched: how many graphs were read anew.
+        asks_for_constants: whether a constant that graphs do not show decides about units: :meth:`watch_constants`
+            would find out whether it is zero.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter] | None = None, stand_ins: StandIns | None = None) -> None:
+        self._parameters = parameters
+        self._stand_ins = stand_ins
+        self._found: dict[str, Observed] = {}
+        self._refuted: set[str] = set()
+        self._unseen: set[str] = set()
+        self.scales: dict[str, nn.Parameter] = {}
+        self.guessed = False
+        self.searched = 0
+        self.asks_for_constants = False
+        self._constants: ZeroConstants | None = None
+        # with the parameters themselves: their ids in the signature stay theirs
+        self._known: dict[tuple[Any, ...], tuple[dict[str, Observed], list[Tensor]]] = {}
+
+    @property
+    def weights(self) -> list[Observed]:
+        """Every weight seen since :meth:`forget`, with its units."""
+        return list(self._found.values())
+
+    @property
+    def divided(self) -> bool:
+        """Whether this process has a part of each weight only."""
+        return self._parameters is not None
+
+    def forget(self) -> None:
+        """Begin another step; layers may have been frozen, thawed or added."""
+        self._found, self._unseen = {}, set()
+        if self._stand_ins is not None:
+            self._stand_ins.watch()
+
+    def rest(self) -> None:
+        """Read no further steps until :meth:`forget`."""
+        if self._stand_ins is not None:
+            self._stand_ins.rest()
+
+    def watch_constants(self) -> None:
+        """Note the zero constants of the coming forward pass, such as what a graph network sums its messages into."""
+        self._constants = ZeroConstants()
+        self._constants.begin()
+
+    def leave_constants(self) -> frozenset[Any]:
+        """Stop noting them, and return the nodes that were noted."""
+        constants, self._constants = self._constants, None
+        if constants is None:
+            return frozenset()
+        constants.leave()
+        return frozenset(constants.nodes)
+
+    def read(self, module: nn.Module, loss: Tensor) -> None:
+        """Add the weights behind ``loss``, before its backward pass; several of them in a step are joined."""
+        watched, zeros = self._constants is not None, self.leave_constants()
+        graph = Graph(loss, stand_ins=None if self._stand_ins is None else self._stand_ins.names, zeros=zeros)
+        known = self._known.get(graph.signature)
+        found = self._search(module, graph, watched) if known is None else known[0]
+        self._add(found, {id(leaf.variable) for leaf in graph.leaves})
+
+    def report_none(self) -> None:
+        """Say once if a whole step has no invariant weight, unless numbers have refuted some, which was said then."""
+        seen = [one.units for name, one in self._found.items() if name not in self._unseen]
+        settled = not self._refuted and not self.asks_for_constants
+        if seen and settled and not any(units.invariant for units in seen):
+            listed = "; ".join(sorted({units.reason for units in seen})[:3])
+            warn_once(f"None of {len(seen)} weights is scale invariant; all are controls: {listed}.")
+
+    def refute(self, names: Iterable[str]) -> None:
+        """Take weights for controls from here on, whatever graphs say."""
+        self._refuted.update(names)
+        self._found = {name: self._believed(one) for name, one in self._found.items()}
+        self._known = {
+            key: ({name: self._believed(one) for name, one in found.items()}, leaves)
+            for key, (found, leaves) in self._known.items()
+        }
+
+    def unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter], reason: str) -> list[Observed]:
+        """Return weights that have gradients though no graph showed them, as controls for ``reason``."""
+        names = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
+        found = []
+        for parameter in parameters:
+            name = names.get(id(parameter))
+            if name is not None and parameter.ndim >= 2 and parameter.numel() > parameter.shape[0]:
+                units = WeightUnits(name=name, kind="none", count=parameter.shape[0], reason=reason)
+                found.append(Observed(units, parameter))
+        self._found |= {one.units.name: one for one in found}
+        self._unseen.update(one.units.name for one in found)
+        return found
+
+    def _search(self, module: nn.Module, graph: Graph, watched: bool) -> dict[str, Observed]:
+        self.searched += 1
+        units, self.guessed = find_units(module, graph)
+        hidden = [one.name for one in units if one.reason == REENTRANT]
+        if hidden:
+            message = f"{len(hidden)} weights are controls: {REENTRANT} that could not be looked into ({hidden[0]})"
+            warn_once(f"{message}. Choose use_reentrant=False to have their units found.", about=REENTRANT)
+        parameters = self._parameters or by_clean_name(module.named_parameters())
+        observed = {}
+        for one in units:
+            bias = None if one.bias is None else parameters[one.bias]
+            observed[one.name] = self._believed(Observed(one, parameters[one.name], bias))
+            if one.scale is not None and self._parameters is None:
+                self.scales[one.scale] = parameters[one.scale]
+        # not one with leaves of its own, such as an attacked image: it would be kept, and never recognized
+        own = {id(parameter) for parameter in parameters.values()} | (graph.stand_ins or {}).keys()
+        repeats = not self.guessed and all(id(leaf.variable) in own for leaf in graph.leaves)
+        undecided = any(UNKNOWN_CONSTANT in one.reason for one in units)
+        self.asks_for_constants = undecided and not watched
+        repeats = repeats and not self.asks_for_constants
+        if repeats and len(self._known) < _GRAPHS:
+            self._known[graph.signature] = observed, [leaf.variable for leaf in graph.leaves]
+        return observed
+
+    def _believed(self, one: Observed) -> Observed:
+        if one.units.name not in self._refuted or not one.units.invariant:
+            return one
+        return one.as_control(REFUTED)
+
+    def _add(self, found: Mapping[str, Observed], leaves: set[int]) -> None:
+        """Join a graph with those before it; a weight without a gradient begins anew with it."""
+        for name, one in self._found.items():
+            scale = None if one.units.scale is None else self.scales.get(one.units.scale)
+            other = None if name not in found else found[name].units.scale
+            if scale is not None and id(scale) in leaves and other != one.units.scale:
+                # γ's gradient holds the part of another weight too
+                self._found[name] = replace(one, units=replace(one.units, scale=None))
+        for name, one, before in self._with_those_before(found):
+            if one.bias is not None and one.weight.grad is None and one.bias.grad is not None:
+                one = one.as_control(_THAWED)
+            fresh = before is None or one.weight.grad is None
+            scale = None if one.units.scale is None else self.scales.get(one.units.scale)
+            if fresh and scale is not None and scale.grad is not None:  # of something else, until now
+                one = replace(one, units=replace(one.units, scale=None))
+            self._found[name] = one if fresh or before is None else _joined(before, one)
+
+    def _with_those_before(self, found: Mapping[str, Observed]) -> list[tuple[str, Observed, Observed | None]]:
+        """Return weights with what earlier graphs of the step say, told by parameter; the old names of some are gone.
+
+        Within a step a weight may be renamed, as pruning does, and another one may take its name.
+        """
+        known = {id(one.weight): (name, one) for name, one in self._found.items()}
+        pairs: list[tuple[str, Observed, Observed | None]] = []
+        for name, one in found.items():
+            called, before = known.get(id(one.weight), (name, None))
+            if before is not None and called != name:
+                self._found.pop(called, None)
+                before = replace(before, units=replace(before.units, name=name))
+            pairs.append((name, one, before))
+        return pairs
+
+
+def _joined(first: Observed, second: Observed) -> Observed:
+    """Return the units that both graphs allow: the loss is the sum of both."""
+    a, b = first.units, second.units
+    if a == b or not a.invariant:
+        return first
+    if not b.invariant:
+        return second
+    if (a.dim, a.groups, a.bias) != (b.dim, b.groups, b.bias):
+        return first.as_control(_DIFFERENT)
+    coarse, fine = (a, b) if a.count <= b.count else (b, a)
+    if fine.count % coarse.count:
+        return first.as_control(_DIFFERENT)
+    return replace(first, units=replace(coarse, scale=a.scale if a.scale == b.scale else None))

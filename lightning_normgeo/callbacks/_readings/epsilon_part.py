@@ -1,0 +1,110 @@
+r"""The part of ⟨W, g⟩ that the ε of batch normalizations causes, summed over every pass that made a gradient.
+
+For one pass :math:`\langle W, g\rangle = \varepsilon/(\sigma^2 + \varepsilon)\,\gamma\,\partial L/\partial\gamma`. Over
+several passes, micro-batches or processes both sides add up, as long as ∂L/∂γ is known for each pass by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.callbacks._readings.layer_segments import Sites
+from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner
+from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
+from lightning_normgeo.probes.weight_step import WeightStep
+
+_PROPORTIONAL = 1e-4
+"""Relative distance up to which two gradients of γ count as the same but for a factor: float32 sums differ by 1e-6."""
+
+
+class GammaSums(NamedTuple):
+    """Sums over the passes of one batch normalization, each ``(channels,)``."""
+
+    gradient: Tensor
+    """Σ ∂L/∂γ."""
+    inner: Tensor
+    """Σ ε/(σ² + ε) γ ∂L/∂γ."""
+
+
+def gamma_sums(
+    statistics: Mapping[str, Sequence[BatchStatistics]], channels: Mapping[str, int], device: torch.device
+) -> dict[str, GammaSums]:
+    """Return the sums over passes, by layer; zeros for a layer that no backward pass went through.
+
+    Args:
+        statistics: of each pass, by module path.
+        channels: of every layer that the sums are wanted of.
+        device: where zeros are put.
+    """
+    read = [(name, one) for name in channels for one in statistics.get(name, ()) if one.gradient is not None]
+    sums: dict[str, GammaSums] = {}
+    if read:
+        columns = ("scale", "gradient", "variance")
+        scale, gradient, variance = (torch.cat([getattr(one, column) for _, one in read]) for column in columns)
+        widths = [one.scale.numel() for _, one in read]
+        inner = batch_norm_epsilon_inner(scale, gradient, variance, epsilons([one for _, one in read]))
+        parts = zip(torch.split(gradient, widths), torch.split(inner, widths), strict=True)
+        for (name, _), (by_gamma, part) in zip(read, parts, strict=True):
+            before = sums.get(name)
+            found = GammaSums(by_gamma, part)
+            sums[name] = found if before is None else GammaSums(*map(torch.add, before, found))
+    wide = next((one.scale.dtype for _, one in read), wide_dtype(device))
+    none = {name: torch.zeros(n, dtype=wide, device=device) for name, n in channels.items() if name not in sums}
+    return {name: sums[name] if name in sums else GammaSums(none[name], none[name]) for name in channels}
+
+
+def epsilon_inner(steps: Sequence[WeightStep], sums: Mapping[str, GammaSums]) -> dict[str, Tensor]:
+    """Return the ⟨W, g⟩ that ε causes for each unit, by weight, where it is known.
+
+    The gradients that the optimizer got are those of the passes times a factor (clipping, unscaling, averaging), which
+    ∂L/∂γ tells. Where it is not one factor for all channels, the part is NaN: another gradient came in.
+
+    Args:
+        steps: weights with their ∂L/∂γ as the optimizer got it.
+        sums: over the passes, by module path.
+    """
+    known: list[tuple[WeightStep, GammaSums]] = []
+    for step in steps:
+        found = sums.get("" if step.units.scale is None else step.units.scale.removesuffix(".weight"))
+        if found is not None and step.scale_gradient is not None and found.inner.shape == step.inner.shape:
+            known.append((step, found))
+    if not known:
+        return {}
+    applied = torch.cat([step.scale_gradient for step, _ in known if step.scale_gradient is not None])
+    gradient, inner = (torch.cat(column) for column in zip(*(found for _, found in known), strict=True))
+    widths = [step.units.count for step, _ in known]
+    sites = Sites([step.units.name for step, _ in known], widths, applied.device)
+    square = sites.spread_sums(gradient * gradient)
+    factor = torch.where(square > 0, sites.spread_sums(gradient * applied) / torch.where(square > 0, square, 1.0), 0.0)
+    off = sites.spread_sums((applied - factor * gradient).square())
+    same = off <= _PROPORTIONAL**2 * sites.spread_sums(applied.square())
+    if not all(step.scale_shared for step, _ in known):  # clipped apart, W and γ have factors of their own
+        same &= sites.spread([float(step.scale_shared) for step, _ in known]) > 0
+    parts = torch.where(same, factor * inner, torch.nan)
+    return {step.units.name: part for (step, _), part in zip(known, torch.split(parts, widths), strict=True)}
+
+
+def with_whole_gradients(
+    statistics: Mapping[str, Sequence[BatchStatistics]], steps: Sequence[WeightStep]
+) -> dict[str, list[BatchStatistics]]:
+    """Return statistics in which the one pass of a layer has γ's whole gradient, where its own could not be followed.
+
+    So it is under ``torch.compile``. Right after one backward pass on one device.
+    """
+    whole = {
+        step.units.scale.removesuffix(".weight"): step.scale_gradient
+        for step in steps
+        if step.units.scale is not None and step.scale_gradient is not None
+    }
+    return {
+        name: [replace(passes[0], gradient=whole[name])]
+        if len(passes) == 1 and passes[0].gradient is None and name in whole
+        else list(passes)
+        for name, passes in statistics.items()
+    }

@@ -1,0 +1,120 @@
+"""Reductions over the units of many layers at once."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.callbacks._readings.readings import Reading
+from lightning_normgeo.geometry.rows import has_float64, wide_dtype
+
+
+def _key(value: float | Tensor) -> float | int:
+    """Return what tells values apart without reading a tensor."""
+    return id(value) if isinstance(value, Tensor) else value
+
+
+@functools.lru_cache(maxsize=256)
+def _on_device(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return lengths as a tensor, built once: from step to step the layers are the same."""
+    return torch.tensor(lengths, device=device)
+
+
+_WHOLE: dict[str, Any] = {"maximum": torch.amax, "sum": torch.sum, "mean": torch.mean}
+
+
+class Sites:
+    """Layers with several units each; a value per unit is one flat tensor over all layers.
+
+    Args:
+        names: the layers.
+        lengths: how many units each has.
+        device: where the values are.
+    """
+
+    def __init__(self, names: Sequence[str], lengths: Sequence[int], device: torch.device) -> None:
+        self.names = list(names)
+        self._units = sum(lengths)
+        self._each = tuple(lengths)
+        self._lengths = _on_device(self._each, device)
+
+    def spread(self, values: Sequence[float | Tensor]) -> Tensor:
+        """Return one value per layer for each of its units."""
+        device, runs = self._lengths.device, []
+        for _, both in itertools.groupby(zip(values, self._each, strict=True), key=lambda pair: _key(pair[0])):
+            same = list(both)
+            value, units = same[0][0], sum(length for _, length in same)
+            # filled on the device, from a kernel's argument: a tensor built here would be a transfer
+            runs.append(torch.full((units,), 1.0, dtype=wide_dtype(device), device=device).mul_(value))
+        return torch.cat(runs)
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """Return the maximum over the units of each layer."""
+        if has_float64(values.device):
+            return torch.segment_reduce(values, "max", lengths=self._lengths, unsafe=True)
+        return self._whole(values).scatter_reduce(0, self._places, values, "amax", include_self=False)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over the units of each layer."""
+        if has_float64(values.device):
+            return torch.segment_reduce(values, "sum", lengths=self._lengths, unsafe=True)
+        return self._whole(values).index_add(0, self._places, values)
+
+    def spread_sums(self, values: Tensor) -> Tensor:
+        """Return for each unit the sum over the units of its layer."""
+        return self.sum(values).repeat_interleave(self._lengths, output_size=self._units)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over the units of each layer."""
+        if has_float64(values.device):
+            return torch.segment_reduce(values, "mean", lengths=self._lengths, unsafe=True)
+        return self.sum(values) / self._lengths
+
+    def _whole(self, values: Tensor) -> Tensor:
+        """Return zeros, one per layer: devices without float64 (MPS) have no segment_reduce either."""
+        return values.new_zeros(len(self._each))
+
+    @cached_property
+    def _places(self) -> Tensor:
+        layers = torch.arange(len(self._each), device=self._lengths.device)
+        return layers.repeat_interleave(self._lengths, output_size=self._units)
+
+    def reading(
+        self,
+        key: str,
+        values: Tensor,
+        reduce: Callable[[Tensor], Tensor],
+        finish: Callable[[Tensor], Tensor] = lambda x: x,
+        watch: bool = False,
+    ) -> Reading:
+        """Return the reading whose layers are ``finish(reduce(values))`` and whose total treats all units as one layer.
+
+        Args:
+            key: ``{group}/{quantity}``.
+            values: one value per unit.
+            reduce: a bound method of this object: maximum, sum or mean.
+            finish: applied to what was reduced, as the square root of a mean of squares.
+            watch: whether the total can be watched by other callbacks.
+        """
+        whole: Callable[[Tensor], Tensor] = _WHOLE[reduce.__name__]
+        return Reading(key, finish(whole(values)), finish(reduce(values)), self.names, watch)
+
+    def reading_of_some(
+        self,
+        key: str,
+        values: Tensor,
+        chosen: Tensor,
+        finish: Callable[[Tensor], Tensor] = lambda x: x,
+        watch: bool = False,
+    ) -> Reading:
+        """Return the reading whose layers are means over the units that are ``chosen``; nothing for a layer without."""
+        weights = chosen.to(values)
+        total = finish((values * weights).sum() / weights.sum())
+        by_site = finish(self.sum(values * weights) / self.sum(weights))
+        return Reading(key, total, by_site, self.names, watch, partial=True)

@@ -1,0 +1,1 @@
+"""Shared machinery of RobustnessEvaluation: data loaders, Trainer hooks, logging and progress."""

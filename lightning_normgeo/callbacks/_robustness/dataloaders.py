@@ -1,0 +1,161 @@
+"""Test loaders during and after fit: which there are, what they are called, and which batch is whose."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+from lightning_normgeo._lightning import is_lightnings_own
+from lightning_normgeo.callbacks._monitors.sharded_models import runs_under
+from lightning_normgeo.errors import UnsuitableError
+
+
+def named_loaders(loaders: Any) -> dict[str, Any]:
+    """Return the loaders of a loop by what tells their results apart.
+
+    A single one has the empty name, those of a list ``dataloader_0`` and so on, those of a dictionary its keys; in
+    nested collections the parts of a name are joined by a dot.
+    """
+    found = list(_flat(loaders))
+    if len(found) == 1:
+        return {"": found[0][1]}
+    names: dict[str, Any] = {}
+    for name, loader in found:
+        free = (f"{name}.{k}" if k else name for k in itertools.count())
+        names[next(one for one in free if one not in names)] = loader
+    return names
+
+
+def _flat(loaders: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(loaders, Mapping):
+        for key, value in loaders.items():
+            yield from _flat(value, f"{prefix}{re.sub(r'[^A-Za-z0-9_-]+', '_', str(key))}.")
+    elif isinstance(loaders, (list, tuple)):
+        for number, value in enumerate(loaders):
+            yield from _flat(value, f"{prefix}dataloader_{number}." if not prefix else f"{prefix}{number}.")
+    elif hasattr(loaders, "iterables") and hasattr(loaders, "flattened"):  # a CombinedLoader
+        yield from _flat(loaders.iterables, prefix)
+    else:
+        yield prefix.rstrip(".") or "dataloader_0", loaders
+
+
+def batches_by_loader(loop: Any, batch: Any, number: int) -> Iterator[tuple[int, Any]]:
+    """Yield the batch of each loader by number: one, or those that a CombinedLoader has put into one.
+
+    Args:
+        loop: the Trainer's.
+        batch: as its hooks get it.
+        number: of the loader, where they take turns.
+    """
+    combined = getattr(loop, "_combined_loader", None)
+    if combined is None or getattr(combined, "_mode", "sequential") == "sequential":
+        yield number, batch
+        return
+    parts = _parts(combined.iterables, batch)
+    yield from ((k, part) for k, part in enumerate(parts) if part is not None)
+
+
+def _parts(loaders: Any, batch: Any) -> Iterator[Any]:
+    """Yield what each loader of a collection has put into a batch, in the order of :func:`named_loaders`."""
+    if isinstance(loaders, (Mapping, list, tuple)):
+        keys = loaders.keys() if isinstance(loaders, Mapping) else range(len(loaders))
+        for key in keys:
+            yield from _parts(loaders[key], batch[key])
+    else:
+        yield batch
+
+
+def test_source(trainer: Any) -> Any:
+    """Return the object whose ``test_dataloader`` was written by the user.
+
+    Raises:
+        UnsuitableError: if there is none.
+    """
+    for source in (trainer.datamodule, trainer.lightning_module):
+        if source is not None and not is_lightnings_own(source, "test_dataloader"):
+            return source
+    raise UnsuitableError(
+        "RobustnessEvaluation(after_fit=True) needs a test_dataloader in the data module or in the LightningModule. "
+        "Add one, or call trainer.test(model, dataloader) with after_fit=False."
+    )
+
+
+@contextmanager
+def testing(trainer: Any) -> Iterator[None]:
+    """Let hooks of the project see the test stage meanwhile, and leave the data module as it was."""
+    stage, data = trainer.state.stage, trainer.datamodule
+    attributes = {} if data is None else dict(vars(data))
+    trainer.state.stage = type(stage).TESTING
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+        if data is not None:
+            vars(data).clear()
+            vars(data).update(attributes)
+
+
+def test_loaders(trainer: Any) -> dict[str, Any]:
+    """Return the test loaders by name, dealt out to the processes; inside :func:`testing`."""
+    source = test_source(trainer)
+    if source is trainer.datamodule:
+        source.setup("test")
+    loaders = named_loaders(source.test_dataloader())
+    if trainer.world_size == 1:
+        return loaders
+    stage, deal = type(trainer.state.stage).TESTING, trainer._data_connector._prepare_dataloader
+    return {name: deal(loader, shuffle=False, mode=stage) for name, loader in loaders.items()}
+
+
+def batches_of(trainer: Any, loader: Any, number: int = 0) -> Iterable[Any]:
+    """Yield batches on the device, after fit; as many as the Trainer's ``limit_test_batches`` says."""
+    module = trainer.lightning_module
+    for batch in islice(loader, batch_count(trainer, loader)):
+        converted = trainer.precision_plugin.convert_input(batch)
+        converted = module._on_before_batch_transfer(converted, dataloader_idx=number)
+        yield trainer.strategy.batch_to_device(converted, dataloader_idx=number)
+
+
+def batch_count(trainer: Any, loader: Any) -> int | None:
+    """Return how many batches of a loader count after fit; None where it has no length and no limit is given."""
+    limit = trainer.limit_test_batches
+    try:
+        length = len(loader)
+    except TypeError:
+        return limit if isinstance(limit, int) and not isinstance(limit, bool) else None
+    if limit is None:
+        return length
+    return min(length, limit if isinstance(limit, int) else int(limit * length))
+
+
+def check_undivided(trainer: Any) -> None:
+    """Refuse models whose layers every process has to run together: one that has run out of samples would not.
+
+    Raises:
+        UnsuitableError: naming the strategy.
+    """
+    strategy = runs_under(trainer, "ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
+    if strategy is not None:
+        raise UnsuitableError(
+            f"RobustnessEvaluation cannot run under {strategy}, where processes wait for each other in every layer. "
+            "Save a checkpoint and test it on one device or with ddp."
+        )
+
+
+def check_all_take_part(trainer: Any) -> None:
+    """Refuse loops that Lightning leaves out on processes without a batch: the others would wait for them.
+
+    Raises:
+        UnsuitableError: where a project allows for that.
+    """
+    flag = "allow_zero_length_dataloader_with_multiple_devices"
+    allows = any(getattr(one, flag, False) for one in (trainer.lightning_module, trainer.datamodule))
+    if trainer.world_size > 1 and allows:
+        raise UnsuitableError(
+            f"RobustnessEvaluation needs every process in its loop, and {flag} lets some be without a batch. Set it to "
+            "False, or test on one device."
+        )

@@ -1,0 +1,66 @@
+"""Pictures of attacked images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_normgeo.robustness.results.example_images import Shown
+from lightning_normgeo.robustness.settings import RESCALED
+
+_SHOWN_HEIGHT = 96
+"""Small images are enlarged to at least this many pixels, so that they can be seen in a report."""
+
+
+def example_strips(shown: Shown, count: int) -> tuple[list[Any], list[str]]:
+    """Return one strip per sample and its caption, of inputs that can be seen: others have none.
+
+    Images have one channel or three, or two dimensions; of any other number of channels the first is shown. One
+    dimension is drawn as a curve would be read, a row of gray values; of a volume the middle slice is shown.
+
+    A strip shows, from left to right, the image under each attack, then each perturbation, scaled so that its largest
+    value has full contrast around gray. The control with longer weights is left out: it looks the same.
+
+    Returns:
+        Strips as ``(height, width, channels)`` uint8 arrays, and captions with the predictions.
+    """
+    strips, captions = [], []
+    seen = {name: images for name, images in shown.pixels.items() if not name.endswith(RESCALED)}
+    for index in list(shown.labels)[:count]:
+        pixels = {name: _as_picture(images[index]) for name, images in seen.items() if index in images}
+        tiles = [image.clamp(0, 1) for image in pixels.values()]
+        tiles += [_contrast(image - pixels["clean"]) for name, image in pixels.items() if name != "clean"]
+        strips.append(_as_array(torch.cat([_enlarge(tile) for tile in tiles], dim=-1)))
+        predicted = ", ".join(f"{name} → {shown.predictions[name][index]}" for name in pixels)
+        captions.append(f"label {shown.labels[index]}: {predicted}")
+    return strips, captions
+
+
+def _as_picture(image: Tensor) -> Tensor:
+    """Return ``(1 or 3, height, width)`` of inputs of any shape."""
+    if image.ndim == 1:
+        image = image[None, None]
+    elif image.ndim == 2:
+        image = image[None]
+    while image.ndim > 3:  # the middle slice
+        image = image[:, image.shape[1] // 2]
+    if image.shape[0] not in (1, 3) and image.shape[-1] in (1, 3):
+        image = image.movedim(-1, 0)
+    return image if image.shape[0] in (1, 3) else image[:1]
+
+
+def _contrast(perturbation: Tensor) -> Tensor:
+    return 0.5 + 0.5 * perturbation / perturbation.abs().amax().clamp_min(1e-12)
+
+
+def _enlarge(tile: Tensor) -> Tensor:
+    factor = -(-_SHOWN_HEIGHT // tile.shape[-2])
+    return F.interpolate(tile[None].float(), scale_factor=factor, mode="nearest")[0] if factor > 1 else tile.float()
+
+
+def _as_array(image: Tensor) -> Any:
+    image = image.expand(3, -1, -1) if image.shape[0] == 1 else image
+    return (image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

@@ -1,0 +1,163 @@
+"""What loggers get of a robustness evaluation: numbers, a table, pictures, and files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_normgeo._lightning import is_wandb
+from lightning_normgeo.callbacks._robustness.example_pictures import example_strips
+from lightning_normgeo.errors import warn_once
+from lightning_normgeo.robustness.results.robustness_report import COLUMNS, NOTE, RobustnessReport
+from lightning_normgeo.runs.record import evaluation_stem
+from lightning_normgeo.utilities.files import write_document
+
+_QUANTITIES = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
+_OF_LOADER = ("settings", "warnings", "not_evaluated", "weights")
+
+
+def metrics_of(reports: Mapping[str, RobustnessReport]) -> dict[str, float]:
+    """Return the numbers by key; those that are none are left out."""
+    found = {
+        f"robustness/{attack}{suffix}/{quantity}": float(getattr(result, quantity))
+        for suffix, report in reports.items()
+        for attack, result in report.results.items()
+        for quantity in _QUANTITIES
+    }
+    return {key: value for key, value in found.items() if math.isfinite(value)}
+
+
+def document_of(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
+    """Return what ``robustness.json`` holds, of all loaders: rows of all, settings of the first, and those of each."""
+    documents = {suffix: report.as_dict() for suffix, report in reports.items()}
+    first = next((one for one in documents.values() if one["results"]), next(iter(documents.values())))
+    rows = [{**row, "attack": row["attack"] + suffix} for suffix, one in documents.items() for row in one["results"]]
+    reasons = {name + suffix: why for suffix, one in documents.items() for name, why in one["not_evaluated"].items()}
+    warnings = dict.fromkeys(warning for one in documents.values() for warning in one["warnings"])
+    found = {**first, "warnings": list(warnings), "results": rows, "not_evaluated": reasons}
+    if len(documents) > 1:
+        found["loaders"] = {suffix: {key: one[key] for key in _OF_LOADER} for suffix, one in documents.items()}
+    return found
+
+
+def publish(trainer: Any, reports: Mapping[str, RobustnessReport], name: str | None, count: int) -> bool:
+    """Write the files, and give every logger what it can take; one that fails does not stop the others.
+
+    Args:
+        trainer: with the loggers; rank zero's does it.
+        reports: by what tells loaders apart.
+        name: of the evaluation.
+        count: how many samples to show.
+
+    Returns:
+        Whether all results are on disk; else a warning has them.
+    """
+    if not trainer.is_global_zero or trainer.fast_dev_run:
+        return True
+    document, stem = document_of(reports), evaluation_stem(name)
+    problem, files = _save(trainer, reports, document, stem)
+    rows = [[*(row[column] for column in COLUMNS), ""] for row in document["results"]]
+    rows += [_reason_row(attack, why) for attack, why in document["not_evaluated"].items()]
+    images, captions = _pictures(reports, count)
+    for logger in trainer.loggers:
+        try:
+            if hasattr(logger, "log_results") and logger.log_results(stem, document) is False:
+                problem = problem or f"cannot be written to {logger.log_dir} for the time being"
+            if hasattr(logger, "log_table"):
+                logger.log_table(key=f"{stem}/table", columns=[*COLUMNS, NOTE], data=rows)
+            if hasattr(logger, "log_image") and images:
+                logger.log_image(key=f"{stem}/examples", images=images, caption=captions)
+            if is_wandb(logger):
+                logger.experiment.summary[stem] = _for_summary(document)
+                _log_artifact(logger.experiment, files)
+        except Exception as error:
+            kind = type(logger).__name__
+            problem = problem or f"cannot be written by {kind} ({error!r})" * hasattr(logger, "log_results")
+            warn_once(f"{kind} failed to log the robustness results: {error!r}.")
+    if problem:
+        tables = "\n".join(f"{suffix}\n{report}".strip() for suffix, report in reports.items())
+        warn_once(
+            f"The robustness results {problem}. Loggers get them; the journal in {trainer.default_root_dir} stays, and "
+            f"the same test again goes on from it.\n{tables}"
+        )
+    return not problem
+
+
+def folder_of(trainer: Any) -> Path:
+    """Return the run's own folder: of its record, else of the first logger's version, as for Lightning's checkpoints.
+
+    Without a logger, or one without versions, it is a new folder below the Trainer's.
+    """
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_results"):
+            return Path(logger.log_dir)
+    first = next(iter(trainer.loggers), None)
+    version = None if first is None else first.version
+    if first is None or version in (None, ""):
+        return _new_folder(Path(trainer.default_root_dir) / "robustness")
+    version = version if isinstance(version, str) else f"version_{version}"
+    return Path(first.save_dir or trainer.default_root_dir) / str(first.name) / version
+
+
+def _new_folder(parent: Path) -> Path:
+    for number in range(10_000):
+        folder = parent / f"version_{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise OSError(f"{parent} has ten thousand versions")
+
+
+def _save(
+    trainer: Any, reports: Mapping[str, RobustnessReport], document: dict[str, Any], stem: str
+) -> tuple[str, list[Path]]:
+    """Write the files of all samples, and the document; return what went wrong, and the files."""
+    files, folder = [], Path(trainer.default_root_dir)
+    try:
+        folder = folder_of(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, report in reports.items():
+            if report.results:
+                file = folder / f"robustness{suffix.replace('/', '_')}.npz"
+                report.decisions.save(file)
+                files.append(file)
+        write_document(folder / f"{stem}.json", document)
+        files.append(folder / f"{stem}.json")
+    except OSError as error:
+        return f"cannot be written to {folder} ({error.strerror or error})", files
+    return "", files
+
+
+def _reason_row(attack: str, why: str) -> list[Any]:
+    return [attack, *[None] * (len(COLUMNS) - 1), f"not evaluated: {why}"]
+
+
+def _pictures(reports: Mapping[str, RobustnessReport], count: int) -> tuple[list[Any], list[str]]:
+    """Return pictures of the first loader; those that cannot be drawn are no loss of results."""
+    try:
+        return example_strips(next(iter(reports.values())).shown, count)
+    except Exception as error:
+        warn_once(f"No examples are drawn: {error!r}.")
+        return [], []
+
+
+def _for_summary(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what W&B's summary gets: neither rows, which the table has, nor norms of every layer, as the artifact."""
+    found = {key: value for key, value in document.items() if key not in ("results", "weights")}
+    if "loaders" in found:
+        found["loaders"] = {
+            suffix: {key: value for key, value in one.items() if key != "weights"}
+            for suffix, one in found["loaders"].items()
+        }
+    return found
+
+
+def _log_artifact(run: Any, files: Iterable[Path]) -> None:
+    """Log each file as an artifact: samples by the name of their file, and the document with settings and norms."""
+    for file in files:
+        name, kind = (file.stem, "evaluation") if file.suffix == ".npz" else (f"{file.stem}-settings", "settings")
+        run.log_artifact(str(file), name=f"{run.id}-{name}", type=kind)

@@ -1,0 +1,221 @@
+"""One loop's robustness evaluation: its loaders, its processes, its progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.callbacks._robustness.dataloaders import (
+    batch_count,
+    batches_by_loader,
+    check_all_take_part,
+    check_undivided,
+)
+from lightning_normgeo.callbacks._robustness.progress_bars import Bar, bar_of
+from lightning_normgeo.errors import UnsuitableError, warn_once
+from lightning_normgeo.robustness.inputs import unpacked
+from lightning_normgeo.robustness.inputs.checks import undisturbed
+from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
+from lightning_normgeo.robustness.results.example_images import Shown
+from lightning_normgeo.robustness.results.process_shares import EVERYTHING, Part, report_of
+from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
+
+if TYPE_CHECKING:
+    from lightning_normgeo.callbacks._robustness.trainer_hooks import RobustnessLoops
+
+
+class RobustnessRun:
+    """Evaluates the batches of a loop, loader by loader.
+
+    Args:
+        callback: says what to evaluate, and how batches and models are read.
+        trainer: runs the loop.
+        module: the model.
+        loop: the loop; None after fit.
+        loaders: by name, in the order of their numbers.
+        counts: how many batches the loop has for each; None to ask the loaders.
+    """
+
+    def __init__(
+        self,
+        callback: RobustnessLoops,
+        trainer: Any,
+        module: Any,
+        loop: Any,
+        loaders: Mapping[str, Any],
+        counts: Sequence[float] | None,
+    ) -> None:
+        self._callback, self._trainer, self._module, self._loop = callback, trainer, module, loop
+        self._counts = [batch_count(trainer, one) for one in loaders.values()] if counts is None else list(counts)
+        self.names = list(loaders)
+        self.evaluations = [self._evaluation(k, name, loader) for k, (name, loader) in enumerate(loaders.items())]
+        self.bars: dict[int, Bar | None] = {}
+        self._taken: dict[int, tuple[Tensor, Tensor]] = {}
+        self._told: set[str] = set()
+        if getattr(getattr(loop, "_combined_loader", None), "_mode", "") == "max_size_cycle":
+            for evaluation in self.evaluations:  # the shorter ones begin again
+                evaluation.seen.order = replace(evaluation.seen.order, repeats=True)
+        self.failed: str | None = None
+        self._meets_others = trainer.world_size > 1
+        try:
+            check_undivided(trainer)
+        except UnsuitableError as error:
+            self.give_up(error)
+        try:
+            check_all_take_part(trainer)
+        except UnsuitableError as error:
+            self._meets_others = False
+            self.give_up(error)
+
+    def give_up(self, error: Exception) -> None:
+        """Step aside altogether, on this process; the others are told when all finish."""
+        self.failed = str(error) if isinstance(error, UnsuitableError) else f"{type(error).__name__}: {error}"
+        for number in range(len(self.evaluations)):
+            self._give_up(number, error)
+
+    def take(self, batch: Any, number: int) -> None:
+        """Keep a batch as its loader gave it, before the project's step; begin with the first one."""
+        if type(getattr(self._loop, "_data_fetcher", None)).__name__ == "_DataLoaderIterDataFetcher":
+            return  # the step fetches its batch itself
+        for k, part in batches_by_loader(self._loop, batch, number):
+            self._take(k, part)
+
+    def evaluate(self, batch: Any, number: int) -> None:
+        """Evaluate a batch, after the project's step."""
+        for k, part in batches_by_loader(self._loop, batch, number):
+            if k not in self._taken:
+                self._take(k, part)
+            taken, evaluation = self._taken.pop(k, None), self.evaluations[k]
+            if taken is None or evaluation.stopped:
+                continue
+            try:
+                with undisturbed(self._module):
+                    evaluation.add(*taken)
+            except Exception as error:
+                self._give_up(k, error)
+
+    def finish(self) -> dict[str, RobustnessReport]:
+        """Return the reports by what tells them apart, over all processes; every one of them has to call this."""
+        parts = {name: self._finished(number) for number, name in enumerate(self.names)}
+        shares = self._from_all((parts, self.failed))
+        shown = {name: evaluation.shown for name, evaluation in zip(self.names, self.evaluations, strict=True)}
+        reports = {}
+        for name in dict.fromkeys(name for found, _ in shares for name in found) or [""]:
+            mine = [found.get(name, _nothing(failed)) for found, failed in shares]
+            reports[self._suffix(name)] = report_of(mine, self._callback.settings, shown.get(name, Shown()))
+        self._say(reports)
+        return reports
+
+    def end(self, written: bool) -> None:
+        """Take leave: journals go where rank zero has written all results."""
+        self.close(ended=self._from_all(written)[0])
+
+    def _from_all(self, mine: Any) -> list[Any]:
+        """What each process has to say, in their order."""
+        if not self._meets_others:
+            return [mine]
+        shares: list[Any] = [None] * self._trainer.world_size
+        torch.distributed.all_gather_object(shares, mine)
+        return shares
+
+    def close(self, ended: bool = False) -> None:
+        """Take the bars away, and close the journals; they go once the results are written."""
+        for bar in self.bars.values():
+            if bar is not None:
+                bar.close()
+        self.bars = {}
+        for evaluation in self.evaluations:
+            evaluation.close(ended)
+
+    def _evaluation(self, number: int, name: str, loader: Any) -> LoaderEvaluation:
+        callback, trainer, module = self._callback, self._trainer, self._module
+        journal = JournalPlace(
+            Path(trainer.default_root_dir), f"{callback.name or ''}/{name}/{number}", trainer.global_rank
+        )
+
+        def logits(images: Tensor) -> Any:
+            with trainer.precision_plugin.tensor_init_context():  # what forward makes has the precision of the weights
+                return callback.logits(module, images)
+
+        return LoaderEvaluation(
+            module,
+            logits,
+            callback.settings,
+            callback.declared,
+            loader,
+            callback.num_images if number == 0 else 0,
+            lambda attack, samples: self._show(number, attack, samples),
+            journal if callback.resume else None,
+        )
+
+    def _take(self, number: int, batch: Any) -> None:
+        evaluation = self.evaluations[number]
+        if evaluation.stopped:
+            return
+        try:
+            with torch.inference_mode(False):
+                found = unpacked(self._callback.unpack, batch)
+                images, labels = (tensor.clone().to(self._module.device) for tensor in found)
+            if evaluation.evaluator is None:
+                self._open_bar(number, len(images))
+                with undisturbed(self._module):
+                    evaluation.begin(images, labels)
+            self._taken[number] = images, labels
+        except Exception as error:
+            self._give_up(number, error)
+
+    def _give_up(self, number: int, error: Exception) -> None:
+        """Step aside for the rest of a loader."""
+        if self._callback.settings.on_unsuitable == "raise":
+            raise error
+        why = self.evaluations[number].give_up(error)
+        self._taken.pop(number, None)
+        reason = f"Robustness{self._suffix(self.names[number])} is not evaluated. {why}"
+        if reason not in self._told:
+            self._told.add(reason)
+            warn_once(reason)
+
+    def _finished(self, number: int) -> Part:
+        evaluation = self.evaluations[number]
+        try:
+            with undisturbed(self._module):
+                return evaluation.finish()
+        except Exception as error:
+            self._give_up(number, error)
+            return evaluation.finish()
+
+    def _suffix(self, name: str) -> str:
+        return "".join(f"/{part}" for part in (self._callback.name, name) if part)
+
+    def _say(self, reports: Mapping[str, RobustnessReport]) -> None:
+        """Give the warnings that were not given yet."""
+        told = {text for evaluation in self.evaluations for text in evaluation.told}
+        found = dict.fromkeys(text for report in reports.values() for text in report.warnings if text not in told)
+        for text in found:
+            warn_once(text)
+        for suffix, report in reports.items():
+            for attack, reason in report.not_evaluated.items():
+                if not any(reason in text for text in (*self._told, *told)):
+                    what = "Robustness" if attack == EVERYTHING else attack
+                    warn_once(f"{what}{suffix} is not evaluated. {reason}")
+
+    def _open_bar(self, number: int, size: int) -> None:
+        count = self._counts[number] if number < len(self._counts) else None
+        known = count is not None and count != float("inf")
+        total = int(count) * size * len(self._callback.settings.rows) if known and count is not None else None
+        self.bars[number] = bar_of(self._trainer, total)
+
+    def _show(self, number: int, attack: str, samples: int) -> None:
+        bar = self.bars.get(number)
+        if bar is not None:
+            bar.show(self.evaluations[number].evaluator, attack, samples)
+
+
+def _nothing(failed: str | None) -> Part:
+    """The share of a process that has no such loader, or could not get it."""
+    return Part({}, {}, False, {}, None, {} if failed is None else {EVERYTHING: failed}, [])

@@ -1,0 +1,248 @@
+"""NormGrowthMonitor: what each optimizer step adds to ‖W‖², and why (eq 16)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
+from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from lightning_normgeo.callbacks._monitors.session import Session
+from lightning_normgeo.callbacks._readings.cumulative_readings import cumulative_readings
+from lightning_normgeo.callbacks._readings.readings import Reading
+from lightning_normgeo.callbacks._readings.residual_warnings import FLOOR, NORM_SQ, RESIDUAL
+from lightning_normgeo.callbacks._readings.stacked_units import Columns
+from lightning_normgeo.callbacks._readings.wandb_keys import WandbKeys
+from lightning_normgeo.errors import harmless
+from lightning_normgeo.geometry.angles import effective_lr, split_update
+from lightning_normgeo.geometry.norm_increments import Scalar, SGDRule, UpdateRule, identity_terms
+from lightning_normgeo.geometry.rows import has_float64
+from lightning_normgeo.probes.cumulative.increments import NormAccount
+from lightning_normgeo.probes.weight_step import WeightStep
+from lightning_normgeo.utilities.checked_values import flag
+
+
+class NormGrowthMonitor(GeometryMonitor):
+    r"""Logs weight norms and their increments: measured, predicted by eq 16, and explained term by term.
+
+    Eq 16 of the paper, :math:`\Delta\lVert W\rVert^2 = \eta^2\lVert g\rVert^2`, holds for scale-invariant weights
+    under plain SGD; ``eq16_applies`` says whether that is what runs. ``predicted_momentum`` is what the law behind it,
+    ⟨W, g⟩ = 0, says of SGD with momentum and weight decay. ``explained`` holds for any weight whose optimizer has a
+    known formula (:func:`~lightning_normgeo.probes.describe_update`): it is the sum of the ``term_…`` keys. With
+    several optimizers it is the sum over the weights that have one. The others, and all where a closure is evaluated
+    several times per step (LBFGS, SAM), have ``identity_…`` keys instead: a decomposition that holds for any update,
+    and is therefore no test of one. A residual far above what rounding can do is warned of once.
+
+    =====================================  ==========  ==============================================================
+    key                                    unit        meaning
+    =====================================  ==========  ==============================================================
+    ``norm_growth/weight_norm``            weight      ‖W‖ before the step (Fig 3)
+    ``norm_growth/increment``              weight²     measured ‖W⁺‖² - ‖W‖²
+    ``norm_growth/predicted``              weight²     η²‖g‖² (eq 16)
+    ``norm_growth/predicted_momentum``     weight²     the same law under SGD with momentum or weight decay
+    ``norm_growth/explained``              weight²     sum of the four terms
+    ``norm_growth/term_gradient``          weight²     from ⟨W, g⟩
+    ``norm_growth/term_momentum``          weight²     from ⟨W, momentum before the step⟩
+    ``norm_growth/term_weight_decay``      weight²     from weight decay
+    ``norm_growth/term_quadratic``         weight²     η²‖update direction‖²
+    ``norm_growth/residual``               weight²     increment - explained
+    ``norm_growth/storage_floor``          weight²     what rounding in the weights' dtype can add to the increment
+    ``norm_growth/angular_update``         radians     angle between W and W⁺, root mean square over units
+    ``norm_growth/effective_lr``           1/weight²   η / ‖unit‖², mean over units
+    ``norm_growth/equilibrium_angle``      radians     where weight decay and gradient noise balance
+    ``norm_growth/steps_to_equilibrium``   steps       time constant of the way there
+    ``norm_growth/eq16_applies``           1           1 for plain SGD, else 0: eq 16 does not cover the optimizer
+    ``norm_growth/identity_…``             weight²     ``direction``, ``weight_decay`` and ``quadratic`` parts of the
+                                                       increment, of weights whose optimizer has no formula
+    ``…/weights_without_formula``          weights     how many these are
+    ``norm_growth_control/rows_unmoved``   rows        how many rows of controls stood still; angles leave them out
+    ``norm_growth/cumulative_…``           weight²     ``increment`` to ``residual`` and ``storage_floor``, summed over
+                                                       every step so far; only with ``cumulative``
+    ``norm_growth_control/*``              as above    the same for weights without an established invariance
+    =====================================  ==========  ==============================================================
+
+    Aggregates treat all units as one vector, unless the table says otherwise. Add ``/{module path}`` for one layer.
+
+    With ``cumulative`` every optimizer step is counted, measured or not, so that what was added to ‖W‖² since training
+    began is explained to the last step: ``cumulative_increment`` is ‖W_T‖² - ‖W_0‖², ``cumulative_predicted`` Σ η²‖g‖²,
+    ``cumulative_predicted_momentum`` what ⟨W, g⟩ = 0 says of SGD with momentum, by a recursion over norms alone. They
+    are over all weights that were ever measured, frozen ones included. The sums are part of checkpoints and go on
+    exactly where a resumed training goes on. Weights changed by others than the optimizer (averaging, clipping) show as
+    ``cumulative_residual``.
+
+    Cost: a copy of the observed weights, and two passes over weights, gradients and momentum per measured step; with
+    ``cumulative`` one pass over the same per unmeasured step.
+
+    Args:
+        every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
+        layers: globs for the layers that get keys of their own, up to 16; more go into one table (see
+            :class:`GeometryMonitor`). The first residual block if left out.
+        cumulative: whether to sum over all steps as well.
+        wandb_keys: whether W&B gets two dozen ``aggregates`` or ``all`` keys (see :class:`GeometryMonitor`).
+    """
+
+    groups = ("norm_growth", "norm_growth_control")
+    needs_updates = True
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        layers: str | list[str] | None = None,
+        cumulative: bool = False,
+        wandb_keys: WandbKeys = "aggregates",
+    ) -> None:
+        super().__init__(every_n_steps, layers, wandb_keys)
+        self.cumulative = flag("cumulative", cumulative)
+        self._account: NormAccount | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin with sums of zero, unless a checkpoint is loaded."""
+        if stage == "fit":
+            self._account = None
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Remove every hook; a checkpoint may still be asked for."""
+        self._keep_account(trainer)
+        super().on_train_end(trainer, pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remove every hook; a checkpoint may still be asked for."""
+        self._keep_account(trainer)
+        super().on_exception(trainer, pl_module, exception)
+
+    @harmless
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Save the sums."""
+        if self.cumulative:
+            account = Session.of(trainer).account or self._account
+            checkpoint["lightning_normgeo"] = {"account": {} if account is None else account.state()}
+
+    @harmless
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Go on with the sums of a checkpoint that has them."""
+        if self.cumulative:
+            saved = checkpoint.get("lightning_normgeo")
+            Session.of(trainer).restore_account(saved.get("account", {}) if isinstance(saved, dict) else {})
+
+    @harmless
+    def _keep_account(self, trainer: Any) -> None:
+        self._account = Session.of(trainer).account
+
+    def measure(self, measured: Measured) -> Iterable[Reading]:
+        """Return the readings of one step."""
+        for group, invariant in zip(self.groups, (True, False), strict=True):
+            columns = measured.columns(invariant, "update")
+            if columns is None:
+                continue
+            yield from _growth(group, columns, measured.turned)
+            yield from _explained(group, columns)
+            yield from _equilibrium(group, columns)
+        if self.cumulative and measured.account is not None:
+            moved = [step for step in measured.steps if step.update is not None]
+            for group, invariant in zip(self.groups, (True, False), strict=True):
+                yield from cumulative_readings(group, invariant, moved, measured.account)
+
+
+def _growth(group: str, columns: Columns, turned: bool) -> Iterator[Reading]:
+    sites, update = columns.sites, columns.update
+    increment = columns.increment
+    yield sites.reading(f"{group}/weight_norm", update.weight_sq, sites.sum, torch.sqrt, watch=True)
+    yield sites.reading(f"{group}/increment", increment, sites.sum, watch=True)
+    if columns.has_gradient:
+        yield sites.reading(f"{group}/predicted", columns.column("predicted"), sites.sum, watch=True)
+        covered = not turned and all(step.is_plain_sgd and step.units.invariant for step in columns.steps)
+        yield Reading(f"{group}/eq16_applies", increment.new_full((), float(covered)))
+    squared_angle = split_update(update).angle.square()
+    if group.endswith("_control"):  # an embedding has many rows that no batch asked for
+        moved = update.update_sq > 0
+        yield sites.reading_of_some(f"{group}/angular_update", squared_angle, moved, torch.sqrt, watch=True)
+        yield sites.reading(f"{group}/rows_unmoved", (~moved).to(increment), sites.sum)
+    else:
+        yield sites.reading(f"{group}/angular_update", squared_angle, sites.mean, torch.sqrt, watch=True)
+    rates = effective_lr(columns.spread("lr"), columns.column("weight_sq"))
+    yield sites.reading(f"{group}/effective_lr", rates, sites.mean)
+
+
+def _explained(group: str, columns: Columns) -> Iterator[Reading]:
+    """Return what formulas explain, over the weights that have one, and the floors of all."""
+    known = [step for step in columns.steps if step.terms is not None]
+    if known:
+        explained = columns if len(known) == len(columns.steps) else Columns(known)
+        yield from _by_formula(group, explained)
+        yield from _internal(explained)
+    yield from _with_momentum(group, [step for step in known if isinstance(step.rule, SGDRule) and step.uniform])
+    rest = [step for step in columns.steps if step.terms is None]
+    if rest:
+        yield from _by_identity(group, Columns(rest))
+    stored, computed = columns.floors
+    total = stored.square().sum().sqrt() + computed.sum()
+    yield Reading(f"{group}/storage_floor", total, columns.floor_by_site, columns.sites.names)
+
+
+def _by_formula(group: str, columns: Columns) -> Iterator[Reading]:
+    sites, terms = columns.sites, columns.terms
+    assert terms is not None  # noqa: S101
+    yield sites.reading(f"{group}/explained", terms.total, sites.sum, watch=True)
+    for name, values in terms._asdict().items():
+        yield sites.reading(f"{group}/term_{name}", values, sites.sum)
+    yield sites.reading(f"{group}/residual", columns.increment - terms.total, sites.sum)
+
+
+def _with_momentum(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]:
+    """Return the increment that follows from ⟨W, g⟩ = 0 under SGD with momentum and weight decay."""
+    if not steps or not any(step.rule.momentum or step.rule.weight_decay for step in steps):  # type: ignore[union-attr]
+        return
+    columns = Columns(steps)
+    coupled = columns.sites.spread([_cross_decay(step.rule) for step in steps]) * columns.column("inner")
+    terms = columns.terms
+    assert terms is not None  # noqa: S101
+    predicted = terms.momentum + terms.weight_decay + terms.quadratic - coupled
+    yield columns.sites.reading(f"{group}/predicted_momentum", predicted, columns.sites.sum, watch=True)
+
+
+def _cross_decay(rule: UpdateRule | None) -> Scalar:
+    """Return the factor of ⟨W, g⟩ in η²‖u‖²: coupled weight decay squares g + λW."""
+    assert isinstance(rule, SGDRule)  # noqa: S101
+    c_g, _ = rule.coefficients
+    sign = -1.0 if rule.maximize else 1.0
+    return sign * 2 * rule.lr**2 * c_g**2 * rule.weight_decay
+
+
+def _by_identity(group: str, columns: Columns) -> Iterator[Reading]:
+    """Return the decomposition that needs no formula, and can therefore not be wrong: an identity of W, W⁺ and ηλ."""
+    sites, update = columns.sites, columns.update
+    shrink = columns.spread("shrink")
+    terms = identity_terms(columns.column("weight_sq"), update.weight_update, update.update_sq, shrink)
+    parts = {"direction": terms.gradient, "weight_decay": terms.weight_decay, "quadratic": terms.quadratic}
+    for name, values in parts.items():
+        yield sites.reading(f"{group}/identity_{name}", values, sites.sum)
+    yield Reading(f"{group}/weights_without_formula", update.weight_sq.new_full((), float(len(columns.steps))))
+
+
+def _internal(columns: Columns) -> Iterator[Reading]:
+    """Per-weight residuals for :mod:`._readings.residual_warnings`; none where sums are too coarse to tell."""
+    sites, terms = columns.sites, columns.terms
+    if not has_float64(columns.increment.device):
+        return
+    assert terms is not None  # noqa: S101
+    names = [step.units.name for step in columns.steps]
+    residual = sites.sum(columns.increment - terms.total)
+    for key, values in (
+        (RESIDUAL, residual),
+        (FLOOR, columns.floor_by_site),
+        (NORM_SQ, sites.sum(columns.column("weight_sq"))),
+    ):
+        yield Reading(key, None, values, names, internal=True)
+
+
+def _equilibrium(group: str, columns: Columns) -> Iterator[Reading]:
+    settling = [step for step in columns.steps if step.equilibrium is not None]
+    if settling:
+        columns = columns if len(settling) == len(columns.steps) else Columns(settling)
+        sites = columns.sites
+        yield sites.reading(
+            f"{group}/equilibrium_angle", columns.spread("equilibrium").square(), sites.mean, torch.sqrt
+        )
+        yield sites.reading(f"{group}/steps_to_equilibrium", columns.spread("relaxation"), sites.mean)

@@ -1,0 +1,267 @@
+"""Loops that read each weight once, compiled by numba, for matrices of float32 and float64 on a CPU.
+
+Sums are float64. Each is taken by one thread in the same order, so results do not depend on the number of threads,
+and Python's threads share the work: numba's own may abort the process under fork or concurrent use. Reached through
+:mod:`.one_pass`, which does without where numba cannot be imported or compile.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numba
+import torch
+from numba import float64
+from torch import Tensor
+
+from lightning_normgeo.geometry.norm_increments import SGDRule
+from lightning_normgeo.geometry.update_rules.adam_family import AdamRule
+
+if TYPE_CHECKING:
+    from lightning_normgeo.geometry.products.one_pass import WeightPass
+
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, and as Python these loops would take minutes")
+
+Kernel = Callable[..., None]
+Loop = tuple[Kernel, tuple[Tensor, ...], tuple[Any, ...], int]
+"""A kernel, the matrices it reads, what else it is given, and how many sums it takes."""
+
+SEGMENT = 2**13
+"""Elements that are summed in one go; longer rows are cut. Small enough to be read twice from cache."""
+_CHUNK = 2**17
+"""Elements that a thread takes at a time; less is not worth another thread."""
+_SAFE = 0.01
+"""The tangential share of ‖D‖² from which on the difference of two sums is as good as a sum: 14 digits."""
+
+
+def _compiled(function: Kernel) -> Kernel:
+    """Compile a loop; the machine code is kept for the next process where there is a place for it."""
+    # sums may be taken in any order, but a NaN or infinite gradient has to come out as such: neither nnan nor ninf
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+    try:
+        return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+    except RuntimeError:
+        return numba.njit(**options)(function)  # type: ignore[no-any-return]
+
+
+@_compiled
+def _plain(weight: Any, gradient: Any, keep: Any, numbers: Any, out: Any, at: int, start: int, stop: int) -> None:
+    (unscale,) = numbers
+    count = -(-weight.shape[1] // SEGMENT)
+    for k in range(start, stop):
+        row, begin = k // count, k % count * SEGMENT
+        w, g = weight[row, begin : begin + SEGMENT], gradient[row, begin : begin + SEGMENT]
+        if keep is not None:
+            kept = keep[row, begin : begin + SEGMENT]
+        weight_sq = inner = gradient_sq = quartic = 0.0
+        for i in range(w.size):
+            if keep is not None:
+                kept[i] = w[i]
+            x, y = float64(w[i]), float64(g[i])
+            weight_sq += x * x
+            inner += x * y
+            gradient_sq += y * y
+            quartic += (x * x) * (x * x)
+        out[0, at + k], out[1, at + k] = weight_sq, unscale * inner
+        out[2, at + k], out[3, at + k] = unscale * unscale * gradient_sq, quartic
+
+
+@_compiled
+def _sgd(
+    weight: Any, gradient: Any, buffer: Any, keep: Any, numbers: Any, out: Any, at: int, start: int, stop: int
+) -> None:
+    unscale, by_gradient, by_weight, by_buffer = numbers
+    count = -(-weight.shape[1] // SEGMENT)
+    for k in range(start, stop):
+        row, begin = k // count, k % count * SEGMENT
+        w, g = weight[row, begin : begin + SEGMENT], gradient[row, begin : begin + SEGMENT]
+        b = buffer[row, begin : begin + SEGMENT]
+        if keep is not None:
+            kept = keep[row, begin : begin + SEGMENT]
+        weight_sq = inner = gradient_sq = quartic = buffer_inner = direction_sq = 0.0
+        for i in range(w.size):
+            if keep is not None:
+                kept[i] = w[i]
+            x, y, z = float64(w[i]), float64(g[i]), float64(b[i])
+            direction = by_gradient * y + by_weight * x + by_buffer * z
+            weight_sq += x * x
+            inner += x * y
+            gradient_sq += y * y
+            quartic += (x * x) * (x * x)
+            buffer_inner += x * z
+            direction_sq += direction * direction
+        out[0, at + k], out[1, at + k] = weight_sq, unscale * inner
+        out[2, at + k], out[3, at + k] = unscale * unscale * gradient_sq, quartic
+        out[4, at + k], out[5, at + k] = buffer_inner, direction_sq
+
+
+@_compiled
+def _adam(
+    weight: Any,
+    gradient: Any,
+    mean: Any,
+    square: Any,
+    keep: Any,
+    numbers: Any,
+    out: Any,
+    at: int,
+    start: int,
+    stop: int,
+) -> None:
+    unscale, coupled, old, new, eps, by_gradient, by_mean, by_weight = numbers
+    count = -(-weight.shape[1] // SEGMENT)
+    for k in range(start, stop):
+        row, begin = k // count, k % count * SEGMENT
+        w, g = weight[row, begin : begin + SEGMENT], gradient[row, begin : begin + SEGMENT]
+        m, v = mean[row, begin : begin + SEGMENT], square[row, begin : begin + SEGMENT]
+        if keep is not None:
+            kept = keep[row, begin : begin + SEGMENT]
+        weight_sq = inner = gradient_sq = quartic = by_g = by_m = by_w = whole_sq = 0.0
+        for i in range(w.size):
+            if keep is not None:
+                kept[i] = w[i]
+            x, y, z = float64(w[i]), unscale * float64(g[i]), float64(m[i])
+            full = y + coupled * x
+            rate = 1.0 / (math.sqrt(old * float64(v[i]) + new * (full * full)) + eps)
+            share = x * rate
+            whole = (by_gradient * y + by_mean * z + by_weight * x) * rate
+            weight_sq += x * x
+            inner += x * y
+            gradient_sq += y * y
+            quartic += (x * x) * (x * x)
+            by_g += share * y
+            by_m += share * z
+            by_w += share * x
+            whole_sq += whole * whole
+        out[0, at + k], out[1, at + k], out[2, at + k], out[3, at + k] = weight_sq, inner, gradient_sq, quartic
+        out[4, at + k], out[5, at + k] = by_gradient * by_g, by_mean * by_m
+        out[6, at + k], out[7, at + k] = by_weight * by_w, whole_sq
+
+
+def _change(new: float, old: float) -> float:
+    return new - old
+
+
+def _across(new: float, old: float, radial: float) -> float:
+    return (new - old) - radial * old
+
+
+# reassociated, the latter may become new - (1 + ρ) old: what a small update is would be lost
+_change, _across = numba.njit(fastmath={"contract"})(_change), numba.njit(fastmath={"contract"})(_across)
+
+
+@_compiled
+def _update(weight: Any, new_weight: Any, out: Any, at: int, start: int, stop: int) -> None:
+    count = -(-weight.shape[1] // SEGMENT)
+    for k in range(start, stop):
+        row, begin = k // count, k % count * SEGMENT
+        w, n = weight[row, begin : begin + SEGMENT], new_weight[row, begin : begin + SEGMENT]
+        weight_sq = weight_update = update_sq = 0.0
+        for i in range(w.size):
+            x = float64(w[i])
+            change = _change(float64(n[i]), x)
+            weight_sq += x * x
+            weight_update += x * change
+            update_sq += change * change
+        radial = weight_update / weight_sq if weight_sq > 0 else weight_update
+        tangential_sq = update_sq - radial * weight_update
+        # a difference loses digits where little is left, and only there is it worth reading again
+        if not tangential_sq > _SAFE * update_sq:
+            tangential_sq = 0.0
+            for i in range(w.size):
+                across = _across(float64(n[i]), float64(w[i]), radial)
+                tangential_sq += across * across
+        out[0, at + k], out[1, at + k], out[2, at + k], out[3, at + k] = (
+            weight_sq,
+            weight_update,
+            update_sq,
+            tangential_sq,
+        )
+
+
+def weight_products(passes: Sequence[WeightPass]) -> list[list[Tensor]]:
+    """Return ‖W‖², ⟨W, g⟩, ‖g‖², ΣW⁴ and the rule's products of each weight, by segment: ``(units * segments,)``."""
+    return _run([_loop(one) for one in passes])
+
+
+def update_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
+    """Return ‖W‖², ⟨W, D⟩, ‖D‖² and ‖D_⊥‖² of each weight, every segment by itself: ``(units * segments,)``."""
+    return _run([(_update, pair, (), 4) for pair in pairs])
+
+
+def _loop(one: WeightPass) -> Loop:
+    unscale = 1.0 if one.gradient_scale is None else float(one.gradient_scale.double().reciprocal())
+    rule, tensors = one.rule, (one.weight, one.gradient)
+    keep = None if one.keep is None else one.keep.detach().numpy()
+    if isinstance(rule, SGDRule) and one.state:
+        by_gradient, by_buffer = rule.coefficients
+        signed = -by_gradient if rule.maximize else by_gradient
+        numbers = unscale, unscale * signed, float(by_gradient * rule.weight_decay), float(by_buffer)
+        return _sgd, (*tensors, *one.state), (keep, numbers), 6
+    if isinstance(rule, AdamRule):
+        # there is no state at the first step: all of it is zero, and anything times zero will do
+        state = one.state or (one.weight, one.weight)
+        return _adam, (*tensors, *state), (keep, (unscale, *_adam_numbers(rule, bool(one.state)))), 8
+    return _plain, tensors, (keep, (unscale,)), 4
+
+
+def _adam_numbers(rule: AdamRule, has_state: bool) -> tuple[float, ...]:
+    lr, step, coupled, beta1, beta2 = (float(number) for number in (rule.lr, rule.step, rule.coupled, *rule.betas))
+    correction, rate = 1 - beta2**step, lr / (1 - beta1**step)
+    # with g̃ = ±g + λW, the loop follows ±g̃ = g ± λW
+    sign = -1.0 if rule.maximize else 1.0
+    old, new = beta2 / correction if has_state else 0.0, (1 - beta2) / correction
+    by_gradient, by_mean = rate * (1 - beta1), rate * beta1 if has_state else 0.0
+    return sign * coupled, old, new, float(rule.eps), sign * by_gradient, by_mean, by_gradient * coupled
+
+
+def _run(loops: Sequence[Loop]) -> list[list[Tensor]]:
+    """Run loops over matrices in all threads; return the sums of each."""
+    pieces = [tensors[0].shape[0] * -(-tensors[0].shape[1] // SEGMENT) for _, tensors, _, _ in loops]
+    sums = torch.empty(max((count for *_, count in loops), default=0), sum(pieces), dtype=torch.float64)
+    out, at, elements = sums.numpy(), 0, 0
+    chunks: deque[tuple[Kernel, tuple[Any, ...]]] = deque()
+    for (kernel, tensors, rest, _), total in zip(loops, pieces, strict=True):
+        arrays = [(tensor.detach() if tensor.requires_grad else tensor).numpy() for tensor in tensors]
+        step = max(1, _CHUNK // min(arrays[0].shape[1], SEGMENT))
+        for start in range(0, total, step):
+            chunks.append((kernel, (*arrays, *rest, out, at, start, min(start + step, total))))
+        at, elements = at + total, elements + arrays[0].size
+    _share(chunks, helpers=min(torch.get_num_threads(), len(chunks), elements // _CHUNK) - 1)
+    columns = [row.split(pieces) for row in sums]
+    return [[column[k] for column in columns[:count]] for k, (*_, count) in enumerate(loops)]
+
+
+def _share(chunks: deque[tuple[Kernel, tuple[Any, ...]]], helpers: int) -> None:
+    futures: list[Future[None]] = []
+    try:
+        futures.extend(_pool(torch.get_num_threads(), os.getpid()).submit(_drain, chunks) for _ in range(helpers))
+        _drain(chunks)
+    finally:
+        chunks.clear()
+        wait(futures)
+    for future in futures:
+        future.result()
+
+
+def _drain(chunks: deque[tuple[Kernel, tuple[Any, ...]]]) -> None:
+    while True:
+        try:
+            kernel, arguments = chunks.popleft()
+        except IndexError:
+            return
+        kernel(*arguments)
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Return the threads that help; a forked process needs its own."""
+    del process
+    return ThreadPoolExecutor(threads, thread_name_prefix="normgeo")

@@ -1,0 +1,199 @@
+"""What a step tells about a weight, read in one pass over the weight, its gradient and its optimizer state.
+
+Memory is what this costs. Where numba is installed, a CPU reads float32 and float64 in the compiled loops of
+:mod:`.numba_kernels`; everything else, and every other device, goes through torch, with the same numbers up to the
+order of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_normgeo.geometry.norm_increments import SGDRule, UpdateRule
+from lightning_normgeo.geometry.rows import column_blocks, concatenated, dot, row_blocks, wide_dtype
+from lightning_normgeo.geometry.update_rules.adam_family import (
+    AdagradRule,
+    AdamaxRule,
+    AdamRule,
+    LionRule,
+    NAdamRule,
+    RAdamRule,
+    RMSpropRule,
+)
+from lightning_normgeo.geometry.update_rules.variants import (
+    AdadeltaRule,
+    AdEMAMixRule,
+    AdoptRule,
+    ASGDRule,
+    LaPropRule,
+    NAdamWRule,
+    RpropRule,
+    SGDWRule,
+)
+
+_WORTHWHILE = 2**16
+"""Elements in all below which numba is not even imported: torch takes a millisecond for them."""
+_ELEMENTWISE = (
+    *(SGDRule, AdamRule, NAdamRule, RAdamRule, RMSpropRule, AdagradRule, AdamaxRule, LionRule),
+    *(AdadeltaRule, RpropRule, ASGDRule, SGDWRule, NAdamWRule, AdEMAMixRule, AdoptRule, LaPropRule),
+)
+"""Rules whose products of a row are the sums of those of its parts; a user's rule may look at whole rows."""
+
+
+class WeightProducts(NamedTuple):
+    """Sums over each unit of one weight before a step, each ``(units,)`` wide."""
+
+    weight_sq: Tensor
+    """‖W‖²."""
+    inner: Tensor
+    """⟨W, g⟩."""
+    gradient_sq: Tensor
+    """‖g‖²."""
+    quartic: Tensor
+    """Σ W_i⁴, for what rounding can do."""
+    rule: tuple[Tensor, ...]
+    """What ``rule.products`` returns; empty without a rule."""
+
+
+class WeightPass(NamedTuple):
+    """One weight to read: matrices of one shape with one unit per row, see :func:`weight_products`.
+
+    ``known`` is what ``rule.products`` would return, where whole tensors had to be looked at for it.
+    """
+
+    weight: Tensor
+    gradient: Tensor
+    state: tuple[Tensor, ...] = ()
+    rule: UpdateRule | None = None
+    gradient_scale: Tensor | None = None
+    keep: Tensor | None = None
+    known: tuple[Tensor, ...] = ()
+
+
+def weight_products(
+    weight: Tensor,
+    gradient: Tensor,
+    *state: Tensor,
+    rule: UpdateRule | None = None,
+    gradient_scale: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> WeightProducts:
+    """Return what is known of a weight before a step; for several weights see :func:`many_weight_products`.
+
+    Args:
+        weight: W, ``(units, n)``.
+        gradient: g, ``(units, n)``.
+        state: what ``rule`` reads, each ``(units, n)``, of any float dtype.
+        rule: how the optimizer will move the weight, where that is known.
+        gradient_scale: what the gradient still has to be divided by, a scalar.
+        keep: takes a copy of W, while that is in cache; of its shape and dtype.
+    """
+    return many_weight_products([WeightPass(weight, gradient, state, rule, gradient_scale, keep)])[0]
+
+
+def many_weight_products(passes: Sequence[WeightPass]) -> list[WeightProducts]:
+    """Return :func:`weight_products` of several weights: threads are started once for all of them."""
+    found = _read([one._replace(rule=None, state=()) if one.known else one for one in passes])
+    return [
+        products._replace(rule=one.known) if one.known else products
+        for one, products in zip(passes, found, strict=True)
+    ]
+
+
+def _read(passes: Sequence[WeightPass]) -> list[WeightProducts]:
+    chosen = {k: one for k, one in enumerate(passes) if _has_loop(one)}
+    sums = fast(
+        lambda loops: loops.weight_products(list(chosen.values())), sum(one.weight.numel() for one in chosen.values())
+    )
+    found = {} if sums is None else dict(zip(chosen, sums, strict=True))
+    return [
+        _products(*(_over_segments(part, one.weight.shape[0]) for part in found[k])) if k in found else _by_torch(one)
+        for k, one in enumerate(passes)
+    ]
+
+
+def _over_segments(sums: Tensor, units: int) -> Tensor:
+    return sums if sums.numel() == units else sums.view(units, -1).sum(1)
+
+
+def _products(*sums: Tensor) -> WeightProducts:
+    weight_sq, inner, gradient_sq, quartic, *products = sums
+    return WeightProducts(weight_sq, inner, gradient_sq, quartic, tuple(products))
+
+
+def _by_torch(one: WeightPass) -> WeightProducts:
+    def reduce(w: Tensor, g: Tensor, *s: Tensor) -> tuple[Tensor, ...]:
+        g = g if one.gradient_scale is None else g / one.gradient_scale
+        square = w.square()
+        products = () if one.rule is None else one.rule.products(w, g, *s)
+        return square.sum(1), dot(w, g), dot(g, g), dot(square, square), *products
+
+    def reduce_columns(columns: slice) -> tuple[Tensor, ...]:
+        weight, gradient, *state = (tensor.detach()[:, columns] for tensor in (one.weight, one.gradient, *one.state))
+        parts = []
+        for rows in row_blocks(weight):
+            if one.keep is not None:
+                one.keep[rows, columns].copy_(weight[rows])
+            parts.append(reduce(*(tensor[rows].to(wide) for tensor in (weight, gradient, *state))))
+        return concatenated(parts)
+
+    wide = wide_dtype(one.weight.device)
+    additive = one.rule is None or type(one.rule) in _ELEMENTWISE
+    blocks = column_blocks(one.weight) if additive else [slice(None)]
+    return _products(*(sum(parts[1:], parts[0]) for parts in zip(*map(reduce_columns, blocks), strict=True)))
+
+
+# --- compiled loops, where there are any ------------------------------------------------------------------------------
+
+_usable = True
+_TYPES, _DTYPES = (Tensor, nn.Parameter), (torch.float32, torch.float64)
+
+
+def fast(run: Callable[[ModuleType], list[list[Tensor]]], elements: int) -> list[list[Tensor]] | None:
+    """Return what the loops of :mod:`.numba_kernels` find; None where they are unusable, or not worth importing numba.
+
+    Args:
+        run: calls one of them.
+        elements: how many elements it would read.
+    """
+    global _usable
+    if not _usable or elements < _WORTHWHILE:
+        return None
+    try:
+        from lightning_normgeo.geometry.products import numba_kernels
+
+        return run(numba_kernels)
+    except Exception:  # no numba, or one that cannot compile here: torch finds the same
+        _usable = False
+        return None
+
+
+def readable(tensors: Sequence[Tensor]) -> bool:
+    """Whether compiled loops can read matrices: on a CPU, float32 or float64, in one piece, of one shape, not empty."""
+    shape = tensors[0].shape
+    return shape.numel() > 0 and all(
+        tensor.is_cpu
+        and type(tensor) in _TYPES
+        and tensor.dtype in _DTYPES
+        and tensor.layout == torch.strided
+        and tensor.shape == shape
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+        for tensor in tensors
+    )
+
+
+def _has_loop(one: WeightPass) -> bool:
+    rule, count = one.rule, len(one.state)
+    known = rule is None or (type(rule) is SGDRule and count < 2) or (_is_wide_adam(rule) and count in (0, 2))
+    return known and readable([one.weight, one.gradient, *one.state, *([] if one.keep is None else [one.keep])])
+
+
+def _is_wide_adam(rule: UpdateRule) -> bool:
+    """Whether it is Adam with β^t in double precision; a step of float32 says that 1 - β^t is rounded."""
+    return type(rule) is AdamRule and not (isinstance(rule.step, Tensor) and rule.step.dtype != torch.float64)

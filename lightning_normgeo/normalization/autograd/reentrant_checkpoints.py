@@ -1,0 +1,150 @@
+"""Reentrant activation checkpoints, whose inside is no part of the autograd graph until it is run again.
+
+``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`` runs a function without gradients and records one node.
+The function is run once more here, with gradients and on the inputs that the node has kept, so that its operations
+hang on to the graph in front of it. Nothing is stored for a backward pass and none is run.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
+from torch.utils import checkpoint
+
+from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
+
+
+def opened(graph: Graph, module: nn.Module) -> Graph:
+    """Return the graph with the insides of its reentrant checkpoints, also of nested ones.
+
+    Args:
+        graph: before its backward pass.
+        module: the model; its buffers, attributes and all random states are as before afterwards.
+
+    Returns:
+        The graph itself where it has none; ``hides_reentrant`` where a function cannot be run again.
+
+    Cost: the forward pass of what is checkpointed, and memory for the largest activations in it.
+    """
+    if not graph.reentrant:
+        return graph
+    with _undisturbed(module):
+        while graph.reentrant:
+            graph = graph.with_inside({node: _inside(node) for node in graph.reentrant})
+    return graph
+
+
+def _inside(node: Node) -> tuple[Edge, ...] | None:
+    """Return the edges of what a checkpoint returns, one per output; None where that cannot be found out."""
+    try:
+        results = _run_again(node)
+        found: list[Edge] = []
+        for position, result in enumerate(results):
+            differentiable = isinstance(result, Tensor) and result.requires_grad
+            if differentiable and tuple(result.shape) != tuple(node._input_metadata[position].shape):
+                return None
+            edge = get_gradient_edge(result) if differentiable else None
+            found.append((None, 0) if edge is None else (edge.node, edge.output_nr))
+    except Exception:  # whatever a model does when it is called out of turn: the weights inside are then not judged
+        return None
+    return tuple(found) or None
+
+
+def _run_again(node: Node) -> tuple[Any, ...]:
+    """Run what a checkpoint ran, as its backward pass would, but on inputs that are not detached."""
+    inputs = list(node.inputs)
+    for position, tensor in zip(node.tensor_indices, node.saved_tensors, strict=True):
+        inputs[position] = tensor.clone() if tensor.requires_grad else tensor.detach().clone()  # it may write to them
+    with ExitStack() as stack:
+        if node.preserve_rng_state:
+            torch.set_rng_state(node.fwd_cpu_state)
+            if node.had_device_in_fwd:
+                checkpoint.set_device_states(node.fwd_devices, node.fwd_device_states, device_type=node.device_type)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # they were said when it ran first
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(node.device_type, **node.device_autocast_kwargs))
+        stack.enter_context(torch.autocast("cpu", **node.cpu_autocast_kwargs))
+        stack.enter_context(saved_tensors_hooks(_dropped, _kept))
+        results = node.run_function(*inputs)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _dropped(tensor: Tensor) -> Any:
+    """Store nothing, but for a checkpoint within, which is run again from its inputs."""
+    return tensor if _called_by_checkpoint(sys._getframe(1)) else "not stored"
+
+
+def _called_by_checkpoint(frame: FrameType) -> bool:
+    caller = frame.f_back if frame.f_code.co_filename == torch.autograd.function.__file__ else frame
+    return caller is not None and caller.f_code.co_filename == checkpoint.__file__
+
+
+def _kept(stored: Any) -> Any:
+    return stored
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Leave buffers, attributes and random states as they were, and log nothing meanwhile.
+
+    Buffers are exchanged for copies: written to and put back, they would count as changed for autograd.
+    """
+    children = list(module.modules())
+    tables = [(vars(child), dict(vars(child)), child._buffers, dict(child._buffers)) for child in children]
+    contents = [(value, value.copy()) for _, attributes, *_ in tables for value in _containers(attributes)]
+    copies: dict[int, Tensor] = {}
+    with _random_states(module), torch.inference_mode(False):
+        try:
+            for child in children:
+                for name, buffer in child._buffers.items():
+                    if buffer is not None:
+                        child._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+                if hasattr(type(child), "log_dict"):  # a LightningModule
+                    vars(child).update(log=_nothing, log_dict=_nothing)
+            yield
+        finally:
+            for attributes, saved, buffers, kept in tables:
+                _restore(attributes, saved)
+                _restore(buffers, kept)
+            for value, content in contents:
+                value.clear()
+                value.extend(content) if isinstance(value, list) else value.update(content)
+
+
+def _containers(attributes: dict[str, Any]) -> Iterable[Any]:
+    """Return a module's own lists, dictionaries and sets; torch's hold its parts and hooks."""
+    return [v for name, v in attributes.items() if type(v) in (list, dict, set) and name not in vars(nn.Module())]
+
+
+def _restore(table: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name in table.keys() - saved.keys():
+        del table[name]
+    table.update(saved)
+
+
+@contextmanager
+def _random_states(module: nn.Module) -> Iterator[None]:
+    devices = sorted({str(parameter.device) for parameter in module.parameters() if parameter.is_cuda})
+    numpy = sys.modules.get("numpy")  # of those that draw from it; nothing here needs it
+    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            if numpy is not None:
+                numpy.random.set_state(numpy_state)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Take what is logged meanwhile."""

@@ -1,0 +1,1 @@
+"""Rules of the search for scale-invariant units, by the kind of autograd node."""

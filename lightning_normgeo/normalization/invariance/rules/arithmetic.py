@@ -1,0 +1,184 @@
+"""Rules for arithmetic: how degrees of homogeneity add up, and where they cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from lightning_normgeo.normalization.autograd.graph import Node
+from lightning_normgeo.normalization.invariance.node_context import (
+    NotInvariantError,
+    Operands,
+    Walk,
+    bias_axis,
+    dimensions,
+    name_of,
+    shape_of,
+    the_operand,
+    without_offset,
+)
+from lightning_normgeo.normalization.invariance.row_layout import Scaled, broadcast, plain
+
+
+def homogeneous(walk: Walk) -> Scaled | None:
+    """A function of each element with f(αx) = αf(x): ReLU, absolute value, dropout; PReLU with slopes of its own."""
+    if walk.operands[0] is None:
+        raise NotInvariantError(f"it scales a parameter of {name_of(walk.node)}")
+    return without_offset(the_operand(walk))
+
+
+def power(exponent: float | None) -> Callable[[Walk], Scaled | None]:
+    """Return the rule of a power of each element; that of the node for None."""
+
+    def rule(walk: Walk) -> Scaled | None:
+        state = without_offset(the_operand(walk))
+        by = _exponent(walk.node) if exponent is None else exponent
+        if by is None:
+            raise NotInvariantError("a power that is computed is taken of it, or with it as the exponent")
+        return _of_degree(walk, state, state.degree * by)
+
+    return rule
+
+
+def reduction(*degrees: float) -> Callable[[Walk], Scaled | None]:
+    """Return the rule of a sum, mean, norm or deviation (degree 1) or a variance (degree 2) over some axes.
+
+    Args:
+        degrees: one for each output.
+    """
+
+    def rule(walk: Walk) -> Scaled | None:
+        state = without_offset(the_operand(walk))
+        gone = dimensions(getattr(walk.node, "_saved_dim", None), len(state.axes))
+        walk.reduce([state.axes[d] for d in gone])
+        if len(walk.shape) == len(state.axes):
+            axes = [plain(1) if d in gone else axis for d, axis in enumerate(state.axes)]
+        else:
+            axes = [axis for d, axis in enumerate(state.axes) if d not in gone]
+        return replace(state, axes=tuple(axes), degree=state.degree * degrees[walk.output], statistic=True)
+
+    return rule
+
+
+def along(walk: Walk) -> Scaled | None:
+    """Entries of one axis put in order, counted together or compared: homogeneous in all of them jointly."""
+    state = without_offset(the_operand(walk))
+    (dim,) = dimensions(walk.node._saved_dim, len(state.axes))
+    walk.reduce([state.axes[dim]])
+    new = [plain(walk.shape[dim])] if len(walk.shape) == len(state.axes) else []
+    return state.over([*state.axes[:dim], *new, *state.axes[dim + 1 :]])
+
+
+def add(walk: Walk) -> Scaled | None:
+    """A sum: of two that scale alike, or with a bias, or with an epsilon before a root or a division."""
+    a, b = _pair(walk)
+    if a is not None and b is not None:
+        return walk.alike(a, b)
+    state, edges = the_operand(walk), walk.node.next_functions
+    other, output = edges[1 if b is None else 0] if len(edges) > 1 else (None, 0)
+    if other is None and state.statistic and _divides(walk.consumers()):
+        return state.over(broadcast(state.axes, walk.shape))
+    return _with_bias(walk, state, other, output)
+
+
+def add_product(sign: int) -> Callable[[Walk], Scaled | None]:
+    """Return the rule of the sum of a tensor and the product (1) or the quotient (-1) of two others."""
+
+    def rule(walk: Walk) -> Scaled | None:
+        base, a, b = walk.operands
+        product = _product(walk, a, b, sign)
+        if base is not None and product is not None:
+            return walk.alike(base, product)
+        if base is not None:
+            raise NotInvariantError("a product is added to its output before any normalization (a residual sum)")
+        return None if product is None else _with_bias(walk, product, *walk.node.next_functions[0])
+
+    return rule
+
+
+def together(walk: Walk) -> Scaled | None:
+    """A function of each element of two tensors that is homogeneous in both jointly: a maximum, an interpolation."""
+    a, b, *weights = walk.operands
+    if any(weights):
+        raise NotInvariantError(f"it scales a parameter of {name_of(walk.node)}")
+    if a is not None and b is not None:
+        return walk.alike(a, b)
+    if not walk.beside_zeros():
+        raise NotInvariantError("compared or mixed with another tensor")
+    state = without_offset(the_operand(walk))
+    return state.over(broadcast(state.axes, walk.shape))
+
+
+def multiply(walk: Walk) -> Scaled | None:
+    """A product: degrees add up."""
+    a, b = _pair(walk)
+    return _product(walk, a, b, 1)
+
+
+def divide(walk: Walk) -> Scaled | None:
+    """A quotient: the degree of the denominator is taken off."""
+    a, b = _pair(walk)
+    if a is not None and b is not None and a.statistic and b.statistic:
+        raise NotInvariantError("a statistic is divided by another, as n / (1 + n) in a capsule network is")
+    return _product(walk, a, b, -1)
+
+
+def clamp(walk: Walk) -> Scaled | None:
+    """Bounded by zero, below or above: a ReLU; what a normalization divides by, below by an epsilon."""
+    state = without_offset(the_operand(walk))
+    bounds = ("min", "max") if len(walk.operands) == 1 else ()  # tensors would be operands
+    low, high = [getattr(walk.node, f"_saved_{bound}", None) for bound in bounds] or [None, None]
+    epsilon = 1e-4 if state.statistic else 0.0
+    below = low is not None and high is None and 0.0 <= float(low) <= epsilon
+    above = low is None and high is not None and float(high) == 0.0
+    if not (below or above):
+        raise NotInvariantError("its output is clamped")
+    return state
+
+
+def _pair(walk: Walk) -> Operands:
+    """Return both operands; a number is none."""
+    return [*walk.operands, None][:2]
+
+
+def _of_degree(walk: Walk, state: Scaled, degree: float) -> Scaled | None:
+    """Return ``state`` with another degree; with degree 0 nothing is left that scales."""
+    if abs(degree) > 1e-9:
+        return replace(state, degree=degree)
+    walk.absorbers.append((walk.node, state))
+    return None
+
+
+def _product(walk: Walk, a: Scaled | None, b: Scaled | None, sign: int) -> Scaled | None:
+    """Return the state of a · b for sign 1, of a / b for -1; None where nothing of it scales."""
+    if a is not None and b is not None:
+        both = walk.combined(without_offset(a), without_offset(b), 1)
+        return _of_degree(walk, both, a.degree + sign * b.degree)
+    one = a if a is not None else b
+    if one is None:
+        return None
+    over = without_offset(one).over(broadcast(one.axes, walk.shape))
+    return over if a is not None else replace(over, degree=sign * over.degree)
+
+
+def _with_bias(walk: Walk, state: Scaled, other: Node | None, output: int) -> Scaled:
+    """Return the state with a tensor added that does not scale: it may vary along one axis only."""
+    axis = None if other is None else bias_axis(shape_of(other, output), walk.shape)
+    if axis is None or state.offset not in (None, axis):
+        raise NotInvariantError("its output is added to another tensor before any normalization (a residual sum)")
+    return replace(state, axes=broadcast(state.axes, walk.shape), offset=axis)
+
+
+def _divides(consumers: Sequence[tuple[Node, int]]) -> bool:
+    """Whether a number that is added is an epsilon: it goes straight into a root or under a fraction."""
+    return all(
+        name_of(node) in ("Sqrt", "Rsqrt", "Reciprocal")
+        or (name_of(node) == "Div" and position == 1)
+        or (name_of(node) == "Pow" and not (_exponent(node) or 1.0) > 0.5)
+        for node, position in consumers
+    )
+
+
+def _exponent(node: Node) -> float | None:
+    """Return the exponent of a power, or None where it is a tensor."""
+    return float(node._saved_exponent) if node.name() == "PowBackward0" else None

@@ -1,0 +1,177 @@
+"""Rules for everything that moves, copies or pools values: who is where, not what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+from lightning_normgeo.normalization.invariance.node_context import (
+    BiasNotScaledError,
+    NotInvariantError,
+    Walk,
+    dimensions,
+    the_operand,
+    without_offset,
+)
+from lightning_normgeo.normalization.invariance.row_layout import Axis, Piece, Scaled, broadcast, fused, plain, regroup
+
+
+def copy(walk: Walk) -> Scaled | None:
+    """The same values."""
+    return the_operand(walk)
+
+
+def pass_through(walk: Walk) -> Scaled | None:
+    """Several tensors at once, each as it is."""
+    return walk.operands[walk.output]
+
+
+def checkpoint(walk: Walk) -> Scaled | None:
+    """The outputs of a reentrant activation checkpoint, if its inside is part of the graph."""
+    if walk.graph.inside.get(walk.node) is None:
+        raise NotInvariantError("it enters a reentrant activation checkpoint, whose inside is not seen")
+    return pass_through(walk)
+
+
+def view(walk: Walk) -> Scaled | None:
+    """The same values in another shape."""
+    state = the_operand(walk)
+    axes = regroup(state.axes, walk.shape)
+    if axes is None:
+        if any(axis.cut for axis in state.axes) or state.offset is not None:
+            raise NotInvariantError(f"reshaped from {state.shape} to {walk.shape} before a normalization")
+        walk.merge(state.axes)
+        return state.over([plain(size) for size in walk.shape])
+    return replace(state, axes=axes, offset=_moved_offset(state, axes))
+
+
+def permute(walk: Walk) -> Scaled | None:
+    """The same values with their axes in another order."""
+    state, node = the_operand(walk), walk.node
+    order = list(range(len(state.axes)))
+    if node.name().startswith("Permute"):
+        order = dimensions(node._saved_dims, len(order))
+    elif node.name().startswith("Transpose"):
+        a, b = dimensions((node._saved_dim0, node._saved_dim1), len(order))
+        order[a], order[b] = b, a
+    else:
+        order.reverse()
+    offset = None if state.offset is None else order.index(state.offset)
+    return replace(state, axes=tuple(state.axes[d] for d in order), offset=offset)
+
+
+def expand(walk: Walk) -> Scaled | None:
+    """Values repeated along new axes."""
+    state = the_operand(walk)
+    shift = len(walk.shape) - len(state.axes)
+    offset = None if state.offset is None else state.offset + shift
+    return replace(state, axes=broadcast(state.axes, walk.shape), offset=offset)
+
+
+def spatial(walk: Walk) -> Scaled | None:
+    """Pooling, resampling and padding by reflection: each channel by itself, linear or a maximum over positions."""
+    state, name = the_operand(walk), walk.node.name()
+    count = next(k for k in (1, 2, 3) if f"{k}D" in name.upper())
+    kept = len(state.axes) - count
+    if ("Max" not in name and "Nearest" not in name) or (state.offset or 0) >= kept:
+        without_offset(state)
+    walk.reduce(state.axes[kept:])
+    return state.over([*state.axes[:kept], *map(plain, walk.shape[kept:])])
+
+
+def cut(walk: Walk) -> Scaled | None:
+    """A part of an axis: slices, splits."""
+    state = the_operand(walk)
+    (axis,) = dimensions(walk.node._saved_dim, len(state.axes))
+    old = state.axes[axis]
+    if len(walk.shape) < len(state.axes):
+        if old.digits or old.cut or state.offset is not None:
+            raise NotInvariantError("only some of its outputs are selected")
+        return state.over([entry for d, entry in enumerate(state.axes) if d != axis])
+    if walk.shape[axis] == old.size:
+        return state
+    cut_here = (walk.node, walk.output) if old.digits or old.cut else None
+    new = Axis(walk.shape[axis], old.pieces, cut_here) if cut_here else plain(walk.shape[axis])
+    return state.over([new if d == axis else entry for d, entry in enumerate(state.axes)])
+
+
+def reorder(walk: Walk) -> Scaled | None:
+    """The same values with the entries of some axes in another order."""
+    state, dims = the_operand(walk), walk.node._saved_dims
+    if not dims and any(axis.digits or axis.cut for axis in state.axes):  # rolled as if it were flat
+        raise NotInvariantError("its outputs are moved over several axes")
+    turned = dimensions(dims, len(state.axes))
+    return state.over([_other_order(walk, axis) if d in turned else axis for d, axis in enumerate(state.axes)])
+
+
+def repeat(walk: Walk) -> Scaled | None:
+    """Several copies side by side: the copies are the most significant digit of an axis, and say nothing of the row."""
+    state = the_operand(walk)
+    shift = len(walk.shape) - len(state.axes)
+    axes = []
+    for axis, size in zip([plain(1)] * shift + list(state.axes), walk.shape, strict=True):
+        copies = (Piece(size // max(1, axis.size), 0), *axis.pieces)
+        axes.append(axis if size == axis.size else Axis(size, fused(copies), (walk.node, 0) if axis.cut else None))
+    return replace(state, axes=tuple(axes), offset=None if state.offset is None else state.offset + shift)
+
+
+def windows(walk: Walk) -> Scaled | None:
+    """Sliding windows along an axis (``Tensor.unfold``), the place in a window as the last axis."""
+    state = the_operand(walk)
+    (dim,) = dimensions(walk.node._saved_dimension, len(state.axes))
+    if state.axes[dim].digits or state.axes[dim].cut or state.offset == dim:
+        raise NotInvariantError("windows are taken over its outputs")
+    axes = [plain(walk.shape[dim]) if d == dim else axis for d, axis in enumerate(state.axes)]
+    return state.over([*axes, plain(walk.shape[-1])])
+
+
+def stack(walk: Walk) -> Scaled | None:
+    """Several tensors along a new axis."""
+    scaled = [operand for operand in walk.operands if operand is not None]
+    (dim,) = dimensions(walk.node._saved_dim, len(walk.shape))
+    if any((other.degree, other.offset) != (scaled[0].degree, scaled[0].offset) for other in scaled):
+        raise NotInvariantError("stacked with outputs that scale in another way")
+    axes = list(scaled[0].axes)
+    for other in scaled[1:]:
+        axes = [walk.joined(a, b) for a, b in zip(axes, other.axes, strict=True)]
+    new = plain(walk.shape[dim])
+    axes.insert(dim, new if len(scaled) == len(walk.operands) else new._replace(cut=(walk.node, walk.output)))
+    offset = scaled[0].offset
+    return replace(scaled[0], axes=tuple(axes), offset=None if offset is None else offset + (offset >= dim))
+
+
+def concatenate(walk: Walk) -> Scaled | None:
+    """Joined with others along one axis."""
+    scaled = [operand for operand in walk.operands if operand is not None]
+    state = scaled[0]
+    if any((other.degree, other.offset) != (state.degree, state.offset) for other in scaled):
+        raise NotInvariantError("concatenated with outputs that scale in another way")
+    (axis,) = dimensions(walk.node._saved_dim, len(state.axes))
+    axes = list(state.axes)
+    for d in set(range(len(axes))) - {axis}:
+        for other in scaled[1:]:
+            axes[d] = walk.joined(axes[d], other.axes[d])
+    everything = len(scaled) == len(walk.operands) or (state.offset is None and walk.beside_zeros())
+    if everything and not any(other.axes[axis].digits or other.axes[axis].cut for other in scaled):
+        axes[axis] = plain(walk.shape[axis])
+    else:
+        axes[axis] = Axis(walk.shape[axis], axes[axis].pieces, (walk.node, walk.output))
+    return state.over(axes)
+
+
+def _other_order(walk: Walk, axis: Axis) -> Axis:
+    return axis._replace(cut=(walk.node, walk.output)) if axis.digits or axis.cut else axis
+
+
+def _moved_offset(state: Scaled, axes: Sequence[Axis]) -> int | None:
+    """Return the axis that the offset's axis is (a part of) after a view."""
+    if state.offset is None:
+        return None
+    before = prod(axis.size for axis in state.axes[: state.offset])
+    after, size = 1, state.axes[state.offset].size
+    for d, axis in enumerate(axes):
+        if after <= before and after * axis.size >= before * size and axis.size > 1:
+            return d
+        after *= axis.size
+    raise BiasNotScaledError("a bias is added before it is reshaped")

@@ -1,0 +1,1 @@
+"""The parts of swap_norm: finding, planning, replacing and checking normalization layers."""

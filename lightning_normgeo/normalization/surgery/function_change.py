@@ -1,0 +1,235 @@
+r"""The function that a model is in evaluation mode, measured before and after a change.
+
+Sizes are root mean squares, and a change is relative:
+
+.. math:: \lVert y' - y \rVert_2 / \lVert y \rVert_2
+
+It is computed in float32 (half precision would blur it), and where that leaves a verdict in doubt once more in float64.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from lightning_normgeo.errors import said_in_one_line
+from lightning_normgeo.normalization.example_inputs import arguments, attributes_kept, few, shapes
+
+LAYER_KEPT = 1e-4
+"""Relative change up to which a layer is what it was; an ε of 1e-5 that goes with fresh statistics makes 5e-6."""
+MODEL_KEPT = 1e-3
+"""The same for the outputs of a model, in which the changes of many layers meet."""
+
+
+@dataclass
+class Pass:
+    """One forward pass in evaluation mode.
+
+    Attributes:
+        outputs: of the model.
+        layers: the outputs of the layers that were looked at, one for each call.
+    """
+
+    outputs: list[Tensor]
+    layers: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model before and after a change.
+
+    Attributes:
+        total: relative change of its outputs, the largest; None where it is unknown.
+        layers: relative change of each layer, all others being as before; None for one that was not run.
+        error: why the changed model does not run, in words.
+    """
+
+    total: float | None
+    layers: dict[str, float | None]
+    error: str | None = None
+
+
+class Yardstick:
+    """What a model computes before a change, to hold it to afterwards.
+
+    Args:
+        module: the model.
+        example: a batch or a tuple or dict of arguments.
+        places: module paths of the layers to be looked at.
+        samples: how many samples of the batch are used, if the model takes so few.
+
+    Attributes:
+        problem: why nothing can be measured, in words; None where it can.
+        dtype: the least precision that is computed in; None for what the model has.
+        widened: whether float64 was tried.
+    """
+
+    def __init__(self, module: nn.Module, example: Any, places: list[str], samples: int = 2) -> None:
+        self.module, self.places, self.example = module, places, example
+        self.problem: str | None = None
+        self.dtype: torch.dtype | None = torch.float32
+        self.before = Pass([])
+        self.widened = False
+        attempts = [(some, dtype) for dtype in (torch.float32, None) for some in (few(example, samples), example)]
+        for self.example, self.dtype in attempts:
+            try:
+                self.before = self._run()
+                self.problem = self._fault()
+                return
+            except Exception as error:
+                self.problem = self.problem or f"the model fails in evaluation mode ({_short(error)})"
+
+    def widen(self) -> None:
+        """Compute in float64 from now on, if the model can, which has to be as it was before the change."""
+        self.widened, narrow = True, self.dtype
+        self.dtype = torch.float64
+        try:
+            self.before = self._run()
+        except Exception:
+            self.dtype = narrow
+
+    def difference(self) -> Difference:
+        """Return how the model differs from what it was; whatever was changed is found under the same paths."""
+        try:
+            after = self._run().outputs
+            total = _largest(self.before.outputs, after)
+            # common random numbers of torch are given; others show when the same model runs twice
+            if total is not None and LAYER_KEPT < total < math.inf:
+                noise = _largest(after, self._run().outputs)
+                if noise is None or noise > LAYER_KEPT:
+                    self.problem = "the model is random: it gives other outputs for the same input"
+                    return Difference(None, {})
+            replayed = self._run(replay=True).layers
+        except Exception as error:
+            return Difference(None, {}, _short(error))
+        layers = {}
+        for name in self.places:
+            old, new = self.before.layers.get(name, []), replayed.get(name, [])
+            layers[name] = _largest(old, new) if old and len(old) == len(new) else None
+        return Difference(total, layers)
+
+    def _fault(self) -> str | None:
+        """Return why the outputs say nothing."""
+        outputs = self.before.outputs
+        if not outputs:
+            return "the model returns no floating-point tensor"
+        if any(output.is_meta for output in outputs):
+            return "the model is on the meta device and has no values"
+        if not all(bool(output.isfinite().all()) for output in outputs):
+            return f"its outputs are not finite for an input of shape {shapes(self.example)}"
+        return None
+
+    def _run(self, replay: bool = False) -> Pass:
+        """Run the model once.
+
+        Args:
+            replay: whether each layer passes on what it gave before the change, so that the changes of layers in front
+                of another do not reach it.
+        """
+        seen: dict[str, list[Tensor]] = {}
+        handles = [self._watch(name, seen, replay) for name in self.places]
+        try:
+            with _evaluating(self.module), attributes_kept(self.module), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                args, kwargs = arguments(pytree.tree_map(self._cast, self.example))
+                outputs = functional_call(self.module, self._state(), args, kwargs, tie_weights=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return Pass([_detached(leaf) for leaf in pytree.tree_leaves(outputs) if _is_number(leaf)], seen)
+
+    def _watch(self, name: str, seen: dict[str, list[Tensor]], replay: bool) -> Any:
+        def note(_layer: nn.Module, _args: Any, output: Any) -> Any:
+            if not _is_number(output):
+                return None
+            calls = seen.setdefault(name, [])
+            calls.append(_detached(output))
+            earlier = self.before.layers.get(name, [])
+            if not replay or len(calls) > len(earlier) or earlier[len(calls) - 1].shape != output.shape:
+                return None
+            return earlier[len(calls) - 1].clone()
+
+        return self.module.get_submodule(name).register_forward_hook(note)
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return parameters and copies of buffers; each under one name of its module, tied ones as one tensor.
+
+        With ``tie_weights`` torch would leave copies in place of the tensors of a module that has two names.
+        """
+        state: dict[str, Tensor] = {}
+        wide: dict[int, Tensor] = {}
+        for path, child in self.module.named_modules():
+            for name, parameter in child.named_parameters(path, recurse=False):
+                state[name] = wide.setdefault(id(parameter), self._cast(parameter.detach()))
+            for name, buffer in child.named_buffers(path, recurse=False):
+                state[name] = wide.setdefault(id(buffer), self._cast(buffer.clone()))
+        return state
+
+    def _cast(self, value: Any) -> Any:
+        if self.dtype is None or not isinstance(value, Tensor):
+            return value
+        if value.is_floating_point():
+            return value.to(torch.promote_types(value.dtype, self.dtype))
+        return value.to(torch.complex128) if value.is_complex() and self.dtype == torch.float64 else value
+
+
+def layer_tolerance(dtype: torch.dtype) -> float:
+    """Return the relative change up to which a layer counts as kept, for weights stored in a precision."""
+    return max(LAYER_KEPT, 8 * torch.finfo(dtype).eps)
+
+
+def _largest(before: list[Tensor], after: list[Tensor]) -> float | None:
+    """Return the largest relative change among pairs of tensors; infinite where their shapes differ."""
+    if len(before) != len(after):
+        return math.inf
+    changes = [_relative(old, new) for old, new in zip(before, after, strict=True)]
+    return None if None in changes else max((change for change in changes if change is not None), default=None)
+
+
+def _relative(before: Tensor, after: Tensor) -> float | None:
+    if before.shape != after.shape:
+        return math.inf
+    if before.is_meta or not before.isfinite().all():
+        return None
+    wide = torch.promote_types(before.dtype, torch.float32)
+    change, size = (after.to(wide) - before.to(wide)).norm().item(), before.to(wide).norm().item()
+    if not math.isfinite(change):
+        return math.inf
+    return change / size if size else (math.inf if change else 0.0)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Set evaluation mode flag by flag, since ``eval`` may be overridden, and keep random states."""
+    modes = [(child, child.training) for child in module.modules()]
+    devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
+    with torch.inference_mode(False), torch.random.fork_rng(sorted(devices, key=str)), torch.enable_grad():
+        try:
+            for child, _ in modes:
+                child.training = False
+            yield
+        finally:
+            for child, mode in modes:
+                child.training = mode
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()  # what follows may work in place
+
+
+def _short(error: Exception) -> str:
+    text = said_in_one_line(error)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,210 @@
+"""Normalization layers of any model as they are found: what each is, and which are meant."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.normalization.layers import MeanOnlyBatchNorm
+from lightning_normgeo.utilities.checked_values import nearest, shown, strings
+
+Layers = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MeanOnlyBatchNorm)
+"""Normalization layers that can be replaced; instance normalizations are batch normalizations to torch."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One normalization layer, under all names that it has.
+
+    Attributes:
+        names: module paths; more than one for a shared layer.
+        layer: the layer.
+        kind: ``bn``, ``in``, ``gn``, ``ln`` or ``mbn``.
+        dims: spatial dimensions of its input; None where the layer does not say.
+    """
+
+    names: tuple[str, ...]
+    layer: nn.Module
+    kind: str
+    dims: int | None
+
+    @property
+    def name(self) -> str:
+        """The first of its names."""
+        return self.names[0]
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        for attribute in ("num_features", "num_channels"):
+            if hasattr(self.layer, attribute):
+                return int(getattr(self.layer, attribute))
+        return int(cast("nn.LayerNorm", self.layer).normalized_shape[0])
+
+    @property
+    def gamma(self) -> nn.Parameter | None:
+        """γ, or None."""
+        return self.layer._parameters.get("weight")
+
+    @property
+    def beta(self) -> nn.Parameter | None:
+        """β, or None."""
+        return self.layer._parameters.get("bias")
+
+    @property
+    def statistics(self) -> tuple[Tensor | None, Tensor | None]:
+        """The running mean and variance, each None where there is none."""
+        return self.layer._buffers.get("running_mean"), self.layer._buffers.get("running_var")
+
+    @property
+    def trained(self) -> bool:
+        """Whether its running statistics have seen data."""
+        batches = self.layer._buffers.get("num_batches_tracked")
+        return self.statistics[0] is not None and (batches is None or batches.is_meta or bool(batches > 0))
+
+    @property
+    def followers(self) -> dict[str, nn.Module]:
+        """What a subclass runs behind the normalization, such as the activation of timm's BatchNormAct2d."""
+        return {name: child for name, child in self.layer.named_children() if not isinstance(child, nn.Identity)}
+
+    @property
+    def lost(self) -> list[str]:
+        """What goes with the layer whatever takes its place, in words."""
+        layer, lost = self.layer, []
+        if any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
+            lost.append("its hooks dropped")
+        turns = isinstance(layer, nn.LayerNorm) and _channels_first(layer)  # its forward puts channels last
+        if overrides(layer, "forward") and not self.followers and not turns:
+            lost.append(f"the forward of {type(layer).__name__} replaced")
+        return lost
+
+
+def names_of_modules(module: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return the modules with all paths of each."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, child in module.named_modules(remove_duplicate=False):
+        names.setdefault(child, []).append(name)
+    return names
+
+
+def normalization_layers(module: nn.Module) -> list[Source]:
+    """Return every normalization layer of ``module``, shared ones once.
+
+    Raises:
+        ConfigurationError: where there is none, one is the module itself, or a layer is lazy.
+    """
+    lazy = next((name for name, child in module.named_modules() if _is_lazy(child)), None)
+    if lazy is not None:
+        raise ConfigurationError(
+            f"{lazy or 'The module'} is a lazy layer without shape yet. Run one forward pass before swap_norm."
+        )
+    names = names_of_modules(module)
+    found = [Source(tuple(names[m]), m, _kind(m), _dims(m)) for m in names if isinstance(m, Layers)]
+    if not found:
+        raise ConfigurationError(
+            f"{type(module).__name__} has no normalization layers that swap_norm could replace (batch, instance, group "
+            "and layer normalization)."
+        )
+    if isinstance(module, Layers):
+        raise ConfigurationError(
+            f"The module given to swap_norm is itself a normalization ({type(module).__name__}) and cannot be replaced "
+            "in place. Give the model that holds it."
+        )
+    return found
+
+
+def matching(found: Sequence[Source], layers: str | Sequence[str]) -> list[Source]:
+    """Return the layers with a name that one of the globs matches.
+
+    Raises:
+        ConfigurationError: for a glob that matches none.
+    """
+    globs = strings("layers", layers, "a glob for module paths, as '*.bn1'")
+    names = [name for source in found for name in source.names]
+    idle = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+    if idle or not globs:
+        raise ConfigurationError(
+            f"layers={shown(layers)}: {idle[0] if idle else 'an empty list'!r} matches none of the {len(names)} "
+            f"normalization layers; {nearest(idle[0] if idle else '', names)}."
+        )
+    return [source for source in found if any(fnmatchcase(name, glob) for name in source.names for glob in globs)]
+
+
+def unsuitable(source: Source, shape: tuple[int, ...] | None = None) -> str | None:
+    """Return why a layer is better left alone, whatever it would become; None where nothing stands against it.
+
+    Args:
+        source: the layer.
+        shape: of its input, where it is known.
+    """
+    layer = source.layer
+    if isinstance(layer, nn.LayerNorm) and not _channels_first(layer) and (shape is None or len(shape) != 2):
+        return "it normalizes the last dimension of its input, not channels (N, C, ...)"
+    if is_parametrized(layer):
+        return "its own parameters are parametrized"
+    own = {name for name, _ in layer.named_parameters(recurse=False)} - {"weight", "bias"}
+    if own:
+        return f"a subclass with parameters of its own: {', '.join(sorted(own))}"
+    odd = [name for name, child in source.followers.items() if not _is_activation(child)]
+    if odd:
+        return f"a subclass that holds more than an activation: {', '.join(odd)}"
+    return None
+
+
+def overrides(layer: nn.Module, *methods: str) -> bool:
+    """Whether a layer or its class has methods of its own in place of torch's (or this package's)."""
+    base = next(base for base in type(layer).__mro__ if base.__module__.startswith(("torch.", __package__)))
+    own = [getattr(type(layer), method, None) is not getattr(base, method, None) for method in methods]
+    return any(own) or any(method in vars(layer) for method in methods)
+
+
+def spatial_dims(layer: nn.Module) -> int | None:
+    """Return the spatial dimensions of a layer's output: 0 for a linear layer, None where unknown."""
+    if isinstance(layer, nn.Linear):
+        return 0
+    return len(layer.kernel_size) if isinstance(layer, nn.modules.conv._ConvNd) else None
+
+
+def _is_lazy(layer: nn.Module) -> bool:
+    tensors = itertools.chain(layer.parameters(recurse=False), layer.buffers(recurse=False))
+    return isinstance(layer, _LazyNormBase) or any(is_lazy(tensor) for tensor in tensors)
+
+
+def _is_activation(layer: nn.Module) -> bool:
+    """Whether a layer can be run behind another: it has a forward, and holds neither weights nor normalizations."""
+    parts = not any(isinstance(child, Layers) for child in layer.modules())
+    return parts and type(layer).forward is not nn.Module.forward and all(p.ndim < 2 for p in layer.parameters())
+
+
+def _channels_first(layer: nn.LayerNorm) -> bool:
+    return len(layer.normalized_shape) > 1 or type(layer).__name__.endswith(("2d", "3d", "1d"))
+
+
+def _kind(layer: nn.Module) -> str:
+    if isinstance(layer, MeanOnlyBatchNorm):
+        return "mbn"
+    if isinstance(layer, _InstanceNorm):
+        return "in"
+    if isinstance(layer, _BatchNorm):
+        return "bn"
+    return "ln" if isinstance(layer, nn.LayerNorm) or cast("nn.GroupNorm", layer).num_groups == 1 else "gn"
+
+
+def _dims(layer: nn.Module) -> int | None:
+    for dims in (1, 2, 3):
+        bases = (getattr(nn, f"BatchNorm{dims}d"), getattr(nn, f"InstanceNorm{dims}d"))
+        if isinstance(layer, bases) or type(layer).__name__.endswith(f"LayerNorm{dims}d"):
+            return dims
+    if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
+        return len(layer.normalized_shape) - 1
+    return None

@@ -1,0 +1,179 @@
+"""Which layers feed a normalization: by the order of registration, or exactly, by one forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_normgeo.normalization.autograd.graph import Graph, Node, trace
+from lightning_normgeo.normalization.parametrizations import Linear
+from lightning_normgeo.normalization.surgery.norm_layers import Source, names_of_modules
+
+_WEIGHTS = {"ConvolutionBackward0": 1, "AddmmBackward0": 2, "MmBackward0": 1}  # which input is the weight
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """A layer whose output reaches a normalization.
+
+    Attributes:
+        name: its module path.
+        layer: the linear or convolutional layer.
+        direct: whether the normalization reads its output, as it is, and nothing else does, so that γ and β can be
+            folded into it.
+    """
+
+    name: str
+    layer: nn.Module
+    direct: bool
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a normalization reads.
+
+    Attributes:
+        feeders: the layers that it comes from.
+        shape: of a batch of it, the one with the fewest positions; None where none was seen.
+        traced: whether the model was run to find out.
+        chained: if it was not, whether a plain Sequential holds the layer and what feeds it, so that it is no guess.
+    """
+
+    feeders: tuple[Feeder, ...] = ()
+    shape: tuple[int, ...] | None = None
+    traced: bool = False
+    chained: bool = False
+
+
+def inputs_in_order(module: nn.Module, sources: Iterable[Source]) -> dict[nn.Module, Inputs]:
+    """Guess what feeds each normalization: the layer registered last before it, if it has as many channels."""
+    wanted = {source.layer: source for source in sources}
+    names = names_of_modules(module)
+    parents = {child: parent for parent in module.modules() for child in parent.children()}
+    inside = {part for layer in module.modules() if isinstance(layer, Linear) for part in layer.modules()}
+    last: nn.Module | None = None
+    before: nn.Module | None = None
+    found: dict[nn.Module, Feeder] = {}
+    for child in module.modules():
+        if child in wanted and last is not None and outputs_of(last) == wanted[child].channels:
+            once = len(names[last]) == len(names[child]) == 1
+            direct = once and last is before and parents.get(last) is parents[child]
+            found[child] = Feeder(names[last][0], last, direct)
+        if isinstance(child, Linear):
+            last = before = child
+        elif child in wanted or not (list(child.children()) or child in inside):
+            before = child
+    readers = Counter((feeder.layer, parents[norm]) for norm, feeder in found.items())  # siblings take turns
+    inputs = {}
+    for norm, feeder in found.items():
+        direct = feeder.direct and readers[feeder.layer, parents[norm]] == 1
+        chained = parents.get(feeder.layer) is parents[norm] and _is_chain(parents[norm], feeder.layer, norm)
+        inputs[norm] = Inputs((replace(feeder, direct=direct),), chained=chained)
+    return inputs
+
+
+def _is_chain(parent: nn.Module, *layers: nn.Module) -> bool:
+    """Whether a module runs its parts one after the other, and nothing else happens to some of them."""
+    plain = type(parent).forward is nn.Sequential.forward and "forward" not in vars(parent)
+    return plain and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+
+
+def inputs_by_graph(module: nn.Module, sources: Sequence[Source], batch: Any) -> dict[nn.Module, Inputs]:
+    """Find what feeds each normalization by one forward pass, through sums, concatenations and activations."""
+    reads: dict[nn.Module, list[tuple[Node, tuple[int, ...]]]] = defaultdict(list)
+
+    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Put a node of its own in front of the layer, so that whatever the layer does is one reader."""
+        key = None if args else "input"
+        value = args[0] if args else kwargs.get("input")
+        if not isinstance(value, Tensor):
+            return None
+        value = value.view_as(value)
+        reads[layer].append((value.grad_fn, tuple(value.shape)))
+        return ((value, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: value})
+
+    handles = [source.layer.register_forward_pre_hook(note, with_kwargs=True) for source in sources]
+    try:
+        with trainable(module):
+            graph = Graph(*trace(module, batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    owners: dict[int, tuple[str, nn.Module]] = {}
+    for name, child in module.named_modules():
+        if isinstance(child, Linear):
+            owners.update((id(parameter), (name, child)) for parameter in child.parameters())
+    return {source.layer: _inputs(graph, reads.get(source.layer, ()), owners) for source in sources}
+
+
+@contextmanager
+def trainable(module: nn.Module) -> Iterator[None]:
+    """Let frozen parameters take part in the graph for a while."""
+    frozen = [p for p in module.parameters() if not p.requires_grad and (p.is_floating_point() or p.is_complex())]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _inputs(
+    graph: Graph, calls: Sequence[tuple[Node, tuple[int, ...]]], owners: dict[int, tuple[str, nn.Module]]
+) -> Inputs:
+    found: dict[str, Feeder] = {}
+    for node, _ in calls:
+        for feeder in [] if node is None else _walk_back(graph, node, owners):
+            direct = feeder.direct and len(calls) == 1
+            found[feeder.name] = replace(feeder, direct=direct)
+    shape = min((shape for _, shape in calls), key=lambda shape: math.prod(shape[2:]), default=None)
+    return Inputs(tuple(found.values()), shape, traced=True)
+
+
+def _walk_back(graph: Graph, start: Node, owners: dict[int, tuple[str, nn.Module]]) -> list[Feeder]:
+    """Go back from a node to the nearest layers that own a weight; what is behind them feeds them, not the norm."""
+    found: dict[str, Feeder] = {}
+    (first, output), *_ = start.next_functions
+    alone = graph.readers[first, output] == [(start, 0)] and (first, output) not in graph.results
+    seen, stack = {first}, [first]
+    while stack:
+        node = stack.pop()
+        owner, leaf = _owner(node, owners)
+        if owner is not None:
+            direct = alone and node is first and len(graph.readers[leaf, 0]) == 1
+            found[owner[0]] = Feeder(*owner, direct)
+            continue
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return list(found.values())
+
+
+def _owner(node: Node, owners: dict[int, tuple[str, nn.Module]]) -> tuple[tuple[str, nn.Module] | None, Node]:
+    """Return the layer whose weight a node reads, transposed or parametrized or as it is, and the weight's node."""
+    parents = [parent for parent, _ in node.next_functions]
+    if node.name() in _WEIGHTS:
+        parents = [parents[_WEIGHTS[node.name()]]]
+    for leaf in parents:
+        for _ in range(12):
+            if leaf is None or leaf.name() in _WEIGHTS:
+                break
+            if hasattr(leaf, "variable"):
+                if leaf.variable.ndim >= 2 and id(leaf.variable) in owners:
+                    return owners[id(leaf.variable)], leaf
+                break
+            leaf = next((parent for parent, _ in leaf.next_functions if parent is not None), None)
+    return None, None
+
+
+def outputs_of(layer: nn.Module) -> int:
+    """Return the number of output channels of a linear or convolutional layer."""
+    return int(getattr(layer, "out_channels", 0) or getattr(layer, "out_features", 0))

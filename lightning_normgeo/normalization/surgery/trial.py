@@ -1,0 +1,202 @@
+"""Carrying out plans and holding the model to what it was: a layer whose function would be lost is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import torch
+from torch import nn
+
+from lightning_normgeo.normalization.folding import without_place
+from lightning_normgeo.normalization.registry import Normalization
+from lightning_normgeo.normalization.surgery.function_change import MODEL_KEPT, Difference, Yardstick, layer_tolerance
+from lightning_normgeo.normalization.surgery.module_snapshot import Snapshot
+from lightning_normgeo.normalization.surgery.norm_layers import Source
+from lightning_normgeo.normalization.surgery.preceding_layers import Feeder
+from lightning_normgeo.normalization.surgery.replacement import Plan, carry_out
+from lightning_normgeo.normalization.surgery.swap_report import Change, LeftAlone
+
+
+@dataclass
+class Outcome:
+    """A model after the plans that stayed.
+
+    Attributes:
+        changes: by layer, in the order of the plans.
+        left: layers that were put back, and why.
+        change: relative change of the outputs in evaluation mode; None where it could not be measured.
+        undo: puts everything back.
+    """
+
+    changes: dict[Source, list[Change]] = field(default_factory=dict)
+    left: list[LeftAlone] = field(default_factory=list)
+    change: float | None = None
+    undo: Snapshot = field(default_factory=lambda: Snapshot([], []))
+
+
+class Trial:
+    """Carries out plans, measures what became of the model, and puts back what should have kept its function.
+
+    Args:
+        module: the model.
+        target: the normalization that is wanted.
+        unbiased: the deviation of ``ws``.
+        yardstick: the model before; None where no example is there to run it on.
+        hint: what to do where nothing could be measured, in words.
+    """
+
+    def __init__(
+        self, module: nn.Module, target: Normalization, unbiased: bool, yardstick: Yardstick | None, hint: str
+    ) -> None:
+        self.module, self.target, self.unbiased = module, target, unbiased
+        self.yardstick, self.hint = yardstick, hint
+        floating = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+        self.tolerance = layer_tolerance(next(floating, torch.float32))
+
+    def settle(self, plans: Sequence[Plan]) -> Outcome:
+        """Carry out the plans, without those that turn out to change what they should keep."""
+        left: list[LeftAlone] = []
+        while plans:
+            undo, changes, difference = self._attempt(plans)
+            if self._is_close(plans, difference):
+                undo.restore()
+                cast("Yardstick", self.yardstick).widen()
+                undo, changes, difference = self._attempt(plans)
+            unwanted = self._explained(plans, difference)
+            suspects = [] if unwanted else self._suspects(plans, difference)
+            if unwanted or suspects:
+                undo.restore()
+                unwanted = unwanted or self._tried_alone(suspects, difference)
+                if not unwanted:  # each alone keeps the function and all together do not: that is said
+                    undo, changes, difference = self._attempt(plans)
+            if not unwanted:
+                return _outcome([plan.source for plan in plans], changes, left, difference, undo)
+            left += [LeftAlone(name, why) for source, why in unwanted.items() for name in source.names]
+            plans = [plan for plan in plans if plan.source not in unwanted]
+        return Outcome(left=left)
+
+    def _attempt(self, plans: Sequence[Plan]) -> tuple[Snapshot, dict[Source, list[Change]], Difference]:
+        undo = _snapshot(self.module, plans)
+        changes: dict[Source, list[Change]] = {}
+        folded_first = sorted(plans, key=lambda plan: not isinstance(plan.fold, Feeder))  # while weights are plain
+        try:
+            for plan in folded_first:
+                changes[plan.source] = list(carry_out(self.module, plan, self.target, self.unbiased))
+            return undo, changes, self._measured()
+        except BaseException:
+            undo.restore()
+            raise
+
+    def _measured(self) -> Difference:
+        if self.yardstick is None or self.yardstick.problem is not None:
+            return Difference(None, {})
+        return self.yardstick.difference()
+
+    def _is_close(self, plans: Sequence[Plan], difference: Difference) -> bool:
+        """Whether a change is so near to what is tolerated that rounding may decide, and there is a remedy."""
+        if self.yardstick is None or self.yardstick.widened:
+            return False
+        keeping = [plan.source.name for plan in plans if keeps(plan.source, self.target)]
+        changes = [difference.layers.get(name) or 0.0 for name in keeping]
+        if len(keeping) == len(plans):
+            changes.append(difference.total or 0.0)
+        return any(0.3 * self.tolerance < change < 10 * MODEL_KEPT for change in changes)
+
+    def _explained(self, plans: Sequence[Plan], difference: Difference) -> dict[Source, str]:
+        """Return the layers that would lose their function, or may, since something of them has no place to go."""
+        unwanted = {}
+        for plan in plans:
+            change = difference.layers.get(plan.source.name)
+            if difference.error or not isinstance(plan.fold, str) or not keeps(plan.source, self.target):
+                continue
+            if change is None:
+                unwanted[plan.source] = f"{_cause(plan)}, and {self._unknown()}"
+            elif change > self.tolerance:
+                unwanted[plan.source] = _reason(plan, change)
+        return unwanted
+
+    def _unknown(self) -> str:
+        if self.yardstick is None:
+            return f"how much that changes could not be measured. {self.hint}"
+        problem = self.yardstick.problem or "the layer is not run in evaluation mode"
+        return f"how much that changes could not be measured: {problem}"
+
+    def _suspects(self, plans: Sequence[Plan], difference: Difference) -> list[Plan]:
+        """Return the plans one of which may be why the model does not run, or computes something else."""
+        if difference.error:
+            return list(plans)
+        keeping = [plan for plan in plans if keeps(plan.source, self.target)]
+        layers = [difference.layers.get(plan.source.name) or 0.0 for plan in keeping]
+        total = (difference.total or 0.0) if len(keeping) == len(plans) else 0.0
+        changed = max(layers, default=0.0) > self.tolerance or total > max(MODEL_KEPT, self.tolerance)
+        return keeping if changed else []
+
+    def _tried_alone(self, plans: Sequence[Plan], together: Difference) -> dict[Source, str]:
+        """Return the layers without which the model fails or computes something else; others only suffer from them."""
+        unwanted = {}
+        for plan in plans:
+            undo, _, alone = self._attempt([plan])
+            undo.restore()
+            own, total = alone.layers.get(plan.source.name) or 0.0, alone.total or 0.0
+            if alone.error:
+                unwanted[plan.source] = f"the model does not run without it ({alone.error})"
+            elif together.error:
+                continue
+            elif own > self.tolerance:
+                unwanted[plan.source] = _reason(plan, own)
+            elif total > self.tolerance:
+                unwanted[plan.source] = (
+                    f"something else in the model reads what would change: its outputs would change by {total:.2g} of "
+                    "their size in evaluation mode"
+                )
+        if together.error and not unwanted:
+            return {plan.source: f"the model does not run after the swap ({together.error})" for plan in plans}
+        return unwanted
+
+
+def keeps(source: Source, target: Normalization) -> bool:
+    """Whether the layer that comes is to do in evaluation mode what was there: fixed statistics can be folded."""
+    if target.data == "bn" and target.weight is None:
+        return source.kind == "bn" and source.statistics[0] is not None
+    return target.folds and (source.statistics[0] is not None or source.kind == "mbn")
+
+
+def _cause(plan: Plan) -> str:
+    """Return why a layer cannot keep its function, in words."""
+    if isinstance(plan.fold, str):
+        return f"{' and '.join(without_place(plan.source, plan.layer))} would be dropped ({plan.fold})"
+    lost = ", ".join(plan.source.lost)
+    return lost or "something between it and the weight in front, or in that layer, does more than torch's own"
+
+
+def _reason(plan: Plan, change: float) -> str:
+    return f"{_cause(plan)}: it would change by {change:.2g} of its size in evaluation mode"
+
+
+def _outcome(
+    sources: Sequence[Source],
+    changes: dict[Source, list[Change]],
+    left: list[LeftAlone],
+    difference: Difference,
+    undo: Snapshot,
+) -> Outcome:
+    """Return what was settled, with what was measured of each layer."""
+    measured = {
+        source: [replace(change, change=difference.layers.get(source.name)) for change in changes[source]]
+        for source in sources
+    }
+    return Outcome(measured, left, difference.total, undo)
+
+
+def _snapshot(module: nn.Module, plans: Sequence[Plan]) -> Snapshot:
+    """Return the state of everything that plans may change."""
+    modules: list[nn.Module] = []
+    tensors: list[nn.Parameter] = []
+    for plan in plans:
+        feeders = [*plan.weights, *([plan.fold] if isinstance(plan.fold, Feeder) else [])]
+        modules += [plan.source.layer, *(module.get_submodule(name.rpartition(".")[0]) for name in plan.source.names)]
+        modules += [part for feeder in feeders for part in feeder.layer.modules()]
+        tensors += [parameter for feeder in feeders for parameter in feeder.layer.parameters()]
+    return Snapshot(modules, tensors)

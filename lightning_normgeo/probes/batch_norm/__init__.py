@@ -1,0 +1,1 @@
+"""The probe of batch normalizations: batch statistics and gradients of each forward pass."""

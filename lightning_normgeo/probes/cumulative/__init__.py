@@ -1,0 +1,1 @@
+"""Cumulative norm increments: sums over all steps of a training."""

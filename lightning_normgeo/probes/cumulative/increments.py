@@ -1,0 +1,268 @@
+"""The norm's account: what every optimizer step adds to ‖W‖², summed over a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_normgeo.geometry.momentum_increments import MomentumState
+from lightning_normgeo.geometry.norm_increments import IncrementTerms, systematic_floor
+from lightning_normgeo.geometry.products.one_pass import WeightPass, WeightProducts, many_weight_products
+from lightning_normgeo.geometry.rows import as_rows
+from lightning_normgeo.probes.cumulative.totals import Entry, Member
+from lightning_normgeo.probes.explain import Plan, by_rule, explain, plan
+from lightning_normgeo.probes.momentum_buffers import first_state, next_state
+
+_BUFFER = slice(Entry._fields.index("buffer_inner"), Entry._fields.index("buffer_sq") + 1)
+
+
+class NormAccount:
+    r"""Sums over all steps so that :math:`\lVert W_T\rVert^2 - \lVert W_0\rVert^2` is explained over a whole run.
+
+    The increments of single steps telescope; in float64 the sum loses nothing that matters. Sums stay on the device.
+    A step that the gradient scaler skipped adds nothing.
+
+    Cost: one pass over weights, gradients and momentum per optimizer step; eleven numbers per parameter.
+
+    Args:
+        look_up: returns the parameters to count, by name; asked again whenever an optimizer has one that is not known.
+
+    Attributes:
+        unexplained: parameters that some step moved in a way that no formula for one update describes.
+        unpredicted: parameters that some step moved without a gradient at W.
+        without_momentum_form: parameters that some other optimizer than SGD moved, or another rule than their biases.
+        parameters: those that were counted, by name.
+        members: the weights that were measured, by name, as they were the last time.
+    """
+
+    def __init__(self, look_up: Callable[[], Mapping[str, nn.Parameter]] = dict) -> None:
+        self.unexplained: set[str] = set()
+        self.unpredicted: set[str] = set()
+        self.without_momentum_form: set[str] = set()
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.members: dict[str, Member] = {}
+        self._look_up = look_up
+        # with the parameters themselves: their ids stay theirs
+        self._names: dict[int, tuple[str, nn.Parameter]] = {}
+        self._rows: dict[str, int] = {}
+        self._counted: set[str] = set()
+        self._sums = torch.zeros(0, len(Entry._fields), dtype=torch.float64)
+        self._pending: list[tuple[list[str], Tensor]] = []
+        self._moving: list[str] = []
+        self._indices: dict[tuple[str, ...], Tensor] = {}
+
+    def follow(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Count these parameters, by name, from their next step on; sums go with a parameter that is renamed."""
+        self._rename({self._name(p): name for name, p in parameters.items() if self._name(p) not in ("", name)})
+        for key, (name, parameter) in self._names.items():
+            if parameters.get(name, parameter) is not parameter:  # of a layer that was replaced
+                self._names[key] = "", parameter
+        for name, parameter in parameters.items():
+            self._names[id(parameter)] = name, parameter
+            if name in self.parameters:
+                self.parameters[name] = parameter
+
+    def look_for(self, moved: Collection[str]) -> None:
+        """Look up the parameters once more where one that moved has no account, or a weight did not move.
+
+        It may be called otherwise by now, or be another parameter.
+        """
+        if not self._rows.keys() >= set(moved) >= self.members.keys():
+            self.follow(self._look_up())
+
+    @torch.no_grad()
+    def open(self, optimizer: Optimizer) -> None:
+        """Note ‖W_0‖² of what ``optimizer`` moves and what has no account yet, before anything is moved."""
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        strangers = [parameter for parameter in held if id(parameter) not in self._names]
+        if strangers:
+            self.follow(self._look_up())
+            for parameter in strangers:
+                self._names.setdefault(id(parameter), ("", parameter))
+        self.parameters.update((self._name(p), p) for p in held if self._name(p))
+        new = {self._name(parameter): parameter for parameter in held if self._name(parameter)}
+        new = {name: parameter for name, parameter in new.items() if name not in self._rows}
+        if new:
+            starts = torch.zeros(len(new), len(Entry._fields), dtype=self._sums.dtype, device=self._sums.device)
+            norms = torch.stack(self._norms(list(new.values())))
+            starts = starts.to(norms)
+            starts[:, 0] = norms
+            self._rows |= {name: len(self._rows) + i for i, name in enumerate(new)}
+            self._sums = torch.cat([self._sums.to(starts), starts])
+
+    @torch.no_grad()
+    def begin(self, optimizer: Optimizer, moved: bool) -> None:
+        """Read what this step will add, before it is taken.
+
+        Args:
+            optimizer: about to move weights.
+            moved: whether it has moved them already, so that no gradient is the one at W.
+        """
+        moving = [
+            (parameter, group)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if self._name(parameter) and parameter.grad is not None
+        ]
+        names = self._moving = [self._name(parameter) for parameter, _ in moving]
+        self._pending = []
+        if moved:
+            self._give_up(names)
+            return
+        try:
+            self._read([entry for entry in moving if not entry[0].grad.is_sparse], optimizer)
+        except Exception:
+            self._give_up(names)
+            raise
+        self._give_up([self._name(parameter) for parameter, _ in moving if parameter.grad.is_sparse])
+
+    @torch.no_grad()
+    def commit(self, valid: list[Tensor], explained: bool) -> None:
+        """Add what :meth:`begin` read.
+
+        Args:
+            valid: boolean scalars on the device; unless all hold the step did not happen.
+            explained: whether the optimizer moved the weights once, along the gradient that was read.
+        """
+        pending, self._pending = self._pending, []
+        if not explained:
+            self.unexplained.update(self._moving)
+            self.without_momentum_form.update(self._moving)
+        for names, added in pending:
+            for flag in valid:
+                added = torch.where(flag.to(added.device), added, 0.0)
+            self._sums.index_add_(0, self._index(names, added.device), added)
+
+    def entry(self, *names: str) -> Entry | None:
+        """Return the account of parameters together, or None if one of them has none."""
+        if any(name not in self._rows for name in names):
+            return None
+        sums = torch.stack([self._sums[self._rows[name]] for name in names])
+        return Entry(*sums.sum(0))._replace(steps=sums[:, Entry._fields.index("steps")].amax())
+
+    @torch.no_grad()
+    def norms_sq(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return ‖W‖² of parameters as they are now; of those whose parameter is known."""
+        known = [name for name in names if name in self.parameters]
+        return dict(zip(known, self._norms([self.parameters[name] for name in known]), strict=True)) if known else {}
+
+    def rest(self) -> None:
+        """Let go of the model; the sums stay."""
+        self._look_up = dict
+        self._names, self.parameters = {}, {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the model out of copies."""
+        return {**self.__dict__, "_look_up": dict, "_names": {}, "parameters": {}}
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as plain numbers, exactly, for a checkpoint."""
+        return {
+            "fields": list(Entry._fields),
+            "sums": dict(zip(self._rows, self._sums.tolist(), strict=True)),
+            "unexplained": sorted(self.unexplained),
+            "unpredicted": sorted(self.unpredicted),
+            "without_momentum_form": sorted(self.without_momentum_form),
+            "members": {name: [one.invariant, one.bias] for name, one in self.members.items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; from nothing where it is empty.
+
+        Raises:
+            ValueError: for sums of another form than :meth:`state` returns.
+        """
+        sums = state.get("sums", {})
+        if state and list(state.get("fields", ())) != list(Entry._fields):
+            raise ValueError(f"its sums have the fields {list(state.get('fields', ()))}, not {list(Entry._fields)}")
+        table = torch.tensor(list(sums.values()), dtype=torch.float64).reshape(-1, len(Entry._fields))
+        self._rows = {str(name): row for row, name in enumerate(sums)}
+        self._sums = table.to(self._sums.device, self._sums.dtype)
+        self._counted, self._indices = set(self._rows), {}
+        self.members = {name: Member(*one) for name, one in state.get("members", {}).items()}
+        for name in ("unexplained", "unpredicted", "without_momentum_form"):
+            setattr(self, name, set(state.get(name, ())))
+
+    def _read(self, moving: Sequence[tuple[nn.Parameter, dict[str, Any]]], optimizer: Optimizer) -> None:
+        names = [self._name(parameter) for parameter, _ in moving]
+        plans = [plan(parameter, self._whole, optimizer, group) for parameter, group in moving]
+        products = many_weight_products([planned.reads for planned in plans])
+        for some in by_rule(plans):
+            members = [names[k] for k in some]
+            chosen, read = [plans[k] for k in some], [products[k] for k in some]
+            added = _contributions(chosen, read)
+            self._add_momentum(members, chosen, read, added)
+            self._pending.append((members, added))
+        self.unexplained.update(name for name, planned in zip(names, plans, strict=True) if planned.reads.rule is None)
+
+    def _add_momentum(
+        self, names: list[str], plans: Sequence[Plan], products: Sequence[WeightProducts], added: Tensor
+    ) -> None:
+        """Write what follows from ⟨W, g⟩ = 0, and where the momentum buffer is after this step."""
+        before = self._sums[self._index(names, added.device)]
+        fresh = [name not in self._counted for name in names]
+        state = first_state(MomentumState(*before[:, _BUFFER].T), fresh, plans, products)
+        found = next_state(plans, products, state)
+        self._counted.update(names)
+        if found is None:
+            self.without_momentum_form.update(names)
+            return
+        predicted, after = found
+        added[:, Entry._fields.index("predicted_momentum")] = predicted
+        added[:, _BUFFER] = torch.stack(list(after), 1) - before[:, _BUFFER]
+
+    def _rename(self, called: Mapping[str, str]) -> None:
+        """Call parameters otherwise, from old to new names, as pruning and parametrizations do; nothing on a clash."""
+
+        def now(name: str) -> str:
+            return called.get(name, name)
+
+        if not called or len({now(name) for name in self._rows}) < len(self._rows):
+            return
+        self._rows = {now(name): row for name, row in self._rows.items()}
+        self.parameters = {now(name): parameter for name, parameter in self.parameters.items()}
+        self.members = {
+            now(name): one._replace(bias=None if one.bias is None else now(one.bias))
+            for name, one in self.members.items()
+        }
+        for kept in ("_counted", "unexplained", "unpredicted", "without_momentum_form"):
+            setattr(self, kept, set(map(now, getattr(self, kept))))
+        self._indices = {}
+
+    def _give_up(self, names: Sequence[str]) -> None:
+        for missing in (self.unexplained, self.unpredicted, self.without_momentum_form):
+            missing.update(names)
+
+    def _index(self, names: Sequence[str], device: torch.device) -> Tensor:
+        key = tuple(names)
+        if key not in self._indices or self._indices[key].device != device:
+            self._indices[key] = torch.tensor([self._rows[name] for name in names], device=device)
+        return self._indices[key]
+
+    def _norms(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        whole = [self._whole(parameter) for parameter in parameters]
+        return [found.weight_sq.sum() for found in many_weight_products([WeightPass(rows, rows) for rows in whole])]
+
+    def _name(self, parameter: nn.Parameter) -> str:
+        return self._names[id(parameter)][0] if id(parameter) in self._names else ""
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """View a tensor by output row: what rounding adds to one row does not cancel that of another."""
+        return as_rows(tensor, tensor.shape[0] if tensor.ndim > 1 else 1)
+
+
+def _contributions(plans: Sequence[Plan], products: Sequence[WeightProducts]) -> Tensor:
+    """Return what one step adds to each field of :class:`Entry`, one row per parameter; zero for momentum's fields."""
+    weight_sq, predicted, terms = explain(plans, products)
+    none, dtype = torch.zeros_like(weight_sq), plans[0].dtype
+    known = terms or IncrementTerms(none, none, none, none)
+    columns = dict.fromkeys(Entry._fields, none) | known._asdict()
+    columns |= {"predicted": predicted, "rounding": systematic_floor(known, weight_sq, dtype)}
+    rows = [len(read.weight_sq) for read in products]
+    sums = torch.stack([part.sum(0) for part in torch.split(torch.stack(list(columns.values()), 1), rows)])
+    sums[:, Entry._fields.index("steps")] = 1.0
+    return sums

@@ -1,0 +1,51 @@
+"""What the norm's account holds of each parameter."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lightning_normgeo.geometry.norm_increments import IncrementTerms
+
+
+class Entry(NamedTuple):
+    """The account of one parameter, or of several: wide scalars in units of weight², and a count."""
+
+    start: Tensor
+    """‖W_0‖² before the first step that was counted."""
+    predicted: Tensor
+    """Σ η²‖g‖² (eq 16; Arora, Li & Lyu 2018)."""
+    predicted_momentum: Tensor
+    """The increments that follow from ⟨W, g⟩ = 0 under SGD with momentum and weight decay, from norms alone."""
+    gradient: Tensor
+    momentum: Tensor
+    weight_decay: Tensor
+    quadratic: Tensor
+    rounding: Tensor
+    """Σ of what the optimizer's rounding adds systematically, see ``systematic_floor``."""
+    buffer_inner: Tensor
+    """⟨W, b⟩ after the last step, as it follows from ⟨W, g⟩ = 0; no sum over steps."""
+    buffer_sq: Tensor
+    """‖b‖² after the last step, likewise."""
+    steps: Tensor
+    """How many steps were counted."""
+
+    @property
+    def terms(self) -> IncrementTerms:
+        """The sums of the four terms."""
+        return IncrementTerms(self.gradient, self.momentum, self.weight_decay, self.quadratic)
+
+
+class Member(NamedTuple):
+    """A weight that sums are read of."""
+
+    invariant: bool
+    bias: str | None = None
+    """The bias that belongs to its units."""
+    floor: Tensor | float = 0.0
+    """What storing it once can add to ‖W‖² at random."""
+
+    def names(self, weight: str) -> list[str]:
+        """Return the parameters of a weight and its bias, where that belongs to it."""
+        return [weight] if self.bias is None else [weight, self.bias]

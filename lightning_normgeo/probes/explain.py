@@ -1,0 +1,116 @@
+"""What the formulas of optimizers say about a step, for all weights that one rule moves at once."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_normgeo.geometry.norm_increments import IncrementTerms, Scalar, UpdateRule, predicted_increment
+from lightning_normgeo.geometry.products.one_pass import WeightPass, WeightProducts
+from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule, whole_products
+from lightning_normgeo.probes.optimizers.registry import Group, described_safely, scalar, warn_unexplained
+from lightning_normgeo.probes.sharded.shards import is_divided
+
+
+def groups_of(optimizer: Optimizer) -> dict[int, Group]:
+    """Return the parameter group of each parameter, by its id."""
+    return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def gradient_scale(optimizer: Optimizer) -> Tensor | None:
+    """Return what the gradients have to be divided by: fused optimizers unscale them inside their step."""
+    scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    return scale
+
+
+def learning_rate(group: Group) -> Scalar:
+    """Return η of a parameter group, now: a scheduler changes it right after the step. NaN where it has none."""
+    return scalar(group.get("lr", math.nan))
+
+
+class Plan(NamedTuple):
+    """One parameter to read before its update."""
+
+    dtype: torch.dtype
+    lr: Scalar
+    reads: WeightPass
+
+
+class Explained(NamedTuple):
+    """Several parameters that one rule moves, one value per unit over all of them."""
+
+    weight_sq: Tensor
+    predicted: Tensor
+    terms: IncrementTerms | None
+
+
+def plan(
+    parameter: nn.Parameter,
+    rows: Callable[[Tensor], Tensor],
+    optimizer: Optimizer,
+    group: Group,
+    keep: Tensor | None = None,
+) -> Plan:
+    """Return how to read a parameter.
+
+    Args:
+        parameter: with a gradient.
+        rows: views a tensor of its shape with one unit per row.
+        optimizer: about to move it.
+        group: the parameter's.
+        keep: takes a copy of its rows.
+    """
+    assert parameter.grad is not None  # noqa: S101
+    described = described_safely(optimizer, group, optimizer.state.get(parameter, {}), parameter)
+    rule, state = described if described is not None else (None, ())
+    known: tuple[Tensor, ...] = ()
+    scale = gradient_scale(optimizer)
+    if isinstance(rule, WholeTensorRule):
+        known = _known(rule, rows, parameter, state, scale)
+        rule, state = (rule if known else None), ()
+    weight, gradient, *others = (rows(tensor) for tensor in (parameter, parameter.grad, *state))
+    reads = WeightPass(weight, gradient, tuple(others), rule, scale, keep, known)
+    return Plan(parameter.dtype.to_real(), learning_rate(group), reads)
+
+
+def _known(
+    rule: WholeTensorRule,
+    rows: Callable[[Tensor], Tensor],
+    parameter: nn.Parameter,
+    state: tuple[Tensor, ...],
+    scale: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Return the products of a rule that looks at whole tensors; none where it fails or there is only a part of one."""
+    if is_divided(parameter) or parameter.is_complex() or parameter.grad is None:
+        return ()
+    gradient = parameter.grad if scale is None else parameter.grad / scale
+    try:
+        return whole_products(rule, rows, parameter.detach(), gradient.detach(), *state)
+    except Exception as error:
+        warn_unexplained(rule, error)
+        return ()
+
+
+def by_rule(plans: Sequence[Plan]) -> list[list[int]]:
+    """Return the positions of plans that share a rule, a dtype and a device."""
+    members: dict[Any, list[int]] = defaultdict(list)
+    for k, (dtype, lr, reads) in enumerate(plans):
+        rule: UpdateRule | None = reads.rule
+        key = id(lr) if rule is None else rule if isinstance(rule, Hashable) else id(rule)
+        members[reads.weight.device, dtype, key].append(k)
+    return list(members.values())
+
+
+def explain(plans: Sequence[Plan], products: Sequence[WeightProducts]) -> Explained:
+    """Apply the rule that all ``plans`` share to what was read."""
+    columns = zip(*((p.weight_sq, p.inner, p.gradient_sq, *p.rule) for p in products), strict=True)
+    weight_sq, inner, gradient_sq, *rest = (torch.cat(column) for column in columns)
+    rule = plans[0].reads.rule
+    terms = None if rule is None else rule.terms(weight_sq, inner, gradient_sq, *rest)
+    return Explained(weight_sq, predicted_increment(plans[0].lr, gradient_sq), terms)

@@ -1,0 +1,1 @@
+"""Weights sharded by FSDP2: every process reads its own rows."""

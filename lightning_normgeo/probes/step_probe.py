@@ -1,0 +1,272 @@
+"""The optimizer step seen exactly: weights, the gradients really applied, optimizer state, and the weights after it.
+
+Lightning runs forward, backward, unscaling and clipping *inside* ``optimizer.step(closure)``. Whatever is read in a
+Lightning hook is therefore stale, scaled, unclipped, or belongs to another learning rate. The probe wraps the closure
+on its way into the optimizer and reads between its end and the update.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_normgeo.errors import harmless, warn_once
+from lightning_normgeo.geometry.norm_increments import Scalar
+from lightning_normgeo.probes.cumulative.increments import NormAccount
+from lightning_normgeo.probes.explain import gradient_scale, groups_of
+from lightning_normgeo.probes.gradient_watch import GradientWatch
+from lightning_normgeo.probes.moved_weights import moving_weights
+from lightning_normgeo.probes.optimizers.decoupled_decay import shrink_of
+from lightning_normgeo.probes.optimizers.registry import Group, description_of
+from lightning_normgeo.probes.weight_reader import WeightReader, scale_gradient
+from lightning_normgeo.probes.weight_step import Observed, StepMeasurement, WeightStep
+
+_SEVERAL = "the optimizer evaluates its closure several times"
+_MOVED = "the optimizer moves the weights before the gradient is final"
+
+
+@dataclass
+class _Pending:
+    """An optimizer step under way."""
+
+    optimizer: Optimizer
+    versions: dict[int, int]
+    measured: bool
+    depth: int = 0
+    closure_calls: int = 0
+    follows: bool = False
+    counted: bool = False
+    moved: bool = False
+    observed: list[Observed] = field(default_factory=list)
+    steps: list[WeightStep] = field(default_factory=list)
+    valid: list[Tensor] = field(default_factory=list)
+
+
+class StepProbe:
+    """Hooks on the optimizers of a Trainer; costs about a microsecond per step while not armed.
+
+    One probe serves every monitor of a Trainer. It adds no autograd node, changes no gradient, and draws no random
+    numbers. A step that cannot be described exactly is left out and counted in ``skipped`` under its reason.
+
+    Attributes:
+        weights: what to measure, with its units.
+        scales: the γ behind weights, by name.
+        skipped: what was left out, by reason.
+        account: the sums over all steps, where a monitor asked for them.
+        gradients_are_fresh: tells whether a backward pass made the gradients.
+        taken: called with the optimizer at each step, measured or not.
+        before_update: called when the gradients are final and nothing has moved, in a measured step.
+        gradients: knows which gradients were changed after their backward pass.
+        unseen: called with parameters that have gradients and are not among ``weights``; what it returns is measured.
+    """
+
+    def __init__(self, reader: WeightReader | None = None) -> None:
+        self.weights: list[Observed] = []
+        self.scales: dict[str, nn.Parameter] = {}
+        self.skipped: Counter[str] = Counter()
+        self.account: NormAccount | None = None
+        self.gradients_are_fresh: Callable[[], bool] = lambda: True
+        self.taken: Callable[[Optimizer], None] = lambda optimizer: None
+        self.before_update: Callable[[], None] = lambda: None
+        self.unseen: Callable[[Sequence[nn.Parameter]], list[Observed]] = lambda parameters: []
+        self.gradients = GradientWatch()
+        self._reader = reader or WeightReader()
+        self._handles: list[RemovableHandle] = []
+        self._optimizers: list[Optimizer] = []
+        self._measurement: StepMeasurement | None = None
+        self._due: Collection[int] | None = None
+        self._updates = False
+        self._weights = True
+        self._pending: _Pending | None = None
+
+    def attach(self, optimizers: Iterable[Optimizer]) -> None:
+        """Hook into ``optimizers``, dropping earlier hooks; nothing happens if these are the ones hooked already."""
+        found = list(optimizers)
+        if len(found) == len(self._optimizers) and all(a is b for a, b in zip(found, self._optimizers, strict=True)):
+            return
+        self.detach()
+        self._optimizers = found
+        for optimizer in found:
+            self._handles.append(optimizer.register_step_pre_hook(self._step_begins))
+            self._handles.append(optimizer.register_step_post_hook(self._step_ends))
+
+    def detach(self) -> None:
+        """Remove every hook and free the scratch memory."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._optimizers = [], []
+        self._reader.clear()
+        self._measurement = self._pending = None
+
+    def arm(self, updates: bool, weights: bool = True) -> None:
+        """Measure the steps that follow, until :meth:`collect`.
+
+        Args:
+            updates: also measure what the step changes, which takes a copy of the weights.
+            weights: whether to read weights at all, or only to see that a step is taken.
+        """
+        self._weights, self._due = weights, None
+        self._measurement, self._updates, self._pending = StepMeasurement(), updates, None
+
+    def wait_for(self, optimizers: Collection[int]) -> None:
+        """Measure the steps of these optimizers alone, by id."""
+        self._due = optimizers
+
+    def reset(self) -> None:
+        """Forget a step that an exception has ended."""
+        self._pending = None
+
+    def collect(self) -> StepMeasurement | None:
+        """Return what was measured since :meth:`arm` and disarm; None while no optimizer took a step."""
+        if self._measurement is None or not self._measurement.optimizers:
+            return None
+        measurement = self._measurement
+        self.disarm()
+        return measurement
+
+    def disarm(self) -> None:
+        """Measure no further steps."""
+        self._measurement = self._pending = None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @harmless
+    def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        if self._pending is not None and self._pending.optimizer is optimizer:  # a subclass that calls super().step()
+            self._pending.depth += 1
+            return None
+        self.taken(optimizer)
+        measured = self._measurement is not None and (self._due is None or id(optimizer) in self._due)
+        if not measured and self.account is None:
+            return None
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        versions = {id(parameter): parameter._version for parameter in parameters}
+        pending = self._pending = _Pending(optimizer, versions, measured)
+        if self.account is not None:
+            pending.follows = bool(self._open_account(optimizer, self.account))
+        if measured and self._measurement is not None:
+            self._measurement.optimizers.add(id(optimizer))
+            if self._updates and description_of(type(optimizer)) is None:
+                self._reader.remember(parameters)
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._wrap(kwargs["closure"], optimizer, pending)}
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._wrap(args[1], optimizer, pending), *args[2:]), kwargs
+        self._snapshot(optimizer, pending)
+        return None
+
+    @harmless
+    def _open_account(self, optimizer: Optimizer, account: NormAccount) -> bool:
+        """Guarded by itself: where the sums fail, the step is measured all the same."""
+        account.open(optimizer)
+        return True
+
+    def _wrap(self, closure: Callable[[], Any], optimizer: Optimizer, pending: _Pending) -> Callable[[], Any]:
+        def measured() -> Any:
+            loss = closure()
+            pending.closure_calls += 1
+            if pending.closure_calls == 1:
+                self._snapshot(optimizer, pending)
+            return loss
+
+        return measured
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @harmless
+    def _step_ends(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        pending = self._pending
+        if pending is None or pending.optimizer is not optimizer:
+            return
+        if pending.depth:
+            pending.depth -= 1
+            return
+        self._pending = None
+        several = pending.closure_calls > 1
+        if self.account is not None and pending.counted:
+            self._commit(pending, self.account, explained=not (several or pending.moved))
+        if self._measurement is None or not pending.measured:
+            return
+        if several:
+            self._note(_SEVERAL)
+        steps = [step.unexplained() if several else step for step in pending.steps]
+        if self._updates:
+            with torch.no_grad():
+                self._reader.add_updates(steps, pending.observed)
+        self._measurement.steps.update((step.units.name, step) for step in steps)
+        self._measurement.valid += pending.valid
+
+    @harmless
+    @torch.no_grad()
+    def _snapshot(self, optimizer: Optimizer, pending: _Pending) -> None:
+        """Read W, g and the optimizer's state: gradients are final, the update has not begun."""
+        if description_of(type(optimizer)) is None:
+            moved = (p._version != pending.versions.get(id(p)) for g in optimizer.param_groups for p in g["params"])
+            pending.moved = any(moved)
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None:
+            pending.valid.append(found_inf.reshape(()) == 0)
+        if self.account is not None and pending.follows:
+            self._count(optimizer, pending, self.account)
+        if not pending.measured or self._measurement is None:
+            return
+        self.before_update()
+        if not self.gradients_are_fresh():
+            self.skipped["no backward pass since the last step"] += 1
+        elif self._weights:
+            self._measure(optimizer, pending)
+
+    @harmless
+    def _count(self, optimizer: Optimizer, pending: _Pending, account: NormAccount) -> None:
+        """Guarded by itself: where the sums fail, the step is measured all the same."""
+        pending.counted = True
+        account.begin(optimizer, pending.moved)
+
+    @harmless
+    def _commit(self, pending: _Pending, account: NormAccount, explained: bool) -> None:
+        """Guarded by itself, likewise."""
+        account.commit(pending.valid, explained)
+
+    def _measure(self, optimizer: Optimizer, pending: _Pending) -> None:
+        groups, scale = groups_of(optimizer), gradient_scale(optimizer)
+        if pending.moved:
+            self._note(_MOVED)
+            if not self._updates:
+                return
+        observed = moving_weights(self.weights, self.unseen, optimizer, groups, self.skipped)
+        if pending.moved:
+            pending.steps = self._reader.read_moved(observed, groups)
+        else:
+            keep = self._updates and description_of(type(optimizer)) is not None
+            pending.steps = self._reader.read(observed, optimizer, groups, keep)
+        pending.observed = observed
+        shrinks = {id(group): _shrink(optimizer, group) for group in optimizer.param_groups}
+        for step, one in zip(pending.steps, observed, strict=True):
+            step.optimizer = type(optimizer).__name__
+            step.shrink = shrinks[id(groups[id(one.weight)])]
+        if pending.moved:
+            return
+        for step, one in zip(pending.steps, observed, strict=True):
+            step.scale_gradient = scale_gradient(step.units, self.scales, scale)
+            gamma = None if step.units.scale is None else self.scales.get(step.units.scale)
+            step.scale_shared = gamma is None or self.gradients.alike(one.weight, gamma, id(gamma) in groups)
+        if pending.steps:
+            pending.valid.append(torch.cat([step.gradient_sq for step in pending.steps]).sum().isfinite())
+
+    def _note(self, reason: str) -> None:
+        self.skipped[reason] += 1
+        warn_once(f"What one gradient explains is left out because {reason}: no formula for one update describes it.")
+
+
+def _shrink(optimizer: Optimizer, group: Group) -> Scalar:
+    """Return what decoupled decay multiplies weights with; 1 where a group is not as its optimizer says."""
+    try:
+        return shrink_of(optimizer, group)
+    except Exception:
+        return 1.0

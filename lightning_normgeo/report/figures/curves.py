@@ -1,0 +1,112 @@
+"""From runs to the rows that figures draw: one row for each curve, its points as two lists."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lightning_normgeo.report.compared_runs import Run
+from lightning_normgeo.runs.record import finite_points
+
+ALL = "all layers"
+"""The choice of a layer that stands for the aggregate over all of them."""
+_POINTS, _FEWEST, _MOST = 60_000, 24, 150
+_LAYERS = 12
+_QUANTITIES = 24
+"""Roughly as many quantities are drawn."""
+
+Row = dict[str, Any]
+
+
+class Curves:
+    """The curves of several runs, thinned so that a page with all of them stays small; extremes stay.
+
+    Args:
+        runs: of the report.
+        patterns: globs of the layers to choose from; if left out, those that the run's monitors gave keys of their own
+            (by default the first residual block) and some between input and output.
+    """
+
+    def __init__(self, runs: Sequence[Run], patterns: Sequence[str] = ()) -> None:
+        self.runs = runs
+        self.layers = _choose(runs, patterns)
+        self._most = _share(len(runs))
+        self._most_of_layer = _share(len(runs) * len(self.layers))
+
+    def of(self, names: Mapping[str, str]) -> list[Row]:
+        """Return the curves of metrics.
+
+        Args:
+            names: for each metric key what the figure calls it.
+
+        Returns:
+            For each run, metric and layer (:data:`ALL` among them) that has points a row with ``panel``, ``series``,
+            ``run``, ``group``, ``quantity``, ``layer``, ``step`` and ``value``; values are finite, of five digits.
+        """
+        return [
+            {
+                "panel": run.panel,
+                "series": run.series,
+                "group": run.group,
+                "run": run.name,
+                "quantity": label,
+                "layer": layer,
+                **_columns(points, self._most if layer == ALL else self._most_of_layer),
+            }
+            for run in self.runs
+            for key, label in names.items()
+            for layer, points in self._layers_of(run, key)
+            if points
+        ]
+
+    def _layers_of(self, run: Run, key: str) -> Iterator[tuple[str, Sequence[tuple[int, float]]]]:
+        yield ALL, finite_points(run.record.metrics.get(key, []))
+        for layer in self.layers:
+            yield layer, layer_curve(run, key, layer)
+
+
+def layer_curve(run: Run, key: str, layer: str) -> list[tuple[int, float]]:
+    """Return one layer's finite (step, value) pairs: from the record's layers, or else its own key."""
+    recorded = [(step, values[layer]) for step, values in run.record.layers.get(key, []) if layer in values]
+    return finite_points(recorded or run.record.metrics.get(f"{key}/{layer}", []))
+
+
+def last_by_layer(run: Run, key: str) -> dict[str, float]:
+    """Return the last value of every layer that is finite, from input to output."""
+    points = run.record.layers.get(key, [])
+    own = [name for name in run.record.metrics if name.startswith(f"{key}/")]
+    keyed = {name.removeprefix(f"{key}/"): run.record.metrics[name][-1][1] for name in own}
+    found = {**(points[-1][1] if points else {}), **keyed}
+    return {layer: value for layer, value in found.items() if math.isfinite(value)}
+
+
+def _choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[str]:
+    """Return layers that the reader can choose, in the order of the network."""
+    layers = dict.fromkeys(layer for run in runs for layer in last_by_layer(run, "norm_growth/weight_norm"))
+    layers |= dict.fromkeys(
+        layer for run in runs for layer in last_by_layer(run, "affine/abs_gamma2_minus_sigma2_mean")
+    )
+    if patterns:
+        return [layer for layer in layers if any(fnmatch.fnmatch(layer, pattern) for pattern in patterns)]
+    keyed = {layer for layer in layers if any(key.endswith(f"/{layer}") for run in runs for key in run.record.metrics)}
+    few = max(4, _LAYERS // max(1, len(runs)))
+    chosen = {*list(filter(keyed.__contains__, layers))[:few], *list(layers)[:: max(1, -(-len(layers) // few))]}
+    return [layer for layer in layers if layer in chosen]
+
+
+def _share(curves: int) -> int:
+    """Return how many points each of so many curves of every quantity can have."""
+    return max(_FEWEST, min(_MOST, _POINTS // max(1, _QUANTITIES * curves)))
+
+
+def _columns(points: Sequence[tuple[int, float]], most: int) -> dict[str, list[float]]:
+    """Return points as two lists, hardly more than so many: first, last, and those of extreme magnitude among them."""
+    count = len(points)
+    if count > most:
+        sizes = [abs(value) for _, value in points]
+        kept = {round(i * (count - 1) / (most - 1)) for i in range(most)}
+        kept |= {sizes.index(min(sizes)), sizes.index(max(sizes))}
+        points = [points[k] for k in sorted(kept)]
+    return {"step": [step for step, _ in points], "value": [float(f"{value:.5g}") for _, value in points]}

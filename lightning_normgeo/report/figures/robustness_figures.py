@@ -1,0 +1,114 @@
+"""The report's figures of accuracy under attack."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import altair as alt
+
+from lightning_normgeo.report.compared_runs import Run
+from lightning_normgeo.report.figures.curves import Row
+from lightning_normgeo.report.figures.figure import SMALL, WIDTH, Figure, color_of, dash_of, panels, unique
+from lightning_normgeo.report.tables.evaluations import control_of, is_control, split_attack
+
+_PERCENT = alt.Axis(format="%", tickCount=5)
+
+
+def accuracies(runs: Sequence[Run]) -> Figure | None:
+    """Return the accuracy of every run under every attack, with intervals, but for the control with longer weights."""
+    found = [(run, result) for run in runs for result in run.results]
+    rows = [_row(run, result, result["attack"]) for run, result in found if not is_control(result["attack"])]
+    if not rows:
+        return None
+    several = len(unique(rows, "group")) > 1
+    of_one = "group" if several else "attack"
+    base = alt.Chart().encode(
+        y=alt.Y(f"{of_one}:N", sort=unique(rows, of_one), title=None, axis=alt.Axis(labelLimit=260)),
+        color=color_of("series", unique(rows, "series")),
+        tooltip=["run:N", "attack:N", *_numbers("accuracy", "ci_low", "ci_high"), "correct:Q", "n:Q"],
+    )
+    x = alt.X("accuracy:Q", scale=alt.Scale(domain=[0, 1]), title="accuracy, with 95 % interval", axis=_PERCENT)
+    interval = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x="ci_low:Q", x2="ci_high:Q")
+    chart = alt.layer(interval, base.mark_point(filled=True, size=55, opacity=0.9).encode(x=x))
+    size = {"width": SMALL["width"] - 20, "height": max(60, 24 * len(unique(rows, of_one)))}
+    divided = panels(chart, rows, "attack", shared=True) if several else chart.properties(data=alt.Data(values=rows))
+    if several and hasattr(divided, "spec"):
+        divided.spec = divided.spec.properties(**size)
+    else:
+        divided = divided.properties(width=WIDTH - 90, height=34 * len(unique(rows, of_one)))
+    return Figure(
+        "accuracies",
+        "Accuracy under attack",
+        "One point for each run, with its Wilson interval at 95 %: how sure the accuracy of this network is, not how "
+        "much another training would differ.",
+        divided,
+        wide=several,
+    )
+
+
+def against_eps(runs: Sequence[Run]) -> Figure | None:
+    """Return accuracy against the radius, where an attack was evaluated with several."""
+    rows = [row for run in runs for row in _by_radius(run)]
+    if not rows:
+        return None
+    norms = unique(rows, "norm")
+    if len(norms) > 1:  # their radii have nothing in common
+        rows = [{**row, "panel": ", ".join(filter(None, (row["panel"], row["norm"])))} for row in rows]
+    families = unique(rows, "attack")
+    own_color = "series" if len(unique(rows, "series")) > 1 else "attack"
+    base = alt.Chart().encode(
+        x=alt.X("eps:Q", title="radius ε", axis=alt.Axis(tickCount=5, labelOverlap=True)),
+        color=color_of(own_color, unique(rows, own_color)),
+        detail=["run:N", "attack:N"],
+        tooltip=["run:N", "attack:N", *_numbers("eps", "accuracy", "ci_low", "ci_high"), "n:Q"],
+    )
+    shown = {"scale": alt.Scale(domain=[0, 1]), "axis": _PERCENT, "title": "accuracy"}
+    band = base.mark_area(opacity=0.1).encode(y=alt.Y("ci_low:Q", **shown), y2="ci_high:Q")
+    line = base.mark_line(strokeWidth=1.6).encode(
+        y=alt.Y("accuracy:Q", **shown), strokeDash=dash_of("attack", families, alone=own_color != "attack")
+    )
+    points = base.mark_point(filled=True, size=30, opacity=1).encode(y=alt.Y("accuracy:Q", **shown))
+    chart = panels(alt.layer(band, line, points), rows, "panel", shared=True)
+    return Figure(
+        "against-eps",
+        "Accuracy against the radius of the attack",
+        "It has to fall towards zero as the radius grows; where it does not, the attack is too weak or gradients are "
+        "masked. Bands are Wilson intervals at 95 %.",
+        chart.resolve_scale(x="independent") if len(norms) > 1 else chart,
+        wide=len(unique(rows, "panel")) > 1,
+    )
+
+
+def _row(run: Run, result: dict[str, Any], attack: str) -> Row:
+    shown = ("accuracy", "ci_low", "ci_high", "correct", "n")
+    labels = {"panel": run.panel, "series": run.series, "group": run.group, "run": run.name, "attack": attack}
+    return {**labels, **{name: result.get(name) for name in shown}}
+
+
+def _by_radius(run: Run) -> Iterable[Row]:
+    """Return the rows of attacks with several radii, each beginning with the clean accuracy at zero."""
+    swept = [row for row in run.results if row.get("eps") is not None and "_eps" in row["attack"]]
+    rows = {row["attack"]: row for row in run.results}
+    for family in dict.fromkeys(_family(row["attack"]) for row in swept):
+        clean = f"clean{split_attack(family)[1]}"
+        start = rows.get(control_of(clean) if is_control(family) else clean)
+        if start is not None:
+            yield {**_row(run, start, family), "norm": _norm(family), "eps": 0.0}
+    for row in swept:
+        yield {**_row(run, row, _family(row["attack"])), "norm": _norm(row["attack"]), "eps": row["eps"]}
+
+
+def _family(attack: str) -> str:
+    """Return the name of an attack without its radius: ``bim_eps0.03_rescaled`` is one of ``bim_rescaled``."""
+    return re.sub(r"_eps[\d.e-]*\d", "", attack)
+
+
+def _norm(attack: str) -> str:
+    """Return the norm that an attack's radius is measured in."""
+    return "l2" if "_l2" in attack else "l∞"
+
+
+def _numbers(*names: str) -> list[Any]:
+    return [alt.Tooltip(f"{name}:Q", format=".4f") for name in names]

@@ -1,0 +1,1 @@
+"""Output formats of a report: HTML, Markdown, CSV and LaTeX."""

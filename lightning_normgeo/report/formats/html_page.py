@@ -1,0 +1,96 @@
+"""From runs to one self-contained HTML page."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lightning_normgeo._version import __version__
+from lightning_normgeo.report.compared_runs import Run
+from lightning_normgeo.report.figures.curves import ALL, Curves
+from lightning_normgeo.report.figures.geometry_figures import all_figures
+from lightning_normgeo.report.figures.pictures import pictures_of
+from lightning_normgeo.report.run_settings import flat
+from lightning_normgeo.report.tables import all_tables
+
+_DIFFERS = "differs between the runs"
+_FIRST = "robustness"
+"""Tables whose name begins so come before the figures."""
+
+
+def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
+    """Return the page of some runs. It holds its scripts, data and pictures, and needs no network.
+
+    Args:
+        runs: to compare; one is enough.
+        title: of the page.
+        layers: globs of the layers that the reader can choose.
+    """
+    environment = Environment(
+        loader=PackageLoader("lightning_normgeo.report.formats", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures, tables = all_figures(runs, layers), all_tables(list(runs))
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        summary=_summary(runs),
+        unfinished=[run.name for run in runs if not run.record.complete],
+        diverged=[f"{run.name}, {found}" for run in runs if (found := run.record.diverged)],
+        figures=figures,
+        specs={figure.anchor: _inline_json(figure.chart.to_json(indent=None)) for figure in figures},
+        library=_library(),
+        first=[table for table in tables if table.anchor.startswith(_FIRST)],
+        tables=[table for table in tables if not table.anchor.startswith(_FIRST)],
+        layers=[ALL, *Curves(runs, layers).layers],
+        warnings=[(run.name, warning) for run, found in _evaluations(runs) for warning in found.get("warnings", [])],
+        threat=_common([flat(found.get("settings", {})) for _, found in _evaluations(runs)]),
+        images=pictures_of(runs),
+        settings=_common([run.settings for run in runs]),
+        version=__version__,
+    )
+
+
+def _summary(runs: Sequence[Run]) -> str:
+    steps = sorted({_last_step(run) + 1 for run in runs})
+    count = f"{len(runs)} runs of " if len(runs) > 1 else ""
+    return f"{count}{' to '.join(str(step) for step in dict.fromkeys((steps[0], steps[-1])))} training steps"
+
+
+def _last_step(run: Run) -> int:
+    """Return the last training step; what the test loop logs has a step of its own."""
+    tested = ("test/", "robustness/", "epoch")
+    return max(
+        (s for key, points in run.record.metrics.items() if not key.startswith(tested) for s, _ in points), default=-1
+    )
+
+
+def _evaluations(runs: Sequence[Run]) -> list[tuple[Run, Mapping[str, Any]]]:
+    return [(run, evaluation) for run in runs for evaluation in run.record.evaluations.values()]
+
+
+def _common(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the settings of all runs, and where they are not the same."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    values = {name: {one.get(name) for one in settings} for name in names}
+    return {name: str(settings[0].get(name)) if len(values[name]) == 1 else _DIFFERS for name in names}
+
+
+@functools.cache
+def _library() -> str:
+    """Return the drawing library, safe inside a script element."""
+    bundle: str = vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION.rpartition(".")[0])  # type: ignore[call-arg]
+    # only the end of a script has to be hidden: "</" alone also occurs in regular expressions
+    return bundle.replace("</script", "<\\/script")
+
+
+def _inline_json(text: str) -> str:
+    """Make JSON safe inside a script element, which "</script" would end and "<!--<script" would not let end."""
+    return text.replace("<", "\\u003c")

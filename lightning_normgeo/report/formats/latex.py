@@ -1,0 +1,117 @@
+"""Tables as LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lightning_normgeo.report.tables.table import Table, is_number
+
+_ROWS = 40
+"""So many fit on a page; longer tables are continued."""
+_HEAD = r"""% To use a table elsewhere, copy it and load booktabs, graphicx and fontenc with T1.
+\documentclass{article}
+\usepackage[T1]{fontenc}
+\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}
+\usepackage[a4paper,landscape,margin=2cm]{geometry}
+\usepackage{booktabs,graphicx}
+\begin{document}
+"""
+_TABLE = r"""
+\begin{table}[htbp]
+\centering\footnotesize
+\caption{%(caption)s}
+%(label)s\smallskip
+\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%%
+\begin{tabular}{%(alignment)s}
+\toprule
+%(head)s
+\midrule
+%(body)s\bottomrule
+\end{tabular}}
+\end{table}
+"""
+_NAMES = (
+    "α=alpha β=beta γ=gamma δ=delta ε=varepsilon η=eta θ=theta λ=lambda μ=mu µ=mu π=pi ρ=rho σ=sigma τ=tau φ=phi "
+    "Δ=Delta Σ=sum ∇=nabla ∂=partial ∞=infty √=surd ×=times ·=cdot ±=pm →=to ≤=leq ≥=geq ≠=neq ≈=approx ℓ=ell ‖=| "
+    "⟨=langle ⟩=rangle"
+)
+_MATH = dict(name.split("=") for name in _NAMES.split())
+_SUPERSCRIPT, _SUBSCRIPT, _LEVEL = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-"
+_UP, _DOWN = str.maketrans(_SUPERSCRIPT, _LEVEL), str.maketrans(_SUBSCRIPT, _LEVEL)
+_PLAIN_MATH = "−|<>"
+_TEXT = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "`": r"\textasciigrave{}",
+    '"': r"\textquotedbl{}",
+    "–": "--",
+    "—": "---",
+    "…": r"\dots{}",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "°": r"\textdegree{}",
+    "\N{NO-BREAK SPACE}": "~",
+} | {mark: f"\\{mark}" for mark in "&%$#_{}"}
+_LETTERS = "".join(chr(code) for code in range(0xC0, 0x100) if chr(code).isalpha())
+_SYMBOLS = re.escape("".join((*_MATH, _SUPERSCRIPT, _SUBSCRIPT, _PLAIN_MATH)))
+_TOKEN = re.compile(
+    r"(?P<power>(?<![\w.])[+-]?\d+(?:\.\d+)?e[+-]\d+(?![\w.]))"
+    r"|(?P<minus>(?<![\w-])-(?=\d))"
+    rf"|(?P<formula>[{_SYMBOLS}](?:[ ,/]*(?:[{_SYMBOLS}]|W(?![A-Za-z0-9])))*)"
+    r"|(?P<ligature>([-,'])(?=\5))"
+    r"|(?P<character>.)"
+)
+
+
+def as_latex(title: str, tables: Sequence[Table]) -> str:
+    """Return tables as a LaTeX document, each of them on its own for a paper to take."""
+    drawn = [_table(table, at) for table in tables for at in range(0, max(len(table.rows), 1), _ROWS)]
+    return f"{_HEAD}\\section*{{{escaped(title)}}}\n{''.join(drawn)}\n\\end{{document}}\n"
+
+
+def escaped(text: str) -> str:
+    """Return LaTeX that shows the text; symbols become formulas, and what fonts lack its number in Unicode."""
+    return _TOKEN.sub(_translated, re.sub(r"\s+", " ", text))
+
+
+def _table(table: Table, at: int) -> str:
+    first = f"\\textbf{{{escaped(table.title)}.}} {escaped(table.caption)}"
+    return _TABLE % {
+        "caption": f"\\textbf{{{escaped(table.title)}}} (continued)" if at else first,
+        "label": "" if at else f"\\label{{tab:{table.anchor}}}\n",
+        "alignment": "".join("r" if is_number(table, k) else "l" for k in range(len(table.columns))),
+        "head": _line(table.columns),
+        "body": "".join(f"{_line([cell.text for cell in row])}\n" for row in table.rows[at : at + _ROWS]),
+    }
+
+
+def _line(cells: Sequence[str]) -> str:
+    line = " & ".join(map(escaped, cells))
+    return ("{}" if line.startswith(("[", "*")) else "") + line + r" \\"  # after a line these would be its options
+
+
+def _translated(token: re.Match[str]) -> str:
+    match token.lastgroup:
+        case "power":
+            mantissa, _, exponent = token[0].partition("e")
+            return rf"${mantissa}\times 10^{{{int(exponent)}}}$"
+        case "minus":
+            return "$-$"
+        case "formula":
+            return f"${_formula(token[0])}$"
+        case "ligature":
+            return f"{token[0]}{{}}"
+    return _TEXT.get(
+        token[0], token[0] if " " <= token[0] <= "~" or token[0] in _LETTERS else f"[U+{ord(token[0]):04X}]"
+    )
+
+
+def _formula(symbols: str) -> str:
+    raised = re.sub(f"[{''.join(_SUPERSCRIPT)}]+", lambda run: f"^{{{run[0].translate(_UP)}}}", symbols)
+    lowered = re.sub(f"[{''.join(_SUBSCRIPT)}]+", lambda run: f"_{{{run[0].translate(_DOWN)}}}", raised)
+    named = "".join(f"\\{_MATH[symbol]} " if symbol in _MATH else symbol for symbol in lowered)
+    apart = re.sub(r"\} *(?=[\^_])", "}{}", named)  # a second superscript needs a base
+    return apart.replace("−", "-").strip()

@@ -1,0 +1,46 @@
+"""Records as reports show them: every text in them is one, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lightning_normgeo.runs.record import Record
+from lightning_normgeo.utilities.plain_text import plain
+
+
+def shown(record: Record) -> Record:
+    """Return a record with its texts made :func:`plain`, but for names of files and what settings are looked up by.
+
+    Names of layers and metrics, captions, attacks, reasons and versions go into figures, tables, text files and
+    terminals. Where a name ends a line of JavaScript, no figure that has it could be drawn.
+    """
+    return replace(
+        record,
+        metrics=_keyed(record.metrics),
+        layers={key: _layers(points) for key, points in _keyed(record.layers).items()},
+        environment=_plain(record.environment),
+        results=_plain(record.results),
+        images={
+            plain(key): [(file, plain(caption)) for file, caption in pictures]
+            for key, pictures in record.images.items()
+        },
+    )
+
+
+def _layers(points: list[tuple[int, dict[str, float]]]) -> list[tuple[int, dict[str, float]]]:
+    names = {name for _, values in points for name in values}
+    return points if all(map(str.isprintable, names)) else [(step, _keyed(values)) for step, values in points]
+
+
+def _keyed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {plain(key): value for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {plain(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return plain(value) if isinstance(value, str) else value

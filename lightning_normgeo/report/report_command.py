@@ -1,0 +1,71 @@
+"""``normgeo report``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.utilities.plain_text import plain_line
+
+_DESCRIPTION = """Write a report of runs: one HTML page that opens without a network, tables for papers, pictures, or a
+report of W&B. Several runs are compared: a panel for each normalization, a color for what else differs."""
+_EXTRA = "pip install 'lightning-normgeo[report]'"
+
+
+def report_parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    parser = ArgumentParser(prog="normgeo report", description=_DESCRIPTION)
+    parser.add_argument("runs", type=str, nargs="+", help="Folders of runs or studies, or entity/project of W&B.")
+    parser.add_argument("--format", type=str, default="html", help="html, md, tex, csv, png or pdf.")
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="File, for png and pdf folder; beside the runs if left out."
+    )
+    parser.add_argument("--title", type=str | None, default=None, help="The folder's name if left out.")
+    parser.add_argument(
+        "--layers", type=list[str], default=[], help="Globs of layers to choose from, such as '[\"*conv1\"]'."
+    )
+    parser.add_argument("--wandb", type=str | None, default=None, help="Publish to entity/project of W&B instead.")
+    return parser
+
+
+def main(args: list[str]) -> int:
+    """Run the command and return its exit status."""
+    options = report_parser().parse_args(args)
+    if options.wandb is not None:
+        for url in _publish(options):
+            print(url)
+        return 0
+    try:
+        from lightning_normgeo.report.write import write_report
+    except ImportError as error:
+        raise ConfigurationError(f"normgeo report needs {error.name}: {_EXTRA}") from error
+    print(write_report(options.runs, options.output, options.format, options.layers, options.title).absolute())
+    return 0
+
+
+def write_quietly(runs: Sequence[str | Path]) -> str:
+    """Write the page of runs; return where it is, or why there is none."""
+    try:
+        from lightning_normgeo.report.write import write_report
+    except ImportError as error:
+        return f"not written, {error.name} is missing: {_EXTRA}"
+    try:
+        return str(write_report(runs).absolute())
+    except Exception as error:  # a study of many hours does not end with a traceback of its report
+        return f"not written: {plain_line(error)}"
+
+
+def _publish(options: Namespace) -> Sequence[str]:
+    match = re.fullmatch(r"([\w.-]+)/([\w.-]+)", options.wandb)
+    if match is None:
+        raise ConfigurationError(f"--wandb {options.wandb} is not entity/project.")
+    from lightning_normgeo.report.compared_runs import load_runs
+    from lightning_normgeo.report.tables import all_tables
+    from lightning_normgeo.report.wandb.publishing import publish
+
+    runs = load_runs(options.runs)
+    return publish(runs, match[1], match[2], all_tables(runs), options.title or match[2])

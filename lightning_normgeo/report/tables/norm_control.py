@@ -1,0 +1,47 @@
+"""The control with longer weights: does their length alone change anything?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_normgeo.report.tables.cells import NOTHING, points
+from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of, control_of, split_attack
+from lightning_normgeo.report.tables.table import Cell, Table, number, text
+
+_CAPTION = (
+    "Every network evaluated twice: as it is, and with all scale-invariant weights longer by a factor and running "
+    "statistics to match. The function is the same but for ε and rounding, so a raw norm alone changes no accuracy and "
+    "no robustness. Decisions that differ, over all conditions; and the largest difference between two accuracies."
+)
+
+
+def control_table(evaluations: Sequence[Evaluation]) -> Table | None:
+    """Return a row for each run that was evaluated with longer weights as well."""
+    rows = [_row(evaluation) for evaluation in evaluations if _pairs(evaluation)]
+    columns = ["network", "factor", "conditions", "decisions that differ", "of", "largest difference"]
+    return (
+        Table("control", "The control: the same function with longer weights", _CAPTION, columns, rows)
+        if rows
+        else None
+    )
+
+
+def _pairs(evaluation: Evaluation) -> list[str]:
+    return [attack for attack in attacks_of([evaluation]) if control_of(attack) in evaluation.rows]
+
+
+def _row(evaluation: Evaluation) -> list[Cell]:
+    attacks = _pairs(evaluation)
+    changed = [evaluation.changed(attack) for attack in attacks]
+    known = [count for count in changed if count is not None]
+    rows = evaluation.rows
+    largest = max(abs(rows[control_of(attack)]["accuracy"] - rows[attack]["accuracy"]) for attack in attacks)
+    factor = evaluation.run.evaluation_settings(split_attack(attacks[0])[1]).get("rescale")
+    return [
+        text(evaluation.run.name),
+        number(float(factor)) if factor else NOTHING,
+        number(len(attacks), "d"),
+        number(sum(known), "d") if len(known) == len(changed) else NOTHING,
+        number(sum(rows[attack]["n"] for attack in attacks), "d"),
+        Cell(points(largest), largest),
+    ]

@@ -1,0 +1,1 @@
+"""Reports of W&B, and records downloaded from it."""

@@ -1,0 +1,251 @@
+"""Runs that are at W&B, as records."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning_normgeo.errors import ConfigurationError, said_in_one_line
+from lightning_normgeo.report.wandb.sections import STEP
+from lightning_normgeo.robustness.results.attack_results import results_of
+from lightning_normgeo.robustness.results.robustness_report import NOTE
+from lightning_normgeo.robustness.results.sample_results import load_decisions
+from lightning_normgeo.runs.record import ROBUSTNESS, Record
+from lightning_normgeo.utilities.contained_files import MEBIBYTE, read_contained
+
+_PATIENCE = 30
+"""Seconds until W&B has to answer."""
+_SETTLING = 0.5
+"""Seconds until W&B's service has noticed that nobody waits for an answer any more."""
+_MOST = 1024 * MEBIBYTE
+"""Bytes of one file."""
+_LONGEST_NAME = 100
+_TABLE, _LAYERS = "table", "geometry/layers"
+_METADATA, _REQUIREMENTS = "wandb-metadata.json", "requirements.txt"
+_PACKAGES = ("lightning-normgeo", "torch", "torchvision", "pytorch-lightning", "lightning", "torchmetrics", "wandb")
+
+
+def read_project(path: str, folder: Path | None = None) -> list[Record]:
+    """Read the runs of a project of W&B, oldest first, or one of them.
+
+    What W&B lacks stays empty: layers that have neither a key nor a row in ``geometry/layers``.
+
+    Args:
+        path: ``entity/project`` or ``entity/project/run``.
+        folder: where pictures and the decisions of evaluations are put, in a folder for each run; if left out, one that
+            is removed when the process ends.
+
+    Raises:
+        ConfigurationError: if W&B cannot be reached, does not let us in, or has no such project or run.
+    """
+    api = connect()
+    place = folder or _temporary()
+    with explained(f"{path} cannot be read from W&B", "Check the name, and that your account may read it."):
+        runs = [api.run(path)] if path.count("/") == 2 else list(api.runs(path))
+        records = [_record(run, place / _safe(run.id) / name) for run, name in zip(runs, _names(runs), strict=True)]
+    if not records:
+        raise ConfigurationError(f"{path} has no runs at W&B. Upload some with wandb sync.")
+    return records
+
+
+def connect() -> Any:
+    """Return W&B's public API, logged in.
+
+    Raises:
+        ConfigurationError: saying what to do where there is no account or no network.
+    """
+    import wandb
+
+    try:
+        return wandb.Api(timeout=_PATIENCE)
+    except wandb.errors.UsageError as error:
+        raise ConfigurationError(
+            f"W&B needs an account ({said_in_one_line(error)}). Run wandb login, or set WANDB_API_KEY; reports of "
+            "local folders need none."
+        ) from error
+    except Exception as error:
+        _settle()
+        server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+        raise ConfigurationError(
+            f"W&B at {server} cannot be reached or refuses the account ({said_in_one_line(error)}). Check the network, "
+            "and WANDB_API_KEY or wandb login --relogin; reports of local folders need neither."
+        ) from error
+
+
+@contextmanager
+def explained(what: str, hint: str) -> Iterator[None]:
+    """Turn whatever W&B raises into one clear line."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except Exception as error:  # W&B has a dozen kinds, not all of them public
+        _settle()
+        raise ConfigurationError(f"{what} ({said_in_one_line(error)}). {hint}") from error
+
+
+def _settle() -> None:
+    """Wait until W&B's service has dropped a request that was given up.
+
+    If the process ends before that, the service (wandb 0.31) stumbles over its late answer, misses the word that it
+    shall end, and the process waits ten minutes for it.
+    """
+    time.sleep(_SETTLING)
+
+
+def _names(runs: Sequence[Any]) -> list[str]:
+    """Return what each run is called, as the name of a folder."""
+    names = [_safe(run.name or "") for run in runs]
+    return [
+        name if name and names.count(name) == 1 else f"{name} {_safe(run.id)}".strip()
+        for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def _safe(name: str) -> str:
+    """Return a name that W&B gives as the name of a folder, which leads nowhere else."""
+    return re.sub(r"[^\w=,.+ -]", "-", name).strip(". ")[:_LONGEST_NAME]
+
+
+def _record(run: Any, folder: Path) -> Record:
+    record = Record(folder, complete=run.state == "finished")
+    record.settings = {**run.config, "wandb": _named(run)}
+    record.environment = _environment(run, folder)
+    media: dict[str, Mapping[str, Any]] = {}
+    for row in run.scan_history():
+        moment = float(row.get("_timestamp", 0.0))
+        record.begun, record.ended = record.begun or moment, max(record.ended, moment)
+        for key, value in row.items():
+            if isinstance(value, Mapping):
+                media[key] = value
+            elif not key.startswith("_") and key != STEP:
+                _add(record, key, int(row.get(STEP, row["_step"])), value)
+    record.images = {key: _images(run, folder, entry) for key, entry in media.items() if "filenames" in entry}
+    record.layers = _layers(_table(run, folder, media.get(_LAYERS)))
+    decisions = _decisions(run, folder)
+    for key, entry in media.items():
+        stem, _, what = key.partition("/")
+        rows = _table(run, folder, entry) if what == _TABLE and stem.startswith(ROBUSTNESS) else []
+        if rows:
+            others = _plain(run.summary.get(stem, {}))  # settings, warnings, what was not evaluated
+            evaluated = [{k: v for k, v in row.items() if k != NOTE} for row in rows if not row.get(NOTE)]
+            record.results[stem] = {**others, "results": _with_classes(evaluated, decisions)}
+    return record
+
+
+def _named(run: Any) -> dict[str, Any]:
+    """Return W&B's name of the run where the command line logs it, beside a hyperparameter called ``wandb``."""
+    own = _plain(run.config.get("wandb", {}))
+    return {**(own if isinstance(own, Mapping) else {"wandb": own}), "id": run.id}
+
+
+def _environment(run: Any, folder: Path) -> dict[str, str]:
+    """Return versions and hardware, as far as W&B notes them."""
+    there = _download(run, folder, [_METADATA, _REQUIREMENTS])
+    found: dict[str, str] = {}
+    if _REQUIREMENTS in there:
+        lines = read_contained(folder, _REQUIREMENTS, _MOST).decode().splitlines()
+        versions = dict(line.split("==", 1) for line in lines if "==" in line)
+        found = {name: versions[name] for name in _PACKAGES if name in versions}
+    if _METADATA in there:
+        known = json.loads(read_contained(folder, _METADATA, _MOST))
+        hardware = {"python": known.get("python", "").rpartition(" ")[2], "system": known.get("os")}
+        hardware |= {"cpu": known.get("cpu", {}).get("model"), "cores": known.get("cpu_count_logical")}
+        hardware |= {"gpu": known.get("gpu"), "cuda": known.get("cudaVersion")}
+        found |= {name: str(value) for name, value in hardware.items() if value}
+    return found
+
+
+def _add(record: Record, key: str, step: int, value: Any) -> None:
+    """Add a point to a curve. A run that goes on from a checkpoint logs again what was lost; the later one counts."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return
+    curve = record.metrics.setdefault(key, [])
+    while curve and curve[-1][0] >= step:
+        curve.pop()
+    curve.append((step, float(value)))
+
+
+def _images(run: Any, folder: Path, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    names = list(entry["filenames"])
+    captions = entry.get("captions") or [""] * len(names)
+    found = _download(run, folder, names)
+    return [(name, caption) for name, caption in zip(names, captions, strict=True) if name in found]
+
+
+def _table(run: Any, folder: Path, entry: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the rows of a table that was logged."""
+    if entry is None or "path" not in entry or entry["path"] not in _download(run, folder, [entry["path"]]):
+        return []
+    table = json.loads(read_contained(folder, entry["path"], _MOST))
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+
+def _download(run: Any, folder: Path, names: Sequence[str]) -> set[str]:
+    """Bring files of a run, and return which there are; none whose name leads out of the folder, and no huge one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = run.files(names=list(names))
+    found = {file.name: file for file in files if _stays(file.name) and (getattr(file, "size", 0) or 0) <= _MOST}
+    for file in found.values():
+        file.download(root=str(folder), replace=True).close()
+    return set(found)
+
+
+def _layers(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, dict[str, float]]]]:
+    """Return the table of layers as the record has it: for each quantity, its values by layer at each step."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key not in ("step", "layer") and value is not None:
+                found.setdefault(key, {}).setdefault(row["step"], {})[row["layer"]] = value
+    return {key: sorted(by_step.items()) for key, by_step in found.items()}
+
+
+def _decisions(run: Any, folder: Path) -> list[Path]:
+    """Bring the newest decisions of each evaluation."""
+    newest: dict[str, Any] = {}
+    for artifact in run.logged_artifacts():
+        name, _, _ = artifact.name.partition(":")
+        if artifact.type == "evaluation" and name.startswith(f"{run.id}-robustness"):
+            newest[name] = max(newest.get(name, artifact), artifact, key=lambda one: int(one.version.removeprefix("v")))
+    entries = [entry for artifact in newest.values() for entry in map(artifact.get_entry, artifact.manifest.entries)]
+    # an entry that is a reference would be fetched from wherever it points, this machine's own files among it
+    ours = [entry for entry in entries if entry.ref is None and entry.path.endswith(".npz") and _stays(entry.path)]
+    return [Path(entry.download(str(folder))) for entry in ours if (entry.size or 0) <= _MOST]
+
+
+def _stays(name: object) -> bool:
+    """Whether the name of a file stays within the folder that it is put in."""
+    return isinstance(name, str) and not re.search(r"^[/\\]|^\w:|[\0\\]", name) and ".." not in name.split("/")
+
+
+def _with_classes(rows: Sequence[dict[str, Any]], files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the rows with what only the decisions know, as the record has it."""
+    known: dict[str, Any] = {}
+    for file in files:
+        loader = file.stem.removeprefix("robustness")
+        for attack, result in results_of(load_decisions(file)).items():
+            classes = {str(label): list(counts) for label, counts in result.by_class.items()}
+            known[attack + loader] = {"by_class": classes, "not_finite": result.not_finite}
+    return [{**row, **known.get(row["attack"].replace("/", "_"), {"by_class": {}})} for row in rows]
+
+
+def _plain(value: Any) -> Any:
+    """Return W&B's own kind of dictionary as an ordinary one."""
+    return {key: _plain(entry) for key, entry in value.items()} if hasattr(value, "items") else value
+
+
+def _temporary() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="normgeo-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

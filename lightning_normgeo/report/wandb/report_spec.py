@@ -1,0 +1,234 @@
+"""The report and the workspace view for W&B, built without a network. Needs the extra ``wandb-reports``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.report.compared_runs import Run
+from lightning_normgeo.report.formats.text import markdown_table
+from lightning_normgeo.report.setting_roles import is_weight_decay
+from lightning_normgeo.report.tables.table import Table
+from lightning_normgeo.report.wandb.runset import attacks, columns, grouping, ids, runset
+from lightning_normgeo.report.wandb.sections import ROBUSTNESS, SECTIONS, STEP, Section
+from lightning_normgeo.runs.record import evaluation_stem
+
+_WIDTH, _HEIGHT, _COLUMNS = 24, 8, 3
+_MOST_RUNS = 100
+_TITLE = 128
+"""W&B's longest title."""
+
+
+def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequence[Table], title: str) -> Any:
+    """Return the report, a ``wandb_workspaces.reports.v2.Report`` that nobody has saved.
+
+    It shows what W&B has of the runs, and the tables as they are given.
+
+    Args:
+        runs: of the report. Where W&B's name of each is known, the report shows these and no others.
+        entity: who the project belongs to.
+        project: where the runs are.
+        tables: of the local report.
+        title: of the report.
+
+    Raises:
+        ConfigurationError: if wandb-workspaces is missing.
+    """
+    wr = _module("wandb_workspaces.reports.v2")
+    blocks = [wr.P(_introduction(runs)), wr.TableOfContents()]
+    for section in SECTIONS:
+        blocks += _section_blocks(wr, runs, section)
+    blocks += _robustness_blocks(wr, runs)
+    for table in tables:
+        blocks += [wr.H2(table.title), wr.P(table.caption), wr.MarkdownBlock(markdown_table(table))]
+    blocks += _settings_blocks(wr, runs)
+    return wr.Report(entity=entity, project=project, title=title[:_TITLE], width="fluid", blocks=blocks)
+
+
+def build_workspace(runs: Sequence[Run], entity: str, project: str, title: str) -> Any:
+    """Return a view of the project, a ``wandb_workspaces.workspaces.Workspace`` that nobody has saved.
+
+    It has the report's curves and shows all runs of the project, also those that are still to come.
+
+    Raises:
+        ConfigurationError: if wandb-workspaces is missing.
+    """
+    wr, ws = _module("wandb_workspaces.reports.v2"), _module("wandb_workspaces.workspaces")
+    sections = [(section.title, _line_plots(wr, runs, section)) for section in SECTIONS]
+    sections.append(("Robustness", _bar_plots(wr, runs)))
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=title[:_TITLE],
+        sections=[ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections if panels],
+        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=_MOST_RUNS),
+        runset_settings=ws.RunsetSettings(
+            groupby=[ws.Config(path) for path in grouping(runs)], pinned_columns=columns(runs)
+        ),
+    )
+
+
+def spec_of(view: Any) -> dict[str, Any]:
+    """Return what saving a report or a workspace sends, its names :func:`numbered`."""
+    return numbered(json.loads(view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)))
+
+
+def numbered(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return a specification with the random names in it replaced by numbers, in their order."""
+    found: dict[str, Any] = _renamed(spec, {})
+    return found
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"Reports of W&B need {error.name}: pip install 'lightning-normgeo[wandb-reports]'"
+        ) from error
+
+
+def _introduction(runs: Sequence[Run]) -> str:
+    differing = list(runs[0].kind)
+    count = f"{len(runs)} runs" if len(runs) > 1 else "One run"
+    groups = f" in {len({run.group for run in runs})} groups, which differ in {', '.join(differing)}" * bool(differing)
+    other = "" if ids(runs) else " W&B's name of some is not known, so panels show all runs of the project."
+    return (
+        f"{count}{groups}. A curve is the mean over the runs of a group, and its area reaches from the smallest to the "
+        f"largest; the axis is the training step.{other}"
+    )
+
+
+def _section_blocks(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]:
+    panels = _line_plots(wr, runs, section)
+    if not panels:
+        return []
+    parts = _by_weight_decay(runs) if section.by_weight_decay else {"": runs}
+    blocks = [wr.H2(section.title), wr.P(section.text)]
+    for name, part in parts.items():
+        blocks += [wr.H3(name)] * bool(name)
+        # panels of their own: one that is in two grids would have the same id twice
+        blocks.append(wr.PanelGrid(runsets=[runset(wr, part, runs)], panels=_line_plots(wr, part, section)))
+    return blocks
+
+
+def _line_plots(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]:
+    """Return a panel for each curve that some run has."""
+    keys = dict.fromkeys(key for run in runs for key in run.record.metrics if run.record.is_at_wandb(key))
+    found = [(curve, key) for curve in section.curves for key in _matching(curve.key, keys)]
+    return [
+        wr.LinePlot(
+            title=curve.title if key == curve.key else f"{curve.title} ({key.rpartition('/')[2]})",
+            x=STEP,
+            y=[key],
+            log_y=curve.log or None,
+            title_x="training step",
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
+            max_runs_to_show=_MOST_RUNS,
+            smoothing_type="none",
+            layout=_place(wr, i),
+        )
+        for i, (curve, key) in enumerate(found)
+    ]
+
+
+def _matching(wanted: str, keys: Mapping[str, Any]) -> list[str]:
+    """Return the key, or the first that a pattern ending in a star stands for, if it is there."""
+    if not wanted.endswith("*"):
+        return [wanted] * (wanted in keys)
+    return [key for key in keys if key.startswith(wanted[:-1])][:1]
+
+
+def _by_weight_decay(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs without and with weight decay, where there are both and W&B's names can tell them apart."""
+    names = [name for name in runs[0].differing if is_weight_decay(name)]
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        decays = any(not _is_zero(run.differing[name]) for name in names)
+        parts.setdefault("With weight decay" if decays else "Without weight decay", []).append(run)
+    return dict(sorted(parts.items(), reverse=True)) if len(parts) > 1 and ids(runs) else {"": list(runs)}
+
+
+def _is_zero(value: str) -> bool:
+    try:
+        return float(value) == 0
+    except ValueError:  # a run that lacks the setting
+        return True
+
+
+def _robustness_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
+    bars = _bar_plots(wr, runs)
+    if not bars:
+        return []
+    below, panels = -(-len(bars) // _COLUMNS) * _HEIGHT, list(bars)
+    stems = [evaluation_stem(name) for name in dict.fromkeys(name for run in runs for name in run.record.evaluations)]
+    for stem in stems:
+        place = wr.Layout(x=0, y=below, w=_WIDTH, h=_HEIGHT + 2)
+        panels.append(wr.WeavePanelSummaryTable(table_name=f"{stem}/table", layout=place))
+        below += _HEIGHT + 2
+    shown = [f"{stem}/examples" for stem in stems if any(f"{stem}/examples" in run.record.images for run in runs)]
+    if shown:
+        place = wr.Layout(x=0, y=below, w=_WIDTH, h=_HEIGHT + 4)
+        panels.append(wr.MediaBrowser(title="attacked images", media_keys=shown, layout=place))
+    return [
+        wr.H2("Accuracy under attack"),
+        wr.P(ROBUSTNESS),
+        wr.PanelGrid(runsets=[runset(wr, runs, runs, table=True)], panels=panels),
+    ]
+
+
+def _bar_plots(wr: Any, runs: Sequence[Run]) -> list[Any]:
+    quantities = (("accuracy", (0.0, 1.0)), ("accuracy_drop", (None, None)))
+    bars = [
+        (f"{attack}: {quantity.replace('_', ' ')}", f"robustness/{attack}/{quantity}", span)
+        for attack in attacks(runs)
+        for quantity, span in quantities
+        # of an attack with many radii only one panel each
+        if quantity == "accuracy" or not (attack == "clean" or "_eps" in attack)
+    ]
+    return [
+        wr.BarPlot(
+            title=title,
+            metrics=[key],
+            orientation="h",
+            range_x=span,
+            groupby_aggfunc="mean",
+            groupby_rangefunc="minmax",
+            max_runs_to_show=_MOST_RUNS,
+            max_bars_to_show=_MOST_RUNS,
+            layout=_place(wr, i),
+        )
+        for i, (title, key, span) in enumerate(bars)
+    ]
+
+
+def _settings_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
+    if len(runs) == 1:
+        return []
+    comparer = wr.RunComparer(diff_only="split", layout=wr.Layout(x=0, y=0, w=_WIDTH, h=_HEIGHT + 4))
+    return [
+        wr.H2("Settings"),
+        wr.P("What differs between the runs is shown first."),
+        wr.PanelGrid(runsets=[runset(wr, runs, [], table=True)], panels=[comparer]),
+    ]
+
+
+def _place(wr: Any, index: int) -> Any:
+    """Return the place of a panel among others, in rows from left to right."""
+    width = _WIDTH // _COLUMNS
+    return wr.Layout(x=index % _COLUMNS * width, y=index // _COLUMNS * _HEIGHT, w=width, h=_HEIGHT)
+
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_renamed(entry, names) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: names.setdefault(entry, f"id{len(names)}") if key in ("id", "__id__") and entry else _renamed(entry, names)
+        for key, entry in value.items()
+    }

@@ -1,0 +1,1 @@
+"""Attacks: projected gradient ascent, Gaussian noise, and those of torchattacks."""

@@ -1,0 +1,213 @@
+"""Every attack on one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.robustness.attacks.active_samples import ActiveSet, Ended, any_iterate
+from lightning_normgeo.robustness.attacks.projected_gradient import ascent, predicted
+from lightning_normgeo.robustness.attacks.registry import Attack, Batch, ProjectedGradient
+from lightning_normgeo.robustness.model.assumptions import Assumptions
+from lightning_normgeo.robustness.model.evaluated_model import EvaluatedModel
+from lightning_normgeo.robustness.model.preserved_state import seeded
+from lightning_normgeo.robustness.results.example_images import Shown
+from lightning_normgeo.robustness.results.sample_results import Decisions, rows_of
+from lightning_normgeo.robustness.settings import RESCALED
+
+Progress = Callable[[str, int], None]
+
+
+class BatchAttacks:
+    """Runs all attacks of an evaluation on its batches, and keeps what becomes of the samples.
+
+    Args:
+        model: under attack.
+        assumptions: what is known of it.
+        num_images: how many samples to keep for showing.
+        progress: called with the name of an attack before it runs (and 0), and when samples are done with it.
+
+    Attributes:
+        decisions: what became of the samples.
+        shown: the first samples.
+        failed: for attacks that cannot be evaluated, why.
+    """
+
+    def __init__(
+        self, model: EvaluatedModel, assumptions: Assumptions, num_images: int = 0, progress: Progress | None = None
+    ) -> None:
+        self.model = model
+        self.settings = model.settings
+        self.assumptions = assumptions
+        self.decisions: Decisions = Decisions(self.settings.rows)
+        self.shown = Shown(num_images)
+        self.failed: dict[str, str] = {}
+        self.progress: Progress = progress or (lambda name, samples: None)
+        self._active: dict[tuple[str, torch.Size], ActiveSet] = {}
+
+    def evaluate(
+        self, images: Tensor, labels: Tensor, samples: Tensor, size: int, counted: Tensor | None = None
+    ) -> None:
+        """Evaluate a batch: clean, then under every attack that is not done with it.
+
+        Args:
+            images: as the loader yields them.
+            labels: class indices.
+            samples: a number for each.
+            size: of the batches that attacks fill up with samples that wait.
+            counted: which samples count; all if left out.
+        """
+        threat, inside, inputs = self.settings.threat, self.model.to_space(images), self.model.inputs
+        batch = Batch(
+            logits=self.model,
+            images=inside,
+            labels=labels,
+            indices=samples.tolist(),
+            box=threat.box(inputs, inside),
+            gradient=None,
+            inputs=inputs,
+            threat=threat,
+            seed=self.settings.seed,
+            representable=self.model.representable,
+            counted=None if counted is None else counted.cpu(),
+        )
+        for suffix in ("",) if self.model.rescaled is None else ("", RESCALED):
+            with self.model.active(control=bool(suffix)), self._draws(batch):
+                self._attack(batch, size, suffix)
+
+    def finish(self) -> None:
+        """Evaluate what still waits in the attacks."""
+        for (name, _), active in self._active.items():
+            if name not in self.failed:
+                with self.model.active(control=name.endswith(RESCALED)), self._failing(name):
+                    self.progress(name, 0)
+                    active.run(self.model, everything=True)
+
+    def _draws(self, batch: Batch) -> AbstractContextManager[None]:
+        """Let a random model draw the same numbers for the same batch."""
+        return nullcontext() if self.assumptions.deterministic else seeded(self.settings.seed, batch.indices[0])
+
+    @contextmanager
+    def _failing(self, name: str) -> Iterator[None]:
+        """Leave out an attack that fails, and say why, where nothing is to be stopped."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(name, error)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        if self.settings.on_unsuitable == "raise":
+            raise error
+        self.failed[name] = f"{type(error).__name__}: {error}"
+        if "Inference tensors" in str(error):
+            self.failed[name] += " Trainer(inference_mode=False) makes tensors that have a gradient."
+
+    def _is_done(self, name: str, batch: Batch) -> bool:
+        if name in self.failed:
+            return True
+        done = self.decisions.done.get(name)
+        return done is not None and done.issuperset(batch.indices) and not self.shown.lacks(name, batch.indices)
+
+    def _attack(self, batch: Batch, size: int, suffix: str) -> None:
+        todo = [attack for attack in self.settings.all_attacks if not self._is_done(attack.name + suffix, batch)]
+        clean = "clean" + suffix
+        if not todo and self._is_done(clean, batch):
+            return
+        self.progress(clean, 0)
+        scores, gradient = self._clean(batch, todo, suffix)
+        todo = [attack for attack in todo if attack.name + suffix not in self.failed]
+        if not self._is_done(clean, batch):
+            self._done(clean, batch, batch.images, scores, gradient)
+        batch = replace(batch, gradient=gradient)
+        for attack in todo:
+            self.progress(attack.name + suffix, 0)
+            with self._failing(attack.name + suffix):
+                self._run(attack, batch, scores, size, attack.name + suffix)
+
+    def _clean(self, batch: Batch, attacks: Sequence[Attack], suffix: str) -> tuple[Tensor, Tensor | None]:
+        """Logits of the images and, where attacks begin with it, the gradient; both from one pass."""
+        beginning = [attack for attack in attacks if isinstance(attack, ProjectedGradient) and not attack.random_start]
+        if beginning:
+            try:
+                scores, _, gradient = ascent(self.model, batch.images, batch.labels)
+                return scores, gradient
+            except Exception as error:  # without a gradient the images may still be classified
+                for attack in beginning:
+                    self._fail(attack.name + suffix, error)
+        return self._scores(batch.images), None
+
+    def _run(self, attack: Attack, batch: Batch, scores: Tensor, size: int, name: str) -> None:
+        if not isinstance(attack, ProjectedGradient) or self.settings.semantics == "final":
+            self._done(name, batch, *self._last_iterate(attack, batch))
+        elif not self.assumptions.independent:
+            self._done(name, batch, *any_iterate(attack, batch, scores))
+        else:
+            active, done = self._active_set(attack, batch, size, name), self.decisions.done.get(name, set())
+            todo = [sample not in done or self.shown.lacks(name, [sample]) for sample in batch.indices]
+            fresh = torch.tensor(todo, device=batch.labels.device)
+            part = batch.part(fresh)
+            numbers = torch.tensor(part.indices, dtype=torch.long, device=part.labels.device)
+            active.put(part.images, part.labels, numbers, scores[fresh], part.gradient)
+            active.run(self.model)
+
+    def _last_iterate(self, attack: Attack, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Attacked images and their logits, of the first start that a sample does not withstand, or of the last."""
+        perturbed = attack.perturb(batch)
+        scores = self._scores(perturbed)
+        for restart in range(1, getattr(attack, "restarts", 1)):
+            stands = predicted(scores) == batch.labels
+            if not stands.any():
+                break
+            part = stands if self.assumptions.independent else torch.ones_like(stands)
+            again = attack.perturb(batch.part(part), restart)  # type: ignore[call-arg]
+            found = self._scores(again)
+            perturbed, scores = perturbed.clone(), scores.clone()
+            perturbed[stands], scores[stands] = again[stands[part]], found[stands[part]]
+        return perturbed, scores
+
+    def _active_set(self, attack: ProjectedGradient, batch: Batch, size: int, name: str) -> ActiveSet:
+        key = name, batch.images.shape[1:]
+        if key not in self._active:
+            ball, step_size = attack.ball(batch)
+            seed = self.settings.seed
+
+            def restart(images: Tensor, indices: Tensor, number: int) -> Tensor:
+                return ball.sample(images, seed, indices.tolist(), number)
+
+            self._active[key] = ActiveSet(
+                ball,
+                step_size,
+                attack.steps,
+                restart if attack.random_start else None,
+                attack.restarts,
+                size,
+                lambda ended: self._keep(name, ended),
+            )
+        return self._active[key]
+
+    def _scores(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.model(images)
+
+    def _done(self, name: str, batch: Batch, perturbed: Tensor, scores: Tensor, gradient: Tensor | None = None) -> None:
+        samples = torch.tensor(batch.indices, dtype=torch.long, device=batch.labels.device)
+        self._keep(name, Ended(batch.images, perturbed, batch.labels, samples, scores), gradient, batch.counted)
+
+    def _keep(self, name: str, ended: Ended, gradient: Tensor | None = None, counted: Tensor | None = None) -> None:
+        """Keep what became of samples."""
+        if not len(ended.labels):
+            return
+        rows = rows_of(*ended, gradient)
+        done = self.decisions.done.get(name, ())
+        counted = torch.ones_like(rows.sample, dtype=torch.bool) if counted is None else counted
+        wanted = counted & torch.tensor([sample not in done for sample in rows.sample.tolist()])
+        if wanted.any():
+            self.decisions.add(name, rows.at(wanted))
+        images, space = ended.adversarial[counted.to(ended.adversarial.device)], self.settings.threat.space
+        to_pixels = self.model.inputs.to_pixels
+        self.shown.add(name, images, rows.at(counted), lambda pictures: to_pixels(pictures, space))
+        self.progress(name, int(wanted.sum()))

@@ -1,0 +1,205 @@
+"""Attacks of torchattacks by name. It works on pixels in [0, 1] only, and is imported when an attack is named."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.robustness.attacks.projected_gradient import per_image
+from lightning_normgeo.robustness.model.preserved_state import seeded
+from lightning_normgeo.robustness.threat_model import ThreatModel
+
+_BALL = 8 / 255
+"""The default radius of torchattacks' l∞ attacks, and of no other."""
+_LATER = ("seed", "n_classes")
+"""Arguments that depend on the evaluation and the model; added when the attack runs, unless given."""
+
+
+def check_foreign(name: str, threat: ThreatModel, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments for the constructor of an attack of torchattacks, as plain values.
+
+    Those of ``options``, else those of the threat model, else the attack's own. A threat model in pixels gives an l∞
+    attack its radius and steps, and its step size; where there are no steps, the step keeps its ratio to the radius.
+    With ``norm: L2`` it gives the l2 radius. One in normalized space gives nothing, because torchattacks measures in
+    pixels.
+
+    Args:
+        name: of the class, as in ``torchattacks.PGD``.
+        threat: the threat model.
+        options: for the constructor, by name.
+
+    Raises:
+        ConfigurationError: without torchattacks, for unknown names and options, and values that cannot be.
+
+    Cost: no model is called; the first call imports torchattacks.
+    """
+    known = _arguments(name)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        allowed = ", ".join(known) or "nothing"
+        raise ConfigurationError(f"torchattacks.{name} has no option {unknown[0]!r}; it takes {allowed}.")
+    for key, value in options.items():
+        if isinstance(value, str) and isinstance(known[key], (int, float)):
+            raise ConfigurationError(f"torchattacks.{name}: {key}={value!r} is text; give a number (8/255 is 0.03137).")
+    merged = {**known, **_of_threat(name, threat, known, options), **options}
+    given = {key: value for key, value in merged.items() if key in options or key not in _LATER}
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(given))
+        _attack_class(name)(_Pixels(nn.Identity(), torch.empty(0)), **plain)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigurationError(f"torchattacks.{name} cannot be made with {given}: {error}.") from error
+    return plain
+
+
+def foreign_attack(
+    name: str,
+    logits: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    labels: Tensor,
+    options: Mapping[str, Any],
+    indices: Sequence[int],
+    seed: int,
+) -> Tensor:
+    """Return what an attack of torchattacks, which computes in float32, makes of images.
+
+    No parameter's ``.grad`` is touched, also by the attacks that call ``backward``, and no random state: torch's,
+    numpy's and Python's are what they were. What an attack draws depends on ``seed`` and on the batch; where its
+    constructor has a seed (AutoAttack, Square), it is ``seed`` for every batch, unless ``options`` have one.
+
+    Args:
+        name: of the class.
+        logits: maps pixels to class logits, in evaluation mode.
+        pixels: ``(batch, channels, height, width)`` in [0, 1], up to rounding.
+        labels: ``(batch,)`` class indices.
+        options: what :func:`check_foreign` returned.
+        indices: position of each sample in the data set.
+        seed: of the evaluation.
+
+    Returns:
+        Pixels in [0, 1], of the same dtype. A sample for which the attack found no finite image is as it was.
+
+    Cost: the attack's; backward passes go to the input alone, which saves a third where it calls ``backward``.
+    """
+    if not len(labels):
+        return pixels
+    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, indices[0]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torchattacks")  # of its own code, not of the model
+        originals = pixels.detach().clamp(0, 1)
+        images = originals.float().contiguous()  # parts of torchattacks are written for float32; some call .view
+        later = _later(name, logits, originals, seed)
+        try:
+            attack = _attack_class(name)(_Pixels(logits, originals), **{**later, **options})
+            attacked: Tensor = attack(images, labels.clone()).detach()
+        except Exception as error:
+            error.add_note(f"This was torchattacks.{name} with {dict(options)}.")
+            raise
+    finite = per_image(attacked.isfinite().flatten(1).all(1), images)
+    moved = attacked.clamp(0, 1).to(originals.dtype)
+    return torch.where(finite & (attacked != images), moved, originals)
+
+
+def _attack_class(name: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its syntax and of what it imports: nothing a user can mend
+            library = vars(importlib.import_module("torchattacks"))
+    except ImportError as error:
+        raise ConfigurationError(
+            f"torchattacks.{name} needs torchattacks, which cannot be imported ({error}): "
+            'pip install "lightning-normgeo[torchattacks]".'
+        ) from error
+    classes = {key: value for key, value in library.items() if inspect.isclass(value)}
+    if name not in classes:
+        usable = [key for key, kind in classes.items() if _takes_a_model(kind)]
+        raise ConfigurationError(f"torchattacks has no attack {name!r}; choose one of: {closest(name, usable)}.")
+    return classes[name]
+
+
+def _arguments(name: str) -> dict[str, Any]:
+    """Return the constructor's arguments and their defaults."""
+    found = _attack_class(name)
+    if not _takes_a_model(found):
+        raise ConfigurationError(
+            f"torchattacks.{name}{inspect.signature(found)} cannot be made from a model and numbers alone. "
+            "Name the attacks it is made of one by one instead."
+        )
+    return {key: argument.default for key, argument in inspect.signature(found).parameters.items() if key != "model"}
+
+
+def _takes_a_model(kind: type) -> bool:
+    arguments = inspect.signature(kind).parameters
+    needed = [key for key, argument in arguments.items() if argument.default is inspect.Parameter.empty]
+    return needed == ["model"]
+
+
+def _of_threat(
+    name: str, threat: ThreatModel, known: Mapping[str, Any], options: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    if known.get("eps") != _BALL:
+        return {}
+    norm, pixel = options.get("norm", "Linf"), threat.space == "pixel"
+    if norm != "Linf" and "eps" not in options and not (norm == "L2" and pixel and threat.eps_l2 is not None):
+        raise ConfigurationError(f"torchattacks.{name} with norm={norm!r} needs a radius: give eps too, in pixels.")
+    found: dict[str, Any] = {"steps": threat.steps, "eps": threat.eps if norm == "Linf" else threat.eps_l2}
+    found["alpha"] = threat.step_size if "steps" in known else known.get("alpha", 0.0) * threat.eps / _BALL
+    return {key: value for key, value in found.items() if pixel and key in known}
+
+
+def _later(name: str, logits: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> dict[str, Any]:
+    known, found = _arguments(name), {}
+    if "seed" in known:
+        found["seed"] = seed
+    if "n_classes" in known:
+        with torch.no_grad():
+            classes = logits(images[:1]).shape[1]
+        found["n_classes"] = min(classes, known["n_classes"])  # more would be more targets than were published
+    return found
+
+
+class _Pixels(nn.Module):
+    """What torchattacks takes for the model: holds no weights, and has a device."""
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], like: Tensor) -> None:
+        super().__init__()
+        self._logits = (logits,)  # a module would be registered, and its mode changed
+        self.device_and_dtype = nn.Parameter(torch.empty_like(like[:0]))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.to(self.device_and_dtype.dtype)
+        if torch.is_grad_enabled() and images.requires_grad:
+            scores: Tensor = _ToTheInput.apply(images, self._logits[0])
+        else:
+            with torch.no_grad():
+                scores = self._logits[0](images)
+        return scores.float()
+
+
+class _ToTheInput(torch.autograd.Function):
+    """Gradients end at the images: ``backward`` through this leaves every parameter's ``.grad`` alone."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, images: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            inside = images.detach().requires_grad_()
+            scores = logits(inside)
+        ctx.save_for_backward(inside, scores)
+        return scores.detach().clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        inside, scores = ctx.saved_tensors
+        # a compiled model refuses to keep its graph, so it is kept only for attacks that ask for it
+        kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
+        (found,) = torch.autograd.grad(scores, inside, gradient, retain_graph=kept)
+        return found.contiguous(), None

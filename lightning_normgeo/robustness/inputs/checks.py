@@ -1,0 +1,48 @@
+"""What an evaluation asks of images and labels."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.robustness.inputs.advice import LOGITS
+from lightning_normgeo.robustness.inputs.input_space import InputSpace, Space
+from lightning_normgeo.robustness.inputs.pixel_range import check_range
+from lightning_normgeo.robustness.model.preserved_state import undisturbed as undisturbed
+
+
+def check_images(images: Tensor, inputs: InputSpace, space: Space = "pixel") -> None:
+    """Check that images are floating point and, where the threat model is about pixels, within [0, 1] as such.
+
+    Raises:
+        UnsuitableError: otherwise.
+    """
+    if not images.is_floating_point():
+        raise UnsuitableError(f"Images have dtype {images.dtype}; expected floating point in [0, 1].")
+    if space != "input":
+        check_range(images, inputs)
+
+
+def check_labels(labels: Tensor, scores: Tensor) -> None:
+    """Check that labels are class indices of the model's logits.
+
+    Raises:
+        UnsuitableError: otherwise.
+    """
+    if not isinstance(scores, Tensor):
+        raise UnsuitableError(
+            f"Expected logits (batch, classes), got {type(scores).__name__}. {LOGITS} to return the logits of a model "
+            "with several outputs."
+        )
+    if scores.ndim != 2 or labels.ndim != 1 or scores.shape[0] != labels.shape[0]:
+        raise UnsuitableError(
+            f"Expected logits (batch, classes) and labels (batch,), got {tuple(scores.shape)} and "
+            f"{tuple(labels.shape)}. Override RobustnessEvaluation.logits or .unpack, or give evaluate_robustness "
+            "functions of these names, for other models."
+        )
+    low, high = labels.amin().item(), labels.amax().item()
+    if low < 0 or high >= scores.shape[1]:
+        raise UnsuitableError(
+            f"Labels span {low}…{high}, but the model has {scores.shape[1]} classes (0…{scores.shape[1] - 1}). "
+            "Set num_classes to the number of classes in the data."
+        )

@@ -1,0 +1,69 @@
+"""Whether images are pixels in [0, 1], as they are or once a normalization is undone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.robustness.attacks.projected_gradient import at_least_float32
+from lightning_normgeo.robustness.inputs.input_space import InputSpace
+
+_ROUNDING = 1e-6
+_UNDONE = 1e-3
+"""What normalizing and back can cost, with constants of four digits."""
+
+
+def are_pixels(images: Tensor) -> bool:
+    """Whether images are within [0, 1] as they are."""
+    low, high = span_of(images.detach())
+    return low >= -_ROUNDING and high <= 1 + _ROUNDING
+
+
+def span_of(images: Tensor) -> tuple[float, float]:
+    """The smallest and largest value that is finite; of images without one, none."""
+    low, high = images.amin().item(), images.amax().item()
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    found = images[images.isfinite()]
+    return (found.amin().item(), found.amax().item()) if len(found) else (math.nan, math.nan)
+
+
+def fits(images: Tensor, inputs: InputSpace) -> bool:
+    """Whether images are within [0, 1] as pixels."""
+    try:
+        check_range(images, inputs)
+    except UnsuitableError:
+        return False
+    return True
+
+
+def check_range(images: Tensor, inputs: InputSpace) -> None:
+    """Check that images are within [0, 1] as pixels.
+
+    Raises:
+        UnsuitableError: otherwise.
+    """
+    loaded = images.detach()
+    low, high = span_of(inputs.to_space(at_least_float32(loaded), "pixel"))
+    slack = _ROUNDING
+    if inputs.normalized_data:  # images in half precision have few digits left
+        largest, widest = max(map(abs, span_of(loaded)), default=0.0), max(inputs.std or (1.0,))
+        slack = max(_UNDONE, torch.finfo(images.dtype).eps * largest * widest)
+    if low >= -slack and high <= 1 + slack:
+        return
+    if inputs.normalized_data:
+        raise UnsuitableError(
+            f"With the declared mean={inputs.mean} and std={inputs.std} the images are pixels in [{low:.7g}, "
+            f"{high:.7g}], not in [0, 1]. Declare the mean and std that the data pipeline really uses; "
+            "leave both out where images are pixels and the model normalizes."
+        )
+    raise UnsuitableError(
+        f"Images are expected to be pixels in [0, 1] but span [{low:.7g}, {high:.7g}], and no normalization is found "
+        "that explains it. If the data pipeline normalizes them, give RobustnessEvaluation the same mean=… and std=…, "
+        "not those that the model applies itself; if they have a range of their own, value_range=[low, high] (0…255: "
+        "divide by 255, or value_range=[0, 255]); if a resize or noise has left [0, 1], clamp them; if they are no "
+        "pixels, space='input' with eps, lower and upper in their own units."
+    )

@@ -1,0 +1,1 @@
+"""The evaluated model: folded, rescaled, checked, and restored afterwards."""

@@ -1,0 +1,167 @@
+"""Properties of a model that an evaluation rests on, tested on the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.normalization.user_inputs import misfit
+from lightning_normgeo.robustness.attacks.projected_gradient import ascent
+from lightning_normgeo.robustness.inputs.advice import LOGITS
+from lightning_normgeo.robustness.inputs.checks import check_labels, undisturbed
+from lightning_normgeo.robustness.inputs.class_labels import class_logits
+from lightning_normgeo.robustness.model.precision import full_float32
+from lightning_normgeo.utilities.checked_values import first_line
+
+_IMAGES = 8
+"""Looked at: the first ones."""
+_TOLERANCE = 1e-4
+"""Largest change of a logit, relative to the largest, that rounding explains: kernels differ with the batch size."""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What holds for a model.
+
+    Attributes:
+        deterministic: whether the same images have the same logits twice.
+        independent: whether logits of an image do not depend on which others are in its batch.
+        no_gradient: why no gradient reaches the images; empty where one does.
+        said: what to tell the user.
+    """
+
+    deterministic: bool = True
+    independent: bool = True
+    no_gradient: str = ""
+    said: list[str] = field(default_factory=list)
+
+
+def check_assumptions(
+    module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor, labels: Tensor, gradients: bool
+) -> Assumptions:
+    """Test a model on its first batch.
+
+    Args:
+        module: holds the buffers, which every pass finds as they are now.
+        logits: maps images to what the model returns, in evaluation mode.
+        images: as the loader yields them.
+        labels: class indices.
+        gradients: whether an attack needs the gradient with respect to images.
+
+    Raises:
+        UnsuitableError: where the model cannot be called with images alone, or does not return logits of classes.
+
+    Cost: three forward passes of at most 8 images, and one backward pass of two.
+    """
+    some = images[:_IMAGES]
+
+    def forward(batch: Tensor) -> Tensor:
+        with undisturbed(module, fork_rng=False):
+            return class_logits(logits(batch), len(batch))
+
+    with torch.no_grad(), full_float32():
+        first = _called(module, logits, some)
+        check_labels(labels[:_IMAGES], first)
+        check_labels(labels, first.new_empty(len(labels), *first.shape[1:], device="meta"))
+        said = _said_of_outputs(first)
+        deterministic = _unchanged(first, forward(some))
+        independent = deterministic and _is_independent(forward, some, first)
+    if not deterministic:
+        said.append(
+            "The model is random in evaluation mode: the same images have other logits each time. Accuracies depend on "
+            "the seed, attacks are weaker than they could be, and batches stay as the loader gives them."
+        )
+    elif not independent:
+        said.append(
+            "The logits of an image depend on the other images of its batch (batch statistics in evaluation mode?): "
+            "accuracies hold for these batches only, which stay as the loader gives them."
+        )
+    with undisturbed(module, fork_rng=False):  # around both passes: the way back may need a buffer as it was written
+        no_gradient = _no_gradient(logits, images[:2], labels[:2]) if gradients else ""
+    return Assumptions(deterministic, independent, no_gradient, said)
+
+
+def _called(module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    try:
+        with undisturbed(module, fork_rng=False):
+            output = logits(images)
+    except Exception as error:
+        advice = misfit(module, images) or f"{LOGITS} to return its logits for images."
+        raise UnsuitableError(
+            f"The model cannot be called with the images of a batch alone: {type(error).__name__}: "
+            f"{first_line(error)}. {advice}"
+        ) from error
+    scores = class_logits(output, len(images))
+    if images.ndim > 2 and scores.ndim == 2 and scores.shape[1] == images[0].numel() > 2:
+        raise UnsuitableError(
+            f"The model returns as many numbers as an image has ({scores.shape[1]}), so it reconstructs images rather "
+            f"than classifying them. {LOGITS} to return class logits."
+        )
+    if isinstance(output, Tensor) and output.numel() == len(images) and _is_bounded(module, logits, images, output):
+        raise UnsuitableError(
+            f"The model returns one number between 0 and 1 per image, which looks like a probability. {LOGITS} to "
+            "return the logit before the sigmoid, or logits (batch, 2)."
+        )
+    return scores
+
+
+def _is_bounded(module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor, output: Tensor) -> bool:
+    """Whether outputs stay within [0, 1] also for images far beyond any range, where logits do not."""
+    outputs = [output]
+    for factor in (-1e3, 1e3):
+        with undisturbed(module, fork_rng=False):
+            outputs.append(logits(images * factor))
+    return all(bool(((found >= 0) & (found <= 1)).all()) for found in outputs)
+
+
+def _said_of_outputs(scores: Tensor) -> list[str]:
+    if scores.ndim == 2 and scores.shape[1] > 1 and bool((scores >= 0).all()):
+        total = scores.float().sum(1)
+        if bool(((total - 1).abs() <= 1e-3).all()):
+            return [
+                "The model returns probabilities: attacks climb the cross entropy of logits, and are weaker on these. "
+                f"{LOGITS} to return what goes into the softmax."
+            ]
+    return []
+
+
+def _is_independent(logits: Callable[[Tensor], Tensor], images: Tensor, expected: Tensor) -> bool:
+    """Whether images in other company have the same logits."""
+    middle = len(images) // 2
+    try:
+        if len(images) == 1:  # a companion that no loader gave
+            return _unchanged(expected, logits(torch.cat([images, images.flip(-1)]))[:1])
+        parts = [logits(part) for part in (images[middle:], images[:middle])]
+    except Exception:  # batches of another size are not for this model
+        return False
+    return _unchanged(expected, torch.cat(parts[::-1]))
+
+
+def _unchanged(expected: Tensor, found: Tensor) -> bool:
+    if expected.shape != found.shape:
+        return False
+    if not torch.equal(expected.isfinite(), found.isfinite()):
+        return False
+    largest = expected[expected.isfinite()].abs().amax() if bool(expected.isfinite().any()) else expected.new_ones(())
+    tolerance = max(_TOLERANCE, 6 * torch.finfo(expected.dtype).eps)
+    change = (found - expected)[expected.isfinite()].abs()
+    return bool((change <= tolerance * largest.clamp_min(1e-30)).all())
+
+
+def _no_gradient(logits: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> str:
+    try:
+        ascent(lambda batch: class_logits(logits(batch), len(batch)), images, labels)
+    except RuntimeError as error:
+        what = str(error).splitlines()[0]
+        if "Inference tensors" in what:
+            return f"{what} Trainer(inference_mode=False) makes tensors that have a gradient"
+        return (
+            "no gradient reaches the images (does forward run under torch.no_grad(), take an argmax, or checkpoint "
+            f"with use_reentrant=True?); override RobustnessEvaluation.logits if it can ({what})"
+        )
+    return ""

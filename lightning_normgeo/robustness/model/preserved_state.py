@@ -1,0 +1,181 @@
+"""Evaluation mode for a while, after which everything is what it was."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_normgeo.robustness.attacks.projected_gradient import mixed_seed
+from lightning_normgeo.robustness.model.parameter_swap import Place, exchanged
+
+
+@contextmanager
+def undisturbed(module: nn.Module, fork_rng: bool = True) -> Iterator[None]:
+    """Evaluation mode inside; outside everything is bit for bit what it was.
+
+    That is every module's mode, buffers and attributes (with lists, dictionaries and sets in them, one level deep), the
+    parameters of modules whose ``train`` does more than to set a mode, and the random states of torch, numpy and
+    Python. What a project logs in ``forward`` is not logged.
+
+    Works under ``torch.inference_mode``: gradients can be taken inside, and clones stand in for parameters that were
+    made there.
+
+    Args:
+        module: in whatever mode.
+        fork_rng: whether random numbers are to be put back too.
+
+    Cost: a copy of the buffers, and of the attributes' references.
+    """
+    children = list(module.modules())
+    with torch.inference_mode(False), _random_states(module, fork_rng):
+        attributes, buffers = [_Attributes(child) for child in children], _Tensors(_buffers(children))
+        merged = _Tensors(_parameters(child for child in children if _overrides_train(child)))
+        try:
+            with exchanged(_inference_parameters(children)):
+                module.eval()
+                for child in children:
+                    if hasattr(type(child), "log_dict"):  # a LightningModule
+                        vars(child).update(log=_nothing, log_dict=_nothing)
+                yield
+        finally:
+            for kept in attributes:
+                kept.restore()
+            buffers.restore()
+            merged.restore()
+
+
+@contextmanager
+def seeded(seed: int, index: int) -> Iterator[None]:
+    """Draw numbers that follow from a seed meanwhile, whichever library is asked; then go on with what there was."""
+    mixed = mixed_seed(seed, index)
+    with _all_random_states(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):  # type: ignore[no-untyped-call]
+        torch.manual_seed(mixed)  # every device
+        np.random.seed(mixed % 2**32)  # noqa: NPY002 - what models and attacks draw from
+        random.seed(mixed)
+        yield
+
+
+@contextmanager
+def _random_states(module: nn.Module, wanted: bool) -> Iterator[None]:
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    with _all_random_states([device] if device.type == "cuda" else []) if wanted else ExitStack():
+        yield
+
+
+@contextmanager
+def _all_random_states(devices: Any) -> Iterator[None]:
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Take what is logged meanwhile."""
+
+
+def _overrides_train(module: nn.Module) -> bool:
+    return type(module).train is not nn.Module.train
+
+
+def _inference_parameters(modules: Iterable[nn.Module]) -> list[Place]:
+    """Stand-ins for parameters that were made in inference mode, as by callbacks that exchange weights for a test."""
+    return [
+        (module._parameters, name, nn.Parameter(value.clone(), requires_grad=value.requires_grad))
+        for module in modules
+        for name, value in module._parameters.items()
+        if value is not None and value.is_inference()
+    ]
+
+
+class _Attributes:
+    """A module's own attributes, and what is in its lists, dictionaries and sets."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._table = vars(module)
+        self._saved = dict(self._table)
+        self._contents = [
+            (value, value.copy())
+            for name, value in self._saved.items()
+            if type(value) in (list, dict, set) and name not in ("_parameters", "_buffers", "_modules")
+        ]
+
+    def restore(self) -> None:
+        """Put back what was added, removed or exchanged."""
+        for name in self._table.keys() - self._saved.keys():
+            del self._table[name]
+        for name, value in self._saved.items():
+            if self._table.get(name, self) is not value:
+                self._table[name] = value
+        for value, content in self._contents:
+            if len(value) != len(content) or any(a is not b for a, b in zip(_flat(value), _flat(content), strict=True)):
+                value.clear()
+                value.extend(content) if isinstance(value, list) else value.update(content)
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    for entry in value.items() if isinstance(value, dict) else value:
+        yield from entry if isinstance(value, dict) else (entry,)
+
+
+class _Entry(NamedTuple):
+    table: Any
+    name: str
+    value: Tensor
+    shape: torch.Size
+
+
+def _buffers(modules: Iterable[nn.Module]) -> Iterator[_Entry]:
+    for module in modules:
+        for name, value in module._buffers.items():
+            if value is not None and value.layout == torch.strided:
+                yield _Entry(module._buffers, name, value, value.shape)
+
+
+def _parameters(modules: Iterable[nn.Module]) -> Iterator[_Entry]:
+    for module in modules:
+        for name, value in module._parameters.items():
+            if value is not None:
+                yield _Entry(module._parameters, name, value, value.shape)
+
+
+class _Tensors:
+    """Tensors and what is in them: one copy and one comparison for each dtype and device."""
+
+    @torch.no_grad()
+    def __init__(self, entries: Iterable[_Entry]) -> None:
+        self._groups: dict[tuple[torch.device, torch.dtype], list[_Entry]] = {}
+        for entry in entries:
+            self._groups.setdefault((entry.value.device, entry.value.dtype), []).append(entry)
+        self._saved = {kind: _joined(group) for kind, group in self._groups.items()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back what was exchanged or written; nothing else is touched."""
+        for kind, group in self._groups.items():
+            for entry in group:
+                if entry.name not in entry.table or entry.table[entry.name] is not entry.value:
+                    entry.table[entry.name] = entry.value
+            saved = self._saved[kind]
+            if all(entry.value.shape == entry.shape for entry in group) and torch.equal(_joined(group), saved):
+                continue
+            parts = torch.split(saved, [entry.shape.numel() for entry in group])
+            for entry, part in zip(group, parts, strict=True):
+                content = part.view(entry.shape)
+                if entry.value.shape != entry.shape:
+                    entry.value.resize_(entry.shape).copy_(content)
+                elif not torch.equal(entry.value, content):
+                    entry.value.copy_(content)
+
+
+def _joined(group: Iterable[_Entry]) -> Tensor:
+    return torch.cat([entry.value.detach().flatten() for entry in group])

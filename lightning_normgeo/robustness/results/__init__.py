@@ -1,0 +1,1 @@
+"""Per-sample results of an evaluation, and the statistics computed from them."""

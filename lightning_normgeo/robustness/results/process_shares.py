@@ -1,0 +1,82 @@
+"""The shares that processes have in an evaluation, and the report of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from lightning_normgeo.robustness.inputs import InputSpace
+from lightning_normgeo.robustness.results.attack_results import results_of, suspicions
+from lightning_normgeo.robustness.results.example_images import Shown
+from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
+from lightning_normgeo.robustness.results.sample_identity import merged_places
+from lightning_normgeo.robustness.results.sample_results import Decisions
+from lightning_normgeo.robustness.settings import RobustnessSettings
+
+EVERYTHING = "all attacks"
+"""What is not evaluated where nothing is."""
+
+
+@dataclass
+class Part:
+    """One process's share of an evaluation, in a form that can be sent.
+
+    Attributes:
+        rows: for each attack the columns of its rows.
+        places: of the samples, see :class:`SeenSamples`.
+        positions_known: whether these are positions in the data set.
+        settings: what decided the results; empty where this process had no sample.
+        inputs: how images relate to pixels.
+        failed: why attacks were not evaluated.
+        said: what to tell the user.
+        weights: norms of weights.
+    """
+
+    rows: dict[str, tuple[Tensor, ...]]
+    places: dict[int, list[int]]
+    positions_known: bool
+    settings: dict[str, Any]
+    inputs: InputSpace | None
+    failed: dict[str, str]
+    said: list[str]
+    weights: dict[str, Any] = field(default_factory=dict)
+
+
+def report_of(parts: Sequence[Part], settings: RobustnessSettings, shown: Shown) -> RobustnessReport:
+    """The report of an evaluation, from the shares of all processes that took part.
+
+    Args:
+        parts: one for each process.
+        settings: what was evaluated.
+        shown: samples for pictures.
+    """
+    with_samples = [part for part in parts if part.rows]
+    failed = {name: reason for part in reversed(parts) for name, reason in part.failed.items()}
+    said = list(dict.fromkeys(text for part in parts for text in part.said))
+    if EVERYTHING in failed or not with_samples:
+        failed = {EVERYTHING: failed.get(EVERYTHING, "the loader has no samples")}
+        return RobustnessReport({}, _plain_settings(parts, settings), said, Decisions([]), not_evaluated=failed)
+    if len({part.inputs and part.inputs.normalization for part in with_samples}) > 1:
+        said.append("Processes found different normalizations of their images. Declare mean and std.")
+    known = all(part.positions_known for part in with_samples)
+    places = merged_places([part.places for part in with_samples], known, settings.max_samples)
+    decisions = Decisions.from_parts([part.rows for part in with_samples], places).without(failed)
+    failed = {name: reason for name, reason in failed.items() if name in settings.rows}
+    attacks = [attack for attack in settings.all_attacks if attack.name in decisions.attacks]
+    return RobustnessReport(
+        results=results_of(decisions),
+        settings=with_samples[0].settings,
+        warnings=[*said, *suspicions(decisions, attacks)],
+        decisions=decisions,
+        shown=shown,
+        weights=with_samples[0].weights,
+        not_evaluated=failed,
+    )
+
+
+def _plain_settings(parts: Sequence[Part], settings: RobustnessSettings) -> dict[str, Any]:
+    unknown = InputSpace(None, None, normalized_data=False)
+    return next((part.settings for part in parts if part.settings), settings.describe(unknown))

@@ -1,0 +1,168 @@
+"""The outcome of an evaluation: as a table, as JSON, and sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_normgeo.robustness.results.attack_results import AttackResult
+from lightning_normgeo.robustness.results.example_images import Shown
+from lightning_normgeo.robustness.results.sample_results import Decisions
+from lightning_normgeo.robustness.settings import RESCALED
+from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, shown
+from lightning_normgeo.utilities.files import finite, write_document
+from lightning_normgeo.utilities.notebook import Table, summary
+
+COLUMNS = (
+    "attack",
+    "accuracy",
+    "ci_low",
+    "ci_high",
+    "accuracy_drop",
+    "correct",
+    "n",
+    "eps",
+    "std",
+    "loss",
+    "linf",
+    "l2",
+)
+"""Of the table."""
+NOTE = "note"
+"""The last column of W&B's table: why an attack was not evaluated."""
+
+
+@dataclass(frozen=True)
+class RobustnessReport:
+    """What an evaluation found: ``report["bim"]`` is the result under an attack, a loop goes over their names.
+
+    Attributes:
+        results: by attack, ``clean`` first.
+        settings: what decided them, as plain values.
+        warnings: what looks as if an attack did not do its work.
+        decisions: what became of each sample.
+        shown: a few samples, for pictures, by :mod:`sample <lightning_normgeo.robustness.results.sample_identity>`.
+        weights: norms of the weights, raw and as the function sees them, and of the control.
+        not_evaluated: why there is no result, by attack; under ``all attacks`` where there is none at all.
+    """
+
+    results: dict[str, AttackResult]
+    settings: dict[str, Any]
+    warnings: list[str]
+    decisions: Decisions
+    shown: Shown = field(default_factory=Shown)
+    weights: dict[str, Any] = field(default_factory=dict)
+    not_evaluated: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, attack: str) -> AttackResult:
+        """Return the result under an attack.
+
+        Raises:
+            UnknownNameError: a KeyError and a ConfigurationError, where there is none.
+        """
+        if attack in self:
+            return self.results[attack]
+        why = self.not_evaluated.get(attack) if isinstance(attack, str) else None
+        because = f"was not evaluated: {why}" if why else "was not evaluated"
+        raise UnknownNameError(f"{shown(attack)} {because}; {nearest(attack, self.results)}.")
+
+    def __contains__(self, attack: object) -> bool:
+        return isinstance(attack, str) and attack in self.results
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __bool__(self) -> bool:
+        return True  # a report that nothing could be evaluated is one, too
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row for each attack, with the keys :data:`COLUMNS` and ``by_class``."""
+        rows = []
+        for name, result in self.results.items():
+            strength = self.settings["attacks"].get(name.removesuffix(RESCALED), {})
+            known = {"attack": name, "eps": self._radius(strength), "std": strength.get("std"), **asdict(result)}
+            others = {"by_class": known["by_class"], "not_finite": known["not_finite"]}
+            rows.append({**{column: known[column] for column in COLUMNS}, **others})
+        return rows
+
+    def _radius(self, strength: Mapping[str, Any]) -> float | None:
+        """The radius that counts: a multiple of √d is multiplied out, where all images have as many values."""
+        if not strength.get("times_sqrt_d"):
+            radius: float | None = strength.get("eps")
+            return radius
+        values = self.settings.get("values_per_image")
+        return None if values is None else float(strength["eps"] * values**0.5)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``robustness.json`` holds; None for numbers that JSON does not have."""
+        known = {"settings": self.settings, "warnings": self.warnings, "results": self.rows()}
+        found: dict[str, Any] = finite({**known, "not_evaluated": self.not_evaluated, "weights": self.weights})
+        return found
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``robustness.json``, and ``robustness.npz`` with what became of each sample.
+
+        Each replaces an earlier one at once.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.results:
+            self.decisions.save(folder / "robustness.npz")
+        write_document(folder / "robustness.json", self.as_dict())
+
+    def __repr__(self) -> str:
+        found = [f"{name} {100 * result.accuracy:.2f} %" for name, result in self.results.items()]
+        samples = max((result.n for result in self.results.values()), default=None)
+        missing = [f"{name} not evaluated" for name in self.not_evaluated]
+        return summary("RobustnessReport", found + missing, "" if samples is None else f" of {samples}")
+
+    def _table(self) -> Table:
+        columns = ("attack", "accuracy, %", "95 % interval", "drop, points", "correct", "n")
+        rows: list[tuple[object, ...]] = [
+            (
+                name,
+                100 * r.accuracy,
+                f"{100 * r.ci_low:.2f} … {100 * r.ci_high:.2f}",
+                100 * r.accuracy_drop,
+                r.correct,
+                r.n,
+            )
+            for name, r in self.results.items()
+        ]
+        missing = [f"{name}: not evaluated: {why}" for name, why in self.not_evaluated.items()]
+        return Table("Robustness", columns, rows, [*missing, *self._unconfirmed, *self.warnings])
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
+
+    def to_frame(self) -> Any:
+        """Return the rows as a data frame of pandas, by attack, with :data:`COLUMNS`; accuracies as fractions.
+
+        Raises:
+            ConfigurationError: where pandas is not installed.
+        """
+        return Table("", COLUMNS, [[row[name] for name in COLUMNS] for row in self.rows()]).to_frame("attack")
+
+    @property
+    def _unconfirmed(self) -> list[str]:
+        inputs = self.settings.get("inputs", {})
+        if not self.results or inputs.get("confirmed", True):
+            return []
+        return [f"inputs: {inputs['source'] or 'as declared'}, unconfirmed"]
+
+    def __str__(self) -> str:
+        """Return the table."""
+        width = max(len(name) for name in ("attack", *self.results, *self.not_evaluated))
+        lines = [f"{'attack':{width}}  accuracy   95 % interval     drop       n"]
+        for name, r in self.results.items():
+            interval = f"{100 * r.ci_low:6.2f} … {100 * r.ci_high:6.2f}"
+            lines.append(
+                f"{name:{width}}  {100 * r.accuracy:6.2f} %  {interval}  {100 * r.accuracy_drop:6.2f}  {r.n:6}"
+            )
+        lines += [f"{name:{width}}  not evaluated: {reason}" for name, reason in self.not_evaluated.items()]
+        return "\n".join([*lines, *self._unconfirmed, *self.warnings])

@@ -1,0 +1,182 @@
+"""How sure a counted accuracy is, a difference between two, and a mean over runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import cos, inf, pi, sin, sqrt, tan
+from statistics import NormalDist, fmean, stdev
+from typing import Any
+
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.utilities.checked_values import is_number, numbers_of, one_or_more, plain, shown
+
+
+def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    r"""Return Wilson's score interval for a proportion.
+
+    .. math:: \frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}
+
+    It keeps its level for proportions near 0 and 1 and small n, where the normal interval leaves [0, 1]
+    (Wilson 1927; Brown, Cai, DasGupta 2001).
+
+    Args:
+        correct: number of successes.
+        total: number of trials.
+        level: confidence level.
+
+    Returns:
+        Lower and upper end, in [0, 1]; (0, 1) for no trials.
+
+    Raises:
+        ConfigurationError: for what is no count, or no level.
+    """
+    correct, total = _counts(plain(total), correct=correct, total=total)
+    level = _level(level)
+    if total == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    p, shrink = correct / total, 1 + z * z / total
+    middle = (p + z * z / (2 * total)) / shrink
+    half = z / shrink * sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    # the ends are exactly 0 and 1 there; rounding would miss them
+    return (0.0 if correct == 0 else middle - half), (1.0 if correct == total else middle + half)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    r"""Return the two-sided p-value of McNemar's exact test for paired decisions.
+
+    .. math:: p = \min\Bigl(1, 2\sum_{k \le \min(b, c)} \binom{b + c}{k} 2^{-(b + c)}\Bigr)
+
+    Samples that both get right, or both get wrong, say nothing about which is better (McNemar 1947).
+
+    Args:
+        only_first: b, samples that only the first gets right.
+        only_second: c, samples that only the second gets right.
+
+    Returns:
+        In [0, 1]; 1 where both counts are equal.
+
+    Raises:
+        ConfigurationError: for what is no count.
+    """
+    only_first, only_second = _counts(None, only_first=only_first, only_second=only_second)
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    total, term = 0, 1
+    for k in range(fewer + 1):
+        total += term
+        term = term * (n - k) // (k + 1)
+    return min(1.0, float(2 * total / 2**n))
+
+
+def paired_interval(only_first: int, only_second: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    r"""Return the interval of Bonett and Price for the difference of two accuracies on the same samples.
+
+    .. math:: \tilde d \pm z\sqrt{\frac{\tilde p_1 + \tilde p_2 - \tilde d^2}{n + 2}}, \quad
+        \tilde p_1 = \frac{b + 1}{n + 2}, \; \tilde p_2 = \frac{c + 1}{n + 2}, \; \tilde d = \tilde p_2 - \tilde p_1
+
+    It is Wald's, with one sample more on each side, so that it keeps its level and a width where few samples or none
+    differ (Bonett, Price 2012). It knows that samples are the same: intervals of the two accuracies do not.
+
+    Args:
+        only_first: b, samples that only the first gets right.
+        only_second: c, samples that only the second gets right.
+        n: all samples.
+        level: confidence level.
+
+    Returns:
+        Lower and upper end of the difference, second minus first, in [-1, 1]; (-1, 1) for no samples.
+
+    Raises:
+        ConfigurationError: for what is no count, or no level.
+    """
+    only_first, only_second, n = _counts(plain(n), only_first=only_first, only_second=only_second, n=n)
+    _counts(n, **{"only_first + only_second": only_first + only_second})
+    level = _level(level)
+    if n == 0:
+        return -1.0, 1.0
+    first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    middle = second - first
+    half = NormalDist().inv_cdf((1 + level) / 2) * sqrt((first + second - middle**2) / (n + 2))
+    return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Return Student's interval for the mean of what the values are drawn from: runs that differ in their seed.
+
+    Returns:
+        Lower and upper end; infinite for fewer than two values, or equal ones, which say nothing about how far runs lie
+        apart.
+
+    Raises:
+        ConfigurationError: for what is no number, or no level.
+    """
+    level = _level(level)
+    values = numbers_of("values", values, "a list of numbers that are finite") or ()
+    if len(set(values)) < 2:
+        return -inf, inf
+    half = student_quantile(level, len(values) - 1) * stdev(values) / sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def student_quantile(level: float, freedom: int) -> float:
+    """Return t with P(|T| ≤ t) = level for Student's distribution, by bisection of its finite series.
+
+    Args:
+        level: in (0, 1).
+        freedom: degrees of freedom, a positive integer.
+    """
+    low, high = 0.0, pi / 2  # of atan(t/√ν)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_probability(middle, freedom) < level else (low, middle)
+    return sqrt(freedom) * tan(low)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values adjusted for being a family, in their order, by Holm's step-down procedure (Holm 1979).
+
+    Rejecting those that are at most α then rejects a true hypothesis anywhere in the family with probability at most α.
+
+    Raises:
+        ConfigurationError: for what is no probability.
+    """
+    p_values = one_or_more(p_values) or []
+    wrong = [p for p in p_values if not (is_number(p) and 0 <= p <= 1)]
+    if wrong:
+        raise ConfigurationError(
+            f"p={shown(wrong[0])} is no probability; p-values are in [0, 1]. Leave out those unknown."
+        )
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, k in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[k]))
+        adjusted[k] = least
+    return adjusted
+
+
+def _counts(most: Any, **counts: Any) -> list[int]:
+    """Whole numbers of Python, whose products are exact where those of numpy and torch overflow."""
+    found = []
+    for name, given in counts.items():
+        count = plain(given)
+        if not is_number(count) or count != count // 1 or count < 0 or (is_number(most) and count > most):
+            allowed = "an integer, at least 0" + ("" if most is None else f" and at most {shown(most)}")
+            raise ConfigurationError(f"{name}={shown(count)} must be {allowed}.")
+        found.append(int(count))
+    return found
+
+
+def _level(level: Any) -> float:
+    found = plain(level)
+    if not (is_number(found) and 0 < found < 1):
+        raise ConfigurationError(f"level={shown(found)} must be between 0 and 1, as 0.95.")
+    return float(found)
+
+
+def _student_probability(angle: float, freedom: int) -> float:
+    """Return P(|T| ≤ t) of atan(t/√ν): Abramowitz, Stegun 26.7.3 and 26.7.4."""
+    odd = freedom % 2
+    total, term = 0.0, cos(angle) if odd else 1.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= cos(angle) ** 2 * (power + 1) / (power + 2)
+    return 2 / pi * (angle + sin(angle) * total) if odd else sin(angle) * total

@@ -1,0 +1,161 @@
+"""A run on one screen: the geometry at its first and last measured step, and the accuracies."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lightning_normgeo.runs.record import Record, finite_points, read_record
+from lightning_normgeo.utilities.plain_text import plain_line
+
+_QUANTITIES = {
+    "orthogonality/max_abs_cos": "largest |cos(W, ∇W)|, scale-invariant",
+    "orthogonality/max_abs_cos_corrected": "  with the epsilon part removed",
+    "orthogonality_control/max_abs_cos": "  of the other weights",
+    "norm_growth/weight_norm": "‖W‖ of all scale-invariant weights",
+    "norm_growth/increment": "Δ‖W‖² of a step, measured",
+    "norm_growth/explained": "  explained by the optimizer's formula",
+    "norm_growth/predicted": "  predicted by eq 16, η²‖∇‖²",
+    "norm_growth/predicted_momentum": "  predicted, with momentum and decay",
+    "norm_growth/angular_update": "turn of the weights per step (rad)",
+    "affine/abs_gamma2_minus_sigma2_mean": "|γ² - σ²|, mean over channels",
+    "affine/abs_beta_minus_mu_mean": "|β - μ|, mean over channels",
+}
+_EQ16, _WITH_MOMENTUM = "norm_growth/predicted", "norm_growth/predicted_momentum"
+_EQ16_APPLIES = "norm_growth/eq16_applies"
+_NAMED = ("orthogonality/", "affine/")
+"""Quantities that are large where something is remarkable: for these the layer with the largest value is named."""
+_REASONS = {
+    "momentum": "momentum",
+    "weight_decay": "weight decay",
+    "nesterov": "Nesterov momentum",
+    "dampening": "dampening",
+}
+_WIDTH = 100
+
+
+def summarize(run: str | Path | Record) -> str:
+    """Return a run on one screen as text, with its folder: what ``normgeo fit`` prints at its end.
+
+    Args:
+        run: the folder of a run that was logged with RecordLogger, or its record.
+
+    Raises:
+        ConfigurationError: if there is no record.
+    """
+    record = run if isinstance(run, Record) else read_record(run)
+    text = io.StringIO()
+    Console(file=text, width=_WIDTH).print(summary_table(record))
+    lines = [line.rstrip() for line in text.getvalue().strip("\n").splitlines()]
+    return "\n".join([*lines, f"record: {record.folder.absolute()}"])
+
+
+def summary_table(record: Record) -> Group:
+    """Return the geometry at the first and last measured step, and the accuracies, for the terminal."""
+    parts: list[RenderableType] = []
+    if record.diverged is not None:
+        parts.append(Text(plain_line(f"The run {record.diverged}."), style="bold red"))
+    geometry, accuracies = _geometry(record), _accuracies(record)
+    parts += [geometry] if geometry.row_count else []
+    notes = [Text(f"  {plain_line(note)}", style="yellow") for note in _notes(record)]
+    parts += [*notes, Text("")] if notes else []
+    parts += [accuracies] if accuracies.row_count else []
+    if not geometry.row_count and not accuracies.row_count:
+        parts.append(Text("Nothing was measured or evaluated in this run."))
+    return Group(*parts)
+
+
+def _geometry(record: Record) -> Table:
+    table = Table(title="Geometry", box=box.SIMPLE, title_justify="left")
+    table.add_column("")
+    points = {key: finite_points(record.metrics.get(key, [])) for key in _shown(record)}
+    measured = {key: found for key, found in points.items() if found}
+    steps = [step for found in measured.values() for step, _ in (found[0], found[-1])]
+    for step in (min(steps, default=0), max(steps, default=0)):
+        table.add_column(f"step {step}", justify="right")
+    table.add_column("largest in")
+    for key, found in measured.items():
+        values = (f"{found[0][1]:.4g}", f"{found[-1][1]:.4g}")
+        table.add_row(Text(_QUANTITIES[key]), *values, Text(plain_line(_largest_layer(record, key))))
+    return table
+
+
+def _shown(record: Record) -> list[str]:
+    """Return the quantities: eq 16 only where it is about the optimizer, and else the same law with momentum."""
+    hidden = _WITH_MOMENTUM if _covered(record) else _EQ16
+    return [key for key in _QUANTITIES if key != hidden]
+
+
+def _covered(record: Record) -> bool:
+    """Whether the paper's eq 16 covers the steps that were measured."""
+    applies = finite_points(record.metrics.get(_EQ16_APPLIES, []))
+    return not applies or any(value for _, value in applies)
+
+
+def _largest_layer(record: Record, key: str) -> str:
+    """Return the layer with the largest value at the last step; empty where that says nothing."""
+    points = record.layers.get(key, [])
+    values = {layer: value for layer, value in (points[-1][1] if points else {}).items() if math.isfinite(value)}
+    return max(values, key=lambda layer: abs(values[layer])) if key.startswith(_NAMED) and len(values) > 1 else ""
+
+
+def _notes(record: Record) -> Iterator[str]:
+    """Yield what does not apply, and what was left out."""
+    if record.metrics.get(_EQ16) and not _covered(record):
+        yield f"eq 16, Δ‖W‖² = η²‖∇‖², is about plain SGD; here {_why_not_covered(record)}"
+    found = record.observations[-1] if record.observations else {}
+    left_out = found.get("left_out")
+    for reason, count in left_out.items() if isinstance(left_out, Mapping) else ():
+        yield f"left out {count} x: {reason}"
+
+
+def _why_not_covered(record: Record) -> str:
+    """Return what the optimizer has that plain SGD has not."""
+    known = record.observations[-1].get("optimizers", []) if record.observations else []
+    optimizers: Sequence[Any] = known if isinstance(known, list) else []
+    reasons = []
+    for optimizer in optimizers:
+        name, settings = str(optimizer.get("class", "")), optimizer.get("settings", {})
+        extra = [f"{word} {_plain(settings[key])}" for key, word in _REASONS.items() if settings.get(key)]
+        if name != "SGD":
+            reasons.append(name)
+        elif extra:
+            reasons.append(" and ".join(extra))
+    return "; ".join(dict.fromkeys(reasons)) or "the steps were others, as after clipping or with a large ε"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _accuracies(record: Record) -> Table:
+    table = Table(title="Robustness", box=box.SIMPLE, title_justify="left")
+    for name in ("attack", "accuracy", "95 % interval", "drop", "n"):
+        table.add_column(name, justify="left" if name == "attack" else "right")
+    for row in [row for found in record.evaluations.values() for row in found.get("results", [])]:
+        table.add_row(Text(plain_line(row["attack"])), *_cells(row))
+    for found in record.evaluations.values():
+        for attack, reason in found.get("not_evaluated", {}).items():
+            table.add_row(Text(plain_line(attack)), "not evaluated", Text(plain_line(reason)))
+    return table
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """Return an accuracy with its interval; of no samples there is none."""
+    known = all(isinstance(row.get(key), (int, float)) for key in ("accuracy", "ci_low", "ci_high", "accuracy_drop"))
+    if not known:
+        return ["none", "", "", str(row.get("n", 0))]
+    return [
+        f"{100 * row['accuracy']:.2f} %",
+        f"{100 * row['ci_low']:.1f} … {100 * row['ci_high']:.1f} %",
+        f"{100 * row['accuracy_drop']:.2f} pt",
+        str(row["n"]),
+    ]

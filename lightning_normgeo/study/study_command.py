@@ -1,0 +1,136 @@
+"""``normgeo study``."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TextIO, cast
+
+from filelock import FileLock, Timeout
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.report.report_command import write_quietly
+from lightning_normgeo.study.definition import Study, load_study
+from lightning_normgeo.study.display import ProgressDisplay, failures, listing, outdated
+from lightning_normgeo.study.runner import Runner, arguments_for
+from lightning_normgeo.study.study_index import Index
+from lightning_normgeo.study.wandb_sweep import write_sweep
+from lightning_normgeo.terminal.safe_streams import Outlet
+
+_DESCRIPTION = """Run a grid of trainings, each a process of its own with a folder of its own, and report on all of
+them. The same command again goes on: runs that have finished are left alone, half runs go on from their last
+checkpoint, failed ones are tried again."""
+_BY_SIGNAL = 128
+"""What shells add to the number of a signal for the status of a command that it has ended."""
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""As from a terminal, from a batch system at the end of a job's time, and from a connection that is lost."""
+
+
+def study_parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    parser = ArgumentParser(prog="normgeo study", description=_DESCRIPTION)
+    parser.add_argument(
+        "study", type=str, help="YAML file of the study, or the name of one that comes with the package: paper_small."
+    )
+    parser.add_argument("--dry-run", action="store_true", help="List the runs and how far they are; run nothing.")
+    parser.add_argument("--jobs", type=int, default=1, help="How many runs at a time; they share cores and GPUs.")
+    parser.add_argument(
+        "--report", type=bool, default=True, help="Write report.html into the study's folder at the end."
+    )
+    parser.add_argument(
+        "--wandb-sweep", type=str | None, default=None, help="Write the grid as a W&B sweep; run nothing."
+    )
+    return parser
+
+
+def main(args: list[str]) -> int:
+    """Run the command and return its exit status: 1 if a run failed, 130 or 143 if it was interrupted."""
+    options = study_parser().parse_args(args)
+    if options.jobs < 1:
+        raise ConfigurationError(f"--jobs {options.jobs} must be at least 1.")
+    terminal = sys.stdout.isatty()
+    outlet = cast(TextIO, Outlet(sys.stdout))
+    console = Console(file=outlet, soft_wrap=not terminal, width=None if terminal else 160)
+    study = load_study(options.study)
+    settings = check(study, options.study)
+    if options.wandb_sweep:
+        path = write_sweep(study, settings, options.wandb_sweep)
+        console.print(f"Now: wandb sweep {path}, and on each machine wandb agent with what it prints.", highlight=False)
+        return 0
+    if options.dry_run:
+        _list(index := Index(study), console)
+        first = index.entries[0]
+        command = shlex.join(arguments_for(study, first.options, index.folder_of(first).path))
+        console.print(f"The first is: normgeo {command}", highlight=False, markup=False, soft_wrap=True)
+        return 0
+    return _run(study, options, console)
+
+
+def _run(study: Study, options: Namespace, console: Console) -> int:
+    with _claimed(study) as index:
+        _list(index, console)
+        with ProgressDisplay(console) as display, _listening(runner := Runner(index, display, options.jobs)):
+            runner.run()
+    if runner.interrupted:
+        console.print(f"interrupted; the same command resumes it. study: {study.folder.absolute()}", markup=False)
+        return _BY_SIGNAL + runner.signal
+    return _conclude(index, options, console)
+
+
+def check(study: Study, name: str) -> Any:
+    """Check a study before its first run; see :func:`lightning_normgeo.study.validation.check`."""
+    from lightning_normgeo.study import validation  # takes seconds, which the help of the command does without
+
+    return validation.check(study, name)
+
+
+@contextmanager
+def _claimed(study: Study) -> Iterator[Index]:
+    """Keep other processes from running a study, and give its index."""
+    with ExitStack() as claim:
+        try:
+            study.folder.mkdir(parents=True, exist_ok=True)
+            claim.enter_context(FileLock(study.folder / ".lock", timeout=0))
+            index = Index(study)
+            index.save()
+        except Timeout as error:
+            raise ConfigurationError(f"{study.folder} is being run by another process. Wait for it.") from error
+        except OSError as error:
+            raise ConfigurationError(f"{study.folder}: cannot write there ({error.strerror}).") from error
+        yield index
+
+
+def _conclude(index: Index, options: Namespace, console: Console) -> int:
+    failed = list(failures(index))
+    for line in failed:
+        console.print(line, style="red", markup=False, soft_wrap=True)
+    if options.report:
+        console.print(f"report: {write_quietly([index.study.folder])}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"index:  {index.path.absolute()}", highlight=False, soft_wrap=True, markup=False)
+    return 1 if failed else 0
+
+
+def _list(index: Index, console: Console) -> None:
+    console.print(listing(index))
+    if warning := outdated(index):
+        console.print(warning, style="yellow", soft_wrap=True)
+
+
+@contextmanager
+def _listening(runner: Runner) -> Iterator[None]:
+    """Let signals interrupt a runner, but for those that somebody has this process ignore, as ``nohup`` does."""
+    heard = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in heard}
+    heard = [number for number in heard if before[number] is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, runner.interrupt)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])

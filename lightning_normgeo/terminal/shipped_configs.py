@@ -1,0 +1,83 @@
+"""Configurations that come with the package, found by name from any folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lightning_normgeo.errors import ConfigurationError, closest
+
+_ENDINGS = (".yaml", ".yml")
+_CONFIG_OPTIONS = ("-c", "--config")
+DEFAULTS = "defaults"
+"""The configuration that every command of the Trainer starts from."""
+
+
+def configs_folder() -> Path:
+    """Return the folder of the configurations: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configurations by name: the path below their folder without its ending, as ``norm/gn_wd``."""
+    folder = configs_folder()
+    files = sorted(folder.rglob("*.yaml"), key=lambda file: (len(file.relative_to(folder).parts), file))
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def title_of(config: Path) -> str:
+    """Return the sentence that a configuration begins with, a comment on its first line."""
+    line = config.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+    sentence = re.split(r"\. (?=[A-Z])", line)[0]  # "et al. 2020" goes on
+    return sentence.rstrip(".:")
+
+
+def find_config(given: str, option: str = "--config") -> str:
+    """Return the path of a configuration.
+
+    Args:
+        given: a file, or the name of a configuration that comes with the package: ``norm/gn_wd``, ``gn_wd`` where no
+            other has that last part, and ``configs/norm/gn_wd.yaml`` as in a checkout.
+        option: what it was given for, in errors.
+
+    Raises:
+        ConfigurationError: if there is neither; it names the nearest.
+    """
+    if Path(given).is_file():
+        return given
+    known = shipped_configs()
+    name = Path(given).with_suffix("") if given.endswith(_ENDINGS) else Path(given)
+    asked = name.as_posix().removeprefix("./").removeprefix("configs/")
+    alike = [asked] if asked in known else [one for one in known if one.rpartition("/")[2] == asked]
+    if len(alike) == 1:
+        return str(known[alike[0]])
+    what = "is a folder" if Path(given).is_dir() else "does not exist"
+    raise ConfigurationError(
+        f"{option} {given} {what}, and no configuration that comes with the package is called so. "
+        f"Nearest: {closest(asked, alike or known)}; normgeo configs lists all."
+    )
+
+
+def with_config_paths(arguments: list[str]) -> list[str]:
+    """Return the arguments of a command with the paths of configurations that are given by name.
+
+    Raises:
+        ConfigurationError: see :func:`find_config`.
+    """
+    found, is_config = [], False
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if is_config and not _is_inline(argument):
+            argument = find_config(argument)
+        elif equals and option in _CONFIG_OPTIONS and not _is_inline(value):
+            argument = f"{option}={find_config(value)}"
+        is_config = argument in _CONFIG_OPTIONS
+        found.append(argument)
+    return found
+
+
+def _is_inline(value: str) -> bool:
+    """Whether a value is a configuration itself, as YAML or JSON, or stands for the standard input."""
+    return value == "-" or "\n" in value or ": " in value or value.startswith("{")

@@ -1,0 +1,1 @@
+"""Files, texts, checked values and versions: helpers that know nothing of normalization."""

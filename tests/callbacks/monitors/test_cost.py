@@ -1,0 +1,99 @@
+"""What observing costs: nothing on unmeasured steps, one host transfer on a measured one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.trainer import call
+from torch.profiler import ProfilerActivity, profile
+
+from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor, RobustnessEvaluation
+from lightning_normgeo._lightning import BATCH_HOOKS
+from support.projects import Project, images, trainer
+
+
+class Start(pl.Callback):
+    """Starts a profiler with one batch, before every other callback."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.profiler = profile(activities=[ProfilerActivity.CPU])
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.batch:
+            self.profiler.start()
+
+
+class Stop(pl.Callback):
+    """Stops it after every other callback."""
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.start.batch:
+            self.start.profiler.stop()
+
+
+class Quiet(Project):
+    """No self.log: what differs between two runs are our own operators."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+def monitors(every: int) -> list[Any]:
+    return [
+        OrthogonalityMonitor(every, layers="*"),
+        NormGrowthMonitor(every, layers="*"),
+        AffineConvergenceMonitor(every, layers="*"),
+    ]
+
+
+def operators(callbacks: list[Any], batch: int) -> Counter[str]:
+    start = Start(batch)
+    trainer(start, *callbacks, Stop(start), steps=6).fit(Quiet(), images())
+    return Counter(
+        {event.key: event.count for event in start.profiler.key_averages() if event.key.startswith("aten::")}
+    )
+
+
+def test_an_unmeasured_step_runs_no_operator() -> None:
+    assert operators(monitors(every=4), batch=1) == operators([], batch=1)
+
+
+def test_a_measured_step_reads_no_value_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    transfers: list[int] = []
+    original = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: (transfers.append(self.numel()), original(self))[1])
+    measured, bare = operators(monitors(every=4), batch=3), operators([], batch=3)
+    assert measured["aten::mul"] > bare["aten::mul"], "it was measured"
+    assert measured["aten::_local_scalar_dense"] == bare["aten::_local_scalar_dense"]
+    assert measured["aten::item"] == bare["aten::item"]
+    assert len(transfers) == 1, "one transfer for all monitors, all layers, all quantities"
+
+
+def test_only_one_hook_of_all_monitors_is_dispatched_per_unmeasured_batch() -> None:
+    """Lightning spends about two microseconds on each hook it calls, empty or not."""
+    called: Counter[str] = Counter()
+
+    class Counting(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            for callback in trainer.callbacks:
+                if callback is self:
+                    continue
+                called.update(hook for hook in BATCH_HOOKS if callable(getattr(callback, hook)))
+
+    trainer(Counting(), *monitors(every=100), RobustnessEvaluation(), steps=6).fit(Quiet(), images())
+    assert called == {"on_train_batch_start": 6}
+
+
+def test_hooks_that_are_none_are_skipped_by_lightning() -> None:
+    run = trainer(OrthogonalityMonitor())
+    run.strategy.connect(Quiet())
+    for hook in BATCH_HOOKS:
+        call._call_callback_hooks(run, hook)

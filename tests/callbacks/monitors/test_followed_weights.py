@@ -1,0 +1,354 @@
+"""Sums over all steps stay complete whatever becomes of weights; what fails inside changes nothing and is said once."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelPruning
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor
+from lightning_normgeo.callbacks._monitors.cadence import Cadence
+from lightning_normgeo.callbacks._monitors.cumulative_state import Counted
+from lightning_normgeo.callbacks._monitors.observer import Observer
+from lightning_normgeo.callbacks._monitors.session import Session
+from lightning_normgeo.callbacks._monitors.unit_confirmation import Confirmation
+from lightning_normgeo.callbacks._monitors.unit_tracker import Structure
+from lightning_normgeo.callbacks._readings.process_sums import Agreement
+from lightning_normgeo.callbacks._readings.publisher import Publisher
+from lightning_normgeo.errors import MeasurementWarning
+from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe
+from lightning_normgeo.probes.cumulative.increments import NormAccount
+from lightning_normgeo.probes.step_probe import StepProbe
+from lightning_normgeo.probes.weight_reader import WeightReader
+from support.projects import Account, Fingerprint, Project, Resumed, Rows, images, same, sgd, trainer
+
+GROUPS = ("norm_growth", "norm_growth_control")
+
+
+def observe(project: Project, *others: Any, steps: int = 12, every: int = 4, **settings: Any) -> tuple[Rows, Account]:
+    rows, account = Rows(), Account()
+    project.double()
+    monitor = NormGrowthMonitor(every, layers="*", cumulative=True)
+    run = trainer(account, *others, monitor, steps=steps, logger=rows, **settings)
+    run.fit(project, images(160, dtype=torch.float64))
+    return rows, account
+
+
+def total(metrics: dict[str, float], key: str, site: str = "") -> float:
+    """Add up invariant weights and controls; zero for a layer that has not moved yet."""
+    return sum(metrics.get(f"{group}/cumulative_{key}{site}", 0.0) for group in GROUPS)
+
+
+def check(rows: Rows, account: Account, sites: list[str]) -> None:
+    """At every row the sums are those of the changes up to then, of every layer that has ever moved."""
+    increments = account.increments()
+    for step, metrics in rows.rows:
+        for names, suffix in [(sites, ""), *(([site], f"/{site}") for site in sites)]:
+            truth = sum(increments[i].get(f"{site}.weight", 0.0) for i in range(step + 1) for site in names)
+            scale = max(1.0, abs(truth))
+            assert total(metrics, "increment", suffix) == pytest.approx(truth, abs=1e-12 * scale)
+            assert abs(total(metrics, "residual", suffix)) <= 1e-12 * scale
+
+
+ALL = ["net.0", "net.3", "net.8"]
+
+
+class Freezing(Project):
+    """Freezes a layer in some steps."""
+
+    frozen: tuple[range, ...] = (range(4, 12),)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.net[0].weight.requires_grad_(not any(batch_idx in times for times in self.frozen))
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [(range(4, 12),), (range(2, 3), range(5, 9)), (range(3, 4), range(7, 8), range(11, 12))],
+    ids=["from-then-on", "and-thawed", "whenever-it-is-measured"],
+)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_layers_that_are_frozen_stay_in_the_sums(frozen: Any, momentum: float) -> None:
+    project = Freezing(sgd(momentum=momentum))
+    project.frozen = frozen
+    rows, account = observe(project)
+    if range(3, 4) in frozen:  # never measured: not known to be there
+        check(rows, account, ["net.3", "net.8"])
+    else:
+        check(rows, account, ALL)
+
+
+class Added(Project):
+    """Gives a layer to the optimizer later, by add_param_group."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for n, p in self.named_parameters() if n != "net.0.weight"], lr=0.1, momentum=0.9)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 5:
+            self.optimizers(use_pl_optimizer=False).add_param_group({"params": [self.net[0].weight], "lr": 0.05})
+
+
+def test_layers_that_are_added_are_counted_from_then_on() -> None:
+    check(*observe(Added()), ALL)
+
+
+class Grown(Project):
+    """Gets a layer that was not there."""
+
+    start = 0.0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 5:
+            self.net.append(nn.Linear(4, 4).double())
+            self.start = float(self.net[9].weight.detach().square().sum())
+            self.optimizers(use_pl_optimizer=False).add_param_group({"params": self.net[9].parameters()})
+
+
+def test_layers_that_are_new_are_counted_from_then_on() -> None:
+    project, rows = Grown(sgd(momentum=0.9)).double(), Rows()
+    monitor = NormGrowthMonitor(4, layers="*", cumulative=True)
+    trainer(monitor, steps=12, logger=rows).fit(project, images(160, dtype=torch.float64))
+    growth = float(project.net[9].weight.detach().square().sum()) - project.start
+    metrics = rows.rows[-1][1]
+    assert total(metrics, "increment", "/net.9") == pytest.approx(growth, rel=1e-9)
+    assert abs(total(metrics, "residual", "/net.9")) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:.*", "default::lightning_normgeo.errors.MeasurementWarning")
+@pytest.mark.parametrize("amount", [0.0, 0.3])
+def test_pruned_layers_go_on_under_their_name(amount: float) -> None:
+    class Pruned(ModelPruning):
+        """After the first epoch of four steps."""
+
+    project = Project(sgd(momentum=0.9)).double()
+    pruning = Pruned(
+        "l1_unstructured",
+        parameters_to_prune=[(project.net[0], "weight")],
+        amount=amount,
+        use_global_unstructured=False,
+    )
+    rows = Rows()
+    monitor = NormGrowthMonitor(1, layers="*", cumulative=True)
+    trainer(pruning, monitor, steps=12, limit_train_batches=4, logger=rows).fit(
+        project, images(160, dtype=torch.float64)
+    )
+    sites = {key.rpartition("/")[2] for _, metrics in rows.rows for key in metrics if "cumulative_increment/" in key}
+    assert sites == set(ALL)
+    assert all("cumulative_increment/net.0" in " ".join(metrics) for _, metrics in rows.rows)
+
+
+def test_weight_normalized_layers_are_counted() -> None:
+    project = Project(sgd(momentum=0.9))
+    parametrizations.weight_norm(project.net[3])
+    rows, account = observe(project)
+    increments = account.increments()
+    name = "net.3.parametrizations.weight.original1"
+    step, metrics = rows.rows[-1]
+    truth = sum(increments[i].get(name, 0.0) for i in range(step + 1))
+    assert total(metrics, "increment", "/net.3") == pytest.approx(truth, abs=1e-12)
+    assert abs(total(metrics, "residual", "/net.3")) < 1e-12
+
+
+class Sparse(Project):
+    def __init__(self) -> None:
+        super().__init__(sgd())
+        self.table = nn.Embedding(5, 192, sparse=True)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x = batch[0] + self.table(batch[1]).reshape(batch[0].shape)
+        return super().training_step([x, batch[1]], batch_idx)
+
+
+def test_sparse_gradients_are_left_out_with_a_word() -> None:
+    with pytest.warns(MeasurementWarning, match=r"table\.weight is left out: its gradient is sparse") as said:
+        rows, account = observe(Sparse())
+    assert len([one for one in said if "sparse" in str(one.message)]) == 1
+    for step, metrics in rows.rows:
+        truth = sum(account.increments()[i][f"{site}.weight"] for i in range(step + 1) for site in ALL)
+        assert total(metrics, "increment") == pytest.approx(truth, abs=1e-12)
+        assert not [key for key in metrics if key.endswith("/table") and "explained" in key]
+
+
+# Checkpoints
+
+
+def saved(folder: Path) -> Path:
+    run = trainer(NormGrowthMonitor(1, cumulative=True), steps=3)
+    torch.manual_seed(0)
+    run.fit(Project(), Resumed())
+    run.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+FORMS: dict[str, Any] = {
+    "other-fields": lambda account: account | {"fields": ["start", "predicted"]},
+    "no-fields": lambda account: {"sums": account["sums"]},
+    "short-rows": lambda account: account | {"sums": {name: row[:3] for name, row in account["sums"].items()}},
+    "words": lambda account: account | {"sums": {"net.0.weight": ["a"] * 11}},
+    "members": lambda account: account | {"members": {"net.0.weight": 5}},
+    "list": lambda account: [1, 2, 3],
+    "none": lambda account: None,
+    "text": lambda account: "sums",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sums_of_another_form_begin_anew(form: str, tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    checkpoint = torch.load(path, weights_only=False)
+    account = checkpoint["lightning_normgeo"]["account"]
+    checkpoint["lightning_normgeo"]["account"] = FORMS[form](account)
+    torch.save(checkpoint, path)
+    rows, fingerprint = Rows(), Fingerprint()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run = trainer(NormGrowthMonitor(1, cumulative=True), fingerprint, steps=6, logger=rows)
+        run.fit(Project(), Resumed(), ckpt_path=path)
+    ours = [str(one.message) for one in said if one.category is MeasurementWarning]
+    assert len(ours) <= 1
+    assert all("cumulative_… keys begin anew" in one for one in ours)
+    own = [metrics["norm_growth/increment"] for _, metrics in rows.rows]
+    assert len(own) == 3
+    assert rows.rows[-1][1]["norm_growth/cumulative_increment"] == pytest.approx(sum(own), rel=1e-6)
+
+
+@pytest.mark.parametrize("content", [{}, None, [], {"account": 3}], ids=["empty", "none", "list", "number"])
+def test_checkpoints_of_anything_are_gone_on_with(content: Any, tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["lightning_normgeo"] = content
+    torch.save(checkpoint, path)
+    rows = Rows()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MeasurementWarning)
+        run = trainer(NormGrowthMonitor(1, cumulative=True), steps=6, logger=rows)
+        run.fit(Project(), Resumed(), ckpt_path=path)
+    assert len(rows.rows) == 3
+
+
+# What fails inside
+
+
+@pytest.mark.parametrize("method", ["open", "begin", "commit"])
+def test_an_account_that_fails_does_not_lose_the_measurement(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(NormAccount, method, fail)
+    rows = Rows()
+    with pytest.warns(MeasurementWarning, match="A measurement failed and is skipped: RuntimeError") as said:
+        trainer(NormGrowthMonitor(1, cumulative=True), steps=4, logger=rows).fit(Project(), images())
+    assert len([one for one in said if one.category is MeasurementWarning]) == 1
+    assert rows.steps == [0, 1, 2, 3]
+    for _, metrics in rows.rows:
+        assert abs(metrics["norm_growth/residual"]) <= metrics["norm_growth/storage_floor"]
+
+
+INSIDE: list[tuple[type, str]] = [
+    (Session, "account"),
+    (Session, "_open"),
+    (Session, "_arm"),
+    (Session, "_disarm"),
+    (Session, "_row"),
+    (Session, "_close"),
+    (Cadence, "advance"),
+    (Cadence, "take"),
+    (Cadence, "expected"),
+    (Cadence, "fulfil"),
+    (Cadence, "finish"),
+    (Structure, "forget"),
+    (Structure, "read"),
+    (Structure, "rest"),
+    (Structure, "unseen"),
+    (Structure, "report_none"),
+    (Observer, "__init__"),
+    (Observer, "watch_batch_norms"),
+    (Observer, "attach"),
+    (Observer, "detach"),
+    (Observer, "arm"),
+    (Observer, "pause"),
+    (Observer, "resume"),
+    (Observer, "disarm"),
+    (Observer, "before_backward"),
+    (Observer, "after_backward"),
+    (Observer, "measured"),
+    (Confirmation, "readings"),
+    (Confirmation, "judge"),
+    (Counted, "open"),
+    (Counted, "close"),
+    (Agreement, "__init__"),
+    (Publisher, "check"),
+    (Publisher, "publish"),
+    (Publisher, "finish"),
+    (Publisher, "note"),
+    (StepProbe, "attach"),
+    (StepProbe, "detach"),
+    (StepProbe, "arm"),
+    (StepProbe, "wait_for"),
+    (StepProbe, "reset"),
+    (StepProbe, "collect"),
+    (StepProbe, "disarm"),
+    (WeightReader, "read"),
+    (WeightReader, "add_updates"),
+    (WeightReader, "clear"),
+    (BatchNormProbe, "__init__"),
+    (BatchNormProbe, "arm"),
+    (BatchNormProbe, "resume"),
+    (BatchNormProbe, "pause"),
+    (BatchNormProbe, "close"),
+    (BatchNormProbe, "collect"),
+    (BatchNormProbe, "begin_gradients"),
+    (BatchNormProbe, "disarm"),
+    (BatchNormProbe, "detach"),
+    (NormAccount, "follow"),
+    (NormAccount, "open"),
+    (NormAccount, "begin"),
+    (NormAccount, "commit"),
+    (NormAccount, "entry"),
+    (NormAccount, "norms_sq"),
+    (NormAccount, "rest"),
+    (NormAccount, "state"),
+]
+
+
+def train(*monitors: Any) -> tuple[list[Any], pl.Trainer]:
+    torch.manual_seed(0)
+    fingerprint = Fingerprint()
+    run = trainer(*monitors, fingerprint, steps=-1, max_epochs=1, accumulate_grad_batches=2)
+    run.fit(Project(sgd(momentum=0.9)), images(48))
+    return fingerprint.states, run
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[Any]:
+    return train()[0]
+
+
+@pytest.mark.parametrize(("owner", "name"), INSIDE, ids=[f"{owner.__name__}.{name}" for owner, name in INSIDE])
+def test_what_fails_inside_stops_nobody(
+    owner: type, name: str, expected: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(f"{name} is broken")
+
+    monkeypatch.setattr(owner, name, property(fail) if name == "account" else fail)
+    monitors = [NormGrowthMonitor(1, cumulative=True), OrthogonalityMonitor(2), AffineConvergenceMonitor(1)]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        states, run = train(*monitors)
+    said = [str(one.message) for one in seen if one.category is MeasurementWarning]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MeasurementWarning)
+        run.save_checkpoint(tmp_path / "last.ckpt")
+    assert same(states, expected)
+    broken = [one for one in said if "A measurement failed and is skipped" in one]
+    assert len(broken) == len(set(broken))
+    assert len(set(broken)) <= 1

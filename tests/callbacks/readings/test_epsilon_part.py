@@ -1,0 +1,438 @@
+"""ε's part of ⟨W, g⟩ over several passes, against sums that hooks of the test's own take in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_normgeo import OrthogonalityMonitor
+from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from support.isolation import SUPPORT
+from support.processes import reports_of
+from support.projects import ConvNet, Project, Rows, images, trainer
+
+SCRIPT = SUPPORT / "ddp_epsilon.py"
+PAIRS = {"net.0.weight": "net.1", "net.3.weight": "net.4"}
+EPS = 1e-3
+LIMITS = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+class Watching(OrthogonalityMonitor):
+    """Keeps what the monitors know of ε, step by step."""
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        super().__init__(every_n_steps, layers="*")
+        self.parts: list[dict[str, Tensor]] = []
+        self.steps: list[dict[str, Any]] = []
+
+    def measure(self, measured: Measured) -> Any:
+        self.parts.append({name: part.clone() for name, part in measured.epsilon.items()})
+        self.steps.append({step.units.name: step for step in measured.steps})
+        return super().measure(measured)
+
+
+class Passes(pl.Callback):
+    """Sums ε/(σ² + ε) γ Σ ĝ x̂ over the passes of each batch normalization, from inputs and outputs alone."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        for name, layer in pl_module.named_modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.register_forward_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def note(layer: Any, args: Any, output: Tensor) -> None:
+            if not output.requires_grad or not layer.training:
+                return
+            x = args[0].detach().double()
+            axes = [0, *range(2, x.ndim)]
+            variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+            standard = (x - mean) / (variance + layer.eps).sqrt()
+            gamma = layer.weight.detach().double().clone()
+            share = (layer.eps / (variance + layer.eps)).flatten()
+
+            def add(gradient: Tensor) -> None:
+                part = share * gamma * (gradient.double() * standard).sum(axes)
+                self.sums[name] = self.sums.get(name, 0) + part
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+            output.register_hook(add)
+
+        return note
+
+    def clear(self) -> None:
+        self.sums, self.counts = {}, {}
+
+
+def observe(project: Project, dtype: torch.dtype = torch.float32, steps: int = 3, **settings: Any) -> tuple[Any, Any]:
+    """Train with the test's own sums beside the monitor; return the rows and the monitor."""
+    torch.manual_seed(4)
+    rows, monitor, passes = Rows(), Watching(), Passes()
+    project.to(dtype)
+
+    class Compare(pl.Callback):
+        """Right after each measured step: the passes of exactly that step."""
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            if len(monitor.parts) > len(truths):
+                truths.append((dict(passes.sums), dict(passes.counts)))
+                passes.clear()
+
+    truths: list[Any] = []
+    run = trainer(passes, monitor, Compare(), steps=steps, logger=rows, **settings)
+    run.fit(project, images(160, dtype=dtype))
+    monitor.truths = truths  # type: ignore[attr-defined]
+    return rows, monitor
+
+
+def check(rows: Any, monitor: Any, dtype: torch.dtype, pairs: dict[str, str] = PAIRS, factor: float | None = 1) -> None:
+    """Compare ε's part channel by channel, and see that it explains the cosine; ``factor`` None: only the latter."""
+    assert rows.rows
+    assert len(monitor.parts) == len(monitor.truths) == len(rows.rows)
+    for parts, (sums, _), steps, (_, metrics) in zip(
+        monitor.parts, monitor.truths, monitor.steps, rows.rows, strict=True
+    ):
+        assert parts.keys() == pairs.keys()
+        for weight, norm in pairs.items():
+            size = (steps[weight].weight_sq * steps[weight].gradient_sq).sqrt()
+            if factor is not None:
+                assert ((parts[weight] - factor * sums[norm]).abs() <= LIMITS[dtype] * size).all()
+            rest = (steps[weight].inner - parts[weight]).abs()
+            assert (rest <= LIMITS[dtype] * size).all()
+        assert metrics["orthogonality/max_abs_cos_corrected"] <= LIMITS[dtype]
+        assert metrics["orthogonality/max_abs_cos"] > 100 * LIMITS[dtype], "there is something to take off"
+
+
+DTYPES = pytest.mark.parametrize("dtype", LIMITS, ids=["float32", "float64"])
+
+
+def net() -> nn.Module:
+    return ConvNet(eps=EPS)
+
+
+@DTYPES
+@pytest.mark.parametrize("batches", [1, 2, 3, 4])
+def test_accumulation(batches: int, dtype: torch.dtype) -> None:
+    rows, monitor = observe(Project(net=net()), dtype, accumulate_grad_batches=batches)
+    assert all(set(counts.values()) == {batches} for _, counts in monitor.truths)
+    check(rows, monitor, dtype)
+
+
+@DTYPES
+def test_clipping_by_norm_scales_it(dtype: torch.dtype) -> None:
+    rows, monitor = observe(Project(net=net()), dtype, gradient_clip_val=0.05, accumulate_grad_batches=2)
+    check(rows, monitor, dtype, factor=None)
+    raw = monitor.truths[0][0]["net.1"].norm()
+    assert monitor.parts[0]["net.0.weight"].norm() < 0.9 * raw, "it was clipped"
+
+
+class Views(Project):
+    """Two augmented views through one network, one loss of both, as SimCLR."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, _ = batch
+        first, second = (nn.functional.normalize(self(x + 0.3 * torch.randn_like(x))) for _ in range(2))
+        return nn.functional.cross_entropy(first @ second.T / 0.2, torch.arange(len(x)))
+
+
+@DTYPES
+@pytest.mark.parametrize("batches", [1, 2])
+def test_two_views_in_one_backward_pass(batches: int, dtype: torch.dtype) -> None:
+    rows, monitor = observe(Views(net=net()), dtype, accumulate_grad_batches=batches)
+    assert all(set(counts.values()) == {2 * batches} for _, counts in monitor.truths)
+    check(rows, monitor, dtype)
+
+
+class ByHand(Project):
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.passes(batch, optimizer)
+        optimizer.step()
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        self.manual_backward(self.loss(batch))
+
+
+class TwoBackwards(ByHand):
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        self.manual_backward(self.loss(batch))
+        self.manual_backward(0.3 * self.loss([batch[0].flip(-1), batch[1]]))
+
+
+class BothForwardsFirst(ByHand):
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        first, second = self.loss(batch), self.loss([batch[0].square(), batch[1]])
+        self.manual_backward(first)
+        self.manual_backward(second)
+
+
+class Retained(ByHand):
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        loss = self.loss(batch)
+        self.manual_backward(loss, retain_graph=True)
+        self.manual_backward(0.5 * loss)
+
+
+class Discarded(ByHand):
+    """What is thrown away counts for nothing."""
+
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        self.manual_backward(self.loss([batch[0].square(), batch[1]]))
+        optimizer.zero_grad()
+        self.trainer.callbacks[[isinstance(c, Passes) for c in self.trainer.callbacks].index(True)].clear()
+        self.manual_backward(self.loss(batch))
+
+
+class NeverUsed(ByHand):
+    """A forward pass whose loss is only looked at."""
+
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        self.log("other", self.loss([batch[0].square(), batch[1]]))
+        self.manual_backward(self.loss(batch))
+
+
+class MomentumEncoder(ByHand):
+    """A copy of the network is run without gradients, and follows it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net=net)
+        self.follower = copy.deepcopy(net).requires_grad_(False)
+
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        with torch.no_grad():
+            target = self.follower(batch[0]).softmax(1)
+            own = self(batch[0].square()).softmax(1)  # without gradients too
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), (target + own) / 2))
+        with torch.no_grad():
+            for mine, theirs in zip(self.follower.parameters(), self.net.parameters(), strict=True):
+                mine.lerp_(theirs, 0.1)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "kind", [ByHand, TwoBackwards, BothForwardsFirst, Retained, Discarded, NeverUsed, MomentumEncoder]
+)
+def test_steps_taken_by_hand(kind: type[ByHand], dtype: torch.dtype) -> None:
+    check(*observe(kind(net=net()), dtype, steps=-1, limit_train_batches=4, max_epochs=1), dtype)
+
+
+class Scaled(ByHand):
+    """A scaler of one's own, on an optimizer of torch's."""
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        self.manual_backward(self.scaler.scale(self.loss(batch)))
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+
+class Clipped(ByHand):
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        self.manual_backward(self.loss(batch))
+        self.clip_gradients(optimizer, gradient_clip_val=0.05, gradient_clip_algorithm="norm")
+
+
+class Reentrant(ConvNet):
+    """Runs in the backward pass, which is over before the monitors see another one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = checkpoint(super().forward, x.requires_grad_(), use_reentrant=True)
+        return found
+
+
+def test_what_runs_inside_a_backward_pass_is_read_before_gamma_moves() -> None:
+    rows, monitor = observe(Project(net=Reentrant(eps=EPS)), torch.float64)
+    check(rows, monitor, torch.float64)
+
+
+@DTYPES
+@pytest.mark.parametrize(("kind", "factor"), [(Scaled, 1 / 1024), (Clipped, None)])
+def test_what_is_done_to_all_gradients_is_done_to_it(kind: type[ByHand], factor: float, dtype: torch.dtype) -> None:
+    rows, monitor = observe(kind(net=net()), dtype, steps=-1, limit_train_batches=4, max_epochs=1)
+    check(rows, monitor, dtype, factor=factor)
+
+
+# Where it is not known
+
+
+def claims(rows: Any, monitor: Any, dtype: torch.dtype = torch.float64) -> set[str]:
+    """Return the weights of which anything is claimed; what is claimed has to be right."""
+    found = set()
+    for parts, steps, (_, metrics) in zip(monitor.parts, monitor.steps, rows.rows, strict=True):
+        for name, part in parts.items():
+            if part.isfinite().any():
+                found.add(name)
+                size = (steps[name].weight_sq * steps[name].gradient_sq).sqrt()
+                wrong = (steps[name].inner - part).abs() > LIMITS[dtype] * size
+                assert not (wrong & part.isfinite()).any(), name
+        assert metrics.get("orthogonality/max_abs_cos_corrected", 0.0) <= LIMITS[dtype]
+    return found
+
+
+class Shared(nn.Module):
+    """Two convolutions, one after the other, with the same batch normalization behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, bias=False), nn.Conv2d(6, 6, 3, bias=False)
+        self.norm, self.last = nn.BatchNorm2d(6, eps=1e-5), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.first(x)).relu()
+        return self.last(self.norm(self.second(y)).relu().mean((2, 3)))
+
+
+class ScalesApart(Project):
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        for parameter in self.net.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(0.5 if parameter.ndim > 1 else 0.25)
+
+
+def test_a_clipping_of_ones_own_claims_nothing() -> None:
+    assert not claims(*observe(ScalesApart(net=ConvNet(eps=1e-5)), torch.float64))
+
+
+def test_a_normalization_behind_two_weights_claims_nothing() -> None:
+    rows, monitor = observe(Project(net=Shared()), torch.float64)
+    assert not claims(rows, monitor)
+    assert "orthogonality/max_abs_cos/net.first" in rows.curves
+
+
+class InTurns(Shared):
+    """One of them in each micro-batch."""
+
+    turn = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.turn += 1
+        y = self.first(x) if self.turn % 2 else self.second(torch.cat([x, x], 1))
+        return self.last(self.norm(y).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_a_normalization_behind_two_weights_in_turn(batches: int) -> None:
+    rows, monitor = observe(Project(net=InTurns()), torch.float64, steps=4, accumulate_grad_batches=batches)
+    found = claims(rows, monitor)
+    assert found == ({"net.first.weight", "net.second.weight"} if batches == 1 else set())
+
+
+@pytest.mark.parametrize("by_gradient", [True, False], ids=["no-gradient", "no-optimizer"])
+def test_a_gamma_that_does_not_move(by_gradient: bool) -> None:
+    network = net()
+    network[1].weight.requires_grad_(not by_gradient)
+    project = Project(
+        lambda module: torch.optim.SGD([p for n, p in module.named_parameters() if n != "net.1.weight"], lr=0.1),
+        network,
+    )
+    rows, monitor = observe(project, torch.float64)
+    assert "net.3.weight" in claims(rows, monitor)
+
+
+def test_channels_that_are_dead() -> None:
+    network = net()
+    with torch.no_grad():
+        network[0].weight[0] = 0  # a constant: σ² = 0
+        network[1].bias[1] = -100  # never passes the activation
+        network[1].weight[2] = 0
+        network[4].weight.zero_()
+        network[4].weight[:4] = 1
+    rows, monitor = observe(Project(net=network), torch.float64, accumulate_grad_batches=2)
+    assert claims(rows, monitor) == set(PAIRS)
+    check(rows, monitor, torch.float64)
+
+
+class Apart(ByHand):
+    """Weights under one optimizer, all the rest under another; gradients of either may be clipped."""
+
+    clips: tuple[int, ...] = ()
+    way = "lightning"
+
+    def configure_optimizers(self) -> Any:
+        weights = [p for p in self.parameters() if p.ndim > 1]
+        others = [p for p in self.parameters() if p.ndim == 1]
+        return torch.optim.SGD(weights, lr=0.05, momentum=0.9), torch.optim.AdamW(others, lr=1e-3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        for k in self.clips:
+            if self.way == "lightning":
+                self.clip_gradients(optimizers[k], gradient_clip_val=1e-3, gradient_clip_algorithm="norm")
+            else:
+                held = [p for group in optimizers[k].param_groups for p in group["params"]]
+                torch.nn.utils.clip_grad_norm_(held, 1e-3)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("way", ["lightning", "torch"])
+@pytest.mark.parametrize("clips", [(), (0,), (1,), (0, 1)], ids=["none", "weights", "others", "both"])
+def test_weights_and_gamma_under_different_optimizers(clips: tuple[int, ...], way: str) -> None:
+    project = Apart(net=ConvNet(eps=1e-4))
+    project.clips, project.way = clips, way
+    rows, monitor = observe(project, torch.float64, steps=-1, limit_train_batches=4, max_epochs=1)
+    assert claims(rows, monitor) == (set() if clips else set(PAIRS)), "but what nobody has touched"
+
+
+class OneClipped(ByHand):
+    """Clips the gradient of one weight alone, by hand."""
+
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        self.manual_backward(self.loss(batch))
+        torch.nn.utils.clip_grad_norm_([self.net[0].weight], 1e-3)
+
+
+def test_a_weight_that_is_clipped_alone() -> None:
+    rows, monitor = observe(OneClipped(net=net()), torch.float64, steps=-1, limit_train_batches=4, max_epochs=1)
+    assert claims(rows, monitor) == {"net.3.weight"}
+
+
+class OneReplaced(ByHand):
+    """Puts another gradient in the place of one, and keeps its direction."""
+
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        self.manual_backward(self.loss(batch))
+        self.net[0].weight.grad = 0.5 * self.net[0].weight.grad
+
+
+def test_a_gradient_that_is_replaced() -> None:
+    rows, monitor = observe(OneReplaced(net=net()), torch.float64, steps=-1, limit_train_batches=4, max_epochs=1)
+    assert claims(rows, monitor) == {"net.3.weight"}
+
+
+# Two processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batches", [1, 2])
+def test_two_processes(batches: int, tmp_path: Path) -> None:
+    """SyncBatchNorm works on GPUs alone."""
+    reports = reports_of(SCRIPT, tmp_path, str(batches), timeout=300)
+    for report in reports:
+        assert len(report["corrected"]) == 4
+        assert max(report["corrected"]) < LIMITS[torch.float64]
+        assert max(report["raw"]) > 1e-6
+    assert reports[0] == reports[1]

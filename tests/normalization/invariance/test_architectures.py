@@ -1,0 +1,45 @@
+"""The units of known architectures are those in docs/units.md, and true to rounding in float64."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+
+import pytest
+
+from support.isolation import REPOSITORY
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("units_table", REPOSITORY / "docs" / "units.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+table = load()
+DOCUMENTED = {
+    tuple(cell.strip() for cell in line.split("|")[1:3]): line
+    for line in (REPOSITORY / "docs" / "units.md").read_text().splitlines()
+    if line.startswith("| ")
+}
+
+
+def test_every_case_is_documented() -> None:
+    assert set(DOCUMENTED) == {
+        ("model", "normalization"),
+        *((name, norm or "as built") for name, norm in table.cases()),
+    }
+
+
+@pytest.mark.parametrize(("name", "norm"), table.cases())
+def test_units_are_as_documented_and_exact(name: str, norm: str) -> None:
+    row = table.measure(name, norm)
+    assert row.unit_cosine < 1e-12
+    assert row.control_cosine is None or row.control_cosine > 1e-3
+    line = DOCUMENTED[name, norm or "as built"]
+    assert [cell.strip() for cell in line.split("|")[3:8]] == [cell.strip() for cell in str(row).split("|")[3:8]]

@@ -1,0 +1,192 @@
+"""Projected gradient in both balls: closed forms, an explicit twin, what never happens, and random starts."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.stats import kstest
+
+from lightning_normgeo.robustness import Ball, projected_gradient
+from lightning_normgeo.robustness.attacks.projected_gradient import ascent, lengths
+from support import reference as ref
+from support.small_classifiers import conv_net, draw, pixels, two_classes
+
+NORMS = ["linf", "l2"]
+BOXES = {
+    "pixels": (0.0, 1.0),
+    "wide": (-9.0, 9.0),
+    "inside": (0.3, 0.6),  # most originals are outside of it
+    "channels": (torch.tensor([-0.2, 0.1, 0.4]).view(1, 3, 1, 1), torch.tensor([0.5, 1.2, 0.7]).view(1, 3, 1, 1)),
+}
+
+
+def box_of(name, dtype):
+    return tuple(end.to(dtype) if isinstance(end, torch.Tensor) else end for end in BOXES[name])
+
+
+def per_pixel(box, image):
+    return tuple(ref.floats(torch.as_tensor(end, dtype=image.dtype).expand(1, *image.shape)) for end in box)
+
+
+# --- closed forms -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize(("eps", "step", "steps"), [(0.1, 0.03, 3), (0.1, 0.03, 4), (0.1, 0.03, 9), (0.1, 5.0, 1)])
+def test_l2_goes_along_the_weight_of_a_linear_model_and_ends_at_eps(eps, step, steps, label):
+    w, x = draw(12), 0.4 + 0.2 * pixels(5, 3, 2, 2)
+    along = (w / w.norm()).reshape(3, 2, 2) * (1 if label == 0 else -1)
+    ball = Ball("l2", eps, 0.0, 1.0)
+    found = projected_gradient(two_classes(w), x, torch.full((5,), label), ball, step, steps)
+    torch.testing.assert_close(found, x + along * min(eps, step * steps), rtol=0, atol=1e-15)
+
+
+def test_l2_from_anywhere_ends_at_the_same_point_of_a_linear_model():
+    """What is across w shrinks by a constant factor in every step."""
+    w, x, ball = draw(12), torch.full((4, 3, 2, 2), 0.5, dtype=torch.float64), Ball("l2", 0.1, 0.0, 1.0)
+    start = ball.sample(x, 3, range(4))
+    found = projected_gradient(two_classes(w), x, torch.zeros(4).long(), ball, 0.05, 100, start)
+    torch.testing.assert_close(found, x + 0.1 * (w / w.norm()).reshape(3, 2, 2), rtol=0, atol=1e-15)
+
+
+def test_l2_stops_at_the_box_and_goes_on_beside_it():
+    w = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    x = torch.tensor([[0.5, 0.99]], dtype=torch.float64)
+    found = projected_gradient(two_classes(w), x, torch.tensor([0]), Ball("l2", 0.3, 0.0, 1.0), 0.1, 3)
+    assert found[0].tolist() == pytest.approx([0.5 + 3 * 0.06, 1.0], rel=1e-14)
+
+
+# --- the twin ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("box", ["pixels", "inside", "channels"])
+@pytest.mark.parametrize("from_random", [False, True], ids=["from the image", "from a random point"])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.4)])
+def test_projected_gradient_equals_an_explicit_loop(norm, eps, from_random, box):
+    net, x, labels = conv_net(dtype=torch.float64), pixels(3, 3, 8, 8), torch.tensor([0, 4, 2])
+    ball = Ball(norm, eps, *box_of(box, x.dtype))
+    start = ball.sample(x, 0, range(3)) if from_random else None
+    found = projected_gradient(net, x, labels, ball, eps / 4, 6, start)
+    limits = per_pixel((ball.lower, ball.upper), x[0])
+    starts = [None] * 3 if start is None else start
+    rows = zip(x, labels, starts, strict=True)
+    expected = [ref.attacked(net, a, y, norm, eps, eps / 4, 6, limits, begin) for a, y, begin in rows]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-13)
+    assert (found - projected_gradient(net, x, labels, ball, eps / 4, 5, start)).abs().max() > 1e-9
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_gradient_that_is_known_saves_one_pass_and_changes_nothing(norm):
+    net, x, labels, calls = conv_net(), pixels(3, 3, 8, 8, dtype=torch.float32), torch.tensor([0, 4, 2]), []
+
+    def logits(images):
+        calls.append(images)
+        return net(images)
+
+    ball = Ball(norm, 0.1, 0.0, 1.0)
+    expected = projected_gradient(logits, x, labels, ball, 0.03, 4)
+    gradient = ascent(net, x, labels)[2]
+    assert torch.equal(projected_gradient(logits, x, labels, ball, 0.03, 4, None, gradient), expected)
+    assert len(calls) == 4 + 3
+
+
+# --- never ------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(
+    norm=st.sampled_from(NORMS),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    box=st.sampled_from(sorted(BOXES)),
+    seed=st.integers(0, 10**6),
+    eps=st.sampled_from([0.0, 1e-9, 1e-3, 0.1, 0.7, 3.0, 100.0]),
+    step=st.floats(0, 2),
+    slope=st.sampled_from([1.0, 1e-30, 1e-42, 0.0]),
+    random=st.booleans(),
+)
+@example(norm="l2", dtype=torch.float32, box="pixels", seed=0, eps=0.1, step=0.1, slope=1e-30, random=False)
+def test_nothing_leaves_the_box_nor_the_ball_inside_it(norm, dtype, box, seed, eps, step, slope, random):
+    x, w = 3 * pixels(3, 3, 2, 2, seed=seed, dtype=dtype) - 1, draw(12, 3, seed=seed, dtype=dtype)
+    lower, upper = (torch.as_tensor(end, dtype=dtype) for end in box_of(box, dtype))
+    ball = Ball(norm, eps, *box_of(box, dtype))
+    start = ball.sample(x, seed, range(3)) if random else None
+    found = projected_gradient(lambda z: slope * (z.flatten(1) @ w).tanh(), x, torch.arange(3), ball, step, 4, start)
+    assert found.dtype == dtype
+    assert ((lower <= found) & (found <= upper)).all(), "or NaN"
+    distance = lengths((found - x.clamp(lower, upper)).double(), norm)  # where the box wins, the distance to it counts
+    ulp = torch.finfo(dtype).eps
+    # 8 ulps of the radius for the length, one of the image in each pixel for the sum of both
+    allowed = eps * (1 + 8 * ulp) + 2 * ulp * (math.sqrt(12) if norm == "l2" else 1)
+    assert (distance <= allowed).all()
+
+
+@pytest.mark.parametrize("slope", [1.0, 1e-30, 1e-37])
+def test_l2_makes_full_steps_however_small_the_gradient(slope):
+    w = draw(12, dtype=torch.float32)
+    found = projected_gradient(
+        lambda x: slope * two_classes(w)(x), torch.zeros(1, 12), torch.tensor([0]), Ball("l2", 9.0, -9.0, 9.0), 1.0, 2
+    )
+    torch.testing.assert_close(found[0], 2 * w / w.norm(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("random", [False, True])
+def test_without_a_radius_nothing_moves(norm, random):
+    net, x, ball = conv_net(), pixels(3, 3, 8, 8, dtype=torch.float32), Ball(norm, 0.0, 0.0, 1.0)
+    start = ball.sample(x, 0, range(3)) if random else None
+    assert torch.equal(projected_gradient(net, x, torch.tensor([0, 1, 2]), ball, 0.1, 3, start), x)
+
+
+# --- random starts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_start_depends_on_seed_sample_and_restart_alone(norm):
+    x, ball = torch.full((6, 3, 4, 4), 0.5), Ball(norm, 0.3, 0.0, 1.0)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    whole = ball.sample(x, 3, range(6))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    order = [4, 0, 5]
+    assert torch.equal(ball.sample(x[order], 3, order), whole[order])
+    others = [ball.sample(x, 4, range(6)), ball.sample(x, 3, range(6), 1), ball.sample(x, 3, range(1, 7))]
+    assert all(((other - whole).abs().flatten(1).amax(1) > 0.01).all() for other in others)
+    assert ball.sample(x[:0], 3, []).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [("linf", [-0.30362546, -0.51749909, -0.89521968]), ("l2", [0.13698852, -0.60396558, -0.23039307])],
+)
+def test_a_start_is_the_same_in_every_process(norm, expected):
+    found = Ball(norm, 1.0, -9.0, 9.0).sample(torch.zeros(1, 3), 3, [7], 2)
+    assert found[0].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_starts_are_uniform_in_the_cube():
+    x = torch.full((300, 100), 0.5, dtype=torch.float64)
+    offsets = (Ball("linf", 0.2, 0.0, 1.0).sample(x, 0, range(300)) - 0.5) / 0.2
+    assert kstest(offsets.flatten(), "uniform", (-1, 2)).pvalue > 0.01
+    correlation = torch.corrcoef(offsets).fill_diagonal_(0)
+    assert correlation.abs().max() < 6 / math.sqrt(100)
+
+
+def test_starts_in_the_ball_have_uniform_radius_and_direction():
+    """Of a uniform direction in three dimensions every coordinate is uniform (Archimedes)."""
+    offsets = Ball("l2", 0.2, -1.0, 1.0).sample(torch.zeros(3000, 3, dtype=torch.float64), 1, range(3000))
+    radius = lengths(offsets)
+    assert kstest(radius / 0.2, "uniform").pvalue > 0.01
+    for k in range(3):
+        assert kstest(offsets[:, k] / radius, "uniform", (-1, 2)).pvalue > 0.01
+    assert abs(torch.corrcoef(torch.stack([radius, offsets[:, 0] / radius]))[0, 1]) < 4 / math.sqrt(3000)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_starts_stay_in_the_box(norm):
+    x = pixels(50, 3, 4, 4, dtype=torch.float32)
+    found = Ball(norm, 2.0, 0.0, 1.0).sample(x, 0, range(50))
+    assert found.min() == 0
+    assert found.max() == 1
