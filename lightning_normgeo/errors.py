@@ -37,7 +37,7 @@ _FEW = 16
 """So many names are all listed."""
 
 
-def closest(name: str, known: Iterable[str], count: int = 3) -> str:
+def nearest_names(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return the known names as a hint, the nearest to ``name`` first; of many only these, or the first."""
     known = list(dict.fromkeys(known))
     near = near_names(name, known, count)
@@ -90,7 +90,7 @@ def warn_once(message: str, about: str | None = None) -> None:
         warnings.warn(message, MeasurementWarning, stacklevel=3)
 
 
-def harmless(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
+def skipped_on_error(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
     """Make a measurement that fails a skipped measurement: it is reported once and the training goes on."""
 
     @functools.wraps(function)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
-from lightning_normgeo.callbacks._monitors.measured_step import Measured
-from lightning_normgeo.callbacks._readings.layer_segments import Sites
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
+from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.wandb_keys import WandbKeys
 from lightning_normgeo.errors import warn_once
@@ -78,7 +78,7 @@ class AffineConvergenceMonitor(GeometryMonitor):
         self.channel_seed = whole("channel_seed", channel_seed, 0)
         self._places: tuple[Any, Tensor] | None = None
 
-    def sites(self, module: nn.Module) -> list[str]:
+    def observable_layers(self, module: nn.Module) -> list[str]:
         """Return the batch normalizations with γ and β."""
         found = list(affine_batch_norms(module))
         if not found:
@@ -88,7 +88,7 @@ class AffineConvergenceMonitor(GeometryMonitor):
             )
         return found
 
-    def measure(self, measured: Measured) -> Iterable[Reading]:
+    def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
         """Return the readings of one step."""
         if not measured.statistics:
             return
@@ -104,10 +104,14 @@ class AffineConvergenceMonitor(GeometryMonitor):
             tuple(start + self.channel(name, n) for start, (name, _), n in zip(first, passes, channels, strict=False)),
             device,
         )
-        sites, picked, watch = Sites(names, widths, device), Sites(names, runs, device), measured.single_device
+        layers, picked, watch = (
+            LayerSegments(names, widths, device),
+            LayerSegments(names, runs, device),
+            measured.single_device,
+        )
         for name, values in gaps.items():
             key = f"affine/{name}"
-            yield sites.reading(f"{key}_mean", values, sites.mean, watch=watch)
+            yield layers.reading(f"{key}_mean", values, layers.mean, watch=watch)
             yield Reading(f"{key}_median", values.quantile(0.5))
             yield Reading(f"{key}_q90", values.quantile(0.9))
             yield Reading(f"{key}_channel", None, picked.mean(values[index]), names)
@@ -119,9 +123,9 @@ class AffineConvergenceMonitor(GeometryMonitor):
             self._places = (places, device), torch.tensor(places, device=device)
         return self._places[1]
 
-    def channel(self, site: str, channels: int) -> int:
+    def channel(self, layer: str, channels: int) -> int:
         """Return the channel of a layer that is logged by itself: the same for the same seed, name and width."""
-        digest = hashlib.sha256(f"{self.channel_seed}:{site}".encode()).digest()
+        digest = hashlib.sha256(f"{self.channel_seed}:{layer}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % channels
 
 
@@ -142,9 +146,9 @@ def _several_passes(statistics: Mapping[str, Sequence[BatchStatistics]]) -> Iter
     if not several:
         return
     pooled = [_pooled(found) for found in several.values()]
-    sites = Sites(list(several), [one.scale.numel() for one in pooled], pooled[0].scale.device)
+    layers = LayerSegments(list(several), [one.scale.numel() for one in pooled], pooled[0].scale.device)
     for name, values in _gaps(pooled).items():
-        yield sites.reading(f"affine/{name}_pooled_mean", values, sites.mean)
+        yield layers.reading(f"affine/{name}_pooled_mean", values, layers.mean)
     views = max(one.place for found in several.values() for one in found) + 1
     for place in range(min(views, _VIEWS) if views > 1 else 0):
         those = [one for found in several.values() for one in found if one.place == place]

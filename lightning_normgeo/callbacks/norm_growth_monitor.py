@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
-from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
 from lightning_normgeo.callbacks._monitors.session import Session
 from lightning_normgeo.callbacks._readings.cumulative_readings import cumulative_readings
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.residual_warnings import FLOOR, NORM_SQ, RESIDUAL
-from lightning_normgeo.callbacks._readings.stacked_units import Columns
+from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.callbacks._readings.wandb_keys import WandbKeys
-from lightning_normgeo.errors import harmless
+from lightning_normgeo.errors import skipped_on_error
 from lightning_normgeo.geometry.angles import effective_lr, split_update
 from lightning_normgeo.geometry.norm_increments import Scalar, SGDRule, UpdateRule, identity_terms
 from lightning_normgeo.geometry.rows import has_float64
-from lightning_normgeo.probes.cumulative.increments import NormAccount
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.weight_step import WeightStep
 from lightning_normgeo.utilities.checked_values import flag
 
@@ -95,7 +95,7 @@ class NormGrowthMonitor(GeometryMonitor):
     ) -> None:
         super().__init__(every_n_steps, layers, wandb_keys)
         self.cumulative = flag("cumulative", cumulative)
-        self._account: NormAccount | None = None
+        self._account: CumulativeIncrements | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin with sums of zero, unless a checkpoint is loaded."""
@@ -112,25 +112,25 @@ class NormGrowthMonitor(GeometryMonitor):
         self._keep_account(trainer)
         super().on_exception(trainer, pl_module, exception)
 
-    @harmless
+    @skipped_on_error
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save the sums."""
         if self.cumulative:
-            account = Session.of(trainer).account or self._account
-            checkpoint["lightning_normgeo"] = {"account": {} if account is None else account.state()}
+            sums = Session.of(trainer).sums or self._account
+            checkpoint["lightning_normgeo"] = {"account": {} if sums is None else sums.state()}
 
-    @harmless
+    @skipped_on_error
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Go on with the sums of a checkpoint that has them."""
         if self.cumulative:
             saved = checkpoint.get("lightning_normgeo")
-            Session.of(trainer).restore_account(saved.get("account", {}) if isinstance(saved, dict) else {})
+            Session.of(trainer).restore_sums(saved.get("account", {}) if isinstance(saved, dict) else {})
 
-    @harmless
+    @skipped_on_error
     def _keep_account(self, trainer: Any) -> None:
-        self._account = Session.of(trainer).account
+        self._account = Session.of(trainer).sums
 
-    def measure(self, measured: Measured) -> Iterable[Reading]:
+    def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
         """Return the readings of one step."""
         for group, invariant in zip(self.groups, (True, False), strict=True):
             columns = measured.columns(invariant, "update")
@@ -139,67 +139,67 @@ class NormGrowthMonitor(GeometryMonitor):
             yield from _growth(group, columns, measured.turned)
             yield from _explained(group, columns)
             yield from _equilibrium(group, columns)
-        if self.cumulative and measured.account is not None:
+        if self.cumulative and measured.sums is not None:
             moved = [step for step in measured.steps if step.update is not None]
             for group, invariant in zip(self.groups, (True, False), strict=True):
-                yield from cumulative_readings(group, invariant, moved, measured.account)
+                yield from cumulative_readings(group, invariant, moved, measured.sums)
 
 
-def _growth(group: str, columns: Columns, turned: bool) -> Iterator[Reading]:
-    sites, update = columns.sites, columns.update
+def _growth(group: str, columns: StackedUnits, turned: bool) -> Iterator[Reading]:
+    layers, update = columns.layers, columns.update
     increment = columns.increment
-    yield sites.reading(f"{group}/weight_norm", update.weight_sq, sites.sum, torch.sqrt, watch=True)
-    yield sites.reading(f"{group}/increment", increment, sites.sum, watch=True)
+    yield layers.reading(f"{group}/weight_norm", update.weight_sq, layers.sum, torch.sqrt, watch=True)
+    yield layers.reading(f"{group}/increment", increment, layers.sum, watch=True)
     if columns.has_gradient:
-        yield sites.reading(f"{group}/predicted", columns.column("predicted"), sites.sum, watch=True)
+        yield layers.reading(f"{group}/predicted", columns.column("predicted"), layers.sum, watch=True)
         covered = not turned and all(step.is_plain_sgd and step.units.invariant for step in columns.steps)
         yield Reading(f"{group}/eq16_applies", increment.new_full((), float(covered)))
     squared_angle = split_update(update).angle.square()
     if group.endswith("_control"):  # an embedding has many rows that no batch asked for
         moved = update.update_sq > 0
-        yield sites.reading_of_some(f"{group}/angular_update", squared_angle, moved, torch.sqrt, watch=True)
-        yield sites.reading(f"{group}/rows_unmoved", (~moved).to(increment), sites.sum)
+        yield layers.reading_of_some(f"{group}/angular_update", squared_angle, moved, torch.sqrt, watch=True)
+        yield layers.reading(f"{group}/rows_unmoved", (~moved).to(increment), layers.sum)
     else:
-        yield sites.reading(f"{group}/angular_update", squared_angle, sites.mean, torch.sqrt, watch=True)
+        yield layers.reading(f"{group}/angular_update", squared_angle, layers.mean, torch.sqrt, watch=True)
     rates = effective_lr(columns.spread("lr"), columns.column("weight_sq"))
-    yield sites.reading(f"{group}/effective_lr", rates, sites.mean)
+    yield layers.reading(f"{group}/effective_lr", rates, layers.mean)
 
 
-def _explained(group: str, columns: Columns) -> Iterator[Reading]:
+def _explained(group: str, columns: StackedUnits) -> Iterator[Reading]:
     """Return what formulas explain, over the weights that have one, and the floors of all."""
     known = [step for step in columns.steps if step.terms is not None]
     if known:
-        explained = columns if len(known) == len(columns.steps) else Columns(known)
+        explained = columns if len(known) == len(columns.steps) else StackedUnits(known)
         yield from _by_formula(group, explained)
         yield from _internal(explained)
     yield from _with_momentum(group, [step for step in known if isinstance(step.rule, SGDRule) and step.uniform])
     rest = [step for step in columns.steps if step.terms is None]
     if rest:
-        yield from _by_identity(group, Columns(rest))
+        yield from _by_identity(group, StackedUnits(rest))
     stored, computed = columns.floors
     total = stored.square().sum().sqrt() + computed.sum()
-    yield Reading(f"{group}/storage_floor", total, columns.floor_by_site, columns.sites.names)
+    yield Reading(f"{group}/storage_floor", total, columns.floor_by_layer, columns.layers.names)
 
 
-def _by_formula(group: str, columns: Columns) -> Iterator[Reading]:
-    sites, terms = columns.sites, columns.terms
+def _by_formula(group: str, columns: StackedUnits) -> Iterator[Reading]:
+    layers, terms = columns.layers, columns.terms
     assert terms is not None  # noqa: S101
-    yield sites.reading(f"{group}/explained", terms.total, sites.sum, watch=True)
+    yield layers.reading(f"{group}/explained", terms.total, layers.sum, watch=True)
     for name, values in terms._asdict().items():
-        yield sites.reading(f"{group}/term_{name}", values, sites.sum)
-    yield sites.reading(f"{group}/residual", columns.increment - terms.total, sites.sum)
+        yield layers.reading(f"{group}/term_{name}", values, layers.sum)
+    yield layers.reading(f"{group}/residual", columns.increment - terms.total, layers.sum)
 
 
 def _with_momentum(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]:
     """Return the increment that follows from ⟨W, g⟩ = 0 under SGD with momentum and weight decay."""
     if not steps or not any(step.rule.momentum or step.rule.weight_decay for step in steps):  # type: ignore[union-attr]
         return
-    columns = Columns(steps)
-    coupled = columns.sites.spread([_cross_decay(step.rule) for step in steps]) * columns.column("inner")
+    columns = StackedUnits(steps)
+    coupled = columns.layers.spread([_cross_decay(step.rule) for step in steps]) * columns.column("inner")
     terms = columns.terms
     assert terms is not None  # noqa: S101
     predicted = terms.momentum + terms.weight_decay + terms.quadratic - coupled
-    yield columns.sites.reading(f"{group}/predicted_momentum", predicted, columns.sites.sum, watch=True)
+    yield columns.layers.reading(f"{group}/predicted_momentum", predicted, columns.layers.sum, watch=True)
 
 
 def _cross_decay(rule: UpdateRule | None) -> Scalar:
@@ -210,39 +210,39 @@ def _cross_decay(rule: UpdateRule | None) -> Scalar:
     return sign * 2 * rule.lr**2 * c_g**2 * rule.weight_decay
 
 
-def _by_identity(group: str, columns: Columns) -> Iterator[Reading]:
+def _by_identity(group: str, columns: StackedUnits) -> Iterator[Reading]:
     """Return the decomposition that needs no formula, and can therefore not be wrong: an identity of W, W⁺ and ηλ."""
-    sites, update = columns.sites, columns.update
+    layers, update = columns.layers, columns.update
     shrink = columns.spread("shrink")
     terms = identity_terms(columns.column("weight_sq"), update.weight_update, update.update_sq, shrink)
     parts = {"direction": terms.gradient, "weight_decay": terms.weight_decay, "quadratic": terms.quadratic}
     for name, values in parts.items():
-        yield sites.reading(f"{group}/identity_{name}", values, sites.sum)
+        yield layers.reading(f"{group}/identity_{name}", values, layers.sum)
     yield Reading(f"{group}/weights_without_formula", update.weight_sq.new_full((), float(len(columns.steps))))
 
 
-def _internal(columns: Columns) -> Iterator[Reading]:
+def _internal(columns: StackedUnits) -> Iterator[Reading]:
     """Per-weight residuals for :mod:`._readings.residual_warnings`; none where sums are too coarse to tell."""
-    sites, terms = columns.sites, columns.terms
+    layers, terms = columns.layers, columns.terms
     if not has_float64(columns.increment.device):
         return
     assert terms is not None  # noqa: S101
     names = [step.units.name for step in columns.steps]
-    residual = sites.sum(columns.increment - terms.total)
+    residual = layers.sum(columns.increment - terms.total)
     for key, values in (
         (RESIDUAL, residual),
-        (FLOOR, columns.floor_by_site),
-        (NORM_SQ, sites.sum(columns.column("weight_sq"))),
+        (FLOOR, columns.floor_by_layer),
+        (NORM_SQ, layers.sum(columns.column("weight_sq"))),
     ):
         yield Reading(key, None, values, names, internal=True)
 
 
-def _equilibrium(group: str, columns: Columns) -> Iterator[Reading]:
+def _equilibrium(group: str, columns: StackedUnits) -> Iterator[Reading]:
     settling = [step for step in columns.steps if step.equilibrium is not None]
     if settling:
-        columns = columns if len(settling) == len(columns.steps) else Columns(settling)
-        sites = columns.sites
-        yield sites.reading(
-            f"{group}/equilibrium_angle", columns.spread("equilibrium").square(), sites.mean, torch.sqrt
+        columns = columns if len(settling) == len(columns.steps) else StackedUnits(settling)
+        layers = columns.layers
+        yield layers.reading(
+            f"{group}/equilibrium_angle", columns.spread("equilibrium").square(), layers.mean, torch.sqrt
         )
-        yield sites.reading(f"{group}/steps_to_equilibrium", columns.spread("relaxation"), sites.mean)
+        yield layers.reading(f"{group}/steps_to_equilibrium", columns.spread("relaxation"), layers.mean)

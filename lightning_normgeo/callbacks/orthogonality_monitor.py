@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
-from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
 from lightning_normgeo.callbacks._readings.readings import Reading
-from lightning_normgeo.callbacks._readings.stacked_units import Columns
+from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.geometry.orthogonality import cosine
 
 
@@ -53,7 +53,7 @@ class OrthogonalityMonitor(GeometryMonitor):
     groups = ("orthogonality", "orthogonality_control")
     needs_statistics = True
 
-    def measure(self, measured: Measured) -> Iterable[Reading]:
+    def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
         """Return the readings of one step."""
         invariant, controls = measured.columns(True, "gradient"), measured.columns(False, "gradient")
         if invariant is not None:
@@ -63,31 +63,31 @@ class OrthogonalityMonitor(GeometryMonitor):
             yield from _control(self.groups[1], controls)
 
 
-def _corrected(group: str, columns: Columns, epsilon: Mapping[str, Tensor]) -> Iterator[Reading]:
+def _corrected(group: str, columns: StackedUnits, epsilon: Mapping[str, Tensor]) -> Iterator[Reading]:
     known = [step for step in columns.steps if step.units.name in epsilon]
     if not known:
         return
-    columns = columns if len(known) == len(columns.steps) else Columns(known)
+    columns = columns if len(known) == len(columns.steps) else StackedUnits(known)
     parts = torch.cat([epsilon[step.units.name] for step in known])
     yield from _cosines(group, "_corrected", columns, columns.column("inner") - parts)
 
 
-def _cosines(group: str, suffix: str, columns: Columns, inner: Tensor) -> Iterator[Reading]:
-    sites, partial = columns.sites, bool(suffix)
+def _cosines(group: str, suffix: str, columns: StackedUnits, inner: Tensor) -> Iterator[Reading]:
+    layers, partial = columns.layers, bool(suffix)
     cosines = cosine(inner, columns.column("weight_sq"), columns.column("gradient_sq"))
     sizes = cosines.abs()
-    yield replace(sites.reading(f"{group}/max_abs_cos{suffix}", sizes, sites.maximum, watch=True), partial=partial)
+    yield replace(layers.reading(f"{group}/max_abs_cos{suffix}", sizes, layers.maximum, watch=True), partial=partial)
     yield Reading(f"{group}/q999_abs_cos{suffix}", sizes.quantile(0.999), partial=partial)
     if not suffix:
-        yield sites.reading(f"{group}/rms_cos", cosines.square(), sites.mean, torch.sqrt, watch=True)
+        yield layers.reading(f"{group}/rms_cos", cosines.square(), layers.mean, torch.sqrt, watch=True)
 
 
-def _control(group: str, columns: Columns) -> Iterator[Reading]:
+def _control(group: str, columns: StackedUnits) -> Iterator[Reading]:
     """Cosines over the rows that have a gradient: those of an embedding that no batch asked for have none."""
-    sites, gradient_sq = columns.sites, columns.column("gradient_sq")
+    layers, gradient_sq = columns.layers, columns.column("gradient_sq")
     cosines = cosine(columns.column("inner"), columns.column("weight_sq"), gradient_sq)
     sizes, has_gradient = cosines.abs(), gradient_sq > 0
-    yield sites.reading(f"{group}/max_abs_cos", sizes, sites.maximum, watch=True)
+    yield layers.reading(f"{group}/max_abs_cos", sizes, layers.maximum, watch=True)
     yield Reading(f"{group}/q999_abs_cos", torch.where(has_gradient, sizes, torch.nan).nanquantile(0.999), partial=True)
-    yield sites.reading_of_some(f"{group}/rms_cos", cosines.square(), has_gradient, torch.sqrt, watch=True)
-    yield sites.reading(f"{group}/rows_without_gradient", (~has_gradient).to(sizes), sites.sum)
+    yield layers.reading_of_some(f"{group}/rms_cos", cosines.square(), has_gradient, torch.sqrt, watch=True)
+    yield layers.reading(f"{group}/rows_without_gradient", (~has_gradient).to(sizes), layers.sum)

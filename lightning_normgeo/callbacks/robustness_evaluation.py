@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from lightning_normgeo.callbacks._robustness.trainer_hooks import RobustnessLoops
+from lightning_normgeo.callbacks._robustness.trainer_hooks import RobustnessHooks
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labels
 from lightning_normgeo.robustness.results.attack_results import AttackResult
@@ -20,7 +20,7 @@ from lightning_normgeo.utilities.notebook import one_line
 _T = TypeVar("_T")
 
 
-class RobustnessEvaluation(RobustnessLoops):
+class RobustnessEvaluation(RobustnessHooks):
     """Evaluates the model on every test batch: clean, with Gaussian noise, and under attack (BIM, PGD, torchattacks).
 
     Works in ``trainer.test`` and ``trainer.validate`` as it is (inference mode included) and, with ``after_fit=True``,

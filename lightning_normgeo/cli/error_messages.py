@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from lightning_normgeo.errors import closest
+from lightning_normgeo.errors import nearest_names
 
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: -*|does not accept option '|Option ')([\w.+-]+)")
 _VALUE = re.compile(r"""Parser key "(?P<key>[^"]+)":""")
@@ -59,7 +59,7 @@ def _unknown(option: str, parser: Any, command: str) -> str:
     if not _looks_like_an_option(option, known):
         return f"normgeo {command} takes options only, and was given {option!r}. Put -- in front of their names."
     names = [f"--{name}" for name in known if not name.endswith(("+", ".help")) and _NAME.fullmatch(name)]
-    nearest = closest(f"--{option.replace('.init_args', '')}", names).replace("'", "")
+    nearest = nearest_names(f"--{option.replace('.init_args', '')}", names).replace("'", "")
     return f"--{option} is no option of normgeo {command}. Nearest: {nearest}. See normgeo {command} --help-all."
 
 
@@ -72,10 +72,10 @@ def _expected(key: str, given: str, parser: Any) -> str:
     hint = _type_of(parser, key)
     choices = [choice for kind in _flat(hint) if get_origin(kind) is Literal for choice in get_args(kind)]
     if choices:
-        return f"Choose one of: {closest(given, map(str, choices))}."
+        return f"Choose one of: {nearest_names(given, map(str, choices))}."
     names = [kind.__name__ for kind in _subclasses(hint)]
     if names:
-        return f"Nearest classes: {closest(given, names)}. A class of another package needs its module in front."
+        return f"Nearest classes: {nearest_names(given, names)}. A class of another package needs its module in front."
     words = [_SHORT[kind] for kind in _flat(hint) if kind in _SHORT]
     return f"It has to be {' or '.join(dict.fromkeys(words))}." if words else ""
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_normgeo.normalization.parametrizations import Linear
-from lightning_normgeo.normalization.surgery.norm_layers import Source
-from lightning_normgeo.normalization.surgery.preceding_layers import Inputs, inputs_by_graph
+from lightning_normgeo.normalization.surgery.norm_layers import NormLayer
+from lightning_normgeo.normalization.surgery.preceding_layers import NormInputs, inputs_by_graph
 
 _SIZES = {1: (64, 256), 2: (32, 64, 224, 28), 3: (16, 32)}  # positions along each dimension, by their number
 _LARGEST = 2**22  # values of a sample
@@ -43,13 +43,13 @@ def few(example: Any, samples: int = _SAMPLES) -> Any:
 
 
 def inputs_by_trial(
-    module: nn.Module, sources: Sequence[Source], large: bool = False
-) -> tuple[dict[nn.Module, Inputs], Any] | tuple[None, None]:
+    module: nn.Module, norm_layers: Sequence[NormLayer], large: bool = False
+) -> tuple[dict[nn.Module, NormInputs], Any] | tuple[None, None]:
     """Find what feeds each normalization with the first made-up example that the model takes.
 
     Args:
         module: the model.
-        sources: its normalizations.
+        norm_layers: its normalizations.
         large: whether 64 pixels are tried before 32, as maps are to be no smaller than they will be.
 
     Returns:
@@ -59,7 +59,7 @@ def inputs_by_trial(
         with attributes_kept(module), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return inputs_by_graph(module, sources, example), example
+                return inputs_by_graph(module, norm_layers, example), example
             except Exception:  # noqa: S112 - whatever a forward makes of an input that is not its own
                 continue
     return None, None

@@ -20,49 +20,53 @@ from lightning_normgeo.normalization.parametrizations import (
     rows_dim,
 )
 from lightning_normgeo.normalization.row_scaling import scales_with_weight
-from lightning_normgeo.normalization.surgery.norm_layers import Source
-from lightning_normgeo.normalization.surgery.preceding_layers import Feeder, outputs_of
+from lightning_normgeo.normalization.surgery.norm_layers import NormLayer
+from lightning_normgeo.normalization.surgery.preceding_layers import PrecedingLayer, outputs_of
 
 
-def without_place(source: Source, layer: nn.Module | None) -> list[str]:
+def without_place(norm_layer: NormLayer, layer: nn.Module | None) -> list[str]:
     """Return what of a layer has no place in the one to come, in words."""
-    mean, variance = source.statistics
+    mean, variance = norm_layer.statistics
     if isinstance(layer, MeanOnlyBatchNorm):
-        return [title for title, there in (("γ", source.gamma), ("running variance", variance)) if there is not None]
+        return [
+            title for title, there in (("γ", norm_layer.gamma), ("running variance", variance)) if there is not None
+        ]
     there = {
-        "γ": source.gamma,
-        "β": source.beta,
+        "γ": norm_layer.gamma,
+        "β": norm_layer.beta,
         "running statistics" if variance is not None else "running mean": mean,
     }
     return [title for title, value in there.items() if value is not None]
 
 
-def foldable(source: Source, layer: nn.Module, feeders: Sequence[Feeder], tied: set[int]) -> Feeder | str | None:
+def foldable(
+    norm_layer: NormLayer, layer: nn.Module, preceding_layers: Sequence[PrecedingLayer], tied: set[int]
+) -> PrecedingLayer | str | None:
     """Return the layer that γ, β and statistics can go into, why there is none, or None where nothing has to.
 
     Args:
-        source: the normalization.
+        norm_layer: the normalization.
         layer: what takes its place.
-        feeders: the layers in front of it.
+        preceding_layers: the layers in front of it.
         tied: ids of parameters that belong to several modules.
     """
-    if not without_place(source, layer):
+    if not without_place(norm_layer, layer):
         return None
-    if len(feeders) != 1:
-        return f"{'more than' if feeders else 'not'} one weight in front"
-    feeder = feeders[0]
-    rows = source.gamma is not None or source.statistics[1] is not None
-    if rows and not _scalable(feeder.layer):
-        return f"the weight of {feeder.name} is parametrized without a gain for each row"
-    if not feeder.direct or outputs_of(feeder.layer) != source.channels:
-        return f"{feeder.name} is not directly in front of this layer alone"
-    if not scales_with_weight(feeder.layer):
-        return f"{type(feeder.layer).__name__} has a forward of its own, in which its weight does not act as it is"
-    if is_parametrized(feeder.layer, "bias"):
-        return f"the bias of {feeder.name} is parametrized"
-    if any(id(parameter) in tied for parameter in feeder.layer.parameters()):
-        return f"weight or bias of {feeder.name} is used elsewhere too"
-    return feeder
+    if len(preceding_layers) != 1:
+        return f"{'more than' if preceding_layers else 'not'} one weight in front"
+    preceding = preceding_layers[0]
+    rows = norm_layer.gamma is not None or norm_layer.statistics[1] is not None
+    if rows and not _scalable(preceding.layer):
+        return f"the weight of {preceding.name} is parametrized without a gain for each row"
+    if not preceding.direct or outputs_of(preceding.layer) != norm_layer.channels:
+        return f"{preceding.name} is not directly in front of this layer alone"
+    if not scales_with_weight(preceding.layer):
+        return f"{type(preceding.layer).__name__} has a forward of its own, in which its weight does not act as it is"
+    if is_parametrized(preceding.layer, "bias"):
+        return f"the bias of {preceding.name} is parametrized"
+    if any(id(parameter) in tied for parameter in preceding.layer.parameters()):
+        return f"weight or bias of {preceding.name} is used elsewhere too"
+    return preceding
 
 
 def tied_parameters(module: nn.Module) -> set[int]:
@@ -71,51 +75,51 @@ def tied_parameters(module: nn.Module) -> set[int]:
     return {parameter for parameter, count in owners.items() if count > 1}
 
 
-def scale_and_shift(source: Source, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm_layer: NormLayer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     r"""Return a and b, one per channel, of y = ax + b, which a normalization with statistics is in evaluation mode.
 
     .. math:: a = \gamma / \sqrt{\sigma^2 + \varepsilon}, \quad b = \beta - a\mu
 
     Args:
-        source: the normalization; what it lacks is 1 or 0.
+        norm_layer: the normalization; what it lacks is 1 or 0.
         dtype: to compute in.
     """
-    mean, variance = source.statistics
-    like = next(part for part in (variance, mean, source.gamma, source.beta) if part is not None)
-    factors, offset = like.new_ones(source.channels, dtype=dtype), like.new_zeros(source.channels, dtype=dtype)
+    mean, variance = norm_layer.statistics
+    like = next(part for part in (variance, mean, norm_layer.gamma, norm_layer.beta) if part is not None)
+    factors, offset = like.new_ones(norm_layer.channels, dtype=dtype), like.new_zeros(norm_layer.channels, dtype=dtype)
     if variance is not None:
-        factors = torch.rsqrt(variance.to(dtype) + cast("float", source.layer.eps))
-    if source.gamma is not None:
-        factors = factors * per_channel(source.gamma).to(dtype)
+        factors = torch.rsqrt(variance.to(dtype) + cast("float", norm_layer.layer.eps))
+    if norm_layer.gamma is not None:
+        factors = factors * per_channel(norm_layer.gamma).to(dtype)
     offset = offset if mean is None else -mean.to(dtype) * factors
-    return factors, offset if source.beta is None else offset + per_channel(source.beta).to(dtype)
+    return factors, offset if norm_layer.beta is None else offset + per_channel(norm_layer.beta).to(dtype)
 
 
 @torch.no_grad()
-def fold(source: Source, feeder: nn.Module, into: nn.Module) -> Tensor:
-    r"""Put what ``source`` does in evaluation mode into the bias in front; return the factors for the weight's rows.
+def fold(norm_layer: NormLayer, preceding: nn.Module, into: nn.Module) -> Tensor:
+    r"""Fold the evaluation mode of ``norm_layer`` into the bias in front; return the factors of the weight's rows.
 
     .. math:: W' = \gamma W / \sqrt{\sigma^2 + \varepsilon}, \quad
               b' = \beta + \gamma(b - \mu) / \sqrt{\sigma^2 + \varepsilon}
 
     Args:
-        source: the normalization.
-        feeder: the layer in front of it.
+        norm_layer: the normalization.
+        preceding: the layer in front of it.
         into: what takes its place; a mean-only batch normalization keeps β, and μ in the new scale.
     """
-    like = next(feeder.parameters())
+    like = next(preceding.parameters())
     wide = torch.promote_types(like.dtype, torch.float32)
-    factors, offset = (part.to(like.device) for part in scale_and_shift(source, wide))
+    factors, offset = (part.to(like.device) for part in scale_and_shift(norm_layer, wide))
     if isinstance(into, MeanOnlyBatchNorm):
         into.running_mean = (into.running_mean * factors).to(into.running_mean.dtype)
         offset = torch.zeros_like(offset)
-    old = feeder._parameters.get("bias")
+    old = preceding._parameters.get("bias")
     if old is not None or not isinstance(into, MeanOnlyBatchNorm):
-        trained = [parameter.requires_grad for parameter in (old, source.beta) if parameter is not None]
+        trained = [parameter.requires_grad for parameter in (old, norm_layer.beta) if parameter is not None]
         values = offset if old is None else offset + old.to(wide) * factors
         bias = nn.Parameter(values.to(like.dtype)) if old is None else old
         bias.copy_(values)
-        feeder.bias = bias.requires_grad_(any(trained or [like.requires_grad]))
+        preceding.bias = bias.requires_grad_(any(trained or [like.requires_grad]))
     return factors
 
 

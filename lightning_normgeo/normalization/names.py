@@ -18,14 +18,14 @@ def clean_name(name: str) -> str:
     return name.replace("_orig_mod.", "").removesuffix("._orig_mod")
 
 
-def site_of(name: str) -> str:
+def layer_name(name: str) -> str:
     """Return the module path for ``….weight``, parametrized or not, the whole name for any other parameter."""
     return _PARAMETRIZED.sub(r".\1", clean_name(name)).removesuffix(".weight")
 
 
 def bias_of(name: str) -> str:
     """Return the name that the bias of the same layer has, if there is one."""
-    return f"{site_of(name)}.bias"
+    return f"{layer_name(name)}.bias"
 
 
 def by_clean_name(named: Iterable[tuple[str, T]]) -> dict[str, T]:

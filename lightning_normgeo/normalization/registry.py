@@ -13,13 +13,13 @@ class Normalization:
 
     Attributes:
         title: its name in words.
-        source: who proposed it.
+        norm_layer: who proposed it.
         data: the layer: ``bn``, ``ln``, ``in``, ``gn``, ``mbn`` (mean-only batch normalization) or None.
         weight: the parametrization: ``wn``, ``cwn``, ``ws``, ``sn`` or None.
     """
 
     title: str
-    source: str
+    norm_layer: str
     data: str | None = None
     weight: str | None = None
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 from torch import Tensor
 
 from lightning_normgeo.geometry.rows import as_rows
-from lightning_normgeo.normalization.names import site_of
+from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, shown
 from lightning_normgeo.utilities.notebook import Table, summary
 
@@ -50,9 +50,9 @@ class WeightUnits:
         return summary("WeightUnits", [repr(self.name), kind, self.normalization or self.reason or "no reason known"])
 
     @property
-    def site(self) -> str:
+    def layer(self) -> str:
         """The module path, which names the weight in metric keys."""
-        return site_of(self.name)
+        return layer_name(self.name)
 
     @property
     def invariant(self) -> bool:
@@ -87,7 +87,7 @@ class Units:
         return len(self.weights)
 
     def __contains__(self, key: object) -> bool:
-        return any(key in (units.name, units.site) or key is units for units in self.weights)
+        return any(key in (units.name, units.layer) or key is units for units in self.weights)
 
     @overload
     def __getitem__(self, key: int | str) -> WeightUnits: ...
@@ -99,10 +99,10 @@ class Units:
         if isinstance(key, int):
             return self.weights[key]
         for units in self.weights:
-            if key in (units.name, units.site):
+            if key in (units.name, units.layer):
                 return units
-        sites = [units.site for units in self.weights]
-        raise UnknownNameError(f"{shown(key)} is none of the {len(self)} weights; {nearest(key, sites)}.")
+        layers = [units.layer for units in self.weights]
+        raise UnknownNameError(f"{shown(key)} is none of the {len(self)} weights; {nearest(key, layers)}.")
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -116,7 +116,7 @@ class Units:
     def _table(self) -> Table:
         columns = ("weight", "unit", "count", "with bias", "why")
         rows = [
-            (units.site, units.kind, units.count, bool(units.bias), units.normalization or units.reason)
+            (units.layer, units.kind, units.count, bool(units.bias), units.normalization or units.reason)
             for units in self.weights
         ]
         return Table("Scale-invariant units", columns, rows)
@@ -134,10 +134,10 @@ class Units:
 
     def __str__(self) -> str:
         """Return a table: module path, kind, number of units, and why."""
-        width = max((len(units.site) for units in self.weights), default=0)
+        width = max((len(units.layer) for units in self.weights), default=0)
         lines = [f"{len(self)} weights: " + ", ".join(f"{n} {kind}" for kind, n in self.kinds.items())]
         for units in self.weights:
             kind = units.kind + (" with bias" if units.bias else "")
             why = units.normalization or units.reason
-            lines.append(f"  {units.site:{width}}  {kind:<17} {units.count:>6}  {why}")
+            lines.append(f"  {units.layer:{width}}  {kind:<17} {units.count:>6}  {why}")
         return "\n".join(lines)

@@ -6,12 +6,12 @@ require("torch")
 
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics as BatchStatistics
 from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe as BatchNormProbe
-from lightning_normgeo.probes.cumulative.increments import NormAccount as NormAccount
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements as CumulativeIncrements
 from lightning_normgeo.probes.optimizers.decoupled_decay import shrink_of as shrink_of
 from lightning_normgeo.probes.optimizers.registry import describe_lion as describe_lion
 from lightning_normgeo.probes.optimizers.registry import describe_update as describe_update
 from lightning_normgeo.probes.optimizers.registry import register_optimizer as register_optimizer
 from lightning_normgeo.probes.step_probe import StepProbe as StepProbe
+from lightning_normgeo.probes.weight_step import MeasuredWeights as MeasuredWeights
 from lightning_normgeo.probes.weight_step import Observed as Observed
-from lightning_normgeo.probes.weight_step import StepMeasurement as StepMeasurement
 from lightning_normgeo.probes.weight_step import WeightStep as WeightStep

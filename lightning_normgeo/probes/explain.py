@@ -15,7 +15,7 @@ from lightning_normgeo.geometry.norm_increments import IncrementTerms, Scalar, U
 from lightning_normgeo.geometry.products.one_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule, whole_products
 from lightning_normgeo.probes.optimizers.registry import Group, described_safely, scalar, warn_unexplained
-from lightning_normgeo.probes.sharded.shards import is_divided
+from lightning_normgeo.probes.sharded.shards import is_sharded
 
 
 def groups_of(optimizer: Optimizer) -> dict[int, Group]:
@@ -34,7 +34,7 @@ def learning_rate(group: Group) -> Scalar:
     return scalar(group.get("lr", math.nan))
 
 
-class Plan(NamedTuple):
+class ReadPlan(NamedTuple):
     """One parameter to read before its update."""
 
     dtype: torch.dtype
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
     reads: WeightPass
 
 
-class Explained(NamedTuple):
+class GroupTerms(NamedTuple):
     """Several parameters that one rule moves, one value per unit over all of them."""
 
     weight_sq: Tensor
@@ -56,7 +56,7 @@ def plan(
     optimizer: Optimizer,
     group: Group,
     keep: Tensor | None = None,
-) -> Plan:
+) -> ReadPlan:
     """Return how to read a parameter.
 
     Args:
@@ -76,7 +76,7 @@ def plan(
         rule, state = (rule if known else None), ()
     weight, gradient, *others = (rows(tensor) for tensor in (parameter, parameter.grad, *state))
     reads = WeightPass(weight, gradient, tuple(others), rule, scale, keep, known)
-    return Plan(parameter.dtype.to_real(), learning_rate(group), reads)
+    return ReadPlan(parameter.dtype.to_real(), learning_rate(group), reads)
 
 
 def _known(
@@ -87,7 +87,7 @@ def _known(
     scale: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Return the products of a rule that looks at whole tensors; none where it fails or there is only a part of one."""
-    if is_divided(parameter) or parameter.is_complex() or parameter.grad is None:
+    if is_sharded(parameter) or parameter.is_complex() or parameter.grad is None:
         return ()
     gradient = parameter.grad if scale is None else parameter.grad / scale
     try:
@@ -97,7 +97,7 @@ def _known(
         return ()
 
 
-def by_rule(plans: Sequence[Plan]) -> list[list[int]]:
+def by_rule(plans: Sequence[ReadPlan]) -> list[list[int]]:
     """Return the positions of plans that share a rule, a dtype and a device."""
     members: dict[Any, list[int]] = defaultdict(list)
     for k, (dtype, lr, reads) in enumerate(plans):
@@ -107,10 +107,10 @@ def by_rule(plans: Sequence[Plan]) -> list[list[int]]:
     return list(members.values())
 
 
-def explain(plans: Sequence[Plan], products: Sequence[WeightProducts]) -> Explained:
+def explain(plans: Sequence[ReadPlan], products: Sequence[WeightProducts]) -> GroupTerms:
     """Apply the rule that all ``plans`` share to what was read."""
     columns = zip(*((p.weight_sq, p.inner, p.gradient_sq, *p.rule) for p in products), strict=True)
     weight_sq, inner, gradient_sq, *rest = (torch.cat(column) for column in columns)
     rule = plans[0].reads.rule
     terms = None if rule is None else rule.terms(weight_sq, inner, gradient_sq, *rest)
-    return Explained(weight_sq, predicted_increment(plans[0].lr, gradient_sq), terms)
+    return GroupTerms(weight_sq, predicted_increment(plans[0].lr, gradient_sq), terms)

@@ -10,11 +10,11 @@ from torch import Tensor
 from lightning_normgeo.geometry.momentum_increments import MomentumState, momentum_increment
 from lightning_normgeo.geometry.norm_increments import SGDRule
 from lightning_normgeo.geometry.products.one_pass import WeightPass, WeightProducts, many_weight_products
-from lightning_normgeo.probes.explain import Plan
+from lightning_normgeo.probes.explain import ReadPlan
 
 
 def first_state(
-    state: MomentumState, fresh: Sequence[bool], plans: Sequence[Plan], products: Sequence[WeightProducts]
+    state: MomentumState, fresh: Sequence[bool], plans: Sequence[ReadPlan], products: Sequence[WeightProducts]
 ) -> MomentumState:
     """Return the state with the buffers read themselves of weights that are counted for the first time.
 
@@ -37,7 +37,7 @@ def first_state(
 
 
 def next_state(
-    plans: Sequence[Plan], products: Sequence[WeightProducts], state: MomentumState
+    plans: Sequence[ReadPlan], products: Sequence[WeightProducts], state: MomentumState
 ) -> tuple[Tensor, MomentumState] | None:
     """Return the increments that follow from ⟨W, g⟩ = 0 and the state after the step; None unless the rule is SGD's."""
     rule = plans[0].reads.rule

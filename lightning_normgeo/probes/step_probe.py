@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_normgeo.errors import harmless, warn_once
+from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.geometry.norm_increments import Scalar
-from lightning_normgeo.probes.cumulative.increments import NormAccount
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.explain import gradient_scale, groups_of
 from lightning_normgeo.probes.gradient_watch import GradientWatch
 from lightning_normgeo.probes.moved_weights import moving_weights
 from lightning_normgeo.probes.optimizers.decoupled_decay import shrink_of
 from lightning_normgeo.probes.optimizers.registry import Group, description_of
 from lightning_normgeo.probes.weight_reader import WeightReader, scale_gradient
-from lightning_normgeo.probes.weight_step import Observed, StepMeasurement, WeightStep
+from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed, WeightStep
 
 _SEVERAL = "the optimizer evaluates its closure several times"
 _MOVED = "the optimizer moves the weights before the gradient is final"
 
 
 @dataclass
-class _Pending:
+class _StepInProgress:
     """An optimizer step under way."""
 
     optimizer: Optimizer
@@ -59,7 +59,7 @@ class StepProbe:
         weights: what to measure, with its units.
         scales: the γ behind weights, by name.
         skipped: what was left out, by reason.
-        account: the sums over all steps, where a monitor asked for them.
+        sums: the sums over all steps, where a monitor asked for them.
         gradients_are_fresh: tells whether a backward pass made the gradients.
         taken: called with the optimizer at each step, measured or not.
         before_update: called when the gradients are final and nothing has moved, in a measured step.
@@ -71,7 +71,7 @@ class StepProbe:
         self.weights: list[Observed] = []
         self.scales: dict[str, nn.Parameter] = {}
         self.skipped: Counter[str] = Counter()
-        self.account: NormAccount | None = None
+        self.sums: CumulativeIncrements | None = None
         self.gradients_are_fresh: Callable[[], bool] = lambda: True
         self.taken: Callable[[Optimizer], None] = lambda optimizer: None
         self.before_update: Callable[[], None] = lambda: None
@@ -80,11 +80,11 @@ class StepProbe:
         self._reader = reader or WeightReader()
         self._handles: list[RemovableHandle] = []
         self._optimizers: list[Optimizer] = []
-        self._measurement: StepMeasurement | None = None
+        self._measurement: MeasuredWeights | None = None
         self._due: Collection[int] | None = None
         self._updates = False
         self._weights = True
-        self._pending: _Pending | None = None
+        self._pending: _StepInProgress | None = None
 
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
         """Hook into ``optimizers``, dropping earlier hooks; nothing happens if these are the ones hooked already."""
@@ -113,7 +113,7 @@ class StepProbe:
             weights: whether to read weights at all, or only to see that a step is taken.
         """
         self._weights, self._due = weights, None
-        self._measurement, self._updates, self._pending = StepMeasurement(), updates, None
+        self._measurement, self._updates, self._pending = MeasuredWeights(), updates, None
 
     def wait_for(self, optimizers: Collection[int]) -> None:
         """Measure the steps of these optimizers alone, by id."""
@@ -123,7 +123,7 @@ class StepProbe:
         """Forget a step that an exception has ended."""
         self._pending = None
 
-    def collect(self) -> StepMeasurement | None:
+    def collect(self) -> MeasuredWeights | None:
         """Return what was measured since :meth:`arm` and disarm; None while no optimizer took a step."""
         if self._measurement is None or not self._measurement.optimizers:
             return None
@@ -136,20 +136,20 @@ class StepProbe:
         self._measurement = self._pending = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    @harmless
+    @skipped_on_error
     def _step_begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if self._pending is not None and self._pending.optimizer is optimizer:  # a subclass that calls super().step()
             self._pending.depth += 1
             return None
         self.taken(optimizer)
         measured = self._measurement is not None and (self._due is None or id(optimizer) in self._due)
-        if not measured and self.account is None:
+        if not measured and self.sums is None:
             return None
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         versions = {id(parameter): parameter._version for parameter in parameters}
-        pending = self._pending = _Pending(optimizer, versions, measured)
-        if self.account is not None:
-            pending.follows = bool(self._open_account(optimizer, self.account))
+        pending = self._pending = _StepInProgress(optimizer, versions, measured)
+        if self.sums is not None:
+            pending.follows = bool(self._open_account(optimizer, self.sums))
         if measured and self._measurement is not None:
             self._measurement.optimizers.add(id(optimizer))
             if self._updates and description_of(type(optimizer)) is None:
@@ -161,13 +161,13 @@ class StepProbe:
         self._snapshot(optimizer, pending)
         return None
 
-    @harmless
-    def _open_account(self, optimizer: Optimizer, account: NormAccount) -> bool:
+    @skipped_on_error
+    def _open_account(self, optimizer: Optimizer, sums: CumulativeIncrements) -> bool:
         """Guarded by itself: where the sums fail, the step is measured all the same."""
-        account.open(optimizer)
+        sums.open(optimizer)
         return True
 
-    def _wrap(self, closure: Callable[[], Any], optimizer: Optimizer, pending: _Pending) -> Callable[[], Any]:
+    def _wrap(self, closure: Callable[[], Any], optimizer: Optimizer, pending: _StepInProgress) -> Callable[[], Any]:
         def measured() -> Any:
             loss = closure()
             pending.closure_calls += 1
@@ -178,7 +178,7 @@ class StepProbe:
         return measured
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    @harmless
+    @skipped_on_error
     def _step_ends(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         pending = self._pending
@@ -189,8 +189,8 @@ class StepProbe:
             return
         self._pending = None
         several = pending.closure_calls > 1
-        if self.account is not None and pending.counted:
-            self._commit(pending, self.account, explained=not (several or pending.moved))
+        if self.sums is not None and pending.counted:
+            self._commit(pending, self.sums, explained=not (several or pending.moved))
         if self._measurement is None or not pending.measured:
             return
         if several:
@@ -202,9 +202,9 @@ class StepProbe:
         self._measurement.steps.update((step.units.name, step) for step in steps)
         self._measurement.valid += pending.valid
 
-    @harmless
+    @skipped_on_error
     @torch.no_grad()
-    def _snapshot(self, optimizer: Optimizer, pending: _Pending) -> None:
+    def _snapshot(self, optimizer: Optimizer, pending: _StepInProgress) -> None:
         """Read W, g and the optimizer's state: gradients are final, the update has not begun."""
         if description_of(type(optimizer)) is None:
             moved = (p._version != pending.versions.get(id(p)) for g in optimizer.param_groups for p in g["params"])
@@ -212,8 +212,8 @@ class StepProbe:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None:
             pending.valid.append(found_inf.reshape(()) == 0)
-        if self.account is not None and pending.follows:
-            self._count(optimizer, pending, self.account)
+        if self.sums is not None and pending.follows:
+            self._count(optimizer, pending, self.sums)
         if not pending.measured or self._measurement is None:
             return
         self.before_update()
@@ -222,18 +222,18 @@ class StepProbe:
         elif self._weights:
             self._measure(optimizer, pending)
 
-    @harmless
-    def _count(self, optimizer: Optimizer, pending: _Pending, account: NormAccount) -> None:
+    @skipped_on_error
+    def _count(self, optimizer: Optimizer, pending: _StepInProgress, sums: CumulativeIncrements) -> None:
         """Guarded by itself: where the sums fail, the step is measured all the same."""
         pending.counted = True
-        account.begin(optimizer, pending.moved)
+        sums.begin(optimizer, pending.moved)
 
-    @harmless
-    def _commit(self, pending: _Pending, account: NormAccount, explained: bool) -> None:
+    @skipped_on_error
+    def _commit(self, pending: _StepInProgress, sums: CumulativeIncrements, explained: bool) -> None:
         """Guarded by itself, likewise."""
-        account.commit(pending.valid, explained)
+        sums.commit(pending.valid, explained)
 
-    def _measure(self, optimizer: Optimizer, pending: _Pending) -> None:
+    def _measure(self, optimizer: Optimizer, pending: _StepInProgress) -> None:
         groups, scale = groups_of(optimizer), gradient_scale(optimizer)
         if pending.moved:
             self._note(_MOVED)

@@ -14,7 +14,7 @@ from lightning_normgeo.geometry.norm_increments import IncrementTerms
 from lightning_normgeo.geometry.products.one_pass import many_weight_products, weight_products
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.normalization.units import WeightUnits
-from lightning_normgeo.probes.explain import Plan, by_rule, explain, learning_rate, plan
+from lightning_normgeo.probes.explain import ReadPlan, by_rule, explain, learning_rate, plan
 from lightning_normgeo.probes.optimizers.registry import Group
 from lightning_normgeo.probes.weight_step import Observed, WeightStep
 
@@ -122,7 +122,7 @@ class WeightReader:
         return buffer
 
 
-def _steps(units: Sequence[WeightUnits], plans: Sequence[Plan]) -> list[WeightStep]:
+def _steps(units: Sequence[WeightUnits], plans: Sequence[ReadPlan]) -> list[WeightStep]:
     products = many_weight_products([plan.reads for plan in plans])
     steps: dict[int, WeightStep] = {}
     for members in by_rule(plans):

@@ -130,7 +130,7 @@ class Observed:
 
 
 @dataclass
-class StepMeasurement:
+class MeasuredWeights:
     """What was seen between two ends of a batch: a step for each weight that moved.
 
     Attributes:

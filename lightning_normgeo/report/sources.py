@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lightning_normgeo.errors import ConfigurationError, closest, warn_once
+from lightning_normgeo.errors import ConfigurationError, nearest_names, warn_once
 from lightning_normgeo.runs.record import RECORD_NAME, STUDY_NAME, Record, read_records
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file, contained_folder, read_contained
 
@@ -151,7 +151,7 @@ def _missing(path: Path) -> str:
     except OSError:
         names = []
     place = there.absolute() if there == Path() else there
-    beside = f"; {place} has {closest(name, names)}" if names and path.parts else ""
+    beside = f"; {place} has {nearest_names(name, names)}" if names and path.parts else ""
     return f"{path} does not exist{beside}. {_GIVE}."
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.errors import ConfigurationError, nearest_names
 from lightning_normgeo.report.compared_runs import Run, load_runs
 from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.report.formats.html_page import render
@@ -44,7 +44,9 @@ def write_report(
         ConfigurationError: if there is no run, one has no record, or the format or folder cannot be written.
     """
     if form not in FORMATS:
-        raise ConfigurationError(f"--format {form} is unknown; choose one of {closest(form, FORMATS, len(FORMATS))}.")
+        raise ConfigurationError(
+            f"--format {form} is unknown; choose one of {nearest_names(form, FORMATS, len(FORMATS))}."
+        )
     sources = [runs] if isinstance(runs, (str, Path)) else list(runs)
     loaded = load_runs(sources)
     path = Path(output) if output is not None else _own(_place(sources, form))

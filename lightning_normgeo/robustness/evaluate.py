@@ -17,10 +17,10 @@ from lightning_normgeo.errors import ConfigurationError, UnsuitableError, warn_o
 from lightning_normgeo.normalization.user_inputs import check_module, weight_of
 from lightning_normgeo.robustness.evaluator import RobustnessEvaluator
 from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labels, unpacked
-from lightning_normgeo.robustness.inputs.checks import undisturbed
 from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.results.journal import size_of
-from lightning_normgeo.robustness.results.process_shares import Part, report_of
+from lightning_normgeo.robustness.results.process_shares import ProcessShare, report_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.settings import OnUnsuitable, RobustnessSettings, Semantics
 from lightning_normgeo.utilities.checked_values import flag, shown, whole
@@ -136,12 +136,12 @@ def evaluate_robustness(
         lambda name, samples: show_progress(bar, evaluation.evaluator, name, samples),
         None if resume_dir is None else JournalPlace(Path(resume_dir)),
     )
-    with bar, undisturbed(model):
+    with bar, preserved_state(model):
         try:
             for batch in dataloader:
                 if evaluation.stopped:
                     break
-                with undisturbed(model):
+                with preserved_state(model):
                     _evaluate(evaluation, batch, unpack or images_and_labels, device)
             part = _finished(evaluation)
         except BaseException:
@@ -206,7 +206,7 @@ def _evaluate(
         evaluation.give_up(error)
 
 
-def _finished(evaluation: LoaderEvaluation) -> Part:
+def _finished(evaluation: LoaderEvaluation) -> ProcessShare:
     if evaluation.evaluator is None and not evaluation.stopped and evaluation.settings.on_unsuitable == "raise":
         raise UnsuitableError("The dataloader has no samples. An iterator that was used up has none: make a new one.")
     try:

@@ -21,9 +21,9 @@ from lightning_normgeo.robustness.model.assumptions import Assumptions
 from lightning_normgeo.robustness.model.evaluated_model import EvaluatedModel
 from lightning_normgeo.robustness.model.folded_model import FoldedModel
 from lightning_normgeo.robustness.model.rescaled_model import RescaledModel
-from lightning_normgeo.robustness.results.example_images import Shown
+from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.journal import Journal, identity_of
-from lightning_normgeo.robustness.results.sample_results import Decisions
+from lightning_normgeo.robustness.results.sample_results import SampleResults
 from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
 
 
@@ -59,12 +59,12 @@ class RobustnessEvaluator:
         self._sizes: dict[torch.Size, int] = {}
 
     @property
-    def decisions(self) -> Decisions:
+    def decisions(self) -> SampleResults:
         """What became of the samples."""
         return self.attacks.decisions
 
     @property
-    def shown(self) -> Shown:
+    def shown(self) -> ExampleImages:
         """The first samples."""
         return self.attacks.shown
 
@@ -130,7 +130,7 @@ class RobustnessEvaluator:
         self.attacks.decisions = journal = Journal(self.decisions.attacks, folder, identity, rank)
         return journal
 
-    def finish(self) -> Decisions:
+    def finish(self) -> SampleResults:
         """Evaluate what is still waiting, and return all decisions."""
         for batch in self._queue.rest():
             self.attacks.evaluate(*batch, self._sizes[batch[0].shape[1:]])

@@ -20,10 +20,10 @@ from lightning_normgeo.robustness.inputs.advice import UNPACK
 from lightning_normgeo.robustness.inputs.pixel_lattice import confirms
 from lightning_normgeo.robustness.inputs.pixel_range import check_range
 from lightning_normgeo.robustness.model.assumptions import check_assumptions
-from lightning_normgeo.robustness.model.preserved_state import undisturbed
-from lightning_normgeo.robustness.results.example_images import Shown
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
+from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.journal import Journal
-from lightning_normgeo.robustness.results.process_shares import EVERYTHING, Part
+from lightning_normgeo.robustness.results.process_shares import EVERYTHING, ProcessShare
 from lightning_normgeo.robustness.results.sample_identity import SeenSamples, order_of, sample_keys
 from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
 
@@ -138,18 +138,18 @@ class LoaderEvaluation:
         reason = self._failed[EVERYTHING] = str(error) if known else f"{type(error).__name__}: {error}"
         return reason
 
-    def finish(self) -> Part:
+    def finish(self) -> ProcessShare:
         """Evaluate what is still waiting, and return this process's share."""
         rows = {}
         if self.evaluator is not None and EVERYTHING not in self._failed:
             decisions = self.evaluator.finish()
             rows = {attack: tuple(decisions.of(attack)) for attack in decisions.attacks}
         if self.evaluator is None:
-            return Part(rows, {}, self.seen.order.positions is not None, {}, None, self._failed, self._said)
+            return ProcessShare(rows, {}, self.seen.order.positions is not None, {}, None, self._failed, self._said)
         failed = {**self.evaluator.failed, **self._failed}
         known = self.seen.order.positions is not None
         settings, weights = self._description(self.evaluator), self.evaluator.model.weights()
-        return Part(rows, self.seen.places, known, settings, self.evaluator.inputs, failed, self._said, weights)
+        return ProcessShare(rows, self.seen.places, known, settings, self.evaluator.inputs, failed, self._said, weights)
 
     def close(self, ended: bool = False) -> None:
         """Close the journal; it goes once the results are written."""
@@ -157,9 +157,9 @@ class LoaderEvaluation:
             self.evaluator.decisions.close(ended)
 
     @property
-    def shown(self) -> Shown:
+    def shown(self) -> ExampleImages:
         """The samples to be shown."""
-        return Shown() if self.evaluator is None else self.evaluator.shown
+        return ExampleImages() if self.evaluator is None else self.evaluator.shown
 
     def _description(self, evaluator: RobustnessEvaluator) -> dict[str, Any]:
         sizes = {shape.numel() for shape in self._shapes}
@@ -213,7 +213,7 @@ class LoaderEvaluation:
 
     def _takes(self, images: Tensor) -> bool:
         try:
-            with torch.no_grad(), undisturbed(self._module, fork_rng=False):
+            with torch.no_grad(), preserved_state(self._module, fork_rng=False):
                 self._logits(images[:2])
         except Exception:
             return False

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from lightning_normgeo.study.run_process import OUTPUT_NAME
-from lightning_normgeo.study.run_progress import Watch
-from lightning_normgeo.study.study_index import Entry, Index
+from lightning_normgeo.study.run_progress import RunProgress
+from lightning_normgeo.study.study_index import Index, IndexEntry
 from lightning_normgeo.utilities.plain_text import plain_line
 
 _HALF = ("failed", "interrupted")
@@ -48,7 +48,7 @@ class ProgressDisplay:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
-    def update(self, entry: Entry, watch: Watch) -> None:
+    def update(self, entry: IndexEntry, watch: RunProgress) -> None:
         """Show how far a run is, or how it ended."""
         if entry.status == "running":
             if entry.name not in self._tasks:
@@ -81,7 +81,7 @@ def listing(index: Index) -> Table:
     return table
 
 
-def _notes(index: Index, entry: Entry) -> list[str]:
+def _notes(index: Index, entry: IndexEntry) -> list[str]:
     """Return how far a run is, and what becomes of it."""
     notes: list[str] = [entry.status]
     if entry.status == "finished" and entry.error:

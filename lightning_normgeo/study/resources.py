@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 
-def share(slot: int, jobs: int) -> dict[str, str]:
+def resource_share(slot: int, jobs: int) -> dict[str, str]:
     """Return the environment that gives one of several runs its share of the cores and GPUs.
 
     Args:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from lightning_normgeo.runs.run_folder import RunFolder
-from lightning_normgeo.study.run_progress import Watch
-from lightning_normgeo.study.study_index import Entry
+from lightning_normgeo.study.run_progress import RunProgress
+from lightning_normgeo.study.study_index import IndexEntry
 
 OUTPUT_NAME = "output.log"
 _PATIENCE = 1.0
@@ -20,7 +20,7 @@ _PATIENCE = 1.0
 _ERROR = re.compile(r"(normgeo: |\S+: )?error: |[\w.]*(Error|Exception|Interrupt|Exit|Failure)\b")
 
 
-class Attempt:
+class RunProcess:
     """A run under way.
 
     Args:
@@ -29,9 +29,9 @@ class Attempt:
         slot: which share of the machine it has.
     """
 
-    def __init__(self, entry: Entry, folder: RunFolder, slot: int) -> None:
+    def __init__(self, entry: IndexEntry, folder: RunFolder, slot: int) -> None:
         self.entry, self.folder, self.slot = entry, folder, slot
-        self.watch = Watch(folder.path)
+        self.watch = RunProgress(folder.path)
         self._popen: subprocess.Popen[bytes] | None = None
         self._output = folder.path / OUTPUT_NAME
         self._began, self._output_began = time.monotonic(), 0

@@ -13,7 +13,7 @@ from lightning_normgeo.utilities.files import parsed
 _Before = TypeVar("_Before")
 
 
-class Watch:
+class RunProgress:
     """Reads what is new in a run's record.
 
     Args:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lightning_normgeo.study.definition import Study, arguments_of
-from lightning_normgeo.study.resources import share
-from lightning_normgeo.study.run_process import Attempt
-from lightning_normgeo.study.run_progress import Watch
-from lightning_normgeo.study.study_index import Entry, Index, Status
+from lightning_normgeo.study.resources import resource_share
+from lightning_normgeo.study.run_process import RunProcess
+from lightning_normgeo.study.run_progress import RunProgress
+from lightning_normgeo.study.study_index import Index, IndexEntry, Status
 
 NORMGEO = (sys.executable, "-m", "lightning_normgeo")
 
@@ -23,7 +23,7 @@ NORMGEO = (sys.executable, "-m", "lightning_normgeo")
 class Display(Protocol):
     """Shows how far runs are."""
 
-    def update(self, entry: Entry, watch: Watch) -> None:
+    def update(self, entry: IndexEntry, watch: RunProgress) -> None:
         """Show a run; called when it begins, from time to time, and when it has ended."""
 
     def stopping(self, count: int) -> None:
@@ -54,8 +54,8 @@ class Runner:
     ) -> None:
         self._index, self._display, self._jobs = index, display, jobs
         self._program, self._patience = program, patience
-        self._active: list[Attempt] = []
-        self._left: list[Entry] = []
+        self._active: list[RunProcess] = []
+        self._left: list[IndexEntry] = []
         self._interrupts = 0
         self.signal = int(signal.SIGINT)
 
@@ -86,10 +86,10 @@ class Runner:
         finally:
             self._stop()
 
-    def _begin(self, entry: Entry) -> None:
+    def _begin(self, entry: IndexEntry) -> None:
         taken = {attempt.slot for attempt in self._active}
         slot = next(k for k in range(self._jobs) if k not in taken)
-        attempt = Attempt(entry, self._index.folder_of(entry), slot)
+        attempt = RunProcess(entry, self._index.folder_of(entry), slot)
         entry.status, entry.error = "running", ""
         if not attempt.folder.in_use:
             entry.error = self._start(attempt)
@@ -100,7 +100,7 @@ class Runner:
         else:
             self._save()
 
-    def _start(self, attempt: Attempt) -> str:
+    def _start(self, attempt: RunProcess) -> str:
         """Start the process of an attempt and return why it cannot be; nothing if it was."""
         entry, folder = attempt.entry, attempt.folder.path
         try:
@@ -112,12 +112,12 @@ class Runner:
             return f"cannot be started: {error}"
         return ""
 
-    def _command(self, entry: Entry, folder: Path) -> list[str]:
+    def _command(self, entry: IndexEntry, folder: Path) -> list[str]:
         return [*self._program, *arguments_for(self._index.study, entry.options, folder)]
 
     def _environment(self, slot: int) -> dict[str, str]:
         group = os.environ.get("WANDB_RUN_GROUP", self._index.study.name)
-        return {**share(slot, self._jobs), "WANDB_RUN_GROUP": group}
+        return {**resource_share(slot, self._jobs), "WANDB_RUN_GROUP": group}
 
     def _look(self) -> None:
         for attempt in list(self._active):
@@ -137,7 +137,7 @@ class Runner:
                 self._conclude(attempt, "interrupted")
                 self._left.insert(0, attempt.entry)
 
-    def _conclude(self, attempt: Attempt, status: Status) -> None:
+    def _conclude(self, attempt: RunProcess, status: Status) -> None:
         self._active.remove(attempt)
         attempt.entry.status, attempt.entry.seconds = status, attempt.seconds
         if status == "finished":

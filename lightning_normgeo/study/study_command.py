@@ -20,7 +20,7 @@ from lightning_normgeo.study.display import ProgressDisplay, failures, listing, 
 from lightning_normgeo.study.runner import Runner, arguments_for
 from lightning_normgeo.study.study_index import Index
 from lightning_normgeo.study.wandb_sweep import write_sweep
-from lightning_normgeo.terminal.safe_streams import Outlet
+from lightning_normgeo.terminal.safe_streams import PipeSafeStream
 
 _DESCRIPTION = """Run a grid of trainings, each a process of its own with a folder of its own, and report on all of
 them. The same command again goes on: runs that have finished are left alone, half runs go on from their last
@@ -54,7 +54,7 @@ def main(args: list[str]) -> int:
     if options.jobs < 1:
         raise ConfigurationError(f"--jobs {options.jobs} must be at least 1.")
     terminal = sys.stdout.isatty()
-    outlet = cast(TextIO, Outlet(sys.stdout))
+    outlet = cast(TextIO, PipeSafeStream(sys.stdout))
     console = Console(file=outlet, soft_wrap=not terminal, width=None if terminal else 160)
     study = load_study(options.study)
     settings = check(study, options.study)

@@ -17,7 +17,7 @@ Status = Literal["waiting", "running", "finished", "failed", "interrupted"]
 
 
 @dataclass
-class Entry:
+class IndexEntry:
     """One run of a study.
 
     Attributes:
@@ -47,7 +47,7 @@ class Index:
     def __init__(self, study: Study) -> None:
         self.study = study
         known = _known(study.folder)
-        self.entries = [Entry(name, options) for name, options in study.runs().items()]
+        self.entries = [IndexEntry(name, options) for name, options in study.runs().items()]
         for entry in self.entries:
             self._take_up(entry, known.get(entry.name, {}))
 
@@ -56,15 +56,15 @@ class Index:
         """The file."""
         return self.study.folder / STUDY_NAME
 
-    def folder_of(self, entry: Entry) -> RunFolder:
+    def folder_of(self, entry: IndexEntry) -> RunFolder:
         """Return the folder of a run."""
         return RunFolder(self.study.folder / entry.name)
 
-    def is_outdated(self, entry: Entry) -> bool:
+    def is_outdated(self, entry: IndexEntry) -> bool:
         """Whether a run began with other settings than the study has now."""
         return entry.digest not in ("", self.study.digest(entry.options))
 
-    def would_mix(self, entry: Entry) -> bool:
+    def would_mix(self, entry: IndexEntry) -> bool:
         """Whether a run, if it went on, would be one of two settings: its checkpoint's, and the study's."""
         return self.is_outdated(entry) and self.folder_of(entry).checkpoint is not None
 
@@ -74,7 +74,7 @@ class Index:
         runs = [asdict(entry) for entry in self.entries]
         write_document(self.path, {"version": __version__, **study, "runs": runs})
 
-    def _take_up(self, entry: Entry, before: Mapping[str, Any]) -> None:
+    def _take_up(self, entry: IndexEntry, before: Mapping[str, Any]) -> None:
         folder, failed = self.folder_of(entry), before.get("status") == "failed"
         if folder.finished:
             entry.status = "finished"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightning_normgeo.cli import NormgeoCLI
-from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.errors import ConfigurationError, nearest_names
 from lightning_normgeo.study.definition import Study, arguments_of
 
 
@@ -88,7 +88,9 @@ def check(study: Study, name: str = "study") -> Any:
     checker = Checker()
     for option in (*study.settings, *study.grid):
         if longer := checker.longer(option):  # argparse would take it, even beside the same option in full
-            raise ConfigurationError(f"{name}: {option} is short for {closest(option, longer)}; write it in full.")
+            raise ConfigurationError(
+                f"{name}: {option} is short for {nearest_names(option, longer)}; write it in full."
+            )
     first = {option: values[0] for option, values in study.grid.items()}
     cases: list[tuple[str, dict[str, Any]]] = [(name, first)]
     for option, values in study.grid.items():

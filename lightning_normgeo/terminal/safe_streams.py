@@ -13,7 +13,7 @@ from typing import Any, TextIO, cast
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Outlet:
+class PipeSafeStream:
     """A text file that drops what it has no room for, as on a full disk.
 
     It falls silent once nobody reads it any more, as a terminal that is gone.
@@ -64,7 +64,7 @@ class Outlet:
 def outlets() -> Iterator[None]:
     """Let the standard streams stop nothing meanwhile."""
     before = sys.stdout, sys.stderr
-    own = [None if stream is None else Outlet(stream) for stream in before]
+    own = [None if stream is None else PipeSafeStream(stream) for stream in before]
     sys.stdout, sys.stderr = cast("list[TextIO]", own)
     try:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.errors import ConfigurationError, nearest_names
 
 _ENDINGS = (".yaml", ".yml")
 _CONFIG_OPTIONS = ("-c", "--config")
@@ -56,7 +56,7 @@ def find_config(given: str, option: str = "--config") -> str:
     what = "is a folder" if Path(given).is_dir() else "does not exist"
     raise ConfigurationError(
         f"{option} {given} {what}, and no configuration that comes with the package is called so. "
-        f"Nearest: {closest(asked, alike or known)}; normgeo configs lists all."
+        f"Nearest: {nearest_names(asked, alike or known)}; normgeo configs lists all."
     )
 
 

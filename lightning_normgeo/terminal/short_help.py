@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lightning_normgeo._version import __version__
-from lightning_normgeo.errors import closest
+from lightning_normgeo.errors import nearest_names
 from lightning_normgeo.terminal.shipped_configs import shipped_configs, title_of
 
 TRAINER_COMMANDS = {
@@ -108,7 +108,7 @@ def unknown_command(command: str) -> str:
     """Return what to say of a command that there is not, or of an option in its place."""
     if command.startswith("-"):
         return f"{command} comes after the command, one of {', '.join([*TRAINER_COMMANDS, *OWN_COMMANDS])}."
-    return f"{command!r} is no command. Choose one of: {closest(command, [*TRAINER_COMMANDS, *OWN_COMMANDS])}."
+    return f"{command!r} is no command. Choose one of: {nearest_names(command, [*TRAINER_COMMANDS, *OWN_COMMANDS])}."
 
 
 def config_list() -> str:

@@ -131,16 +131,16 @@ class Observed:
 
     @property
     def invariant(self) -> set[str]:
-        return self._sites("orthogonality/max_abs_cos", "norm_growth/increment")
+        return self._layers("orthogonality/max_abs_cos", "norm_growth/increment")
 
     @property
     def controls(self) -> set[str]:
-        return self._sites("orthogonality_control/max_abs_cos", "norm_growth_control/increment")
+        return self._layers("orthogonality_control/max_abs_cos", "norm_growth_control/increment")
 
-    def _sites(self, *keys: str) -> set[str]:
+    def _layers(self, *keys: str) -> set[str]:
         layers = [self.record.layers.get(key, [(0, {})]) for key in keys]
         # the first step is where numbers may refute a joint unit, which is then left out of that row
-        found = {frozenset(sites) for points in layers for _, sites in points[1:] or points}
+        found = {frozenset(layers) for points in layers for _, layers in points[1:] or points}
         assert len(found) == 1, "the monitors saw different weights, or other ones at another step"
         return set(*found)
 
@@ -175,21 +175,21 @@ def observe(
     return observed
 
 
-def rows(tensors: dict[str, Tensor], site: str, joint: set[str]) -> Tensor:
+def rows(tensors: dict[str, Tensor], layer: str, joint: set[str]) -> Tensor:
     """Return a weight with one unit per row."""
-    weight = tensors.get(f"{site}.weight", tensors.get(site))
-    if site in joint:
-        return torch.cat([weight.flatten(), tensors[f"{site}.bias"]]).double().unsqueeze(0)
+    weight = tensors.get(f"{layer}.weight", tensors.get(layer))
+    if layer in joint:
+        return torch.cat([weight.flatten(), tensors[f"{layer}.bias"]]).double().unsqueeze(0)
     return weight.double().flatten(1)
 
 
 def check_increments(observed: Observed, group: str, joint: set[str]) -> None:
     """Increments are those of the training without callbacks, and explained as far as can be told."""
     for step, layers in observed.record.layers.get(f"{group}/increment", []):
-        for site, increment in layers.items():
-            w, after = (rows(weights, site, joint) for weights in observed.plain.weights[step : step + 2])
+        for layer, increment in layers.items():
+            w, after = (rows(weights, layer, joint) for weights in observed.plain.weights[step : step + 2])
             d = after - w
-            assert increment == pytest.approx(float(2 * w.ravel().dot(d.ravel()) + d.square().sum()), rel=1e-6), site
+            assert increment == pytest.approx(float(2 * w.ravel().dot(d.ravel()) + d.square().sum()), rel=1e-6), layer
     if group in observed.groups:
         check_residuals(observed.record, group)
 
@@ -199,16 +199,16 @@ def check_residuals(record: Record, group: str) -> None:
     assert [r for r, f in zip(residuals, floors, strict=True) if abs(r[1]) > f[1]] == []
     layers = zip(record.layers[f"{group}/residual"], record.layers[f"{group}/storage_floor"], strict=True)
     for (_, by_layer), (_, floor) in layers:
-        assert {site: value for site, value in by_layer.items() if abs(value) > floor[site]} == {}
+        assert {layer: value for layer, value in by_layer.items() if abs(value) > floor[layer]} == {}
 
 
 def check_cosines(observed: Observed, group: str, joint: set[str]) -> None:
     """Cosines are those of the weights and gradients of the training without callbacks."""
     for step, layers in observed.record.layers.get(f"{group}/max_abs_cos", []):
-        for site, largest in layers.items():
-            w, g = (rows(of[step], site, joint) for of in (observed.plain.weights, observed.plain.gradients))
+        for layer, largest in layers.items():
+            w, g = (rows(of[step], layer, joint) for of in (observed.plain.weights, observed.plain.gradients))
             cosines = (w * g).sum(1) / (w.norm(dim=1) * g.norm(dim=1)).clamp_min(1e-300)
-            assert largest == pytest.approx(float(cosines.abs().max()), rel=1e-4, abs=1e-9), site
+            assert largest == pytest.approx(float(cosines.abs().max()), rel=1e-4, abs=1e-9), layer
 
 
 def write_text(words: int = 3000) -> None:
@@ -312,7 +312,7 @@ CONVOLUTIONAL: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
 def test_convolutional_networks_of_torchvision(name: str) -> None:
     make, size, invariant, controls = CONVOLUTIONAL[name]
     observed = observe(lambda: Classifier(make(), momentum), images(size))
-    layers = {site: layer for site, layer in observed.run.module.named_modules() if hasattr(layer, "weight")}
+    layers = {layer: layer for layer, layer in observed.run.module.named_modules() if hasattr(layer, "weight")}
     before_batch_norm = {s for s, layer in layers.items() if isinstance(layer, nn.Conv2d) and layer.bias is None}
     assert observed.invariant == before_batch_norm
     assert (len(before_batch_norm), len(observed.controls)) == (invariant, controls)
@@ -343,7 +343,7 @@ def test_vision_transformer_has_controls_only() -> None:
     block = ("self_attention.in_proj_weight", "self_attention.out_proj", "mlp.0", "mlp.3")
     blocks = {f"encoder.layers.encoder_layer_{i}.{layer}" for i in range(2) for layer in block}
     others = {"class_token", "conv_proj", "encoder.pos_embedding", "heads.head"}
-    assert observed.controls == {f"network.{site}" for site in blocks | others}
+    assert observed.controls == {f"network.{layer}" for layer in blocks | others}
     assert observed.groups == {"orthogonality_control", "norm_growth_control"}
     check_robustness(observed, images(32, n=6))
 
@@ -543,7 +543,7 @@ def test_units_follow_a_constant_that_changes_while_it_trains() -> None:
     logger = RecordLogger()
     fit(Annealed, images(8), [OrthogonalityMonitor()], logger, {})
     record = read_record(logger.folder)
-    invariant = {step: set(sites) for step, sites in record.layers["orthogonality/max_abs_cos"]}
+    invariant = {step: set(layers) for step, layers in record.layers["orthogonality/max_abs_cos"]}
     assert invariant == {0: {"first", "second"}, 1: {"second"}, 2: {"second"}}
 
 

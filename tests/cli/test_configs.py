@@ -33,7 +33,7 @@ from lightning_normgeo.cli import NormgeoCLI, configs_folder, run
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.normalization import NORMS, find_norm
 from lightning_normgeo.study import load_study, runner
-from lightning_normgeo.study.run_process import Attempt
+from lightning_normgeo.study.run_process import RunProcess
 from lightning_normgeo.study.validation import Checker
 from support.isolation import REPOSITORY
 
@@ -160,7 +160,7 @@ def test_study_is_listed_and_its_runs_are_those_of_the_paper(path: Path, capsys:
     assert study.grid.get("seed_everything", [0, 1, 2]) == [0, 1, 2]
 
 
-class InProcess(Attempt):
+class InProcess(RunProcess):
     """An attempt without a process of its own, which would take longer to start than all it does."""
 
     pid = 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lightning_normgeo.normalization import scale_invariant_units
-from lightning_normgeo.normalization.names import by_clean_name, named_weights, site_of
+from lightning_normgeo.normalization.names import by_clean_name, layer_name, named_weights
 
 
 class LowRank(nn.Module):
@@ -29,7 +29,7 @@ def net() -> nn.Sequential:
 
 
 def weights(module: nn.Module) -> list[tuple[str, str]]:
-    return [(name, site_of(name)) for name, _ in named_weights(module)]
+    return [(name, layer_name(name)) for name, _ in named_weights(module)]
 
 
 def old_weight_norm(layer: nn.Module) -> None:

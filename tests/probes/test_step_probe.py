@@ -12,7 +12,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
-from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
 from support.projects import Account, Optimizers, Project, Rows, images, sgd, trainer
 
 
@@ -23,7 +23,7 @@ class Spy(NormGrowthMonitor):
         super().__init__(every_n_steps)
         self.seen: list[dict[str, Any]] = []
 
-    def measure(self, measured: Measured) -> Iterator[Any]:
+    def measure(self, measured: MeasuredStep) -> Iterator[Any]:
         self.seen.append({step.units.name: step for step in measured.steps})
         yield from super().measure(measured)
 
@@ -227,7 +227,7 @@ def test_adamw_is_explained_down_to_the_rounding_of_its_decay() -> None:
 
 
 def test_steps_with_arguments_of_their_own_are_left_alone() -> None:
-    class Scaled(torch.optim.SGD):
+    class ScaleState(torch.optim.SGD):
         def step(self, scale: float = 1.0) -> None:  # type: ignore[override]
             assert scale == 2.0
             super().step()
@@ -242,7 +242,7 @@ def test_steps_with_arguments_of_their_own_are_left_alone() -> None:
             optimizer.step(2.0)
 
     spy = Spy()
-    trainer(spy, steps=-1, max_epochs=1).fit(Manual2(lambda m: Scaled(m.parameters(), lr=0.1)), images(16))
+    trainer(spy, steps=-1, max_epochs=1).fit(Manual2(lambda m: ScaleState(m.parameters(), lr=0.1)), images(16))
     assert [len(steps) for steps in spy.seen] == [3, 3]
 
 

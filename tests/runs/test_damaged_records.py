@@ -22,7 +22,7 @@ from lightning_normgeo.runs.record import Record, read_records
 from lightning_normgeo.runs.run_folder import RunFolder
 from lightning_normgeo.runs.summary import summary_table
 from lightning_normgeo.study.definition import Study
-from lightning_normgeo.study.run_progress import Watch
+from lightning_normgeo.study.run_progress import RunProgress
 from lightning_normgeo.study.study_index import Index
 from support.records import write_run, write_study
 
@@ -82,7 +82,7 @@ def test_a_bad_line_is_left_out_and_counted(name: str) -> None:
         record = read_record(folder)
     assert len(said) == 1
     assert record.metrics == {"a": [(7, 1.0), (8, 1.0)], "b": [(7, -float("inf")), (8, -float("inf"))]}
-    watch = Watch(folder)
+    watch = RunProgress(folder)
     watch.look()
     assert watch.step == 8
     with pytest.warns(MeasurementWarning):
@@ -140,7 +140,7 @@ def test_what_is_no_file_is_no_record(name: str) -> None:
     with pytest.warns(MeasurementWarning, match=rf"A run is left out\. .*one/{REFUSED}"):
         (record,) = read_records([folder, folder.parent / "two"])
     assert record.metrics["a"]
-    watch = Watch(folder)
+    watch = RunProgress(folder)
     watch.look()
     assert watch.text == "starting"
     assert RunFolder(folder).wandb_id is None

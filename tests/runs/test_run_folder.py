@@ -21,9 +21,9 @@ from lightning_normgeo.cli import run
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.runs.resume import RandomState
 from lightning_normgeo.runs.run_folder import RunFolder
-from lightning_normgeo.study.run_process import Attempt
+from lightning_normgeo.study.run_process import RunProcess
 from lightning_normgeo.study.runner import NORMGEO
-from lightning_normgeo.study.study_index import Entry
+from lightning_normgeo.study.study_index import IndexEntry
 from support.wandb_log import read_finished
 
 pytestmark = [
@@ -369,7 +369,7 @@ def test_a_wandb_that_cannot_start_does_not_stop_the_run(
 def test_two_devices_share_a_run_of_which_nothing_is_left_when_it_is_killed(fit: Any) -> None:
     arguments = ["fit", "--config=tiny.yaml", f"--run={RUN}", "--trainer.max_epochs=1000"]
     several = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    attempt = Attempt(Entry("one", {}), RunFolder(RUN), slot=0)
+    attempt = RunProcess(IndexEntry("one", {}), RunFolder(RUN), slot=0)
     attempt.start([*NORMGEO, *arguments, *several], {"OMP_NUM_THREADS": "1"})
     said = Path(RUN, "output.log")
     try:

@@ -21,10 +21,10 @@ import torch
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.study import study_command
 from lightning_normgeo.study.definition import Study
-from lightning_normgeo.study.resources import share
-from lightning_normgeo.study.run_progress import Watch
+from lightning_normgeo.study.resources import resource_share
+from lightning_normgeo.study.run_progress import RunProgress
 from lightning_normgeo.study.runner import Runner
-from lightning_normgeo.study.study_index import Entry, Index
+from lightning_normgeo.study.study_index import Index, IndexEntry
 from support.isolation import REPOSITORY
 
 PROGRAM = (sys.executable, "-S", str(REPOSITORY / "tests" / "study_stand_in.py"))
@@ -34,11 +34,11 @@ Shown = list[tuple[str, str]]
 class Recorder:
     """A display that remembers each change of a status, and acts when it is told to."""
 
-    def __init__(self, act: Callable[[Entry, Watch], None] = lambda entry, watch: None) -> None:
+    def __init__(self, act: Callable[[IndexEntry, RunProgress], None] = lambda entry, watch: None) -> None:
         self.shown: Shown = []
         self._act = act
 
-    def update(self, entry: Entry, watch: Watch) -> None:
+    def update(self, entry: IndexEntry, watch: RunProgress) -> None:
         if (entry.name, entry.status) not in self.shown[-1:]:
             self.shown.append((entry.name, entry.status))
         self._act(entry, watch)
@@ -91,7 +91,7 @@ def test_several_at_a_time_and_never_more() -> None:
     study = study_of("wait", seeds=3)
     together: list[int] = []
 
-    def act(entry: Entry, watch: Watch) -> None:
+    def act(entry: IndexEntry, watch: RunProgress) -> None:
         waiting = [path for path in study.folder.glob("*/waits") if not (path.parent / "run.json").exists()]
         together.append(len(waiting))
         if len(waiting) == 2:
@@ -176,7 +176,7 @@ def test_progress_is_that_of_the_record() -> None:
     study = study_of("wait")
     seen: list[tuple[str, float]] = []
 
-    def act(entry: Entry, watch: Watch) -> None:
+    def act(entry: IndexEntry, watch: RunProgress) -> None:
         seen.append((watch.text, watch.fraction))
         if watch.epoch:
             Path("go").touch()
@@ -366,7 +366,7 @@ def test_a_run_that_outlives_its_runner_and_then_dies_is_run_again(forked: Any) 
         os.kill(runner, signal.SIGKILL)
         exit_status(runner)
 
-        def act(entry: Entry, watch: Watch) -> None:
+        def act(entry: IndexEntry, watch: RunProgress) -> None:
             if len(starts(study, "behave=wait")) == 1:
                 with suppress(ProcessLookupError):
                     os.kill(run_pid, signal.SIGKILL)
@@ -386,7 +386,7 @@ def test_a_run_that_was_only_starting_when_its_runner_was_killed_is_waited_for(f
     exit_status(runner)
     looks: list[bool] = []
 
-    def act(entry: Entry, watch: Watch) -> None:
+    def act(entry: IndexEntry, watch: RunProgress) -> None:
         looks.append(not alive(starts(study, name)[-1]["pid"]))
         if sum(looks) > 3 and len(starts(study, name)) == 2:  # the second one was refused, and that was seen
             Path("go").touch()
@@ -507,16 +507,16 @@ def test_share_of_the_machine(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    found = [share(slot, jobs) for slot in range(jobs)]
+    found = [resource_share(slot, jobs) for slot in range(jobs)]
     assert [{**({"OMP_NUM_THREADS": str(6 // jobs)} if jobs > 1 else {}), **expected} for expected in shares] == found
 
 
 def test_threads_that_are_given_stay_and_one_is_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert share(0, 2)["OMP_NUM_THREADS"] == "5"
+    assert resource_share(0, 2)["OMP_NUM_THREADS"] == "5"
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    assert share(0, 9)["OMP_NUM_THREADS"] == "1"
+    assert resource_share(0, 9)["OMP_NUM_THREADS"] == "1"
 
 
 def test_runs_get_their_share_and_a_group_of_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,7 +525,7 @@ def test_runs_get_their_share_and_a_group_of_wandb(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
     study = study_of("wait", seeds=2)
 
-    def act(entry: Entry, watch: Watch) -> None:
+    def act(entry: IndexEntry, watch: RunProgress) -> None:
         if len(list(study.folder.glob("*/waits"))) == 2:
             Path("go").touch()
 

@@ -26,11 +26,11 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.study import Study, load_study
 from lightning_normgeo.study.definition import arguments_of
 from lightning_normgeo.study.display import ProgressDisplay, failures, listing, outdated
-from lightning_normgeo.study.run_progress import Watch
+from lightning_normgeo.study.run_progress import RunProgress
 from lightning_normgeo.study.runner import Runner
-from lightning_normgeo.study.study_index import Entry, Index
+from lightning_normgeo.study.study_index import Index, IndexEntry
 from lightning_normgeo.study.validation import check
-from lightning_normgeo.terminal.safe_streams import Outlet
+from lightning_normgeo.terminal.safe_streams import PipeSafeStream
 from lightning_normgeo.utilities.files import read_lines
 from support.isolation import REPOSITORY, isolated
 
@@ -239,8 +239,8 @@ def screen(**settings: Any) -> tuple[Console, StringIO]:
 
 def test_a_line_for_each_run_on_a_terminal() -> None:
     console, text = screen(force_terminal=True, color_system=None)
-    entries = [Entry("norm=bn", {}, "running"), Entry("norm=gn", {}, "running")]
-    watch = Watch(Path("none"))
+    entries = [IndexEntry("norm=bn", {}, "running"), IndexEntry("norm=gn", {}, "running")]
+    watch = RunProgress(Path("none"))
     with ProgressDisplay(console) as display:
         for entry in entries:
             display.update(entry, watch)
@@ -255,7 +255,7 @@ def test_a_line_for_each_run_on_a_terminal() -> None:
         entries[0].status, entries[0].seconds = "finished", 12.4
         entries[1].status, entries[1].error = "failed", "RuntimeError: [red] is not a color"
         display.update(entries[0], watch)
-        display.update(entries[1], Watch(Path("none")))
+        display.update(entries[1], RunProgress(Path("none")))
     assert "norm=bn: finished after 12 s, val 75.0 %" in text.getvalue()
     assert "norm=gn: failed after 0 s" in text.getvalue()
     assert "RuntimeError: [red] is not a color" in text.getvalue()
@@ -263,13 +263,13 @@ def test_a_line_for_each_run_on_a_terminal() -> None:
 
 def test_lines_of_plain_text_elsewhere() -> None:
     console, text = screen()
-    entry = Entry("norm=bn," + 200 * "x", {}, "running")
+    entry = IndexEntry("norm=bn," + 200 * "x", {}, "running")
     with ProgressDisplay(console) as display:
         for _ in range(3):
-            display.update(entry, Watch(Path("none")))
+            display.update(entry, RunProgress(Path("none")))
         display.stopping(1)
         entry.status = "interrupted"
-        display.update(entry, Watch(Path("none")))
+        display.update(entry, RunProgress(Path("none")))
     assert text.getvalue().rstrip().splitlines() == [
         f"{entry.name}: begins",
         "stopping 1 run; once more to stop at once",
@@ -330,20 +330,20 @@ def test_listing_of_half_runs_with_other_settings() -> None:
 def test_a_terminal_that_is_gone_stops_nothing() -> None:
     terminal, side = os.openpty()
     with os.fdopen(side, "w") as file:
-        console = Console(file=cast(TextIO, Outlet(file)), force_terminal=True)
-        entry = Entry("norm=bn", {}, "running")
+        console = Console(file=cast(TextIO, PipeSafeStream(file)), force_terminal=True)
+        entry = IndexEntry("norm=bn", {}, "running")
         with ProgressDisplay(console) as display:
-            display.update(entry, Watch(Path("none")))
+            display.update(entry, RunProgress(Path("none")))
             os.close(terminal)
             display.stopping(1)
             entry.status = "failed"
-            display.update(entry, Watch(Path("none")))
+            display.update(entry, RunProgress(Path("none")))
         console.print("interrupted")
         assert not file.isatty()
 
 
 def test_watch_of_a_run_that_was_interrupted_and_goes_on(tmp_path: Path) -> None:
-    record, watch = tmp_path / "record.jsonl", Watch(tmp_path)
+    record, watch = tmp_path / "record.jsonl", RunProgress(tmp_path)
 
     def add(text: str) -> str:
         with record.open("a") as file:
@@ -451,7 +451,7 @@ class Killer:
 
     runner: Runner
 
-    def update(self, entry: Entry, watch: Watch) -> None:
+    def update(self, entry: IndexEntry, watch: RunProgress) -> None:
         (attempt,) = self.runner._active or [None]
         if entry.name == "norm=gn" and attempt is not None and attempt.pid is not None and watch.epoch == 1:
             os.kill(attempt.pid, signal.SIGKILL)

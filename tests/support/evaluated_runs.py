@@ -12,7 +12,7 @@ import torch
 from lightning_normgeo import RecordLogger
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.robustness.results.attack_results import results_of
-from lightning_normgeo.robustness.results.sample_results import Decisions, Rows
+from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows
 
 SHARES = {"clean": 0.8, "gaussian": 0.7, "bim": 0.3}
 
@@ -50,12 +50,12 @@ def write_run(
             logger.log_metrics({key: value}, step=step)
     generator = np.random.default_rng(list(name.encode()))
     shares = SHARES if shares is None else shares
-    decisions = Decisions(list(shares))
+    decisions = SampleResults(list(shares))
     index = torch.arange(first, first + n)
     label = index % classes
     for attack, share in shares.items():
         prediction = label + torch.from_numpy(generator.random(n) >= share)
-        decisions.add(attack, Rows(index, label, prediction, *torch.rand(4, n), index))
+        decisions.add(attack, SampleRows(index, label, prediction, *torch.rand(4, n), index))
     strengths = {"gaussian": {"std": 0.05}, "bim": {"eps": 8 / 255}} | (evaluation or {})
     if shares:
         rows = [

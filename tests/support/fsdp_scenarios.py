@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.probes.sharded import all_reduce
-from lightning_normgeo.probes.sharded.reader import DividedReader
+from lightning_normgeo.probes.sharded.reader import ShardedReader
 from support.fsdp_models import (
     SAME_AS_ONE,
     Attention,
@@ -218,7 +218,7 @@ def left_out(devices: int) -> Report:
     module.divide = lambda net: (divide(net), net.set_reduce_scatter_unused_params(True))  # type: ignore[method-assign]
     run("branches", module)
     run("grouped", Divided(grouped, []))
-    for name, owner, function in (("reading", DividedReader, "read"), ("sending", all_reduce, "_write")):
+    for name, owner, function in (("reading", ShardedReader, "read"), ("sending", all_reduce, "_write")):
         genuine = getattr(owner, function)
         setattr(owner, function, failing_on_the_second_call(genuine))
         run(name, Divided(batch_norms, []))

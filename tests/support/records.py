@@ -17,7 +17,7 @@ import torch
 from lightning_normgeo import RecordLogger, __version__
 from lightning_normgeo.robustness.results.attack_results import results_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
-from lightning_normgeo.robustness.results.sample_results import Decisions, Rows
+from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows
 from lightning_normgeo.robustness.settings import RobustnessSettings
 from lightning_normgeo.robustness.threat_model import InputSpace
 from lightning_normgeo.runs.record import STUDY_NAME
@@ -208,16 +208,16 @@ def _evaluate(logger: RecordLogger, generator: np.random.Generator, step: int) -
         logger.log_metrics({f"robustness/{name}/{key}": value for key, value in numbers.items()}, step=step)
 
 
-def _decisions(generator: np.random.Generator) -> Decisions:
+def _decisions(generator: np.random.Generator) -> SampleResults:
     """Return decisions that are the more often wrong the stronger the attack; all runs see the same data."""
     index = torch.arange(SAMPLES)
     label = index * 7 % CLASSES
     margin = torch.from_numpy(generator.normal(0.8, 0.7, SAMPLES))
-    decisions = Decisions(ATTACKS.rows)
+    decisions = SampleResults(ATTACKS.rows)
     strengths = {"clean": 0.0, **{a.name: 20 * a.settings().get("eps", 0.01) for a in ATTACKS.all_attacks}}
     for name, strength in strengths.items():
         loss = torch.nn.functional.softplus(strength - margin).float()
         size = torch.full_like(loss, strength / 20)
         prediction = torch.where(margin > strength, label, (label + 1) % CLASSES)
-        decisions.add(name, Rows(index, label, prediction, loss, size, 10 * size, torch.ones_like(loss), index))
+        decisions.add(name, SampleRows(index, label, prediction, loss, size, 10 * size, torch.ones_like(loss), index))
     return decisions

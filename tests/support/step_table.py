@@ -144,8 +144,8 @@ def assert_explained(rows: Rows, account: Account, steps: tuple[int, ...], wide:
     assert [step for step, metrics in rows.rows if "norm_growth/increment" in metrics] == list(steps)
     increments = account.increments()
     for step, metrics in rows.rows:
-        for group, sites in SITES.items():
-            truth = {f"/{site}": increments[step][f"{site}.weight"] for site in sites}
+        for group, layers in SITES.items():
+            truth = {f"/{layer}": increments[step][f"{layer}.weight"] for layer in layers}
             for suffix, increment in {"": sum(truth.values()), **truth}.items():
                 if f"{group}/increment{suffix}" not in metrics:
                     continue  # a row of the other monitor
@@ -166,8 +166,8 @@ def assert_at_the_floor(metrics: dict[str, float], group: str, suffix: str, wide
 
 def assert_cumulative(metrics: dict[str, float], group: str, suffix: str, increments: list[dict[str, float]]) -> None:
     """So it is for the sums over all steps so far."""
-    sites = [suffix.strip("/")] if suffix else SITES[group]
-    truth = sum(increment[f"{site}.weight"] for increment in increments for site in sites)
+    layers = [suffix.strip("/")] if suffix else SITES[group]
+    truth = sum(increment[f"{layer}.weight"] for increment in increments for layer in layers)
     rounding = 1e-15 * metrics[f"{group}/weight_norm{suffix}"] ** 2
     assert metrics[f"{group}/cumulative_increment{suffix}"] == pytest.approx(truth, rel=1e-9, abs=rounding)
     floor = metrics[f"{group}/cumulative_storage_floor{suffix}"]
@@ -177,13 +177,13 @@ def assert_cumulative(metrics: dict[str, float], group: str, suffix: str, increm
 def assert_cosines(rows: Rows, account: Account, steps: tuple[int, ...], tolerance: float = 1e-9) -> None:
     """Cosines are those of a gradient that was computed elsewhere."""
     curves = rows.curves
-    for group, sites in SITES.items():
+    for group, layers in SITES.items():
         orthogonality = group.replace("norm_growth", "orthogonality")
-        for site in sites:
-            largest, average = (dict(curves[f"{orthogonality}/{key}/{site}"]) for key in ("max_abs_cos", "rms_cos"))
+        for layer in layers:
+            largest, average = (dict(curves[f"{orthogonality}/{key}/{layer}"]) for key in ("max_abs_cos", "rms_cos"))
             assert list(largest) == list(average) == list(steps)
             for step in steps:
-                cosines = account.cosines(step, f"{site}.weight")
+                cosines = account.cosines(step, f"{layer}.weight")
                 assert largest[step] == pytest.approx(float(cosines.max()), rel=tolerance)
                 assert average[step] == pytest.approx(float(cosines.square().mean().sqrt()), rel=tolerance)
     assert min(value for _, value in curves["orthogonality/max_abs_cos"]) > 1e-5, "ε is really there"

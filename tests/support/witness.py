@@ -21,7 +21,7 @@ from support.projects import Rows
 _PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\.original\d*$")
 
 
-def site(name: str) -> str:
+def layer(name: str) -> str:
     """Return how the package's keys name a parameter."""
     return _PARAMETRIZED.sub(r".\1", name).removesuffix("_orig").removesuffix(".weight")
 
@@ -199,7 +199,7 @@ class Layers(Rows):
         assert step not in self.layers
         self.layers[step or 0] = layers
 
-    def by_site(self, step: int, group: str) -> dict[str, dict[str, float]]:
+    def by_layer(self, step: int, group: str) -> dict[str, dict[str, float]]:
         """Return the metrics of each site of a group."""
         found: dict[str, dict[str, float]] = defaultdict(dict)
         for key, values in self.layers[step].items():

@@ -19,7 +19,7 @@ from lightning_normgeo.models.architecture import ARCHITECTURES
 from lightning_normgeo.study.validation import Checker
 from lightning_normgeo.terminal import short_help
 from lightning_normgeo.terminal.any_encoding import _IN_WORDS
-from lightning_normgeo.terminal.safe_streams import Outlet
+from lightning_normgeo.terminal.safe_streams import PipeSafeStream
 
 EXPLAINING = [[], ["--help"], ["--version"], ["configs"], *([name, "--help"] for name in short_help.TRAINER_COMMANDS)]
 LINES, COLUMNS = 50, 100
@@ -171,7 +171,7 @@ def test_output_goes_on_when_there_is_room_again() -> None:
             return super().write(text)
 
     file = Full()
-    outlet = Outlet(file)
+    outlet = PipeSafeStream(file)
     outlet.write("lost")
     file.full = False
     outlet.write("shown")

@@ -27,7 +27,7 @@ from lightning_normgeo import (
 )
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.units import Units, WeightUnits
-from lightning_normgeo.robustness import Decisions, RobustnessReport, RobustnessSettings, compare, load_decisions
+from lightning_normgeo.robustness import RobustnessReport, RobustnessSettings, SampleResults, compare, load_decisions
 from lightning_normgeo.runs.record import Record
 from lightning_normgeo.study import load_study
 from lightning_normgeo.utilities.checked_values import UnknownNameError
@@ -67,7 +67,7 @@ def values(report: RobustnessReport, run: Path) -> Iterator[tuple[object, str]]:
     yield report.decisions.of("bim"), r"Rows\(12 samples, \d+ correct\)"
     yield RobustnessSettings(attacks="bim", steps=2), r"RobustnessSettings\(steps=2, attacks=\['bim'\]\)"
     yield (
-        RobustnessReport({}, {}, [], Decisions([]), not_evaluated={"all attacks": "why"}),
+        RobustnessReport({}, {}, [], SampleResults([]), not_evaluated={"all attacks": "why"}),
         r".*\(all attacks not eval.*",
     )
     yield read_record(run), r"Record\('.*first', to step 60, \d+ metrics, 2 results, complete\)"
@@ -93,7 +93,7 @@ def test_a_value_is_one_line_in_a_prompt(report: RobustnessReport, run: Path) ->
 def many(count: int) -> RobustnessReport:
     row = evaluate_robustness(net(), batches(), attacks=[], progress=False)["clean"]
     settings = {"attacks": {}}
-    return RobustnessReport({f"{HOSTILE}{k}": row for k in range(count)}, settings, [HOSTILE], Decisions([]))
+    return RobustnessReport({f"{HOSTILE}{k}": row for k in range(count)}, settings, [HOSTILE], SampleResults([]))
 
 
 def hostile() -> Iterator[Any]:
@@ -171,7 +171,7 @@ def test_tables_take_the_colours_of_the_page() -> None:
 
 
 def test_what_is_not_evaluated_is_in_the_table() -> None:
-    report = RobustnessReport({}, {}, ["be wary"], Decisions([]), not_evaluated={"bim": "no gradient"})
+    report = RobustnessReport({}, {}, ["be wary"], SampleResults([]), not_evaluated={"bim": "no gradient"})
     assert "bim: not evaluated: no gradient" in report._repr_html_()
     assert "be wary" in report._repr_html_()
 
@@ -195,7 +195,7 @@ def test_a_report_is_looked_up_by_attack(report: RobustnessReport) -> None:
     assert 3 not in report
     assert list(report) == ["clean", "gaussian", "bim"]
     assert len(report) == 3
-    assert RobustnessReport({}, {}, [], Decisions([]))  # a report, though an empty one
+    assert RobustnessReport({}, {}, [], SampleResults([]))  # a report, though an empty one
 
 
 @pytest.mark.parametrize("kind", [KeyError, ConfigurationError], ids=["KeyError", "ConfigurationError"])
@@ -210,7 +210,7 @@ def test_a_wrong_attack_names_the_nearest_and_all(report: RobustnessReport, kind
         report.decisions.of("bmi")
     assert report.decisions.without("bim").attacks == ["clean", "gaussian"]
     with pytest.raises(kind, match=r"was not evaluated: no gradient; known are none"):
-        RobustnessReport({}, {}, [], Decisions([]), not_evaluated={"bim": "no gradient"})["bim"]
+        RobustnessReport({}, {}, [], SampleResults([]), not_evaluated={"bim": "no gradient"})["bim"]
 
 
 def test_units_are_looked_up_by_place_and_name() -> None:
@@ -285,7 +285,7 @@ def test_data_frames_of_reports_and_units(report: RobustnessReport) -> None:
     }  # fmt: skip
     swapped = swap_norm(conv_bn(), "gn", example_batch=x2d())
     assert swapped.to_frame().loc["1", "change"] == swapped.changes[0].change
-    assert RobustnessReport({}, {}, [], Decisions([])).to_frame().empty
+    assert RobustnessReport({}, {}, [], SampleResults([])).to_frame().empty
     assert Units(()).to_frame().empty
 
 

@@ -7,23 +7,23 @@ from typing import Any
 from torch import nn
 
 from lightning_normgeo.callbacks._monitors.observer import Observer
-from lightning_normgeo.errors import harmless, warn_once
+from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.normalization.names import bias_of, by_clean_name, named_weights
-from lightning_normgeo.probes.cumulative.increments import NormAccount
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 
 
-class Counted:
+class CumulativeState:
     """Holds the account of a training, and that of a checkpoint until a training goes on with it."""
 
     def __init__(self) -> None:
-        self._account: NormAccount | None = None
+        self._account: CumulativeIncrements | None = None
         self._saved: dict[str, Any] = {}
 
     @property
-    def account(self) -> NormAccount | None:
+    def sums(self) -> CumulativeIncrements | None:
         """The sums over all steps so far, or those of a checkpoint."""
         if self._account is None and self._saved:
-            waiting = NormAccount()
+            waiting = CumulativeIncrements()
             _load(waiting, self._saved)
             return waiting
         return self._account
@@ -34,16 +34,16 @@ class Counted:
             return
 
         def look_up() -> dict[str, nn.Parameter]:
-            exchange = observer.exchange
-            named = dict(module.named_parameters()) if exchange is None else exchange.parameters
+            all_reduce = observer.all_reduce
+            named = dict(module.named_parameters()) if all_reduce is None else all_reduce.parameters
             parameters = by_clean_name(named.items())
             names = [name for weight, _ in named_weights(module, frozen=True) for name in (weight, bias_of(weight))]
             return {name: parameters[name] for name in names if name in parameters}
 
-        account = NormAccount(look_up) if observer.exchange is None else observer.exchange.new_account(look_up)
-        _load(account, self._saved)
-        account.follow(look_up())
-        self._account = observer.probe.account = account
+        sums = CumulativeIncrements(look_up) if observer.all_reduce is None else observer.all_reduce.new_sums(look_up)
+        _load(sums, self._saved)
+        sums.follow(look_up())
+        self._account = observer.probe.sums = sums
 
     def close(self) -> None:
         """Let go of the model; what has the account may still ask for its sums."""
@@ -57,10 +57,10 @@ class Counted:
             _load(self._account, self._saved)
 
 
-@harmless
-def _load(account: NormAccount, state: dict[str, Any]) -> None:
+@skipped_on_error
+def _load(sums: CumulativeIncrements, state: dict[str, Any]) -> None:
     try:
-        account.load(state)
+        sums.load(state)
     except Exception as error:  # of another version, or damaged
-        account.load({})
+        sums.load({})
         warn_once(f"The sums in the checkpoint cannot be gone on with ({error}): cumulative_… keys begin anew.")

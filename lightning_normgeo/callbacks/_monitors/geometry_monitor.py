@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from lightning_normgeo._lightning import QuietCallback
-from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
 from lightning_normgeo.callbacks._monitors.session import Session
-from lightning_normgeo.callbacks._monitors.sharded_models import forget_division, note_division, runs_under
+from lightning_normgeo.callbacks._monitors.sharded_models import forget_sharding, note_sharding, runs_under
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.wandb_keys import WandbKeys
-from lightning_normgeo.errors import ConfigurationError, closest, harmless, warn_once
-from lightning_normgeo.normalization.names import named_weights, site_of
+from lightning_normgeo.errors import ConfigurationError, nearest_names, skipped_on_error, warn_once
+from lightning_normgeo.normalization.names import layer_name, named_weights
 from lightning_normgeo.utilities.checked_values import plain, shown, strings
 from lightning_normgeo.utilities.notebook import one_line
 
@@ -74,7 +74,7 @@ class GeometryMonitor(QuietCallback):
     ) -> None:
         super().__init__()
         if wandb_keys not in get_args(WandbKeys):
-            known = closest(str(wandb_keys), get_args(WandbKeys))
+            known = nearest_names(str(wandb_keys), get_args(WandbKeys))
             raise ConfigurationError(f"{type(self).__name__}(wandb_keys={wandb_keys!r}): choose one of {known}.")
         name = type(self).__name__
         every_n_steps = plain(every_n_steps)
@@ -90,19 +90,19 @@ class GeometryMonitor(QuietCallback):
         self.wandb_keys = wandb_keys
         self._cadence = every_n_steps or 1
         self._ready = False
-        self._known_sites: set[str] = set()
-        self._sites: frozenset[str] = frozenset()
+        self._known_layers: set[str] = set()
+        self._layers: frozenset[str] = frozenset()
         self._tabled: frozenset[str] = frozenset()
         self.left_out: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return one_line(f"{type(self).__name__}(every_n_steps={self.every_n_steps}, layers={self.layers!r})")
 
-    def sites(self, module: nn.Module) -> list[str]:
+    def observable_layers(self, module: nn.Module) -> list[str]:
         """Return the module paths that ``layers`` chooses from."""
-        return [site_of(name) for name, _ in named_weights(module)]
+        return [layer_name(name) for name, _ in named_weights(module)]
 
-    def measure(self, measured: Measured) -> Iterable[Reading]:
+    def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
         """Return the readings of one step."""
         raise NotImplementedError
 
@@ -112,34 +112,34 @@ class GeometryMonitor(QuietCallback):
 
     def chosen(self) -> dict[str, frozenset[str]]:
         """Return for each metric group the sites that get keys of their own."""
-        return dict.fromkeys(self.groups, self._sites)
+        return dict.fromkeys(self.groups, self._layers)
 
     def tabled(self) -> dict[str, frozenset[str]]:
         """Return for each metric group the sites that have rows in the layer table, instead of keys."""
         only_table = self.layers is None and self.wandb_keys != "all"
-        return dict.fromkeys(self.groups, self._tabled | (self._sites if only_table else frozenset()))
+        return dict.fromkeys(self.groups, self._tabled | (self._layers if only_table else frozenset()))
 
-    def find_sites(self, sites: Iterable[str]) -> None:
+    def find_layers(self, layers: Iterable[str]) -> None:
         """Choose from weights that were not there when training started."""
         if not self.needs_weights:
             return
-        new = [site for site in sites if site not in self._known_sites]
-        self._known_sites.update(new)
+        new = [layer for layer in layers if layer not in self._known_layers]
+        self._known_layers.update(new)
         if self.layers is None or not new:
             return
         globs = [self.layers] if isinstance(self.layers, str) else self.layers
-        chosen = {site for site in new if any(fnmatchcase(site, glob) for glob in globs)}
-        if self._tabled or len(self._sites | chosen) > SITE_LIMIT:
+        chosen = {layer for layer in new if any(fnmatchcase(layer, glob) for glob in globs)}
+        if self._tabled or len(self._layers | chosen) > SITE_LIMIT:
             self._tabled |= chosen
         else:
-            self._sites |= chosen
+            self._layers |= chosen
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check everything that can be checked before training starts."""
         self._ready = False
         try:
             self._refuse(trainer, pl_module)
-            note_division(type(self).__name__, trainer, pl_module)
+            note_sharding(type(self).__name__, trainer, pl_module)
             every = self.every_n_steps
             self._cadence = trainer.log_every_n_steps if every is None else every
             self._prepare(trainer, pl_module)
@@ -161,36 +161,36 @@ class GeometryMonitor(QuietCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remove every hook: after an exception Lightning calls nothing else."""
         self._leave(trainer)
-        forget_division(trainer)
+        forget_sharding(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Let go of the model."""
-        forget_division(trainer)
+        forget_sharding(trainer)
 
-    @harmless
+    @skipped_on_error
     def _leave(self, trainer: Any) -> None:
         Session.of(trainer).leave(self, trainer)
 
     def _prepare(self, trainer: Any, module: nn.Module) -> None:
-        sites = self.sites(module)
-        self._known_sites = set(sites)
-        chosen = self._choose(sites)
+        layers = self.observable_layers(module)
+        self._known_layers = set(layers)
+        chosen = self._choose(layers)
         few = len(chosen) <= SITE_LIMIT
-        self._sites, self._tabled = (chosen, frozenset()) if few else (frozenset(), chosen)
+        self._layers, self._tabled = (chosen, frozenset()) if few else (frozenset(), chosen)
         if self._tabled:
             self._ask_for_a_record(trainer.loggers)
 
-    def _choose(self, sites: Sequence[str]) -> frozenset[str]:
+    def _choose(self, layers: Sequence[str]) -> frozenset[str]:
         if self.layers is None:
-            first_block = [site for site in sites if fnmatchcase(f".{site}", "*.layer1.0.*")]
-            return frozenset(first_block[:SITE_LIMIT] or sites[:3])
+            first_block = [layer for layer in layers if fnmatchcase(f".{layer}", "*.layer1.0.*")]
+            return frozenset(first_block[:SITE_LIMIT] or layers[:3])
         chosen: set[str] = set()
         for glob in [self.layers] if isinstance(self.layers, str) else self.layers:
-            matches = [site for site in sites if fnmatchcase(site, glob)]
+            matches = [layer for layer in layers if fnmatchcase(layer, glob)]
             if not matches:
                 raise ConfigurationError(
-                    f"{type(self).__name__}(layers={self.layers!r}): {glob!r} matches none of the {len(sites)} layers "
-                    f"it can observe. Nearest: {closest(glob, sites)}. Use module paths with * and ?."
+                    f"{type(self).__name__}(layers={self.layers!r}): {glob!r} matches none of the {len(layers)} layers "
+                    f"it can observe. Nearest: {nearest_names(glob, layers)}. Use module paths with * and ?."
                 )
             chosen.update(matches)
         return frozenset(chosen)

@@ -11,14 +11,14 @@ from torch import Tensor
 from lightning_normgeo._lightning import is_lightnings_own
 from lightning_normgeo.callbacks._monitors.unit_tracker import REFUTED
 from lightning_normgeo.callbacks._readings.readings import Reading
-from lightning_normgeo.callbacks._readings.stacked_units import Columns
+from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
-from lightning_normgeo.probes.cumulative.increments import NormAccount
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.weight_step import WeightStep
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredStep:
     """One measured optimizer step as the monitors see it.
 
     Attributes:
@@ -27,7 +27,7 @@ class Measured:
         single_device: whether every rank would see the same batch statistics.
         epsilon: the ⟨W, g⟩ that the ε of batch normalizations causes, by weight, where it is known.
         turned: whether gradients are clipped by value, which turns them.
-        account: what all steps so far have added to ‖W‖², where a monitor asked for it.
+        sums: what all steps so far have added to ‖W‖², where a monitor asked for it.
     """
 
     steps: Sequence[WeightStep]
@@ -35,10 +35,10 @@ class Measured:
     single_device: bool
     epsilon: dict[str, Tensor]
     turned: bool
-    account: NormAccount | None
-    _columns: dict[tuple[str, ...], Columns] = field(default_factory=dict, repr=False)
+    sums: CumulativeIncrements | None
+    _columns: dict[tuple[str, ...], StackedUnits] = field(default_factory=dict, repr=False)
 
-    def without_invariance(self, names: Sequence[str]) -> Measured:
+    def without_invariance(self, names: Sequence[str]) -> MeasuredStep:
         """Return the same step with these weights as controls.
 
         Those whose units are no single rows are left out: a control is looked at row by row.
@@ -50,7 +50,7 @@ class Measured:
         ]
         return replace(self, steps=steps, _columns={})
 
-    def columns(self, invariant: bool, needs: Literal["gradient", "update"]) -> Columns | None:
+    def columns(self, invariant: bool, needs: Literal["gradient", "update"]) -> StackedUnits | None:
         """Return the weights that are scale invariant, or those that are not, side by side.
 
         Args:
@@ -65,7 +65,7 @@ class Measured:
         ]
         names = tuple(step.units.name for step in steps)
         if names and names not in self._columns:
-            self._columns[names] = Columns(steps)
+            self._columns[names] = StackedUnits(steps)
         return self._columns.get(names)
 
 
@@ -86,10 +86,10 @@ class Monitor(Protocol):
     def tabled(self) -> dict[str, frozenset[str]]:
         """Return for each group the sites that are rows of the layer table."""
 
-    def find_sites(self, sites: Iterable[str]) -> None:
+    def find_layers(self, layers: Iterable[str]) -> None:
         """Choose from layers that were not there when training started."""
 
-    def measure(self, measured: Measured) -> Iterable[Reading]:
+    def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
         """Return the readings of one step."""
 
 

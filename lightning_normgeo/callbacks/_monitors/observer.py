@@ -9,26 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.callbacks._monitors.measured_step import Measured, clips_by_value, scales_gradients_alike
-from lightning_normgeo.callbacks._monitors.sharded_models import Division
-from lightning_normgeo.callbacks._monitors.unit_confirmation import Confirmation
-from lightning_normgeo.callbacks._monitors.unit_tracker import Structure
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, clips_by_value, scales_gradients_alike
+from lightning_normgeo.callbacks._monitors.sharded_models import Sharding
+from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirmation
+from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
 from lightning_normgeo.callbacks._readings.epsilon_part import (
     GammaSums,
     epsilon_inner,
     gamma_sums,
     with_whole_gradients,
 )
-from lightning_normgeo.callbacks._readings.process_sums import Agreement
-from lightning_normgeo.errors import harmless, warn_once
+from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
+from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.normalization.autograd.graph import is_compiled
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe, affine_batch_norms
-from lightning_normgeo.probes.cumulative.increments import NormAccount
-from lightning_normgeo.probes.sharded.all_reduce import Exchange
-from lightning_normgeo.probes.sharded.reader import DividedReader
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
+from lightning_normgeo.probes.sharded.all_reduce import StepAllReduce
+from lightning_normgeo.probes.sharded.reader import ShardedReader
 from lightning_normgeo.probes.step_probe import StepProbe
-from lightning_normgeo.probes.weight_step import Observed, StepMeasurement
+from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed
 
 
 class Observer:
@@ -37,7 +37,7 @@ class Observer:
     Args:
         trainer: about to train.
         module: the model.
-        division: how it is divided over processes, if it is.
+        sharding: how it is divided over processes, if it is.
         left_out: counts what is not measured, by reason.
 
     Attributes:
@@ -45,17 +45,19 @@ class Observer:
         without_formula: the classes of optimizers that weights were measured under without a formula.
     """
 
-    def __init__(self, trainer: Any, module: nn.Module, division: Division | None, left_out: Counter[str]) -> None:
-        self.probe = StepProbe() if division is None else StepProbe(DividedReader())
-        self.structure = Structure() if division is None else Structure(division.shards.parameters, division.stand_ins)
-        self.exchange = None if division is None else Exchange(division.shards, division.weights, left_out)
-        self.confirmation = Confirmation(self.structure)
+    def __init__(self, trainer: Any, module: nn.Module, sharding: Sharding | None, left_out: Counter[str]) -> None:
+        self.probe = StepProbe() if sharding is None else StepProbe(ShardedReader())
+        self.unit_tracker = (
+            UnitTracker() if sharding is None else UnitTracker(sharding.shards.parameters, sharding.unsharded)
+        )
+        self.all_reduce = None if sharding is None else StepAllReduce(sharding.shards, sharding.weights, left_out)
+        self.confirmation = UnitConfirmation(self.unit_tracker)
         self.batch_norms: BatchNormProbe | None = None
         self.backwards_seen = 0
         self.without_formula: set[str] = set()
         self.optimizers: Any = None
         self.probe.skipped = left_out
-        self._agreement = Agreement(trainer)
+        self._agreement = ProcessSums(trainer)
         self._automatic: bool = trainer.lightning_module.automatic_optimization
         self._device: torch.device = trainer.strategy.root_device
         self._backwards = 0
@@ -75,32 +77,32 @@ class Observer:
         """Read batch statistics too."""
         if self.batch_norms is None:
             layers = affine_batch_norms(module)
-            self.batch_norms = BatchNormProbe(layers, is_compiled(module), self.exchange is not None)
+            self.batch_norms = BatchNormProbe(layers, is_compiled(module), self.all_reduce is not None)
             # as it is now: what is sent between processes must not depend on what one of them sees later
             self._channels = {name: layer.num_features for name, layer in layers.items()}
 
-    @harmless
+    @skipped_on_error
     def attach(self, optimizers: Sequence[Any]) -> None:
         """Hook into the optimizers that the Trainer has now."""
         self.optimizers = optimizers
         self.probe.attach(optimizers)
 
-    @harmless
+    @skipped_on_error
     def detach(self) -> None:
         """Remove every hook."""
-        self.structure.leave_constants()
+        self.unit_tracker.leave_constants()
         self.probe.detach()
-        self.structure.rest()
+        self.unit_tracker.rest()
         if self.batch_norms is not None:
             self.batch_norms.detach()
 
     def arm(self, monitors: Sequence[Any]) -> None:
         """Read what follows, until :meth:`disarm`."""
         if not self._carries:
-            self.structure.forget()
+            self.unit_tracker.forget()
             self.probe.gradients.forget()
-        if self.structure.asks_for_constants and not self.structure.divided:
-            self.structure.watch_constants()
+        if self.unit_tracker.asks_for_constants and not self.unit_tracker.divided:
+            self.unit_tracker.watch_constants()
         self._backwards = 0
         self._reads_weights = any(monitor.needs_weights for monitor in monitors)
         self._reads_statistics = any(monitor.needs_statistics for monitor in monitors)
@@ -110,7 +112,7 @@ class Observer:
 
     def pause(self) -> None:
         """Leave no hooks on the model between two batches of one step."""
-        self.structure.leave_constants()
+        self.unit_tracker.leave_constants()
         if self.batch_norms is not None:
             self.batch_norms.pause()
 
@@ -122,23 +124,23 @@ class Observer:
     def disarm(self, waits: bool = False) -> None:
         """Read nothing more; with ``waits`` the graphs of gradients that are not applied yet are kept."""
         self._carries = waits
-        self.structure.leave_constants()
+        self.unit_tracker.leave_constants()
         self.probe.disarm()
-        self.structure.rest()
+        self.unit_tracker.rest()
         if self.batch_norms is not None:
             self.batch_norms.disarm()
 
     def before_backward(self, module: nn.Module, loss: Tensor) -> None:
         """Read the graph behind a loss, and the batch statistics of its forward passes."""
         if self._reads_weights:
-            self.structure.read(module, loss)
-            self.probe.weights, self.probe.scales = self.structure.weights, self.structure.scales
+            self.unit_tracker.read(module, loss)
+            self.probe.weights, self.probe.scales = self.unit_tracker.weights, self.unit_tracker.scales
         if self.batch_norms is not None:
             self.probe.gradients.look(self._followed())
             self.batch_norms.close()
             self.batch_norms.begin_gradients()
-            if self._searched != self.structure.searched:  # another graph: layers may have been added or replaced
-                self._searched = self.structure.searched
+            if self._searched != self.unit_tracker.searched:  # another graph: layers may have been added or replaced
+                self._searched = self.unit_tracker.searched
                 self.batch_norms.follow(affine_batch_norms(module))
 
     def after_backward(self, trainer: Any, module: nn.Module) -> None:
@@ -149,14 +151,14 @@ class Observer:
             self.probe.gradients.note(self._followed())
 
     def _followed(self) -> list[nn.Parameter]:
-        return [*(one.weight for one in self.structure.weights), *self.structure.scales.values()]
+        return [*(one.weight for one in self.unit_tracker.weights), *self.unit_tracker.scales.values()]
 
     def measured(
-        self, trainer: Any, measurement: StepMeasurement, account: NormAccount | None
-    ) -> tuple[Measured, list[Tensor]] | None:
+        self, trainer: Any, measurement: MeasuredWeights, sums: CumulativeIncrements | None
+    ) -> tuple[MeasuredStep, list[Tensor]] | None:
         """Return a step as the monitors see it, and what has to hold for it; None where no gradient was fresh."""
-        if self.exchange is not None and self._reads_weights:  # before anything can fail on one process: all wait
-            measurement, account = self.exchange(measurement, account)
+        if self.all_reduce is not None and self._reads_weights:  # before anything can fail on one process: all wait
+            measurement, sums = self.all_reduce(measurement, sums)
         statistics = (None if self.batch_norms is None else self._collect(self.batch_norms)) or {}
         steps = list(measurement.steps.values())
         turned, alike = clips_by_value(trainer), scales_gradients_alike(trainer)
@@ -165,18 +167,18 @@ class Observer:
             return None
         self._explain_missing(statistics)
         if self._reads_weights:
-            self.structure.report_none()
+            self.unit_tracker.report_none()
         self.without_formula |= {step.optimizer for step in steps if step.has_gradient and step.rule is None}
         one_device = trainer.world_size == 1
-        return Measured(steps, statistics, one_device, epsilon, turned, account), measurement.valid
+        return MeasuredStep(steps, statistics, one_device, epsilon, turned, sums), measurement.valid
 
-    @harmless
+    @skipped_on_error
     def _collect(self, batch_norms: BatchNormProbe) -> dict[str, list[BatchStatistics]]:
         return batch_norms.collect()
 
     def _epsilon(self, steps: Any, statistics: dict[str, list[BatchStatistics]], alike: bool) -> dict[str, Tensor]:
         """Return ε's part of ⟨W, g⟩ by weight; every process of a data-parallel training comes here."""
-        if self.batch_norms is None or self.exchange is not None or not alike:
+        if self.batch_norms is None or self.all_reduce is not None or not alike:
             return {}
         if self._backwards == 1 and self._agreement.processes == 1:
             statistics = with_whole_gradients(statistics, steps)
@@ -189,11 +191,11 @@ class Observer:
             sums = self._agreement.averaged(sums or gamma_sums({}, channels, self._device))
         return epsilon_inner(steps, sums or {})
 
-    @harmless
+    @skipped_on_error
     def _sums(self, statistics: dict[str, list[BatchStatistics]], channels: dict[str, int]) -> dict[str, GammaSums]:
         return gamma_sums(statistics, channels, self._device)
 
-    @harmless
+    @skipped_on_error
     def _before_update(self) -> None:
         """Read what ran inside the backward pass (reentrant checkpoints), while γ is the one that it used."""
         if self.batch_norms is not None:
@@ -201,13 +203,13 @@ class Observer:
 
     def _unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter]) -> list[Observed]:
         """Measure weights that no graph showed as controls, and say why once."""
-        if self.structure.divided:
+        if self.unit_tracker.divided:
             return []
         if not self._automatic and not self._backwards:
             why = "no backward pass of Lightning's was seen (in manual optimization call self.manual_backward(loss))"
         else:
             why = "their gradients are from no loss that a backward pass of Lightning's started at"
-        found = self.structure.unseen(module, parameters, why)
+        found = self.unit_tracker.unseen(module, parameters, why)
         if found:
             names = ", ".join(one.units.name for one in found[:3]) + (" …" if len(found) > 3 else "")
             warn_once(f"{len(found)} weights are controls, whether or not they are invariant: {why}: {names}.")

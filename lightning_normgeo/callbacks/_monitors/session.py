@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks._monitors import console_lines
 from lightning_normgeo.callbacks._monitors.cadence import Cadence
-from lightning_normgeo.callbacks._monitors.cumulative_state import Counted
-from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from lightning_normgeo.callbacks._monitors.cumulative_state import CumulativeState
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
 from lightning_normgeo.callbacks._monitors.observer import Observer
-from lightning_normgeo.callbacks._monitors.sharded_models import division_of
+from lightning_normgeo.callbacks._monitors.sharded_models import sharding_of
 from lightning_normgeo.callbacks._readings.publisher import Publisher
-from lightning_normgeo.callbacks._readings.readings import Reading, Row, transfer
-from lightning_normgeo.errors import harmless, remember_warnings, warn_once
-from lightning_normgeo.probes.cumulative.increments import NormAccount
+from lightning_normgeo.callbacks._readings.readings import HostValues, Reading, transfer
+from lightning_normgeo.errors import remember_warnings, skipped_on_error, warn_once
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 
 _MEASURED_HOOKS = ("on_before_backward", "on_after_backward", "on_train_batch_end")
 
 
-class Driver(QuietCallback):
+class MonitorHooks(QuietCallback):
     """Stands in the Trainer's list of callbacks while monitors observe; has the hooks of the session."""
 
     def __init__(self, session: Session) -> None:
@@ -55,12 +55,12 @@ class Session:
 
     def __init__(self) -> None:
         self.monitors: list[Any] = []
-        self.driver = Driver(self)
+        self.driver = MonitorHooks(self)
         self.cadence = Cadence()
         self.left_out: Counter[str] = Counter()
         self.observer: Observer | None = None
         self.publisher = Publisher()
-        self.counted = Counted()
+        self.counted = CumulativeState()
         self._cadences: tuple[int, ...] = ()
         self._armed = False
         self._opened = False
@@ -72,11 +72,11 @@ class Session:
         return cls._sessions.setdefault(trainer, cls())
 
     @property
-    def account(self) -> NormAccount | None:
+    def sums(self) -> CumulativeIncrements | None:
         """The sums over all steps so far, or those of a checkpoint."""
-        return self.counted.account
+        return self.counted.sums
 
-    @harmless
+    @skipped_on_error
     def join(self, monitor: Any, trainer: Any, module: nn.Module) -> None:
         """Add a monitor when training starts."""
         if any(monitor is other for other in self.monitors):
@@ -85,7 +85,7 @@ class Session:
             self._joined = True
             remember_warnings(while_training=True)
         if self.observer is None:
-            self.observer = Observer(trainer, module, division_of(trainer), self.left_out)
+            self.observer = Observer(trainer, module, sharding_of(trainer), self.left_out)
             self.observer.probe.taken = self.cadence.take
             self.observer.probe.attach(trainer.optimizers)
         self.monitors.append(monitor)
@@ -113,12 +113,12 @@ class Session:
         remember_warnings(while_training=False)
         self.publisher.finish(trainer.loggers)
 
-    @harmless
-    def restore_account(self, state: dict[str, Any]) -> None:
+    @skipped_on_error
+    def restore_sums(self, state: dict[str, Any]) -> None:
         """Go on with the sums of a checkpoint."""
         self.counted.restore(state)
 
-    @harmless
+    @skipped_on_error
     def batch_starts(self, trainer: Any, module: Any, batch: Any, batch_index: int) -> None:
         """Decide whether the optimizer step that this batch belongs to is measured."""
         if self.observer is None:
@@ -128,7 +128,7 @@ class Session:
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
         if step != self.cadence.step:
             self.observer.probe.reset()
-            if self.account is not None or trainer.optimizers is not self.observer.optimizers:
+            if self.sums is not None or trainer.optimizers is not self.observer.optimizers:
                 self.observer.attach(trainer.optimizers)
             self.cadence.advance(step, self._cadences, trainer.optimizers)
         expected = self.cadence.expected() if self.cadence.waits else set()
@@ -147,7 +147,7 @@ class Session:
             console_lines.opening(self.monitors, trainer, module, None if norms is None else len(norms.layers))
         )
 
-    @harmless
+    @skipped_on_error
     def _close(self, trainer: Any) -> None:
         """Say what was measured, and keep it in the record."""
         self.cadence.finish()
@@ -186,17 +186,17 @@ class Session:
             self.observer.disarm(waits=self.cadence.waits)
         self.driver.lend(dict.fromkeys(_MEASURED_HOOKS))
 
-    @harmless
+    @skipped_on_error
     def _before_backward(self, trainer: Any, module: nn.Module, loss: Tensor) -> None:
         if self.observer is not None:
             self.observer.before_backward(module, loss)
 
-    @harmless
+    @skipped_on_error
     def _after_backward(self, trainer: Any, module: nn.Module) -> None:
         if self.observer is not None:
             self.observer.after_backward(trainer, module)
 
-    @harmless
+    @skipped_on_error
     def _batch_ends(self, trainer: Any, module: nn.Module, outputs: Any, batch: Any, batch_index: int) -> None:
         observer = self.observer
         measurement = None if observer is None else observer.probe.collect()
@@ -207,7 +207,7 @@ class Session:
             return
         cadences = self.cadence.fulfil(measurement.optimizers)
         monitors = [monitor for monitor in self.monitors if monitor.cadence() in cadences]
-        found = observer.measured(trainer, measurement, self.account)
+        found = observer.measured(trainer, measurement, self.sums)
         self._disarm()
         if found is None:  # a batch without a loss, which the probe has counted
             return
@@ -217,12 +217,12 @@ class Session:
             step = trainer.fit_loop.epoch_loop._batches_that_stepped
             self.publisher.publish(row, trainer, step, monitors)
 
-    def _row(self, monitors: list[Any], measured: Measured, valid: list[Tensor]) -> Row | None:
+    def _row(self, monitors: list[Any], measured: MeasuredStep, valid: list[Tensor]) -> HostValues | None:
         """Return the readings on the host; once more where they refute a unit, which is a control then."""
         assert self.observer is not None  # noqa: S101
         confirmation = self.observer.confirmation
         for monitor in monitors:
-            monitor.find_sites(step.units.site for step in measured.steps)
+            monitor.find_layers(step.units.layer for step in measured.steps)
         row = self._read(monitors, measured, valid)
         verdict = None if row is None or measured.turned else confirmation.judge(row, measured)
         if row is not None and verdict is not None and verdict.refuted:
@@ -233,7 +233,7 @@ class Session:
             self.publisher.check(row, measured, verdict)
         return row
 
-    def _read(self, monitors: list[Any], measured: Measured, valid: list[Tensor]) -> Row | None:
+    def _read(self, monitors: list[Any], measured: MeasuredStep, valid: list[Tensor]) -> HostValues | None:
         assert self.observer is not None  # noqa: S101
         readings = [reading for monitor in monitors for reading in _readings(monitor, measured) or ()]
         readings += self.observer.confirmation.readings(measured)
@@ -248,11 +248,11 @@ class Session:
 def _chosen(monitors: list[Any]) -> dict[str, frozenset[str]]:
     chosen: dict[str, frozenset[str]] = {}
     for monitor in monitors:
-        for group, sites in monitor.chosen().items():
-            chosen[group] = chosen.get(group, frozenset()) | sites
+        for group, layers in monitor.chosen().items():
+            chosen[group] = chosen.get(group, frozenset()) | layers
     return chosen
 
 
-@harmless
-def _readings(monitor: Any, measured: Measured) -> list[Reading]:
+@skipped_on_error
+def _readings(monitor: Any, measured: MeasuredStep) -> list[Reading]:
     return list(monitor.measure(measured))

@@ -10,8 +10,8 @@ from torch import nn
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.autograd.graph import is_compiled
 from lightning_normgeo.normalization.names import bias_of, by_clean_name, clean_name, named_weights
-from lightning_normgeo.probes.sharded.shards import ShardedWeight, Shards, is_divided, local_part
-from lightning_normgeo.probes.sharded.unsharded import StandIns
+from lightning_normgeo.probes.sharded.shards import ShardedWeight, Shards, is_sharded, local_part
+from lightning_normgeo.probes.sharded.unsharded import UnshardedParameters
 
 _REMEDY = "Divide the model by fully_shard alone, over all processes, or use ddp, or remove the callback."
 
@@ -26,35 +26,35 @@ def runs_under(trainer: Any, *names: str) -> str | None:
     return next((base.__name__ for base in type(trainer.strategy).__mro__ if base.__name__ in names), None)
 
 
-class Division(NamedTuple):
+class Sharding(NamedTuple):
     """A divided model, as far as what observes it has to know."""
 
     shards: Shards
     weights: list[ShardedWeight]
-    stand_ins: StandIns
+    unsharded: UnshardedParameters
 
 
-_divisions: WeakKeyDictionary[Any, Division] = WeakKeyDictionary()
+_divisions: WeakKeyDictionary[Any, Sharding] = WeakKeyDictionary()
 
 
-def note_division(callback: str, trainer: Any, module: nn.Module) -> None:
+def note_sharding(callback: str, trainer: Any, module: nn.Module) -> None:
     """Find out whether and how a model is divided, when a fit starts, and keep it for all training in it.
 
     Raises:
         ConfigurationError: for a model that cannot be observed, in the name of ``callback``.
     """
-    forget_division(trainer)
+    forget_sharding(trainer)
     shards = find_shards(callback, trainer, module)
     if shards is not None:
-        _divisions[trainer] = Division(shards, shards.weights(module), stand_ins_of(module, shards))
+        _divisions[trainer] = Sharding(shards, shards.weights(module), stand_ins_of(module, shards))
 
 
-def division_of(trainer: Any) -> Division | None:
+def sharding_of(trainer: Any) -> Sharding | None:
     """Return what was noted when the fit started; None where the parameters are whole."""
     return _divisions.get(trainer)
 
 
-def forget_division(trainer: Any) -> None:
+def forget_sharding(trainer: Any) -> None:
     """Let go of what was noted."""
     _divisions.pop(trainer, None)
 
@@ -73,19 +73,19 @@ def find_shards(callback: str, trainer: Any, module: nn.Module) -> Shards | None
         ConfigurationError: unless every weight that is trained is divided along dimension 0, by ``fully_shard``.
     """
     weights: dict[str, Any] = dict(named_weights(module, frozen=True))
-    first = next((weight for weight in weights.values() if is_divided(weight)), None)
+    first = next((weight for weight in weights.values() if is_sharded(weight)), None)
     if first is None and (trainer.world_size == 1 or runs_under(trainer, "ModelParallelStrategy") is None):
         return None
     parameters: dict[str, Any] = dict(by_clean_name(module.named_parameters()))
-    biases = {name: parameters[name] for name in map(bias_of, weights) if is_divided(parameters.get(name))}
-    trained = {name: weight for name, weight in weights.items() if weight.requires_grad or is_divided(weight)}
+    biases = {name: parameters[name] for name in map(bias_of, weights) if is_sharded(parameters.get(name))}
+    trained = {name: weight for name, weight in weights.items() if weight.requires_grad or is_sharded(weight)}
     for name, parameter in (trained | biases).items():
         why = _obstacle(parameter, first, trainer.world_size)
         if why is not None:
             raise ConfigurationError(f"{callback} cannot observe {name}: {why}. {_REMEDY}")
     if first is None:
         return None
-    _check_that_fully_shard_divided(callback, [name for name in weights if is_divided(weights[name])], module)
+    _check_that_fully_shard_divided(callback, [name for name in weights if is_sharded(weights[name])], module)
     along = next(d for d, placement in enumerate(first.placements) if placement.is_shard())
     place = first.device_mesh.get_coordinate()
     return Shards(
@@ -98,10 +98,10 @@ def find_shards(callback: str, trainer: Any, module: nn.Module) -> Shards | None
     )
 
 
-def stand_ins_of(module: nn.Module, shards: Shards) -> StandIns:
+def stand_ins_of(module: nn.Module, shards: Shards) -> UnshardedParameters:
     """Return what notes the names of what forward passes compute with."""
     names = {id(parameter): name for name, parameter in shards.parameters.items()}
-    return StandIns(module, names, fully_sharded_kind() or nn.Module, is_compiled(module))
+    return UnshardedParameters(module, names, fully_sharded_kind() or nn.Module, is_compiled(module))
 
 
 def fully_sharded_kind() -> type[Any] | None:
@@ -115,7 +115,7 @@ def fully_sharded_kind() -> type[Any] | None:
 
 def _obstacle(parameter: Any, first: Any, processes: int) -> str | None:
     """Return why a parameter cannot be observed, or None."""
-    if not is_divided(parameter):
+    if not is_sharded(parameter):
         return "when training starts it is not divided, so each process trains a copy of its own"
     placements, mesh = tuple(parameter.placements), parameter.device_mesh
     cuts = [placement for placement in placements if not placement.is_replicate()]
@@ -128,8 +128,8 @@ def _obstacle(parameter: Any, first: Any, processes: int) -> str | None:
         return f"it is divided over {mesh.size()} of {processes} processes"
     along = placements.index(cuts[0])
     shards = Shards({}, parameter.device, parts=mesh.size(along), rank=mesh.get_coordinate()[along])
-    rows, lanes = local_part(parameter).shape[0], shards.lanes(parameter)
-    expected = lanes.stop - lanes.start
+    rows, row_range = local_part(parameter).shape[0], shards.row_range(parameter)
+    expected = row_range.stop - row_range.start
     return None if rows == expected else f"this process has {rows} of its rows, where {expected} are expected"
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_normgeo.callbacks._monitors.measured_step import Measured
-from lightning_normgeo.callbacks._monitors.unit_tracker import Structure
-from lightning_normgeo.callbacks._readings.readings import Reading, Row
-from lightning_normgeo.callbacks._readings.stacked_units import Columns
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
+from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
+from lightning_normgeo.callbacks._readings.readings import HostValues, Reading
+from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.orthogonality import cosine
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
@@ -37,23 +37,23 @@ class Verdict(NamedTuple):
     """Not orthogonal either, with their cosine, which the ε of their normalization explains."""
 
 
-class Confirmation:
+class UnitConfirmation:
     """Looks at every measured step, in every kind of loop and precision.
 
     Args:
-        structure: tells what is invariant, and is told what is not.
+        unit_tracker: tells what is invariant, and is told what is not.
     """
 
-    def __init__(self, structure: Structure) -> None:
-        self._structure = structure
+    def __init__(self, unit_tracker: UnitTracker) -> None:
+        self._structure = unit_tracker
         self._compared = False
 
-    def readings(self, measured: Measured) -> list[Reading]:
+    def readings(self, measured: MeasuredStep) -> list[Reading]:
         """Return the cosines of every weight that moved, and what is left of them without ε's part."""
         asked, epsilon = [step for step in measured.steps if step.has_gradient], measured.epsilon
         if not asked:
             return []
-        columns, names = Columns(asked), [step.units.name for step in asked]
+        columns, names = StackedUnits(asked), [step.units.name for step in asked]
         inner = columns.column("inner")
         parts = [epsilon.get(step.units.name) for step in asked]
         rest = inner - torch.cat(
@@ -62,14 +62,14 @@ class Confirmation:
         squares = (
             cosine(i, columns.column("weight_sq"), columns.column("gradient_sq")).square() for i in (inner, rest)
         )
-        raw, corrected = (columns.sites.mean(square).sqrt() for square in squares)
+        raw, corrected = (columns.layers.mean(square).sqrt() for square in squares)
         return [
             Reading(_RAW, None, raw, names, internal=True),
             Reading(_CORRECTED, None, corrected, names, internal=True),
             *_largest_share(measured.statistics),
         ]
 
-    def judge(self, row: Row, measured: Measured) -> Verdict:
+    def judge(self, row: HostValues, measured: MeasuredStep) -> Verdict:
         """Return what the numbers refute, and say once what ε explains."""
         raw, corrected = row.internal.get(_RAW, {}), row.internal.get(_CORRECTED, {})
         units = {step.units.name: step.units for step in measured.steps}
@@ -89,7 +89,7 @@ class Confirmation:
             )
         return Verdict(refuted, by_epsilon)
 
-    def refute(self, names: Sequence[str], row: Row) -> None:
+    def refute(self, names: Sequence[str], row: HostValues) -> None:
         """Take weights for controls from here on, and say so once."""
         raw = row.internal.get(_RAW, {})
         largest = max(raw[name] for name in names)

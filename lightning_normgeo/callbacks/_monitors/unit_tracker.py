@@ -14,7 +14,7 @@ from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstant
 from lightning_normgeo.normalization.invariance import REENTRANT, UNKNOWN_CONSTANT, find_units
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.units import WeightUnits
-from lightning_normgeo.probes.sharded.unsharded import StandIns
+from lightning_normgeo.probes.sharded.unsharded import UnshardedParameters
 from lightning_normgeo.probes.weight_step import Observed
 
 _GRAPHS = 16
@@ -24,15 +24,15 @@ _THAWED = "its bias has a gradient from graphs that it was frozen in"
 REFUTED = "refuted by the numbers"
 
 
-class Structure:
+class UnitTracker:
     """The units of the weights behind the losses of one optimizer step.
 
     A weight is invariant only if it is in every graph that its gradient came from: of all backward passes, losses and
     micro-batches since it had none.
 
     Args:
-        parameters: by name, and ``stand_ins``, what forward passes compute with: of a model divided by fully_shard.
-        stand_ins: see there.
+        parameters: by name, and ``unsharded``, what forward passes compute with: of a model divided by fully_shard.
+        unsharded: see there.
 
     Attributes:
         scales: the γ of batch normalizations behind weights, by name.
@@ -42,9 +42,11 @@ class Structure:
             would find out whether it is zero.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter] | None = None, stand_ins: StandIns | None = None) -> None:
+    def __init__(
+        self, parameters: dict[str, nn.Parameter] | None = None, unsharded: UnshardedParameters | None = None
+    ) -> None:
         self._parameters = parameters
-        self._stand_ins = stand_ins
+        self._stand_ins = unsharded
         self._found: dict[str, Observed] = {}
         self._refuted: set[str] = set()
         self._unseen: set[str] = set()
@@ -93,7 +95,7 @@ class Structure:
     def read(self, module: nn.Module, loss: Tensor) -> None:
         """Add the weights behind ``loss``, before its backward pass; several of them in a step are joined."""
         watched, zeros = self._constants is not None, self.leave_constants()
-        graph = Graph(loss, stand_ins=None if self._stand_ins is None else self._stand_ins.names, zeros=zeros)
+        graph = Graph(loss, unsharded=None if self._stand_ins is None else self._stand_ins.names, zeros=zeros)
         known = self._known.get(graph.signature)
         found = self._search(module, graph, watched) if known is None else known[0]
         self._add(found, {id(leaf.variable) for leaf in graph.leaves})
@@ -143,7 +145,7 @@ class Structure:
             if one.scale is not None and self._parameters is None:
                 self.scales[one.scale] = parameters[one.scale]
         # not one with leaves of its own, such as an attacked image: it would be kept, and never recognized
-        own = {id(parameter) for parameter in parameters.values()} | (graph.stand_ins or {}).keys()
+        own = {id(parameter) for parameter in parameters.values()} | (graph.unsharded or {}).keys()
         repeats = not self.guessed and all(id(leaf.variable) in own for leaf in graph.leaves)
         undecided = any(UNKNOWN_CONSTANT in one.reason for one in units)
         self.asks_for_constants = undecided and not watched

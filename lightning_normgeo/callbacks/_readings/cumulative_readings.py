@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.geometry.norm_increments import measured_increment
-from lightning_normgeo.normalization.names import site_of
-from lightning_normgeo.probes.cumulative.increments import NormAccount
-from lightning_normgeo.probes.cumulative.totals import Entry, Member
+from lightning_normgeo.normalization.names import layer_name
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
+from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
 from lightning_normgeo.probes.weight_step import WeightStep
 
 
 def cumulative_readings(
-    group: str, invariant: bool, steps: Sequence[WeightStep], account: NormAccount
+    group: str, invariant: bool, steps: Sequence[WeightStep], sums: CumulativeIncrements
 ) -> Iterator[Reading]:
     """Return the sums over all steps, of the weights of this step and of those that are frozen or not due now.
 
@@ -24,66 +24,66 @@ def cumulative_readings(
         group: of the metric keys.
         invariant: whether of scale-invariant weights or of the others.
         steps: weights whose update was measured.
-        account: what was counted.
+        sums: what was counted.
     """
     moved = {step.units.name: step for step in steps}
-    account.look_for(moved)
+    sums.look_for(moved)
     for name, step in moved.items():
-        account.members[name] = Member(step.units.invariant, step.units.bias, _floor(step))
+        sums.members[name] = SummedWeight(step.units.invariant, step.units.bias, _floor(step))
         if not step.uniform:
-            account.without_momentum_form.add(name)
-    members = {name: one for name, one in account.members.items() if one.invariant is invariant}
-    norms = {name: _norm_sq(step) for name, step in moved.items()} | _resting_norms(account, members, moved)
-    entries = {name: account.entry(*one.names(name)) for name, one in members.items() if name in norms}
+            sums.without_momentum_form.add(name)
+    members = {name: one for name, one in sums.members.items() if one.invariant is invariant}
+    norms = {name: _norm_sq(step) for name, step in moved.items()} | _resting_norms(sums, members, moved)
+    entries = {name: sums.entry(*one.names(name)) for name, one in members.items() if name in norms}
     found = {name: entry for name, entry in entries.items() if entry is not None}
     if found:
-        yield from _readings(group, found, norms, members, account)
+        yield from _readings(group, found, norms, members, sums)
 
 
 def _resting_norms(
-    account: NormAccount, members: Mapping[str, Member], moved: Mapping[str, WeightStep]
+    sums: CumulativeIncrements, members: Mapping[str, SummedWeight], moved: Mapping[str, WeightStep]
 ) -> dict[str, Tensor]:
     """Return ‖W‖² of what did not move in this step."""
     resting = {name: one.names(name) for name, one in members.items() if name not in moved}
-    norms = account.norms_sq([part for parts in resting.values() for part in parts])
+    norms = sums.norms_sq([part for parts in resting.values() for part in parts])
     known = {name: parts for name, parts in resting.items() if all(part in norms for part in parts)}
     return {name: torch.stack([norms[part] for part in parts]).sum() for name, parts in known.items()}
 
 
 def _readings(
     group: str,
-    found: Mapping[str, Entry],
+    found: Mapping[str, Totals],
     norms: Mapping[str, Tensor],
-    members: Mapping[str, Member],
-    account: NormAccount,
+    members: Mapping[str, SummedWeight],
+    sums: CumulativeIncrements,
 ) -> Iterator[Reading]:
-    entry = Entry(*map(torch.stack, zip(*found.values(), strict=True)))
+    entry = Totals(*map(torch.stack, zip(*found.values(), strict=True)))
     increment = torch.stack([norms[name] for name in found]) - entry.start
     values: dict[str, tuple[Tensor, set[str]]] = {
         "increment": (increment, set()),
-        "predicted": (entry.predicted, account.unpredicted),
-        "predicted_momentum": (entry.predicted_momentum, account.without_momentum_form),
-        **{f"term_{name}": (value, account.unexplained) for name, value in entry.terms._asdict().items()},
-        "explained": (entry.terms.total, account.unexplained),
-        "residual": (increment - entry.terms.total, account.unexplained),
+        "predicted": (entry.predicted, sums.unpredicted),
+        "predicted_momentum": (entry.predicted_momentum, sums.without_momentum_form),
+        **{f"term_{name}": (value, sums.unexplained) for name, value in entry.terms._asdict().items()},
+        "explained": (entry.terms.total, sums.unexplained),
+        "residual": (increment - entry.terms.total, sums.unexplained),
     }
-    for key, (by_site, lacking) in values.items():
+    for key, (by_layer, lacking) in values.items():
         rows = [row for row, name in enumerate(found) if lacking.isdisjoint(members[name].names(name))]
-        yield from _reading(f"{group}/cumulative_{key}", by_site, rows, list(found))
+        yield from _reading(f"{group}/cumulative_{key}", by_layer, rows, list(found))
     parts = [members[name].floor * entry.steps[row].sqrt() for row, name in enumerate(found)]
     floor = torch.stack([torch.as_tensor(part, dtype=increment.dtype, device=increment.device) for part in parts])
-    sites = [site_of(name) for name in found]
+    layers = [layer_name(name) for name in found]
     total = floor.square().sum().sqrt() + entry.rounding.sum()
-    yield Reading(f"{group}/cumulative_storage_floor", total, floor + entry.rounding, sites)
+    yield Reading(f"{group}/cumulative_storage_floor", total, floor + entry.rounding, layers)
 
 
-def _reading(key: str, by_site: Tensor, rows: list[int], names: list[str]) -> Iterator[Reading]:
+def _reading(key: str, by_layer: Tensor, rows: list[int], names: list[str]) -> Iterator[Reading]:
     """Return a reading over the weights that have the quantity, if there are any."""
     if len(rows) == len(names):
-        yield Reading(key, by_site.sum(), by_site, [site_of(name) for name in names])
+        yield Reading(key, by_layer.sum(), by_layer, [layer_name(name) for name in names])
     elif rows:
-        some = torch.stack([by_site[row] for row in rows])
-        yield Reading(key, some.sum(), some, [site_of(names[row]) for row in rows])
+        some = torch.stack([by_layer[row] for row in rows])
+        yield Reading(key, some.sum(), some, [layer_name(names[row]) for row in rows])
 
 
 def _norm_sq(step: WeightStep) -> Tensor:

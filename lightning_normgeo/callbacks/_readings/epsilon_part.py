@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_normgeo.callbacks._readings.layer_segments import Sites
+from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
 from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
@@ -79,13 +79,13 @@ def epsilon_inner(steps: Sequence[WeightStep], sums: Mapping[str, GammaSums]) ->
     applied = torch.cat([step.scale_gradient for step, _ in known if step.scale_gradient is not None])
     gradient, inner = (torch.cat(column) for column in zip(*(found for _, found in known), strict=True))
     widths = [step.units.count for step, _ in known]
-    sites = Sites([step.units.name for step, _ in known], widths, applied.device)
-    square = sites.spread_sums(gradient * gradient)
-    factor = torch.where(square > 0, sites.spread_sums(gradient * applied) / torch.where(square > 0, square, 1.0), 0.0)
-    off = sites.spread_sums((applied - factor * gradient).square())
-    same = off <= _PROPORTIONAL**2 * sites.spread_sums(applied.square())
+    layers = LayerSegments([step.units.name for step, _ in known], widths, applied.device)
+    square = layers.spread_sums(gradient * gradient)
+    factor = torch.where(square > 0, layers.spread_sums(gradient * applied) / torch.where(square > 0, square, 1.0), 0.0)
+    off = layers.spread_sums((applied - factor * gradient).square())
+    same = off <= _PROPORTIONAL**2 * layers.spread_sums(applied.square())
     if not all(step.scale_shared for step, _ in known):  # clipped apart, W and γ have factors of their own
-        same &= sites.spread([float(step.scale_shared) for step, _ in known]) > 0
+        same &= layers.spread([float(step.scale_shared) for step, _ in known]) > 0
     parts = torch.where(same, factor * inner, torch.nan)
     return {step.units.name: part for (step, _), part in zip(known, torch.split(parts, widths), strict=True)}
 

@@ -29,7 +29,7 @@ def _on_device(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 _WHOLE: dict[str, Any] = {"maximum": torch.amax, "sum": torch.sum, "mean": torch.mean}
 
 
-class Sites:
+class LayerSegments:
     """Layers with several units each; a value per unit is one flat tensor over all layers.
 
     Args:
@@ -116,5 +116,5 @@ class Sites:
         """Return the reading whose layers are means over the units that are ``chosen``; nothing for a layer without."""
         weights = chosen.to(values)
         total = finish((values * weights).sum() / weights.sum())
-        by_site = finish(self.sum(values * weights) / self.sum(weights))
-        return Reading(key, total, by_site, self.names, watch, partial=True)
+        by_layer = finish(self.sum(values * weights) / self.sum(weights))
+        return Reading(key, total, by_layer, self.names, watch, partial=True)

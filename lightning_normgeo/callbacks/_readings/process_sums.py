@@ -13,7 +13,7 @@ from lightning_normgeo.callbacks._readings.epsilon_part import GammaSums
 _fits = itertools.count()
 
 
-class Agreement:
+class ProcessSums:
     """Knows whether every process observes, so that none waits for another one in a collective.
 
     A process says in the store of the process group, before its first batch, what it observes, which waits for nobody.

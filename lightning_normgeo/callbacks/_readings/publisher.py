@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from lightning_normgeo._lightning import is_wandb
-from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
 from lightning_normgeo.callbacks._monitors.unit_confirmation import Verdict
 from lightning_normgeo.callbacks._readings.layer_table import LayerTable
-from lightning_normgeo.callbacks._readings.readings import Row, publish
+from lightning_normgeo.callbacks._readings.readings import HostValues, publish
 from lightning_normgeo.callbacks._readings.residual_warnings import report_residuals
 from lightning_normgeo.callbacks._readings.wandb_keys import for_wandb
-from lightning_normgeo.errors import harmless, warn_once
+from lightning_normgeo.errors import skipped_on_error, warn_once
 
 _IN_A_ROW = 3
 """So many measured steps at the end without finite gradients are more than one that a scaler of losses skips."""
@@ -33,7 +33,7 @@ class Publisher:
         self._at_wandb: set[str] = set()
         self._not_finite: list[int] = []
 
-    def check(self, row: Row, measured: Measured, verdict: Verdict | None) -> None:
+    def check(self, row: HostValues, measured: MeasuredStep, verdict: Verdict | None) -> None:
         """Say what is remarkable in a row before it goes out, and correct what the numbers have refuted."""
         report_residuals(row, measured.steps)
         covered = "norm_growth/eq16_applies"
@@ -44,7 +44,7 @@ class Publisher:
         """Keep since when the gradients of measured steps are not finite."""
         self._not_finite = [] if finite else [*self._not_finite, step]
 
-    def publish(self, row: Row, trainer: Any, step: int, monitors: list[Any]) -> None:
+    def publish(self, row: HostValues, trainer: Any, step: int, monitors: list[Any]) -> None:
         """Log a row at a step."""
         self.rows += 1
         if row.dropped:
@@ -55,7 +55,7 @@ class Publisher:
         self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.watched.items()})
 
-    @harmless
+    @skipped_on_error
     def finish(self, loggers: Iterable[Any]) -> None:
         """Log the table, once."""
         self._table.publish(loggers)

@@ -21,8 +21,8 @@ class Reading:
     Attributes:
         key: ``{group}/{quantity}``.
         total: the aggregate, a scalar on the device, or None.
-        by_site: one value per site, or None.
-        sites: what the entries of ``by_site`` belong to.
+        by_layer: one value per site, or None.
+        layers: what the entries of ``by_layer`` belong to.
         watch: whether the aggregate also goes to ``trainer.callback_metrics``.
         internal: whether it is for the session alone and goes to no logger.
         partial: whether it is NaN where it is not known, which is no reason to say anything.
@@ -30,15 +30,15 @@ class Reading:
 
     key: str
     total: Tensor | None
-    by_site: Tensor | None = None
-    sites: Sequence[str] = ()
+    by_layer: Tensor | None = None
+    layers: Sequence[str] = ()
     watch: bool = False
     internal: bool = False
     partial: bool = False
 
 
 @dataclass(frozen=True)
-class Row:
+class HostValues:
     """Readings on the host.
 
     Attributes:
@@ -56,7 +56,9 @@ class Row:
     internal: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def transfer(readings: Sequence[Reading], valid: Sequence[Tensor], chosen: dict[str, frozenset[str]]) -> Row | None:
+def transfer(
+    readings: Sequence[Reading], valid: Sequence[Tensor], chosen: dict[str, frozenset[str]]
+) -> HostValues | None:
     """Bring readings to the host in one transfer.
 
     Args:
@@ -69,18 +71,18 @@ def transfer(readings: Sequence[Reading], valid: Sequence[Tensor], chosen: dict[
     """
     parts = [flag.reshape(1) for flag in valid]
     for reading in readings:
-        parts += [part.reshape(-1) for part in (reading.total, reading.by_site) if part is not None]
+        parts += [part.reshape(-1) for part in (reading.total, reading.by_layer) if part is not None]
     wide = next((part.dtype for part in parts if part.is_floating_point()), torch.float64)
     values = iter(torch.cat([part.to(wide) for part in parts]).tolist())
     flags = [next(values) for _ in valid]
     if not all(flags):
         return None
-    row = Row({}, {}, {})
+    row = HostValues({}, {}, {})
     dropped = sum(_unpack(reading, values, chosen, row) for reading in readings)
     return replace(row, dropped=dropped)
 
 
-def _unpack(reading: Reading, values: Any, chosen: dict[str, frozenset[str]], row: Row) -> int:
+def _unpack(reading: Reading, values: Any, chosen: dict[str, frozenset[str]], row: HostValues) -> int:
     """Add one reading to the row; return how many of its values were not finite."""
     found: list[float] = []
     if reading.total is not None:
@@ -89,20 +91,20 @@ def _unpack(reading: Reading, values: Any, chosen: dict[str, frozenset[str]], ro
             row.scalars[reading.key] = found[0]
             if reading.watch:
                 row.watched[reading.key] = found[0]
-    if reading.by_site is not None:
-        by_site = {site: next(values) for site in reading.sites}
-        found += by_site.values()
-        finite = {site: value for site, value in by_site.items() if math.isfinite(value)}
+    if reading.by_layer is not None:
+        by_layer = {layer: next(values) for layer in reading.layers}
+        found += by_layer.values()
+        finite = {layer: value for layer, value in by_layer.items() if math.isfinite(value)}
         if reading.internal:
             row.internal.setdefault(reading.key, {}).update(finite)  # invariant weights and controls
         else:
             row.layers[reading.key] = finite
             wanted = chosen.get(reading.key.partition("/")[0], frozenset())
-            row.scalars.update({f"{reading.key}/{site}": value for site, value in finite.items() if site in wanted})
+            row.scalars.update({f"{reading.key}/{layer}": value for layer, value in finite.items() if layer in wanted})
     return 0 if reading.partial or reading.internal else sum(not math.isfinite(value) for value in found)
 
 
-def publish(row: Row, loggers: Iterable[Any], step: int, for_wandb: Mapping[str, float]) -> None:
+def publish(row: HostValues, loggers: Iterable[Any], step: int, for_wandb: Mapping[str, float]) -> None:
     """Send a row to every logger; one that fails is reported and never stops the training.
 
     Loggers with a ``log_layers`` method (RecordLogger) also get every layer.

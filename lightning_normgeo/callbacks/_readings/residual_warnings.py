@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_normgeo.callbacks._readings.readings import Row
+from lightning_normgeo.callbacks._readings.readings import HostValues
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.probes.weight_step import WeightStep
 
@@ -16,7 +16,7 @@ _FAR_ABOVE = 100.0
 """How many times its floor a residual is when something else than rounding must have moved the weight."""
 
 
-def report_residuals(row: Row, steps: Sequence[WeightStep]) -> None:
+def report_residuals(row: HostValues, steps: Sequence[WeightStep]) -> None:
     """Warn once for each optimizer whose formula does not explain what a step did to a weight."""
     residuals, floors, norms = (row.internal.get(key, {}) for key in (RESIDUAL, FLOOR, NORM_SQ))
     by_name = {step.units.name: step for step in steps}

@@ -12,13 +12,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_normgeo.callbacks._readings.layer_segments import Sites
+from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
 from lightning_normgeo.geometry.angles import UpdateProducts
 from lightning_normgeo.geometry.norm_increments import IncrementTerms, measured_increment, systematic_floor
 from lightning_normgeo.probes.weight_step import WeightStep
 
 
-class Columns:
+class StackedUnits:
     """Quantities of several weights; each is one value per unit, over all units of all weights.
 
     Args:
@@ -27,7 +27,9 @@ class Columns:
 
     def __init__(self, steps: Sequence[WeightStep]) -> None:
         self.steps = steps
-        self.sites = Sites([s.units.site for s in steps], [s.units.count for s in steps], steps[0].weight_sq.device)
+        self.layers = LayerSegments(
+            [s.units.layer for s in steps], [s.units.count for s in steps], steps[0].weight_sq.device
+        )
         self._joined: dict[str, Tensor] = {}
 
     def column(self, name: str) -> Tensor:
@@ -38,7 +40,7 @@ class Columns:
 
     def spread(self, name: str) -> Tensor:
         """Return a number of the steps, such as ``lr``, for each unit."""
-        return self.sites.spread([getattr(step, name) for step in self.steps])
+        return self.layers.spread([getattr(step, name) for step in self.steps])
 
     @cached_property
     def update(self) -> UpdateProducts:
@@ -65,15 +67,15 @@ class Columns:
     def floors(self) -> tuple[Tensor, Tensor]:
         """What rounding in storage adds at random, and what the optimizer's arithmetic adds systematically."""
         kinds = {(step.dtype, 1 if step.rule is None else step.rule.stores) for step in self.steps}
-        parts = [self] if len(kinds) == 1 else [Columns([step]) for step in self.steps]
+        parts = [self] if len(kinds) == 1 else [StackedUnits([step]) for step in self.steps]
         stored = [replace(part.steps[0], quartic=part.column("quartic")).storage_floor for part in parts]
         return torch.cat(stored), torch.cat([part._systematic() for part in parts])
 
     @cached_property
-    def floor_by_site(self) -> Tensor:
+    def floor_by_layer(self) -> Tensor:
         """Both together for each weight: errors in storage are independent, the others add up as they are."""
         stored, computed = self.floors
-        return self.sites.sum(stored.square()).sqrt() + self.sites.sum(computed)
+        return self.layers.sum(stored.square()).sqrt() + self.layers.sum(computed)
 
     def _systematic(self) -> Tensor:
         weight_sq, dtype = self.column("weight_sq"), self.steps[0].dtype

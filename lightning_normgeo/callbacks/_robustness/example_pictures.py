@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_normgeo.robustness.results.example_images import Shown
+from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.settings import RESCALED
 
 _SHOWN_HEIGHT = 96
 """Small images are enlarged to at least this many pixels, so that they can be seen in a report."""
 
 
-def example_strips(shown: Shown, count: int) -> tuple[list[Any], list[str]]:
+def example_strips(shown: ExampleImages, count: int) -> tuple[list[Any], list[str]]:
     """Return one strip per sample and its caption, of inputs that can be seen: others have none.
 
     Images have one channel or three, or two dimensions; of any other number of channels the first is shown. One

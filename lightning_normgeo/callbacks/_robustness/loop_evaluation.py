@@ -16,20 +16,20 @@ from lightning_normgeo.callbacks._robustness.dataloaders import (
     check_all_take_part,
     check_undivided,
 )
-from lightning_normgeo.callbacks._robustness.progress_bars import Bar, bar_of
+from lightning_normgeo.callbacks._robustness.progress_bars import ProgressBar, bar_of
 from lightning_normgeo.errors import UnsuitableError, warn_once
 from lightning_normgeo.robustness.inputs import unpacked
-from lightning_normgeo.robustness.inputs.checks import undisturbed
 from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
-from lightning_normgeo.robustness.results.example_images import Shown
-from lightning_normgeo.robustness.results.process_shares import EVERYTHING, Part, report_of
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
+from lightning_normgeo.robustness.results.example_images import ExampleImages
+from lightning_normgeo.robustness.results.process_shares import EVERYTHING, ProcessShare, report_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 
 if TYPE_CHECKING:
-    from lightning_normgeo.callbacks._robustness.trainer_hooks import RobustnessLoops
+    from lightning_normgeo.callbacks._robustness.trainer_hooks import RobustnessHooks
 
 
-class RobustnessRun:
+class LoopEvaluation:
     """Evaluates the batches of a loop, loader by loader.
 
     Args:
@@ -43,7 +43,7 @@ class RobustnessRun:
 
     def __init__(
         self,
-        callback: RobustnessLoops,
+        callback: RobustnessHooks,
         trainer: Any,
         module: Any,
         loop: Any,
@@ -54,7 +54,7 @@ class RobustnessRun:
         self._counts = [batch_count(trainer, one) for one in loaders.values()] if counts is None else list(counts)
         self.names = list(loaders)
         self.evaluations = [self._evaluation(k, name, loader) for k, (name, loader) in enumerate(loaders.items())]
-        self.bars: dict[int, Bar | None] = {}
+        self.bars: dict[int, ProgressBar | None] = {}
         self._taken: dict[int, tuple[Tensor, Tensor]] = {}
         self._told: set[str] = set()
         if getattr(getattr(loop, "_combined_loader", None), "_mode", "") == "max_size_cycle":
@@ -94,7 +94,7 @@ class RobustnessRun:
             if taken is None or evaluation.stopped:
                 continue
             try:
-                with undisturbed(self._module):
+                with preserved_state(self._module):
                     evaluation.add(*taken)
             except Exception as error:
                 self._give_up(k, error)
@@ -107,7 +107,7 @@ class RobustnessRun:
         reports = {}
         for name in dict.fromkeys(name for found, _ in shares for name in found) or [""]:
             mine = [found.get(name, _nothing(failed)) for found, failed in shares]
-            reports[self._suffix(name)] = report_of(mine, self._callback.settings, shown.get(name, Shown()))
+            reports[self._suffix(name)] = report_of(mine, self._callback.settings, shown.get(name, ExampleImages()))
         self._say(reports)
         return reports
 
@@ -163,7 +163,7 @@ class RobustnessRun:
                 images, labels = (tensor.clone().to(self._module.device) for tensor in found)
             if evaluation.evaluator is None:
                 self._open_bar(number, len(images))
-                with undisturbed(self._module):
+                with preserved_state(self._module):
                     evaluation.begin(images, labels)
             self._taken[number] = images, labels
         except Exception as error:
@@ -180,10 +180,10 @@ class RobustnessRun:
             self._told.add(reason)
             warn_once(reason)
 
-    def _finished(self, number: int) -> Part:
+    def _finished(self, number: int) -> ProcessShare:
         evaluation = self.evaluations[number]
         try:
-            with undisturbed(self._module):
+            with preserved_state(self._module):
                 return evaluation.finish()
         except Exception as error:
             self._give_up(number, error)
@@ -216,6 +216,6 @@ class RobustnessRun:
             bar.show(self.evaluations[number].evaluator, attack, samples)
 
 
-def _nothing(failed: str | None) -> Part:
+def _nothing(failed: str | None) -> ProcessShare:
     """The share of a process that has no such loader, or could not get it."""
-    return Part({}, {}, False, {}, None, {} if failed is None else {EVERYTHING: failed}, [])
+    return ProcessShare({}, {}, False, {}, None, {} if failed is None else {EVERYTHING: failed}, [])

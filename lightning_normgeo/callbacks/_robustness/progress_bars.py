@@ -10,7 +10,7 @@ from lightning_normgeo.robustness.evaluate import show_progress
 from lightning_normgeo.robustness.evaluator import RobustnessEvaluator
 
 
-class Bar(Protocol):
+class ProgressBar(Protocol):
     """Shows how far an evaluation is."""
 
     def show(self, evaluator: RobustnessEvaluator | None, name: str, samples: int) -> None:
@@ -20,7 +20,7 @@ class Bar(Protocol):
         """Take the bar away."""
 
 
-def bar_of(trainer: Any, total: int | None) -> Bar | None:
+def bar_of(trainer: Any, total: int | None) -> ProgressBar | None:
     """Return a bar of the kind that the Trainer has; None where it shows none."""
     own = trainer.progress_bar_callback
     if own is None or not own.is_enabled or not trainer.is_global_zero:

@@ -18,15 +18,15 @@ from lightning_normgeo.callbacks._robustness.dataloaders import (
     testing,
 )
 from lightning_normgeo.callbacks._robustness.logging import metrics_of, publish
-from lightning_normgeo.callbacks._robustness.loop_evaluation import RobustnessRun
+from lightning_normgeo.callbacks._robustness.loop_evaluation import LoopEvaluation
 from lightning_normgeo.errors import ConfigurationError, UnsuitableError, warn_once
 from lightning_normgeo.robustness.inputs import DeclaredInputs
-from lightning_normgeo.robustness.inputs.checks import undisturbed
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.settings import RobustnessSettings
 
 
-class RobustnessLoops(QuietCallback):
+class RobustnessHooks(QuietCallback):
     """Evaluates in ``trainer.test``, in ``trainer.validate`` and, if asked to, after ``fit``; not for use by itself.
 
     Attributes:
@@ -49,7 +49,7 @@ class RobustnessLoops(QuietCallback):
     def __init__(self) -> None:
         super().__init__()
         self.reports: dict[str, RobustnessReport] = {}
-        self._run: RobustnessRun | None = None
+        self._run: LoopEvaluation | None = None
 
     def logits(self, pl_module: Any, images: Tensor) -> Any:
         """Return class logits."""
@@ -65,7 +65,7 @@ class RobustnessLoops(QuietCallback):
         Raises:
             ConfigurationError: for these.
         """
-        names = [callback.name for callback in trainer.callbacks if isinstance(callback, RobustnessLoops)]
+        names = [callback.name for callback in trainer.callbacks if isinstance(callback, RobustnessHooks)]
         if names.count(self.name) > 1:
             raise ConfigurationError(
                 f"This Trainer has {names.count(self.name)} RobustnessEvaluations with name={self.name!r}, and their "
@@ -102,7 +102,7 @@ class RobustnessLoops(QuietCallback):
             test_source(trainer)
         except UnsuitableError:
             return  # said when training began, on every process
-        with undisturbed(pl_module), testing(trainer):  # a loader draws a random number when it begins
+        with preserved_state(pl_module), testing(trainer):  # a loader draws a random number when it begins
             self._run = self._evaluated_after_fit(trainer, pl_module)
         self._finish(trainer)
         metrics, step = metrics_of(self.reports), trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -169,17 +169,17 @@ class RobustnessLoops(QuietCallback):
         def begin() -> None:
             combined = getattr(loop, "_combined_loader", None)
             loaders = {} if combined is None else named_loaders(combined)
-            self._run = RobustnessRun(self, trainer, module, loop, loaders, counts)
+            self._run = LoopEvaluation(self, trainer, module, loop, loaders, counts)
 
         self._guarded(begin)
 
-    def _evaluated_after_fit(self, trainer: Any, module: Any) -> RobustnessRun:
+    def _evaluated_after_fit(self, trainer: Any, module: Any) -> LoopEvaluation:
         """Evaluate the test loaders; whatever fails, this process meets the others at the end."""
         self.reports = {}
-        run = RobustnessRun(self, trainer, module, None, {}, None)
+        run = LoopEvaluation(self, trainer, module, None, {}, None)
         try:
             loaders = test_loaders(trainer)
-            run = RobustnessRun(self, trainer, module, None, loaders, None)
+            run = LoopEvaluation(self, trainer, module, None, loaders, None)
             for number, loader in enumerate(loaders.values()):
                 for batch in batches_of(trainer, loader, number):
                     run.evaluate(batch, number)

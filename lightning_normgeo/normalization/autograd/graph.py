@@ -37,7 +37,7 @@ class Graph:
 
     Attributes:
         readers: for each node and output the readers and the position at which they read it.
-        sources: for each node what it reads; for an opened checkpoint what it returns, by output.
+        norm_layers: for each node what it reads; for an opened checkpoint what it returns, by output.
         leaves: the nodes of parameters.
         results: the nodes and outputs that the tensors came from.
         order: an index for each node; what reads another node has a larger one.
@@ -45,8 +45,8 @@ class Graph:
         inside: what reentrant checkpoints compute, once they were looked into.
     """
 
-    def __init__(self, *results: Tensor, stand_ins: dict[int, str] | None = None, zeros: Collection[Node] = ()) -> None:
-        self.stand_ins = stand_ins
+    def __init__(self, *results: Tensor, unsharded: dict[int, str] | None = None, zeros: Collection[Node] = ()) -> None:
+        self.unsharded = unsharded
         self.zeros = zeros
         self.inside: dict[Node, tuple[Edge, ...] | None] = {}
         edges = [get_gradient_edge(result) for result in results if result.requires_grad]  # of a parameter: its leaf
@@ -58,7 +58,7 @@ class Graph:
         self.readers: dict[Edge, list[Edge]] = defaultdict(list)
         self.leaves: list[Node] = []
         self.order: dict[Node, int] = {}
-        self.sources: dict[Node, tuple[Edge, ...]] = {}  # torch makes a new tuple each time it is asked
+        self.norm_layers: dict[Node, tuple[Edge, ...]] = {}  # torch makes a new tuple each time it is asked
         self.outputs: dict[Node, set[int]] = defaultdict(set)
         finished = itertools.count()
         stack: list[tuple[Node, bool]] = [(node, False) for node in self._start]
@@ -69,8 +69,8 @@ class Graph:
             elif node not in self.order:
                 self.order[node] = -1
                 stack.append((node, True))
-                self.sources[node] = edges = self.inside.get(node) or node.next_functions
-                stack += [(source, False) for source, _ in edges if source not in self.order and source]
+                self.norm_layers[node] = edges = self.inside.get(node) or node.next_functions
+                stack += [(norm_layer, False) for norm_layer, _ in edges if norm_layer not in self.order and norm_layer]
         self._turn_round()
         for node, output in [*self.readers, *self.results]:
             self.outputs[node].add(output)
@@ -79,9 +79,9 @@ class Graph:
         for node in self.order:
             if hasattr(node, "variable"):
                 self.leaves.append(node)
-            for position, (source, output) in enumerate(self.sources[node]):
-                if source is not None:
-                    self.readers[source, output].append((node, position))
+            for position, (norm_layer, output) in enumerate(self.norm_layers[node]):
+                if norm_layer is not None:
+                    self.readers[norm_layer, output].append((node, position))
 
     def with_inside(self, inside: dict[Node, tuple[Edge, ...] | None]) -> Graph:
         """Return the graph with the insides of reentrant checkpoints in it; None for one that could not be seen."""
@@ -110,7 +110,7 @@ class Graph:
             (
                 node.name(),
                 id(node.variable) if hasattr(node, "variable") else _constants(node),
-                tuple((self.order.get(source), output) for source, output in self.sources[node]),
+                tuple((self.order.get(norm_layer), output) for norm_layer, output in self.norm_layers[node]),
             )
             for node in self.order
         )
@@ -118,7 +118,7 @@ class Graph:
     @property
     def anonymous(self) -> bool:
         """Whether something stands in for the parameters, and the name of none of it is known."""
-        return self.stand_ins is not None and not any(id(leaf.variable) in self.stand_ins for leaf in self.leaves)
+        return self.unsharded is not None and not any(id(leaf.variable) in self.unsharded for leaf in self.leaves)
 
     @property
     def compiled(self) -> bool:

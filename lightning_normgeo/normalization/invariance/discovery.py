@@ -87,10 +87,10 @@ def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]
 
 
 def _units_in(graph: Graph, module: nn.Module) -> tuple[WeightUnits, ...]:
-    if graph.stand_ins is None:  # to run divided modules out of turn would have processes wait for each other
+    if graph.unsharded is None:  # to run divided modules out of turn would have processes wait for each other
         graph = opened(graph, module)
     names = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
-    names |= graph.stand_ins or {}
+    names |= graph.unsharded or {}
     layers = {clean_name(name): layer for name, layer in module.named_modules()}
     leaves = {names[id(leaf.variable)]: leaf for leaf in graph.leaves if id(leaf.variable) in names}
     search = Search(graph, names, layers, leaves)

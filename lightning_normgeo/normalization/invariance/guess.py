@@ -7,7 +7,7 @@ import itertools
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_normgeo.normalization.names import by_clean_name, clean_name, named_weights, site_of
+from lightning_normgeo.normalization.names import by_clean_name, clean_name, layer_name, named_weights
 from lightning_normgeo.normalization.parametrizations import parametrization_kind, parametrization_title, rows_dim
 from lightning_normgeo.normalization.units import WeightUnits
 
@@ -24,7 +24,7 @@ def guess_units(module: nn.Module) -> tuple[WeightUnits, ...]:
     norms = _norms_behind(module)
     found = []
     for name, weight in named_weights(module):
-        layer, norm = layers.get(site_of(name)), norms.get(id(weight))
+        layer, norm = layers.get(layer_name(name)), norms.get(id(weight))
         dim = 0 if layer is None else rows_dim(layer)
         units = WeightUnits(name=name, kind="none", count=weight.shape[dim], dim=dim)
         kind = parametrization_kind(layer)

@@ -17,14 +17,14 @@ from lightning_normgeo.normalization.autograd.graph import Graph, Node
 from lightning_normgeo.normalization.invariance.row_layout import (
     Axis,
     Piece,
-    Scaled,
+    ScaleState,
     broadcast,
     fused,
     plain,
     split,
 )
 
-Operands = list[Scaled | None]
+Operands = list[ScaleState | None]
 _MOVES = {"View", "ReshapeAlias", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "ToCopy", "Clone"}
 
 
@@ -41,7 +41,7 @@ class BiasNotScaledError(NotInvariantError):
 
 
 @dataclass
-class Walk:
+class NodeContext:
     """One node as a rule sees it, and what is collected on the way.
 
     Attributes:
@@ -58,7 +58,7 @@ class Walk:
     output: int
     operands: Operands
     merged: set[Piece]
-    absorbers: list[tuple[Node, Scaled]]
+    absorbers: list[tuple[Node, ScaleState]]
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -86,12 +86,12 @@ class Walk:
         self.merge([left, right])
         return plain(left.size)
 
-    def combined(self, a: Scaled, b: Scaled, degree: float) -> Scaled:
+    def combined(self, a: ScaleState, b: ScaleState, degree: float) -> ScaleState:
         """Return the state of an elementwise function of two tensors that both scale."""
         axes = map(self.joined, broadcast(a.axes, self.shape), broadcast(b.axes, self.shape))
-        return Scaled(tuple(axes), degree, None, a.data or b.data, a.statistic and b.statistic)
+        return ScaleState(tuple(axes), degree, None, a.data or b.data, a.statistic and b.statistic)
 
-    def alike(self, a: Scaled, b: Scaled) -> Scaled:
+    def alike(self, a: ScaleState, b: ScaleState) -> ScaleState:
         """Return the state of a function of two tensors that is homogeneous in both jointly: a sum, a maximum."""
         if a.degree != b.degree or a.offset is not None or b.offset is not None:
             raise NotInvariantError("two uses of it that scale in different ways are added up or compared")
@@ -100,7 +100,7 @@ class Walk:
     def beside_zeros(self) -> bool:
         """Whether all that does not scale here is known to be zero."""
         edges = zip(self.node.next_functions, self.operands, strict=True)
-        constant = all(source is None for (source, _), operand in edges if operand is None)
+        constant = all(norm_layer is None for (norm_layer, _), operand in edges if operand is None)
         return constant and self.node in self.graph.zeros
 
     def merge(self, axes: Sequence[Axis] | Sequence[Piece]) -> None:
@@ -114,7 +114,7 @@ class Walk:
             raise NotInvariantError("summed or normalized together with other outputs (a concatenation)")
         self.merge(axes)
 
-    def absorb(self, state: Scaled, kept: Sequence[int], groups: int = 1, centers: bool = True) -> None:
+    def absorb(self, state: ScaleState, kept: Sequence[int], groups: int = 1, centers: bool = True) -> None:
         """End a path at a normalization whose statistics are taken for each index of the axes ``kept``.
 
         With ``groups``, axis 1 is split and its first part kept. One that ``centers`` removes a constant bias too.
@@ -140,14 +140,14 @@ def dimensions(saved: Any, ndim: int) -> list[int]:
     return [(d - 2**64 if d >= 2**63 else d) % ndim for d in listed] or list(range(ndim))
 
 
-def without_offset(state: Scaled) -> Scaled:
+def without_offset(state: ScaleState) -> ScaleState:
     """Return ``state`` where no bias is in it."""
     if state.offset is not None:
         raise BiasNotScaledError("a bias is added before it")
     return state
 
 
-def the_operand(walk: Walk) -> Scaled:
+def the_operand(walk: NodeContext) -> ScaleState:
     """Return the one operand that scales."""
     scaled = [operand for operand in walk.operands if operand is not None]
     if len(scaled) != 1:

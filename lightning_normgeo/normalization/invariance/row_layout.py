@@ -42,7 +42,7 @@ class Axis(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaleState:
     """A tensor that is positively homogeneous in the rows of a weight.
 
     Multiplying row i by α multiplies the elements that belong to it by α to the power of ``degree``.
@@ -66,7 +66,7 @@ class Scaled:
         """The shape of the tensor."""
         return tuple(axis.size for axis in self.axes)
 
-    def over(self, axes: Sequence[Axis]) -> Scaled:
+    def over(self, axes: Sequence[Axis]) -> ScaleState:
         """Return the same with other axes."""
         return replace(self, axes=tuple(axes))
 

@@ -9,11 +9,16 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_normgeo.normalization.autograd.graph import Graph, Node
-from lightning_normgeo.normalization.invariance.node_context import BiasNotScaledError, NotInvariantError, Walk, name_of
-from lightning_normgeo.normalization.invariance.row_layout import Piece, Scaled, contiguous_units, rows
+from lightning_normgeo.normalization.invariance.node_context import (
+    BiasNotScaledError,
+    NodeContext,
+    NotInvariantError,
+    name_of,
+)
+from lightning_normgeo.normalization.invariance.row_layout import Piece, ScaleState, contiguous_units, rows
 from lightning_normgeo.normalization.invariance.rules.by_node_name import apply
 from lightning_normgeo.normalization.invariance.slices import Slices, other_slices
-from lightning_normgeo.normalization.names import bias_of, site_of
+from lightning_normgeo.normalization.names import bias_of, layer_name
 from lightning_normgeo.normalization.parametrizations import parametrization_title
 from lightning_normgeo.normalization.units import Kind, WeightUnits
 
@@ -45,7 +50,7 @@ class Search:
 
     def units_of(self, name: str) -> WeightUnits:
         """Return the units of the weight called ``name``: of several ways to cut it into slices the finest."""
-        leaf, owner = self.leaves[name], self.layers.get(site_of(name))
+        leaf, owner = self.leaves[name], self.layers.get(layer_name(name))
         dim, groups = self._where_rows_are(leaf, owner)
         found = self._units_along(name, owner, Slices(dim, groups))
         # where the whole weight is not invariant no slices are
@@ -70,7 +75,7 @@ class Search:
             if bias is None or bias.variable.shape != (found.count,):
                 return found.without_invariance(str(problem))
             try:
-                merged, absorbers = self._follow({**start, bias: Scaled((rows(found.count),))})
+                merged, absorbers = self._follow({**start, bias: ScaleState((rows(found.count),))})
                 return self._invariant(found, merged, absorbers, owner, bias_of(name))
             except NotInvariantError as second:
                 return found.without_invariance(str(second))
@@ -106,30 +111,30 @@ class Search:
             found += self.graph.readers[reader, 0] if name_of(reader) == "ToCopy" else [(reader, position)]
         return found
 
-    def _follow(self, start: dict[Node, Scaled]) -> tuple[set[Piece], list[tuple[Node, Scaled]]]:
+    def _follow(self, start: dict[Node, ScaleState]) -> tuple[set[Piece], list[tuple[Node, ScaleState]]]:
         """Propagate ``start`` until every path has ended at a normalization.
 
         Raises:
             NotInvariantError: where one does not.
         """
-        states: dict[tuple[Node, int], Scaled] = {(node, 0): state for node, state in start.items()}
+        states: dict[tuple[Node, int], ScaleState] = {(node, 0): state for node, state in start.items()}
         merged: set[Piece] = set()
-        absorbers: list[tuple[Node, Scaled]] = []
+        absorbers: list[tuple[Node, ScaleState]] = []
         queue: list[tuple[int, Node]] = []
         seen: set[Node] = set()
         for node in start:
             self._enqueue(queue, seen, node, 0)
         while queue:
             _, node = heapq.heappop(queue)
-            operands = [states.get(edge) for edge in self.graph.sources[node]]
+            operands = [states.get(edge) for edge in self.graph.norm_layers[node]]
             for output in self.graph.outputs[node]:
-                state = self._apply(Walk(self.graph, node, output, operands, merged, absorbers))
+                state = self._apply(NodeContext(self.graph, node, output, operands, merged, absorbers))
                 if state is not None:
                     states[node, output] = state
                     self._enqueue(queue, seen, node, output)
         return merged, absorbers
 
-    def _apply(self, walk: Walk) -> Scaled | None:
+    def _apply(self, walk: NodeContext) -> ScaleState | None:
         """Apply the rule of a node; a reason not to go on says so where the node is one of several consumers."""
         try:
             return apply(walk)
@@ -138,7 +143,7 @@ class Search:
         except NotInvariantError as problem:
             counts = [
                 len(self.graph.readers[edge])
-                for edge, operand in zip(self.graph.sources[walk.node], walk.operands, strict=True)
+                for edge, operand in zip(self.graph.norm_layers[walk.node], walk.operands, strict=True)
                 if operand is not None
             ]
             if max(counts) == 1:
@@ -157,7 +162,7 @@ class Search:
         self,
         found: WeightUnits,
         merged: set[Piece],
-        absorbers: list[tuple[Node, Scaled]],
+        absorbers: list[tuple[Node, ScaleState]],
         owner: nn.Module | None,
         bias: str | None = None,
     ) -> WeightUnits:
@@ -172,15 +177,15 @@ class Search:
         scale = self._scale(found.count, absorbers) if kind == "filter" else None
         return replace(found, kind=kind, count=count, bias=bias, scale=scale, normalization=text)
 
-    def _title(self, node: Node, state: Scaled, owner: nn.Module | None) -> str:
+    def _title(self, node: Node, state: ScaleState, owner: nn.Module | None) -> str:
         if not state.data:
             return parametrization_title(owner)
         title = _TITLES.get(name_of(node), "a normalization written out")
         gamma = node.next_functions[1][0] if len(node.next_functions) > 1 else None
         name = self.names.get(id(getattr(gamma, "variable", None)))
-        return title if name is None or name_of(node) not in _TITLES else f"{title} {site_of(name)}"
+        return title if name is None or name_of(node) not in _TITLES else f"{title} {layer_name(name)}"
 
-    def _scale(self, count: int, absorbers: list[tuple[Node, Scaled]]) -> str | None:
+    def _scale(self, count: int, absorbers: list[tuple[Node, ScaleState]]) -> str | None:
         """Return the name of γ where one batch normalization absorbs each row in its own channel, in all its runs."""
         for node, state in absorbers:
             if not state.data or _TITLES.get(name_of(node)) != "batch normalization":

@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor
 
-from lightning_normgeo.normalization.invariance.row_layout import Axis, Piece, Scaled, plain, rows
+from lightning_normgeo.normalization.invariance.row_layout import Axis, Piece, ScaleState, plain, rows
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class Slices:
         """Return how many slices there are."""
         return prod(weight.shape[self.dim : self.dim + self.leading]) * self.groups
 
-    def state(self, weight: Tensor) -> Scaled:
+    def state(self, weight: Tensor) -> ScaleState:
         """Return the state of a weight whose slices are scaled one by one."""
         if self.groups > 1:
             inputs, each, *kernel = weight.shape
             first = Axis(inputs, (Piece(self.groups, each), Piece(inputs // self.groups, 0)))
-            return Scaled((first, rows(each), *map(plain, kernel)))
+            return ScaleState((first, rows(each), *map(plain, kernel)))
         axes = [plain(size) for size in weight.shape]
         stride = 1
         for d in reversed(range(self.dim, self.dim + self.leading)):
             axes[d] = rows(weight.shape[d], stride)
             stride *= weight.shape[d]
-        return Scaled(tuple(axes))
+        return ScaleState(tuple(axes))
 
 
 def other_slices(weight: Tensor, dim: int) -> Iterator[Slices]:

@@ -23,7 +23,7 @@ Layers = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MeanOnlyBatchNo
 
 
 @dataclass(frozen=True)
-class Source:
+class NormLayer:
     """One normalization layer, under all names that it has.
 
     Attributes:
@@ -97,7 +97,7 @@ def names_of_modules(module: nn.Module) -> dict[nn.Module, list[str]]:
     return names
 
 
-def normalization_layers(module: nn.Module) -> list[Source]:
+def normalization_layers(module: nn.Module) -> list[NormLayer]:
     """Return every normalization layer of ``module``, shared ones once.
 
     Raises:
@@ -109,7 +109,7 @@ def normalization_layers(module: nn.Module) -> list[Source]:
             f"{lazy or 'The module'} is a lazy layer without shape yet. Run one forward pass before swap_norm."
         )
     names = names_of_modules(module)
-    found = [Source(tuple(names[m]), m, _kind(m), _dims(m)) for m in names if isinstance(m, Layers)]
+    found = [NormLayer(tuple(names[m]), m, _kind(m), _dims(m)) for m in names if isinstance(m, Layers)]
     if not found:
         raise ConfigurationError(
             f"{type(module).__name__} has no normalization layers that swap_norm could replace (batch, instance, group "
@@ -123,31 +123,35 @@ def normalization_layers(module: nn.Module) -> list[Source]:
     return found
 
 
-def matching(found: Sequence[Source], layers: str | Sequence[str]) -> list[Source]:
+def matching(found: Sequence[NormLayer], layers: str | Sequence[str]) -> list[NormLayer]:
     """Return the layers with a name that one of the globs matches.
 
     Raises:
         ConfigurationError: for a glob that matches none.
     """
     globs = strings("layers", layers, "a glob for module paths, as '*.bn1'")
-    names = [name for source in found for name in source.names]
+    names = [name for norm_layer in found for name in norm_layer.names]
     idle = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
     if idle or not globs:
         raise ConfigurationError(
             f"layers={shown(layers)}: {idle[0] if idle else 'an empty list'!r} matches none of the {len(names)} "
             f"normalization layers; {nearest(idle[0] if idle else '', names)}."
         )
-    return [source for source in found if any(fnmatchcase(name, glob) for name in source.names for glob in globs)]
+    return [
+        norm_layer
+        for norm_layer in found
+        if any(fnmatchcase(name, glob) for name in norm_layer.names for glob in globs)
+    ]
 
 
-def unsuitable(source: Source, shape: tuple[int, ...] | None = None) -> str | None:
+def why_not_replaced(norm_layer: NormLayer, shape: tuple[int, ...] | None = None) -> str | None:
     """Return why a layer is better left alone, whatever it would become; None where nothing stands against it.
 
     Args:
-        source: the layer.
+        norm_layer: the layer.
         shape: of its input, where it is known.
     """
-    layer = source.layer
+    layer = norm_layer.layer
     if isinstance(layer, nn.LayerNorm) and not _channels_first(layer) and (shape is None or len(shape) != 2):
         return "it normalizes the last dimension of its input, not channels (N, C, ...)"
     if is_parametrized(layer):
@@ -155,7 +159,7 @@ def unsuitable(source: Source, shape: tuple[int, ...] | None = None) -> str | No
     own = {name for name, _ in layer.named_parameters(recurse=False)} - {"weight", "bias"}
     if own:
         return f"a subclass with parameters of its own: {', '.join(sorted(own))}"
-    odd = [name for name, child in source.followers.items() if not _is_activation(child)]
+    odd = [name for name, child in norm_layer.followers.items() if not _is_activation(child)]
     if odd:
         return f"a subclass that holds more than an activation: {', '.join(odd)}"
     return None

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from lightning_normgeo.normalization.autograd.graph import Graph, Node, trace
 from lightning_normgeo.normalization.parametrizations import Linear
-from lightning_normgeo.normalization.surgery.norm_layers import Source, names_of_modules
+from lightning_normgeo.normalization.surgery.norm_layers import NormLayer, names_of_modules
 
 _WEIGHTS = {"ConvolutionBackward0": 1, "AddmmBackward0": 2, "MmBackward0": 1}  # which input is the weight
 
 
 @dataclass(frozen=True)
-class Feeder:
+class PrecedingLayer:
     """A layer whose output reaches a normalization.
 
     Attributes:
@@ -35,46 +35,46 @@ class Feeder:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class NormInputs:
     """What a normalization reads.
 
     Attributes:
-        feeders: the layers that it comes from.
+        preceding_layers: the layers that it comes from.
         shape: of a batch of it, the one with the fewest positions; None where none was seen.
         traced: whether the model was run to find out.
         chained: if it was not, whether a plain Sequential holds the layer and what feeds it, so that it is no guess.
     """
 
-    feeders: tuple[Feeder, ...] = ()
+    preceding_layers: tuple[PrecedingLayer, ...] = ()
     shape: tuple[int, ...] | None = None
     traced: bool = False
     chained: bool = False
 
 
-def inputs_in_order(module: nn.Module, sources: Iterable[Source]) -> dict[nn.Module, Inputs]:
+def inputs_in_order(module: nn.Module, norm_layers: Iterable[NormLayer]) -> dict[nn.Module, NormInputs]:
     """Guess what feeds each normalization: the layer registered last before it, if it has as many channels."""
-    wanted = {source.layer: source for source in sources}
+    wanted = {norm_layer.layer: norm_layer for norm_layer in norm_layers}
     names = names_of_modules(module)
     parents = {child: parent for parent in module.modules() for child in parent.children()}
     inside = {part for layer in module.modules() if isinstance(layer, Linear) for part in layer.modules()}
     last: nn.Module | None = None
     before: nn.Module | None = None
-    found: dict[nn.Module, Feeder] = {}
+    found: dict[nn.Module, PrecedingLayer] = {}
     for child in module.modules():
         if child in wanted and last is not None and outputs_of(last) == wanted[child].channels:
             once = len(names[last]) == len(names[child]) == 1
             direct = once and last is before and parents.get(last) is parents[child]
-            found[child] = Feeder(names[last][0], last, direct)
+            found[child] = PrecedingLayer(names[last][0], last, direct)
         if isinstance(child, Linear):
             last = before = child
         elif child in wanted or not (list(child.children()) or child in inside):
             before = child
-    readers = Counter((feeder.layer, parents[norm]) for norm, feeder in found.items())  # siblings take turns
+    readers = Counter((preceding.layer, parents[norm]) for norm, preceding in found.items())  # siblings take turns
     inputs = {}
-    for norm, feeder in found.items():
-        direct = feeder.direct and readers[feeder.layer, parents[norm]] == 1
-        chained = parents.get(feeder.layer) is parents[norm] and _is_chain(parents[norm], feeder.layer, norm)
-        inputs[norm] = Inputs((replace(feeder, direct=direct),), chained=chained)
+    for norm, preceding in found.items():
+        direct = preceding.direct and readers[preceding.layer, parents[norm]] == 1
+        chained = parents.get(preceding.layer) is parents[norm] and _is_chain(parents[norm], preceding.layer, norm)
+        inputs[norm] = NormInputs((replace(preceding, direct=direct),), chained=chained)
     return inputs
 
 
@@ -84,7 +84,7 @@ def _is_chain(parent: nn.Module, *layers: nn.Module) -> bool:
     return plain and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
-def inputs_by_graph(module: nn.Module, sources: Sequence[Source], batch: Any) -> dict[nn.Module, Inputs]:
+def inputs_by_graph(module: nn.Module, norm_layers: Sequence[NormLayer], batch: Any) -> dict[nn.Module, NormInputs]:
     """Find what feeds each normalization by one forward pass, through sums, concatenations and activations."""
     reads: dict[nn.Module, list[tuple[Node, tuple[int, ...]]]] = defaultdict(list)
 
@@ -98,7 +98,7 @@ def inputs_by_graph(module: nn.Module, sources: Sequence[Source], batch: Any) ->
         reads[layer].append((value.grad_fn, tuple(value.shape)))
         return ((value, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: value})
 
-    handles = [source.layer.register_forward_pre_hook(note, with_kwargs=True) for source in sources]
+    handles = [norm_layer.layer.register_forward_pre_hook(note, with_kwargs=True) for norm_layer in norm_layers]
     try:
         with trainable(module):
             graph = Graph(*trace(module, batch))
@@ -109,7 +109,7 @@ def inputs_by_graph(module: nn.Module, sources: Sequence[Source], batch: Any) ->
     for name, child in module.named_modules():
         if isinstance(child, Linear):
             owners.update((id(parameter), (name, child)) for parameter in child.parameters())
-    return {source.layer: _inputs(graph, reads.get(source.layer, ()), owners) for source in sources}
+    return {norm_layer.layer: _inputs(graph, reads.get(norm_layer.layer, ()), owners) for norm_layer in norm_layers}
 
 
 @contextmanager
@@ -127,19 +127,19 @@ def trainable(module: nn.Module) -> Iterator[None]:
 
 def _inputs(
     graph: Graph, calls: Sequence[tuple[Node, tuple[int, ...]]], owners: dict[int, tuple[str, nn.Module]]
-) -> Inputs:
-    found: dict[str, Feeder] = {}
+) -> NormInputs:
+    found: dict[str, PrecedingLayer] = {}
     for node, _ in calls:
-        for feeder in [] if node is None else _walk_back(graph, node, owners):
-            direct = feeder.direct and len(calls) == 1
-            found[feeder.name] = replace(feeder, direct=direct)
+        for preceding in [] if node is None else _walk_back(graph, node, owners):
+            direct = preceding.direct and len(calls) == 1
+            found[preceding.name] = replace(preceding, direct=direct)
     shape = min((shape for _, shape in calls), key=lambda shape: math.prod(shape[2:]), default=None)
-    return Inputs(tuple(found.values()), shape, traced=True)
+    return NormInputs(tuple(found.values()), shape, traced=True)
 
 
-def _walk_back(graph: Graph, start: Node, owners: dict[int, tuple[str, nn.Module]]) -> list[Feeder]:
+def _walk_back(graph: Graph, start: Node, owners: dict[int, tuple[str, nn.Module]]) -> list[PrecedingLayer]:
     """Go back from a node to the nearest layers that own a weight; what is behind them feeds them, not the norm."""
-    found: dict[str, Feeder] = {}
+    found: dict[str, PrecedingLayer] = {}
     (first, output), *_ = start.next_functions
     alone = graph.readers[first, output] == [(start, 0)] and (first, output) not in graph.results
     seen, stack = {first}, [first]
@@ -148,7 +148,7 @@ def _walk_back(graph: Graph, start: Node, owners: dict[int, tuple[str, nn.Module
         owner, leaf = _owner(node, owners)
         if owner is not None:
             direct = alone and node is first and len(graph.readers[leaf, 0]) == 1
-            found[owner[0]] = Feeder(*owner, direct)
+            found[owner[0]] = PrecedingLayer(*owner, direct)
             continue
         for parent, _ in node.next_functions:
             if parent is not None and parent not in seen:

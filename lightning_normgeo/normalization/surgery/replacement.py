@@ -24,115 +24,115 @@ from lightning_normgeo.normalization.parametrizations import (
     parametrizations_of,
 )
 from lightning_normgeo.normalization.registry import Normalization
-from lightning_normgeo.normalization.surgery.norm_layers import Source
-from lightning_normgeo.normalization.surgery.preceding_layers import Feeder
+from lightning_normgeo.normalization.surgery.norm_layers import NormLayer
+from lightning_normgeo.normalization.surgery.preceding_layers import PrecedingLayer
 from lightning_normgeo.normalization.surgery.swap_report import Change, describe
 
 _STATISTICS = {"running_mean": "running mean", "running_var": "running variance"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReplacementPlan:
     """What is to become of one normalization layer.
 
     Attributes:
-        source: the layer.
+        norm_layer: the layer.
         layer: what takes its place; None if it stays.
-        feeders: the layers in front of it.
+        preceding_layers: the layers in front of it.
         weights: those of them to be parametrized.
         problems: why others are not, in words.
         fold: the layer that γ, β and statistics go into; in words why there is none; None where they stay.
     """
 
-    source: Source
+    norm_layer: NormLayer
     layer: nn.Module | None
-    feeders: Sequence[Feeder]
-    weights: Sequence[Feeder]
+    preceding_layers: Sequence[PrecedingLayer]
+    weights: Sequence[PrecedingLayer]
     problems: Sequence[str]
-    fold: Feeder | str | None
+    fold: PrecedingLayer | str | None
 
     def changed_parameters(self, target: Normalization) -> Iterator[nn.Parameter]:
         """Yield the parameters that would vanish, or get others beside them; a weight without gain stays itself."""
-        source = self.source.layer
-        if self.layer is not None and (isinstance(self.layer, nn.Identity) or not _keeps(source, self.layer)):
-            yield from source.parameters(recurse=False)
-        for feeder in (*(self.weights if target.gain or target.weight == "wn" else ()), self.fold):
-            if isinstance(feeder, Feeder):
-                yield from feeder.layer.parameters()
+        norm_layer = self.norm_layer.layer
+        if self.layer is not None and (isinstance(self.layer, nn.Identity) or not _keeps(norm_layer, self.layer)):
+            yield from norm_layer.parameters(recurse=False)
+        for preceding in (*(self.weights if target.gain or target.weight == "wn" else ()), self.fold):
+            if isinstance(preceding, PrecedingLayer):
+                yield from preceding.layer.parameters()
 
 
-def carry_out(module: nn.Module, plan: Plan, target: Normalization, unbiased: bool) -> Iterator[Change]:
+def apply_plan(module: nn.Module, plan: ReplacementPlan, target: Normalization, unbiased: bool) -> Iterator[Change]:
     """Do what was planned for one layer, and say what was done under each of its names."""
-    source, layer, factors = plan.source, plan.layer, None
-    notes = [] if layer is None else source.lost
+    norm_layer, layer, factors = plan.norm_layer, plan.layer, None
+    notes = [] if layer is None else norm_layer.lost
     if layer is not None and target.data is not None:
-        notes += carry_over(source, layer, _like(plan, module), elsewhere=plan.fold is not None)
-    if layer is not None and isinstance(plan.fold, Feeder):
-        factors = fold(source, plan.fold.layer, layer)
+        notes += copy_state(norm_layer, layer, _like(plan, module), elsewhere=plan.fold is not None)
+    if layer is not None and isinstance(plan.fold, PrecedingLayer):
+        factors = fold(norm_layer, plan.fold.layer, layer)
         if plan.fold not in plan.weights:
             scale_rows(plan.fold.layer, factors)
     notes += _fold_notes(plan)
     weights = tuple(_parametrize(plan, target, unbiased, factors))
-    if weights and target.data == "bn" and source.kind == "bn" and source.trained:
+    if weights and target.data == "bn" and norm_layer.kind == "bn" and norm_layer.trained:
         notes.append("running statistics are those of the old weights: renew them in training mode")
     notes += plan.problems
-    after = source.layer if layer is None else with_followers(source, layer)
-    for name in source.names:
+    after = norm_layer.layer if layer is None else with_trailing_modules(norm_layer, layer)
+    for name in norm_layer.names:
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, after)
-        same = [f"the same layer as {source.name}"] if name != source.name else notes
-        yield Change(name, describe(source.layer), describe(after), weights, ", ".join(same))
+        same = [f"the same layer as {norm_layer.name}"] if name != norm_layer.name else notes
+        yield Change(name, describe(norm_layer.layer), describe(after), weights, ", ".join(same))
 
 
-def _parametrize(plan: Plan, target: Normalization, unbiased: bool, factors: Tensor | None) -> Iterator[str]:
-    gamma = plan.source.gamma
-    for feeder in plan.weights:
-        if parametrizations_of(feeder.layer):
+def _parametrize(plan: ReplacementPlan, target: Normalization, unbiased: bool, factors: Tensor | None) -> Iterator[str]:
+    gamma = plan.norm_layer.gamma
+    for preceding in plan.weights:
+        if parametrizations_of(preceding.layer):
             continue  # it is in front of several layers and was done for another
         if factors is None:
-            normalize_weight(feeder.layer, target.weight or "", target.gain, unbiased)
+            normalize_weight(preceding.layer, target.weight or "", target.gain, unbiased)
         else:
-            normalize_scaled(feeder.layer, target.weight or "", target.gain, unbiased, factors)
-            gain = gain_of(feeder.layer)
+            normalize_scaled(preceding.layer, target.weight or "", target.gain, unbiased, factors)
+            gain = gain_of(preceding.layer)
             if gain is not None and gamma is not None and gamma.requires_grad:
                 gain.requires_grad_(True)
-        yield feeder.name
+        yield preceding.name
 
 
-def _fold_notes(plan: Plan) -> list[str]:
-    parts = without_place(plan.source, plan.layer)
+def _fold_notes(plan: ReplacementPlan) -> list[str]:
+    parts = without_place(plan.norm_layer, plan.layer)
     what = " and ".join([*([", ".join(parts[:-1])] if parts[1:] else []), *parts[-1:]])
     if isinstance(plan.fold, str):
         return [f"{what} dropped: {plan.fold}"]
     if plan.fold is not None:
         where = "weight" if isinstance(plan.layer, MeanOnlyBatchNorm) else "weight and bias"
-        mean = "" if plan.source.gamma is None or plan.source.gamma.ndim == 1 else ", averaged over positions"
+        mean = "" if plan.norm_layer.gamma is None or plan.norm_layer.gamma.ndim == 1 else ", averaged over positions"
         return [f"{what} folded into {where} of {plan.fold.name}{mean}"]
-    titles = {f.name: parametrization_title(f.layer) for f in plan.feeders if parametrizations_of(f.layer)}
+    titles = {f.name: parametrization_title(f.layer) for f in plan.preceding_layers if parametrizations_of(f.layer)}
     return [] if plan.weights else [f"the weight of {name} keeps its {title}" for name, title in titles.items()]
 
 
-def _like(plan: Plan, module: nn.Module) -> Tensor | None:
+def _like(plan: ReplacementPlan, module: nn.Module) -> Tensor | None:
     """Return a tensor with the device and dtype that a layer without any of its own is to have."""
-    parts = [*(feeder.layer for feeder in plan.feeders), module]
+    parts = [*(preceding.layer for preceding in plan.preceding_layers), module]
     return next((p for part in parts for p in part.parameters() if p.is_floating_point()), None)
 
 
-def carry_over(source: Source, layer: nn.Module, like: Tensor | None, elsewhere: bool = False) -> list[str]:
-    """Move γ, β, running statistics and flags of ``source`` into ``layer``; return what could not be kept, in words.
+def copy_state(norm_layer: NormLayer, layer: nn.Module, like: Tensor | None, elsewhere: bool = False) -> list[str]:
+    """Move γ, β, running statistics and flags of ``norm_layer`` into ``layer``; return in words what was lost.
 
     Args:
-        source: the old layer.
+        norm_layer: the old layer.
         layer: the new one.
         like: a tensor with the device and dtype to use where the old layer has none.
         elsewhere: whether it is said elsewhere what becomes of γ and the variance that have no place in ``layer``.
     """
-    own = (source.gamma, source.beta, *source.layer.buffers())
+    own = (norm_layer.gamma, norm_layer.beta, *norm_layer.layer.buffers())
     like = next((tensor for tensor in own if tensor is not None and tensor.is_floating_point()), like)
     if like is not None:
         layer.to(device=like.device, dtype=like.dtype)
     lost = []
-    for name, symbol, old in (("weight", "γ", source.gamma), ("bias", "β", source.beta)):
+    for name, symbol, old in (("weight", "γ", norm_layer.gamma), ("bias", "β", norm_layer.beta)):
         new = layer._parameters.get(name)
         if old is not None and new is not None and old.shape == new.shape:
             layer._parameters[name] = old
@@ -140,23 +140,23 @@ def carry_over(source: Source, layer: nn.Module, like: Tensor | None, elsewhere:
             new.data.copy_(per_channel(old))
             new.requires_grad_(old.requires_grad)
             lost.append(f"{symbol} averaged over positions")
-        elif name == "bias" and new is not None and source.gamma is not None:
+        elif name == "bias" and new is not None and norm_layer.gamma is not None:
             layer._parameters[name] = None  # γ without β is possible
         elif old is not None or new is not None:
             lost.append(f"{symbol} {'dropped' if new is None else 'added'}")
-    layer.train(source.layer.training)
-    lost += _carry_statistics(source, layer)
+    layer.train(norm_layer.layer.training)
+    lost += _carry_statistics(norm_layer, layer)
     return [entry for entry in lost if not elsewhere or entry not in ("γ dropped", "running variance dropped")]
 
 
-def _carry_statistics(source: Source, layer: nn.Module) -> list[str]:
+def _carry_statistics(norm_layer: NormLayer, layer: nn.Module) -> list[str]:
     """Keep running statistics of the batch; without tracking a batch normalization stays without."""
-    old, new, lost = source.layer._buffers, layer._buffers, []
+    old, new, lost = norm_layer.layer._buffers, layer._buffers, []
     batch = (_BatchNorm, MeanOnlyBatchNorm)
-    if source.kind == "bn" and source.statistics[0] is None and isinstance(layer, _BatchNorm):
+    if norm_layer.kind == "bn" and norm_layer.statistics[0] is None and isinstance(layer, _BatchNorm):
         layer.track_running_stats = False
         new.update(dict.fromkeys(new))
-    for name in new if isinstance(source.layer, batch) and isinstance(layer, batch) else ():
+    for name in new if isinstance(norm_layer.layer, batch) and isinstance(layer, batch) else ():
         new[name] = new[name] if old.get(name) is None else old[name]
     for name, title in _STATISTICS.items():
         if new.get(name) is not old.get(name):
@@ -172,12 +172,12 @@ def _keeps(old: nn.Module, new: nn.Module) -> bool:
     return before == after or (before == {"weight": after.get("weight")} and "bias" in after)
 
 
-def with_followers(source: Source, layer: nn.Module) -> nn.Module:
+def with_trailing_modules(norm_layer: NormLayer, layer: nn.Module) -> nn.Module:
     """Return ``layer`` followed by what the old layer ran behind its normalization, if anything."""
-    followers = source.followers
+    followers = norm_layer.followers
     if not followers:
         return layer
     norm = {} if isinstance(layer, nn.Identity) else {"norm": layer}
     chain = nn.Sequential(OrderedDict({**norm, **followers}))
-    chain.training = source.layer.training
+    chain.training = norm_layer.layer.training
     return chain

@@ -13,9 +13,9 @@ from lightning_normgeo.normalization.autograd.graph import is_compiled
 from lightning_normgeo.normalization.example_inputs import attributes_kept, inputs_by_trial, shapes
 from lightning_normgeo.normalization.registry import Normalization, find_norm
 from lightning_normgeo.normalization.surgery.function_change import Yardstick
-from lightning_normgeo.normalization.surgery.norm_layers import Source, matching, normalization_layers
+from lightning_normgeo.normalization.surgery.norm_layers import NormLayer, matching, normalization_layers
 from lightning_normgeo.normalization.surgery.planning import plan_all
-from lightning_normgeo.normalization.surgery.preceding_layers import Inputs, inputs_by_graph, inputs_in_order
+from lightning_normgeo.normalization.surgery.preceding_layers import NormInputs, inputs_by_graph, inputs_in_order
 from lightning_normgeo.normalization.surgery.swap_report import LeftAlone, SwapReport
 from lightning_normgeo.normalization.surgery.trial import Trial, keeps
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
@@ -83,26 +83,26 @@ def swap_norm(
     example_batch = None if example_batch is None else as_example(module, example_batch)
     _check_wrapping(module)
     found = normalization_layers(module)
-    sources, parameters = matching(found, layers), _count(module)
+    norm_layers, parameters = matching(found, layers), _count(module)
     inputs, example, hint = _look(module, found, example_batch, target)
-    plans, left = plan_all(module, sources, inputs, target, groups, hint)
+    plans, left = plan_all(module, norm_layers, inputs, target, groups, hint)
     yardstick = None
     # noise shows whether a function is kept; how far another one is from it, data have to show
-    keeping = target.folds or any(keeps(plan.source, target) for plan in plans)
+    keeping = target.folds or any(keeps(plan.norm_layer, target) for plan in plans)
     if example_batch is not None or (example is not None and keeping):
         samples = 1 if example_batch is None else 2
-        yardstick = Yardstick(module, example, [plan.source.name for plan in plans], samples)
-    replaced = {plan.source: {id(p) for p in plan.changed_parameters(target)} for plan in plans}
+        yardstick = Yardstick(module, example, [plan.norm_layer.name for plan in plans], samples)
+    replaced = {plan.norm_layer: {id(p) for p in plan.changed_parameters(target)} for plan in plans}
     outcome = Trial(module, target, unbiased, yardstick, hint).settle(plans)
     left += outcome.left
     if not outcome.changes:
         raise ConfigurationError(f"swap_norm(to={to!r}) would change nothing: {_first_reasons(left)}.")
     try:
-        _check_optimizers(module, optimizer, set().union(*(replaced[source] for source in outcome.changes)))
+        _check_optimizers(module, optimizer, set().union(*(replaced[norm_layer] for norm_layer in outcome.changes)))
     except ConfigurationError:
         outcome.undo.restore()
         raise
-    rest = [name for source in found if source not in sources for name in source.names]
+    rest = [name for norm_layer in found if norm_layer not in norm_layers for name in norm_layer.names]
     return SwapReport(
         to=to,
         changes=tuple(change for of_source in outcome.changes.values() for change in of_source),
@@ -113,13 +113,13 @@ def swap_norm(
         change=outcome.change,
         unmeasured="pass example_batch" if yardstick is None else yardstick.problem,
         example=shapes(example) if example is not None and example_batch is None else None,
-        keeps=all(keeps(source, target) for source in outcome.changes),
+        keeps=all(keeps(norm_layer, target) for norm_layer in outcome.changes),
     )
 
 
 def _look(
-    module: nn.Module, found: Sequence[Source], example_batch: Any, target: Normalization
-) -> tuple[dict[nn.Module, Inputs], Any, str]:
+    module: nn.Module, found: Sequence[NormLayer], example_batch: Any, target: Normalization
+) -> tuple[dict[nn.Module, NormInputs], Any, str]:
     """Return what each normalization reads, the example that this was seen with, and what to do about it."""
     if example_batch is not None:
         with attributes_kept(module):

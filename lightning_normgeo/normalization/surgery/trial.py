@@ -13,9 +13,9 @@ from lightning_normgeo.normalization.folding import without_place
 from lightning_normgeo.normalization.registry import Normalization
 from lightning_normgeo.normalization.surgery.function_change import MODEL_KEPT, Difference, Yardstick, layer_tolerance
 from lightning_normgeo.normalization.surgery.module_snapshot import Snapshot
-from lightning_normgeo.normalization.surgery.norm_layers import Source
-from lightning_normgeo.normalization.surgery.preceding_layers import Feeder
-from lightning_normgeo.normalization.surgery.replacement import Plan, carry_out
+from lightning_normgeo.normalization.surgery.norm_layers import NormLayer
+from lightning_normgeo.normalization.surgery.preceding_layers import PrecedingLayer
+from lightning_normgeo.normalization.surgery.replacement import ReplacementPlan, apply_plan
 from lightning_normgeo.normalization.surgery.swap_report import Change, LeftAlone
 
 
@@ -30,7 +30,7 @@ class Outcome:
         undo: puts everything back.
     """
 
-    changes: dict[Source, list[Change]] = field(default_factory=dict)
+    changes: dict[NormLayer, list[Change]] = field(default_factory=dict)
     left: list[LeftAlone] = field(default_factory=list)
     change: float | None = None
     undo: Snapshot = field(default_factory=lambda: Snapshot([], []))
@@ -55,7 +55,7 @@ class Trial:
         floating = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
         self.tolerance = layer_tolerance(next(floating, torch.float32))
 
-    def settle(self, plans: Sequence[Plan]) -> Outcome:
+    def settle(self, plans: Sequence[ReplacementPlan]) -> Outcome:
         """Carry out the plans, without those that turn out to change what they should keep."""
         left: list[LeftAlone] = []
         while plans:
@@ -72,18 +72,20 @@ class Trial:
                 if not unwanted:  # each alone keeps the function and all together do not: that is said
                     undo, changes, difference = self._attempt(plans)
             if not unwanted:
-                return _outcome([plan.source for plan in plans], changes, left, difference, undo)
-            left += [LeftAlone(name, why) for source, why in unwanted.items() for name in source.names]
-            plans = [plan for plan in plans if plan.source not in unwanted]
+                return _outcome([plan.norm_layer for plan in plans], changes, left, difference, undo)
+            left += [LeftAlone(name, why) for norm_layer, why in unwanted.items() for name in norm_layer.names]
+            plans = [plan for plan in plans if plan.norm_layer not in unwanted]
         return Outcome(left=left)
 
-    def _attempt(self, plans: Sequence[Plan]) -> tuple[Snapshot, dict[Source, list[Change]], Difference]:
+    def _attempt(self, plans: Sequence[ReplacementPlan]) -> tuple[Snapshot, dict[NormLayer, list[Change]], Difference]:
         undo = _snapshot(self.module, plans)
-        changes: dict[Source, list[Change]] = {}
-        folded_first = sorted(plans, key=lambda plan: not isinstance(plan.fold, Feeder))  # while weights are plain
+        changes: dict[NormLayer, list[Change]] = {}
+        folded_first = sorted(
+            plans, key=lambda plan: not isinstance(plan.fold, PrecedingLayer)
+        )  # while weights are plain
         try:
             for plan in folded_first:
-                changes[plan.source] = list(carry_out(self.module, plan, self.target, self.unbiased))
+                changes[plan.norm_layer] = list(apply_plan(self.module, plan, self.target, self.unbiased))
             return undo, changes, self._measured()
         except BaseException:
             undo.restore()
@@ -94,27 +96,27 @@ class Trial:
             return Difference(None, {})
         return self.yardstick.difference()
 
-    def _is_close(self, plans: Sequence[Plan], difference: Difference) -> bool:
+    def _is_close(self, plans: Sequence[ReplacementPlan], difference: Difference) -> bool:
         """Whether a change is so near to what is tolerated that rounding may decide, and there is a remedy."""
         if self.yardstick is None or self.yardstick.widened:
             return False
-        keeping = [plan.source.name for plan in plans if keeps(plan.source, self.target)]
+        keeping = [plan.norm_layer.name for plan in plans if keeps(plan.norm_layer, self.target)]
         changes = [difference.layers.get(name) or 0.0 for name in keeping]
         if len(keeping) == len(plans):
             changes.append(difference.total or 0.0)
         return any(0.3 * self.tolerance < change < 10 * MODEL_KEPT for change in changes)
 
-    def _explained(self, plans: Sequence[Plan], difference: Difference) -> dict[Source, str]:
+    def _explained(self, plans: Sequence[ReplacementPlan], difference: Difference) -> dict[NormLayer, str]:
         """Return the layers that would lose their function, or may, since something of them has no place to go."""
         unwanted = {}
         for plan in plans:
-            change = difference.layers.get(plan.source.name)
-            if difference.error or not isinstance(plan.fold, str) or not keeps(plan.source, self.target):
+            change = difference.layers.get(plan.norm_layer.name)
+            if difference.error or not isinstance(plan.fold, str) or not keeps(plan.norm_layer, self.target):
                 continue
             if change is None:
-                unwanted[plan.source] = f"{_cause(plan)}, and {self._unknown()}"
+                unwanted[plan.norm_layer] = f"{_cause(plan)}, and {self._unknown()}"
             elif change > self.tolerance:
-                unwanted[plan.source] = _reason(plan, change)
+                unwanted[plan.norm_layer] = _reason(plan, change)
         return unwanted
 
     def _unknown(self) -> str:
@@ -123,80 +125,83 @@ class Trial:
         problem = self.yardstick.problem or "the layer is not run in evaluation mode"
         return f"how much that changes could not be measured: {problem}"
 
-    def _suspects(self, plans: Sequence[Plan], difference: Difference) -> list[Plan]:
+    def _suspects(self, plans: Sequence[ReplacementPlan], difference: Difference) -> list[ReplacementPlan]:
         """Return the plans one of which may be why the model does not run, or computes something else."""
         if difference.error:
             return list(plans)
-        keeping = [plan for plan in plans if keeps(plan.source, self.target)]
-        layers = [difference.layers.get(plan.source.name) or 0.0 for plan in keeping]
+        keeping = [plan for plan in plans if keeps(plan.norm_layer, self.target)]
+        layers = [difference.layers.get(plan.norm_layer.name) or 0.0 for plan in keeping]
         total = (difference.total or 0.0) if len(keeping) == len(plans) else 0.0
         changed = max(layers, default=0.0) > self.tolerance or total > max(MODEL_KEPT, self.tolerance)
         return keeping if changed else []
 
-    def _tried_alone(self, plans: Sequence[Plan], together: Difference) -> dict[Source, str]:
+    def _tried_alone(self, plans: Sequence[ReplacementPlan], together: Difference) -> dict[NormLayer, str]:
         """Return the layers without which the model fails or computes something else; others only suffer from them."""
         unwanted = {}
         for plan in plans:
             undo, _, alone = self._attempt([plan])
             undo.restore()
-            own, total = alone.layers.get(plan.source.name) or 0.0, alone.total or 0.0
+            own, total = alone.layers.get(plan.norm_layer.name) or 0.0, alone.total or 0.0
             if alone.error:
-                unwanted[plan.source] = f"the model does not run without it ({alone.error})"
+                unwanted[plan.norm_layer] = f"the model does not run without it ({alone.error})"
             elif together.error:
                 continue
             elif own > self.tolerance:
-                unwanted[plan.source] = _reason(plan, own)
+                unwanted[plan.norm_layer] = _reason(plan, own)
             elif total > self.tolerance:
-                unwanted[plan.source] = (
+                unwanted[plan.norm_layer] = (
                     f"something else in the model reads what would change: its outputs would change by {total:.2g} of "
                     "their size in evaluation mode"
                 )
         if together.error and not unwanted:
-            return {plan.source: f"the model does not run after the swap ({together.error})" for plan in plans}
+            return {plan.norm_layer: f"the model does not run after the swap ({together.error})" for plan in plans}
         return unwanted
 
 
-def keeps(source: Source, target: Normalization) -> bool:
+def keeps(norm_layer: NormLayer, target: Normalization) -> bool:
     """Whether the layer that comes is to do in evaluation mode what was there: fixed statistics can be folded."""
     if target.data == "bn" and target.weight is None:
-        return source.kind == "bn" and source.statistics[0] is not None
-    return target.folds and (source.statistics[0] is not None or source.kind == "mbn")
+        return norm_layer.kind == "bn" and norm_layer.statistics[0] is not None
+    return target.folds and (norm_layer.statistics[0] is not None or norm_layer.kind == "mbn")
 
 
-def _cause(plan: Plan) -> str:
+def _cause(plan: ReplacementPlan) -> str:
     """Return why a layer cannot keep its function, in words."""
     if isinstance(plan.fold, str):
-        return f"{' and '.join(without_place(plan.source, plan.layer))} would be dropped ({plan.fold})"
-    lost = ", ".join(plan.source.lost)
+        return f"{' and '.join(without_place(plan.norm_layer, plan.layer))} would be dropped ({plan.fold})"
+    lost = ", ".join(plan.norm_layer.lost)
     return lost or "something between it and the weight in front, or in that layer, does more than torch's own"
 
 
-def _reason(plan: Plan, change: float) -> str:
+def _reason(plan: ReplacementPlan, change: float) -> str:
     return f"{_cause(plan)}: it would change by {change:.2g} of its size in evaluation mode"
 
 
 def _outcome(
-    sources: Sequence[Source],
-    changes: dict[Source, list[Change]],
+    norm_layers: Sequence[NormLayer],
+    changes: dict[NormLayer, list[Change]],
     left: list[LeftAlone],
     difference: Difference,
     undo: Snapshot,
 ) -> Outcome:
     """Return what was settled, with what was measured of each layer."""
     measured = {
-        source: [replace(change, change=difference.layers.get(source.name)) for change in changes[source]]
-        for source in sources
+        norm_layer: [replace(change, change=difference.layers.get(norm_layer.name)) for change in changes[norm_layer]]
+        for norm_layer in norm_layers
     }
     return Outcome(measured, left, difference.total, undo)
 
 
-def _snapshot(module: nn.Module, plans: Sequence[Plan]) -> Snapshot:
+def _snapshot(module: nn.Module, plans: Sequence[ReplacementPlan]) -> Snapshot:
     """Return the state of everything that plans may change."""
     modules: list[nn.Module] = []
     tensors: list[nn.Parameter] = []
     for plan in plans:
-        feeders = [*plan.weights, *([plan.fold] if isinstance(plan.fold, Feeder) else [])]
-        modules += [plan.source.layer, *(module.get_submodule(name.rpartition(".")[0]) for name in plan.source.names)]
-        modules += [part for feeder in feeders for part in feeder.layer.modules()]
-        tensors += [parameter for feeder in feeders for parameter in feeder.layer.parameters()]
+        preceding_layers = [*plan.weights, *([plan.fold] if isinstance(plan.fold, PrecedingLayer) else [])]
+        modules += [
+            plan.norm_layer.layer,
+            *(module.get_submodule(name.rpartition(".")[0]) for name in plan.norm_layer.names),
+        ]
+        modules += [part for preceding in preceding_layers for part in preceding.layer.modules()]
+        tensors += [parameter for preceding in preceding_layers for parameter in preceding.layer.parameters()]
     return Snapshot(modules, tensors)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_normgeo.errors import harmless
+from lightning_normgeo.errors import skipped_on_error
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.probes.batch_norm.autograd_node import (
     is_inside_backward,
@@ -75,7 +75,7 @@ class ForwardPass:
     closed: bool = False
 
 
-@harmless
+@skipped_on_error
 def note_pass(passes: list[ForwardPass], divided: bool, layer: _BatchNorm, args: tuple[Any, ...], output: Any) -> None:
     """Note a forward pass; a hook of the layer."""
     if not layer.training or not torch.is_grad_enabled() or not isinstance(output, Tensor):
@@ -93,7 +93,7 @@ def note_pass(passes: list[ForwardPass], divided: bool, layer: _BatchNorm, args:
         node.register_hook(partial(_note_gradient, one))
 
 
-@harmless
+@skipped_on_error
 def _note_gradient(one: ForwardPass, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
     """Add ∂L/∂γ; a hook of the layer's autograd node."""
     gradient = inputs[1]

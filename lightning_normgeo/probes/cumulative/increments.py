@@ -13,14 +13,14 @@ from lightning_normgeo.geometry.momentum_increments import MomentumState
 from lightning_normgeo.geometry.norm_increments import IncrementTerms, systematic_floor
 from lightning_normgeo.geometry.products.one_pass import WeightPass, WeightProducts, many_weight_products
 from lightning_normgeo.geometry.rows import as_rows
-from lightning_normgeo.probes.cumulative.totals import Entry, Member
-from lightning_normgeo.probes.explain import Plan, by_rule, explain, plan
+from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
+from lightning_normgeo.probes.explain import ReadPlan, by_rule, explain, plan
 from lightning_normgeo.probes.momentum_buffers import first_state, next_state
 
-_BUFFER = slice(Entry._fields.index("buffer_inner"), Entry._fields.index("buffer_sq") + 1)
+_BUFFER = slice(Totals._fields.index("buffer_inner"), Totals._fields.index("buffer_sq") + 1)
 
 
-class NormAccount:
+class CumulativeIncrements:
     r"""Sums over all steps so that :math:`\lVert W_T\rVert^2 - \lVert W_0\rVert^2` is explained over a whole run.
 
     The increments of single steps telescope; in float64 the sum loses nothing that matters. Sums stay on the device.
@@ -44,13 +44,13 @@ class NormAccount:
         self.unpredicted: set[str] = set()
         self.without_momentum_form: set[str] = set()
         self.parameters: dict[str, nn.Parameter] = {}
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, SummedWeight] = {}
         self._look_up = look_up
         # with the parameters themselves: their ids stay theirs
         self._names: dict[int, tuple[str, nn.Parameter]] = {}
         self._rows: dict[str, int] = {}
         self._counted: set[str] = set()
-        self._sums = torch.zeros(0, len(Entry._fields), dtype=torch.float64)
+        self._sums = torch.zeros(0, len(Totals._fields), dtype=torch.float64)
         self._pending: list[tuple[list[str], Tensor]] = []
         self._moving: list[str] = []
         self._indices: dict[tuple[str, ...], Tensor] = {}
@@ -87,7 +87,7 @@ class NormAccount:
         new = {self._name(parameter): parameter for parameter in held if self._name(parameter)}
         new = {name: parameter for name, parameter in new.items() if name not in self._rows}
         if new:
-            starts = torch.zeros(len(new), len(Entry._fields), dtype=self._sums.dtype, device=self._sums.device)
+            starts = torch.zeros(len(new), len(Totals._fields), dtype=self._sums.dtype, device=self._sums.device)
             norms = torch.stack(self._norms(list(new.values())))
             starts = starts.to(norms)
             starts[:, 0] = norms
@@ -137,12 +137,12 @@ class NormAccount:
                 added = torch.where(flag.to(added.device), added, 0.0)
             self._sums.index_add_(0, self._index(names, added.device), added)
 
-    def entry(self, *names: str) -> Entry | None:
+    def entry(self, *names: str) -> Totals | None:
         """Return the account of parameters together, or None if one of them has none."""
         if any(name not in self._rows for name in names):
             return None
         sums = torch.stack([self._sums[self._rows[name]] for name in names])
-        return Entry(*sums.sum(0))._replace(steps=sums[:, Entry._fields.index("steps")].amax())
+        return Totals(*sums.sum(0))._replace(steps=sums[:, Totals._fields.index("steps")].amax())
 
     @torch.no_grad()
     def norms_sq(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ class NormAccount:
     def state(self) -> dict[str, Any]:
         """Return everything as plain numbers, exactly, for a checkpoint."""
         return {
-            "fields": list(Entry._fields),
+            "fields": list(Totals._fields),
             "sums": dict(zip(self._rows, self._sums.tolist(), strict=True)),
             "unexplained": sorted(self.unexplained),
             "unpredicted": sorted(self.unpredicted),
@@ -177,13 +177,13 @@ class NormAccount:
             ValueError: for sums of another form than :meth:`state` returns.
         """
         sums = state.get("sums", {})
-        if state and list(state.get("fields", ())) != list(Entry._fields):
-            raise ValueError(f"its sums have the fields {list(state.get('fields', ()))}, not {list(Entry._fields)}")
-        table = torch.tensor(list(sums.values()), dtype=torch.float64).reshape(-1, len(Entry._fields))
+        if state and list(state.get("fields", ())) != list(Totals._fields):
+            raise ValueError(f"its sums have the fields {list(state.get('fields', ()))}, not {list(Totals._fields)}")
+        table = torch.tensor(list(sums.values()), dtype=torch.float64).reshape(-1, len(Totals._fields))
         self._rows = {str(name): row for row, name in enumerate(sums)}
         self._sums = table.to(self._sums.device, self._sums.dtype)
         self._counted, self._indices = set(self._rows), {}
-        self.members = {name: Member(*one) for name, one in state.get("members", {}).items()}
+        self.members = {name: SummedWeight(*one) for name, one in state.get("members", {}).items()}
         for name in ("unexplained", "unpredicted", "without_momentum_form"):
             setattr(self, name, set(state.get(name, ())))
 
@@ -200,7 +200,7 @@ class NormAccount:
         self.unexplained.update(name for name, planned in zip(names, plans, strict=True) if planned.reads.rule is None)
 
     def _add_momentum(
-        self, names: list[str], plans: Sequence[Plan], products: Sequence[WeightProducts], added: Tensor
+        self, names: list[str], plans: Sequence[ReadPlan], products: Sequence[WeightProducts], added: Tensor
     ) -> None:
         """Write what follows from ⟨W, g⟩ = 0, and where the momentum buffer is after this step."""
         before = self._sums[self._index(names, added.device)]
@@ -212,7 +212,7 @@ class NormAccount:
             self.without_momentum_form.update(names)
             return
         predicted, after = found
-        added[:, Entry._fields.index("predicted_momentum")] = predicted
+        added[:, Totals._fields.index("predicted_momentum")] = predicted
         added[:, _BUFFER] = torch.stack(list(after), 1) - before[:, _BUFFER]
 
     def _rename(self, called: Mapping[str, str]) -> None:
@@ -255,14 +255,14 @@ class NormAccount:
         return as_rows(tensor, tensor.shape[0] if tensor.ndim > 1 else 1)
 
 
-def _contributions(plans: Sequence[Plan], products: Sequence[WeightProducts]) -> Tensor:
-    """Return what one step adds to each field of :class:`Entry`, one row per parameter; zero for momentum's fields."""
+def _contributions(plans: Sequence[ReadPlan], products: Sequence[WeightProducts]) -> Tensor:
+    """Return what one step adds to each field of :class:`Totals`, one row per parameter; zero for momentum's fields."""
     weight_sq, predicted, terms = explain(plans, products)
     none, dtype = torch.zeros_like(weight_sq), plans[0].dtype
     known = terms or IncrementTerms(none, none, none, none)
-    columns = dict.fromkeys(Entry._fields, none) | known._asdict()
+    columns = dict.fromkeys(Totals._fields, none) | known._asdict()
     columns |= {"predicted": predicted, "rounding": systematic_floor(known, weight_sq, dtype)}
     rows = [len(read.weight_sq) for read in products]
     sums = torch.stack([part.sum(0) for part in torch.split(torch.stack(list(columns.values()), 1), rows)])
-    sums[:, Entry._fields.index("steps")] = 1.0
+    sums[:, Totals._fields.index("steps")] = 1.0
     return sums

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_normgeo.geometry.norm_increments import IncrementTerms
 
 
-class Entry(NamedTuple):
+class Totals(NamedTuple):
     """The account of one parameter, or of several: wide scalars in units of weight², and a count."""
 
     start: Tensor
@@ -37,7 +37,7 @@ class Entry(NamedTuple):
         return IncrementTerms(self.gradient, self.momentum, self.weight_decay, self.quadratic)
 
 
-class Member(NamedTuple):
+class SummedWeight(NamedTuple):
     """A weight that sums are read of."""
 
     invariant: bool

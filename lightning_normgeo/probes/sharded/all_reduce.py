@@ -15,15 +15,15 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.errors import harmless, warn_once
+from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.geometry.angles import UpdateProducts, folded_products
 from lightning_normgeo.geometry.norm_increments import IncrementTerms
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.probes.cumulative.increments import NormAccount
-from lightning_normgeo.probes.cumulative.totals import Entry
-from lightning_normgeo.probes.sharded.reader import DividedAccount
-from lightning_normgeo.probes.sharded.shards import Lanes, ShardedWeight, Shards, is_divided
-from lightning_normgeo.probes.weight_step import ADDITIVE, StepMeasurement, WeightStep
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
+from lightning_normgeo.probes.cumulative.totals import Totals
+from lightning_normgeo.probes.sharded.reader import ShardedIncrements
+from lightning_normgeo.probes.sharded.shards import RowRange, ShardedWeight, Shards, is_sharded
+from lightning_normgeo.probes.weight_step import ADDITIVE, MeasuredWeights, WeightStep
 
 _TERMS, _PRODUCTS = len(IncrementTerms._fields), len(UpdateProducts._fields)
 _FIELDS = len(ADDITIVE) + _TERMS + _PRODUCTS
@@ -42,7 +42,7 @@ class _Place(NamedTuple):
     head: Tensor
 
 
-class Exchange:
+class StepAllReduce:
     """Sums up what the processes of a divided model have measured.
 
     Args:
@@ -58,22 +58,22 @@ class Exchange:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What an account can count: the divided parameters."""
-        return {name: parameter for name, parameter in self.shards.parameters.items() if is_divided(parameter)}
+        """What cumulative sums can count: the divided parameters."""
+        return {name: parameter for name, parameter in self.shards.parameters.items() if is_sharded(parameter)}
 
-    def new_account(self, look_up: Callable[[], Mapping[str, nn.Parameter]]) -> DividedAccount:
-        """Return an account of the rows that this process has."""
-        return DividedAccount(self.shards, look_up)
+    def new_sums(self, look_up: Callable[[], Mapping[str, nn.Parameter]]) -> ShardedIncrements:
+        """Return an cumulative of the rows that this process has."""
+        return ShardedIncrements(self.shards, look_up)
 
     @torch.no_grad()
     def __call__(
-        self, measurement: StepMeasurement, account: NormAccount | None
-    ) -> tuple[StepMeasurement, NormAccount | None]:
-        """Return the measurement with the values of whole units, and the account of all processes.
+        self, measurement: MeasuredWeights, cumulative: CumulativeIncrements | None
+    ) -> tuple[MeasuredWeights, CumulativeIncrements | None]:
+        """Return the measurement with the values of whole units, and the cumulative of all processes.
 
         Every process has to call it for every measured step: one collective, one transfer of a few numbers per weight.
         """
-        divided = account if isinstance(account, DividedAccount) else None
+        divided = cumulative if isinstance(cumulative, ShardedIncrements) else None
         sent, failed, sums, places = self._layout(0 if divided is None else len(divided.names))
         if self._fill(measurement, divided, failed, sums, places) is None:
             sent.zero_()
@@ -85,13 +85,13 @@ class Exchange:
             if head[0] and self._is_whole(name, head, place.weight, measurement.steps.get(name)):
                 steps[name] = _whole(measurement.steps[name], place)
         found = replace(measurement, steps=steps, valid=[failed.reshape(()) == 0])
-        return found, account if divided is None else divided.whole(sums)
+        return found, cumulative if divided is None else divided.whole(sums)
 
     def _layout(self, accounts: int) -> tuple[Tensor, Tensor, Tensor, list[_Place]]:
         """Return what is sent, all zeros, and its parts: failed checks, sums over all steps, weights."""
         weights = [weight for weight in self._weights if weight.parameter.requires_grad]
-        blocks = [_FIELDS * (w.lanes.total + (0 if w.bias is None else w.bias.total)) for w in weights]
-        columns = len(Entry._fields)
+        blocks = [_FIELDS * (w.row_range.total + (0 if w.bias is None else w.bias.total)) for w in weights]
+        columns = len(Totals._fields)
         sizes = [1, accounts * columns, 3 * len(weights), *blocks]
         sent = torch.zeros(sum(sizes), dtype=wide_dtype(self.shards.device), device=self.shards.device)
         failed, sums, heads, *parts = torch.split(sent, sizes)
@@ -99,11 +99,11 @@ class Exchange:
         places = [_Place(*entry) for entry in zip(weights, rows, heads.view(-1, 3), strict=True)]
         return sent, failed, sums.view(accounts, columns), places
 
-    @harmless
+    @skipped_on_error
     def _fill(
         self,
-        measurement: StepMeasurement,
-        account: DividedAccount | None,
+        measurement: MeasuredWeights,
+        cumulative: ShardedIncrements | None,
         failed: Tensor,
         sums: Tensor,
         places: list[_Place],
@@ -111,8 +111,8 @@ class Exchange:
         """Write what this process knows."""
         for flag in measurement.valid:
             failed += (~flag).to(failed)
-        if account is not None:
-            sums.copy_(account.table())
+        if cumulative is not None:
+            sums.copy_(cumulative.table())
         for place in places:
             step = measurement.steps.get(place.weight.name)
             if step is not None:
@@ -155,20 +155,20 @@ def _write(step: WeightStep, place: _Place) -> None:
     parts = [getattr(step, name) for name in ADDITIVE]
     none = torch.zeros_like(step.weight_sq)
     parts += list(step.terms or [none] * _TERMS) + list(step.update or [none] * _PRODUCTS)
-    values, lanes = torch.stack(parts), place.weight.lanes
-    mine = lanes.stop - lanes.start
-    place.block[:, lanes.start : lanes.stop] = values[:, :mine]
+    values, row_range = torch.stack(parts), place.weight.row_range
+    mine = row_range.stop - row_range.start
+    place.block[:, row_range.start : row_range.stop] = values[:, :mine]
     if step.units.bias is not None and place.weight.bias is not None:
-        bias, behind = place.weight.bias, lanes.total
+        bias, behind = place.weight.bias, row_range.total
         place.block[:, behind + bias.start : behind + bias.stop] = values[:, mine:]
 
 
 def _whole(step: WeightStep, place: _Place) -> WeightStep:
     """Return the step with one value per unit, from the rows of all processes."""
-    lanes, count = place.weight.lanes, step.units.count
-    rows = _by_unit(place.block[:, : lanes.total], lanes, count)
+    row_range, count = place.weight.row_range, step.units.count
+    rows = _by_unit(place.block[:, : row_range.total], row_range, count)
     if step.units.bias is not None and place.weight.bias is not None:
-        rows = torch.cat([rows, _by_unit(place.block[:, lanes.total :], place.weight.bias, count)], -1)
+        rows = torch.cat([rows, _by_unit(place.block[:, row_range.total :], place.weight.bias, count)], -1)
     sums, products = rows[:-_PRODUCTS].sum(-1), rows[-_PRODUCTS:]
     return replace(
         step,
@@ -179,6 +179,6 @@ def _whole(step: WeightStep, place: _Place) -> WeightStep:
     )
 
 
-def _by_unit(block: Tensor, lanes: Lanes, count: int) -> Tensor:
+def _by_unit(block: Tensor, row_range: RowRange, count: int) -> Tensor:
     """Return ``(fields, units, parts of a unit)``; the rows of a unit follow each other."""
-    return block.reshape(_FIELDS, lanes.copies, count, -1).movedim(1, 2).flatten(2)
+    return block.reshape(_FIELDS, row_range.copies, count, -1).movedim(1, 2).flatten(2)

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from lightning_normgeo.geometry.angles import UpdateProducts
 from lightning_normgeo.geometry.norm_increments import IncrementTerms
 from lightning_normgeo.normalization.units import WeightUnits
-from lightning_normgeo.probes.cumulative.increments import NormAccount
-from lightning_normgeo.probes.cumulative.totals import Entry
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
+from lightning_normgeo.probes.cumulative.totals import Totals
 from lightning_normgeo.probes.sharded.shards import Shards, local_part, local_rows
 from lightning_normgeo.probes.weight_reader import WeightReader
 from lightning_normgeo.probes.weight_step import ADDITIVE, WeightStep
 
-_STEPS = Entry._fields.index("steps")
+_STEPS = Totals._fields.index("steps")
 
 
-class DividedReader(WeightReader):
+class ShardedReader(WeightReader):
     """Reads the rows that this process has.
 
     Its steps hold one value per row and not per unit, those of a bias behind those of the weight.
@@ -44,7 +44,7 @@ class DividedReader(WeightReader):
         return UpdateProducts(*map(torch.cat, zip(*parts, strict=True)))
 
 
-class DividedAccount(NormAccount):
+class ShardedIncrements(CumulativeIncrements):
     """The sums over the rows that this process has; those that leave it are over all processes.
 
     Every process has to ask for them. Only what rounding can add to a bias is not what it would be in one process, but
@@ -64,7 +64,7 @@ class DividedAccount(NormAccount):
 
     def table(self) -> Tensor:
         """Return the sums of this process, one row for each parameter; adding up the tables of all gives the whole."""
-        table = torch.zeros(len(self.names), len(Entry._fields), dtype=self._sums.dtype, device=self._device)
+        table = torch.zeros(len(self.names), len(Totals._fields), dtype=self._sums.dtype, device=self._device)
         here = [(row, self._rows[name]) for row, name in enumerate(self.names) if name in self._rows]
         if self._counts and here:
             rows, own = zip(*here, strict=True)
@@ -73,14 +73,14 @@ class DividedAccount(NormAccount):
             table[:, _STEPS] = 0
         return table
 
-    def whole(self, table: Tensor) -> NormAccount:
+    def whole(self, table: Tensor) -> CumulativeIncrements:
         """Return the account over all processes from the sum of all tables."""
-        account, names = NormAccount(), self.names
+        sums, names = CumulativeIncrements(), self.names
         known = [row for row, name in enumerate(names) if name in self._rows]
-        account._rows, account._sums = {names[row]: place for place, row in enumerate(known)}, table[known]
-        account.unexplained, account.unpredicted = self.unexplained, self.unpredicted
-        account.without_momentum_form, account.members = self.without_momentum_form, self.members
-        return account
+        sums._rows, sums._sums = {names[row]: place for place, row in enumerate(known)}, table[known]
+        sums.unexplained, sums.unpredicted = self.unexplained, self.unpredicted
+        sums.without_momentum_form, sums.members = self.without_momentum_form, self.members
+        return sums
 
     def state(self) -> dict[str, Any]:
         """Return the sums over all processes as plain numbers; one collective."""

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.normalization.names import bias_of, clean_name, named_weights, site_of
+from lightning_normgeo.normalization.names import bias_of, clean_name, layer_name, named_weights
 from lightning_normgeo.normalization.parametrizations import rows_dim
 
 
-class Lanes(NamedTuple):
+class RowRange(NamedTuple):
     """Where the rows of this process are among those of all, each of which has a place of its own.
 
     Along another dimension than 0 every process has a part of every row, which has a place for each of them.
@@ -36,15 +36,15 @@ class ShardedWeight:
         name: its name.
         parameter: the weight.
         dim: the dimension that its rows are read along.
-        lanes: where its rows are.
+        row_range: where its rows are.
         bias: where the elements of the layer's bias are; None where it has none that is divided too.
     """
 
     name: str
     parameter: nn.Parameter
     dim: int
-    lanes: Lanes
-    bias: Lanes | None
+    row_range: RowRange
+    bias: RowRange | None
 
 
 @dataclass(frozen=True)
@@ -67,32 +67,32 @@ class Shards:
     rank: int = 0
     counts: bool = True
 
-    def lanes(self, parameter: Tensor, dim: int = 0) -> Lanes:
+    def row_range(self, parameter: Tensor, dim: int = 0) -> RowRange:
         """Return where the rows of a parameter are, divided as ``torch.chunk`` does it."""
         rows = parameter.shape[dim]
         if dim:
-            return Lanes(self.parts, self.parts * rows, self.rank * rows, (self.rank + 1) * rows)
+            return RowRange(self.parts, self.parts * rows, self.rank * rows, (self.rank + 1) * rows)
         size = -(-rows // self.parts)
-        return Lanes(1, rows, min(self.rank * size, rows), min((self.rank + 1) * size, rows))
+        return RowRange(1, rows, min(self.rank * size, rows), min((self.rank + 1) * size, rows))
 
     def weights(self, module: nn.Module) -> list[ShardedWeight]:
         """Return the divided weights, in the same order on all processes; nothing depends on what one of them saw."""
         layers = {clean_name(name): layer for name, layer in module.named_modules()}
         found = []
         for name, parameter in self.named_weights(module):
-            owner, bias = layers.get(site_of(name)), self.parameters.get(bias_of(name))
+            owner, bias = layers.get(layer_name(name)), self.parameters.get(bias_of(name))
             dim = 0 if owner is None else rows_dim(owner)
-            places = None if bias is None or not is_divided(bias) else self.lanes(bias)
-            found.append(ShardedWeight(name, parameter, dim, self.lanes(parameter, dim), places))
+            places = None if bias is None or not is_sharded(bias) else self.row_range(bias)
+            found.append(ShardedWeight(name, parameter, dim, self.row_range(parameter, dim), places))
         return found
 
     def named_weights(self, module: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """Return the divided parameters that have rows, frozen ones too."""
         named = [(name, self.parameters[name]) for name, _ in named_weights(module, frozen=True)]
-        return [(name, parameter) for name, parameter in named if is_divided(parameter)]
+        return [(name, parameter) for name, parameter in named if is_sharded(parameter)]
 
 
-def is_divided(tensor: Any) -> bool:
+def is_sharded(tensor: Any) -> bool:
     """Return whether a tensor is a DTensor, without importing what defines it."""
     return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
 
@@ -100,7 +100,7 @@ def is_divided(tensor: Any) -> bool:
 def local_part(tensor: Tensor) -> Tensor:
     """Return what this process has of a tensor; no collective."""
     part: Any = tensor.detach()
-    return part.to_local() if is_divided(part) else part  # type: ignore[no-any-return]
+    return part.to_local() if is_sharded(part) else part  # type: ignore[no-any-return]
 
 
 def local_rows(tensor: Tensor, dim: int = 0) -> Tensor:

@@ -13,13 +13,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_normgeo.probes.sharded.shards import is_divided
+from lightning_normgeo.probes.sharded.shards import is_sharded
 
 _Entries = list[tuple[nn.Module, str, str]]
 """Parameters as (module, attribute, name)."""
 
 
-class StandIns:
+class UnshardedParameters:
     """Notes which whole parameter stands in for which divided one, between :meth:`watch` and :meth:`rest`.
 
     Args:
@@ -55,7 +55,7 @@ class StandIns:
     def _note(self, entries: _Entries, module: nn.Module, args: Any) -> None:
         for owner, attribute, name in entries:
             parameter = owner._parameters.get(attribute)
-            if parameter is not None and not is_divided(parameter):
+            if parameter is not None and not is_sharded(parameter):
                 self._seen[id(parameter)] = (name, parameter)
 
 

@@ -10,7 +10,7 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.run_settings import flat
 from lightning_normgeo.robustness.results.attack_results import compare, paired_drop
-from lightning_normgeo.robustness.results.sample_results import Decisions, load_decisions
+from lightning_normgeo.robustness.results.sample_results import SampleResults, load_decisions
 from lightning_normgeo.robustness.settings import RESCALED
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
 
@@ -35,7 +35,7 @@ class Evaluation:
 
     run: Run
     rows: dict[str, dict[str, Any]]
-    decisions: dict[str, Decisions]
+    decisions: dict[str, SampleResults]
     problem: str = ""
 
     @property
@@ -155,7 +155,7 @@ def _evaluation(run: Run) -> Evaluation:
     return Evaluation(run, rows, decisions, "; ".join(problems))
 
 
-def _counts(decisions: Decisions) -> dict[str, tuple[int, int]]:
+def _counts(decisions: SampleResults) -> dict[str, tuple[int, int]]:
     rows = {attack: decisions.of(attack) for attack in decisions.attacks}
     return {attack: (int(found.correct.sum()), len(found.index)) for attack, found in rows.items()}
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.robustness.attacks.projected_gradient import Ball, Logits, ascent, at_least_float32, predicted
-from lightning_normgeo.robustness.attacks.registry import Batch, ProjectedGradient
+from lightning_normgeo.robustness.attacks.registry import AttackBatch, ProjectedGradient
 
 
 @dataclass(frozen=True)
-class Standing:
+class ActiveSamples:
     """Samples under attack, one entry for each in every tensor.
 
     Attributes:
@@ -33,9 +33,9 @@ class Standing:
     step: Tensor
     restart: Tensor
 
-    def __getitem__(self, which: Tensor | slice) -> Standing:
+    def __getitem__(self, which: Tensor | slice) -> ActiveSamples:
         """Return some of the samples."""
-        return Standing(*(tensor[which] for tensor in self.tensors))
+        return ActiveSamples(*(tensor[which] for tensor in self.tensors))
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -47,12 +47,12 @@ class Standing:
         return self.images, self.adversarial, self.labels, self.indices, self.step, self.restart
 
     @staticmethod
-    def joined(*parts: Standing) -> Standing:
+    def joined(*parts: ActiveSamples) -> ActiveSamples:
         """Return all samples of several."""
-        return Standing(*map(torch.cat, zip(*(part.tensors for part in parts), strict=True)))
+        return ActiveSamples(*map(torch.cat, zip(*(part.tensors for part in parts), strict=True)))
 
 
-class Ended(NamedTuple):
+class FinishedSamples(NamedTuple):
     """Samples whose attack has ended: at the first iterate that broke them, or at the last."""
 
     images: Tensor
@@ -62,7 +62,7 @@ class Ended(NamedTuple):
     scores: Tensor
 
 
-def any_iterate(attack: ProjectedGradient, batch: Batch, scores: Tensor) -> tuple[Tensor, Tensor]:
+def any_iterate(attack: ProjectedGradient, batch: AttackBatch, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first iterate of any start that breaks each sample, else the last one, and its logits.
 
     For models whose logits depend on the batch: all samples take part in every pass.
@@ -85,7 +85,9 @@ def any_iterate(attack: ProjectedGradient, batch: Batch, scores: Tensor) -> tupl
     return found, found_scores
 
 
-def _iterates(batch: Batch, ball: Ball, step_size: float, steps: int, start: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _iterates(
+    batch: AttackBatch, ball: Ball, step_size: float, steps: int, start: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the iterates of one start with their logits, the start itself first."""
     iterate = start
     for _ in range(steps):
@@ -121,15 +123,15 @@ class ActiveSet:
         restart: Callable[[Tensor, Tensor, int], Tensor] | None,
         restarts: int,
         batch_size: int,
-        ended: Callable[[Ended], None],
+        ended: Callable[[FinishedSamples], None],
     ) -> None:
         self.ball, self.step_size, self.steps = ball, step_size, steps
         self.restart, self.restarts = restart, restarts
         self.batch_size = batch_size
         self.ended = ended
         self.passes = 0.0
-        self._moving: Standing | None = None
-        self._arrived: Standing | None = None
+        self._moving: ActiveSamples | None = None
+        self._arrived: ActiveSamples | None = None
 
     def put(self, images: Tensor, labels: Tensor, indices: Tensor, scores: Tensor, gradient: Tensor | None) -> None:
         """Add samples.
@@ -142,10 +144,10 @@ class ActiveSet:
             gradient: of the loss at ``images``, where it is known; ignored with random starts.
         """
         broken = predicted(scores) != labels
-        self.ended(Ended(*(t[broken] for t in (images, images, labels, indices, scores))))
+        self.ended(FinishedSamples(*(t[broken] for t in (images, images, labels, indices, scores))))
         images, labels, indices = (tensor[~broken] for tensor in (images, labels, indices))
         zero = torch.zeros_like(labels)
-        fresh = Standing(images, images, labels, indices, zero, zero)
+        fresh = ActiveSamples(images, images, labels, indices, zero, zero)
         if self.restart is not None:
             self._move(self._started(fresh))
         elif gradient is None:
@@ -194,20 +196,20 @@ class ActiveSet:
         if len(again):
             self._move(self._started(replace(again, restart=again.restart + 1, step=torch.zeros_like(again.step))))
 
-    def _step(self, batch: Standing, gradient: Tensor) -> None:
+    def _step(self, batch: ActiveSamples, gradient: Tensor) -> None:
         moved = self.ball.project(self.ball.ascend(batch.adversarial, gradient, self.step_size), batch.images)
         batch = replace(batch, adversarial=moved, step=batch.step + 1)
         arrived = batch.step >= self.steps
         last = batch[arrived]
         last = replace(last, adversarial=self.ball.finish(last.adversarial))
-        self._arrived = last if self._arrived is None else Standing.joined(self._arrived, last)
+        self._arrived = last if self._arrived is None else ActiveSamples.joined(self._arrived, last)
         self._move(batch[~arrived])
 
-    def _move(self, batch: Standing) -> None:
+    def _move(self, batch: ActiveSamples) -> None:
         """Let samples take part in the next pass: those that began first, so that few wait at a time."""
-        self._moving = batch if self._moving is None else Standing.joined(batch, self._moving)
+        self._moving = batch if self._moving is None else ActiveSamples.joined(batch, self._moving)
 
-    def _started(self, batch: Standing) -> Standing:
+    def _started(self, batch: ActiveSamples) -> ActiveSamples:
         assert self.restart is not None  # noqa: S101
         starts = [
             self.restart(one.images, one.indices, int(k))
@@ -217,6 +219,6 @@ class ActiveSet:
         order = torch.argsort(batch.restart, stable=True)
         return replace(batch[order], adversarial=torch.cat(starts) if starts else batch.adversarial)
 
-    def _end(self, batch: Standing, scores: Tensor, done: Tensor) -> None:
+    def _end(self, batch: ActiveSamples, scores: Tensor, done: Tensor) -> None:
         ended = batch[done]
-        self.ended(Ended(ended.images, ended.adversarial, ended.labels, ended.indices, scores[done]))
+        self.ended(FinishedSamples(ended.images, ended.adversarial, ended.labels, ended.indices, scores[done]))

@@ -9,14 +9,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.active_samples import ActiveSet, Ended, any_iterate
+from lightning_normgeo.robustness.attacks.active_samples import ActiveSet, FinishedSamples, any_iterate
 from lightning_normgeo.robustness.attacks.projected_gradient import ascent, predicted
-from lightning_normgeo.robustness.attacks.registry import Attack, Batch, ProjectedGradient
+from lightning_normgeo.robustness.attacks.registry import Attack, AttackBatch, ProjectedGradient
 from lightning_normgeo.robustness.model.assumptions import Assumptions
 from lightning_normgeo.robustness.model.evaluated_model import EvaluatedModel
 from lightning_normgeo.robustness.model.preserved_state import seeded
-from lightning_normgeo.robustness.results.example_images import Shown
-from lightning_normgeo.robustness.results.sample_results import Decisions, rows_of
+from lightning_normgeo.robustness.results.example_images import ExampleImages
+from lightning_normgeo.robustness.results.sample_results import SampleResults, rows_of
 from lightning_normgeo.robustness.settings import RESCALED
 
 Progress = Callable[[str, int], None]
@@ -43,8 +43,8 @@ class BatchAttacks:
         self.model = model
         self.settings = model.settings
         self.assumptions = assumptions
-        self.decisions: Decisions = Decisions(self.settings.rows)
-        self.shown = Shown(num_images)
+        self.decisions: SampleResults = SampleResults(self.settings.rows)
+        self.shown = ExampleImages(num_images)
         self.failed: dict[str, str] = {}
         self.progress: Progress = progress or (lambda name, samples: None)
         self._active: dict[tuple[str, torch.Size], ActiveSet] = {}
@@ -62,7 +62,7 @@ class BatchAttacks:
             counted: which samples count; all if left out.
         """
         threat, inside, inputs = self.settings.threat, self.model.to_space(images), self.model.inputs
-        batch = Batch(
+        batch = AttackBatch(
             logits=self.model,
             images=inside,
             labels=labels,
@@ -87,7 +87,7 @@ class BatchAttacks:
                     self.progress(name, 0)
                     active.run(self.model, everything=True)
 
-    def _draws(self, batch: Batch) -> AbstractContextManager[None]:
+    def _draws(self, batch: AttackBatch) -> AbstractContextManager[None]:
         """Let a random model draw the same numbers for the same batch."""
         return nullcontext() if self.assumptions.deterministic else seeded(self.settings.seed, batch.indices[0])
 
@@ -106,13 +106,13 @@ class BatchAttacks:
         if "Inference tensors" in str(error):
             self.failed[name] += " Trainer(inference_mode=False) makes tensors that have a gradient."
 
-    def _is_done(self, name: str, batch: Batch) -> bool:
+    def _is_done(self, name: str, batch: AttackBatch) -> bool:
         if name in self.failed:
             return True
         done = self.decisions.done.get(name)
         return done is not None and done.issuperset(batch.indices) and not self.shown.lacks(name, batch.indices)
 
-    def _attack(self, batch: Batch, size: int, suffix: str) -> None:
+    def _attack(self, batch: AttackBatch, size: int, suffix: str) -> None:
         todo = [attack for attack in self.settings.all_attacks if not self._is_done(attack.name + suffix, batch)]
         clean = "clean" + suffix
         if not todo and self._is_done(clean, batch):
@@ -128,7 +128,7 @@ class BatchAttacks:
             with self._failing(attack.name + suffix):
                 self._run(attack, batch, scores, size, attack.name + suffix)
 
-    def _clean(self, batch: Batch, attacks: Sequence[Attack], suffix: str) -> tuple[Tensor, Tensor | None]:
+    def _clean(self, batch: AttackBatch, attacks: Sequence[Attack], suffix: str) -> tuple[Tensor, Tensor | None]:
         """Logits of the images and, where attacks begin with it, the gradient; both from one pass."""
         beginning = [attack for attack in attacks if isinstance(attack, ProjectedGradient) and not attack.random_start]
         if beginning:
@@ -140,7 +140,7 @@ class BatchAttacks:
                     self._fail(attack.name + suffix, error)
         return self._scores(batch.images), None
 
-    def _run(self, attack: Attack, batch: Batch, scores: Tensor, size: int, name: str) -> None:
+    def _run(self, attack: Attack, batch: AttackBatch, scores: Tensor, size: int, name: str) -> None:
         if not isinstance(attack, ProjectedGradient) or self.settings.semantics == "final":
             self._done(name, batch, *self._last_iterate(attack, batch))
         elif not self.assumptions.independent:
@@ -154,7 +154,7 @@ class BatchAttacks:
             active.put(part.images, part.labels, numbers, scores[fresh], part.gradient)
             active.run(self.model)
 
-    def _last_iterate(self, attack: Attack, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _last_iterate(self, attack: Attack, batch: AttackBatch) -> tuple[Tensor, Tensor]:
         """Attacked images and their logits, of the first start that a sample does not withstand, or of the last."""
         perturbed = attack.perturb(batch)
         scores = self._scores(perturbed)
@@ -169,7 +169,7 @@ class BatchAttacks:
             perturbed[stands], scores[stands] = again[stands[part]], found[stands[part]]
         return perturbed, scores
 
-    def _active_set(self, attack: ProjectedGradient, batch: Batch, size: int, name: str) -> ActiveSet:
+    def _active_set(self, attack: ProjectedGradient, batch: AttackBatch, size: int, name: str) -> ActiveSet:
         key = name, batch.images.shape[1:]
         if key not in self._active:
             ball, step_size = attack.ball(batch)
@@ -193,11 +193,17 @@ class BatchAttacks:
         with torch.no_grad():
             return self.model(images)
 
-    def _done(self, name: str, batch: Batch, perturbed: Tensor, scores: Tensor, gradient: Tensor | None = None) -> None:
+    def _done(
+        self, name: str, batch: AttackBatch, perturbed: Tensor, scores: Tensor, gradient: Tensor | None = None
+    ) -> None:
         samples = torch.tensor(batch.indices, dtype=torch.long, device=batch.labels.device)
-        self._keep(name, Ended(batch.images, perturbed, batch.labels, samples, scores), gradient, batch.counted)
+        self._keep(
+            name, FinishedSamples(batch.images, perturbed, batch.labels, samples, scores), gradient, batch.counted
+        )
 
-    def _keep(self, name: str, ended: Ended, gradient: Tensor | None = None, counted: Tensor | None = None) -> None:
+    def _keep(
+        self, name: str, ended: FinishedSamples, gradient: Tensor | None = None, counted: Tensor | None = None
+    ) -> None:
         """Keep what became of samples."""
         if not len(ended.labels):
             return

@@ -19,7 +19,7 @@ from lightning_normgeo.robustness.attacks.projected_gradient import (
     per_image,
     projected_gradient,
 )
-from lightning_normgeo.robustness.attacks.torchattacks_attack import check_foreign, foreign_attack
+from lightning_normgeo.robustness.attacks.torchattacks_attack import check_torchattacks, torchattacks_attack
 from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel
 from lightning_normgeo.utilities.checked_values import nearest, shown
 
@@ -30,7 +30,7 @@ FOREIGN = "torchattacks."
 
 
 @dataclass(frozen=True)
-class Batch:
+class AttackBatch:
     """What an attack gets.
 
     Attributes:
@@ -59,7 +59,7 @@ class Batch:
     representable: Callable[[Tensor, Tensor], Tensor] | None = None
     counted: Tensor | None = None
 
-    def part(self, which: Tensor) -> Batch:
+    def part(self, which: Tensor) -> AttackBatch:
         """Return some of the samples."""
         indices = [index for index, wanted in zip(self.indices, which.tolist(), strict=True) if wanted]
         gradient = None if self.gradient is None else self.gradient[which]
@@ -76,7 +76,7 @@ class Attack:
 
     name: str
 
-    def perturb(self, batch: Batch) -> Tensor:
+    def perturb(self, batch: AttackBatch) -> Tensor:
         """Return the attacked images, in the threat model's space."""
         raise NotImplementedError
 
@@ -97,7 +97,7 @@ class Noise(Attack):
     std: float
     clip: bool
 
-    def perturb(self, batch: Batch) -> Tensor:
+    def perturb(self, batch: AttackBatch) -> Tensor:
         """Return noisy images."""
         return gaussian_noise(batch.images, self.std, batch.seed, batch.indices, batch.box if self.clip else None)
 
@@ -128,13 +128,13 @@ class ProjectedGradient(Attack):
         """Return what radius and step are multiplied by, for images of so many values."""
         return values**0.5 if self.times_sqrt_d else 1.0
 
-    def ball(self, batch: Batch) -> tuple[Ball, float]:
+    def ball(self, batch: AttackBatch) -> tuple[Ball, float]:
         """Return the ball for images of a size, and the step size."""
         scale = self.scale(batch.images[0].numel())
         ball = Ball(self.norm, self.eps * scale, *batch.box, batch.threat.box_first, batch.representable)
         return ball, self.step_size * scale
 
-    def perturb(self, batch: Batch, restart: int = 0) -> Tensor:
+    def perturb(self, batch: AttackBatch, restart: int = 0) -> Tensor:
         """Return the last iterates."""
         ball, step_size = self.ball(batch)
         start = ball.sample(batch.images, batch.seed, batch.indices, restart) if self.random_start else None
@@ -149,7 +149,7 @@ class ProjectedGradient(Attack):
 
 
 @dataclass(frozen=True)
-class Foreign(Attack):
+class TorchattacksAttack(Attack):
     """An attack of torchattacks, on pixels.
 
     Attributes:
@@ -167,7 +167,7 @@ class Foreign(Attack):
         """The radius, where it has one."""
         return self.options.get("eps")
 
-    def perturb(self, batch: Batch) -> Tensor:
+    def perturb(self, batch: AttackBatch) -> Tensor:
         """Return the attacked images."""
         space = batch.threat.space
         pixels = batch.inputs.to_pixels(batch.images, space).clamp(0, 1)
@@ -175,7 +175,9 @@ class Foreign(Attack):
         def logits(x: Tensor) -> Tensor:
             return batch.logits(batch.inputs.pixels_to_space(x, space))
 
-        attacked = foreign_attack(self.attack, logits, pixels, batch.labels, self.options, batch.indices, batch.seed)
+        attacked = torchattacks_attack(
+            self.attack, logits, pixels, batch.labels, self.options, batch.indices, batch.seed
+        )
         # a sample that was left alone comes back as it was, whatever the way there and back costs
         same = per_image((attacked == pixels).flatten(1).all(1), pixels)
         return torch.where(same, batch.images, batch.inputs.pixels_to_space(attacked, space))
@@ -257,12 +259,12 @@ def _foreign(
     """Return one row for each radius, or a single one where the threat model does not decide it."""
     attack = name.removeprefix(FOREIGN)
     threats = [replace(threat, eps=eps, step_size=step_size(threat, eps, same_step)) for eps in radii]
-    chosen = [check_foreign(attack, one, options) for one in threats]
+    chosen = [check_torchattacks(attack, one, options) for one in threats]
     if all(one == chosen[0] for one in chosen):
         radii, chosen = radii[:1], chosen[:1]
     version = importlib.metadata.version("torchattacks")
     return [
-        Foreign(_swept(name, "eps", eps, radii), attack, arguments, version)
+        TorchattacksAttack(_swept(name, "eps", eps, radii), attack, arguments, version)
         for eps, arguments in zip(radii, chosen, strict=True)
     ]
 

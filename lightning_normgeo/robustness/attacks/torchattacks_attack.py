@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from lightning_normgeo.errors import ConfigurationError, closest
+from lightning_normgeo.errors import ConfigurationError, nearest_names
 from lightning_normgeo.robustness.attacks.projected_gradient import per_image
 from lightning_normgeo.robustness.model.preserved_state import seeded
 from lightning_normgeo.robustness.threat_model import ThreatModel
@@ -24,7 +24,7 @@ _LATER = ("seed", "n_classes")
 """Arguments that depend on the evaluation and the model; added when the attack runs, unless given."""
 
 
-def check_foreign(name: str, threat: ThreatModel, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_torchattacks(name: str, threat: ThreatModel, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments for the constructor of an attack of torchattacks, as plain values.
 
     Those of ``options``, else those of the threat model, else the attack's own. A threat model in pixels gives an l∞
@@ -60,7 +60,7 @@ def check_foreign(name: str, threat: ThreatModel, options: Mapping[str, Any]) ->
     return plain
 
 
-def foreign_attack(
+def torchattacks_attack(
     name: str,
     logits: Callable[[Tensor], Tensor],
     pixels: Tensor,
@@ -80,7 +80,7 @@ def foreign_attack(
         logits: maps pixels to class logits, in evaluation mode.
         pixels: ``(batch, channels, height, width)`` in [0, 1], up to rounding.
         labels: ``(batch,)`` class indices.
-        options: what :func:`check_foreign` returned.
+        options: what :func:`check_torchattacks` returned.
         indices: position of each sample in the data set.
         seed: of the evaluation.
 
@@ -120,7 +120,7 @@ def _attack_class(name: str) -> Any:
     classes = {key: value for key, value in library.items() if inspect.isclass(value)}
     if name not in classes:
         usable = [key for key, kind in classes.items() if _takes_a_model(kind)]
-        raise ConfigurationError(f"torchattacks has no attack {name!r}; choose one of: {closest(name, usable)}.")
+        raise ConfigurationError(f"torchattacks has no attack {name!r}; choose one of: {nearest_names(name, usable)}.")
     return classes[name]
 
 

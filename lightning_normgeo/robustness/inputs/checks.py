@@ -8,7 +8,6 @@ from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness.inputs.advice import LOGITS
 from lightning_normgeo.robustness.inputs.input_space import InputSpace, Space
 from lightning_normgeo.robustness.inputs.pixel_range import check_range
-from lightning_normgeo.robustness.model.preserved_state import undisturbed as undisturbed
 
 
 def check_images(images: Tensor, inputs: InputSpace, space: Space = "pixel") -> None:

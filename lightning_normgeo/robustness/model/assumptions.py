@@ -13,9 +13,10 @@ from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.normalization.user_inputs import misfit
 from lightning_normgeo.robustness.attacks.projected_gradient import ascent
 from lightning_normgeo.robustness.inputs.advice import LOGITS
-from lightning_normgeo.robustness.inputs.checks import check_labels, undisturbed
+from lightning_normgeo.robustness.inputs.checks import check_labels
 from lightning_normgeo.robustness.inputs.class_labels import class_logits
 from lightning_normgeo.robustness.model.precision import full_float32
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.utilities.checked_values import first_line
 
 _IMAGES = 8
@@ -61,7 +62,7 @@ def check_assumptions(
     some = images[:_IMAGES]
 
     def forward(batch: Tensor) -> Tensor:
-        with undisturbed(module, fork_rng=False):
+        with preserved_state(module, fork_rng=False):
             return class_logits(logits(batch), len(batch))
 
     with torch.no_grad(), full_float32():
@@ -81,14 +82,16 @@ def check_assumptions(
             "The logits of an image depend on the other images of its batch (batch statistics in evaluation mode?): "
             "accuracies hold for these batches only, which stay as the loader gives them."
         )
-    with undisturbed(module, fork_rng=False):  # around both passes: the way back may need a buffer as it was written
+    with preserved_state(
+        module, fork_rng=False
+    ):  # around both passes: the way back may need a buffer as it was written
         no_gradient = _no_gradient(logits, images[:2], labels[:2]) if gradients else ""
     return Assumptions(deterministic, independent, no_gradient, said)
 
 
 def _called(module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     try:
-        with undisturbed(module, fork_rng=False):
+        with preserved_state(module, fork_rng=False):
             output = logits(images)
     except Exception as error:
         advice = misfit(module, images) or f"{LOGITS} to return its logits for images."
@@ -114,7 +117,7 @@ def _is_bounded(module: nn.Module, logits: Callable[[Tensor], Any], images: Tens
     """Whether outputs stay within [0, 1] also for images far beyond any range, where logits do not."""
     outputs = [output]
     for factor in (-1e3, 1e3):
-        with undisturbed(module, fork_rng=False):
+        with preserved_state(module, fork_rng=False):
             outputs.append(logits(images * factor))
     return all(bool(((found >= 0) & (found <= 1)).all()) for found in outputs)
 

@@ -16,11 +16,11 @@ from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.normalization.autograd.graph import is_compiled
 from lightning_normgeo.normalization.folding import foldable, scale_and_shift, tied_parameters
-from lightning_normgeo.normalization.surgery.norm_layers import Source, normalization_layers, overrides
-from lightning_normgeo.normalization.surgery.preceding_layers import Feeder, inputs_by_graph
-from lightning_normgeo.robustness.inputs.checks import undisturbed
-from lightning_normgeo.robustness.model.parameter_swap import Calls, exchanged, logit_change
+from lightning_normgeo.normalization.surgery.norm_layers import NormLayer, normalization_layers, overrides
+from lightning_normgeo.normalization.surgery.preceding_layers import PrecedingLayer, inputs_by_graph
+from lightning_normgeo.robustness.model.parameter_swap import LogitsModule, logit_change, swapped_parameters
 from lightning_normgeo.robustness.model.precision import full_float32
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
 
 _TOLERANCE = 1e-4
 """Largest change of a logit, relative to the largest logit, that rounding explains in float32."""
@@ -59,8 +59,8 @@ class FoldedModel:
         self.channels_last = channels_last and images.ndim == 4 and convolves
         self._parametrized = any(parametrize.is_parametrized(child) for child in module.modules())
         if not is_compiled(module):
-            for source, feeder in _pairs(module, logits, images[:2]):
-                self._fold(source, feeder)
+            for norm_layer, preceding in _pairs(module, logits, images[:2]):
+                self._fold(norm_layer, preceding)
         if self.channels_last:
             self._turn(module)
 
@@ -78,21 +78,21 @@ class FoldedModel:
         """Compute with the stand-ins meanwhile."""
         places = [(layer._parameters, name, value) for (layer, name), value in self._parameters.items()]
         skipped = [(vars(layer), "forward", _identity) for layer in self._skipped]
-        with exchanged([*places, *skipped]), parametrize.cached() if self._parametrized else nullcontext():
+        with swapped_parameters([*places, *skipped]), parametrize.cached() if self._parametrized else nullcontext():
             yield
 
     @torch.no_grad()
-    def _fold(self, source: Source, feeder: Feeder) -> None:
-        layer = feeder.layer
+    def _fold(self, norm_layer: NormLayer, preceding: PrecedingLayer) -> None:
+        layer = preceding.layer
         weight, bias = cast("Tensor", layer.weight), layer._parameters.get("bias")
         wide = wide_dtype(weight.device)
-        factors, shift = scale_and_shift(source, wide)
+        factors, shift = scale_and_shift(norm_layer, wide)
         folded = weight.to(wide) * factors.view(-1, *[1] * (weight.ndim - 1))
         offset = shift if bias is None else shift + factors * bias.to(wide)
         self._parameters[layer, "weight"] = _frozen(folded.to(weight.dtype))
         self._parameters[layer, "bias"] = _frozen(offset.to(weight.dtype))
-        self._skipped.append(source.layer)
-        self.folded[feeder.name] = float(weight.to(wide).norm()), float(folded.norm())
+        self._skipped.append(norm_layer.layer)
+        self.folded[preceding.name] = float(weight.to(wide).norm()), float(folded.norm())
 
     def _turn(self, module: nn.Module) -> None:
         """Store the weights of two-dimensional convolutions with channels last."""
@@ -116,7 +116,7 @@ def folded_model(
         return None  # no graph to be had
 
     def fresh(batch: Tensor) -> Tensor:
-        with undisturbed(module, fork_rng=False):  # buffers that a pass writes are no change by folding
+        with preserved_state(module, fork_rng=False):  # buffers that a pass writes are no change by folding
             return logits(batch)
 
     with full_float32():  # else rounding that cuDNN has chosen counts as a change
@@ -138,31 +138,33 @@ def folded_model(
     return None
 
 
-def _pairs(module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor) -> Iterator[tuple[Source, Feeder]]:
+def _pairs(
+    module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor
+) -> Iterator[tuple[NormLayer, PrecedingLayer]]:
     """Yield the batch normalizations that can be folded, and the layer in front of each."""
     wanted = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     if not any(isinstance(child, wanted) for child in module.modules()):
         return
-    calls = Calls(module, logits)
-    sources = [s for s in normalization_layers(calls) if isinstance(s.layer, wanted) and _plain(s)]
+    calls = LogitsModule(module, logits)
+    norm_layers = [s for s in normalization_layers(calls) if isinstance(s.layer, wanted) and _plain(s)]
     tied = tied_parameters(module)
-    inputs = inputs_by_graph(calls, sources, images)
-    for source in sources:
-        feeder = foldable(source, nn.Identity(), inputs[source.layer].feeders, tied)
-        if isinstance(feeder, Feeder) and _foldable(feeder.layer):
-            yield source, replace(feeder, name=Calls.own_name(feeder.name))
+    inputs = inputs_by_graph(calls, norm_layers, images)
+    for norm_layer in norm_layers:
+        preceding = foldable(norm_layer, nn.Identity(), inputs[norm_layer.layer].preceding_layers, tied)
+        if isinstance(preceding, PrecedingLayer) and _foldable(preceding.layer):
+            yield norm_layer, replace(preceding, name=LogitsModule.own_name(preceding.name))
 
 
-def _plain(source: Source) -> bool:
+def _plain(norm_layer: NormLayer) -> bool:
     """Whether a layer computes what the formula says, and with running statistics."""
     return (
-        len(source.names) == 1
-        and source.statistics[1] is not None
-        and not source.layer.training
-        and not source.followers
-        and not overrides(source.layer, "forward")
-        and not parametrize.is_parametrized(source.layer)
-        and not _hooked(source.layer)
+        len(norm_layer.names) == 1
+        and norm_layer.statistics[1] is not None
+        and not norm_layer.layer.training
+        and not norm_layer.followers
+        and not overrides(norm_layer.layer, "forward")
+        and not parametrize.is_parametrized(norm_layer.layer)
+        and not _hooked(norm_layer.layer)
     )
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Place = tuple[dict[str, Any], str, Any]
+ParameterSlot = tuple[dict[str, Any], str, Any]
 """A table of a module (its parameters, its buffers, its attributes), a key, and what goes there meanwhile."""
 
 
 @contextmanager
-def exchanged(places: Iterable[Place]) -> Iterator[None]:
+def swapped_parameters(places: Iterable[ParameterSlot]) -> Iterator[None]:
     """Put stand-ins into their places; afterwards everything is as it was, by identity, also after an error."""
     with ExitStack() as stack:
         for table, key, value in places:
@@ -47,7 +47,7 @@ def logit_change(
     return float((found - expected).abs().amax() / expected.abs().amax().clamp_min(1e-30))
 
 
-class Calls(nn.Module):
+class LogitsModule(nn.Module):
     """A model that is called in somebody's own way."""
 
     def __init__(self, module: nn.Module, logits: Callable[[Tensor], Tensor]) -> None:

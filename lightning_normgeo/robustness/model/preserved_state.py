@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.robustness.attacks.projected_gradient import mixed_seed
-from lightning_normgeo.robustness.model.parameter_swap import Place, exchanged
+from lightning_normgeo.robustness.model.parameter_swap import ParameterSlot, swapped_parameters
 
 
 @contextmanager
-def undisturbed(module: nn.Module, fork_rng: bool = True) -> Iterator[None]:
+def preserved_state(module: nn.Module, fork_rng: bool = True) -> Iterator[None]:
     """Evaluation mode inside; outside everything is bit for bit what it was.
 
     That is every module's mode, buffers and attributes (with lists, dictionaries and sets in them, one level deep), the
@@ -37,7 +37,7 @@ def undisturbed(module: nn.Module, fork_rng: bool = True) -> Iterator[None]:
         attributes, buffers = [_Attributes(child) for child in children], _Tensors(_buffers(children))
         merged = _Tensors(_parameters(child for child in children if _overrides_train(child)))
         try:
-            with exchanged(_inference_parameters(children)):
+            with swapped_parameters(_inference_parameters(children)):
                 module.eval()
                 for child in children:
                     if hasattr(type(child), "log_dict"):  # a LightningModule
@@ -87,7 +87,7 @@ def _overrides_train(module: nn.Module) -> bool:
     return type(module).train is not nn.Module.train
 
 
-def _inference_parameters(modules: Iterable[nn.Module]) -> list[Place]:
+def _inference_parameters(modules: Iterable[nn.Module]) -> list[ParameterSlot]:
     """Stand-ins for parameters that were made in inference mode, as by callbacks that exchange weights for a test."""
     return [
         (module._parameters, name, nn.Parameter(value.clone(), requires_grad=value.requires_grad))

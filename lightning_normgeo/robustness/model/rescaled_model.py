@@ -17,10 +17,15 @@ from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.normalization import Units, scale_invariant_units
 from lightning_normgeo.normalization.names import by_clean_name, clean_name
 from lightning_normgeo.normalization.surgery.preceding_layers import trainable
-from lightning_normgeo.robustness.inputs.checks import undisturbed
 from lightning_normgeo.robustness.model.folded_model import FoldedModel
-from lightning_normgeo.robustness.model.parameter_swap import Calls, Place, exchanged, logit_change
+from lightning_normgeo.robustness.model.parameter_swap import (
+    LogitsModule,
+    ParameterSlot,
+    logit_change,
+    swapped_parameters,
+)
 from lightning_normgeo.robustness.model.precision import full_float32
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
 
 _TOLERANCE = 0.05
 """Largest change of a logit, relative to the largest logit, for which the function counts as the same but for ε."""
@@ -78,8 +83,8 @@ class RescaledModel:
         self.layers: dict[str, tuple[float, float]] = {}
         self.unscaled: list[str] = []
         self.ratios: dict[str, tuple[float, float]] = {}
-        self._places: list[Place] = []
-        with undisturbed(module), torch.no_grad(), full_float32():
+        self._places: list[ParameterSlot] = []
+        with preserved_state(module), torch.no_grad(), full_float32():
             self._scale(module, _units_of_training(module, logits, images[:2]))
             self._follow(module, logits, images)
             self.difference = self._checked_difference(logits, images)
@@ -87,19 +92,19 @@ class RescaledModel:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Compute with the stand-ins meanwhile."""
-        with exchanged(self._places):
+        with swapped_parameters(self._places):
             yield
 
     def _scale(self, module: nn.Module, found: Units) -> None:
         parameters = by_clean_name(module.named_parameters())
         for units in found:
-            path, weight = Calls.own_name(units.site), parameters[Calls.own_name(units.name)]
+            path, weight = LogitsModule.own_name(units.layer), parameters[LogitsModule.own_name(units.name)]
             if not units.invariant:
                 self.unscaled.append(path)
                 continue
             longer = self._stand_in(module, weight)
             if units.bias is not None:
-                self._stand_in(module, parameters[Calls.own_name(units.bias)])
+                self._stand_in(module, parameters[LogitsModule.own_name(units.bias)])
             self.layers[path] = _norm(weight), _norm(longer)
 
     def _stand_in(self, module: nn.Module, parameter: nn.Parameter) -> Tensor:
@@ -167,7 +172,7 @@ def _units_of_training(module: nn.Module, logits: Callable[[Tensor], Tensor], im
         for layer in norms:
             layer.training = True
         with trainable(module):
-            return scale_invariant_units(Calls(module, logits), images)
+            return scale_invariant_units(LogitsModule(module, logits), images)
     finally:
         for layer in norms:
             layer.training = False

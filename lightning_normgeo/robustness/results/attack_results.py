@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.registry import Attack, Noise, ProjectedGradient
-from lightning_normgeo.robustness.results.sample_results import Decisions, Rows, load_decisions
+from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows, load_decisions
 from lightning_normgeo.robustness.results.statistics import mcnemar, paired_interval, wilson_interval
 from lightning_normgeo.utilities.checked_values import shown
 
@@ -54,13 +54,13 @@ class AttackResult:
         return f"AttackResult({100 * self.accuracy:.2f} % of {self.n}, 95 % interval {interval}, drop {drop})"
 
 
-def results_of(decisions: Decisions) -> dict[str, AttackResult]:
+def results_of(decisions: SampleResults) -> dict[str, AttackResult]:
     """Return the result of every attack, ``clean`` first."""
     clean = _fraction(decisions.of("clean").correct)
     return {name: _result(decisions.of(name), clean) for name in decisions.attacks}
 
 
-def suspicions(decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
+def sanity_warnings(decisions: SampleResults, attacks: Sequence[Attack]) -> list[str]:
     """Return in words what looks as if an attack was broken, so that the accuracy under it says too much.
 
     Looked for: logits and gradients that are not finite, classes that no label has, gradients that are zero, a loss
@@ -102,16 +102,18 @@ def suspicions(decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
 
 
 @runtime_checkable
-class HasDecisions(Protocol):
+class HasSampleResults(Protocol):
     """A report of an evaluation."""
 
     @property
-    def decisions(self) -> Decisions:
+    def decisions(self) -> SampleResults:
         """What became of each sample."""
 
 
 def compare(
-    first: Decisions | HasDecisions | str | Path, second: Decisions | HasDecisions | str | Path, attack: str
+    first: SampleResults | HasSampleResults | str | Path,
+    second: SampleResults | HasSampleResults | str | Path,
+    attack: str,
 ) -> dict[str, Any]:
     """Compare two evaluations on the samples they share, pair by pair.
 
@@ -137,12 +139,12 @@ def compare(
     return _paired(one.of(attack), other.of(attack))
 
 
-def _decisions_of(name: str, given: Decisions | HasDecisions | str | Path) -> Decisions:
-    if isinstance(given, Decisions):
+def _decisions_of(name: str, given: SampleResults | HasSampleResults | str | Path) -> SampleResults:
+    if isinstance(given, SampleResults):
         return given
     if isinstance(given, (str, Path)):
         return load_decisions(given)
-    if isinstance(given, HasDecisions) and isinstance(given.decisions, Decisions):
+    if isinstance(given, HasSampleResults) and isinstance(given.decisions, SampleResults):
         return given.decisions
     raise ConfigurationError(
         f"compare({name}={shown(given)}): give a report of evaluate_robustness, its decisions, or the folder it was "
@@ -150,7 +152,7 @@ def _decisions_of(name: str, given: Decisions | HasDecisions | str | Path) -> De
     )
 
 
-def paired_drop(decisions: Decisions, attack: str) -> dict[str, Any]:
+def paired_drop(decisions: SampleResults, attack: str) -> dict[str, Any]:
     """Compare the clean images with what an attack made of them: the difference is the drop (the paper's Acc-Diff).
 
     Returns:
@@ -162,7 +164,7 @@ def paired_drop(decisions: Decisions, attack: str) -> dict[str, Any]:
     return _paired(decisions.of(attack), decisions.of("clean"))
 
 
-def _paired(one: Rows, other: Rows) -> dict[str, Any]:
+def _paired(one: SampleRows, other: SampleRows) -> dict[str, Any]:
     at, beside = _shared(one, other)
     if not torch.equal(one.label[at], other.label[beside]):
         raise ConfigurationError("The two evaluations have different labels: they are not of the same data.")
@@ -182,7 +184,7 @@ def _paired(one: Rows, other: Rows) -> dict[str, Any]:
     }
 
 
-def _result(rows: Rows, clean: float) -> AttackResult:
+def _result(rows: SampleRows, clean: float) -> AttackResult:
     n, correct = len(rows.index), int(rows.correct.sum())
     accuracy = _fraction(rows.correct)
     low, high = wilson_interval(correct, n)
@@ -214,7 +216,7 @@ def _fraction(correct: Tensor) -> float:
     return int(correct.sum()) / len(correct) if len(correct) else math.nan
 
 
-def _useless(attack: ProjectedGradient, decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
+def _useless(attack: ProjectedGradient, decisions: SampleResults, attacks: Sequence[Attack]) -> list[str]:
     rows, clean, found = decisions.of(attack.name), decisions.of("clean"), []
     at, beside = _shared(clean, rows)
     right = clean.correct[at]  # nothing has to rise where the image itself is wrong
@@ -236,14 +238,14 @@ def _useless(attack: ProjectedGradient, decisions: Decisions, attacks: Sequence[
     return found
 
 
-def _no_larger(noise: Noise, rows: Rows, attack: ProjectedGradient) -> bool:
+def _no_larger(noise: Noise, rows: SampleRows, attack: ProjectedGradient) -> bool:
     """Whether noise is no longer than the longest perturbation of an attack."""
     if attack.norm == "linf" or attack.times_sqrt_d:
         return noise.std <= attack.eps
     return bool((rows.l2 <= attack.eps).all())
 
 
-def _rising(decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
+def _rising(decisions: SampleResults, attacks: Sequence[Attack]) -> list[str]:
     found = []
     ascending = sorted((a for a in attacks if isinstance(a, ProjectedGradient)), key=lambda a: a.eps)
     for k, small in enumerate(ascending):
@@ -259,7 +261,7 @@ def _rising(decisions: Decisions, attacks: Sequence[Attack]) -> list[str]:
     return found
 
 
-def _shared(first: Rows, second: Rows) -> tuple[Tensor, Tensor]:
+def _shared(first: SampleRows, second: SampleRows) -> tuple[Tensor, Tensor]:
     """Return where the samples are, in each, that both have."""
     at, beside = (
         torch.isin(one.sample, other.sample).nonzero()[:, 0] for one, other in ((first, second), (second, first))

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from lightning_normgeo.robustness.results.sample_results import Rows
+from lightning_normgeo.robustness.results.sample_results import SampleRows
 
 
-class Shown:
+class ExampleImages:
     """Keeps the first samples that are evaluated.
 
     Args:
@@ -34,7 +34,7 @@ class Shown:
         seen = self.pixels.get(attack, {})
         return any(sample in self.labels and sample not in seen for sample in samples)
 
-    def add(self, attack: str, images: Tensor, rows: Rows, to_pixels: Callable[[Tensor], Tensor]) -> None:
+    def add(self, attack: str, images: Tensor, rows: SampleRows, to_pixels: Callable[[Tensor], Tensor]) -> None:
         """Keep those of a batch that are to be shown, as pixels."""
         samples = rows.sample.tolist()
         if attack == "clean":

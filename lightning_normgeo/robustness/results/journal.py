@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.robustness.results.sample_results import WHOLE, Decisions, Rows
+from lightning_normgeo.robustness.results.sample_results import WHOLE, SampleResults, SampleRows
 from lightning_normgeo.utilities.files import read_lines
 from lightning_normgeo.utilities.spool import Spool, reason_of
 
 
-class Journal(Decisions):
+class Journal(SampleResults):
     """Decisions kept in a file until the evaluation has ended and its results are written.
 
     What cannot be written waits for room; no error of the file stops the evaluation.
@@ -37,7 +37,7 @@ class Journal(Decisions):
         self._said = False
         self._read()
 
-    def add(self, attack: str, rows: Rows) -> None:
+    def add(self, attack: str, rows: SampleRows) -> None:
         """Add samples, and write them down."""
         super().add(attack, rows)
         if self._spool is None:
@@ -106,7 +106,7 @@ def size_of(dataloader: Any) -> int | None:
         return None
 
 
-def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, Rows]]:
+def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, SampleRows]]:
     for path in paths:
         with suppress(OSError):  # one that cannot be read is done again
             for line in read_lines(path):
@@ -115,13 +115,14 @@ def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, Rows]]:
                     yield str(line.get("attack")), rows
 
 
-def _rows(line: Mapping[str, Any]) -> Rows | None:
+def _rows(line: Mapping[str, Any]) -> SampleRows | None:
     """The samples of a line, or None where it is one of something else, or damaged."""
     try:
         columns = [
-            torch.tensor(line[name], dtype=torch.long if name in WHOLE else torch.float32) for name in Rows._fields
+            torch.tensor(line[name], dtype=torch.long if name in WHOLE else torch.float32)
+            for name in SampleRows._fields
         ]
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         return None
     sizes = {column.shape for column in columns}
-    return Rows(*columns) if len(sizes) == 1 and columns[0].ndim == 1 and len(columns[0]) else None
+    return SampleRows(*columns) if len(sizes) == 1 and columns[0].ndim == 1 and len(columns[0]) else None

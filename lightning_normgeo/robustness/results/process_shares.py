@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from lightning_normgeo.robustness.inputs import InputSpace
-from lightning_normgeo.robustness.results.attack_results import results_of, suspicions
-from lightning_normgeo.robustness.results.example_images import Shown
+from lightning_normgeo.robustness.results.attack_results import results_of, sanity_warnings
+from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.results.sample_identity import merged_places
-from lightning_normgeo.robustness.results.sample_results import Decisions
+from lightning_normgeo.robustness.results.sample_results import SampleResults
 from lightning_normgeo.robustness.settings import RobustnessSettings
 
 EVERYTHING = "all attacks"
@@ -21,7 +21,7 @@ EVERYTHING = "all attacks"
 
 
 @dataclass
-class Part:
+class ProcessShare:
     """One process's share of an evaluation, in a form that can be sent.
 
     Attributes:
@@ -45,7 +45,7 @@ class Part:
     weights: dict[str, Any] = field(default_factory=dict)
 
 
-def report_of(parts: Sequence[Part], settings: RobustnessSettings, shown: Shown) -> RobustnessReport:
+def report_of(parts: Sequence[ProcessShare], settings: RobustnessSettings, shown: ExampleImages) -> RobustnessReport:
     """The report of an evaluation, from the shares of all processes that took part.
 
     Args:
@@ -58,18 +58,18 @@ def report_of(parts: Sequence[Part], settings: RobustnessSettings, shown: Shown)
     said = list(dict.fromkeys(text for part in parts for text in part.said))
     if EVERYTHING in failed or not with_samples:
         failed = {EVERYTHING: failed.get(EVERYTHING, "the loader has no samples")}
-        return RobustnessReport({}, _plain_settings(parts, settings), said, Decisions([]), not_evaluated=failed)
+        return RobustnessReport({}, _plain_settings(parts, settings), said, SampleResults([]), not_evaluated=failed)
     if len({part.inputs and part.inputs.normalization for part in with_samples}) > 1:
         said.append("Processes found different normalizations of their images. Declare mean and std.")
     known = all(part.positions_known for part in with_samples)
     places = merged_places([part.places for part in with_samples], known, settings.max_samples)
-    decisions = Decisions.from_parts([part.rows for part in with_samples], places).without(failed)
+    decisions = SampleResults.from_parts([part.rows for part in with_samples], places).without(failed)
     failed = {name: reason for name, reason in failed.items() if name in settings.rows}
     attacks = [attack for attack in settings.all_attacks if attack.name in decisions.attacks]
     return RobustnessReport(
         results=results_of(decisions),
         settings=with_samples[0].settings,
-        warnings=[*said, *suspicions(decisions, attacks)],
+        warnings=[*said, *sanity_warnings(decisions, attacks)],
         decisions=decisions,
         shown=shown,
         weights=with_samples[0].weights,
@@ -77,6 +77,6 @@ def report_of(parts: Sequence[Part], settings: RobustnessSettings, shown: Shown)
     )
 
 
-def _plain_settings(parts: Sequence[Part], settings: RobustnessSettings) -> dict[str, Any]:
+def _plain_settings(parts: Sequence[ProcessShare], settings: RobustnessSettings) -> dict[str, Any]:
     unknown = InputSpace(None, None, normalized_data=False)
     return next((part.settings for part in parts if part.settings), settings.describe(unknown))

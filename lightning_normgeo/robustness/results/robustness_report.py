@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo.robustness.results.attack_results import AttackResult
-from lightning_normgeo.robustness.results.example_images import Shown
-from lightning_normgeo.robustness.results.sample_results import Decisions
+from lightning_normgeo.robustness.results.example_images import ExampleImages
+from lightning_normgeo.robustness.results.sample_results import SampleResults
 from lightning_normgeo.robustness.settings import RESCALED
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, shown
 from lightning_normgeo.utilities.files import finite, write_document
@@ -51,8 +51,8 @@ class RobustnessReport:
     results: dict[str, AttackResult]
     settings: dict[str, Any]
     warnings: list[str]
-    decisions: Decisions
-    shown: Shown = field(default_factory=Shown)
+    decisions: SampleResults
+    shown: ExampleImages = field(default_factory=ExampleImages)
     weights: dict[str, Any] = field(default_factory=dict)
     not_evaluated: dict[str, str] = field(default_factory=dict)
 

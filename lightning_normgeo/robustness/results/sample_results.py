@@ -20,7 +20,7 @@ from lightning_normgeo.utilities.files import replacing
 from lightning_normgeo.utilities.notebook import summary
 
 
-class Rows(NamedTuple):
+class SampleRows(NamedTuple):
     """Samples under one attack, one entry for each in every tensor, on the host.
 
     Attributes:
@@ -51,11 +51,11 @@ class Rows(NamedTuple):
         """Which samples are classified correctly."""
         return self.prediction == self.label
 
-    def at(self, which: Tensor) -> Rows:
+    def at(self, which: Tensor) -> SampleRows:
         """Return some of the samples, by number or mask."""
-        return Rows(*(tensor[which] for tensor in self))
+        return SampleRows(*(tensor[which] for tensor in self))
 
-    def sorted(self) -> Rows:
+    def sorted(self) -> SampleRows:
         """Return the rows by index, each sample once."""
         rows = self.at(torch.argsort(self.index, stable=True))
         rows = rows.at(torch.argsort(rows.sample, stable=True))
@@ -64,7 +64,7 @@ class Rows(NamedTuple):
         rows = rows.at(first)
         return rows.at(torch.argsort(rows.index, stable=True))
 
-    def placed(self, places: Mapping[int, Sequence[tuple[int, int]]]) -> Rows:
+    def placed(self, places: Mapping[int, Sequence[tuple[int, int]]]) -> SampleRows:
         """Return a row for each place that a sample has, with its index and the key of the copy; none for others."""
         found = [(row, *place) for row, key in enumerate(self.sample.tolist()) for place in places.get(key, ())]
         if not found:
@@ -80,7 +80,7 @@ WHOLE = ("index", "label", "prediction", "sample")
 @torch.no_grad()
 def rows_of(
     images: Tensor, adversarial: Tensor, labels: Tensor, samples: Tensor, scores: Tensor, gradient: Tensor | None = None
-) -> Rows:
+) -> SampleRows:
     """Return what became of samples: two transfers to the host.
 
     Args:
@@ -100,19 +100,21 @@ def rows_of(
     real = torch.stack(
         [v.float() for v in (losses, lengths(perturbation, "linf"), lengths(perturbation), slopes)]
     ).cpu()
-    return Rows(whole[0], whole[1], whole[2], real[0], real[1], real[2], real[3], whole[0])
+    return SampleRows(whole[0], whole[1], whole[2], real[0], real[1], real[2], real[3], whole[0])
 
 
-def no_rows() -> Rows:
+def no_rows() -> SampleRows:
     """Return the rows of no sample."""
-    return Rows(*(torch.zeros(0, dtype=torch.long if name in WHOLE else torch.float32) for name in Rows._fields))
+    return SampleRows(
+        *(torch.zeros(0, dtype=torch.long if name in WHOLE else torch.float32) for name in SampleRows._fields)
+    )
 
 
 _OF_ALL = ("index", "label", "sample")
-_OF_EACH = tuple(name for name in Rows._fields if name not in _OF_ALL)
+_OF_EACH = tuple(name for name in SampleRows._fields if name not in _OF_ALL)
 
 
-class Decisions:
+class SampleResults:
     """The rows of every attack of one evaluation.
 
     Args:
@@ -125,7 +127,7 @@ class Decisions:
 
     def __init__(self, attacks: Sequence[str]) -> None:
         self.done: dict[str, set[int]] = {}
-        self._rows: dict[str, list[Rows]] = {name: [] for name in attacks}
+        self._rows: dict[str, list[SampleRows]] = {name: [] for name in attacks}
         self.seen: dict[str, tuple[int, int]] = dict.fromkeys(attacks, (0, 0))
 
     def __repr__(self) -> str:
@@ -136,13 +138,13 @@ class Decisions:
         """The names."""
         return list(self._rows)
 
-    def add(self, attack: str, rows: Rows) -> None:
+    def add(self, attack: str, rows: SampleRows) -> None:
         """Add samples."""
         self._rows[attack].append(rows)
         correct, n = self.seen[attack]
         self.seen[attack] = (correct + int(rows.correct.sum()), n + len(rows.index))
 
-    def of(self, attack: str) -> Rows:
+    def of(self, attack: str) -> SampleRows:
         """Return all samples of an attack by index.
 
         Raises:
@@ -153,19 +155,19 @@ class Decisions:
         parts = self._rows[attack]
         if not parts:
             return no_rows()
-        return Rows(*map(torch.cat, zip(*parts, strict=True))).sorted()
+        return SampleRows(*map(torch.cat, zip(*parts, strict=True))).sorted()
 
-    def without(self, attacks: str | Iterable[str]) -> Decisions:
+    def without(self, attacks: str | Iterable[str]) -> SampleResults:
         """Return the decisions of the other attacks."""
         left_out = {attacks} if isinstance(attacks, str) else set(attacks)
-        others = Decisions([name for name in self._rows if name not in left_out])
+        others = SampleResults([name for name in self._rows if name not in left_out])
         for name in others.attacks:
             others.add(name, self.of(name))
         return others
 
-    def renamed(self, attack: str, name: str) -> Decisions:
+    def renamed(self, attack: str, name: str) -> SampleResults:
         """Return one attack's decisions under another name."""
-        renamed = Decisions([name])
+        renamed = SampleResults([name])
         renamed.add(name, self.of(attack))
         return renamed
 
@@ -174,7 +176,7 @@ class Decisions:
         cls,
         parts: Iterable[Mapping[str, Sequence[Tensor]]],
         places: Mapping[int, Sequence[tuple[int, int]]] | None = None,
-    ) -> Decisions:
+    ) -> SampleResults:
         """Return several processes' rows as one; a sample that several of them had counts once.
 
         Args:
@@ -182,9 +184,9 @@ class Decisions:
             places: of the samples, as :func:`merged_places` returns them; where they are if left out.
         """
         parts = list(parts)
-        merged = Decisions(list(parts[0]))
+        merged = SampleResults(list(parts[0]))
         for attack in merged.attacks:
-            rows = Rows(*map(torch.cat, zip(*(part[attack] for part in parts), strict=True))).sorted()
+            rows = SampleRows(*map(torch.cat, zip(*(part[attack] for part in parts), strict=True))).sorted()
             merged.add(attack, rows if places is None else rows.placed(places))
         return merged
 
@@ -206,7 +208,7 @@ class Decisions:
             np.savez_compressed(file, **self.arrays())
 
 
-def load_decisions(path: str | Path) -> Decisions:
+def load_decisions(path: str | Path) -> SampleResults:
     """Read the per-sample decisions of an evaluation.
 
     Args:
@@ -220,14 +222,14 @@ def load_decisions(path: str | Path) -> Decisions:
     try:
         arrays = read_columns(path)
         names = dict.fromkeys(key.rpartition("/")[0] for key in arrays if "/" in key)
-        decisions = Decisions(list(names))
+        decisions = SampleResults(list(names))
         for name in names:
             columns = {field: arrays[f"{name}/{field}"] for field in _OF_EACH}
             columns |= {"index": arrays["index"], "label": arrays["label"]}
             columns["sample"] = arrays.get("sample", arrays["index"])
             if {column.shape for column in columns.values()} != {(len(arrays["index"]),)}:
                 raise ValueError(f"the arrays of {name} differ in length")
-            decisions.add(name, Rows(**{field: torch.from_numpy(column) for field, column in columns.items()}))
+            decisions.add(name, SampleRows(**{field: torch.from_numpy(column) for field, column in columns.items()}))
         decisions.of("clean")
     except (OSError, KeyError, TypeError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise ConfigurationError(

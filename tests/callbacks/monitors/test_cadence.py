@@ -178,8 +178,8 @@ def observe(project: Any, batches: int, *every: int | None, **settings: Any) -> 
     return rows, monitors
 
 
-def seen(rows: Rows, site: str) -> list[int]:
-    return [step for step, metrics in rows.rows if any(k.endswith(f"/increment/{site}") for k in metrics)]
+def seen(rows: Rows, layer: str) -> list[int]:
+    return [step for step, metrics in rows.rows if any(k.endswith(f"/increment/{layer}") for k in metrics)]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.callbacks._monitors import session as sessions
-from lightning_normgeo.callbacks._readings.readings import Row
+from lightning_normgeo.callbacks._readings.readings import HostValues
 from support.projects import ConvNet, Project
 
 
@@ -82,12 +82,12 @@ OPTIMIZERS = {
 def test_one_transfer_down_and_none_up(kind: str, cumulative: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     brought: list[int] = []
 
-    def transfer(readings: Any, valid: Any, chosen: Any) -> Row:
-        parts = [part for reading in readings for part in (reading.total, reading.by_site) if part is not None]
+    def transfer(readings: Any, valid: Any, chosen: Any) -> HostValues:
+        parts = [part for reading in readings for part in (reading.total, reading.by_layer) if part is not None]
         flat = torch.cat([part.reshape(-1).to(torch.float64) for part in (*valid, *parts)])
         assert flat.device.type == "cuda"
         brought.append(flat.numel())
-        return Row({}, {}, {})
+        return HostValues({}, {}, {})
 
     monkeypatch.setattr(sessions, "transfer", transfer)
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.MonkeyPatch.context() as patch:

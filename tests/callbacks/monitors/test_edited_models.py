@@ -13,8 +13,8 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.errors import MeasurementWarning
-from lightning_normgeo.probes import NormAccount
-from lightning_normgeo.probes.cumulative.increments import Member
+from lightning_normgeo.probes import CumulativeIncrements
+from lightning_normgeo.probes.cumulative.increments import SummedWeight
 from support.projects import Account, Project, Rows, images, sgd, trainer
 
 SITE = "net.3"
@@ -73,21 +73,24 @@ class TwoNames(nn.Module):
         self.a, self.b = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)
 
 
-def counted(net: TwoNames) -> tuple[NormAccount, torch.optim.SGD]:
-    account, optimizer = NormAccount(lambda: dict(net.named_parameters())), torch.optim.SGD(net.parameters(), lr=1.0)
+def counted(net: TwoNames) -> tuple[CumulativeIncrements, torch.optim.SGD]:
+    account, optimizer = (
+        CumulativeIncrements(lambda: dict(net.named_parameters())),
+        torch.optim.SGD(net.parameters(), lr=1.0),
+    )
     account.follow(dict(net.named_parameters()))
     net.a.weight.grad, net.b.weight.grad = torch.ones(2, 3), 2 * torch.ones(2, 3)
     count(account, optimizer)
     return account, optimizer
 
 
-def count(account: NormAccount, optimizer: torch.optim.Optimizer) -> None:
+def count(account: CumulativeIncrements, optimizer: torch.optim.Optimizer) -> None:
     account.open(optimizer)
     account.begin(optimizer, moved=False)
     account.commit([], explained=True)
 
 
-def predicted(account: NormAccount, *names: str) -> list[float]:
+def predicted(account: CumulativeIncrements, *names: str) -> list[float]:
     entries = [account.entry(name) for name in names]
     return [entry.predicted.item() for entry in entries if entry is not None]
 
@@ -117,7 +120,7 @@ def test_a_parameter_of_a_layer_that_is_gone_adds_nothing_to_the_one_in_its_plac
 def test_a_weight_that_rests_is_looked_up_by_its_name_of_now() -> None:
     net = TwoNames()
     account, _ = counted(net)
-    account.members = {"a.weight": Member(False), "b.weight": Member(False)}
+    account.members = {"a.weight": SummedWeight(False), "b.weight": SummedWeight(False)}
     net.a.weight = nn.Parameter(5 * torch.ones(2, 3))
     prune.identity(net.b, "weight")
     account.look_for({"a.weight", "b.weight"})

@@ -15,16 +15,16 @@ from torch.nn.utils import parametrizations
 
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.callbacks._monitors.cadence import Cadence
-from lightning_normgeo.callbacks._monitors.cumulative_state import Counted
+from lightning_normgeo.callbacks._monitors.cumulative_state import CumulativeState
 from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.callbacks._monitors.session import Session
-from lightning_normgeo.callbacks._monitors.unit_confirmation import Confirmation
-from lightning_normgeo.callbacks._monitors.unit_tracker import Structure
-from lightning_normgeo.callbacks._readings.process_sums import Agreement
+from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirmation
+from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
+from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
 from lightning_normgeo.callbacks._readings.publisher import Publisher
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe
-from lightning_normgeo.probes.cumulative.increments import NormAccount
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.step_probe import StepProbe
 from lightning_normgeo.probes.weight_reader import WeightReader
 from support.projects import Account, Fingerprint, Project, Resumed, Rows, images, same, sgd, trainer
@@ -41,17 +41,17 @@ def observe(project: Project, *others: Any, steps: int = 12, every: int = 4, **s
     return rows, account
 
 
-def total(metrics: dict[str, float], key: str, site: str = "") -> float:
+def total(metrics: dict[str, float], key: str, layer: str = "") -> float:
     """Add up invariant weights and controls; zero for a layer that has not moved yet."""
-    return sum(metrics.get(f"{group}/cumulative_{key}{site}", 0.0) for group in GROUPS)
+    return sum(metrics.get(f"{group}/cumulative_{key}{layer}", 0.0) for group in GROUPS)
 
 
-def check(rows: Rows, account: Account, sites: list[str]) -> None:
+def check(rows: Rows, account: Account, layers: list[str]) -> None:
     """At every row the sums are those of the changes up to then, of every layer that has ever moved."""
     increments = account.increments()
     for step, metrics in rows.rows:
-        for names, suffix in [(sites, ""), *(([site], f"/{site}") for site in sites)]:
-            truth = sum(increments[i].get(f"{site}.weight", 0.0) for i in range(step + 1) for site in names)
+        for names, suffix in [(layers, ""), *(([layer], f"/{layer}") for layer in layers)]:
+            truth = sum(increments[i].get(f"{layer}.weight", 0.0) for i in range(step + 1) for layer in names)
             scale = max(1.0, abs(truth))
             assert total(metrics, "increment", suffix) == pytest.approx(truth, abs=1e-12 * scale)
             assert abs(total(metrics, "residual", suffix)) <= 1e-12 * scale
@@ -140,8 +140,8 @@ def test_pruned_layers_go_on_under_their_name(amount: float) -> None:
     trainer(pruning, monitor, steps=12, limit_train_batches=4, logger=rows).fit(
         project, images(160, dtype=torch.float64)
     )
-    sites = {key.rpartition("/")[2] for _, metrics in rows.rows for key in metrics if "cumulative_increment/" in key}
-    assert sites == set(ALL)
+    layers = {key.rpartition("/")[2] for _, metrics in rows.rows for key in metrics if "cumulative_increment/" in key}
+    assert layers == set(ALL)
     assert all("cumulative_increment/net.0" in " ".join(metrics) for _, metrics in rows.rows)
 
 
@@ -172,7 +172,7 @@ def test_sparse_gradients_are_left_out_with_a_word() -> None:
         rows, account = observe(Sparse())
     assert len([one for one in said if "sparse" in str(one.message)]) == 1
     for step, metrics in rows.rows:
-        truth = sum(account.increments()[i][f"{site}.weight"] for i in range(step + 1) for site in ALL)
+        truth = sum(account.increments()[i][f"{layer}.weight"] for i in range(step + 1) for layer in ALL)
         assert total(metrics, "increment") == pytest.approx(truth, abs=1e-12)
         assert not [key for key in metrics if key.endswith("/table") and "explained" in key]
 
@@ -242,7 +242,7 @@ def test_an_account_that_fails_does_not_lose_the_measurement(method: str, monkey
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(NormAccount, method, fail)
+    monkeypatch.setattr(CumulativeIncrements, method, fail)
     rows = Rows()
     with pytest.warns(MeasurementWarning, match="A measurement failed and is skipped: RuntimeError") as said:
         trainer(NormGrowthMonitor(1, cumulative=True), steps=4, logger=rows).fit(Project(), images())
@@ -264,11 +264,11 @@ INSIDE: list[tuple[type, str]] = [
     (Cadence, "expected"),
     (Cadence, "fulfil"),
     (Cadence, "finish"),
-    (Structure, "forget"),
-    (Structure, "read"),
-    (Structure, "rest"),
-    (Structure, "unseen"),
-    (Structure, "report_none"),
+    (UnitTracker, "forget"),
+    (UnitTracker, "read"),
+    (UnitTracker, "rest"),
+    (UnitTracker, "unseen"),
+    (UnitTracker, "report_none"),
     (Observer, "__init__"),
     (Observer, "watch_batch_norms"),
     (Observer, "attach"),
@@ -280,11 +280,11 @@ INSIDE: list[tuple[type, str]] = [
     (Observer, "before_backward"),
     (Observer, "after_backward"),
     (Observer, "measured"),
-    (Confirmation, "readings"),
-    (Confirmation, "judge"),
-    (Counted, "open"),
-    (Counted, "close"),
-    (Agreement, "__init__"),
+    (UnitConfirmation, "readings"),
+    (UnitConfirmation, "judge"),
+    (CumulativeState, "open"),
+    (CumulativeState, "close"),
+    (ProcessSums, "__init__"),
     (Publisher, "check"),
     (Publisher, "publish"),
     (Publisher, "finish"),
@@ -308,14 +308,14 @@ INSIDE: list[tuple[type, str]] = [
     (BatchNormProbe, "begin_gradients"),
     (BatchNormProbe, "disarm"),
     (BatchNormProbe, "detach"),
-    (NormAccount, "follow"),
-    (NormAccount, "open"),
-    (NormAccount, "begin"),
-    (NormAccount, "commit"),
-    (NormAccount, "entry"),
-    (NormAccount, "norms_sq"),
-    (NormAccount, "rest"),
-    (NormAccount, "state"),
+    (CumulativeIncrements, "follow"),
+    (CumulativeIncrements, "open"),
+    (CumulativeIncrements, "begin"),
+    (CumulativeIncrements, "commit"),
+    (CumulativeIncrements, "entry"),
+    (CumulativeIncrements, "norms_sq"),
+    (CumulativeIncrements, "rest"),
+    (CumulativeIncrements, "state"),
 ]
 
 

@@ -81,8 +81,8 @@ def check(rows: Rows, account: Account, gradients: bool = True) -> None:
     increments = account.increments()
     assert rows.rows
     for step, metrics in rows.rows:
-        for group, sites in SITES.items():
-            for suffix, names in {"": sites, **{f"/{site}": [site] for site in sites}}.items():
+        for group, layers in SITES.items():
+            for suffix, names in {"": layers, **{f"/{layer}": [layer] for layer in layers}}.items():
                 own = {key.removesuffix(suffix).removeprefix(f"{group}/"): value for key, value in metrics.items()}
                 rounding = 1e-12 * own["weight_norm"] ** 2
                 truth = sum(increments[step][f"{name}.weight"] for name in names)
@@ -95,13 +95,13 @@ def check(rows: Rows, account: Account, gradients: bool = True) -> None:
 def check_gradients(rows: Rows, account: Account) -> None:
     predictions = account.predictions()
     for step, metrics in rows.rows:
-        for group, sites in SITES.items():
+        for group, layers in SITES.items():
             angles = group.replace("norm_growth", "orthogonality")
-            for site in sites:
-                predicted = predictions[step][f"{site}.weight"]
-                assert metrics[f"{group}/predicted/{site}"] == pytest.approx(predicted, rel=1e-9)
-                cosine = float(account.cosines(step, f"{site}.weight").max())
-                assert metrics[f"{angles}/max_abs_cos/{site}"] == pytest.approx(cosine, rel=1e-9)
+            for layer in layers:
+                predicted = predictions[step][f"{layer}.weight"]
+                assert metrics[f"{group}/predicted/{layer}"] == pytest.approx(predicted, rel=1e-9)
+                cosine = float(account.cosines(step, f"{layer}.weight").max())
+                assert metrics[f"{angles}/max_abs_cos/{layer}"] == pytest.approx(cosine, rel=1e-9)
 
 
 # Who takes the steps
@@ -149,13 +149,13 @@ class Adversarial(pl.LightningModule):
 
 def test_of_several_steps_per_batch_the_last_is_published() -> None:
     watched = watch(Adversarial, gradients=False, steps=-1, max_epochs=1)
-    sites = {"norm_growth": ["generator.0", "critic.0"], "norm_growth_control": ["critic.4"]}
+    layers = {"norm_growth": ["generator.0", "critic.0"], "norm_growth_control": ["critic.4"]}
     assert watched.rows.steps == list(range(8))
     for (_, metrics), last in zip(watched.rows.rows, watched.project.last, strict=True):
-        for group, names in sites.items():
-            for site in names:
-                own = {key: metrics[f"{group}/{key}/{site}"] for key in ("increment", "residual", "storage_floor")}
-                assert own["increment"] == pytest.approx(last[f"{site}.weight"], rel=1e-9)
+        for group, names in layers.items():
+            for layer in names:
+                own = {key: metrics[f"{group}/{key}/{layer}"] for key in ("increment", "residual", "storage_floor")}
+                assert own["increment"] == pytest.approx(last[f"{layer}.weight"], rel=1e-9)
                 assert abs(own["residual"]) <= own["storage_floor"]
     sums = {name: sum(step[name] for step in watched.account.increments()) for name in ("critic.0.weight",)}
     assert metrics["norm_growth/cumulative_increment/critic.0"] == pytest.approx(sums["critic.0.weight"], rel=1e-9)
@@ -228,9 +228,9 @@ def test_only_weights_that_moved_are_published() -> None:
     for step, metrics in watched.rows.rows:
         found = {key.rpartition("/")[2] for key in metrics if "/increment/" in key}
         assert found == ({"net.3", "net.8"} if step % 2 else {"net.0"})
-        for site in found:
-            group = "norm_growth_control" if site == "net.8" else "norm_growth"
-            assert metrics[f"{group}/increment/{site}"] == pytest.approx(increments[step][f"{site}.weight"], rel=1e-9)
+        for layer in found:
+            group = "norm_growth_control" if layer == "net.8" else "norm_growth"
+            assert metrics[f"{group}/increment/{layer}"] == pytest.approx(increments[step][f"{layer}.weight"], rel=1e-9)
 
 
 class StepsEverySecond(Project):
@@ -316,14 +316,14 @@ def check_movement(watched: Watched) -> None:
     """Increments and angles need no formula."""
     increments, weights = watched.account.increments(), watched.account.weights
     for step, metrics in watched.rows.rows:
-        for group, sites in SITES.items():
-            for site in sites:
-                name = f"{site}.weight"
-                assert metrics[f"{group}/increment/{site}"] == pytest.approx(increments[step][name], rel=1e-9)
+        for group, layers in SITES.items():
+            for layer in layers:
+                name = f"{layer}.weight"
+                assert metrics[f"{group}/increment/{layer}"] == pytest.approx(increments[step][name], rel=1e-9)
                 before, after = (weights[i][name].flatten(1) for i in (step, step + 1))
                 cosines = (before * after).sum(1) / (before.norm(dim=1) * after.norm(dim=1))
                 angle = float(cosines.clamp(max=1).acos().square().mean().sqrt())
-                assert metrics[f"{group}/angular_update/{site}"] == pytest.approx(angle, rel=1e-5)
+                assert metrics[f"{group}/angular_update/{layer}"] == pytest.approx(angle, rel=1e-5)
 
 
 def test_the_same_warning_is_given_once() -> None:

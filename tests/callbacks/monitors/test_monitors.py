@@ -72,9 +72,9 @@ def test_orthogonality_equals_an_independent_computation(tmp_path: Path) -> None
     fit = trainer(OrthogonalityMonitor(layers="*"), logger=logger, steps=1, precision="64-true")
     fit.fit(project, data)
     metrics = read_record(logger.folder).metrics
-    for site in ("net.0", "net.3"):
-        assert metrics[f"orthogonality/max_abs_cos/{site}"][0][1] == pytest.approx(float(truth[site]), rel=1e-9)
-        assert metrics[f"orthogonality/max_abs_cos_corrected/{site}"][0][1] < 1e-12
+    for layer in ("net.0", "net.3"):
+        assert metrics[f"orthogonality/max_abs_cos/{layer}"][0][1] == pytest.approx(float(truth[layer]), rel=1e-9)
+        assert metrics[f"orthogonality/max_abs_cos_corrected/{layer}"][0][1] < 1e-12
     assert 1e-6 < metrics["orthogonality/max_abs_cos"][0][1] < 0.1, "the epsilon part is really there"
     assert metrics["orthogonality_control/max_abs_cos"][0][1] > 1e-3
 
@@ -383,7 +383,7 @@ def test_values_that_are_not_finite_are_left_out_and_said_to_be(tmp_path: Path) 
     class Overflowing(AffineConvergenceMonitor):
         def measure(self, measured: Any) -> Any:
             for reading in super().measure(measured):
-                yield type(reading)(reading.key, torch.tensor(torch.nan).double(), reading.by_site, reading.sites)
+                yield type(reading)(reading.key, torch.tensor(torch.nan).double(), reading.by_layer, reading.layers)
 
     with pytest.warns(UserWarning, match="Values that are not finite are left out"):
         record = fit(tmp_path, Overflowing(), steps=1)

@@ -13,7 +13,7 @@ from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.errors import MeasurementWarning
 from support.projects import Fingerprint, same, trainer
 from support.random_trainings import Training, batches
-from support.witness import Layers, Moved, Sums, Witness, is_weight, site
+from support.witness import Layers, Moved, Sums, Witness, is_weight, layer
 
 GROUPS = ("norm_growth", "norm_growth_control")
 TERMS = ("gradient", "momentum", "weight_decay", "quadratic")
@@ -84,16 +84,16 @@ class Comparison:
         totals = dict(self.rows.rows)
         for step in self.rows.layers:
             moved = self.witness.moved.get(step, {})
-            weights = {site(n): one for n, one in moved.items() if is_weight(n, one.before)}
+            weights = {layer(n): one for n, one in moved.items() if is_weight(n, one.before)}
             seen: list[str] = []
             for group in GROUPS:
-                sites = self.rows.by_site(step, group)
-                here = {name: own for name, own in sites.items() if "weight_norm" in own}
+                layers = self.rows.by_layer(step, group)
+                here = {name: own for name, own in layers.items() if "weight_norm" in own}
                 seen += here
                 for name, own in here.items():
                     self.layer(f"{step} {group} {name}", own, weights.get(name), moved)
                 self.cosines(step, group, here, weights)
-                self.sums(step, group, sites)
+                self.sums(step, group, layers)
                 self.totals(step, group, totals[step])
             if self.training.every == 1 and sorted(seen) != sorted(weights):
                 self.found.wrong.append(f"{step}: layers {sorted(seen)}, and not {sorted(weights)}")
@@ -124,7 +124,7 @@ class Comparison:
 
     def parts(self, own: dict[str, float], weight: Moved, moved: dict[str, Moved]) -> list[Moved]:
         """Return the weight, and the bias where both are joint units, which their numbers tell."""
-        bias = moved.get(f"{site(weight.name)}.bias")
+        bias = moved.get(f"{layer(weight.name)}.bias")
         if bias is None:
             return [weight]
 
@@ -135,7 +135,7 @@ class Comparison:
         return min([weight], [weight, bias], key=off)
 
     def cosines(self, step: int, group: str, here: dict[str, Any], weights: dict[str, Moved]) -> None:
-        for name, own in self.rows.by_site(step, group.replace("norm_growth", "orthogonality")).items():
+        for name, own in self.rows.by_layer(step, group.replace("norm_growth", "orthogonality")).items():
             if name not in here or name not in weights:
                 continue
             if group.endswith("control"):
@@ -145,19 +145,21 @@ class Comparison:
                 self.found.largest_cos = max(self.found.largest_cos, own["max_abs_cos"])
                 self.found.expect(f"{step} {name} cos of an invariant unit", own["max_abs_cos"], 0.0, INVARIANT)
 
-    def sums(self, step: int, group: str, sites: dict[str, dict[str, float]]) -> None:
+    def sums(self, step: int, group: str, layers: dict[str, dict[str, float]]) -> None:
         history = self.witness.history[step]
-        by_site = {site(n): sums for n, sums in history.items() if n.endswith(("weight", "_orig", "original", "nal1"))}
-        for name, own in sites.items():
+        by_layer = {
+            layer(n): sums for n, sums in history.items() if n.endswith(("weight", "_orig", "original", "nal1"))
+        }
+        for name, own in layers.items():
             if "cumulative_increment" not in own:
                 if "weight_norm" in own:
                     self.found.wrong.append(f"{step} {name}: no sums")
                 continue
-            if name not in by_site:
+            if name not in by_layer:
                 self.found.wrong.append(f"{step} {name}: sums of nobody")
                 continue
             bias = history.get(f"{name}.bias")
-            choices = [[by_site[name]], [by_site[name], bias]] if bias and group == GROUPS[0] else [[by_site[name]]]
+            choices = [[by_layer[name]], [by_layer[name], bias]] if bias and group == GROUPS[0] else [[by_layer[name]]]
             chosen = min(choices, key=lambda parts: _off(own, parts))
             self.added(f"{step} {group} {name} cumulative", own, chosen)
 
@@ -177,12 +179,12 @@ class Comparison:
 
     def totals(self, step: int, group: str, scalars: dict[str, float]) -> None:
         for key in ADDITIVE:
-            by_site = self.rows.layers[step].get(f"{group}/{key}")
-            if by_site:
+            by_layer = self.rows.layers[step].get(f"{group}/{key}")
+            if by_layer:
                 norms = self.rows.layers[step].get(f"{group}/weight_norm", {}).values()
-                size = sum(map(abs, by_site.values())) + 1e-3 * sum(norm**2 for norm in norms)
+                size = sum(map(abs, by_layer.values())) + 1e-3 * sum(norm**2 for norm in norms)
                 self.found.expect(
-                    f"{step} {group} {key}", scalars[f"{group}/{key}"], sum(by_site.values()), 1e-12 * size
+                    f"{step} {group} {key}", scalars[f"{group}/{key}"], sum(by_layer.values()), 1e-12 * size
                 )
 
 

@@ -87,9 +87,9 @@ def test_equation_16_holds_for_joint_units_with_two_learning_rates(tmp_path: Pat
         )
 
     metrics = observe(tmp_path, Project(optimizer, group_net()), NormGrowthMonitor(layers="*"))
-    for site in ("net.0", "net.3"):
-        assert metrics[f"norm_growth/increment/{site}"] == pytest.approx(
-            metrics[f"norm_growth/predicted/{site}"], rel=1e-9
+    for layer in ("net.0", "net.3"):
+        assert metrics[f"norm_growth/increment/{layer}"] == pytest.approx(
+            metrics[f"norm_growth/predicted/{layer}"], rel=1e-9
         )
 
 
@@ -296,5 +296,5 @@ def test_a_graph_with_another_parameter_is_another_graph() -> None:
 
 def test_of_what_no_graph_showed_weights_with_several_elements_in_a_unit_are_controls() -> None:
     net = nn.ModuleDict({"wide": nn.Linear(6, 1), "single": nn.Linear(1, 6), "gain": nn.LayerNorm(6)})
-    found = unit_tracker.Structure().unseen(net, list(net.parameters()), "of a gradient from elsewhere")
+    found = unit_tracker.UnitTracker().unseen(net, list(net.parameters()), "of a gradient from elsewhere")
     assert [(one.units.name, one.units.count, one.units.invariant) for one in found] == [("wide.weight", 1, False)]

@@ -49,25 +49,25 @@ def observe(project: Project, steps: int = 4, every: int = 1, **settings: Any) -
     return rows, account, [str(one.message) for one in said if one.category is MeasurementWarning]
 
 
-def kinds(rows: Rows, site: str) -> list[str]:
+def kinds(rows: Rows, layer: str) -> list[str]:
     """Which group a layer was in, row by row; in exactly one, and with the increment that it really had."""
     found = []
     for _, metrics in rows.rows:
-        present = [group for group in GROUPS if f"{group}/increment/{site}" in metrics]
+        present = [group for group in GROUPS if f"{group}/increment/{layer}" in metrics]
         assert len(present) <= 1
         found += present or [""]
     return [{"norm_growth": "invariant", "norm_growth_control": "control"}.get(group, "none") for group in found]
 
 
-def check(rows: Rows, account: Account, sites: tuple[str, ...] = ("net.0", "net.3", "net.8")) -> None:
+def check(rows: Rows, account: Account, layers: tuple[str, ...] = ("net.0", "net.3", "net.8")) -> None:
     """Compare rows with copies of the weights, whatever group they are in; residuals are rounding."""
     increments = account.increments()
     for step, metrics in rows.rows:
         for group in GROUPS:
-            names = [site for site in sites if f"{group}/increment/{site}" in metrics]
+            names = [layer for layer in layers if f"{group}/increment/{layer}" in metrics]
             if names:
                 own = {key: metrics[f"{group}/{key}"] for key in ("increment", "residual", "storage_floor")}
-                truth = sum(increments[step][f"{site}.weight"] for site in names)
+                truth = sum(increments[step][f"{layer}.weight"] for layer in names)
                 assert own["increment"] == pytest.approx(truth, rel=1e-8, abs=1e-11)
                 assert abs(own["residual"]) <= own["storage_floor"]
 
@@ -289,7 +289,7 @@ def test_units_that_the_numbers_refute_are_controls(begin: int) -> None:
         assert metrics["orthogonality/max_abs_cos"] < 1e-2
         assert ("orthogonality_control/max_abs_cos/net.0" in metrics) is (step >= begin)
         assert metrics["norm_growth/weight_norm"] == pytest.approx(
-            sum(metrics.get(f"norm_growth/weight_norm/{site}", 0.0) ** 2 for site in ("net.0", "net.3")) ** 0.5
+            sum(metrics.get(f"norm_growth/weight_norm/{layer}", 0.0) ** 2 for layer in ("net.0", "net.3")) ** 0.5
         )
     assert rows.rows[-1][1]["orthogonality_control/max_abs_cos/net.0"] > 0.1
 

@@ -36,11 +36,11 @@ def test_numbers_are_those_of_float32(caplog: pytest.LogCaptureFixture) -> None:
         trainer(account, *monitors, logger=observed, steps=6).fit(project, images())
     assert observed.steps == list(range(6))
     for (step, metrics), truth in zip(observed.rows, account.increments(), strict=True):
-        for site, group in (("net.0", ""), ("net.3", ""), ("net.8", "_control")):
-            got = metrics[f"norm_growth{group}/increment/{site}"]
-            assert got == pytest.approx(truth[f"{site}.weight"], rel=1e-4, abs=1e-6), (step, site)
-            cosines = account.cosines(step, f"{site}.weight")
-            assert metrics[f"orthogonality{group}/max_abs_cos/{site}"] == pytest.approx(float(cosines.max()), abs=1e-5)
+        for layer, group in (("net.0", ""), ("net.3", ""), ("net.8", "_control")):
+            got = metrics[f"norm_growth{group}/increment/{layer}"]
+            assert got == pytest.approx(truth[f"{layer}.weight"], rel=1e-4, abs=1e-6), (step, layer)
+            cosines = account.cosines(step, f"{layer}.weight")
+            assert metrics[f"orthogonality{group}/max_abs_cos/{layer}"] == pytest.approx(float(cosines.max()), abs=1e-5)
     assert "no float64: numbers are good to about 1e-6" in caplog.text
 
 

@@ -59,7 +59,7 @@ def check(rows: Rows, account: Account, members: Members = MEMBERS, skipped: Ite
         taken = [i for i in range(step + 1) if i not in set(skipped)]
         for group, layers in members.items():
             everything = {"": [name for names in layers.values() for name in names]}
-            for suffix, names in (everything | {f"/{site}": names for site, names in layers.items()}).items():
+            for suffix, names in (everything | {f"/{layer}": names for layer, names in layers.items()}).items():
                 found = cumulative(metrics, group, suffix)
                 truth = sum(increments[i][name] for i in taken for name in names)
                 predicted = sum(predictions[i][name] for i in taken for name in names)
@@ -208,8 +208,8 @@ def test_float32_is_explained_down_to_rounding(name: str) -> None:
             assert found["increment"] == pytest.approx(truth, rel=1e-9, abs=1e-12)
             assert abs(found["residual"]) <= found["storage_floor"]
             assert found["storage_floor"] < 1e-3 * abs(found["increment"])
-            for site in layers:
-                own = cumulative(metrics, group, f"/{site}")
+            for layer in layers:
+                own = cumulative(metrics, group, f"/{layer}")
                 assert abs(own["residual"]) <= own["storage_floor"]
 
 

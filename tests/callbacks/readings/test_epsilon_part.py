@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_normgeo import OrthogonalityMonitor
-from lightning_normgeo.callbacks._monitors.measured_step import Measured
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
 from support.isolation import SUPPORT
 from support.processes import reports_of
 from support.projects import ConvNet, Project, Rows, images, trainer
@@ -33,7 +33,7 @@ class Watching(OrthogonalityMonitor):
         self.parts: list[dict[str, Tensor]] = []
         self.steps: list[dict[str, Any]] = []
 
-    def measure(self, measured: Measured) -> Any:
+    def measure(self, measured: MeasuredStep) -> Any:
         self.parts.append({name: part.clone() for name, part in measured.epsilon.items()})
         self.steps.append({step.units.name: step for step in measured.steps})
         return super().measure(measured)
@@ -233,7 +233,7 @@ def test_steps_taken_by_hand(kind: type[ByHand], dtype: torch.dtype) -> None:
     check(*observe(kind(net=net()), dtype, steps=-1, limit_train_batches=4, max_epochs=1), dtype)
 
 
-class Scaled(ByHand):
+class ScaleState(ByHand):
     """A scaler of one's own, on an optimizer of torch's."""
 
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -266,7 +266,7 @@ def test_what_runs_inside_a_backward_pass_is_read_before_gamma_moves() -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize(("kind", "factor"), [(Scaled, 1 / 1024), (Clipped, None)])
+@pytest.mark.parametrize(("kind", "factor"), [(ScaleState, 1 / 1024), (Clipped, None)])
 def test_what_is_done_to_all_gradients_is_done_to_it(kind: type[ByHand], factor: float, dtype: torch.dtype) -> None:
     rows, monitor = observe(kind(net=net()), dtype, steps=-1, limit_train_batches=4, max_epochs=1)
     check(rows, monitor, dtype, factor=factor)

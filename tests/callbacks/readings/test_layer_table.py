@@ -248,13 +248,13 @@ def test_so_many_layers_have_keys_and_one_more_none(monitor: Any) -> None:
     tables, record = fit(monitor(), layers=20)
     first = monitor.groups[0]
     quantity = next(key for key in record.layers if key.startswith(f"{first}/"))
-    sites = sorted(record.layers[quantity][0][1])
+    layers = sorted(record.layers[quantity][0][1])
     for count, has_table in ((SITE_LIMIT, False), (SITE_LIMIT + 1, True)):
-        tables, record = fit(monitor(layers=sites[:count]), layers=20)
-        assert keys_of_layers(record) == ({} if has_table else {first: set(sites[:SITE_LIMIT])})
+        tables, record = fit(monitor(layers=layers[:count]), layers=20)
+        assert keys_of_layers(record) == ({} if has_table else {first: set(layers[:SITE_LIMIT])})
         assert len(tables.tables) == has_table
-        assert all({row[1] for row in rows} == set(sites[:count]) for _, _, rows in tables.tables)
-        assert set(record.layers[quantity][0][1]) == set(sites), "it keeps all"
+        assert all({row[1] for row in rows} == set(layers[:count]) for _, _, rows in tables.tables)
+        assert set(record.layers[quantity][0][1]) == set(layers), "it keeps all"
 
 
 def test_a_run_with_as_many_keys_as_possible_stays_within_what_is_documented() -> None:

@@ -341,7 +341,7 @@ def test_a_declared_range_is_black_to_white(low_high: tuple[float, float]) -> No
     low, high = low_high
     x, y = images(24).dataset.tensors
     net = Project().net
-    moved = torch.nn.Sequential(Scaled(low, high), net)
+    moved = torch.nn.Sequential(ScaleState(low, high), net)
     plain = evaluate_robustness(net, DataLoader(TensorDataset(x, y), 8), eps=0.1, progress=False)
     data = DataLoader(TensorDataset(x * (high - low) + low, y), 8)
     found = evaluate_robustness(moved, data, value_range=low_high, attacks=["bim"], eps=0.1, progress=False)
@@ -349,7 +349,7 @@ def test_a_declared_range_is_black_to_white(low_high: tuple[float, float]) -> No
     assert found.results["bim"].linf == pytest.approx(0.1, rel=1e-4)
 
 
-class Scaled(torch.nn.Module):
+class ScaleState(torch.nn.Module):
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         self.low, self.high = low, high

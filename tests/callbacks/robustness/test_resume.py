@@ -15,7 +15,7 @@ import torch
 
 from lightning_normgeo import RobustnessEvaluation
 from lightning_normgeo.errors import MeasurementWarning
-from lightning_normgeo.robustness import Decisions, evaluate_robustness, load_decisions
+from lightning_normgeo.robustness import SampleResults, evaluate_robustness, load_decisions
 from support.isolation import SUPPORT
 from support.projects import Project, images, trainer
 
@@ -52,7 +52,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, semantics: str) -> None:
     assert not list(killed.glob("robustness-*.jsonl"))
 
 
-def same_decisions(first: Decisions, second: Decisions) -> None:
+def same_decisions(first: SampleResults, second: SampleResults) -> None:
     assert first.attacks == second.attacks
     for attack in first.attacks:
         one, other = first.of(attack), second.of(attack)

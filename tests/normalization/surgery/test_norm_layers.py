@@ -76,7 +76,7 @@ def test_subclasses_that_do_more_are_left_alone_or_reported() -> None:
             super().__init__(6)
             self.embed = nn.Embedding(3, 6)
 
-    class Scaled(nn.BatchNorm2d):
+    class ScaleState(nn.BatchNorm2d):
         def __init__(self) -> None:
             super().__init__(6)
             self.temperature = nn.Parameter(torch.ones(1))
@@ -86,7 +86,7 @@ def test_subclasses_that_do_more_are_left_alone_or_reported() -> None:
             return super().forward(x).relu()
 
     parametrized = parametrizations.weight_norm(nn.BatchNorm2d(6), dim=None)
-    net = nn.ModuleList([Split(), Conditional(), Scaled(), Rectified(6), parametrized])
+    net = nn.ModuleList([Split(), Conditional(), ScaleState(), Rectified(6), parametrized])
     report = swap_norm(net, "gn")
     assert {entry.name: entry.reason for entry in report.left} == {
         "0": "a subclass that holds more than an activation: aux",

@@ -19,7 +19,7 @@ from support.named_optimizers import EXPLAINED, MATRICES_ONLY
 from support.own_optimizers import Quantized, SignOfRoot
 from support.projects import SAM, Fingerprint, same, trainer
 from support.tensors import draw
-from support.witness import Layers, Moved, Witness, is_weight, site
+from support.witness import Layers, Moved, Witness, is_weight, layer
 
 TERMS = ("gradient", "momentum", "weight_decay", "quadratic")
 PARTS = ("direction", "weight_decay", "quadratic")
@@ -194,13 +194,13 @@ def check(rows: Layers, witness: Witness, unknown: set[str]) -> None:
     assert rows.layers
     assert rows.layers.keys() == witness.moved.keys()
     for step, moved in witness.moved.items():
-        weights = {site(n): one for n, one in moved.items() if is_weight(n, one.before)}
-        found = {group: rows.by_site(step, group) for group in ("norm_growth", "norm_growth_control")}
-        seen = [name for sites in found.values() for name, own in sites.items() if "weight_norm" in own]
+        weights = {layer(n): one for n, one in moved.items() if is_weight(n, one.before)}
+        found = {group: rows.by_layer(step, group) for group in ("norm_growth", "norm_growth_control")}
+        seen = [name for layers in found.values() for name, own in layers.items() if "weight_norm" in own]
         assert sorted(seen) == sorted(weights)
         scalars = dict(rows.rows)[step]
-        for group, sites in found.items():
-            here = {name: own for name, own in sites.items() if "weight_norm" in own}
+        for group, layers in found.items():
+            here = {name: own for name, own in layers.items() if "weight_norm" in own}
             for name, own in here.items():
                 check_layer(own, weights[name], moved.get(f"net.{name.removeprefix('net.')}.bias"))
             without = {name for name, own in here.items() if "identity_direction" in own}
@@ -235,7 +235,7 @@ def check_sums(rows: Layers, witness: Witness) -> None:
     """Compare what was added since training began."""
     last = max(rows.layers)
     for group in ("norm_growth", "norm_growth_control"):
-        for name, own in rows.by_site(last, group).items():
+        for name, own in rows.by_layer(last, group).items():
             weight = witness.history[last][f"{name}.weight"]
             bias = witness.history[last].get(f"{name}.bias")
             sums = [weight] if group.endswith("control") or bias is None else [weight, bias]

@@ -14,8 +14,8 @@ from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, Ortho
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.autograd.graph import Graph
 from lightning_normgeo.normalization.invariance import find_units
-from lightning_normgeo.probes.cumulative.increments import NormAccount
-from lightning_normgeo.probes.sharded.reader import DividedAccount
+from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
+from lightning_normgeo.probes.sharded.reader import ShardedIncrements
 from lightning_normgeo.probes.sharded.shards import Shards
 from support.fsdp_models import BATCH, SAME_AS_ONE, Divided, Zoo, batch_norms, divided_trainer, samples
 from support.fsdp_training import observed
@@ -47,9 +47,9 @@ def test_two_processes_find_what_one_finds(two: Ranks, name: str) -> None:
     assert ranks[0][name] == ranks[1][name], "every process knows the same, bit for bit"
     assert ranks[0][name]["left_out"] == alone["left_out"]
     row = ranks[0][name]["rows"][0][1]
-    for group, sites in KINDS.items():
+    for group, layers in KINDS.items():
         assert sorted(key for key in row if key.startswith(f"{group}/weight_norm/")) == [
-            f"{group}/weight_norm/net.{site}" for site in sites
+            f"{group}/weight_norm/net.{layer}" for layer in layers
         ]
 
 
@@ -179,7 +179,7 @@ def test_one_process_goes_on_with_what_two_have_added_up(two: Ranks) -> None:
     assert_close(rows.rows, two[1][0]["one file"]["whole"][1:])
 
 
-def counted(account: NormAccount, weight: torch.Tensor, gradients: torch.Tensor) -> Any:
+def counted(account: CumulativeIncrements, weight: torch.Tensor, gradients: torch.Tensor) -> Any:
     """Count what SGD does to (a part of) a weight."""
     parameter = nn.Parameter(weight.clone())
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, weight_decay=0.1)
@@ -198,13 +198,13 @@ def test_the_sums_of_all_parts_are_those_of_the_whole(shape: tuple[int, ...]) ->
     """Only what rounding can add to a vector is not, but larger."""
     weight, gradients = torch.randn(shape, dtype=torch.float64), torch.randn(4, *shape, dtype=torch.float64)
     shards = [Shards({}, torch.device("cpu"), 3, 3, rank) for rank in range(3)]
-    lanes = [one.lanes(weight) for one in shards]
+    row_range = [one.row_range(weight) for one in shards]
     parts = [
-        counted(DividedAccount(one), weight[at.start : at.stop], gradients[:, at.start : at.stop])
-        for one, at in zip(shards, lanes, strict=True)
+        counted(ShardedIncrements(one), weight[at.start : at.stop], gradients[:, at.start : at.stop])
+        for one, at in zip(shards, row_range, strict=True)
     ]
     found = parts[0].whole(sum(part.table() for part in parts)).entry("weight")
-    expected = counted(NormAccount(), weight, gradients).entry("weight")
+    expected = counted(CumulativeIncrements(), weight, gradients).entry("weight")
     if len(shape) == 1:
         assert 1 <= float(found.rounding / expected.rounding) < 10
         expected = expected._replace(rounding=found.rounding)
@@ -246,7 +246,7 @@ def test_rows_are_where_torch_puts_them(parts: int) -> None:
         chunks = torch.arange(rows).chunk(parts)
         for rank in range(parts):
             shards = Shards({}, torch.device("cpu"), parts, parts, rank)
-            lanes = shards.lanes(torch.empty(rows, 4))
+            row_range = shards.row_range(torch.empty(rows, 4))
             mine = chunks[rank] if rank < len(chunks) else torch.empty(0)
-            assert list(range(lanes.start, lanes.stop)) == mine.tolist()
-            assert shards.lanes(torch.empty(rows, 4), dim=1) == (parts, 4 * parts, 4 * rank, 4 * rank + 4)
+            assert list(range(row_range.start, row_range.stop)) == mine.tolist()
+            assert shards.row_range(torch.empty(rows, 4), dim=1) == (parts, 4 * parts, 4 * rank, 4 * rank + 4)

@@ -29,8 +29,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Report]]:
 def assert_explained(rows: Any, kinds: dict[str, list[str]], wide: bool) -> None:
     """What the formula does not explain of any weight, in any step and in all so far, is rounding."""
     for _, row in rows:
-        for group, sites in kinds.items():
-            suffixes = ["", *(f"/net.{site}" for site in sites)]
+        for group, layers in kinds.items():
+            suffixes = ["", *(f"/net.{layer}" for layer in layers)]
             found = sorted(key for key in row if key.startswith(f"{group}/residual"))
             assert found == [f"{group}/residual{suffix}" for suffix in suffixes]
             for suffix in suffixes:

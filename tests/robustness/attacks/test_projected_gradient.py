@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_normgeo.robustness import bim_linf, gaussian_noise
-from lightning_normgeo.robustness.inputs.checks import undisturbed
+from lightning_normgeo.robustness.inputs.checks import preserved_state
 from support import reference as ref
 from support.small_classifiers import conv_net, draw, pixels, two_classes
 
@@ -120,7 +120,7 @@ def test_bim_works_on_copies_of_tensors_of_inference_mode():
     expected = bim_linf(net, x, labels, 0.1, 0.05, 2, 0.0, 1.0)
     with torch.inference_mode():
         batch = x + 0, labels + 0
-        with undisturbed(net):
+        with preserved_state(net):
             adversarial = bim_linf(net, *(tensor.clone() for tensor in batch), 0.1, 0.05, 2, 0.0, 1.0)
     assert torch.equal(adversarial, expected)
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness import InputSpace, RobustnessEvaluator, RobustnessSettings, threat_model
-from lightning_normgeo.robustness.attacks.torchattacks_attack import check_foreign, foreign_attack
-from lightning_normgeo.robustness.inputs.checks import undisturbed
+from lightning_normgeo.robustness.attacks.torchattacks_attack import check_torchattacks, torchattacks_attack
+from lightning_normgeo.robustness.inputs.checks import preserved_state
 from support.projects import same
 
 with warnings.catch_warnings():
@@ -94,27 +94,27 @@ def test_an_attack_by_name_equals_torchattacks_called_by_hand(name):
 
 def test_attacks_in_the_linf_ball_get_the_threat_model_and_options_win():
     threat = threat_model("pixel-8-255", eps=0.02, step_size=0.003, steps=7)
-    assert check_foreign("PGD", threat, {}) == {"eps": 0.02, "alpha": 0.003, "steps": 7, "random_start": True}
-    assert check_foreign("BIM", threat, {"eps": 0.5}) == {"eps": 0.5, "alpha": 0.003, "steps": 7}
-    assert check_foreign("FGSM", threat, {}) == {"eps": 0.02}
-    assert check_foreign("AutoAttack", threat, {})["eps"] == 0.02
-    assert check_foreign("FAB", threat, {"steps": 3}).items() >= {"eps": 0.02, "steps": 3, "norm": "Linf"}.items()
+    assert check_torchattacks("PGD", threat, {}) == {"eps": 0.02, "alpha": 0.003, "steps": 7, "random_start": True}
+    assert check_torchattacks("BIM", threat, {"eps": 0.5}) == {"eps": 0.5, "alpha": 0.003, "steps": 7}
+    assert check_torchattacks("FGSM", threat, {}) == {"eps": 0.02}
+    assert check_torchattacks("AutoAttack", threat, {})["eps"] == 0.02
+    assert check_torchattacks("FAB", threat, {"steps": 3}).items() >= {"eps": 0.02, "steps": 3, "norm": "Linf"}.items()
 
 
 def test_the_step_of_an_attack_of_one_step_keeps_its_ratio_to_the_radius():
-    found = check_foreign("FFGSM", threat_model("pixel-8-255", eps=0.02, step_size=0.003), {})
+    found = check_torchattacks("FFGSM", threat_model("pixel-8-255", eps=0.02, step_size=0.003), {})
     assert found == {"eps": 0.02, "alpha": pytest.approx(0.025)}
 
 
 def test_other_attacks_keep_their_own_settings_and_l2_takes_the_l2_radius():
-    assert check_foreign("CW", THREAT, {"c": 2}) == {"c": 2, "kappa": 0, "steps": 50, "lr": 0.01}
-    assert check_foreign("PGDL2", THREAT, {}).items() >= {"eps": 1.0, "alpha": 0.2}.items()
-    assert check_foreign("Square", THREAT, {"norm": "L2"})["eps"] == THREAT.eps_l2 == 0.5
-    assert check_foreign("AutoAttack", THREAT, {"norm": "L2", "eps": 0.7})["eps"] == 0.7
+    assert check_torchattacks("CW", THREAT, {"c": 2}) == {"c": 2, "kappa": 0, "steps": 50, "lr": 0.01}
+    assert check_torchattacks("PGDL2", THREAT, {}).items() >= {"eps": 1.0, "alpha": 0.2}.items()
+    assert check_torchattacks("Square", THREAT, {"norm": "L2"})["eps"] == THREAT.eps_l2 == 0.5
+    assert check_torchattacks("AutoAttack", THREAT, {"norm": "L2", "eps": 0.7})["eps"] == 0.7
 
 
 def test_a_threat_model_in_normalized_space_gives_nothing_to_attacks_on_pixels():
-    found = check_foreign("PGD", threat_model("galloway2019"), {"steps": 3})
+    found = check_torchattacks("PGD", threat_model("galloway2019"), {"steps": 3})
     assert found == {"eps": 8 / 255, "alpha": 2 / 255, "steps": 3, "random_start": True}
 
 
@@ -148,7 +148,7 @@ def test_what_cannot_work_is_refused_before_there_is_a_model(name, options, matc
 
 def test_an_l2_radius_in_normalized_space_has_to_be_given():
     with pytest.raises(ConfigurationError, match="Square with norm='L2' needs a radius: give eps too, in pixels"):
-        check_foreign("Square", threat_model("galloway2019", eps_l2=1.0), {"norm": "L2"})
+        check_torchattacks("Square", threat_model("galloway2019", eps_l2=1.0), {"norm": "L2"})
 
 
 def test_without_torchattacks_the_extra_is_named(monkeypatch):
@@ -187,10 +187,10 @@ def test_an_attack_changes_no_gradient_mode_buffer_or_random_state(name, raises)
     before = state(net)
     if raises:
         with pytest.raises(RuntimeError, match="the model broke") as caught:
-            foreign_attack(name, logits, x, y, check_foreign(name, THREAT, {}), range(4), 0)
+            torchattacks_attack(name, logits, x, y, check_torchattacks(name, THREAT, {}), range(4), 0)
         assert caught.value.__notes__[0].startswith(f"This was torchattacks.{name} with")
     else:
-        adversarial = foreign_attack(name, logits, x, y, check_foreign(name, THREAT, {}), range(4), 0)
+        adversarial = torchattacks_attack(name, logits, x, y, check_torchattacks(name, THREAT, {}), range(4), 0)
         assert not adversarial.requires_grad
     after = state(net)
     assert len(calls) >= 3
@@ -201,12 +201,12 @@ def test_an_attack_changes_no_gradient_mode_buffer_or_random_state(name, raises)
 @pytest.mark.parametrize("name", ["PGD", "Pixle", "OnePixel", "Square"])
 def test_what_is_drawn_depends_on_seed_and_batch_alone(name):
     (x, y), net = data(4), network()
-    options = check_foreign(name, THREAT, {"n_queries": 5} if name == "Square" else {})
+    options = check_torchattacks(name, THREAT, {"n_queries": 5} if name == "Square" else {})
 
     def attacked(seed, first, state):
         torch.manual_seed(state)
         np.random.seed(state)  # noqa: NPY002
-        return foreign_attack(name, net, x, y, options, range(first, first + 4), seed)
+        return torchattacks_attack(name, net, x, y, options, range(first, first + 4), seed)
 
     once = attacked(0, 0, state=1)
     assert torch.equal(once, attacked(0, 0, state=2))
@@ -217,10 +217,10 @@ def test_what_is_drawn_depends_on_seed_and_batch_alone(name):
 
 def test_a_seed_among_the_options_wins():
     (x, y), net = data(4), network()
-    given, later = (check_foreign("Square", THREAT, {"n_queries": 5, **seed}) for seed in ({"seed": 5}, {}))
+    given, later = (check_torchattacks("Square", THREAT, {"n_queries": 5, **seed}) for seed in ({"seed": 5}, {}))
     assert given["seed"] == 5
     assert "seed" not in later
-    results = [foreign_attack("Square", net, x, y, *rest) for rest in ((given, range(4), 0), (later, range(4), 5))]
+    results = [torchattacks_attack("Square", net, x, y, *rest) for rest in ((given, range(4), 0), (later, range(4), 5))]
     assert torch.equal(*results)
 
 
@@ -230,8 +230,8 @@ def test_every_attack_runs_silently_and_stays_in_the_range_of_pixels(dtype, capf
     names = [name for name in torchattacks.__all__ if name not in ("MultiAttack", "LGV")]
     small = {"AutoAttack": {"version": "rand"}, "Square": {"n_queries": 20}, "CW": {"steps": 5}}
     for name in names:
-        options = check_foreign(name, THREAT, small.get(name, {}))
-        adversarial = foreign_attack(name, net, x, y, options, range(3), 0)
+        options = check_torchattacks(name, THREAT, small.get(name, {}))
+        adversarial = torchattacks_attack(name, net, x, y, options, range(3), 0)
         assert adversarial.dtype == dtype, name
         assert adversarial.shape == x.shape
         assert adversarial.min() >= 0
@@ -245,9 +245,9 @@ def test_every_attack_runs_silently_and_stays_in_the_range_of_pixels(dtype, capf
 def test_in_float64_untouched_samples_come_back_bit_for_bit_and_others_are_those_of_float32():
     (x, y), net = data(), network()
     x = x.double() + 1e-12 * torch.arange(8).view(-1, 1, 1, 1)
-    options = check_foreign("APGD", THREAT, {"eps": 0.02})
-    wide = foreign_attack("APGD", network().double(), x, y, options, range(8), 0)
-    narrow = foreign_attack("APGD", net, x.float(), y, options, range(8), 0)
+    options = check_torchattacks("APGD", THREAT, {"eps": 0.02})
+    wide = torchattacks_attack("APGD", network().double(), x, y, options, range(8), 0)
+    narrow = torchattacks_attack("APGD", net, x.float(), y, options, range(8), 0)
     untouched = (narrow == x.float()).flatten(1).all(1)
     assert 1 < untouched.sum() < 8
     assert torch.equal(wide[untouched], x[untouched])
@@ -262,7 +262,7 @@ def test_in_a_loop_of_inference_mode():
     with torch.inference_mode():
         batch = x + 0, y + 0
         assert batch[0].is_inference()
-        with undisturbed(net):
+        with preserved_state(net):
             adversarial, _ = evaluated("PGD", net, *batch, {"random_start": False})
             minimal, _ = evaluated("CW", net, *batch, {"steps": 5})
     assert torch.equal(adversarial, expected)
@@ -290,9 +290,9 @@ def test_an_attack_that_finds_no_number_leaves_the_sample():
     def flat(images):
         return images.flatten(1)[:, :5] * 0 + torch.tensor([1.0, 3, 0, 0, 0])
 
-    options, ones = check_foreign("DeepFool", THREAT, {"steps": 1}), torch.ones_like(y)
+    options, ones = check_torchattacks("DeepFool", THREAT, {"steps": 1}), torch.ones_like(y)
     assert by_hand("DeepFool", Flat(flat), x, ones, options).isnan().all()
-    assert torch.equal(foreign_attack("DeepFool", flat, x, ones, options, range(8), 0), x)
+    assert torch.equal(torchattacks_attack("DeepFool", flat, x, ones, options, range(8), 0), x)
 
 
 class Flat(nn.Module):
@@ -314,7 +314,7 @@ def test_rounding_excess_of_pixels_is_cut_off_before_an_attack_sees_it():
         seen.append(images)
         return net(images)
 
-    adversarial = foreign_attack("PGD", logits, x, y, check_foreign("PGD", THREAT, {}), range(8), 0)
+    adversarial = torchattacks_attack("PGD", logits, x, y, check_torchattacks("PGD", THREAT, {}), range(8), 0)
     assert [bool(((images >= 0) & (images <= 1)).all()) for images in [*seen, adversarial]] == [True] * 11
 
 
@@ -337,7 +337,7 @@ def test_normalized_images_are_attacked_as_pixels(preset):
 
 def test_empty_batches_are_none_of_an_attack():
     x, y = data()
-    assert foreign_attack("PGD", network(), x[:0], y[:0], {}, [], 0).shape == (0, 3, 8, 8)
+    assert torchattacks_attack("PGD", network(), x[:0], y[:0], {}, [], 0).shape == (0, 3, 8, 8)
 
 
 def test_a_sweep_holds_for_attacks_that_the_threat_model_gives_their_radius() -> None:

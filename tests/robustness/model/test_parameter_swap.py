@@ -74,13 +74,13 @@ def test_nothing_is_folded_in_a_compiled_model():
 def test_parametrized_weights_are_made_once():
     made = []
 
-    class Counted(nn.Module):
+    class CumulativeState(nn.Module):
         def forward(self, weight):
             made.append(1)
             return weight.tanh()
 
     net = small()
-    nn.utils.parametrize.register_parametrization(net[4], "weight", Counted())
+    nn.utils.parametrize.register_parametrization(net[4], "weight", CumulativeState())
     x = images(2, 3, 8, 8)
     folded, expected = FoldedModel(net, net, x), net(x)
     made.clear()

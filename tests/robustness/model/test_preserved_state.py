@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, random_split
 
 from lightning_normgeo import RobustnessEvaluation, evaluate_robustness
 from lightning_normgeo.errors import UnsuitableError
-from lightning_normgeo.robustness.inputs.checks import undisturbed
+from lightning_normgeo.robustness.inputs.checks import preserved_state
 from support.projects import ConvNet, Project, images, trainer
 
 
@@ -85,7 +85,7 @@ def test_metrics_and_random_numbers_are_the_projects_own(project: Any, tmp_path:
 def test_weights_that_are_merged_for_evaluation_are_taken_apart_bit_by_bit() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), Merging())
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    with undisturbed(net):
+    with preserved_state(net):
         assert net[2].merged
         assert not torch.equal(net[2].weight, before["2.weight"])
     assert not net[2].merged
@@ -97,7 +97,7 @@ def test_attributes_come_back_also_after_an_error() -> None:
     net = ConvNet()
     net.kept, net.table, net.names = [1], {"a": 1}, {"x"}  # type: ignore[assignment]
     kept = net.kept
-    with pytest.raises(KeyError), undisturbed(net):  # noqa: PT012 - what was done before the error is undone
+    with pytest.raises(KeyError), preserved_state(net):  # noqa: PT012 - what was done before the error is undone
         net.kept.append(2)  # type: ignore[operator]
         net.table["b"] = 2  # type: ignore[index]
         net.names = {"y"}  # type: ignore[assignment]

@@ -199,8 +199,8 @@ def test_without_the_statistics_the_function_is_another(name):
     net, x, _ = built(name)
     rescaled, wrong = RescaledModel(net, net, x), copy.deepcopy(net)
     with torch.no_grad():
-        for site in rescaled.layers:
-            wrong.get_parameter(f"{site}.weight").mul_(10)
+        for layer in rescaled.layers:
+            wrong.get_parameter(f"{layer}.weight").mul_(10)
         assert distance(wrong(x), net(x)) > 0.3
 
 

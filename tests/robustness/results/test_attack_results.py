@@ -10,15 +10,15 @@ from scipy.stats import binomtest
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness import (
-    Decisions,
     InputSpace,
     RobustnessEvaluator,
     RobustnessSettings,
+    SampleResults,
     compare,
     results_of,
-    suspicions,
+    sanity_warnings,
 )
-from lightning_normgeo.robustness.results.sample_results import Rows
+from lightning_normgeo.robustness.results.sample_results import SampleRows
 from support import reference as ref
 
 PIXELS = InputSpace(None, None, normalized_data=False)
@@ -28,12 +28,12 @@ def made(predictions, labels, indices=None, attack="bim", **values):
     """Decisions with the given predictions under one attack."""
     n = len(labels)
     index = torch.arange(n) if indices is None else torch.tensor(indices, dtype=torch.long)
-    columns = {name: torch.zeros(n) for name in Rows._fields[3:]} | {"sample": index}
+    columns = {name: torch.zeros(n) for name in SampleRows._fields[3:]} | {"sample": index}
     columns |= {k: torch.tensor(v) for k, v in values.items()}
-    found = Decisions(["clean", attack])
+    found = SampleResults(["clean", attack])
     labels, predictions = (torch.tensor(x, dtype=torch.long) for x in (labels, predictions))
-    found.add("clean", Rows(index, labels, labels, **columns))
-    found.add(attack, Rows(index, labels, predictions, **columns))
+    found.add("clean", SampleRows(index, labels, labels, **columns))
+    found.add(attack, SampleRows(index, labels, predictions, **columns))
     return found
 
 
@@ -54,7 +54,7 @@ def test_every_quantity_of_a_result():
 
 
 def test_without_samples_nothing_is_known():
-    for result in results_of(Decisions(["clean", "bim"])).values():
+    for result in results_of(SampleResults(["clean", "bim"])).values():
         assert (result.correct, result.n) == (0, 0)
         assert math.isnan(result.accuracy)
         assert math.isnan(result.accuracy_drop)
@@ -129,7 +129,7 @@ def shown(logits, **changes):
     settings = RobustnessSettings(**({"attacks": ["gaussian", "bim"], "batch_size": 100} | changes))
     run = RobustnessEvaluator(logits, PIXELS, settings)
     run.put(*digits(), range(300))
-    return suspicions(run.finish(), settings.all_attacks)
+    return sanity_warnings(run.finish(), settings.all_attacks)
 
 
 EVERYTHING = {
@@ -195,12 +195,13 @@ def test_less_harm_by_a_larger_radius_is_seen():
 def test_what_may_be_chance_is_not_said():
     """Three samples of one side against none of the other have a p-value of 1/4, eight of 1/128."""
     for count, said in ((3, 0), (8, 1)):
-        found = Decisions(["clean", "bim_eps0.1", "bim_eps0.2"])
+        found = SampleResults(["clean", "bim_eps0.1", "bim_eps0.2"])
         labels = torch.zeros(50, dtype=torch.long)
         for attack, wrong, loss in (("clean", 0, 0.0), ("bim_eps0.1", count, 1.0), ("bim_eps0.2", 0, 1.0)):
             values = [torch.full((50,), loss)] + [torch.ones(50)] * 3
             found.add(
-                attack, Rows(torch.arange(50), labels, (torch.arange(50) < wrong).long(), *values, torch.arange(50))
+                attack,
+                SampleRows(torch.arange(50), labels, (torch.arange(50) < wrong).long(), *values, torch.arange(50)),
             )
         attacks = RobustnessSettings(attacks=["bim"], eps=[0.1, 0.2]).all_attacks
-        assert len(suspicions(found, attacks)) == said
+        assert len(sanity_warnings(found, attacks)) == said

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.robustness import Decisions, load_decisions
-from lightning_normgeo.robustness.results.sample_results import Rows, rows_of
+from lightning_normgeo.robustness import SampleResults, load_decisions
+from lightning_normgeo.robustness.results.sample_results import SampleRows, rows_of
 
 
 def rows(indices, seed=0):
@@ -17,11 +17,11 @@ def rows(indices, seed=0):
     index = torch.as_tensor(indices, dtype=torch.long)
     value = torch.rand(1000, 6, generator=torch.Generator().manual_seed(seed))[index]
     label, prediction = ((3 * value[:, k]).long() for k in (0, 1))
-    return Rows(index, label, prediction, *value[:, 2:].unbind(1), index)
+    return SampleRows(index, label, prediction, *value[:, 2:].unbind(1), index)
 
 
 def decisions(parts, attacks=("clean", "bim")):
-    found = Decisions(attacks)
+    found = SampleResults(attacks)
     for seed, attack in enumerate(attacks):
         for part in parts:
             label = rows(part).label
@@ -47,7 +47,7 @@ def test_rows_come_sorted_and_once_whatever_the_order():
 
 
 def test_a_sample_that_is_there_twice_is_what_it_was_first():
-    found = Decisions(["clean"])
+    found = SampleResults(["clean"])
     found.add("clean", rows([3, 1]))
     found.add("clean", rows([1, 2], seed=5))
     assert torch.equal(found.of("clean").loss, torch.cat([rows([1]).loss, rows([2], 5).loss, rows([3]).loss]))
@@ -56,12 +56,12 @@ def test_a_sample_that_is_there_twice_is_what_it_was_first():
 
 def test_parts_of_several_processes_are_put_together():
     whole, parts = decisions([range(9)]), [decisions([range(0, 9, 2)]), decisions([[]]), decisions([[1, 3, 5, 7, 0]])]
-    merged = Decisions.from_parts([{name: part.of(name) for name in part.attacks} for part in parts])
+    merged = SampleResults.from_parts([{name: part.of(name) for name in part.attacks} for part in parts])
     assert same(merged, whole)
 
 
 def test_nothing_is_nothing():
-    empty = Decisions(["clean"]).of("clean")
+    empty = SampleResults(["clean"]).of("clean")
     assert all(len(values) == 0 for values in empty)
     assert len(empty.correct) == 0
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness import mcnemar, wilson_interval
-from lightning_normgeo.robustness.inputs.checks import undisturbed
+from lightning_normgeo.robustness.inputs.checks import preserved_state
 from lightning_normgeo.robustness.results.statistics import holm, mean_interval, paired_interval, student_quantile
 from support import reference as ref
 
@@ -201,7 +201,7 @@ def test_modes_and_random_state_come_back(model, fails):
     state = torch.get_rng_state()
     parameters = [p.detach().clone() for p in model.state_dict().values()]
     try:
-        with undisturbed(model):
+        with preserved_state(model):
             assert not any(module.training for module in model.modules())
             torch.rand(3)
             torch.manual_seed(123)
@@ -217,7 +217,7 @@ def test_modes_and_random_state_come_back(model, fails):
 
 def test_gradients_can_be_taken_inside_inference_mode(model):
     with torch.inference_mode():
-        with undisturbed(model), torch.enable_grad():
+        with preserved_state(model), torch.enable_grad():
             x = torch.rand(3, 4).requires_grad_()
             (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
         assert gradient.abs().sum() > 0

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from lightning_normgeo.normalization.autograd.graph import Node
 from lightning_normgeo.normalization.invariance.node_context import (
+    NodeContext,
     NotInvariantError,
     Operands,
-    Walk,
     bias_axis,
     dimensions,
     name_of,
@@ -17,20 +17,20 @@ from lightning_normgeo.normalization.invariance.node_context import (
     the_operand,
     without_offset,
 )
-from lightning_normgeo.normalization.invariance.row_layout import Scaled, broadcast, plain
+from lightning_normgeo.normalization.invariance.row_layout import ScaleState, broadcast, plain
 
 
-def homogeneous(walk: Walk) -> Scaled | None:
+def homogeneous(walk: NodeContext) -> ScaleState | None:
     """A function of each element with f(αx) = αf(x): ReLU, absolute value, dropout; PReLU with slopes of its own."""
     if walk.operands[0] is None:
         raise NotInvariantError(f"it scales a parameter of {name_of(walk.node)}")
     return without_offset(the_operand(walk))
 
 
-def power(exponent: float | None) -> Callable[[Walk], Scaled | None]:
+def power(exponent: float | None) -> Callable[[NodeContext], ScaleState | None]:
     """Return the rule of a power of each element; that of the node for None."""
 
-    def rule(walk: Walk) -> Scaled | None:
+    def rule(walk: NodeContext) -> ScaleState | None:
         state = without_offset(the_operand(walk))
         by = _exponent(walk.node) if exponent is None else exponent
         if by is None:
@@ -40,14 +40,14 @@ def power(exponent: float | None) -> Callable[[Walk], Scaled | None]:
     return rule
 
 
-def reduction(*degrees: float) -> Callable[[Walk], Scaled | None]:
+def reduction(*degrees: float) -> Callable[[NodeContext], ScaleState | None]:
     """Return the rule of a sum, mean, norm or deviation (degree 1) or a variance (degree 2) over some axes.
 
     Args:
         degrees: one for each output.
     """
 
-    def rule(walk: Walk) -> Scaled | None:
+    def rule(walk: NodeContext) -> ScaleState | None:
         state = without_offset(the_operand(walk))
         gone = dimensions(getattr(walk.node, "_saved_dim", None), len(state.axes))
         walk.reduce([state.axes[d] for d in gone])
@@ -60,7 +60,7 @@ def reduction(*degrees: float) -> Callable[[Walk], Scaled | None]:
     return rule
 
 
-def along(walk: Walk) -> Scaled | None:
+def along(walk: NodeContext) -> ScaleState | None:
     """Entries of one axis put in order, counted together or compared: homogeneous in all of them jointly."""
     state = without_offset(the_operand(walk))
     (dim,) = dimensions(walk.node._saved_dim, len(state.axes))
@@ -69,7 +69,7 @@ def along(walk: Walk) -> Scaled | None:
     return state.over([*state.axes[:dim], *new, *state.axes[dim + 1 :]])
 
 
-def add(walk: Walk) -> Scaled | None:
+def add(walk: NodeContext) -> ScaleState | None:
     """A sum: of two that scale alike, or with a bias, or with an epsilon before a root or a division."""
     a, b = _pair(walk)
     if a is not None and b is not None:
@@ -81,10 +81,10 @@ def add(walk: Walk) -> Scaled | None:
     return _with_bias(walk, state, other, output)
 
 
-def add_product(sign: int) -> Callable[[Walk], Scaled | None]:
+def add_product(sign: int) -> Callable[[NodeContext], ScaleState | None]:
     """Return the rule of the sum of a tensor and the product (1) or the quotient (-1) of two others."""
 
-    def rule(walk: Walk) -> Scaled | None:
+    def rule(walk: NodeContext) -> ScaleState | None:
         base, a, b = walk.operands
         product = _product(walk, a, b, sign)
         if base is not None and product is not None:
@@ -96,7 +96,7 @@ def add_product(sign: int) -> Callable[[Walk], Scaled | None]:
     return rule
 
 
-def together(walk: Walk) -> Scaled | None:
+def together(walk: NodeContext) -> ScaleState | None:
     """A function of each element of two tensors that is homogeneous in both jointly: a maximum, an interpolation."""
     a, b, *weights = walk.operands
     if any(weights):
@@ -109,13 +109,13 @@ def together(walk: Walk) -> Scaled | None:
     return state.over(broadcast(state.axes, walk.shape))
 
 
-def multiply(walk: Walk) -> Scaled | None:
+def multiply(walk: NodeContext) -> ScaleState | None:
     """A product: degrees add up."""
     a, b = _pair(walk)
     return _product(walk, a, b, 1)
 
 
-def divide(walk: Walk) -> Scaled | None:
+def divide(walk: NodeContext) -> ScaleState | None:
     """A quotient: the degree of the denominator is taken off."""
     a, b = _pair(walk)
     if a is not None and b is not None and a.statistic and b.statistic:
@@ -123,7 +123,7 @@ def divide(walk: Walk) -> Scaled | None:
     return _product(walk, a, b, -1)
 
 
-def clamp(walk: Walk) -> Scaled | None:
+def clamp(walk: NodeContext) -> ScaleState | None:
     """Bounded by zero, below or above: a ReLU; what a normalization divides by, below by an epsilon."""
     state = without_offset(the_operand(walk))
     bounds = ("min", "max") if len(walk.operands) == 1 else ()  # tensors would be operands
@@ -136,12 +136,12 @@ def clamp(walk: Walk) -> Scaled | None:
     return state
 
 
-def _pair(walk: Walk) -> Operands:
+def _pair(walk: NodeContext) -> Operands:
     """Return both operands; a number is none."""
     return [*walk.operands, None][:2]
 
 
-def _of_degree(walk: Walk, state: Scaled, degree: float) -> Scaled | None:
+def _of_degree(walk: NodeContext, state: ScaleState, degree: float) -> ScaleState | None:
     """Return ``state`` with another degree; with degree 0 nothing is left that scales."""
     if abs(degree) > 1e-9:
         return replace(state, degree=degree)
@@ -149,7 +149,7 @@ def _of_degree(walk: Walk, state: Scaled, degree: float) -> Scaled | None:
     return None
 
 
-def _product(walk: Walk, a: Scaled | None, b: Scaled | None, sign: int) -> Scaled | None:
+def _product(walk: NodeContext, a: ScaleState | None, b: ScaleState | None, sign: int) -> ScaleState | None:
     """Return the state of a · b for sign 1, of a / b for -1; None where nothing of it scales."""
     if a is not None and b is not None:
         both = walk.combined(without_offset(a), without_offset(b), 1)
@@ -161,7 +161,7 @@ def _product(walk: Walk, a: Scaled | None, b: Scaled | None, sign: int) -> Scale
     return over if a is not None else replace(over, degree=sign * over.degree)
 
 
-def _with_bias(walk: Walk, state: Scaled, other: Node | None, output: int) -> Scaled:
+def _with_bias(walk: NodeContext, state: ScaleState, other: Node | None, output: int) -> ScaleState:
     """Return the state with a tensor added that does not scale: it may vary along one axis only."""
     axis = None if other is None else bias_axis(shape_of(other, output), walk.shape)
     if axis is None or state.offset not in (None, axis):

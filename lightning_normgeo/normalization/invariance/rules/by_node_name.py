@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_normgeo.normalization.invariance.node_context import NotInvariantError, Walk, name_of
-from lightning_normgeo.normalization.invariance.row_layout import Scaled
+from lightning_normgeo.normalization.invariance.node_context import NodeContext, NotInvariantError, name_of
+from lightning_normgeo.normalization.invariance.row_layout import ScaleState
 from lightning_normgeo.normalization.invariance.rules import (
     arithmetic,
     indexing,
@@ -14,7 +14,7 @@ from lightning_normgeo.normalization.invariance.rules import (
     shapes,
 )
 
-_BY_RULE: dict[Callable[[Walk], Scaled | None], str] = {
+_BY_RULE: dict[Callable[[NodeContext], ScaleState | None], str] = {
     shapes.copy: "ToCopy Clone Alias Contiguous",
     arithmetic.homogeneous: "Relu LeakyRelu RreluWithNoise PreluKernel Abs Neg NativeDropout Tril Triu",
     shapes.pass_through: "RegisterPostBackwardFunction",  # fully_shard's, around what goes into a module
@@ -84,7 +84,7 @@ _BY_RULE: dict[Callable[[Walk], Scaled | None], str] = {
 RULES = {name: function for function, names in _BY_RULE.items() for name in names.split()}
 
 
-def apply(walk: Walk) -> Scaled | None:
+def apply(walk: NodeContext) -> ScaleState | None:
     """Return the state of a node's output, or None where it no longer scales.
 
     Raises:

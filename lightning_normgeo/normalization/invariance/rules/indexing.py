@@ -12,24 +12,24 @@ from torch import Tensor
 from lightning_normgeo.normalization.invariance.node_context import (
     UNKNOWN_CONSTANT,
     BiasNotScaledError,
+    NodeContext,
     NotInvariantError,
-    Walk,
     dimensions,
     name_of,
     the_operand,
     without_offset,
 )
-from lightning_normgeo.normalization.invariance.row_layout import Axis, Scaled, broadcast, picked, plain
+from lightning_normgeo.normalization.invariance.row_layout import Axis, ScaleState, broadcast, picked, plain
 
 
-def select(walk: Walk) -> Scaled | None:
+def select(walk: NodeContext) -> ScaleState | None:
     """Entries along one axis, by a vector of indices."""
     state = _first(walk)
     (dim,) = dimensions(walk.node._saved_dim, len(state.axes))
     return _at(walk, state, dim, 1)
 
 
-def index(walk: Walk) -> Scaled | None:
+def index(walk: NodeContext) -> ScaleState | None:
     """Entries by tensors of indices, or a mask, as ``y[:, i]`` is."""
     state = _first(walk)
     taken, rank = _indices(walk)
@@ -43,13 +43,13 @@ def index(walk: Walk) -> Scaled | None:
     return state.over([*kept[:at], *map(plain, walk.shape[at : at + rank]), *kept[at:]])
 
 
-def embedding(walk: Walk) -> Scaled | None:
+def embedding(walk: NodeContext) -> ScaleState | None:
     """Rows of a table; each entry of the batch is a row, the same row as often as its token occurs."""
     state = without_offset(_first(walk))
     return replace(_at(walk, state, 0, len(walk.shape) - 1), data=True)
 
 
-def gather(walk: Walk) -> Scaled | None:
+def gather(walk: NodeContext) -> ScaleState | None:
     """Entries along one axis, by indices that differ along the others."""
     state = _first(walk)
     (dim,) = dimensions(walk.node._saved_dim, len(state.axes))
@@ -60,7 +60,7 @@ def gather(walk: Walk) -> Scaled | None:
     return state.over(axes)
 
 
-def scatter(walk: Walk) -> Scaled | None:
+def scatter(walk: NodeContext) -> ScaleState | None:
     """Entries written or added along one axis of another tensor: of one that scales alike, or of zeros."""
     state = _written(walk)
     (dim,) = dimensions(walk.node._saved_dim, len(state.axes))
@@ -69,10 +69,10 @@ def scatter(walk: Walk) -> Scaled | None:
     return _into(walk, state, dim)
 
 
-def put(walk: Walk) -> Scaled | None:
+def put(walk: NodeContext) -> ScaleState | None:
     """Entries written or added at tensors of indices, as ``y[i] = x`` does."""
-    base, source = walk.operands
-    if source is None and base is not None:
+    base, norm_layer = walk.operands
+    if norm_layer is None and base is not None:
         return _beside_zeros(walk)
     state = _written(walk)
     taken, rank = _indices(walk)
@@ -83,7 +83,7 @@ def put(walk: Walk) -> Scaled | None:
     return state.over([plain(size) for size in walk.shape])
 
 
-def where(walk: Walk) -> Scaled | None:
+def where(walk: NodeContext) -> ScaleState | None:
     """One of two tensors at each place: both scale alike, or one is zero. The condition counts as a constant."""
     a, b = walk.operands
     if a is not None and b is not None:
@@ -91,12 +91,12 @@ def where(walk: Walk) -> Scaled | None:
     return _beside_zeros(walk)
 
 
-def masked_fill(walk: Walk) -> Scaled | None:
+def masked_fill(walk: NodeContext) -> ScaleState | None:
     """Zeros written by a mask, which counts as a constant."""
     return _beside_zeros(walk)
 
 
-def pad(walk: Walk) -> Scaled | None:
+def pad(walk: NodeContext) -> ScaleState | None:
     """A frame of zeros, or of another constant: the graph does not tell."""
     state = without_offset(the_operand(walk))
     axes = []
@@ -106,25 +106,25 @@ def pad(walk: Walk) -> Scaled | None:
     return state.over(axes)
 
 
-def part(walk: Walk, axis: Axis, size: int) -> Axis:
+def part(walk: NodeContext, axis: Axis, size: int) -> Axis:
     """Return an axis of which only the first or some other ``size`` entries are left."""
     if size == axis.size:
         return axis
     return Axis(size, axis.pieces, _here(walk)) if axis.digits or axis.cut else plain(size)
 
 
-def _first(walk: Walk) -> Scaled:
+def _first(walk: NodeContext) -> ScaleState:
     state = the_operand(walk)
     if walk.operands[0] is None:
         raise NotInvariantError(f"it scales another input of {name_of(walk.node)}")
     return state
 
 
-def _here(walk: Walk) -> tuple[Any, int]:
+def _here(walk: NodeContext) -> tuple[Any, int]:
     return walk.node, walk.output
 
 
-def _at(walk: Walk, state: Scaled, dim: int, rank: int) -> Scaled:
+def _at(walk: NodeContext, state: ScaleState, dim: int, rank: int) -> ScaleState:
     """Put ``rank`` axes of picked entries in the place of one axis."""
     old, sizes = state.axes[dim], walk.shape[dim : dim + rank]
     if state.offset == dim and rank != 1:
@@ -142,7 +142,7 @@ def _at(walk: Walk, state: Scaled, dim: int, rank: int) -> Scaled:
     return replace(state, axes=(*state.axes[:dim], *new, *state.axes[dim + 1 :]), offset=offset)
 
 
-def _indices(walk: Walk) -> tuple[list[int], int]:
+def _indices(walk: NodeContext) -> tuple[list[int], int]:
     """Return the indexed dimensions, and how many axes take their place.
 
     The indices are not unpacked, which would run the hooks of whoever keeps them elsewhere.
@@ -163,32 +163,32 @@ def _indices(walk: Walk) -> tuple[list[int], int]:
     return taken, rank
 
 
-def _written(walk: Walk) -> Scaled:
+def _written(walk: NodeContext) -> ScaleState:
     """Return the state of what is written; what it is written into scales alike or is zero."""
-    base, source, *others = [*walk.operands, None]
-    if source is None or any(others):
+    base, norm_layer, *others = [*walk.operands, None]
+    if norm_layer is None or any(others):
         raise NotInvariantError("other values are written into its output")
-    without_offset(source)
+    without_offset(norm_layer)
     if base is None:
         if not (walk.beside_zeros() or _into_saved_zeros(walk)):
             raise NotInvariantError(f"it is written into a tensor {UNKNOWN_CONSTANT}")
-    elif base.degree != source.degree or base.offset is not None:
+    elif base.degree != norm_layer.degree or base.offset is not None:
         raise NotInvariantError("it is written into a tensor that scales in another way")
-    return source
+    return norm_layer
 
 
-def _into_saved_zeros(walk: Walk) -> bool:
+def _into_saved_zeros(walk: NodeContext) -> bool:
     """Whether what is scattered into is kept and is zero: read once, for the first graph of its kind."""
     saved = getattr(getattr(walk.node, "_raw_saved_self", None), "data", None)
     constant = walk.node.next_functions[0][0] is None
     return constant and isinstance(saved, Tensor) and not saved.is_meta and not bool(saved.any())
 
 
-def _into(walk: Walk, source: Scaled, dim: int) -> Scaled:
+def _into(walk: NodeContext, norm_layer: ScaleState, dim: int) -> ScaleState:
     """Put entries at other places of one axis, where entries of several places may come together."""
-    walk.reduce([source.axes[dim]])
-    axes = [plain(size) if d == dim else _fitting(source.axes[d], size) for d, size in enumerate(walk.shape)]
-    written = source.over(axes)
+    walk.reduce([norm_layer.axes[dim]])
+    axes = [plain(size) if d == dim else _fitting(norm_layer.axes[d], size) for d, size in enumerate(walk.shape)]
+    written = norm_layer.over(axes)
     base = walk.operands[0]
     return written if base is None else walk.alike(base, written)
 
@@ -201,7 +201,7 @@ def _fitting(axis: Axis, size: int) -> Axis:
     return plain(size)
 
 
-def _beside_zeros(walk: Walk) -> Scaled:
+def _beside_zeros(walk: NodeContext) -> ScaleState:
     if not walk.beside_zeros():
         raise NotInvariantError(f"its output stands beside a constant {UNKNOWN_CONSTANT}")
     state = without_offset(the_operand(walk))

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lightning_normgeo.normalization.invariance.node_context import (
+    NodeContext,
     NotInvariantError,
-    Walk,
     bias_axis,
     dimensions,
     name_of,
     shape_of,
     without_offset,
 )
-from lightning_normgeo.normalization.invariance.row_layout import Axis, Scaled, fused, plain, split
+from lightning_normgeo.normalization.invariance.row_layout import Axis, ScaleState, fused, plain, split
 
 _ADDED = "a bias that is computed from it is added to other outputs"
 
 
-def convolution(walk: Walk) -> Scaled | None:
+def convolution(walk: NodeContext) -> ScaleState | None:
     """A convolution, by its weight, by its input, or both."""
     x, weight, bias = (*walk.operands, None)[:3]
     node = walk.node
@@ -34,7 +34,7 @@ def convolution(walk: Walk) -> Scaled | None:
     return _with_bias(walk, state, bias, 1, sum(node._saved_bias_sym_sizes_opt or ()) > 0)
 
 
-def _by_weight(walk: Walk, weight: Scaled, transposed: bool, groups: int) -> Scaled:
+def _by_weight(walk: NodeContext, weight: ScaleState, transposed: bool, groups: int) -> ScaleState:
     if not transposed:
         channels = weight.axes[0].pieces
         walk.reduce(weight.axes[1:])
@@ -47,10 +47,10 @@ def _by_weight(walk: Walk, weight: Scaled, transposed: bool, groups: int) -> Sca
         walk.reduce(weight.axes[2:])
     batch, out, *space = walk.shape
     axes = (plain(batch), Axis(out, channels, weight.axes[0].cut), *map(plain, space))
-    return Scaled(axes, weight.degree, None, True)
+    return ScaleState(axes, weight.degree, None, True)
 
 
-def _by_input(walk: Walk, x: Scaled, groups: int) -> Scaled:
+def _by_input(walk: NodeContext, x: ScaleState, groups: int) -> ScaleState:
     """The filters mix the channels of a group; a depthwise convolution mixes none."""
     _, out, *space = walk.shape
     if x.axes[1].cut:
@@ -58,14 +58,14 @@ def _by_input(walk: Walk, x: Scaled, groups: int) -> Scaled:
     parts = split(x.axes[1], groups)
     if parts is None:
         walk.reduce(x.axes[1:])
-        return Scaled((x.axes[0], plain(out), *map(plain, space)), x.degree, None, True)
+        return ScaleState((x.axes[0], plain(out), *map(plain, space)), x.degree, None, True)
     walk.merge(parts[1])
     walk.reduce(x.axes[2:])
     channels = fused((*parts[0], *plain(out // groups).pieces))
-    return Scaled((x.axes[0], Axis(out, channels), *map(plain, space)), x.degree, None, True)
+    return ScaleState((x.axes[0], Axis(out, channels), *map(plain, space)), x.degree, None, True)
 
 
-def matrix_product(walk: Walk) -> Scaled | None:
+def matrix_product(walk: NodeContext) -> ScaleState | None:
     """A (matrix) product of two tensors, with a bias in front for ``addmm`` and ``baddbmm``."""
     has_bias = len(walk.operands) == 3
     a, b = walk.operands[-2:]
@@ -80,7 +80,7 @@ def matrix_product(walk: Walk) -> Scaled | None:
         lead = one.axes[:-2]
         rows = one.axes[kept]
         axes = (*lead, rows, plain(walk.shape[-1])) if a is not None else (*lead, plain(walk.shape[-2]), rows)
-        state = Scaled(axes, one.degree, None, True)
+        state = ScaleState(axes, one.degree, None, True)
     bias = walk.operands[0] if has_bias else None
     added, output = walk.node.next_functions[0]
     if has_bias and added is not None and bias_axis(shape_of(added, output), walk.shape) != len(walk.shape) - 1:
@@ -88,33 +88,33 @@ def matrix_product(walk: Walk) -> Scaled | None:
     return _with_bias(walk, state, bias, len(walk.shape) - 1, has_bias)
 
 
-def linear(walk: Walk) -> Scaled | None:
+def linear(walk: NodeContext) -> ScaleState | None:
     """``F.linear`` where it is one node: inputs, weight, bias."""
     x, weight, bias = (*walk.operands, None)[:3]
     if x is not None and weight is not None:
         state = _all_together(walk, x, weight)
     elif weight is not None:
         walk.reduce(without_offset(weight).axes[1:])
-        state = Scaled((*map(plain, walk.shape[:-1]), weight.axes[0]), weight.degree, None, True)
+        state = ScaleState((*map(plain, walk.shape[:-1]), weight.axes[0]), weight.degree, None, True)
     elif x is None:
         raise NotInvariantError(_ADDED)
     else:
         walk.reduce([without_offset(x).axes[-1]])
-        state = Scaled((*x.axes[:-1], plain(walk.shape[-1])), x.degree, None, True)
+        state = ScaleState((*x.axes[:-1], plain(walk.shape[-1])), x.degree, None, True)
     has_bias = len(walk.node.next_functions) > 2 and walk.node.next_functions[2][0] is not None
     return _with_bias(walk, state, bias, len(walk.shape) - 1, has_bias)
 
 
-def sparse_product(walk: Walk) -> Scaled | None:
+def sparse_product(walk: NodeContext) -> ScaleState | None:
     """A sparse matrix, such as a graph's, with a dense one."""
     added, sparse, dense = walk.operands
     if dense is None or added is not None or sparse is not None or walk.node._saved_beta != 0:
         raise NotInvariantError("a matrix is added to its output, or it is multiplied from the right")
     walk.reduce([without_offset(dense).axes[0]])
-    return Scaled((plain(walk.shape[0]), dense.axes[1]), dense.degree, None, True)
+    return ScaleState((plain(walk.shape[0]), dense.axes[1]), dense.degree, None, True)
 
 
-def attention(walk: Walk) -> Scaled | None:
+def attention(walk: NodeContext) -> ScaleState | None:
     """Attention as one node: linear in the values, whatever the queries and keys."""
     query, key, values, *masks = walk.operands
     if values is None or any(operand is not None for operand in (query, key, *masks)):
@@ -123,10 +123,10 @@ def attention(walk: Walk) -> Scaled | None:
     walk.reduce([tokens])
     if walk.shape[:-2] != values.shape[:-2] or walk.shape[-1] != features.size:
         raise NotInvariantError("several heads share its values")
-    return Scaled((*lead, plain(walk.shape[-2]), features), values.degree, None, True)
+    return ScaleState((*lead, plain(walk.shape[-2]), features), values.degree, None, True)
 
 
-def vector_product(walk: Walk) -> Scaled | None:
+def vector_product(walk: NodeContext) -> ScaleState | None:
     """A matrix with a vector, or two vectors: inside a spectral normalization, the data is not in yet."""
     scaled = [operand for operand in walk.operands if operand is not None]
     state = without_offset(scaled[0])
@@ -137,14 +137,14 @@ def vector_product(walk: Walk) -> Scaled | None:
     return replace(state, axes=tuple(kept), statistic=True)
 
 
-def _all_together(walk: Walk, a: Scaled, b: Scaled) -> Scaled:
+def _all_together(walk: NodeContext, a: ScaleState, b: ScaleState) -> ScaleState:
     """Both factors scale: degrees add up if all rows scale alike."""
     without_offset(a), without_offset(b)
     walk.reduce([*a.axes, *b.axes])
-    return Scaled(tuple(map(plain, walk.shape)), a.degree + b.degree, None, True)
+    return ScaleState(tuple(map(plain, walk.shape)), a.degree + b.degree, None, True)
 
 
-def _with_bias(walk: Walk, state: Scaled, bias: Scaled | None, axis: int, present: bool) -> Scaled:
+def _with_bias(walk: NodeContext, state: ScaleState, bias: ScaleState | None, axis: int, present: bool) -> ScaleState:
     if bias is None:
         return replace(state, offset=axis) if present else state
     if bias.degree != state.degree:
@@ -153,42 +153,42 @@ def _with_bias(walk: Walk, state: Scaled, bias: Scaled | None, axis: int, presen
     return state.over([joined if d == axis else entry for d, entry in enumerate(state.axes)])
 
 
-def batch_norm(walk: Walk) -> None:
+def batch_norm(walk: NodeContext) -> None:
     """Statistics for each channel, over the batch (for instance normalization over the view (1, N·C, ...))."""
     if not getattr(walk.node, "_saved_training", True):  # SyncBatchNorm's node exists in training only
         raise NotInvariantError("batch normalization with frozen statistics (evaluation mode)")
     walk.absorb(_input(walk), kept=[1])
 
 
-def group_norm(walk: Walk) -> None:
+def group_norm(walk: NodeContext) -> None:
     """Statistics for each sample and group of channels."""
     state, groups = _input(walk), int(walk.node._saved_group)
     walk.absorb(state, kept=[0], groups=groups)
 
 
-def layer_norm(walk: Walk) -> None:
+def layer_norm(walk: NodeContext) -> None:
     """Statistics over the last dimensions."""
     _over_the_last(walk, centers=True)
 
 
-def rms_norm(walk: Walk) -> None:
+def rms_norm(walk: NodeContext) -> None:
     """Root mean square over the last dimensions; nothing is centered."""
     _over_the_last(walk, centers=False)
 
 
-def weight_norm(walk: Walk) -> None:
+def weight_norm(walk: NodeContext) -> None:
     """Torch's weight normalization in one node: v is divided by the norm over all dimensions but one."""
     state = _input(walk)
     walk.absorb(state, kept=dimensions(walk.node._saved_dim, len(state.axes)), centers=False)
 
 
-def _over_the_last(walk: Walk, centers: bool) -> None:
+def _over_the_last(walk: NodeContext, centers: bool) -> None:
     state = _input(walk)
     kept = range(len(state.axes) - len(walk.node._saved_normalized_shape))
     walk.absorb(state, kept=kept, centers=centers)
 
 
-def _input(walk: Walk) -> Scaled:
+def _input(walk: NodeContext) -> ScaleState:
     if walk.operands[0] is None or any(operand is not None for operand in walk.operands[1:]):
         raise NotInvariantError(f"it scales a parameter of {name_of(walk.node)}")
     return walk.operands[0]

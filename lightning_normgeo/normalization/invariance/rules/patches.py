@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from math import prod
 
 from lightning_normgeo.normalization.invariance.node_context import (
+    NodeContext,
     NotInvariantError,
-    Walk,
     dimensions,
     name_of,
     the_operand,
     without_offset,
 )
-from lightning_normgeo.normalization.invariance.row_layout import Axis, Scaled, plain, regroup
+from lightning_normgeo.normalization.invariance.row_layout import Axis, ScaleState, plain, regroup
 
 
-def pixel_shuffle(walk: Walk) -> Scaled | None:
+def pixel_shuffle(walk: NodeContext) -> ScaleState | None:
     """Channels become pixels: (…, C·r², H, W) to (…, C, H·r, W·r)."""
     state, r = _image(walk), int(walk.node._saved_upscale_factor)
     *lead, channels, height, width = state.shape
@@ -24,7 +24,7 @@ def pixel_shuffle(walk: Walk) -> Scaled | None:
     return state.over(_reshaped(_permuted(apart, [-5, -2, -4, -1, -3]), walk.shape))
 
 
-def pixel_unshuffle(walk: Walk) -> Scaled | None:
+def pixel_unshuffle(walk: NodeContext) -> ScaleState | None:
     """Pixels become channels: (…, C, H·r, W·r) to (…, C·r², H, W)."""
     state, r = _image(walk), int(walk.node._saved_downscale_factor)
     *lead, channels, height, width = state.shape
@@ -32,7 +32,7 @@ def pixel_unshuffle(walk: Walk) -> Scaled | None:
     return state.over(_reshaped(_permuted(apart, [-5, -3, -1, -4, -2]), walk.shape))
 
 
-def channel_shuffle(walk: Walk) -> Scaled | None:
+def channel_shuffle(walk: NodeContext) -> ScaleState | None:
     """Channels of several groups in turn (ShuffleNet)."""
     state, groups = _image(walk), int(walk.node._saved_groups)
     batch, channels, *space = state.shape
@@ -41,7 +41,7 @@ def channel_shuffle(walk: Walk) -> Scaled | None:
     return state.over(_reshaped(apart, walk.shape))
 
 
-def im2col(walk: Walk) -> Scaled | None:
+def im2col(walk: NodeContext) -> ScaleState | None:
     """All patches of an image (``F.unfold``): (…, C, H, W) to (…, C·k², L), beyond the border zeros."""
     state = _image(walk)
     *lead, channels, height, width = state.axes
@@ -51,7 +51,7 @@ def im2col(walk: Walk) -> Scaled | None:
     return state.over([*lead, *rows, plain(walk.shape[-1])])
 
 
-def col2im(walk: Walk) -> Scaled | None:
+def col2im(walk: NodeContext) -> ScaleState | None:
     """The sum of all patches (``F.fold``): (…, C·k², L) to (…, C, H, W)."""
     state = _image(walk)
     *lead, rows, places = state.axes
@@ -61,11 +61,11 @@ def col2im(walk: Walk) -> Scaled | None:
     return state.over([*lead, channels, *map(plain, walk.shape[-2:])])
 
 
-def restride(walk: Walk) -> Scaled | None:
+def restride(walk: NodeContext) -> ScaleState | None:
     """The view that adaptive average pooling to one pixel ends with where channels come last; no other one."""
     state, node = the_operand(walk), walk.node
-    source = node.next_functions[0][0]
-    pooled = name_of(source) == "Mean" and set(dimensions(source._saved_dim, len(state.axes))) == {2, 3}
+    norm_layer = node.next_functions[0][0]
+    pooled = name_of(norm_layer) == "Mean" and set(dimensions(norm_layer._saved_dim, len(state.axes))) == {2, 3}
     channels = state.axes[1].size if len(state.axes) == 4 else 0
     expected = (state.shape, (channels, 1, channels, channels))
     if not pooled or state.shape[2:] != (1, 1) or (tuple(node._saved_size), tuple(node._saved_stride)) != expected:
@@ -73,7 +73,7 @@ def restride(walk: Walk) -> Scaled | None:
     return state
 
 
-def _image(walk: Walk) -> Scaled:
+def _image(walk: NodeContext) -> ScaleState:
     return without_offset(the_operand(walk))
 
 

@@ -8,33 +8,41 @@ from math import prod
 
 from lightning_normgeo.normalization.invariance.node_context import (
     BiasNotScaledError,
+    NodeContext,
     NotInvariantError,
-    Walk,
     dimensions,
     the_operand,
     without_offset,
 )
-from lightning_normgeo.normalization.invariance.row_layout import Axis, Piece, Scaled, broadcast, fused, plain, regroup
+from lightning_normgeo.normalization.invariance.row_layout import (
+    Axis,
+    Piece,
+    ScaleState,
+    broadcast,
+    fused,
+    plain,
+    regroup,
+)
 
 
-def copy(walk: Walk) -> Scaled | None:
+def copy(walk: NodeContext) -> ScaleState | None:
     """The same values."""
     return the_operand(walk)
 
 
-def pass_through(walk: Walk) -> Scaled | None:
+def pass_through(walk: NodeContext) -> ScaleState | None:
     """Several tensors at once, each as it is."""
     return walk.operands[walk.output]
 
 
-def checkpoint(walk: Walk) -> Scaled | None:
+def checkpoint(walk: NodeContext) -> ScaleState | None:
     """The outputs of a reentrant activation checkpoint, if its inside is part of the graph."""
     if walk.graph.inside.get(walk.node) is None:
         raise NotInvariantError("it enters a reentrant activation checkpoint, whose inside is not seen")
     return pass_through(walk)
 
 
-def view(walk: Walk) -> Scaled | None:
+def view(walk: NodeContext) -> ScaleState | None:
     """The same values in another shape."""
     state = the_operand(walk)
     axes = regroup(state.axes, walk.shape)
@@ -46,7 +54,7 @@ def view(walk: Walk) -> Scaled | None:
     return replace(state, axes=axes, offset=_moved_offset(state, axes))
 
 
-def permute(walk: Walk) -> Scaled | None:
+def permute(walk: NodeContext) -> ScaleState | None:
     """The same values with their axes in another order."""
     state, node = the_operand(walk), walk.node
     order = list(range(len(state.axes)))
@@ -61,7 +69,7 @@ def permute(walk: Walk) -> Scaled | None:
     return replace(state, axes=tuple(state.axes[d] for d in order), offset=offset)
 
 
-def expand(walk: Walk) -> Scaled | None:
+def expand(walk: NodeContext) -> ScaleState | None:
     """Values repeated along new axes."""
     state = the_operand(walk)
     shift = len(walk.shape) - len(state.axes)
@@ -69,7 +77,7 @@ def expand(walk: Walk) -> Scaled | None:
     return replace(state, axes=broadcast(state.axes, walk.shape), offset=offset)
 
 
-def spatial(walk: Walk) -> Scaled | None:
+def spatial(walk: NodeContext) -> ScaleState | None:
     """Pooling, resampling and padding by reflection: each channel by itself, linear or a maximum over positions."""
     state, name = the_operand(walk), walk.node.name()
     count = next(k for k in (1, 2, 3) if f"{k}D" in name.upper())
@@ -80,7 +88,7 @@ def spatial(walk: Walk) -> Scaled | None:
     return state.over([*state.axes[:kept], *map(plain, walk.shape[kept:])])
 
 
-def cut(walk: Walk) -> Scaled | None:
+def cut(walk: NodeContext) -> ScaleState | None:
     """A part of an axis: slices, splits."""
     state = the_operand(walk)
     (axis,) = dimensions(walk.node._saved_dim, len(state.axes))
@@ -96,7 +104,7 @@ def cut(walk: Walk) -> Scaled | None:
     return state.over([new if d == axis else entry for d, entry in enumerate(state.axes)])
 
 
-def reorder(walk: Walk) -> Scaled | None:
+def reorder(walk: NodeContext) -> ScaleState | None:
     """The same values with the entries of some axes in another order."""
     state, dims = the_operand(walk), walk.node._saved_dims
     if not dims and any(axis.digits or axis.cut for axis in state.axes):  # rolled as if it were flat
@@ -105,7 +113,7 @@ def reorder(walk: Walk) -> Scaled | None:
     return state.over([_other_order(walk, axis) if d in turned else axis for d, axis in enumerate(state.axes)])
 
 
-def repeat(walk: Walk) -> Scaled | None:
+def repeat(walk: NodeContext) -> ScaleState | None:
     """Several copies side by side: the copies are the most significant digit of an axis, and say nothing of the row."""
     state = the_operand(walk)
     shift = len(walk.shape) - len(state.axes)
@@ -116,7 +124,7 @@ def repeat(walk: Walk) -> Scaled | None:
     return replace(state, axes=tuple(axes), offset=None if state.offset is None else state.offset + shift)
 
 
-def windows(walk: Walk) -> Scaled | None:
+def windows(walk: NodeContext) -> ScaleState | None:
     """Sliding windows along an axis (``Tensor.unfold``), the place in a window as the last axis."""
     state = the_operand(walk)
     (dim,) = dimensions(walk.node._saved_dimension, len(state.axes))
@@ -126,7 +134,7 @@ def windows(walk: Walk) -> Scaled | None:
     return state.over([*axes, plain(walk.shape[-1])])
 
 
-def stack(walk: Walk) -> Scaled | None:
+def stack(walk: NodeContext) -> ScaleState | None:
     """Several tensors along a new axis."""
     scaled = [operand for operand in walk.operands if operand is not None]
     (dim,) = dimensions(walk.node._saved_dim, len(walk.shape))
@@ -141,7 +149,7 @@ def stack(walk: Walk) -> Scaled | None:
     return replace(scaled[0], axes=tuple(axes), offset=None if offset is None else offset + (offset >= dim))
 
 
-def concatenate(walk: Walk) -> Scaled | None:
+def concatenate(walk: NodeContext) -> ScaleState | None:
     """Joined with others along one axis."""
     scaled = [operand for operand in walk.operands if operand is not None]
     state = scaled[0]
@@ -160,11 +168,11 @@ def concatenate(walk: Walk) -> Scaled | None:
     return state.over(axes)
 
 
-def _other_order(walk: Walk, axis: Axis) -> Axis:
+def _other_order(walk: NodeContext, axis: Axis) -> Axis:
     return axis._replace(cut=(walk.node, walk.output)) if axis.digits or axis.cut else axis
 
 
-def _moved_offset(state: Scaled, axes: Sequence[Axis]) -> int | None:
+def _moved_offset(state: ScaleState, axes: Sequence[Axis]) -> int | None:
     """Return the axis that the offset's axis is (a part of) after a view."""
     if state.offset is None:
         return None
