@@ -72,4 +72,4 @@ def x2d(n: int = 3, channels: int = 4, size: int = 6) -> Tensor:
 def feeders(net: nn.Module, batch: Any = None) -> dict[str, list[str]]:
     sources = normalization_layers(net)
     found = inputs_in_order(net, sources) if batch is None else inputs_by_graph(net, sources, batch)
-    return {s.name: sorted(f.name for f in found[s.layer].feeders) for s in sources if s.layer in found}
+    return {s.name: sorted(f.name for f in found[s.layer].preceding_layers) for s in sources if s.layer in found}

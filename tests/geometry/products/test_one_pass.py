@@ -105,7 +105,7 @@ def exact_terms(rule, w, g, *state):
 def test_sums_are_those_of_rational_arithmetic(path, rule, dtype):
     states = 0 if rule in (PLAIN, FIRST) else None
     one = example(rule, dtypes=(dtype,) * 3, states=states)
-    found = path(one_pass, one._replace(keep=torch.empty_like(one.weight)))
+    found = path(read_one, one._replace(keep=torch.empty_like(one.weight)))
     terms = rule.terms(found.weight_sq, found.inner, found.gradient_sq, *found.rule)
     for unit in range(3):
         w, g, *state = (ref.floats(tensor[unit]) for tensor in (one.weight, one.gradient, *one.state))
@@ -196,8 +196,8 @@ def test_loops_and_torch_agree(rule, dtypes, seed, scale, keep, stateless, units
     one = example(rule, units, width, dtypes, seed, 0 if stateless else None)
     one = one._replace(gradient_scale=None if scale is None else torch.tensor(scale))
     kept = [torch.full_like(one.weight, torch.nan) if keep else None for _ in range(2)]
-    expected = by_torch(one_pass, one._replace(keep=kept[0]))
-    found = by_loops(one_pass, one._replace(keep=kept[1]))
+    expected = by_torch(read_one, one._replace(keep=kept[0]))
+    found = by_loops(read_one, one._replace(keep=kept[1]))
     same(flat(found), flat(expected), sizes(one))
     assert not keep or torch.equal(kept[0], one.weight)
     assert not keep or torch.equal(kept[1], one.weight)
@@ -221,7 +221,7 @@ def test_a_gradient_that_is_not_finite_shows(rule, bad, width):
     """It is how a step that the gradient scaler skips is recognised."""
     one = example(rule, width=width, dtypes=(torch.float32,) * 3)
     one.gradient[1, width // 2] = bad
-    found, expected = by_loops(one_pass, one), by_torch(one_pass, one)
+    found, expected = by_loops(read_one, one), by_torch(one_pass, one)
     assert found.gradient_sq.isfinite().tolist() == [True, False, True]
     torch.testing.assert_close(flat(found), flat(expected), equal_nan=True, rtol=1e-10, atol=1e-10)
 
@@ -230,7 +230,7 @@ def test_a_gradient_that_is_not_finite_shows(rule, bad, width):
 @pytest.mark.parametrize("scale", [0.0, torch.nan])
 def test_a_gradient_scale_that_is_no_scale_shows(path, scale):
     one = example(SGD)._replace(gradient_scale=torch.tensor(scale))
-    assert not path(one_pass, one).gradient_sq.isfinite().any()
+    assert not path(read_one, one).gradient_sq.isfinite().any()
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -327,7 +327,7 @@ def test_torch_takes_over_for_good_where_loops_fail(breaks, monkeypatch):
     monkeypatch.setattr(one_pass, "_WORTHWHILE", 0)
     monkeypatch.setattr(one_pass, "_usable", True)
     one = example(SGD, dtypes=(torch.float32,) * 3)
-    one, expected = one._replace(keep=torch.empty_like(one.weight)), by_torch(one_pass, one)
+    one, expected = one._replace(keep=torch.empty_like(one.weight)), by_torch(read_one, one)
     breaks(monkeypatch)
     found = read_one(one)
     assert torch.equal(one.keep, one.weight)
@@ -391,7 +391,7 @@ def test_what_loops_cannot_read_goes_through_torch(change, place, monkeypatch):
 @PATHS
 def test_parameters_and_what_is_followed_by_autograd_can_be_read(path):
     weight = torch.nn.Parameter(draw(3, 4).float())
-    found = path(one_pass, WeightPass(weight, draw(3, 4, seed=1).float(), keep=torch.empty(3, 4)))
+    found = path(read_one, WeightPass(weight, draw(3, 4, seed=1).float(), keep=torch.empty(3, 4)))
     assert not found.weight_sq.requires_grad
 
 
@@ -415,7 +415,7 @@ def test_several_weights_come_back_in_order_by_loops_or_by_torch(monkeypatch):
     assert one_pass._usable == (importlib.util.find_spec("numba") is not None)
     assert [len(products.weight_sq) for products in found] == [*range(1, 10), 0]
     for one, products in zip(steps, found, strict=True):
-        same(flat(products), flat(by_torch(one_pass, one)), sizes(one))
+        same(flat(products), flat(by_torch(read_one, one)), sizes(one))
     assert many_weight_products([]) == angles.many_update_products([]) == []
 
 
@@ -428,11 +428,11 @@ def test_torch_cuts_long_rows_only_where_sums_add_up(block, monkeypatch):
             return StepParts(self.lr * gradient / gradient.norm(dim=1, keepdim=True))
 
     steps = [example(rule) for rule in (None, SGD, ADAM, RMSpropRule(lr=0.1), Normed(lr=0.1))]
-    expected = [by_torch(one_pass, one) for one in steps]
+    expected = [by_torch(read_one, one) for one in steps]
     monkeypatch.setattr(rows, "_BLOCK", block)
     for one, products in zip(steps, expected, strict=True):
         keep = torch.empty_like(one.weight)
-        same(flat(by_torch(one_pass, one._replace(keep=keep))), flat(products), sizes(one))
+        same(flat(by_torch(read_one, one._replace(keep=keep))), flat(products), sizes(one))
         assert torch.equal(keep, one.weight)
     update = by_torch(update_products, *steps[0][:2])
     assert update.tangential_sq.tolist() == pytest.approx(
