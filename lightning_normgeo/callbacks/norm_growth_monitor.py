@@ -17,8 +17,10 @@ from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.callbacks._readings.wandb_keys import WandbKeys
 from lightning_normgeo.errors import skipped_on_error
 from lightning_normgeo.geometry.angles import effective_lr, split_update
-from lightning_normgeo.geometry.norm_increments import Scalar, SGDRule, UpdateRule, identity_terms
+from lightning_normgeo.geometry.increments.increment_terms import Scalar, UpdateRule
+from lightning_normgeo.geometry.increments.norm_increments import identity_terms
 from lightning_normgeo.geometry.rows import has_float64
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.weight_step import WeightStep
 from lightning_normgeo.utilities.checked_values import flag

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import Scalar
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
 from lightning_normgeo.geometry.products.one_pass import fast, readable
 from lightning_normgeo.geometry.rows import column_blocks, dot, map_rows
 

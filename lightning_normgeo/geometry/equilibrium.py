@@ -11,8 +11,10 @@ import math
 
 from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import Scalar, SGDRule, UpdateRule
-from lightning_normgeo.geometry.update_rules.adam_family import AdamRule, LionRule
+from lightning_normgeo.geometry.increments.increment_terms import Scalar, UpdateRule
+from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
+from lightning_normgeo.geometry.update_rules.optimizers.lion import LionRule
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 
 
 def equilibrium_angle(rule: UpdateRule) -> Scalar | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.geometry.norm_increments import Scalar
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
 
 _ROUNDING = 1e-14
 """Slack at the double root, where α may be off by its square root, but the schedule by no more than this."""

@@ -20,8 +20,8 @@ import torch
 from numba import float64
 from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import SGDRule
-from lightning_normgeo.geometry.update_rules.adam_family import AdamRule
+from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 
 if TYPE_CHECKING:
     from lightning_normgeo.geometry.products.one_pass import WeightPass

@@ -14,27 +14,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.geometry.norm_increments import SGDRule, UpdateRule
+from lightning_normgeo.geometry.increments.increment_terms import UpdateRule
 from lightning_normgeo.geometry.rows import column_blocks, concatenated, dot, row_blocks, wide_dtype
-from lightning_normgeo.geometry.update_rules.adam_family import (
-    AdagradRule,
+from lightning_normgeo.geometry.update_rules.optimizers.adam import (
     AdamaxRule,
     AdamRule,
-    LionRule,
     NAdamRule,
-    RAdamRule,
-    RMSpropRule,
-)
-from lightning_normgeo.geometry.update_rules.variants import (
-    AdadeltaRule,
-    AdEMAMixRule,
-    AdoptRule,
-    ASGDRule,
-    LaPropRule,
     NAdamWRule,
-    RpropRule,
-    SGDWRule,
+    RAdamRule,
 )
+from lightning_normgeo.geometry.update_rules.optimizers.adam_variants import AdEMAMixRule, AdoptRule, LaPropRule
+from lightning_normgeo.geometry.update_rules.optimizers.adaptive_rates import (
+    AdadeltaRule,
+    AdagradRule,
+    RMSpropRule,
+    RpropRule,
+)
+from lightning_normgeo.geometry.update_rules.optimizers.lion import LionRule
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import ASGDRule, SGDRule, SGDWRule
 
 _WORTHWHILE = 2**16
 """Elements in all below which numba is not even imported: torch takes a millisecond for them."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import SGDRule
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 
 
 class MomentumState(NamedTuple):
