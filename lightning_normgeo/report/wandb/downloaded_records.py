@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError, said_in_one_line
-from lightning_normgeo.report.wandb.sections import STEP
+from lightning_normgeo.report.wandb.runset import STEP
 from lightning_normgeo.robustness.results.attack_results import results_of
 from lightning_normgeo.robustness.results.robustness_report import NOTE
 from lightning_normgeo.robustness.results.sample_results import load_decisions

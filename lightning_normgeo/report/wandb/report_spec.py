@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,10 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.formats.text import markdown_table
 from lightning_normgeo.report.setting_roles import is_weight_decay
+from lightning_normgeo.report.story import WANDB_ROBUSTNESS, WANDB_SECTIONS, Section
 from lightning_normgeo.report.tables.table import Table
-from lightning_normgeo.report.wandb.runset import attacks, columns, grouping, ids, runset
-from lightning_normgeo.report.wandb.sections import ROBUSTNESS, SECTIONS, STEP, Section
+from lightning_normgeo.report.wandb.runset import STEP, attacks, columns, grouping, ids, runset
+from lightning_normgeo.runs.quantities import QUANTITIES, Quantity
 from lightning_normgeo.runs.record import evaluation_stem
 
 _WIDTH, _HEIGHT, _COLUMNS = 24, 8, 3
@@ -39,7 +39,7 @@ def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequenc
     """
     wr = _module("wandb_workspaces.reports.v2")
     blocks = [wr.P(_introduction(runs)), wr.TableOfContents()]
-    for section in SECTIONS:
+    for section in WANDB_SECTIONS:
         blocks += _section_blocks(wr, runs, section)
     blocks += _robustness_blocks(wr, runs)
     for table in tables:
@@ -57,7 +57,7 @@ def build_workspace(runs: Sequence[Run], entity: str, project: str, title: str) 
         ConfigurationError: if wandb-workspaces is missing.
     """
     wr, ws = _module("wandb_workspaces.reports.v2"), _module("wandb_workspaces.workspaces")
-    sections = [(section.title, _line_plots(wr, runs, section)) for section in SECTIONS]
+    sections = [(section.title, _line_plots(wr, runs, section)) for section in WANDB_SECTIONS]
     sections.append(("Robustness", _bar_plots(wr, runs)))
     return ws.Workspace(
         entity=entity,
@@ -69,17 +69,6 @@ def build_workspace(runs: Sequence[Run], entity: str, project: str, title: str) 
             groupby=[ws.Config(path) for path in grouping(runs)], pinned_columns=columns(runs)
         ),
     )
-
-
-def spec_of(view: Any) -> dict[str, Any]:
-    """Return what saving a report or a workspace sends, its names :func:`numbered`."""
-    return numbered(json.loads(view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)))
-
-
-def numbered(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return a specification with the random names in it replaced by numbers, in their order."""
-    found: dict[str, Any] = _renamed(spec, {})
-    return found
 
 
 def _module(name: str) -> Any:
@@ -107,7 +96,7 @@ def _section_blocks(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]
     if not panels:
         return []
     parts = _by_weight_decay(runs) if section.by_weight_decay else {"": runs}
-    blocks = [wr.H2(section.title), wr.P(section.text)]
+    blocks = [wr.H2(section.title), wr.P(section.wandb_text or section.caption)]
     for name, part in parts.items():
         blocks += [wr.H3(name)] * bool(name)
         # panels of their own: one that is in two grids would have the same id twice
@@ -118,13 +107,14 @@ def _section_blocks(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]
 def _line_plots(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]:
     """Return a panel for each curve that some run has."""
     keys = dict.fromkeys(key for run in runs for key in run.record.metrics if run.record.is_at_wandb(key))
-    found = [(curve, key) for curve in section.curves for key in _matching(curve.key, keys)]
+    wanted = [QUANTITIES[key] for key in section.wandb_keys or section.keys]
+    found = [(quantity, key) for quantity in wanted for key in _matching(quantity.key, keys)]
     return [
         wr.LinePlot(
-            title=curve.title if key == curve.key else f"{curve.title} ({key.rpartition('/')[2]})",
+            title=_panel_title(quantity, key),
             x=STEP,
             y=[key],
-            log_y=curve.log or None,
+            log_y=quantity.log_scale or None,
             title_x="training step",
             groupby_aggfunc="mean",
             groupby_rangefunc="minmax",
@@ -132,15 +122,23 @@ def _line_plots(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]:
             smoothing_type="none",
             layout=_place(wr, i),
         )
-        for i, (curve, key) in enumerate(found)
+        for i, (quantity, key) in enumerate(found)
     ]
 
 
 def _matching(wanted: str, keys: Mapping[str, Any]) -> list[str]:
-    """Return the key, or the first that a pattern ending in a star stands for, if it is there."""
-    if not wanted.endswith("*"):
-        return [wanted] * (wanted in keys)
-    return [key for key in keys if key.startswith(wanted[:-1])][:1]
+    """Return the key if some run has it; of a key for single layers that of the first layer."""
+    prefix, of_layers, _ = wanted.partition("{layer}")
+    if of_layers:
+        return [key for key in keys if key.startswith(prefix)][:1]
+    return [wanted] if wanted in keys else []
+
+
+def _panel_title(quantity: Quantity, key: str) -> str:
+    if key == quantity.key:
+        return quantity.wandb_title
+    layer = key.rpartition("/")[2]
+    return f"{quantity.wandb_title} ({layer})"
 
 
 def _by_weight_decay(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -176,7 +174,7 @@ def _robustness_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
         panels.append(wr.MediaBrowser(title="attacked images", media_keys=shown, layout=place))
     return [
         wr.H2("Accuracy under attack"),
-        wr.P(ROBUSTNESS),
+        wr.P(WANDB_ROBUSTNESS),
         wr.PanelGrid(runsets=[runset(wr, runs, runs, table=True)], panels=panels),
     ]
 
@@ -221,14 +219,3 @@ def _place(wr: Any, index: int) -> Any:
     """Return the place of a panel among others, in rows from left to right."""
     width = _WIDTH // _COLUMNS
     return wr.Layout(x=index % _COLUMNS * width, y=index // _COLUMNS * _HEIGHT, w=width, h=_HEIGHT)
-
-
-def _renamed(value: Any, names: dict[str, str]) -> Any:
-    if isinstance(value, list):
-        return [_renamed(entry, names) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: names.setdefault(entry, f"id{len(names)}") if key in ("id", "__id__") and entry else _renamed(entry, names)
-        for key, entry in value.items()
-    }
