@@ -72,7 +72,7 @@ def _run(given: list[str]) -> None:
     if given[0] != "report":  # which needs none of what trains
         require()
     if given[0] in OWN_COMMANDS:
-        sys.exit(importlib.import_module(f"lightning_normgeo.{given[0]}.command").main(given[1:]))
+        sys.exit(importlib.import_module(f"lightning_normgeo.{given[0]}.{given[0]}_command").main(given[1:]))
     cli = importlib.import_module("lightning_normgeo.cli")  # takes seconds, which a report does without
     cli.main([_HELP[1] if option == ALL_OPTIONS else option for option in given])
 
