@@ -7,12 +7,21 @@ from typing import Any
 
 import altair as alt
 
-from lightning_normgeo.report import story
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.figures.curves import Curves, Row, last_by_layer
 from lightning_normgeo.report.figures.figure import Figure, color_of, lines, panels, unique, value_axis
 from lightning_normgeo.report.figures.robustness_figures import accuracies, against_eps
-from lightning_normgeo.report.story import Section
+from lightning_normgeo.report.story import (
+    AFFINE,
+    ANGLES,
+    CUMULATIVE,
+    INCREMENTS,
+    NORMS,
+    ORTHOGONALITY,
+    ORTHOGONALITY_BY_LAYER,
+    TERMS,
+    Section,
+)
 from lightning_normgeo.runs.quantities import labels
 
 _STATISTICS = {"mean": "mean of all channels", "median": "median", "q90": "90 % quantile", "channel": "one channel"}
@@ -44,7 +53,7 @@ def _drawn(
 
 def _affine(curves: Curves) -> Figure | None:
     rows = []
-    for key, title in labels(*story.AFFINE.keys).items():
+    for key, title in labels(*AFFINE.keys).items():
         quantity = key.removesuffix("_mean")
         names = {f"{quantity}_{statistic}": label for statistic, label in _STATISTICS.items()}
         for row in curves.of(names) + _first_channel(curves, quantity):
@@ -53,7 +62,7 @@ def _affine(curves: Curves) -> Figure | None:
     return _drawn(
         rows,
         "affine",
-        story.AFFINE,
+        AFFINE,
         "distance; ratio",
         color=_color(rows),
         dash="quantity",
@@ -75,16 +84,16 @@ def _color(rows: Sequence[Row]) -> str:
 
 
 def _norms(curves: Curves) -> Figure | None:
-    rows = curves.of(labels(*story.NORMS.keys))
-    return _drawn(rows, "norms", story.NORMS, "‖W‖")
+    rows = curves.of(labels(*NORMS.keys))
+    return _drawn(rows, "norms", NORMS, "‖W‖")
 
 
 def _increments(curves: Curves) -> Figure | None:
-    names = labels(*story.INCREMENTS.keys)
+    names = labels(*INCREMENTS.keys)
     return _drawn(
         curves.of(names),
         "increments",
-        story.INCREMENTS,
+        INCREMENTS,
         "|Δ‖W‖²| per step",
         panel="group",
         known=[*names.values()],
@@ -93,12 +102,12 @@ def _increments(curves: Curves) -> Figure | None:
 
 
 def _terms(curves: Curves) -> Figure | None:
-    names = labels(*story.TERMS.keys)
+    names = labels(*TERMS.keys)
     rows = [row for row in curves.of(names) if any(row["value"])]  # without momentum there is no curve of it
     return _drawn(
         rows,
         "terms",
-        story.TERMS,
+        TERMS,
         "|term| of Δ‖W‖²",
         panel="group",
         known=[*names.values()],
@@ -107,11 +116,11 @@ def _terms(curves: Curves) -> Figure | None:
 
 
 def _cumulative(curves: Curves) -> Figure | None:
-    names = labels(*story.CUMULATIVE.keys)
+    names = labels(*CUMULATIVE.keys)
     return _drawn(
         curves.of(names),
         "cumulative",
-        story.CUMULATIVE,
+        CUMULATIVE,
         "since the first step",
         panel="group",
         color="quantity",
@@ -121,11 +130,11 @@ def _cumulative(curves: Curves) -> Figure | None:
 
 
 def _orthogonality(curves: Curves) -> Figure | None:
-    names = labels(*story.ORTHOGONALITY.keys)
+    names = labels(*ORTHOGONALITY.keys)
     return _drawn(
         curves.of(names),
         "orthogonality",
-        story.ORTHOGONALITY,
+        ORTHOGONALITY,
         "largest |cos(W, ∇W)|",
         panel="group",
         color="quantity",
@@ -136,7 +145,7 @@ def _orthogonality(curves: Curves) -> Figure | None:
 
 
 def _orthogonality_by_layer(curves: Curves) -> Figure | None:
-    section = story.ORTHOGONALITY_BY_LAYER
+    section = ORTHOGONALITY_BY_LAYER
     names = labels(*section.keys)
     found: list[Row] = [
         {"group": run.group, "run": run.name, "quantity": label, "layer": layer, "value": value}
@@ -167,12 +176,12 @@ def _orthogonality_by_layer(curves: Curves) -> Figure | None:
 
 
 def _angles(curves: Curves) -> Figure | None:
-    names = labels(*story.ANGLES.keys)
+    names = labels(*ANGLES.keys)
     rows = curves.of(names)
     return _drawn(
         rows,
         "angles",
-        story.ANGLES,
+        ANGLES,
         "radians",
         color=_color(rows),
         dash="quantity",

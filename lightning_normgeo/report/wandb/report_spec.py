@@ -12,7 +12,8 @@ from lightning_normgeo.report.formats.text import markdown_table
 from lightning_normgeo.report.setting_roles import is_weight_decay
 from lightning_normgeo.report.story import WANDB_ROBUSTNESS, WANDB_SECTIONS, Section
 from lightning_normgeo.report.tables.table import Table
-from lightning_normgeo.report.wandb.runset import STEP, attacks, columns, grouping, ids, runset
+from lightning_normgeo.report.wandb.downloaded_records import STEP
+from lightning_normgeo.report.wandb.runset import attacks, columns, grouping, ids, runset
 from lightning_normgeo.runs.quantities import QUANTITIES, Quantity
 from lightning_normgeo.runs.record import evaluation_stem
 

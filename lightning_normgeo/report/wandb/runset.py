@@ -10,9 +10,6 @@ from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.run_settings import has_own_config
 from lightning_normgeo.report.setting_roles import is_norm
 
-STEP = "trainer/global_step"
-"""The key that Lightning's WandbLogger logs beside everything: the axis of every curve."""
-
 
 def runset(wr: Any, runs: Sequence[Run], grouped: Sequence[Run], table: bool = False) -> Any:
     """Return a set of runs, and no others where W&B's name of each is known.
