@@ -102,7 +102,7 @@ def warn_once(message: str, about: str | None = None) -> None:
 def skipped_on_error(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
     """Decorator that turns an exception in a measurement into one warning, so that training continues.
 
-    The decorated function then returns None.
+    After an exception the decorated function returns None.
     """
 
     @functools.wraps(function)

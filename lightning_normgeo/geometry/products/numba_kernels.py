@@ -241,6 +241,7 @@ def _run(loops: Sequence[Loop]) -> list[list[Tensor]]:
 
 
 def _share(chunks: deque[tuple[Kernel, tuple[Any, ...]]], helpers: int) -> None:
+    """Process all chunks in this thread and some helper threads."""
     futures: list[Future[None]] = []
     try:
         futures.extend(_pool(torch.get_num_threads(), os.getpid()).submit(_drain, chunks) for _ in range(helpers))
@@ -253,6 +254,7 @@ def _share(chunks: deque[tuple[Kernel, tuple[Any, ...]]], helpers: int) -> None:
 
 
 def _drain(chunks: deque[tuple[Kernel, tuple[Any, ...]]]) -> None:
+    """Process chunks until none is left; several threads may do so at the same time."""
     while True:
         try:
             kernel, arguments = chunks.popleft()
