@@ -76,7 +76,7 @@ def _run(given: list[str]) -> None:
         require()
     if given[0] in OWN_COMMANDS:
         sys.exit(importlib.import_module(f"lightning_normgeo.{given[0]}.command").main(given[1:]))
-    cli = importlib.import_module("lightning_normgeo.cli")  # takes seconds, so only commands of the Trainer import it
+    cli = importlib.import_module("lightning_normgeo.cli")  # takes seconds, which a report does without
     cli.main([_HELP[1] if option == ALL_OPTIONS else option for option in given])
 
 
