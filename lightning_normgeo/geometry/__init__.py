@@ -1,4 +1,4 @@
-"""The paper's mathematics: pure functions from tensors to tensors, one value per unit. Needs torch alone."""
+"""The mathematics of Sun et al. 2020 as pure functions of tensors, with one value per unit. Needs torch only."""
 
 from lightning_normgeo.utilities.versions import require
 
