@@ -26,6 +26,7 @@ def norm_increment(rule: UpdateRule, weight: Tensor, gradient: Tensor, *state: T
         state: the rule's optimizer state before the step, each ``(units, n)``.
 
     Example:
+        >>> from lightning_normgeo.geometry import SGDRule
         >>> w, g = torch.tensor([[3.0, 4.0]]), torch.tensor([[-4.0, 3.0]])
         >>> norm_increment(SGDRule(lr=0.1), w, g).total
         tensor([0.2500], dtype=torch.float64)
