@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
-from lightning_normgeo.geometry.products.one_pass import fast, readable
+from lightning_normgeo.geometry.products.compiled import fast, readable
 from lightning_normgeo.geometry.rows import column_blocks, dot, map_rows
 
 

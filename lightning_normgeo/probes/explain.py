@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, Scalar, UpdateRule
 from lightning_normgeo.geometry.increments.norm_increments import predicted_increment
-from lightning_normgeo.geometry.products.one_pass import WeightPass, WeightProducts
+from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.update_rules.recipe import Group, scalar
 from lightning_normgeo.geometry.update_rules.registry import described_safely, warn_unexplained
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule, whole_products

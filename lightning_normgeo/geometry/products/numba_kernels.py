@@ -2,7 +2,7 @@
 
 Sums are float64. Each sum is taken by one thread, always in the same order, so results do not depend on the number of
 threads. The threads are Python's, as numba's own may abort the process under fork or concurrent use. This module is
-imported by :mod:`.one_pass` only, which falls back to torch where numba cannot be imported or cannot compile.
+imported by :mod:`.compiled` only, which falls back to torch where numba cannot be imported or cannot compile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 
 if TYPE_CHECKING:
-    from lightning_normgeo.geometry.products.one_pass import WeightPass
+    from lightning_normgeo.geometry.products.weight_pass import WeightPass
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and these loops would take minutes in plain Python")

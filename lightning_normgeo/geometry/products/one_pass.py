@@ -7,14 +7,14 @@ sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import UpdateRule
+from lightning_normgeo.geometry.products.compiled import fast, readable
+from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.rows import column_blocks, concatenated, dot, row_blocks, wide_dtype
 from lightning_normgeo.geometry.update_rules.optimizers.adam import (
     AdamaxRule,
@@ -33,43 +33,11 @@ from lightning_normgeo.geometry.update_rules.optimizers.adaptive_rates import (
 from lightning_normgeo.geometry.update_rules.optimizers.lion import LionRule
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import ASGDRule, SGDRule, SGDWRule
 
-_WORTHWHILE = 2**16
-"""Total number of elements below which numba is not even imported: torch takes a millisecond for them."""
 _ELEMENTWISE = (
     *(SGDRule, AdamRule, NAdamRule, RAdamRule, RMSpropRule, AdagradRule, AdamaxRule, LionRule),
     *(AdadeltaRule, RpropRule, ASGDRule, SGDWRule, NAdamWRule, AdEMAMixRule, AdoptRule, LaPropRule),
 )
 """Rules whose products of a row are sums over its elements, so that rows can be cut; others may need whole rows."""
-
-
-class WeightProducts(NamedTuple):
-    """Inner products of one weight before a step, each ``(units,)`` in float64 (float32 on devices without it)."""
-
-    weight_sq: Tensor
-    """‖W‖²."""
-    inner: Tensor
-    """⟨W, g⟩."""
-    gradient_sq: Tensor
-    """‖g‖²."""
-    quartic: Tensor
-    """Σ W_i⁴, which bounds the effect of rounding the weights (``storage_floor``)."""
-    rule: tuple[Tensor, ...]
-    """The results of ``rule.products``; empty without a rule."""
-
-
-class WeightPass(NamedTuple):
-    """One weight to read: the arguments of :func:`weight_products`, matrices of one shape with one unit per row.
-
-    ``known`` holds the results of ``rule.products`` where they were already computed, from whole tensors.
-    """
-
-    weight: Tensor
-    gradient: Tensor
-    state: tuple[Tensor, ...] = ()
-    rule: UpdateRule | None = None
-    gradient_scale: Tensor | None = None
-    keep: Tensor | None = None
-    known: tuple[Tensor, ...] = ()
 
 
 def weight_products(
@@ -158,44 +126,6 @@ def _by_torch(one: WeightPass) -> WeightProducts:
     blocks = column_blocks(one.weight) if additive else [slice(None)]
     by_block = [reduce_columns(columns) for columns in blocks]
     return _products(*(sum(parts[1:], parts[0]) for parts in zip(*by_block, strict=True)))
-
-
-_usable = True
-_TYPES, _DTYPES = (Tensor, nn.Parameter), (torch.float32, torch.float64)
-
-
-def fast(run: Callable[[ModuleType], list[list[Tensor]]], elements: int) -> list[list[Tensor]] | None:
-    """Run compiled loops of :mod:`.numba_kernels`; return None where numba fails or is not worth importing.
-
-    Args:
-        run: function of that module that calls one of its loops and returns the sums.
-        elements: number of elements that the loop would read.
-    """
-    global _usable
-    if not _usable or elements < _WORTHWHILE:
-        return None
-    try:
-        from lightning_normgeo.geometry.products import numba_kernels
-
-        return run(numba_kernels)
-    except Exception:  # numba is missing or cannot compile here; torch computes the same
-        _usable = False
-        return None
-
-
-def readable(tensors: Sequence[Tensor]) -> bool:
-    """Whether compiled loops can read matrices: on a CPU, float32 or float64, contiguous, of one shape, not empty."""
-    shape = tensors[0].shape
-    return shape.numel() > 0 and all(
-        tensor.is_cpu
-        and type(tensor) in _TYPES
-        and tensor.dtype in _DTYPES
-        and tensor.layout == torch.strided
-        and tensor.shape == shape
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-        for tensor in tensors
-    )
 
 
 def _has_loop(one: WeightPass) -> bool:
