@@ -249,7 +249,7 @@ def test_an_evaluation_that_cannot_be_written_is_told_and_goes_on_from_its_journ
     with failing(place, runs), pytest.warns(MeasurementWarning) as said:
         trainer(first, logger=logger, default_root_dir=root).test(project, data, verbose=False)
     (told,) = [str(one.message) for one in said if "robustness results cannot be written" in str(one.message)]
-    assert "the same test again goes on from it" in told
+    assert "running the same test again resumes from it" in told
     assert all(f"{attack} " in told and f"{100 * r.accuracy:.2f} %" in told for attack, r in first.results.items())
     assert len(list(root.glob("robustness-*.jsonl"))) == 1
     assert not (logger.folder / "robustness.npz").exists()
