@@ -66,8 +66,8 @@ class RobustnessEvaluation(RobustnessHooks):
             clipped to ±2, l2 radius 0.03·√d for d values per image) or ``galloway2019-boxed`` (the same, clipped to
             valid pixels).
         eps: Radius of the l∞ ball in units of ``space``; a list adds one row per radius. Default: the preset's.
-        step_size: Step size of BIM and PGD in l∞, in units of ``space``, for every radius. Default: keeps the preset's
-            step-to-radius ratio, as l2 attacks always do.
+        step_size: Step size of BIM and PGD in l∞, in units of ``space``, for every radius; l2 attacks keep its ratio to
+            ``eps``. Default: keeps the preset's step-to-radius ratio.
         steps: Number of BIM and PGD iterations. Default: the preset's.
         noise_std: Standard deviation of the Gaussian noise in units of ``space``; a list adds one row per value.
             Default: the preset's.
