@@ -128,8 +128,9 @@ def evaluate_robustness(
         raise ConfigurationError(f"resume_dir={shown(resume_dir)} must be the path of a folder.")
     declared = declared_inputs(mean, std, normalized_by, value_range)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    total = min((n for n in (size_of(dataloader), chosen.max_samples) if n is not None), default=None)
-    bar = tqdm(total=total and total * len(chosen.rows), disable=not progress, unit="img", leave=False)
+    samples = min((n for n in (size_of(dataloader), chosen.max_samples) if n is not None), default=None)
+    images = None if samples is None else samples * len(chosen.rows)
+    bar = tqdm(total=images, disable=not progress, unit="img", leave=False)
     evaluation = LoaderEvaluation(
         model,
         logits or model,

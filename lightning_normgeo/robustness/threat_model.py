@@ -164,6 +164,7 @@ PRESETS: dict[str, ThreatModel] = {
         "normalized", 0.03, 0.003, 20, 0.25, None, None, clip_noise=False, box_first=True
     ),
 }
+"""Threat models by name. Their units are those of their spaces: pixels in [0, 1], or standard deviations."""
 INPUT_UNITS = ThreatModel("input", 1.0, 0.25, 10, 1.0, -math.inf, math.inf, clip_noise=True, eps_l2=1.0)
 """Threat model of ``space="input"``: only the step-to-radius ratio and the steps are used, the rest has to be given."""
 

@@ -144,7 +144,7 @@ def batch_count(trainer: Any, loader: Any) -> int | None:
     return min(length, limit if isinstance(limit, int) else int(limit * length))
 
 
-def check_undivided(trainer: Any) -> None:
+def check_not_sharded(trainer: Any) -> None:
     """Refuse strategies that shard the model's layers.
 
     There every process has to take part in every forward pass, but a process without samples left makes none.

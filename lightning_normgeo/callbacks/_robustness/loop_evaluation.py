@@ -14,7 +14,7 @@ from lightning_normgeo.callbacks._robustness.dataloaders import (
     batch_count,
     batches_by_loader,
     check_all_take_part,
-    check_undivided,
+    check_not_sharded,
 )
 from lightning_normgeo.callbacks._robustness.progress_bars import ProgressBar, bar_of
 from lightning_normgeo.errors import UnsuitableError, warn_once
@@ -72,7 +72,7 @@ class LoopEvaluation:
         self.failed: str | None = None
         self._meets_others = trainer.world_size > 1
         try:
-            check_undivided(trainer)
+            check_not_sharded(trainer)
         except UnsuitableError as error:
             self.give_up(error)
         try:

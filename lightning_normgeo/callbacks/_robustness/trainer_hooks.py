@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks._robustness.dataloaders import (
     batches_of,
-    check_undivided,
+    check_not_sharded,
     named_loaders,
     test_loaders,
     test_source,
@@ -83,11 +83,11 @@ class RobustnessHooks(QuietCallback):
         behind = trainer.callbacks[trainer.callbacks.index(self) :]
         if any(kind.__name__ == "WeightAveraging" for callback in behind for kind in type(callback).__mro__):
             raise ConfigurationError(
-                "RobustnessEvaluation(after_fit=True) stands before WeightAveraging in the list of callbacks and "
-                "would evaluate weights that are not averaged. Put it behind."
+                "RobustnessEvaluation(after_fit=True) comes before WeightAveraging in the list of callbacks and "
+                "would evaluate weights that are not averaged. Put it after WeightAveraging."
             )
         try:
-            check_undivided(trainer)
+            check_not_sharded(trainer)
             test_source(trainer)
         except UnsuitableError as error:
             if self.settings.on_unsuitable == "raise":

@@ -48,7 +48,7 @@ class ActiveSamples:
 
     @staticmethod
     def joined(*parts: ActiveSamples) -> ActiveSamples:
-        """Return the samples of all parts in one."""
+        """Return the samples of all parts as one object."""
         return ActiveSamples(*map(torch.cat, zip(*(part.tensors for part in parts), strict=True)))
 
 
@@ -201,7 +201,7 @@ class ActiveSet:
             self._move(self._started(replace(again, restart=again.restart + 1, step=torch.zeros_like(again.step))))
 
     def _step(self, batch: ActiveSamples, gradient: Tensor) -> None:
-        """Move iterates along the gradient, and queue them for the next step or, after the last one, for judgment."""
+        """Move iterates along the gradient, and queue them for the next step or the final classification."""
         moved = self.ball.project(self.ball.ascend(batch.adversarial, gradient, self.step_size), batch.images)
         batch = replace(batch, adversarial=moved, step=batch.step + 1)
         arrived = batch.step >= self.steps

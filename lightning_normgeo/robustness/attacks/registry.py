@@ -26,6 +26,7 @@ from lightning_normgeo.utilities.checked_values import nearest, shown
 ATTACKS = ("gaussian", "bim", "pgd", "bim_l2", "pgd_l2")
 """Names of the attacks, besides ``torchattacks.<name>``; ``clean`` is always evaluated."""
 DEFAULT_ATTACKS = ("gaussian", "bim")
+"""Attacks that are evaluated unless others are named."""
 FOREIGN = "torchattacks."
 """Prefix of the names of torchattacks' attacks."""
 

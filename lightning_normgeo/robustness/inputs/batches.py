@@ -72,6 +72,10 @@ def _is_number(value: Any) -> bool:
 def unpacked(unpack: Callable[[Any], Any], batch: Any) -> tuple[Tensor, Tensor]:
     """Return the images and labels that a user's ``unpack`` finds in a batch, as plain tensors.
 
+    Args:
+        unpack: maps a batch to (images, labels), as tensors, arrays or, for labels, a list of numbers.
+        batch: as a loader yields it.
+
     Raises:
         UnsuitableError: if it returns anything but two tensors.
     """

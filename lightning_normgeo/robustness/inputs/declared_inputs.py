@@ -176,8 +176,9 @@ def _other_pipeline(declared: DeclaredInputs, found: InputSpace) -> str:
 
 def _alike(given: tuple[tuple[float, ...], tuple[float, ...]], other: InputSpace) -> bool:
     """Whether two normalizations are the same up to a hundredth, as rounded constants are."""
-    mean, std, others, spreads = (*given, other.mean or (0.0,), other.std or (1.0,))
-    count = max(len(mean), len(others))
-    means = zip(mean * (count // len(mean)), others * (count // len(others)), strict=False)
-    stds = zip(std * (count // len(std)), spreads * (count // len(spreads)), strict=False)
+    mean, std = given
+    other_mean, other_std = other.mean or (0.0,), other.std or (1.0,)
+    count = max(len(mean), len(other_mean))  # a single value holds for all channels
+    means = zip(mean * (count // len(mean)), other_mean * (count // len(other_mean)), strict=False)
+    stds = zip(std * (count // len(std)), other_std * (count // len(other_std)), strict=False)
     return all(abs(a - b) <= 0.01 for a, b in means) and all(abs(a - b) <= 0.01 * b for a, b in stds)

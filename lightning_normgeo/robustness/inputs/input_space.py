@@ -26,7 +26,7 @@ class InputSpace:
         normalized_data: True if the data pipeline normalizes the images; False if they are pixels and the model
             normalizes.
         source: the origin of mean and std, in words.
-        confirmed: whether the images confirm the normalization: undoing it, and no other, gives 8-bit levels.
+        confirmed: whether the images confirm the normalization, as undoing it gives 8-bit levels.
         said: a warning for the user; empty if there is none.
 
     Raises:

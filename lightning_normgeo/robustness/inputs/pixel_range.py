@@ -55,8 +55,9 @@ def check_range(images: Tensor, inputs: InputSpace) -> None:
     low, high = span_of(inputs.to_space(at_least_float32(loaded), "pixel"))
     slack = _ROUNDING
     if inputs.normalized_data:  # rounding of half precision is larger than that of the constants
-        largest, widest = max(map(abs, span_of(loaded)), default=0.0), max(inputs.std or (1.0,))
-        slack = max(_UNDONE, torch.finfo(images.dtype).eps * largest * widest)
+        largest_value = max(map(abs, span_of(loaded)))
+        largest_std = max(inputs.std or (1.0,))
+        slack = max(_UNDONE, torch.finfo(images.dtype).eps * largest_value * largest_std)
     if low >= -slack and high <= 1 + slack:
         return
     if inputs.normalized_data:

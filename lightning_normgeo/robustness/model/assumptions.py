@@ -128,8 +128,8 @@ def _said_of_outputs(scores: Tensor) -> list[str]:
         total = scores.float().sum(1)
         if bool(((total - 1).abs() <= 1e-3).all()):
             return [
-                "The model returns probabilities: attacks climb the cross entropy of logits, and are weaker on these. "
-                f"{LOGITS} to return what goes into the softmax."
+                "The model returns probabilities: attacks maximize the cross entropy of logits, and are weaker on "
+                f"probabilities. {LOGITS} to return what goes into the softmax."
             ]
     return []
 

@@ -137,7 +137,9 @@ class SeenSamples:
         """Whether no further sample can count."""
         if self.limit is None:
             return False
-        return self._counted >= self.limit if not self.order.positions else self._seen >= self._last
+        if self.order.positions:
+            return self._seen >= self._last
+        return self._counted >= self.limit
 
     @cached_property
     def _last(self) -> int:
@@ -148,13 +150,17 @@ class SeenSamples:
     def _is_new(self, key: int) -> bool:
         arrival, positions = self._seen, self.order.positions
         self._seen += 1
-        known = bool(positions)
-        # a loader that is iterated again, as the shorter one of several, starts over with its first position
-        place = positions[arrival % len(positions)] if positions else arrival
         places = self.places.get(key, [])
-        again = place in places if known else bool(places) and self.order.repeats
-        beyond = self.limit is not None and (place if known else self._counted) >= self.limit
-        if again or beyond:
+        if positions:
+            # a loader that is iterated again, as the shorter one of several, starts over with its first position
+            place = positions[arrival % len(positions)]
+            is_repeated = place in places
+            is_beyond_limit = self.limit is not None and place >= self.limit
+        else:
+            place = arrival
+            is_repeated = bool(places) and self.order.repeats
+            is_beyond_limit = self.limit is not None and self._counted >= self.limit
+        if is_repeated or is_beyond_limit:
             return False
         self._counted += 1
         self.places.setdefault(key, []).append(place)

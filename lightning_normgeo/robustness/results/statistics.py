@@ -12,7 +12,7 @@ from lightning_normgeo.utilities.checked_values import is_number, numbers_of, on
 
 
 def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    r"""Return Wilson's score interval for a proportion, as an accuracy.
+    r"""Return Wilson's score interval for a proportion, such as an accuracy.
 
     .. math:: \frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}
 
