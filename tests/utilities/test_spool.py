@@ -265,7 +265,7 @@ def test_a_journal_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     root = tmp_path / "root"
     callback = RobustnessEvaluation(steps=1)
     run = trainer(callback, logger=RecordLogger(str(tmp_path / "runs")), default_root_dir=root)
-    with failing("write", root), pytest.warns(MeasurementWarning, match="what is killed now cannot be resumed") as said:
+    with failing("write", root), pytest.warns(MeasurementWarning, match="if it is killed it cannot be resumed") as said:
         run.test(Project(), images(24, batch_size=8), verbose=False)
     assert sum("resumed" in str(one.message) for one in said) == 1
     assert callback.results["clean"].n == 24
