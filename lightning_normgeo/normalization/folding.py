@@ -61,7 +61,7 @@ def foldable(
     if not without_place(norm_layer, layer):
         return None
     if len(preceding_layers) != 1:
-        return f"{'more than' if preceding_layers else 'not'} one weight in front"
+        return "more than one weight in front" if preceding_layers else "no weight in front"
     preceding = preceding_layers[0]
     rows = norm_layer.gamma is not None or norm_layer.statistics[1] is not None
     if rows and not _scalable(preceding.layer):

@@ -200,7 +200,7 @@ class Search:
         # WeightUnits.rows reshapes a weight to (count, ...), so only runs of consecutive rows can be units
         count = contiguous_units(merged, found.count)
         if count is None:
-            return found.without_invariance("the rows that share a normalization do not follow each other")
+            return found.without_invariance("the rows that share a normalization are not consecutive")
         # a normalization of the weight itself comes before any data is multiplied by it
         by_weight = not any(state.data for _, state in absorbers)
         kind: Kind = "matrix" if by_weight else "layer"
