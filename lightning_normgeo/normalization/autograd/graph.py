@@ -186,7 +186,9 @@ def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:
         ConfigurationError: if the module does not accept the batch, or if no output depends on a trainable parameter.
     """
     kwargs = example_batch if isinstance(example_batch, dict) else {}
-    args = example_batch if isinstance(example_batch, tuple) else () if kwargs else (example_batch,)
+    args: tuple[Any, ...] = () if kwargs else (example_batch,)
+    if isinstance(example_batch, tuple):
+        args = example_batch
     devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     # Lightning validates and tests in inference mode, in which autograd records nothing. The devices are sorted by name
     # since torch.device has no order.

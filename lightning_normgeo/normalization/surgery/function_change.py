@@ -210,10 +210,13 @@ def _relative(before: Tensor, after: Tensor) -> float | None:
     if before.is_meta or not before.isfinite().all():
         return None
     wide = torch.promote_types(before.dtype, torch.float32)
-    change, size = (after.to(wide) - before.to(wide)).norm().item(), before.to(wide).norm().item()
+    change: float = (after.to(wide) - before.to(wide)).norm().item()
+    size: float = before.to(wide).norm().item()
     if not math.isfinite(change):
         return math.inf
-    return change / size if size else (math.inf if change else 0.0)
+    if size:
+        return change / size
+    return math.inf if change else 0.0
 
 
 @contextmanager

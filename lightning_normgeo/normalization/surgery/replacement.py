@@ -57,7 +57,8 @@ class ReplacementPlan:
         norm_layer = self.norm_layer.layer
         if self.layer is not None and (isinstance(self.layer, nn.Identity) or not _keeps(norm_layer, self.layer)):
             yield from norm_layer.parameters(recurse=False)
-        for preceding in (*(self.weights if target.gain or target.weight == "wn" else ()), self.fold):
+        split = self.weights if target.gain or target.weight == "wn" else ()
+        for preceding in (*split, self.fold):
             if isinstance(preceding, PrecedingLayer):
                 yield from preceding.layer.parameters()
 
@@ -161,8 +162,9 @@ def _carry_statistics(norm_layer: NormLayer, layer: nn.Module) -> list[str]:
     if norm_layer.kind == "bn" and norm_layer.statistics[0] is None and isinstance(layer, _BatchNorm):
         layer.track_running_stats = False
         new.update(dict.fromkeys(new))
-    for name in new if isinstance(norm_layer.layer, batch) and isinstance(layer, batch) else ():
-        new[name] = new[name] if old.get(name) is None else old[name]
+    if isinstance(norm_layer.layer, batch) and isinstance(layer, batch):
+        for name in new:
+            new[name] = new[name] if old.get(name) is None else old[name]
     for name, title in _STATISTICS.items():
         if new.get(name) is not old.get(name):
             lost.append(f"{title} {'dropped' if new.get(name) is None else 'starts anew'}")

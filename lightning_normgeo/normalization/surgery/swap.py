@@ -170,7 +170,9 @@ def _check_wrapping(module: nn.Module) -> None:
 
 def _check_optimizers(module: nn.Module, optimizer: Optimizer | None, replaced: set[int]) -> None:
     """Raise an error if an optimizer holds any of the parameters, given by id, that the swap replaces."""
-    optimizers = [*([] if optimizer is None else [optimizer]), *getattr(_running_trainer(module), "optimizers", ())]
+    optimizers = list(getattr(_running_trainer(module), "optimizers", ()))
+    if optimizer is not None:
+        optimizers.insert(0, optimizer)
     for held in optimizers:
         if any(id(p) in replaced for group in held.param_groups for p in group["params"]):
             raise ConfigurationError(

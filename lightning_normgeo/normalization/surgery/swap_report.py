@@ -84,7 +84,12 @@ class SwapReport:
     keeps: bool = False
 
     def __repr__(self) -> str:
-        function = "not measured" if self.change is None else "kept" if self.kept else f"changed by {self.change:.2g}"
+        if self.change is None:
+            function = "not measured"
+        elif self.kept:
+            function = "kept"
+        else:
+            function = f"changed by {self.change:.2g}"
         counts = [f"to {self.to}: {len(self.changes)} changed", f"{len(self.left)} left alone"]
         return summary("SwapReport", [*counts, f"function {function}"])
 

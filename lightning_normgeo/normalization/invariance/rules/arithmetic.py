@@ -136,8 +136,9 @@ def divide(walk: NodeContext) -> ScaleState | None:
 def clamp(walk: NodeContext) -> ScaleState | None:
     """Rule for a bound of zero below (a ReLU) or above, or of an epsilon below a statistic that is divided by."""
     state = without_offset(the_operand(walk))
-    bounds = ("min", "max") if len(walk.operands) == 1 else ()  # bounds that are tensors are further operands
-    low, high = [getattr(walk.node, f"_saved_{bound}", None) for bound in bounds] or [None, None]
+    low = high = None
+    if len(walk.operands) == 1:  # bounds that are tensors are further operands, and no numbers
+        low, high = (getattr(walk.node, f"_saved_{bound}", None) for bound in ("min", "max"))
     epsilon = 1e-4 if state.statistic else 0.0
     below = low is not None and high is None and 0.0 <= float(low) <= epsilon
     above = low is None and high is not None and float(high) == 0.0
