@@ -39,7 +39,7 @@ def opened(graph: Graph, module: nn.Module) -> Graph:
     if not graph.reentrant:
         return graph
     with _undisturbed(module):
-        while graph.reentrant:  # each round may uncover checkpoints nested in those that were just run
+        while graph.reentrant:  # each round may uncover checkpoints nested in those run before
             graph = graph.with_inside({node: _inside(node) for node in graph.reentrant})
     return graph
 

@@ -147,7 +147,7 @@ def copy_state(norm_layer: NormLayer, layer: nn.Module, like: Tensor | None, els
             new.requires_grad_(old.requires_grad)
             lost.append(f"{symbol} averaged over positions")
         elif name == "bias" and new is not None and norm_layer.gamma is not None:
-            layer._parameters[name] = None  # γ without β is possible
+            layer._parameters[name] = None  # the old layer has γ and no β either
         elif old is not None or new is not None:
             lost.append(f"{symbol} {'dropped' if new is None else 'added'}")
     layer.train(norm_layer.layer.training)
