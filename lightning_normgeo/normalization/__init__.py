@@ -1,4 +1,4 @@
-"""Normalizations and the scale symmetries they cause. Needs torch alone."""
+"""Normalization layers, weight normalizations, and the scale symmetries they cause. Needs only torch."""
 
 from lightning_normgeo.utilities.versions import require
 

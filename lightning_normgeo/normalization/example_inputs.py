@@ -1,4 +1,4 @@
-"""Example inputs for models: those given, and those made up from what a model says of itself."""
+"""Example inputs for models: those that users give, and those guessed from the attributes and layers of a model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_normgeo.normalization.parametrizations import Linear
 from lightning_normgeo.normalization.surgery.norm_layers import NormLayer
 from lightning_normgeo.normalization.surgery.preceding_layers import NormInputs, inputs_by_graph
 
-_SIZES = {1: (64, 256), 2: (32, 64, 224, 28), 3: (16, 32)}  # positions along each dimension, by their number
-_LARGEST = 2**22  # values of a sample
-_SAMPLES = 2  # a batch normalization in training mode takes no single one
+_SIZES = {1: (64, 256), 2: (32, 64, 224, 28), 3: (16, 32)}  # positions per dimension, by the number of dimensions
+_LARGEST = 2**22  # values per sample
+_SAMPLES = 2  # batch normalization in training mode fails on a single sample with one position
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return an example batch as positional and keyword arguments: a tuple holds the first, a dict the second."""
+    """Return the positional and keyword arguments of an example batch: a tuple is positional, a dict keyword."""
     if isinstance(example, dict):
         return (), example
     return (example if isinstance(example, tuple) else (example,)), {}
@@ -34,7 +34,7 @@ def shapes(example: Any) -> str:
 
 
 def few(example: Any, samples: int = _SAMPLES) -> Any:
-    """Return the first samples of a batch whose tensors all have the same first dimension, else the batch."""
+    """Return the first samples of a batch; the whole batch where its tensors differ in their first dimension."""
     leaves = pytree.tree_leaves(example)
     lengths = {leaf.shape[:1] if isinstance(leaf, Tensor) else None for leaf in leaves}
     if len(lengths) != 1 or not next(iter(lengths)):
@@ -45,29 +45,29 @@ def few(example: Any, samples: int = _SAMPLES) -> Any:
 def inputs_by_trial(
     module: nn.Module, norm_layers: Sequence[NormLayer], large: bool = False
 ) -> tuple[dict[nn.Module, NormInputs], Any] | tuple[None, None]:
-    """Find what feeds each normalization with the first made-up example that the model takes.
+    """Find the layers that feed each normalization, using the first generated example that the model accepts.
 
     Args:
         module: the model.
-        norm_layers: its normalizations.
-        large: whether 64 pixels are tried before 32, as maps are to be no smaller than they will be.
+        norm_layers: its normalization layers.
+        large: whether images of 64 pixels are tried before 32, so that feature maps are not smaller than in real use.
 
     Returns:
-        What :func:`inputs_by_graph` finds, and the example; None twice where the model took none.
+        The result of :func:`inputs_by_graph` and the example; (None, None) if the model accepted no example.
     """
     for example in _made_up(module, large):
         with attributes_kept(module), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 return inputs_by_graph(module, norm_layers, example), example
-            except Exception:  # noqa: S112 - whatever a forward makes of an input that is not its own
+            except Exception:  # noqa: S112 - a forward may fail in any way on an input that is not meant for it
                 continue
     return None, None
 
 
 @contextmanager
 def attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass assigns to modules: attributes such as counters and caches, tensors."""
+    """On exit, restore all attributes, parameters and buffers that a forward pass assigned to the modules."""
     before = [(child, dict(vars(child)), _tensors(child)) for child in module.modules()]
     try:
         yield
@@ -81,29 +81,28 @@ def attributes_kept(module: nn.Module) -> Iterator[None]:
 
 
 def _tensors(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return what holds a module's parameters and buffers, and its entries.
+    """Return the dictionaries of a module's parameters and buffers, each with a copy of its entries.
 
-    torch's ``functional_call`` does not put those of a module with two names back.
+    They are restored here since torch's ``functional_call`` does not restore those of a module with two names.
     """
     return [(registered, dict(registered)) for registered in (module._parameters, module._buffers)]
 
 
 def _made_up(module: nn.Module, large: bool) -> Iterator[Any]:
-    """Yield inputs that a model may take, on its device: its own examples, timm's image size, for its first layer."""
+    """Yield inputs that a model may accept, with its device and dtype, the most specific first."""
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+
+    def placed(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(like.device, like.dtype if leaf.is_floating_point() else None)
+
     for example in itertools.chain(_own_examples(module), _images(module), _for_first_layer(module, large)):
-        yield pytree.tree_map(
-            lambda leaf: (
-                leaf.to(like.device, like.dtype if leaf.is_floating_point() else None)
-                if isinstance(leaf, Tensor)
-                else leaf
-            ),
-            example,
-        )
+        yield pytree.tree_map(placed, example)
 
 
 def _own_examples(module: nn.Module) -> Iterator[Any]:
-    """Yield the examples of LightningModules and of Hugging Face's models."""
+    """Yield the example inputs that LightningModules and Hugging Face models carry as attributes."""
     for attribute in ("example_input_array", "dummy_inputs"):
         example = _attribute(module, attribute)
         if isinstance(example, (Tensor, tuple, dict)):
@@ -111,7 +110,7 @@ def _own_examples(module: nn.Module) -> Iterator[Any]:
 
 
 def _images(module: nn.Module) -> Iterator[Tensor]:
-    """Yield an image batch of the size that a timm model inside says."""
+    """Yield one batch of images of the input size stated by the first timm model inside."""
     for child in module.modules():
         configured = _attribute(child, "default_cfg")
         size = configured.get("input_size") if isinstance(configured, dict) else None
@@ -121,7 +120,7 @@ def _images(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _attribute(module: nn.Module, name: str) -> Any:
-    """Return an attribute, or None where there is none or a property fails."""
+    """Return an attribute; None if it does not exist or its property raises."""
     try:
         return getattr(module, name, None)
     except Exception:
@@ -129,7 +128,7 @@ def _attribute(module: nn.Module, name: str) -> Any:
 
 
 def _for_first_layer(module: nn.Module, large: bool) -> Iterator[Tensor]:
-    """Yield inputs of several sizes with the channels of the layer that is registered first."""
+    """Yield inputs of several sizes that fit the layer registered first."""
     first = next((child for child in module.modules() if isinstance(child, (*Linear, nn.Embedding))), None)
     if isinstance(first, nn.Embedding):
         yield torch.arange(_SAMPLES * 16).reshape(_SAMPLES, 16) % first.num_embeddings
@@ -145,5 +144,6 @@ def _for_first_layer(module: nn.Module, large: bool) -> Iterator[Tensor]:
 
 
 def _noise(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)  # the same for every process, and no number of the global generator
+    # own generator: the same noise on every process, and the random state of the training stays untouched
+    generator = torch.Generator().manual_seed(0)
     return torch.randn(_SAMPLES, *shape, generator=generator)

@@ -1,4 +1,4 @@
-"""What a normalization does in evaluation mode, put into the layer in front of it."""
+"""Folding of a normalization's evaluation mode into the weight and bias of the preceding layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ from lightning_normgeo.normalization.surgery.preceding_layers import PrecedingLa
 
 
 def without_place(norm_layer: NormLayer, layer: nn.Module | None) -> list[str]:
-    """Return what of a layer has no place in the one to come, in words."""
+    """Return the names of the parameters and statistics of a normalization that its replacement cannot hold.
+
+    Args:
+        norm_layer: the normalization to be replaced.
+        layer: the replacement.
+    """
     mean, variance = norm_layer.statistics
     if isinstance(layer, MeanOnlyBatchNorm):
         return [
@@ -42,18 +47,21 @@ def without_place(norm_layer: NormLayer, layer: nn.Module | None) -> list[str]:
 def foldable(
     norm_layer: NormLayer, layer: nn.Module, preceding_layers: Sequence[PrecedingLayer], tied: set[int]
 ) -> PrecedingLayer | str | None:
-    """Return the layer that γ, β and statistics can go into, why there is none, or None where nothing has to.
+    """Return the preceding layer that γ, β and the running statistics can be folded into.
 
     Args:
-        norm_layer: the normalization.
-        layer: what takes its place.
-        preceding_layers: the layers in front of it.
-        tied: ids of parameters that belong to several modules.
+        norm_layer: the normalization to be replaced.
+        layer: the replacement.
+        preceding_layers: the layers that feed the normalization.
+        tied: ids of the parameters that belong to several modules.
+
+    Returns:
+        The layer; if there is none, the reason in words; None if nothing needs folding.
     """
     if not without_place(norm_layer, layer):
         return None
     if len(preceding_layers) != 1:
-        return f"{'more than' if preceding_layers else 'not'} one weight in front"
+        return "more than one weight in front" if preceding_layers else "no weight in front"
     preceding = preceding_layers[0]
     rows = norm_layer.gamma is not None or norm_layer.statistics[1] is not None
     if rows and not _scalable(preceding.layer):
@@ -61,7 +69,8 @@ def foldable(
     if not preceding.direct or outputs_of(preceding.layer) != norm_layer.channels:
         return f"{preceding.name} is not directly in front of this layer alone"
     if not scales_with_weight(preceding.layer):
-        return f"{type(preceding.layer).__name__} has a forward of its own, in which its weight does not act as it is"
+        kind = type(preceding.layer).__name__
+        return f"{kind} has a forward of its own, in which its outputs do not scale with its weight"
     if is_parametrized(preceding.layer, "bias"):
         return f"the bias of {preceding.name} is parametrized"
     if any(id(parameter) in tied for parameter in preceding.layer.parameters()):
@@ -70,19 +79,22 @@ def foldable(
 
 
 def tied_parameters(module: nn.Module) -> set[int]:
-    """Return the ids of parameters that belong to several modules."""
+    """Return the ids of the parameters that belong to several modules."""
     owners = Counter(id(p) for layer in module.modules() for p in layer.parameters(recurse=False))
     return {parameter for parameter, count in owners.items() if count > 1}
 
 
 def scale_and_shift(norm_layer: NormLayer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    r"""Return a and b, one per channel, of y = ax + b, which a normalization with statistics is in evaluation mode.
+    r"""Return scale a and shift b of y = ax + b, the evaluation mode of a normalization with running statistics.
 
     .. math:: a = \gamma / \sqrt{\sigma^2 + \varepsilon}, \quad b = \beta - a\mu
 
     Args:
-        norm_layer: the normalization; what it lacks is 1 or 0.
+        norm_layer: the normalization; a missing γ or σ² counts as 1, a missing β or μ as 0.
         dtype: to compute in.
+
+    Returns:
+        a and b, each of shape ``(channels,)``.
     """
     mean, variance = norm_layer.statistics
     like = next(part for part in (variance, mean, norm_layer.gamma, norm_layer.beta) if part is not None)
@@ -97,15 +109,20 @@ def scale_and_shift(norm_layer: NormLayer, dtype: torch.dtype) -> tuple[Tensor, 
 
 @torch.no_grad()
 def fold(norm_layer: NormLayer, preceding: nn.Module, into: nn.Module) -> Tensor:
-    r"""Fold the evaluation mode of ``norm_layer`` into the bias in front; return the factors of the weight's rows.
+    r"""Fold the evaluation mode of ``norm_layer`` into the bias of the preceding layer.
 
     .. math:: W' = \gamma W / \sqrt{\sigma^2 + \varepsilon}, \quad
               b' = \beta + \gamma(b - \mu) / \sqrt{\sigma^2 + \varepsilon}
 
+    The weight is left to the caller, who may parametrize it before scaling its rows.
+
     Args:
-        norm_layer: the normalization.
-        preceding: the layer in front of it.
-        into: what takes its place; a mean-only batch normalization keeps β, and μ in the new scale.
+        norm_layer: the normalization to be replaced.
+        preceding: the layer in front of it, changed in place.
+        into: the replacement; a mean-only batch normalization keeps β, and μ in the new scale.
+
+    Returns:
+        The factors of the rows of W, of shape ``(channels,)``.
     """
     like = next(preceding.parameters())
     wide = torch.promote_types(like.dtype, torch.float32)
@@ -124,8 +141,9 @@ def fold(norm_layer: NormLayer, preceding: nn.Module, into: nn.Module) -> Tensor
 
 
 def normalize_scaled(layer: nn.Module, kind: str, gain: bool, unbiased: bool, factors: Tensor) -> None:
-    """Parametrize a weight and multiply its rows by factors, so that a row keeps its direction where that is zero."""
-    first = kind == "sn" and (factors.is_meta or bool(factors.any()))  # one gain for all rows
+    """Parametrize a weight and multiply its rows by factors, so that a row with factor zero keeps its direction."""
+    # sn has one gain for the whole matrix, so factors per row have to go into the matrix before it is parametrized
+    first = kind == "sn" and (factors.is_meta or bool(factors.any()))
     if first:
         scale_rows(layer, factors)
     normalize_weight(layer, kind, gain, unbiased)
@@ -135,7 +153,7 @@ def normalize_scaled(layer: nn.Module, kind: str, gain: bool, unbiased: bool, fa
 
 @torch.no_grad()
 def scale_rows(layer: nn.Module, factors: Tensor) -> None:
-    """Multiply the part of a weight that makes each output channel by a factor, in place."""
+    """Multiply the rows of a layer's weight by factors, in place: one factor per output channel."""
     gain = gain_of(layer)
     if gain is not None:
         gain.mul_(factors[: gain.numel()].view_as(gain))
@@ -149,7 +167,7 @@ def scale_rows(layer: nn.Module, factors: Tensor) -> None:
 
 
 def gain_of(layer: nn.Module) -> nn.Parameter | None:
-    """Return the learnable length that a normalized weight has for each row, or for the matrix."""
+    """Return the learnable lengths of a normalized weight, one per row or one for the matrix; None if it has none."""
     last = next(reversed(parametrizations_of(layer)), None)
     if isinstance(last, Gain):
         return last.gain
@@ -159,11 +177,11 @@ def gain_of(layer: nn.Module) -> nn.Parameter | None:
 
 
 def _scalable(layer: nn.Module) -> bool:
-    """Whether each output channel of a layer can be scaled by itself."""
+    """Whether each output channel of a layer can be scaled independently."""
     gain = gain_of(layer)
     return "weight" in layer._parameters if gain is None else gain.numel() == outputs_of(layer)
 
 
 def per_channel(values: Tensor) -> Tensor:
-    """Average γ or β over positions, where it has any."""
+    """Return γ or β with one value per channel, averaged over positions where it has several."""
     return values.detach() if values.ndim == 1 else values.detach().flatten(1).mean(1)

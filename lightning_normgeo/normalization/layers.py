@@ -1,4 +1,4 @@
-"""Data-based normalizations by name, over torch's layers: one factory for any number of spatial dimensions."""
+"""Normalization layers over the data, built from short names for any number of spatial dimensions."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from torch import Tensor, nn
 from lightning_normgeo.errors import ConfigurationError
 
 GROUPS = 32
-"""Groups of a group normalization where the channels allow it (Wu & He 2018)."""
+"""Default number of groups of a group normalization, where the channels allow it (Wu & He 2018)."""
 FEWEST_VALUES = 8
-"""Values of a sample that each group has by default; of two, normalized jointly, only the signs are left."""
-LITTLE_LEFT = {1: "of one value a normalization leaves zero", 2: "of two values a normalization leaves the signs alone"}
-"""The outcome of a normalization over so few values, in words: nothing that could be learned from."""
+"""Fewest values per sample that a group has by default; two values normalized jointly keep only their signs."""
+LITTLE_LEFT = {
+    1: "a normalization of one value returns zero",
+    2: "a normalization of two values keeps only their signs",
+}
+"""The result of normalizing one or two values, for error messages: too little is left to learn from."""
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """What a data-based normalization layer is made for.
+    """Settings of one normalization layer over the data.
 
     Attributes:
         channels: number of channels C of inputs ``(N, C, ...)``.
-        dims: number of spatial dimensions, 0 to 3; 0 and 1 share torch's layers.
-        eps: added to the variance.
-        momentum: of running statistics; None for a cumulative average.
-        affine: whether it has γ and β.
-        groups: for ``gn``; :func:`default_groups` if None.
-        positions: spatial positions of its input; None where unknown.
+        dims: number of spatial dimensions of the input, 0 to 3; torch has the same layers for 0 and 1.
+        eps: ε, added to the variance; not negative.
+        momentum: weight of a new batch in the running statistics, 0 to 1; None for a cumulative average.
+        affine: whether the layer has γ and β.
+        groups: number of groups of ``gn``. Default (None): :func:`default_groups`.
+        positions: number of spatial positions of the input; None where unknown.
     """
 
     channels: int
@@ -43,10 +46,10 @@ class LayerSettings:
 
 
 def default_groups(channels: int, positions: int | None = None) -> int:
-    """Return the largest number of groups up to 32 that divides the channels and leaves enough in each.
+    """Return the default number of groups: the largest divisor of the channels, up to 32, with large enough groups.
 
-    A group has two channels or more, and :data:`FEWEST_VALUES` values of a sample where the number of positions is
-    known: 64 channels behind a linear layer make 8 groups. If there are not so many values, it is one group.
+    A group has at least two channels and, where the number of positions is known, at least :data:`FEWEST_VALUES`
+    values per sample: 64 channels behind a linear layer make 8 groups. Where no divisor allows this, the default is 1.
     """
     enough = FEWEST_VALUES if positions is not None else 0
     fits = [
@@ -58,10 +61,14 @@ def default_groups(channels: int, positions: int | None = None) -> int:
 
 
 def data_layer(kind: str, settings: LayerSettings) -> nn.Module:
-    """Return a fresh layer: ``bn``, ``in``, ``gn``, ``ln`` (all channels and positions jointly) or ``mbn``.
+    """Return a new normalization layer.
+
+    Args:
+        kind: ``bn``, ``in``, ``gn``, ``ln`` (over all channels and positions jointly) or ``mbn``.
+        settings: of the layer.
 
     Raises:
-        ConfigurationError: for groups that do not divide the channels, or of one or two values.
+        ConfigurationError: for groups that do not divide the channels, or that hold only one or two values.
     """
     channels, dims, eps, affine = settings.channels, max(1, settings.dims), settings.eps, settings.affine
     if kind == "bn":
@@ -91,12 +98,12 @@ def data_layer(kind: str, settings: LayerSettings) -> nn.Module:
 class MeanOnlyBatchNorm(nn.Module):
     r"""Mean-only batch normalization (Salimans & Kingma 2016, section 4): :math:`y - \mu + \beta`.
 
-    Made for weight normalization, which takes care of the scale. Batches ``(N, C, ...)``; in evaluation the running
-    mean takes the place of μ.
+    It is meant to follow a layer with weight normalization, which already fixes the scale of y. Inputs have shape
+    ``(N, C, ...)``. In evaluation mode the running mean is used as μ.
 
     Args:
-        num_features: channels C.
-        momentum: of the running mean, as in torch's batch normalization; None for a cumulative average.
+        num_features: number of channels C.
+        momentum: weight of a new batch in the running mean, 0 to 1; None for a cumulative average, as in torch.
     """
 
     running_mean: Tensor
@@ -115,7 +122,7 @@ class MeanOnlyBatchNorm(nn.Module):
         return f"{self.num_features}, momentum={self.momentum}"
 
     def forward(self, y: Tensor) -> Tensor:
-        """Return the centered pre-activations."""
+        """Return y - μ + β, of the shape of y."""
         if not self.training:
             return y - _broadcast(self.running_mean - self.bias, y)
         mean = y.mean([d for d in range(y.ndim) if d != 1])

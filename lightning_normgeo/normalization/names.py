@@ -1,4 +1,4 @@
-"""Names of parameters and modules, as metric keys and reports show them."""
+"""Names of parameters and modules as metric keys and reports show them."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ _PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\.(?:original\d*)$")
 
 
 def clean_name(name: str) -> str:
-    """Return a parameter or module name without the infix that ``torch.compile`` adds."""
+    """Return the name of a parameter or module without the infix ``_orig_mod`` that ``torch.compile`` adds."""
     return name.replace("_orig_mod.", "").removesuffix("._orig_mod")
 
 
 def layer_name(name: str) -> str:
-    """Return the module path for ``….weight``, parametrized or not, the whole name for any other parameter."""
+    """Return the module path for a parameter called ``weight``, parametrized or not; any other name unchanged."""
     return _PARAMETRIZED.sub(r".\1", clean_name(name)).removesuffix(".weight")
 
 
 def bias_of(name: str) -> str:
-    """Return the name that the bias of the same layer has, if there is one."""
+    """Return the name of the bias of the same layer; the layer need not have one."""
     return f"{layer_name(name)}.bias"
 
 
 def by_clean_name(named: Iterable[tuple[str, T]]) -> dict[str, T]:
-    """Return parameters by the names that units and metric keys have, each of them once.
+    """Return the parameters by the names that units and metric keys use, each parameter once.
 
-    A weight keeps its name when ``torch.nn.utils`` prunes or normalizes it (``weight_orig``, or ``weight_v`` beside
-    ``weight_g``). The factors of a weight that a parametrization computes from several parameters are named
-    ``weight.original0``, ``weight.original1``; of torch's weight normalization the direction stands for the weight.
+    A weight keeps the name ``weight`` when ``torch.nn.utils`` prunes it (stored as ``weight_orig``) or normalizes it
+    (stored as ``weight_v`` and ``weight_g``). Where a parametrization computes the weight from several parameters,
+    these are named ``weight.original0``, ``weight.original1``, ...; for torch's weight normalization the direction v
+    counts as the weight.
     """
     parameters = _without_infix(named)
     return dict(zip(_kept_names(parameters), parameters.values(), strict=True))
 
 
 def named_weights(module: nn.Module, frozen: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the trainable parameters that are matrices of rows, under clean names; with ``frozen`` also the others.
+    """Yield the trainable parameters that have rows, under clean names; with ``frozen`` also the frozen ones.
 
-    Leaves out vectors (γ, β, biases) and what has one number per row: lengths of weight normalization, layer scales.
+    Vectors (γ, β, biases) are left out, and so are parameters with one number per row: the lengths g of weight
+    normalization and layer scales.
     """
     own = _without_infix(module.named_parameters())
     for (name, parameter), kept in zip(own.items(), _kept_names(own), strict=True):
@@ -56,7 +58,7 @@ def _without_infix(named: Iterable[tuple[str, T]]) -> dict[str, T]:
 
 
 def _kept_names(parameters: Mapping[str, Tensor]) -> list[str]:
-    """Return a name for each parameter, no other one's."""
+    """Return a name for each parameter; no two get the same."""
     found: dict[str, str] = {}
     for name in parameters:
         kept = _kept_name(name, parameters)
@@ -65,7 +67,7 @@ def _kept_names(parameters: Mapping[str, Tensor]) -> list[str]:
 
 
 def _kept_name(name: str, parameters: Mapping[str, Tensor]) -> str:
-    """Return the name of the parameter that this one took the place of."""
+    """Return the clean name of a parameter as in :func:`by_clean_name`; another parameter may have the same."""
     factor = _ORIGINAL.match(name) if "parametrizations." in name else None
     if factor is not None:
         direction = _is_length(name[: -len(factor[3])] + "0", parameters)
@@ -78,7 +80,7 @@ def _kept_name(name: str, parameters: Mapping[str, Tensor]) -> str:
 
 
 def _is_length(name: str, parameters: Mapping[str, Tensor]) -> bool:
-    """Whether a parameter holds the lengths of another one's rows, in torch's weight normalization, old or new."""
+    """Whether a parameter holds the row lengths g of torch's weight normalization, in its old or its new form."""
     for ending, other in (("original0", "original1"), ("_g", "_v")):
         if not name.endswith(ending) or name not in parameters:
             continue

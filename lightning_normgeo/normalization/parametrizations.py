@@ -1,13 +1,14 @@
-r"""Weight-based normalizations as parametrizations: a weight is replaced by its normalized rows wherever it is used.
+r"""Weight normalizations as parametrizations, which replace a weight by its normalized rows wherever it is used.
 
-Weight normalization and spectral normalization are torch's. Those here complete the paper's list:
+Weight normalization and spectral normalization are those of torch. This module adds the other two of the paper:
 
 =====================  ============================================================  =============================
 CWN, Huang et al. 2017 :math:`(V_i - \bar V_i) / \lVert V_i - \bar V_i\rVert`        rows on the unit sphere
 WS, Qiao et al. 2019   :math:`(V_i - \bar V_i) / (\sigma_{V_i} + \varepsilon)`       rows on a sphere of radius √n
 =====================  ============================================================  =============================
 
-With the biased deviation and ε = 0, WS = √n · CWN; with the unbiased one, which Qiao's code uses, √(n-1) · CWN.
+V_i is a row of n elements. With the biased standard deviation and ε = 0, WS = √n · CWN; with the unbiased one, which
+Qiao's code uses, WS = √(n-1) · CWN.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lightning_normgeo.utilities.checked_values import entry_of
 
 
 class _RowParametrization(nn.Module):
-    """Acts on the rows of a weight: the slices along ``dim``, one per output channel."""
+    """Base of parametrizations that act on each row of a weight, the slice of one output channel along ``dim``."""
 
     def __init__(self, dim: int = 0) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class _RowParametrization(nn.Module):
         return f"dim={self.dim}"
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Return what to store for a weight that is assigned: the weight itself, of which the direction counts."""
+        """Return the parameter to store for an assigned weight: the weight itself, as only its direction matters."""
         return weight
 
     def _rest(self, weight: Tensor) -> list[int]:
@@ -49,15 +50,15 @@ class CenteredWeightNormalization(_RowParametrization):
 
     .. math:: W_i = (V_i - \bar V_i) / \lVert V_i - \bar V_i \rVert
 
-    The loss is invariant to the scale and to the mean of every row: ⟨V_i, ∂L/∂V_i⟩ = 0 and ⟨1, ∂L/∂V_i⟩ = 0, exactly
-    for rows longer than 1e-12 (a shorter one stays shorter than 1). Rows need at least two elements.
+    The loss is invariant to the scale and to the mean of every row: ⟨V_i, ∂L/∂V_i⟩ = 0 and ⟨1, ∂L/∂V_i⟩ = 0. Both hold
+    exactly for centered rows longer than 1e-12; a shorter one is divided by 1e-12. Rows need at least two elements.
 
     Args:
-        dim: the dimension of output channels; 1 for transposed convolutions.
+        dim: dimension of the output channels: 0, or 1 for transposed convolutions.
     """
 
     def forward(self, v: Tensor) -> Tensor:
-        """Return the normalized weight."""
+        """Return the normalized weight, of the shape of ``v``."""
         rest = self._rest(v)
         centered = v - v.mean(rest, keepdim=True)
         lengths: Tensor = torch.linalg.vector_norm(centered, dim=rest, keepdim=True)
@@ -73,9 +74,9 @@ class WeightStandardization(_RowParametrization):
     ⟨V_i, ∂L/∂V_i⟩ = ε/(σ+ε) ⟨∂L/∂W_i, W_i⟩. Rows need at least two elements.
 
     Args:
-        dim: the dimension of output channels; 1 for transposed convolutions.
-        unbiased: divide by n - 1 as Qiao's code does, not by n as the paper's formula.
-        eps: ε, added to the deviation.
+        dim: dimension of the output channels: 0, or 1 for transposed convolutions.
+        unbiased: whether the deviation divides by n - 1, as in Qiao's code, or by n, as in the formula of the paper.
+        eps: ε, added to the standard deviation; not negative.
     """
 
     def __init__(self, dim: int = 0, unbiased: bool = True, eps: float = 1e-5) -> None:
@@ -88,18 +89,18 @@ class WeightStandardization(_RowParametrization):
         return f"dim={self.dim}, unbiased={self.unbiased}, eps={self.eps}"
 
     def forward(self, v: Tensor) -> Tensor:
-        """Return the standardized weight."""
+        """Return the standardized weight, of the shape of ``v``."""
         rest = self._rest(v)
         centered = v - v.mean(rest, keepdim=True)
         return centered / (v.std(rest, correction=int(self.unbiased), keepdim=True) + self.eps)
 
 
 class Gain(_RowParametrization):
-    """A learnable factor for each row, which gives a normalized weight its length (``g`` of weight normalization).
+    """A learnable factor per row, which is the length of a normalized row (``g`` of weight normalization).
 
     Args:
-        gain: initial factors, one per output channel, or one for all.
-        dim: the dimension of output channels.
+        gain: initial factors, of shape ``(output channels,)`` or ``(1,)``.
+        dim: dimension of the output channels.
     """
 
     def __init__(self, gain: Tensor, dim: int = 0) -> None:
@@ -120,7 +121,7 @@ _PARAMETRIZATIONS: dict[type[nn.Module], str] = {
 
 
 def rows_dim(layer: nn.Module) -> int:
-    """Return the dimension of a layer's weight that enumerates output channels."""
+    """Return the dimension of the output channels in a layer's weight: 1 for transposed convolutions, otherwise 0."""
     return int(isinstance(layer, nn.modules.conv._ConvTransposeNd))
 
 
@@ -132,7 +133,7 @@ def parametrizations_of(layer: nn.Module) -> list[nn.Module]:
 
 
 def parametrization_kind(layer: nn.Module | None) -> Literal["filter", "matrix"] | None:
-    """Return what a unit of a parametrized weight is; None where it is unknown, or not an output channel's slice."""
+    """Return the kind of unit of a parametrized weight; None if unknown, or if its units are not output channels."""
     for parametrization in [] if layer is None else parametrizations_of(layer):
         if isinstance(parametrization, parametrizations._SpectralNorm):
             return "matrix"
@@ -142,7 +143,7 @@ def parametrization_kind(layer: nn.Module | None) -> Literal["filter", "matrix"]
 
 
 def parametrization_title(layer: nn.Module | None) -> str:
-    """Return the normalization of a layer's weight in words."""
+    """Return the name of the normalization of a layer's weight, in words."""
     found = [] if layer is None else [p for p in parametrizations_of(layer) if not isinstance(p, Gain)]
     return _PARAMETRIZATIONS.get(type(found[0]), type(found[0]).__name__) if found else "a normalization of the weight"
 
@@ -151,27 +152,27 @@ _KINDS = ("wn", "cwn", "ws", "sn")
 
 
 def normalize_weight(layer: nn.Module, kind: str, gain: bool = True, unbiased: bool = True) -> None:
-    """Parametrize the weight of a linear or convolutional layer, in place.
+    """Normalize the weight of a linear or convolutional layer by a parametrization, in place.
 
-    With a gain the effective weight stays what it was for ``wn`` and ``sn``, and becomes the centered weight for
-    ``cwn`` and ``ws``. Without one only the direction is kept. Salimans & Kingma give ``wn`` a gain per row, which it
-    always has here; Miyato et al. give ``sn`` one for the matrix (their appendix E).
+    With a gain the effective weight stays the same for ``wn`` and ``sn``, and becomes the weight with centered rows
+    for ``cwn`` and ``ws``. Without a gain only the direction is kept. ``wn`` always has a gain per row, as in Salimans
+    & Kingma; ``sn`` has one for the whole matrix, as in Miyato et al. (appendix E).
 
     Args:
         layer: a linear or convolutional layer whose weight has no parametrization yet.
         kind: ``wn``, ``cwn``, ``ws`` or ``sn``.
         gain: whether ``cwn`` and ``ws`` get a learnable length per row, and ``sn`` one for the matrix.
-        unbiased: the deviation that ``ws`` divides by.
+        unbiased: whether the standard deviation of ``ws`` divides by n - 1 (as in Qiao's code) or by n.
 
     Raises:
-        ConfigurationError: for another kind, a layer without such a weight, or with rows that have no direction.
+        ConfigurationError: for an unknown kind, a layer without such a weight, or rows that have no direction.
     """
     entry_of("kind", kind, dict.fromkeys(_KINDS))
     why = refusal(layer, kind)
     if why is not None:
         raise ConfigurationError(f"{type(layer).__name__} cannot be parametrized by {kind!r}: {why}.")
     trained, training = cast("nn.Parameter", layer.weight).requires_grad, layer.training
-    layer.eval()  # in training mode spectral normalization goes on iterating
+    layer.eval()  # in training mode every access to the weight would take one more power iteration
     length = _normalize(layer, kind, unbiased)
     if gain and length is not None:
         lengths = Gain(length.reshape(-1), rows_dim(layer))
@@ -181,7 +182,7 @@ def normalize_weight(layer: nn.Module, kind: str, gain: bool = True, unbiased: b
 
 
 def _normalize(layer: nn.Module, kind: str, unbiased: bool) -> Tensor | None:
-    """Register a parametrization and return what gives rows their length back; None for ``wn``, which keeps it."""
+    """Register a parametrization; return the row lengths that it removes, None for ``wn``, which keeps them."""
     dim, weight = rows_dim(layer), cast("Tensor", layer.weight).detach().clone()
     length: Tensor
     if kind == "wn":
@@ -207,7 +208,7 @@ def _centered_rows(weight: Tensor, dim: int) -> Tensor:
 
 
 def refusal(layer: nn.Module, kind: str) -> str | None:
-    """Return why a layer's weight cannot be normalized, or None."""
+    """Return the reason why a layer's weight cannot be normalized, in words; None if it can."""
     if not isinstance(layer, Linear):
         return "it is neither a linear nor a convolutional layer"
     if parametrizations_of(layer):
@@ -226,17 +227,17 @@ def refusal(layer: nn.Module, kind: str) -> str | None:
     if fan_in == 0:
         return "it has no inputs (zero fan-in)"
     if fan_in == 1 and kind in ("cwn", "ws"):
-        return "its rows have one element each, and centering leaves nothing of it"
+        return "its rows have one element each, and centering makes every row zero"
     lost = _rows_without_direction(layer, kind)
     return f"{lost} of its rows have no direction (all elements equal)" if lost else None
 
 
 def _rows_without_direction(layer: nn.Module, kind: str) -> int:
-    """Return how many rows are zero, or constant where rows are centered; for ``sn`` only a zero matrix counts."""
+    """Return the number of rows that are zero, after centering for ``cwn`` and ``ws``; ``sn`` allows some zero rows."""
     weight = cast("Tensor", layer.weight).detach()
     if weight.is_meta:
         return 0
     rows = weight.movedim(rows_dim(layer), 0).flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
     kept = _centered_rows(rows, 0) if kind in ("cwn", "ws") else rows
-    lost = int((kept.norm(dim=1) <= 1e-6 * rows.norm(dim=1)).sum())  # zero, but for rounding
+    lost = int((kept.norm(dim=1) <= 1e-6 * rows.norm(dim=1)).sum())  # zero up to rounding
     return 0 if kind == "sn" and lost < len(rows) else lost

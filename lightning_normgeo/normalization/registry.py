@@ -1,4 +1,4 @@
-"""The normalizations by name: one table from which models, the command line, tests and documentation are made."""
+"""Registry of normalizations by name, used by the models, the command line, the tests and the documentation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from lightning_normgeo.utilities.checked_values import entry_of
 
 @dataclass(frozen=True)
 class Normalization:
-    """One choice of normalization: a layer over the data, a parametrization of the weights, or both.
+    """One choice of normalization: a layer over the data, a parametrization of the weights, both, or neither.
 
     Attributes:
-        title: its name in words.
-        source: who proposed it.
-        data: the layer: ``bn``, ``ln``, ``in``, ``gn``, ``mbn`` (mean-only batch normalization) or None.
-        weight: the parametrization: ``wn``, ``cwn``, ``ws``, ``sn`` or None.
+        title: name in words.
+        source: publication that proposed it; empty if none is known.
+        data: kind of the layer over the data: ``bn``, ``ln``, ``in``, ``gn``, ``mbn`` (mean-only batch normalization);
+            None for no such layer.
+        weight: kind of the weight parametrization: ``wn``, ``cwn``, ``ws``, ``sn``; None for plain weights.
     """
 
     title: str
@@ -25,12 +26,12 @@ class Normalization:
 
     @property
     def gain(self) -> bool:
-        """Whether normalized weights get a learnable length: where no layer behind them has a γ."""
+        """Whether normalized weights get a learnable length, needed if no layer behind them has a γ."""
         return self.data is None
 
     @property
     def folds(self) -> bool:
-        """Whether what a batch normalization does in evaluation mode is to go into the weight in front, exactly."""
+        """Whether swapping to it folds batch normalization in evaluation mode exactly into the preceding layer."""
         return self.data in (None, "mbn") and self.weight in (None, "wn", "sn")
 
 
@@ -54,17 +55,17 @@ NORMS: dict[str, Normalization] = {
         "weight normalization with mean-only batch normalization", "Salimans & Kingma 2016", data="mbn", weight="wn"
     ),
 }
-"""Every normalization by name. A pair is a layer over the data behind normalized weights."""
+"""Every normalization by name. ``a+b`` combines a layer over the data with a normalization of the weights before it."""
 
 
 def find_norm(name: str, option: str = "norm") -> Normalization:
     """Return the entry of :data:`NORMS` called ``name``.
 
     Args:
-        name: of the normalization.
-        option: what the name was given as.
+        name: a key of :data:`NORMS`.
+        option: name of the argument that ``name`` was given as, for the error message.
 
     Raises:
-        ConfigurationError: for an unknown name, with those near in letters or meaning, and all there are.
+        ConfigurationError: for an unknown name; the message lists similar names and all known ones.
     """
     return entry_of(option, name, NORMS, {known: norm.title for known, norm in NORMS.items()})

@@ -1,4 +1,4 @@
-"""Whether a layer computes with its weight as it is, so that scaled rows are scaled output channels."""
+"""Test of whether a layer is linear in its weight, so that factors on its rows are factors on its output channels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Linear = (nn.Linear, nn.modules.conv._ConvNd)
 
 @torch.no_grad()
 def scales_with_weight(layer: nn.Module) -> bool:
-    r"""Whether factors on the rows of weight and bias are factors on the output channels, and an offset is an offset.
+    r"""Whether scaling the rows of weight and bias scales the output channels, and adding to the bias adds to them.
 
     .. math:: f(x; aW, ab + c) = a f(x; W, b) + c
 
-    That is so for torch's layers. A subclass with a forward of its own is tried on random numbers; one that
-    standardizes its weight before it uses it, or cannot be tried, is not taken to be linear.
+    This holds for torch's own layers. A subclass that overrides the forward is tested on random numbers. The result is
+    False for one that standardizes its weight before using it, and for one that cannot be run.
     """
     if not overrides(layer, "forward", "_conv_forward"):
         return True
@@ -29,7 +29,7 @@ def scales_with_weight(layer: nn.Module) -> bool:
         return False
     modes = [(child, child.training) for child in layer.modules()]
     try:
-        for child, _ in modes:
+        for child, _ in modes:  # flag by flag, since a subclass may override ``eval``
             child.training = False
         return _is_linear_in_rows(layer)
     except Exception:
@@ -46,7 +46,7 @@ def _is_linear_in_rows(layer: nn.Module) -> bool:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_input_shape(layer), generator=generator, dtype=weight.dtype).to(weight.device)
     factors = torch.linspace(0.5, 2, len(weight), dtype=weight.dtype, device=weight.device)
-    factors[::2] *= -1  # γ may be negative, which a layer that takes |W| would not show
+    factors[::2] *= -1  # γ may be negative, and a layer that computes with |W| passes the test for positive factors
     changed = {**state, "weight": weight * factors.view(-1, *[1] * (weight.ndim - 1))}
     offset = torch.zeros_like(factors)
     if bias is not None:
@@ -62,5 +62,6 @@ def _input_shape(layer: nn.Module) -> tuple[int, ...]:
     if isinstance(layer, nn.Linear):
         return 2, layer.in_features
     conv = cast("nn.modules.conv._ConvNd", layer)
+    # the dilated kernel spans 1 + dilation * (size - 1) positions; one more gives a second output position at stride 1
     reach = [2 + dilation * (size - 1) for size, dilation in zip(conv.kernel_size, conv.dilation, strict=True)]
     return 2, conv.in_channels, *reach

@@ -1,4 +1,7 @@
-"""What a scale-invariant unit is, and the units of a model as a table."""
+"""Scale-invariant units of one weight, and the table of the units of a model.
+
+A *unit* is a slice of a weight whose scale leaves the loss unchanged: L(αW_i) = L(W_i) for every α > 0.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,21 @@ Kind = Literal["filter", "group", "layer", "matrix", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class WeightUnits:
-    """The units of one weight.
+    """The scale-invariant units of one weight.
 
     Attributes:
-        name: the parameter's name in the module it was found in.
-        kind: what a unit is. ``filter``: the slice of one output channel (for torch's weight normalization that of one
-            index of its ``dim``); ``group``: those of several channels jointly; ``layer``: all; ``matrix``: all, by a
-            normalization of the weight itself; ``none``: no invariance was established.
-        count: number of units; for ``none`` each output row is looked at by itself.
-        dim: the weight's dimension that enumerates these slices.
-        groups: of a transposed convolution, whose output channels are spread over its groups.
-        bias: name of the bias that belongs to the units, where only weight and bias jointly are invariant.
-        scale: name of the γ of the one batch normalization that makes it invariant; for the epsilon correction.
-        normalization: what makes it invariant, in words; empty for ``none``.
-        reason: why there is no invariance, in words; empty where there is.
+        name: name of the weight, as in ``named_parameters`` of the model.
+        kind: the kind of unit. ``filter``: the slice of one output channel (under torch's weight normalization, of one
+            index along its ``dim``); ``group``: the slices of several channels jointly; ``layer``: the whole weight,
+            normalized over the data; ``matrix``: the whole weight, normalized by itself; ``none``: no scale
+            invariance was found.
+        count: number of units, at least 1; for ``none`` the number of output channels, each measured as one slice.
+        dim: dimension of the weight along which the slices are counted.
+        groups: number of groups of a transposed convolution, whose output channels are spread over them; otherwise 1.
+        bias: name of the bias of the same layer, where only weight and bias scaled together leave the loss unchanged.
+        scale: name of the γ of the one batch normalization behind the weight, needed to correct for its ε.
+        normalization: the normalization that causes the invariance, in words; empty for ``none``.
+        reason: why there is no invariance, in words; empty where there is one.
     """
 
     name: str
@@ -51,20 +55,20 @@ class WeightUnits:
 
     @property
     def layer(self) -> str:
-        """The module path, which names the weight in metric keys."""
+        """The module path of the layer, which names the weight in metric keys."""
         return layer_name(self.name)
 
     @property
     def invariant(self) -> bool:
-        """Whether the loss is invariant to the scale of each unit."""
+        """Whether the loss is invariant to the scale of every unit."""
         return self.kind != "none"
 
     def without_invariance(self, reason: str) -> WeightUnits:
-        """Return the same weight as one without an established invariance."""
+        """Return the same weight with kind ``none``, and the reason why it is not counted as invariant."""
         return replace(self, kind="none", bias=None, scale=None, normalization="", reason=reason)
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """View a tensor of the weight's shape with one unit per row; of the bias's shape, where it belongs to them."""
+        """View a tensor of the shape of the weight, or of its bias, as a matrix of shape ``(count, ...)``."""
         if tensor.ndim == 1:
             return as_rows(tensor, self.count)
         return as_rows(tensor, self.count, self.dim, self.groups)
@@ -72,10 +76,13 @@ class WeightUnits:
 
 @dataclass(frozen=True)
 class Units:
-    """The units of all weights of a model; iterable, indexable by position, slice, module path or parameter name.
+    """The units of all weights of a model: a sequence, also indexed by module path or parameter name.
 
     Attributes:
         weights: one entry per weight, in the order of ``named_parameters``.
+
+    Raises:
+        UnknownNameError: when indexed with a name that is no weight's.
     """
 
     weights: tuple[WeightUnits, ...]
@@ -106,7 +113,7 @@ class Units:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """How many weights have units of each kind."""
+        """The number of weights by the kind of their units."""
         return dict(Counter(units.kind for units in self.weights))
 
     def __repr__(self) -> str:
@@ -125,15 +132,15 @@ class Units:
         return self._table().to_html()
 
     def to_frame(self) -> Any:
-        """Return a data frame of pandas, by module path: unit, count, whether with the bias, and why.
+        """Return a pandas data frame indexed by module path: unit, count, with bias, and why.
 
         Raises:
-            ConfigurationError: where pandas is not installed.
+            ConfigurationError: if pandas is not installed.
         """
         return self._table().to_frame("weight")
 
     def __str__(self) -> str:
-        """Return a table: module path, kind, number of units, and why."""
+        """Return a text table with the module path, kind, number of units and reason of each weight."""
         width = max((len(units.layer) for units in self.weights), default=0)
         lines = [f"{len(self)} weights: " + ", ".join(f"{n} {kind}" for kind, n in self.kinds.items())]
         for units in self.weights:

@@ -1,4 +1,4 @@
-"""Models and batches as users give them: arrays become tensors, and what cannot work is said in their words."""
+"""Checks and conversions of the models and batches that users pass in."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def check_module(call: str, module: Any) -> None:
     """Check that a model was given.
 
     Args:
-        call: the function, as the message shows it.
-        module: what was given as its model.
+        call: the signature of the called function, as the error message shows it.
+        module: the value that was given as the model.
 
     Raises:
-        ConfigurationError: for a class, a name, a state dict, a batch and whatever else is no module.
+        ConfigurationError: for anything but a module, such as a class, a name, a state dict or a batch.
     """
     if isinstance(module, nn.Module):
         return
@@ -31,21 +31,21 @@ def check_module(call: str, module: Any) -> None:
 
 
 def as_tensor(value: Any) -> Any:
-    """A tensor from an array of numbers (numpy, TensorFlow, JAX), a copy; whatever else as it is."""
+    """Return a copy of an array of numbers (numpy, TensorFlow, JAX) as a tensor; return any other value unchanged."""
     if isinstance(value, Tensor) or not (hasattr(value, "__array__") and hasattr(value, "dtype")):
         return value
     try:
         array = value.__array__()
         return torch.tensor(array.astype(array.dtype.newbyteorder("=")))
-    except (TypeError, ValueError):  # of texts and objects
+    except (TypeError, ValueError):  # an array of strings or objects, which no tensor can hold
         return value
 
 
 def as_example(module: nn.Module, example: Any) -> Any:
-    """An example batch with tensors in place of arrays and of lists of numbers, as the model takes them.
+    """Return an example batch with its arrays and lists of numbers converted to tensors.
 
-    These have no device, and double precision because that is numpy's and Python's default: they get the device and
-    the precision of the model. Tensors are what they are.
+    Arrays and lists have no device, and double precision only because that is the default of numpy and Python, so the
+    converted tensors get the device and the precision of the model. Tensors in the batch are left unchanged.
     """
     if isinstance(example, list) and _is_of_numbers(example):
         example = torch.tensor(example)
@@ -56,7 +56,7 @@ def as_example(module: nn.Module, example: Any) -> Any:
 
 
 def _is_of_numbers(entries: list[Any]) -> bool:
-    """Whether nested lists hold numbers alone, as many in each."""
+    """Whether nested lists contain only numbers and are not ragged."""
     if not all(isinstance(leaf, (int, float)) for leaf in pytree.tree_leaves(entries)):
         return False
     try:
@@ -73,12 +73,12 @@ def _like_weights(module: nn.Module, value: Any) -> Any:
 
 
 def weight_of(module: nn.Module) -> Tensor | None:
-    """The first parameter that is floating point, which tells a model's device and precision."""
+    """Return the first floating-point parameter, whose device and precision are taken as the model's; None if none."""
     return next((parameter for parameter in module.parameters() if parameter.is_floating_point()), None)
 
 
 def misfit(module: nn.Module, example: Any) -> str:
-    """Why a model cannot take a batch and what to do, in words; empty where nothing is known to be wrong."""
+    """Return advice on why a model may have failed on a batch and what to do; empty where no cause is known."""
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
     weight = weight_of(module)
     if not tensors or (isinstance(example, list) and isinstance(example[0], (list, tuple))):
@@ -92,9 +92,10 @@ def misfit(module: nn.Module, example: Any) -> str:
     for tensor in tensors:
         if tensor.device != weight.device:
             return f"The batch is on {tensor.device}, the model on {weight.device}: give batch.to('{weight.device}')."
-    return next((text for tensor in tensors if (text := _shape_misfit(module, tensor))), "") or next(
-        (text for tensor in tensors if (text := _dtype_misfit(weight, tensor))), ""
-    )
+    # a wrong shape is reported before a wrong dtype: it is the likelier reason why the forward pass failed
+    shape_problems = (text for tensor in tensors if (text := _shape_misfit(module, tensor)))
+    dtype_problems = (text for tensor in tensors if (text := _dtype_misfit(weight, tensor)))
+    return next(shape_problems, "") or next(dtype_problems, "")
 
 
 def _are_labels(value: Any) -> bool:

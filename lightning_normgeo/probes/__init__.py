@@ -1,4 +1,4 @@
-"""Instruments that read a running training without changing it."""
+"""Probes that read weights, gradients and statistics of a running training without changing it."""
 
 from lightning_normgeo.utilities.versions import require
 

@@ -1,4 +1,4 @@
-"""Whether gradients are as backward passes have left them, told from their version counters."""
+"""Detection of gradients that were changed after their backward pass, by their version counters."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import nn
 
 
 class GradientWatch:
-    """Notes which gradients somebody has changed or replaced since their backward pass.
+    """Keeps track of the gradients that were changed or replaced after their backward pass, as by clipping.
 
-    Every operation in place counts a tensor's version up; nothing is read on the device. A change through ``.data``
-    escapes it.
+    Every in-place operation increments the version counter of its tensor, which is on the host: nothing is read from
+    the device. Changes through ``.data`` are not detected.
     """
 
     def __init__(self) -> None:
@@ -19,15 +19,15 @@ class GradientWatch:
         self._touched: set[int] = set()
 
     def forget(self) -> None:
-        """Begin with another step."""
+        """Discard all records, at the beginning of a step."""
         self._left, self._touched = {}, set()
 
     def note(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Remember gradients right after a backward pass."""
+        """Record the versions of all gradients right after a backward pass."""
         self._left = {id(p): (id(p.grad), p.grad._version) for p in parameters if p.grad is not None}
 
     def look(self, parameters: Iterable[nn.Parameter]) -> None:
-        """See what has been changed, before another backward pass or the update."""
+        """Record the gradients changed since :meth:`note`, before another backward pass or the update."""
         for parameter in parameters:
             gradient, left = parameter.grad, self._left.get(id(parameter))
             if gradient is None:
@@ -36,7 +36,10 @@ class GradientWatch:
                 self._touched.add(id(parameter))
 
     def alike(self, weight: nn.Parameter, scale: nn.Parameter, together: bool) -> bool:
-        """Whether W and γ have gradients with a common factor: both untouched, or both changed by one hand.
+        """Whether the gradients of W and γ differ from those of the backward pass by one common factor.
+
+        That is so if both are unchanged. If both were changed and one optimizer moves both, they are assumed to have
+        been clipped together.
 
         Args:
             weight: W.

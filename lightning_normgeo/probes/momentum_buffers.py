@@ -1,4 +1,4 @@
-"""The momentum buffers of a step, as far as eq 16's form for momentum needs them."""
+"""Momentum buffers of one optimizer step, as needed for eq 16 extended to SGD with momentum."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from lightning_normgeo.probes.explain import ReadPlan
 def first_state(
     state: MomentumState, fresh: Sequence[bool], plans: Sequence[ReadPlan], products: Sequence[WeightProducts]
 ) -> MomentumState:
-    """Return the state with the buffers read themselves of weights that are counted for the first time.
+    """Return the momentum state, with values read from the buffers for weights that are counted for the first time.
+
+    For all other weights the state has been advanced step by step with ⟨W, g⟩ = 0 (:func:`next_state`).
 
     Args:
-        state: of the weights.
-        fresh: which of them no step was counted of yet.
+        state: ⟨W, b⟩ and ‖b‖² of each weight before the step.
+        fresh: for each weight, whether no step has been counted yet.
         plans: one for each weight, all with the same rule.
-        products: what was read of them.
+        products: inner products of each weight in this step.
+
+    Returns:
+        The state with the entries of fresh weights replaced.
     """
     rule = plans[0].reads.rule
     if not any(fresh) or not isinstance(rule, SGDRule) or not plans[0].reads.state:
@@ -40,7 +45,16 @@ def first_state(
 def next_state(
     plans: Sequence[ReadPlan], products: Sequence[WeightProducts], state: MomentumState
 ) -> tuple[Tensor, MomentumState] | None:
-    """Return the increments that follow from ⟨W, g⟩ = 0 and the state after the step; None unless the rule is SGD's."""
+    """Return the increments of ‖W‖² that follow from ⟨W, g⟩ = 0, and the momentum state after the step.
+
+    Args:
+        plans: one for each weight, all with the same rule.
+        products: inner products of each weight in this step.
+        state: ⟨W, b⟩ and ‖b‖² of each weight before the step.
+
+    Returns:
+        The increments, one per weight in units of weight², and the new state; None if the rule is not that of SGD.
+    """
     rule = plans[0].reads.rule
     if not isinstance(rule, SGDRule):
         return None

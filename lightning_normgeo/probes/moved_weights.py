@@ -1,4 +1,4 @@
-"""The weights that one step of an optimizer moves, as far as they can be measured."""
+"""Selection of the weights that one optimizer step moves and that can be measured."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def moving_weights(
     groups: Mapping[int, Group],
     skipped: Counter[str],
 ) -> list[Observed]:
-    """Return the weights that this optimizer moves and whose gradients can be read, with their units.
+    """Return the weights that an optimizer moves and whose gradients can be read, with their units.
 
     Args:
-        weights: that graphs have shown.
-        unseen: returns what is to be measured of parameters that have gradients and were not shown.
-        optimizer: about to move weights.
-        groups: its parameter groups, by the ids of their parameters.
-        skipped: counts what is left out, by reason.
+        weights: the weights found in autograd graphs.
+        unseen: called with the parameters that have gradients and are not among ``weights``; returns those to measure.
+        optimizer: the optimizer that is about to take a step.
+        groups: its parameter groups, by the id of each parameter.
+        skipped: number of weights that were left out, by reason; updated in place.
     """
     known = {id(observed.weight) for observed in weights}
     moving = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -48,7 +48,7 @@ def moving_weights(
 
 
 def _apart(one: Observed, optimizer: Optimizer) -> Observed:
-    """Return a weight that only with its bias is invariant as a control: this optimizer does not move both."""
+    """Return a weight as a control, since it is invariant only with its bias, which this optimizer does not move."""
     warn_once(
         f"{one.units.name}: a control, since it is scale invariant only with its bias, which "
         f"{type(optimizer).__name__} does not move. Give both to one optimizer, or the layer no bias.",

@@ -1,4 +1,4 @@
-"""What one optimizer step did to the observed weights, as numbers per unit that stay on the device."""
+"""Per-unit measurements of the observed weights in one optimizer step; tensors stay on the device."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.normalization.units import WeightUnits
 
 ADDITIVE = ("predicted", "weight_sq", "inner", "gradient_sq", "quartic")
-"""What of a :class:`WeightStep` is a sum over the elements of a unit, besides its terms."""
+"""The fields of :class:`WeightStep` that are sums over the elements of a unit, like its terms."""
 
 
 @dataclass
 class WeightStep:
-    """One weight in one optimizer step; tensors hold one wide value per unit and stay on the device.
+    """Measurements of one weight in one optimizer step.
+
+    Tensors have shape ``(units,)`` and stay on the device, in float64 or, on devices without it, float32. g is the
+    gradient that the optimizer applies, after unscaling and clipping.
 
     Attributes:
-        units: which slices of the weight are looked at.
-        dtype: what the weight is stored in.
-        lr: learning rate of this step.
-        predicted: η²‖g‖² of eq 16.
+        units: the units of the weight.
+        dtype: dtype in which the weight is stored.
+        lr: learning rate η of this step.
+        predicted: η²‖g‖² of eq 16, in units of weight².
         weight_sq: ‖W‖² before the step.
         inner: ⟨W, g⟩.
         gradient_sq: ‖g‖².
         quartic: Σ W_i⁴, for the storage floor.
-        rule: the optimizer's formula; None for an optimizer without a known decomposition.
-        terms: what it adds to ‖W‖².
-        has_gradient: whether g is the gradient at W; if not, as for an optimizer that first moves W, ``inner``,
+        rule: the formula of the optimizer; None if no decomposition of its increment is known.
+        terms: the terms that the formula adds to ‖W‖²; None without a rule.
+        has_gradient: whether g is the gradient at W. If it is not, as for an optimizer that first moves W, ``inner``,
             ``gradient_sq`` and ``predicted`` are NaN.
-        scale_gradient: ∂L/∂γ of the batch normalization behind the weight, at the same moment as g.
-        uniform: whether weight and bias of its units move by one rule of SGD, so that ⟨W, g⟩ = 0 for both jointly says
-            what the step adds; of units without a bias always.
-        scale_shared: whether the gradients of W and γ are those of backward passes times one factor.
-        optimizer: the class that moves the weight.
-        shrink: what decoupled weight decay multiplies W with, where the optimizer says so; for optimizers without a
-            formula.
+        uniform: whether SGD moves weight and bias of the units by the same rule, so that ⟨W, g⟩ = 0 for both jointly
+            determines the increment; always True for units without a bias.
+        scale_gradient: ∂L/∂γ of the batch normalization behind the weight, read together with g; None if there is none.
+        scale_shared: whether g and ∂L/∂γ are the results of the backward pass up to one common factor.
+        optimizer: class name of the optimizer that moves the weight.
+        shrink: factor by which decoupled weight decay multiplies W; for optimizers without a formula.
         update: inner products of D = W⁺ - W; None unless updates were asked for.
     """
 
@@ -65,49 +67,52 @@ class WeightStep:
 
     @property
     def equilibrium(self) -> Scalar | None:
-        """Angle at which weight decay and gradient noise balance, where a closed form is known."""
+        """The angle in radians at which weight decay and gradient noise balance; None without a closed form."""
         return None if self.rule is None else equilibrium_angle(self.rule)
 
     @property
     def relaxation(self) -> Scalar | None:
-        """Time constant of the way there, in steps."""
+        """The time constant of the approach to that equilibrium, in steps; None without a closed form."""
         return None if self.rule is None else steps_to_equilibrium(self.rule)
 
     @property
     def is_plain_sgd(self) -> bool:
-        """Whether the step is of the kind that eq 16 is about."""
+        """Whether eq 16 covers the step: plain SGD, without momentum and weight decay."""
         return self.rule is not None and self.rule.is_plain_sgd and self.uniform
 
     @property
     def storage_floor(self) -> Tensor:
-        """What rounding in storage can add to the increment of each unit."""
+        """The increment of ‖W‖² that rounding in storage can cause, per unit in units of weight²."""
         return storage_floor(self.quartic, self.dtype, 1 if self.rule is None else self.rule.stores)
 
     def with_bias(self, bias: WeightStep) -> WeightStep:
-        """Return the step of the units that weight and bias make up jointly; every product is a sum over both."""
+        """Return the step of units that consist of a weight and its bias; every inner product is a sum over both."""
         both = {name: getattr(self, name) + getattr(bias, name) for name in ADDITIVE}
         known = self.terms is not None and bias.terms is not None
         terms = IncrementTerms(*map(torch.add, self.terms or (), bias.terms or ())) if known else None
         return replace(self, terms=terms, uniform=self.moves_like(bias), **both)
 
     def moves_like(self, other: WeightStep) -> bool:
-        """Whether SGD does the same to both; taken for different where η is on a device, which comparing waits for."""
+        """Whether SGD moves both weights by the same rule.
+
+        False if η is a tensor, since a comparison would wait for the device.
+        """
         rule = self.rule
         return isinstance(rule, SGDRule) and not isinstance(rule.lr, Tensor) and rule == other.rule
 
     def unexplained(self) -> WeightStep:
-        """Return the step as one of an optimizer without a known decomposition."""
+        """Return the same step without rule and terms, as for an optimizer without a known decomposition."""
         return replace(self, rule=None, terms=None)
 
 
 @dataclass(frozen=True)
 class Observed:
-    """A weight as the probe sees it.
+    """A weight that a probe measures.
 
     Attributes:
-        units: which slices of it are looked at.
+        units: the units of the weight.
         weight: the parameter.
-        bias: the bias that belongs to the units, where only both jointly are invariant.
+        bias: the bias of the same layer, if only weight and bias jointly are scale invariant; otherwise None.
     """
 
     units: WeightUnits
@@ -121,24 +126,25 @@ class Observed:
 
     @property
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The same by name."""
+        """The weight, and the bias if it belongs to the units, by parameter name."""
         names = [self.units.name, *([] if self.units.bias is None else [self.units.bias])]
         return dict(zip(names, self.parameters, strict=True))
 
     def as_control(self, reason: str) -> Observed:
-        """Return the weight as a control, without its bias, whose rows are looked at one by one."""
+        """Return the weight as a control: without bias and invariance, and with one unit per output channel."""
         rows = self.weight.shape[self.units.dim] * self.units.groups
         return Observed(replace(self.units.without_invariance(reason), count=rows), self.weight)
 
 
 @dataclass
 class MeasuredWeights:
-    """What was seen between two ends of a batch: a step for each weight that moved.
+    """The measurements of one batch: a step for each weight that an optimizer has moved.
 
     Attributes:
-        steps: by parameter name; the last step of a weight counts where there were several.
-        valid: boolean scalars on the device; all have to hold, else the steps did not happen as described.
-        optimizers: those that took a step, measured or not, by id.
+        steps: by parameter name; the last step of a weight that was moved several times.
+        valid: boolean scalars on the device. If any is False, the measurements are to be discarded, since a step was
+            skipped or its gradient was not finite.
+        optimizers: ids of the optimizers that took a step, measured or not.
     """
 
     steps: dict[str, WeightStep] = field(default_factory=dict)

@@ -106,7 +106,7 @@ def test_an_mlp_gets_groups_that_leave_something_to_learn_from(given: bool) -> N
     net = nn.Sequential(nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64))
     x = torch.randn(128, 20)
     for explicit, values in ((32, 2), (64, 1)):
-        outcome = {1: "of one value a normalization leaves zero", 2: "of two values a normalization leaves the signs"}
+        outcome = {1: "a normalization of one value returns zero", 2: "a normalization of two values keeps only"}
         with pytest.raises(ConfigurationError, match=rf"1: groups={explicit} .* {outcome[values]}.*Choose at most 8"):
             swap_norm(net, "gn", groups=explicit, example_batch=x if given else None)
     swap_norm(net, "gn", example_batch=x if given else None)
@@ -121,10 +121,11 @@ def test_layers_of_one_or_two_values_are_left_alone(to: str, values: int) -> Non
     net = nn.Sequential(nn.Linear(20, values), nn.BatchNorm1d(values), nn.Linear(values, 9), nn.BatchNorm1d(9))
     (left,) = swap_norm(net, to, example_batch=torch.randn(4, 20)).left
     assert left.name == "1"
-    assert left.reason.startswith(f"its input has {values} values for each sample, and of {['one', 'two'][values - 1]}")
+    many = ["one value", "two values"][values - 1]
+    assert left.reason.startswith(f"its input has {values} values for each sample, and a normalization of {many} ")
 
 
-@pytest.mark.parametrize(("positions", "why"), [(1, "one position for each channel"), (2, "the signs alone")])
+@pytest.mark.parametrize(("positions", "why"), [(1, "one position for each channel"), (2, "keeps only their signs")])
 def test_instance_normalization_of_small_maps_is_left_alone(positions: int, why: str) -> None:
     pool = nn.AdaptiveAvgPool2d((1, positions))
     net = nn.Sequential(*conv_bn(), pool, nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4))

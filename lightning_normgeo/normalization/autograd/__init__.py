@@ -1,1 +1,1 @@
-"""The autograd graph of a forward pass, as the trace from which scale symmetries are read."""
+"""Autograd graph of a forward pass, from which scale symmetries are read."""

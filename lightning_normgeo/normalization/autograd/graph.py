@@ -1,4 +1,4 @@
-"""The autograd graph of one forward pass, as the trace of what a model computes."""
+"""Autograd graph of one forward pass, used as a record of the operations that a model has run."""
 
 from __future__ import annotations
 
@@ -22,34 +22,42 @@ from lightning_normgeo.normalization.user_inputs import misfit
 from lightning_normgeo.utilities.checked_values import first_line
 
 Node = Any
-"""An autograd node; torch has no public type for the C++ ones."""
+"""An autograd node; torch has no public type for those written in C++."""
 Edge = tuple[Node, int]
-"""A node, and which of its outputs; in the lists of readers: which of its inputs."""
+"""A node and the index of one of its outputs; in :attr:`Graph.readers` the index of one of its inputs."""
 
 
 class Graph:
-    """The autograd graph below some tensors, with the edges turned round: who reads what a node produced.
+    """The autograd graph of some tensors, with edges in both directions.
+
+    Autograd links each node to the nodes that computed its inputs. The search for units starts at a parameter and
+    needs the opposite direction: the nodes that read an output.
 
     Args:
-        results: the loss, or all that one is made of.
-        stand_ins: names by id of what a model computed with, where that is not its parameters (``fully_shard``).
+        results: the loss, or the tensors that it is computed from.
+        unsharded: names by id of the unsharded parameters in the graph of a sharded model (``fully_shard``); None for
+            other models, whose graphs contain the parameters themselves.
         zeros: nodes of operations whose constants are known to be zero (:class:`ZeroConstants`).
 
     Attributes:
-        readers: for each node and output the readers and the position at which they read it.
-        sources: for each node what it reads; for an opened checkpoint what it returns, by output.
-        leaves: the nodes of parameters.
-        results: the nodes and outputs that the tensors came from.
-        order: an index for each node; what reads another node has a larger one.
-        outputs: which outputs of a node are read, or are results.
-        inside: what reentrant checkpoints compute, once they were looked into.
+        readers: for each node and output, the nodes that read it, with the input position.
+        inputs: for each node, the edges of its inputs; for a reentrant checkpoint whose inside was found, the
+            edges of its outputs inside it.
+        leaves: the nodes of the parameters.
+        results: the nodes and outputs that have computed ``results``.
+        order: topological index of each node; a node has a larger one than every node that it reads.
+        outputs: for each node, the outputs that are read or are results.
+        inside: edges of the outputs inside each reentrant checkpoint that was run again; None where that failed.
+
+    Cost: one walk over the graph in Python; no tensor is read.
     """
 
     def __init__(self, *results: Tensor, unsharded: dict[int, str] | None = None, zeros: Collection[Node] = ()) -> None:
         self.unsharded = unsharded
         self.zeros = zeros
         self.inside: dict[Node, tuple[Edge, ...] | None] = {}
-        edges = [get_gradient_edge(result) for result in results if result.requires_grad]  # of a parameter: its leaf
+        # unlike ``grad_fn``, which is None for a parameter, the gradient edge of a parameter is its leaf node
+        edges = [get_gradient_edge(result) for result in results if result.requires_grad]
         self.results = {(edge.node, edge.output_nr) for edge in edges}
         self._start = [edge.node for edge in edges]
         self._walk()
@@ -58,8 +66,11 @@ class Graph:
         self.readers: dict[Edge, list[Edge]] = defaultdict(list)
         self.leaves: list[Node] = []
         self.order: dict[Node, int] = {}
-        self.sources: dict[Node, tuple[Edge, ...]] = {}  # torch makes a new tuple each time it is asked
+        # kept, since torch builds a new tuple on each access to next_functions
+        self.inputs: dict[Node, tuple[Edge, ...]] = {}
         self.outputs: dict[Node, set[int]] = defaultdict(set)
+        # A depth-first search numbers each node after all nodes that it reads, which makes the numbers a topological
+        # order. It has a stack of its own, since deep networks exceed Python's limit for recursion.
         finished = itertools.count()
         stack: list[tuple[Node, bool]] = [(node, False) for node in self._start]
         while stack:
@@ -67,9 +78,10 @@ class Graph:
             if done:
                 self.order[node] = next(finished)
             elif node not in self.order:
-                self.order[node] = -1
+                self.order[node] = -1  # visited, but the nodes that it reads have no number yet
                 stack.append((node, True))
-                self.sources[node] = edges = self.inside.get(node) or node.next_functions
+                # a reentrant checkpoint whose inside is known is read through: its outputs come from inside
+                self.inputs[node] = edges = self.inside.get(node) or node.next_functions
                 stack += [(source, False) for source, _ in edges if source not in self.order and source]
         self._turn_round()
         for node, output in [*self.readers, *self.results]:
@@ -79,12 +91,16 @@ class Graph:
         for node in self.order:
             if hasattr(node, "variable"):
                 self.leaves.append(node)
-            for position, (source, output) in enumerate(self.sources[node]):
-                if source is not None:
+            for position, (source, output) in enumerate(self.inputs[node]):
+                if source is not None:  # None stands for an input without a gradient, such as the data
                     self.readers[source, output].append((node, position))
 
     def with_inside(self, inside: dict[Node, tuple[Edge, ...] | None]) -> Graph:
-        """Return the graph with the insides of reentrant checkpoints in it; None for one that could not be seen."""
+        """Return a copy of the graph that includes the operations inside reentrant checkpoints.
+
+        Args:
+            inside: edges of the outputs of each checkpoint, inside it; None for one that could not be run again.
+        """
         graph = copy.copy(self)
         graph.inside = self.inside | inside
         graph._walk()
@@ -92,7 +108,8 @@ class Graph:
 
     @property
     def reentrant(self) -> list[Node]:
-        """The reentrant activation checkpoints (``use_reentrant=True``) that nobody looked into."""
+        """The reentrant activation checkpoints (``use_reentrant=True``) whose inside has not been determined yet."""
+        # only functions written in Python have this base, and asking a node for its name is slower than for its type
         functions: list[Node] = [
             node for node in self.order if isinstance(node, BackwardCFunction) and node not in self.inside
         ]
@@ -100,47 +117,55 @@ class Graph:
 
     @property
     def hides_reentrant(self) -> bool:
-        """Whether what a reentrant activation checkpoint computes is not seen."""
+        """Whether the inside of some reentrant activation checkpoint is unknown."""
         return bool(self.reentrant) or None in self.inside.values()
 
     @cached_property
     def signature(self) -> tuple[Any, ...]:
-        """What was computed from which leaves: equal for two forward passes that ran the same operations."""
+        """Operations, their constants and parameters: equal for two forward passes that ran the same computation.
+
+        Units found for one pass are valid for another with the same signature.
+        """
         return tuple(
             (
                 node.name(),
                 id(node.variable) if hasattr(node, "variable") else _constants(node),
-                tuple((self.order.get(source), output) for source, output in self.sources[node]),
+                tuple((self.order.get(source), output) for source, output in self.inputs[node]),
             )
             for node in self.order
         )
 
     @property
     def anonymous(self) -> bool:
-        """Whether something stands in for the parameters, and the name of none of it is known."""
+        """Whether the model is sharded and no unsharded parameter in the graph has a known name."""
         return self.unsharded is not None and not any(id(leaf.variable) in self.unsharded for leaf in self.leaves)
 
     @property
     def compiled(self) -> bool:
-        """Whether part of the graph is one opaque node made by torch.compile."""
+        """Whether ``torch.compile`` has replaced part of the graph by one opaque node."""
         return any("CompiledFunction" in node.name() for node in self.order)
 
 
 _CONSTANTS: dict[str, tuple[str, ...]] = {}
+"""Names of the constants on each kind of node; a cache, since ``dir`` is slow."""
 
 
 def _constants(node: Node) -> tuple[Any, ...]:
-    """Return what a node keeps besides tensors: those have a raw form as well, and are not to be unpacked."""
+    """Return the constants saved on a node, such as dimensions and strides, without its saved tensors.
+
+    A saved tensor is recognized by its second, raw form. Reading it would run the hooks for saved tensors, with which
+    activation checkpointing computes the forward pass again.
+    """
     kind = node.name()
     if kind not in _CONSTANTS:
         names = dir(type(node))
         _CONSTANTS[kind] = tuple(n for n in names if n.startswith("_saved_") and f"_raw{n}" not in names)
     values = (getattr(node, name) for name in _CONSTANTS[kind])
-    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)  # hashable
 
 
 def traced_graph(module: nn.Module, example_batch: Any) -> Graph:
-    """Return the graph of one forward pass (:func:`trace`), with the constants in it that are zero."""
+    """Return the graph of one forward pass (:func:`trace`), with the operations whose constants are zero."""
     constants = ZeroConstants()
     with constants:
         results = trace(module, example_batch)
@@ -148,24 +173,28 @@ def traced_graph(module: nn.Module, example_batch: Any) -> Graph:
 
 
 def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:
-    """Run one forward pass and return all outputs that have a gradient, leaving no trace in the module.
+    """Run one forward pass without side effects on the module, and return all outputs that require a gradient.
 
-    Buffers are replaced by copies for the time of the call, random number generators are put back, ``.grad`` is not
-    touched. The module runs in the mode it is in.
+    Buffers are replaced by copies during the call, random number generators are restored, and ``.grad`` is not
+    touched. The module runs in its current mode.
 
     Args:
         module: any module.
         example_batch: its input; a tuple holds positional and a dict keyword arguments.
 
     Raises:
-        ConfigurationError: where the module cannot take the batch, or returns nothing that depends on parameters.
+        ConfigurationError: if the module does not accept the batch, or if no output depends on a trainable parameter.
     """
     kwargs = example_batch if isinstance(example_batch, dict) else {}
-    args = example_batch if isinstance(example_batch, tuple) else () if kwargs else (example_batch,)
+    args: tuple[Any, ...] = () if kwargs else (example_batch,)
+    if isinstance(example_batch, tuple):
+        args = example_batch
     devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
+    # Lightning validates and tests in inference mode, in which autograd records nothing. The devices are sorted by name
+    # since torch.device has no order.
     with torch.inference_mode(False), torch.random.fork_rng(sorted(devices, key=str)), torch.enable_grad():
         try:
-            # each under one name of its module: torch would leave copies behind in modules that have two
+            # with tie_weights torch would leave the copies behind in a module that has two names
             outputs = functional_call(module, _copied_buffers(module), args, kwargs, tie_weights=False)
         except Exception as error:
             advice = misfit(module, example_batch) or (
@@ -186,7 +215,7 @@ def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:
 
 
 def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:
-    copies: dict[int, Tensor] = {}
+    copies: dict[int, Tensor] = {}  # by id, so that a buffer shared by several modules stays shared
     return {
         name: copies.setdefault(id(buffer), buffer.clone())
         for path, child in module.named_modules()
@@ -196,8 +225,10 @@ def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether ``torch.compile`` was applied to a module, to a submodule, or to the LightningModule itself."""
-    if getattr(module, "_compiler_ctx", None) is not None:
+    if getattr(module, "_compiler_ctx", None) is not None:  # Lightning's mark: it compiles the methods of the module
         return True
+    # ``module.compile()`` sets the attribute, ``torch.compile(module)`` returns a wrapper of this class; it is compared
+    # by name, since importing it loads all of the compiler
     return any(
         getattr(child, "_compiled_call_impl", None) is not None or type(child).__name__ == "OptimizedModule"
         for child in module.modules()
@@ -205,6 +236,6 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def _describe(value: Any) -> str:
-    """Return the shapes in a batch, or its type."""
+    """Return the shapes of the tensors in a value as text; its type if there are none."""
     shapes = [str(tuple(leaf.shape)) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
     return f"shape {', '.join(shapes)}" if shapes else type(value).__name__

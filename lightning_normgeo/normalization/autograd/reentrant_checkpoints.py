@@ -1,8 +1,8 @@
-"""Reentrant activation checkpoints, whose inside is no part of the autograd graph until it is run again.
+"""Operations inside reentrant activation checkpoints, added to the autograd graph by running them again.
 
-``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`` runs a function without gradients and records one node.
-The function is run once more here, with gradients and on the inputs that the node has kept, so that its operations
-hang on to the graph in front of it. Nothing is stored for a backward pass and none is run.
+``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`` runs a function without gradients and records a single
+node. This module runs the function once more, with gradients and on the inputs saved on the node, which connects its
+operations to the graph in front of the checkpoint. Nothing is stored for a backward pass, and none is run.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
 
 
 def opened(graph: Graph, module: nn.Module) -> Graph:
-    """Return the graph with the insides of its reentrant checkpoints, also of nested ones.
+    """Return the graph with the operations inside its reentrant checkpoints, including nested ones.
 
     Args:
-        graph: before its backward pass.
-        module: the model; its buffers, attributes and all random states are as before afterwards.
+        graph: of a forward pass, before its backward pass.
+        module: the model; its buffers, its attributes and all random states are restored afterwards.
 
     Returns:
-        The graph itself where it has none; ``hides_reentrant`` where a function cannot be run again.
+        The graph itself if it has no such checkpoints. ``hides_reentrant`` of the returned graph is set if some
+        function could not be run again.
 
-    Cost: the forward pass of what is checkpointed, and memory for the largest activations in it.
+    Cost: one forward pass of the checkpointed functions, and memory for the largest activations in them.
     """
     if not graph.reentrant:
         return graph
     with _undisturbed(module):
-        while graph.reentrant:
+        while graph.reentrant:  # each round may uncover checkpoints nested in those run before
             graph = graph.with_inside({node: _inside(node) for node in graph.reentrant})
     return graph
 
 
 def _inside(node: Node) -> tuple[Edge, ...] | None:
-    """Return the edges of what a checkpoint returns, one per output; None where that cannot be found out."""
+    """Return the edges that compute the outputs of a checkpoint, one per output; None if it cannot be run again."""
     try:
         results = _run_again(node)
         found: list[Edge] = []
@@ -54,23 +55,24 @@ def _inside(node: Node) -> tuple[Edge, ...] | None:
                 return None
             edge = get_gradient_edge(result) if differentiable else None
             found.append((None, 0) if edge is None else (edge.node, edge.output_nr))
-    except Exception:  # whatever a model does when it is called out of turn: the weights inside are then not judged
+    except Exception:  # a model may fail in any way outside of its forward pass; weights inside then get no units
         return None
     return tuple(found) or None
 
 
 def _run_again(node: Node) -> tuple[Any, ...]:
-    """Run what a checkpoint ran, as its backward pass would, but on inputs that are not detached."""
+    """Run the function of a checkpoint as its backward pass would, but on inputs that are not detached."""
     inputs = list(node.inputs)
     for position, tensor in zip(node.tensor_indices, node.saved_tensors, strict=True):
-        inputs[position] = tensor.clone() if tensor.requires_grad else tensor.detach().clone()  # it may write to them
+        # copies, since the function may write to its inputs
+        inputs[position] = tensor.clone() if tensor.requires_grad else tensor.detach().clone()
     with ExitStack() as stack:
         if node.preserve_rng_state:
             torch.set_rng_state(node.fwd_cpu_state)
             if node.had_device_in_fwd:
                 checkpoint.set_device_states(node.fwd_devices, node.fwd_device_states, device_type=node.device_type)
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # they were said when it ran first
+        warnings.simplefilter("ignore")  # they were shown when the function ran first
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(node.device_type, **node.device_autocast_kwargs))
         stack.enter_context(torch.autocast("cpu", **node.cpu_autocast_kwargs))
@@ -80,7 +82,7 @@ def _run_again(node: Node) -> tuple[Any, ...]:
 
 
 def _dropped(tensor: Tensor) -> Any:
-    """Store nothing, but for a checkpoint within, which is run again from its inputs."""
+    """Hook for saving a tensor: store nothing, except inputs of a nested checkpoint, which are needed to run it."""
     return tensor if _called_by_checkpoint(sys._getframe(1)) else "not stored"
 
 
@@ -90,14 +92,16 @@ def _called_by_checkpoint(frame: FrameType) -> bool:
 
 
 def _kept(stored: Any) -> Any:
+    """Hook for reading a saved tensor."""
     return stored
 
 
 @contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Leave buffers, attributes and random states as they were, and log nothing meanwhile.
+    """Restore buffers, attributes and random states on exit, and suppress logging until then.
 
-    Buffers are exchanged for copies: written to and put back, they would count as changed for autograd.
+    Buffers are replaced by copies. If the originals were written to and restored, autograd would still count them as
+    modified in place, and the backward pass of the training would fail.
     """
     children = list(module.modules())
     tables = [(vars(child), dict(vars(child)), child._buffers, dict(child._buffers)) for child in children]
@@ -122,7 +126,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
 
 
 def _containers(attributes: dict[str, Any]) -> Iterable[Any]:
-    """Return a module's own lists, dictionaries and sets; torch's hold its parts and hooks."""
+    """Return the lists, dictionaries and sets of a module that are not torch's own, which hold its parts and hooks."""
     return [v for name, v in attributes.items() if type(v) in (list, dict, set) and name not in vars(nn.Module())]
 
 
@@ -135,7 +139,7 @@ def _restore(table: dict[str, Any], saved: dict[str, Any]) -> None:
 @contextmanager
 def _random_states(module: nn.Module) -> Iterator[None]:
     devices = sorted({str(parameter.device) for parameter in module.parameters() if parameter.is_cuda})
-    numpy = sys.modules.get("numpy")  # of those that draw from it; nothing here needs it
+    numpy = sys.modules.get("numpy")  # not imported: if it is not loaded, the model cannot draw from it
     python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
     with torch.random.fork_rng(devices):
         try:
@@ -147,4 +151,4 @@ def _random_states(module: nn.Module) -> Iterator[None]:
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Take what is logged meanwhile."""
+    """Replace ``log`` and ``log_dict`` of a LightningModule, which fail outside of its hooks."""

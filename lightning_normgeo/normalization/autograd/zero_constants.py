@@ -1,4 +1,4 @@
-"""Zero constants of a forward pass, which the autograd graph does not keep."""
+"""Zero constants of a forward pass, whose values the autograd graph does not record."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch.utils import _pytree as pytree
 
 
 class ZeroConstants(TorchFunctionMode):
-    """Notes the nodes of operations all of whose constants are zero, such as the tensor that is scattered into.
+    """Mode that records the nodes of operations whose constants are all zero, such as a tensor that is scattered into.
 
-    The graph of ``zeros.scatter_add(0, index, y)`` is the graph of ``x.scatter_add(0, index, y)``. Only the forward
-    pass tells the first, which is homogeneous in y, from the second, a residual sum.
+    ``zeros.scatter_add(0, index, y)`` and ``x.scatter_add(0, index, y)`` with constants ``zeros`` and x have the same
+    graph. The first is homogeneous in y, the second a residual sum; they can only be told apart during the forward
+    pass.
 
     Attributes:
-        nodes: those noted. They keep the graph alive: drop the mode after use.
+        nodes: the recorded nodes. They keep the graph alive, so the mode has to be discarded after use.
 
-    Cost: a Python call for each operation; for those of ``_CONSTANTS`` a reduction, on a GPU with a synchronization.
+    Cost: a Python call for each operation; for those in ``_CONSTANTS`` a reduction, on a GPU with a synchronization.
     """
 
     def __init__(self) -> None:
@@ -27,11 +28,11 @@ class ZeroConstants(TorchFunctionMode):
         self.nodes: set[Any] = set()
 
     def begin(self) -> None:
-        """Enter the mode, until :meth:`leave`."""
+        """Enter the mode; it is active until :meth:`leave`."""
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self) -> None:
-        """End the mode, also beneath modes that others have entered since and not left yet."""
+        """Leave the mode, even if other modes have been entered since then and are still active."""
         stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
         if not any(mode is self for mode in stack):
             return
@@ -44,10 +45,11 @@ class ZeroConstants(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation unchanged and note its node."""
+        """Run the operation unchanged, and record its node if its constants are zero."""
         kwargs = kwargs or {}
         constants = _CONSTANTS.get(getattr(func, "__name__", "").rstrip("_").removeprefix("__"))
-        zero = constants is not None and all(map(_is_zero, constants(args, kwargs)))  # before it writes in place
+        # read before the operation, which may write to them in place
+        zero = constants is not None and all(map(_is_zero, constants(args, kwargs)))
         result = func(*args, **kwargs)
         if zero:
             changed = args[0] if result is None else result  # y[index] = 0 returns nothing
@@ -60,7 +62,7 @@ Constants = Callable[[tuple[Any, ...], dict[str, Any]], Iterator[Any]]
 
 
 def _floats(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-    """Yield the constant tensors besides indices and masks."""
+    """Yield the constant tensors except indices and masks."""
     for value in _all(args, kwargs):
         if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             yield value
@@ -95,11 +97,11 @@ _CONSTANTS: dict[str, Constants] = {
     "setitem": lambda args, kwargs: _all((args[0], args[2]), {}),
     "pad": _value(3),
 }
-"""The constants that decide whether an operation is homogeneous, by its name."""
+"""By the name of an operation, the constants that decide whether it is homogeneous in its other arguments."""
 
 
 def _is_zero(value: Any) -> bool:
-    """Whether a constant is zero; no constant is the zero that ``pad`` fills in."""
+    """Whether a constant is zero; None counts as zero, since ``pad`` then fills in zeros."""
     if isinstance(value, Tensor):
         return not value.requires_grad and not value.is_meta and not bool(value.any())
     return value is None or (isinstance(value, int | float) and value == 0)

@@ -1,4 +1,4 @@
-"""Which slices of which weights the loss does not feel the length of, read from the autograd graph."""
+"""Scale-invariant slices of weights, found from the autograd graph."""
 
 from lightning_normgeo.normalization.invariance.discovery import REENTRANT as REENTRANT
 from lightning_normgeo.normalization.invariance.discovery import find_units as find_units

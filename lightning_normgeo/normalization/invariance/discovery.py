@@ -1,14 +1,15 @@
-"""Scale-invariant units of a model: which slices of which weights the loss does not feel the length of.
+"""Scale-invariant units of a model: the slices of its weights whose scale leaves the loss unchanged.
 
-Found from the autograd graph of one forward pass, so any Python control flow, functional normalization and
-parametrized weight is seen as it ran. The rows of a weight are followed through all that is positively homogeneous
-(linear maps, ReLU, pooling, reshapes, concatenations) until normalizations absorb their scale on every path:
+They are found from the autograd graph of one forward pass, which records the operations that really ran, whatever the
+Python control flow, functional normalizations and parametrized weights. The rows of a weight are followed through all
+positively homogeneous operations (linear maps, ReLU, pooling, reshapes, concatenations) until normalizations cancel
+their scale on every path. The kind of normalization determines the unit:
 
 - batch and instance normalization, weight normalization and weight standardization: each output filter is a unit;
 - group normalization: the filters of one group jointly; layer normalization: the whole layer jointly;
 - spectral normalization: the whole matrix.
 
-The paper's "every row" (Lemma 3) is right for the first and wrong for the others.
+The paper states the invariance for every row (Lemma 3), which holds in the first case and not in the others.
 """
 
 from __future__ import annotations
@@ -27,26 +28,28 @@ from lightning_normgeo.normalization.units import Units, WeightUnits
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 
 REENTRANT = "inside a reentrant activation checkpoint"
-"""Why a weight has no units that one such checkpoint hides."""
+"""Reason reported for a weight without units that is used in a checkpoint that could not be examined."""
 
 
 def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
-    """Return for each weight the slices that the loss is invariant to the scale of, and why.
+    """Return the scale-invariant units of each weight, and the reason for each result.
 
-    One forward pass in the mode the module is in; nothing of it stays: buffers, ``.grad`` and random numbers are as
-    before. In evaluation mode batch normalization is an affine map and makes nothing invariant; call
-    ``module.train()`` to see the units of training.
+    The module runs one forward pass in its current mode. Buffers, ``.grad`` and random number generators are left as
+    they were. In evaluation mode batch normalization is an affine map and causes no invariance; call
+    ``module.train()`` first to get the units of training.
 
     Args:
-        module: any module whose outputs contain tensors that the loss is computed from.
-        example_batch: its input, of two samples at least; a tuple holds positional and a dict keyword arguments.
-            Arrays of numpy, and lists of numbers, become tensors as the module takes them.
+        module: any module whose outputs contain the tensors that the loss is computed from.
+        example_batch: its input, of at least two samples; a tuple holds positional and a dict keyword arguments.
+            Numpy arrays and lists of numbers become tensors with the device and dtype of the module.
 
     Returns:
-        One entry for each parameter with rows (two or more dimensions), also for those without invariance.
+        One entry for each parameter with rows (at least two dimensions), also for those without invariance.
 
     Raises:
-        ConfigurationError: for a compiled module, and a batch that the module cannot take.
+        ConfigurationError: for a compiled module, and for a batch that the module does not accept.
+
+    Cost: one forward pass, and one walk over its graph for each weight.
     """
     check_module("scale_invariant_units(module, example_batch)", module)
     if is_compiled(module):
@@ -61,10 +64,17 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
 
 
 def find_units(module: nn.Module, graph: Graph) -> tuple[tuple[WeightUnits, ...], bool]:
-    """Return the units behind the results of ``graph``, and whether they are a guess.
+    """Return the units of the weights in a graph, and whether they are a guess.
 
-    Read from the graph as by :func:`units_from_graph`, or guessed by :func:`guess_units` where torch.compile made
-    part of the graph opaque, or the names of what stands in for the parameters are not known.
+    They are read from the graph as by :func:`units_from_graph`. They are guessed by :func:`guess_units` if
+    torch.compile has hidden part of the graph, or if the graph holds unsharded parameters whose names are unknown.
+
+    Args:
+        module: the model.
+        graph: of one of its forward passes, before the backward pass.
+
+    Returns:
+        One entry per trainable weight in the graph, and whether :func:`guess_units` made them.
     """
     opaque = graph.compiled or graph.anonymous
     return (guess_units(module), True) if opaque else (_units_in(graph, module), False)
@@ -75,19 +85,21 @@ def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]
 
     Args:
         module: owner of the weights.
-        loss: a scalar whose autograd graph is still alive.
+        loss: a scalar whose autograd graph has not been freed by a backward pass.
 
     Returns:
         One entry per weight, in the order of ``module.named_parameters()``.
 
-    Cost: one walk over the graph in Python; no tensor is touched, but for reentrant activation checkpoints, which run
-    forward once more.
+    Cost: one walk over the graph in Python for each weight. No tensor is read, except that the functions inside
+    reentrant activation checkpoints run forward once more.
     """
     return _units_in(Graph(loss), module)
 
 
 def _units_in(graph: Graph, module: nn.Module) -> tuple[WeightUnits, ...]:
-    if graph.unsharded is None:  # to run divided modules out of turn would have processes wait for each other
+    # not for sharded models: running a checkpointed function again gathers its parameters, and a process that does so
+    # while the others do not would wait for them forever
+    if graph.unsharded is None:
         graph = opened(graph, module)
     names = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
     names |= graph.unsharded or {}

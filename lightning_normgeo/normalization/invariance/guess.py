@@ -1,4 +1,4 @@
-"""Units of compiled models, whose autograd graph is opaque: a guess from the order in which layers were registered."""
+"""Guessed units of compiled models, whose autograd graph is opaque, from the order in which layers are registered."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ _CONSTRUCTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def guess_units(module: nn.Module) -> tuple[WeightUnits, ...]:
-    """Guess the units: a parametrized weight, or a convolution registered right before a batch normalization.
+    """Guess the units of a model's weights without a forward pass.
 
-    The numbers have to confirm it.
+    The units of a parametrized weight follow from its parametrization. The weight of a linear or convolutional layer
+    is taken to be scale invariant, filter by filter, if a batch normalization in training mode with as many channels
+    is registered directly behind the layer. This may be wrong: callers have to check that ⟨W, g⟩ = 0.
+
+    Args:
+        module: the model.
+
+    Returns:
+        One entry per trainable weight, in the order of ``module.named_parameters()``.
     """
     parameters = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
     layers = {clean_name(name): layer for name, layer in module.named_modules()}
@@ -42,7 +50,7 @@ def guess_units(module: nn.Module) -> tuple[WeightUnits, ...]:
 
 
 def _norms_behind(module: nn.Module) -> dict[int, _BatchNorm]:
-    """Return the batch normalization registered right behind each weight that fits it."""
+    """Return the batch normalization registered directly behind each layer that fits it, by the id of its weight."""
     norms = {}
     for parent in module.modules():
         for layer, behind in itertools.pairwise(parent.children()):

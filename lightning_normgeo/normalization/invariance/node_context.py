@@ -1,9 +1,9 @@
-"""What the rules have in common: one autograd node as a rule sees it, and what ends the search.
+"""Common parts of the rules: the context of one autograd node, and the exceptions that end the search.
 
-Scaling the rows of a weight is followed through all that is computed from it, until a normalization absorbs the scale.
-A rule takes the states of a node's inputs (None for what does not depend on the weight, or does not change with its
-scale) and returns the state of its output, or None. A node without a rule, and a sum with something that is not
-scaled, end the search with a reason.
+A *rule* describes one kind of autograd node. It takes the states of the node's inputs and returns the state of its
+output. A state is None for a tensor that does not change with the scale of the weight. A rule raises
+:class:`NotInvariantError` if the output is not homogeneous in the rows of the weight, as in a sum with a tensor that
+does not scale; so does a node without a rule.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ _MOVES = {"View", "ReshapeAlias", "UnsafeView", "Unsqueeze", "Squeeze", "Expand"
 
 
 UNKNOWN_CONSTANT = "that the graph does not show to be zero"
-"""Part of the reason why a weight has no units that a constant decides about: ``ZeroConstants`` would tell."""
+"""Part of the reason for no units where a constant may be zero, which a forward pass under ``ZeroConstants`` shows."""
 
 
 class NotInvariantError(Exception):
-    """The loss depends on the scale of the weight, or may; the text says why."""
+    """Raised if the loss depends on the scale of the weight, or may do so; the message is the reason."""
 
 
 class BiasNotScaledError(NotInvariantError):
-    """A bias that is added is not scaled with the weight; scaling both together may do."""
+    """Raised if a bias is added that does not scale with the weight; the two scaled together may be invariant."""
 
 
 @dataclass
 class NodeContext:
-    """One node as a rule sees it, and what is collected on the way.
+    """One autograd node during the search, with the results that the search collects.
 
     Attributes:
-        graph: the graph it is in.
+        graph: the graph of the node.
         node: the autograd node.
-        output: which of its outputs is asked for.
-        operands: states of its inputs.
-        merged: digits over which rows had to be brought together so far.
-        absorbers: normalizations that were reached, with the state that went in.
+        output: index of the output whose state is wanted.
+        operands: states of the inputs of the node; None for inputs that do not scale.
+        merged: digits over which rows have been merged so far; rules add to it.
+        absorbers: normalizations reached so far, each with the state of its input; rules add to it.
     """
 
     graph: Graph
@@ -66,7 +66,7 @@ class NodeContext:
         return shape_of(self.node, self.output)
 
     def consumers(self) -> list[tuple[Node, int]]:
-        """Return what computes with the output, seen through reshapes and copies, and at which position."""
+        """Return the nodes that compute with the output, with the input position; reshapes and copies are skipped."""
         found, stack = [], list(self.graph.readers[self.node, self.output])
         while stack:
             reader, position = stack.pop()
@@ -77,8 +77,9 @@ class NodeContext:
         return found
 
     def joined(self, left: Axis, right: Axis) -> Axis:
-        """Return an axis of what two tensors are combined to; rows that meet are brought together."""
+        """Return one axis of an elementwise combination of two tensors; different rows that meet are merged."""
         same = fused(left.pieces) == fused(right.pieces)
+        # after a cut the rows at a position are unknown, so that other rows could not be merged with them either
         if left.cut != right.cut or (left.cut and not same):
             raise NotInvariantError("combined with other outputs")
         if same:
@@ -92,36 +93,50 @@ class NodeContext:
         return ScaleState(tuple(axes), degree, None, a.data or b.data, a.statistic and b.statistic)
 
     def alike(self, a: ScaleState, b: ScaleState) -> ScaleState:
-        """Return the state of a function of two tensors that is homogeneous in both jointly: a sum, a maximum."""
+        """Return the state of a function that is homogeneous of degree 1 in two tensors jointly: a sum, a maximum."""
         if a.degree != b.degree or a.offset is not None or b.offset is not None:
             raise NotInvariantError("two uses of it that scale in different ways are added up or compared")
         return self.combined(a, b, a.degree)
 
     def beside_zeros(self) -> bool:
-        """Whether all that does not scale here is known to be zero."""
+        """Whether all inputs of the node that do not scale are constants known to be zero."""
         edges = zip(self.node.next_functions, self.operands, strict=True)
+        # no node in front of an input: nothing that requires a gradient, a constant
         constant = all(source is None for (source, _), operand in edges if operand is None)
         return constant and self.node in self.graph.zeros
 
     def merge(self, axes: Sequence[Axis] | Sequence[Piece]) -> None:
-        """Bring together the rows along axes or pieces: they only make sense scaled by a common factor."""
+        """Merge the rows along axes or pieces into one unit: only a common factor of theirs can cancel."""
         for entry in axes:
-            self.merged.update(entry.digits if isinstance(entry, Axis) else [entry] if entry.stride else [])
+            if isinstance(entry, Axis):
+                self.merged.update(entry.digits)
+            elif entry.stride:
+                self.merged.add(entry)
 
     def reduce(self, axes: Sequence[Axis]) -> None:
-        """Bring together the rows along axes that are summed over or normalized over."""
+        """Merge the rows along axes that are summed over or normalized over."""
         if any(axis.cut for axis in axes):
             raise NotInvariantError("summed or normalized together with other outputs (a concatenation)")
         self.merge(axes)
 
     def absorb(self, state: ScaleState, kept: Sequence[int], groups: int = 1, centers: bool = True) -> None:
-        """End a path at a normalization whose statistics are taken for each index of the axes ``kept``.
+        """End a path at a normalization, which cancels the scale of its input.
 
-        With ``groups``, axis 1 is split and its first part kept. One that ``centers`` removes a constant bias too.
+        Args:
+            state: of the input.
+            kept: axes that the statistics are not taken over: there is one mean and variance for each index into them.
+            groups: number of groups into which the channels (axis 1) are split, with statistics for each.
+            centers: whether the normalization subtracts the mean, which removes a bias that is constant over the axes
+                of the statistics.
+
+        Raises:
+            BiasNotScaledError: if a bias was added that the normalization does not remove.
+            NotInvariantError: if rows are normalized together with elements that are not rows.
         """
-        constant = set(kept)  # axes along which a bias may vary and yet be centered away
+        constant = set(kept)  # axes along which a bias may vary and is still removed by centering
         if groups > 1:
-            constant |= {1} if groups == state.shape[1] else set()
+            if groups == state.shape[1]:
+                constant.add(1)  # one channel per group: a bias per channel is constant within the group
             parts = None if state.axes[1].cut else split(state.axes[1], groups)
             if parts is None:
                 raise NotInvariantError("normalized together with other outputs, in groups")
@@ -133,22 +148,32 @@ class NodeContext:
 
 
 def dimensions(saved: Any, ndim: int) -> list[int]:
-    """Return dimensions as autograd saves them (None or () for all; negative ones as unsigned numbers)."""
+    """Return dimensions that autograd has saved on a node, as numbers from 0 to ``ndim`` - 1.
+
+    Args:
+        saved: None or () for all dimensions. Negative dimensions are saved as unsigned 64-bit numbers.
+        ndim: number of dimensions of the tensor.
+    """
     if ndim == 0:
         return []
-    listed = list(range(ndim)) if saved is None else [saved] if isinstance(saved, int) else list(saved)
+    if saved is None:
+        listed = list(range(ndim))
+    elif isinstance(saved, int):
+        listed = [saved]
+    else:
+        listed = list(saved)
     return [(d - 2**64 if d >= 2**63 else d) % ndim for d in listed] or list(range(ndim))
 
 
 def without_offset(state: ScaleState) -> ScaleState:
-    """Return ``state`` where no bias is in it."""
+    """Return ``state`` unchanged; raise an error if a bias has been added to the tensor."""
     if state.offset is not None:
         raise BiasNotScaledError("a bias is added before it")
     return state
 
 
 def the_operand(walk: NodeContext) -> ScaleState:
-    """Return the one operand that scales."""
+    """Return the state of the only input that scales."""
     scaled = [operand for operand in walk.operands if operand is not None]
     if len(scaled) != 1:
         raise NotInvariantError(f"read several times by {name_of(walk.node)}")
@@ -156,7 +181,7 @@ def the_operand(walk: NodeContext) -> ScaleState:
 
 
 def name_of(node: Node) -> str:
-    """Return the operation of a node, as in ``Convolution``."""
+    """Return the name of a node's operation, such as ``Convolution`` for ``ConvolutionBackward0``."""
     name: str = node.name().rstrip("0123456789").removesuffix("Backward")
     return name
 
@@ -167,6 +192,6 @@ def shape_of(node: Node, output: int = 0) -> tuple[int, ...]:
 
 
 def bias_axis(size: Sequence[int], shape: Sequence[int]) -> int | None:
-    """Return the axis along which a tensor added to one of ``shape`` varies; None where it varies along several."""
+    """Return the axis of ``shape`` along which an added tensor of shape ``size`` varies; None if along several."""
     wide = [d - len(size) + len(shape) for d, length in enumerate(size) if length > 1] or [len(shape) - 1]
     return wide[0] if len(wide) == 1 else None

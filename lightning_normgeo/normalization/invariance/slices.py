@@ -1,4 +1,4 @@
-"""Ways to cut a weight into the slices that are scaled one by one."""
+"""Ways to cut a weight into slices, each of which is scaled by a factor of its own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightning_normgeo.normalization.invariance.row_layout import Axis, Piece, S
 
 @dataclass(frozen=True)
 class Slices:
-    """The slices along one dimension, or for each index of several leading ones.
+    """The slices of a weight along one dimension, or for each index into several leading dimensions.
 
     Attributes:
-        dim: the dimension that enumerates them.
-        groups: of a transposed convolution, whose output channels are spread over its groups.
-        leading: how many leading dimensions enumerate them; ``dim`` is 0 where they are several.
+        dim: dimension that enumerates the slices.
+        groups: number of groups of a transposed convolution, whose output channels are spread over them; otherwise 1.
+        leading: number of consecutive dimensions, from ``dim`` on, that enumerate the slices; ``dim`` is 0 if several.
     """
 
     dim: int
@@ -26,12 +26,13 @@ class Slices:
     leading: int = 1
 
     def count(self, weight: Tensor) -> int:
-        """Return how many slices there are."""
+        """Return the number of slices."""
         return prod(weight.shape[self.dim : self.dim + self.leading]) * self.groups
 
     def state(self, weight: Tensor) -> ScaleState:
-        """Return the state of a weight whose slices are scaled one by one."""
+        """Return the initial state of the search, in which every slice of the weight is a row of its own."""
         if self.groups > 1:
+            # shape (inputs, outputs per group, ...): the group of an output channel is the leading digit of its input
             inputs, each, *kernel = weight.shape
             first = Axis(inputs, (Piece(self.groups, each), Piece(inputs // self.groups, 0)))
             return ScaleState((first, rows(each), *map(plain, kernel)))
@@ -44,6 +45,6 @@ class Slices:
 
 
 def other_slices(weight: Tensor, dim: int) -> Iterator[Slices]:
-    """Yield the ways to cut a weight besides those along ``dim``."""
+    """Yield all ways to cut a weight except along ``dim``."""
     yield from (Slices(d) for d in range(weight.ndim) if d != dim)
     yield from (Slices(0, leading=leading) for leading in range(2, weight.ndim))

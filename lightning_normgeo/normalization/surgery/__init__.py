@@ -1,1 +1,1 @@
-"""The parts of swap_norm: finding, planning, replacing and checking normalization layers."""
+"""Replacement of normalization layers in existing models: finding, planning, replacing and checking them."""

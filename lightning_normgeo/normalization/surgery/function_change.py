@@ -1,10 +1,11 @@
-r"""The function that a model is in evaluation mode, measured before and after a change.
+r"""Measurement of how far a modified model computes another function in evaluation mode.
 
-Sizes are root mean squares, and a change is relative:
+The change of an output from y to y' is relative:
 
 .. math:: \lVert y' - y \rVert_2 / \lVert y \rVert_2
 
-It is computed in float32 (half precision would blur it), and where that leaves a verdict in doubt once more in float64.
+It is computed in float32 at least, since rounding in half precision would hide small changes. Where the result is so
+close to the tolerance that rounding may decide, it is computed once more in float64.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from lightning_normgeo.errors import said_in_one_line
 from lightning_normgeo.normalization.example_inputs import arguments, attributes_kept, few, shapes
 
 LAYER_KEPT = 1e-4
-"""Relative change up to which a layer is what it was; an ε of 1e-5 that goes with fresh statistics makes 5e-6."""
+"""Relative change up to which a layer counts as unchanged; dropping an ε of 1e-5 beside σ² = 1 causes one of 5e-6."""
 MODEL_KEPT = 1e-3
-"""The same for the outputs of a model, in which the changes of many layers meet."""
+"""Relative change up to which the outputs of a model, which add up the changes of many layers, count as unchanged."""
 
 
 @dataclass
@@ -35,8 +36,8 @@ class Pass:
     """One forward pass in evaluation mode.
 
     Attributes:
-        outputs: of the model.
-        layers: the outputs of the layers that were looked at, one for each call.
+        outputs: floating-point outputs of the model.
+        layers: outputs of the observed layers by module path, one for each call.
     """
 
     outputs: list[Tensor]
@@ -45,12 +46,12 @@ class Pass:
 
 @dataclass(frozen=True)
 class Difference:
-    """A model before and after a change.
+    """The relative changes of a model and its layers.
 
     Attributes:
-        total: relative change of its outputs, the largest; None where it is unknown.
-        layers: relative change of each layer, all others being as before; None for one that was not run.
-        error: why the changed model does not run, in words.
+        total: largest relative change among the outputs of the model; None where it is unknown.
+        layers: relative change of each observed layer for its inputs before the change; None for one that was not run.
+        error: why the changed model does not run, in words; None if it runs.
     """
 
     total: float | None
@@ -59,18 +60,21 @@ class Difference:
 
 
 class Yardstick:
-    """What a model computes before a change, to hold it to afterwards.
+    """The outputs of a model before a change, to which its outputs after the change are compared.
 
     Args:
         module: the model.
-        example: a batch or a tuple or dict of arguments.
-        places: module paths of the layers to be looked at.
-        samples: how many samples of the batch are used, if the model takes so few.
+        example: a batch, or a tuple or dict of arguments.
+        places: module paths of the layers to observe.
+        samples: number of samples of the batch to use; all, if the model fails on so few.
 
     Attributes:
-        problem: why nothing can be measured, in words; None where it can.
-        dtype: the least precision that is computed in; None for what the model has.
+        problem: why nothing can be measured, in words; None if it can.
+        dtype: lowest precision that tensors are converted to; None for the precision of the model.
+        before: the forward pass before the change.
         widened: whether float64 was tried.
+
+    Cost: one forward pass in evaluation mode.
     """
 
     def __init__(self, module: nn.Module, example: Any, places: list[str], samples: int = 2) -> None:
@@ -79,6 +83,7 @@ class Yardstick:
         self.dtype: torch.dtype | None = torch.float32
         self.before = Pass([])
         self.widened = False
+        # a model may fail on few samples, or in another precision than its own
         attempts = [(some, dtype) for dtype in (torch.float32, None) for some in (few(example, samples), example)]
         for self.example, self.dtype in attempts:
             try:
@@ -89,7 +94,7 @@ class Yardstick:
                 self.problem = self.problem or f"the model fails in evaluation mode ({_short(error)})"
 
     def widen(self) -> None:
-        """Compute in float64 from now on, if the model can, which has to be as it was before the change."""
+        """Compute in float64 from now on, if the model can. The model must be in its state before the change."""
         self.widened, narrow = True, self.dtype
         self.dtype = torch.float64
         try:
@@ -98,11 +103,14 @@ class Yardstick:
             self.dtype = narrow
 
     def difference(self) -> Difference:
-        """Return how the model differs from what it was; whatever was changed is found under the same paths."""
+        """Return the relative changes of the model and of the observed layers, looked up under the same module paths.
+
+        Cost: two or three forward passes in evaluation mode.
+        """
         try:
             after = self._run().outputs
             total = _largest(self.before.outputs, after)
-            # common random numbers of torch are given; others show when the same model runs twice
+            # both passes used the same random numbers of torch; any other randomness shows when the model runs twice
             if total is not None and LAYER_KEPT < total < math.inf:
                 noise = _largest(after, self._run().outputs)
                 if noise is None or noise > LAYER_KEPT:
@@ -118,7 +126,7 @@ class Yardstick:
         return Difference(total, layers)
 
     def _fault(self) -> str | None:
-        """Return why the outputs say nothing."""
+        """Return the reason why the outputs cannot be compared, in words; None if they can."""
         outputs = self.before.outputs
         if not outputs:
             return "the model returns no floating-point tensor"
@@ -129,11 +137,12 @@ class Yardstick:
         return None
 
     def _run(self, replay: bool = False) -> Pass:
-        """Run the model once.
+        """Run the model once in evaluation mode.
 
         Args:
-            replay: whether each layer passes on what it gave before the change, so that the changes of layers in front
-                of another do not reach it.
+            replay: whether to replace the output of each observed layer by its output before the change, after
+                recording it. Then each layer gets the inputs that it had before the change, and its own change is
+                measured alone.
         """
         seen: dict[str, list[Tensor]] = {}
         handles = [self._watch(name, seen, replay) for name in self.places]
@@ -161,9 +170,9 @@ class Yardstick:
         return self.module.get_submodule(name).register_forward_hook(note)
 
     def _state(self) -> dict[str, Tensor]:
-        """Return parameters and copies of buffers; each under one name of its module, tied ones as one tensor.
+        """Return parameters and copies of buffers, each under one name of its module, and tied ones as one tensor.
 
-        With ``tie_weights`` torch would leave copies in place of the tensors of a module that has two names.
+        With ``tie_weights`` torch would leave the copies behind in a module that has two names.
         """
         state: dict[str, Tensor] = {}
         wide: dict[int, Tensor] = {}
@@ -183,12 +192,12 @@ class Yardstick:
 
 
 def layer_tolerance(dtype: torch.dtype) -> float:
-    """Return the relative change up to which a layer counts as kept, for weights stored in a precision."""
+    """Return the relative change up to which a layer counts as unchanged, for weights of a dtype."""
     return max(LAYER_KEPT, 8 * torch.finfo(dtype).eps)
 
 
 def _largest(before: list[Tensor], after: list[Tensor]) -> float | None:
-    """Return the largest relative change among pairs of tensors; infinite where their shapes differ."""
+    """Return the largest relative change among pairs of tensors: inf if shapes differ, None if it is unknown."""
     if len(before) != len(after):
         return math.inf
     changes = [_relative(old, new) for old, new in zip(before, after, strict=True)]
@@ -201,15 +210,18 @@ def _relative(before: Tensor, after: Tensor) -> float | None:
     if before.is_meta or not before.isfinite().all():
         return None
     wide = torch.promote_types(before.dtype, torch.float32)
-    change, size = (after.to(wide) - before.to(wide)).norm().item(), before.to(wide).norm().item()
+    change: float = (after.to(wide) - before.to(wide)).norm().item()
+    size: float = before.to(wide).norm().item()
     if not math.isfinite(change):
         return math.inf
-    return change / size if size else (math.inf if change else 0.0)
+    if size:
+        return change / size
+    return math.inf if change else 0.0
 
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Set evaluation mode flag by flag, since ``eval`` may be overridden, and keep random states."""
+    """Set evaluation mode flag by flag, since ``eval`` may be overridden; restore modes and random states on exit."""
     modes = [(child, child.training) for child in module.modules()]
     devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     with torch.inference_mode(False), torch.random.fork_rng(sorted(devices, key=str)), torch.enable_grad():
@@ -227,7 +239,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _detached(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()  # what follows may work in place
+    return tensor.detach().clone()  # a copy, since later layers may work in place
 
 
 def _short(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Going back on changes to modules: their parts, classes and values as they were."""
+"""Snapshot of modules, to undo a change of their attributes, submodules, classes and parameter values."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 
 class Snapshot:
-    """Modules as they are, to be put back after a change that is not to stay.
+    """The state of some modules, which can be restored after a change.
 
-    Parameters, buffers and submodules stay the same objects. Values of parameters are copied, those of buffers are not.
+    Parameters, buffers and submodules stay the same objects. The values of parameters are copied, those of buffers are
+    not.
 
     Args:
-        modules: whose attributes, registered parts and class may change.
-        tensors: whose values may change in place.
+        modules: modules whose attributes, parameters, buffers, submodules and class may change.
+        tensors: parameters whose values may change in place.
     """
 
     def __init__(self, modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> None:
@@ -26,9 +27,9 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore all modules and tensors."""
         for module, kind, attributes in self._modules:
-            module.__class__ = kind  # parametrizations give a layer a class of its own
+            module.__class__ = kind  # registering a parametrization replaces the class of a layer
             vars(module).clear()
             for name, (value, entries) in attributes.items():
                 if entries is not None:
@@ -42,5 +43,5 @@ class Snapshot:
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None]]:
-    """Return each attribute with the entries that it has, if it is a dictionary."""
+    """Return each attribute of a module, and a copy of its entries if it is a dictionary."""
     return {name: (value, dict(value) if isinstance(value, dict) else None) for name, value in vars(module).items()}

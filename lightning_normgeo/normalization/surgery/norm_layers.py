@@ -1,4 +1,4 @@
-"""Normalization layers of any model as they are found: what each is, and which are meant."""
+"""Normalization layers found in any model: their kind, parameters and statistics."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from lightning_normgeo.normalization.layers import MeanOnlyBatchNorm
 from lightning_normgeo.utilities.checked_values import nearest, shown, strings
 
 Layers = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MeanOnlyBatchNorm)
-"""Normalization layers that can be replaced; instance normalizations are batch normalizations to torch."""
+"""Classes of normalization layers that can be replaced."""
 
 
 @dataclass(frozen=True)
 class NormLayer:
-    """One normalization layer, under all names that it has.
+    """One normalization layer of a model.
 
     Attributes:
-        names: module paths; more than one for a shared layer.
+        names: its module paths; more than one for a shared layer.
         layer: the layer.
         kind: ``bn``, ``in``, ``gn``, ``ln`` or ``mbn``.
-        dims: spatial dimensions of its input; None where the layer does not say.
+        dims: number of spatial dimensions of its input; None if its class does not determine it.
     """
 
     names: tuple[str, ...]
@@ -40,7 +40,7 @@ class NormLayer:
 
     @property
     def name(self) -> str:
-        """The first of its names."""
+        """The first of its module paths."""
         return self.names[0]
 
     @property
@@ -53,44 +53,45 @@ class NormLayer:
 
     @property
     def gamma(self) -> nn.Parameter | None:
-        """γ, or None."""
+        """The parameter γ; None if there is none."""
         return self.layer._parameters.get("weight")
 
     @property
     def beta(self) -> nn.Parameter | None:
-        """β, or None."""
+        """The parameter β; None if there is none."""
         return self.layer._parameters.get("bias")
 
     @property
     def statistics(self) -> tuple[Tensor | None, Tensor | None]:
-        """The running mean and variance, each None where there is none."""
+        """The running mean and the running variance; None for one that does not exist."""
         return self.layer._buffers.get("running_mean"), self.layer._buffers.get("running_var")
 
     @property
     def trained(self) -> bool:
-        """Whether its running statistics have seen data."""
+        """Whether its running statistics have been updated with data."""
         batches = self.layer._buffers.get("num_batches_tracked")
         return self.statistics[0] is not None and (batches is None or batches.is_meta or bool(batches > 0))
 
     @property
     def followers(self) -> dict[str, nn.Module]:
-        """What a subclass runs behind the normalization, such as the activation of timm's BatchNormAct2d."""
+        """The modules that a subclass runs behind the normalization, as timm's BatchNormAct2d runs an activation."""
         return {name: child for name, child in self.layer.named_children() if not isinstance(child, nn.Identity)}
 
     @property
     def lost(self) -> list[str]:
-        """What goes with the layer whatever takes its place, in words."""
+        """The features of the layer that every replacement loses, in words."""
         layer, lost = self.layer, []
         if any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
             lost.append("its hooks dropped")
-        turns = isinstance(layer, nn.LayerNorm) and _channels_first(layer)  # its forward puts channels last
+        # such a layer normalization overrides the forward only to move the channels last and back
+        turns = isinstance(layer, nn.LayerNorm) and _channels_first(layer)
         if overrides(layer, "forward") and not self.followers and not turns:
             lost.append(f"the forward of {type(layer).__name__} replaced")
         return lost
 
 
 def names_of_modules(module: nn.Module) -> dict[nn.Module, list[str]]:
-    """Return the modules with all paths of each."""
+    """Return the modules inside ``module``, each with all its module paths."""
     names: dict[nn.Module, list[str]] = {}
     for name, child in module.named_modules(remove_duplicate=False):
         names.setdefault(child, []).append(name)
@@ -98,10 +99,10 @@ def names_of_modules(module: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def normalization_layers(module: nn.Module) -> list[NormLayer]:
-    """Return every normalization layer of ``module``, shared ones once.
+    """Return all normalization layers of ``module``, a shared one once.
 
     Raises:
-        ConfigurationError: where there is none, one is the module itself, or a layer is lazy.
+        ConfigurationError: if there is none, if the module itself is one, or if any layer is lazy.
     """
     lazy = next((name for name, child in module.named_modules() if _is_lazy(child)), None)
     if lazy is not None:
@@ -124,10 +125,14 @@ def normalization_layers(module: nn.Module) -> list[NormLayer]:
 
 
 def matching(found: Sequence[NormLayer], layers: str | Sequence[str]) -> list[NormLayer]:
-    """Return the layers with a name that one of the globs matches.
+    """Return the layers with a module path that matches one of the globs.
+
+    Args:
+        found: all normalization layers.
+        layers: one glob or several.
 
     Raises:
-        ConfigurationError: for a glob that matches none.
+        ConfigurationError: for a glob that matches no layer.
     """
     globs = strings("layers", layers, "a glob for module paths, as '*.bn1'")
     names = [name for norm_layer in found for name in norm_layer.names]
@@ -145,11 +150,11 @@ def matching(found: Sequence[NormLayer], layers: str | Sequence[str]) -> list[No
 
 
 def why_not_replaced(norm_layer: NormLayer, shape: tuple[int, ...] | None = None) -> str | None:
-    """Return why a layer is better left alone, whatever it would become; None where nothing stands against it.
+    """Return the reason why a layer cannot be replaced by any normalization, in words; None if it can.
 
     Args:
         norm_layer: the layer.
-        shape: of its input, where it is known.
+        shape: shape of its input; None if unknown.
     """
     layer = norm_layer.layer
     if isinstance(layer, nn.LayerNorm) and not _channels_first(layer) and (shape is None or len(shape) != 2):
@@ -166,14 +171,14 @@ def why_not_replaced(norm_layer: NormLayer, shape: tuple[int, ...] | None = None
 
 
 def overrides(layer: nn.Module, *methods: str) -> bool:
-    """Whether a layer or its class has methods of its own in place of torch's (or this package's)."""
+    """Whether a layer or its class overrides methods of its nearest base class from torch or this package."""
     base = next(base for base in type(layer).__mro__ if base.__module__.startswith(("torch.", __package__)))
     own = [getattr(type(layer), method, None) is not getattr(base, method, None) for method in methods]
     return any(own) or any(method in vars(layer) for method in methods)
 
 
 def spatial_dims(layer: nn.Module) -> int | None:
-    """Return the spatial dimensions of a layer's output: 0 for a linear layer, None where unknown."""
+    """Return the number of spatial dimensions of a layer's output: 0 for a linear layer, None if unknown."""
     if isinstance(layer, nn.Linear):
         return 0
     return len(layer.kernel_size) if isinstance(layer, nn.modules.conv._ConvNd) else None
@@ -185,7 +190,7 @@ def _is_lazy(layer: nn.Module) -> bool:
 
 
 def _is_activation(layer: nn.Module) -> bool:
-    """Whether a layer can be run behind another: it has a forward, and holds neither weights nor normalizations."""
+    """Whether a module can be run on its own as an activation: with a forward, without weights or normalizations."""
     parts = not any(isinstance(child, Layers) for child in layer.modules())
     return parts and type(layer).forward is not nn.Module.forward and all(p.ndim < 2 for p in layer.parameters())
 

@@ -1,4 +1,4 @@
-"""What is to become of each normalization layer, or why it is better left alone."""
+"""Planning of a swap: the replacement of each normalization layer, or the reason why it is not replaced."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lightning_normgeo.normalization.surgery.swap_report import LeftAlone
 
 @dataclass(frozen=True)
 class SwapRequest:
-    """The normalization that is wanted, and what is known of the model.
+    """The wanted normalization and properties of the model.
 
     Attributes:
-        target: the normalization.
-        groups: of a group normalization, if they were chosen.
-        usual: spatial dimensions of the model's convolutions.
-        tied: ids of parameters that belong to several modules.
-        hint: what to do where an input was not seen as it will be, in words; empty where it was.
+        target: the wanted normalization.
+        groups: number of groups of ``gn``; None for the default.
+        usual: number of spatial dimensions of the model's convolutions.
+        tied: ids of the parameters that belong to several modules.
+        hint: advice for messages if no example was given; empty if one was.
     """
 
     target: Normalization
@@ -46,7 +46,22 @@ def plan_all(
     groups: int | None,
     hint: str = "",
 ) -> tuple[list[ReplacementPlan], list[LeftAlone]]:
-    """Return the plans for layers that are to change, and the layers that are better left alone."""
+    """Plan the swap of several layers.
+
+    Args:
+        module: the model.
+        norm_layers: the normalization layers to be replaced.
+        inputs: their inputs, by layer.
+        target: the wanted normalization.
+        groups: number of groups of ``gn``; None for the default.
+        hint: advice for messages if no example was given; empty if one was.
+
+    Returns:
+        The plans for layers that can be replaced, and the other layers with the reasons.
+
+    Raises:
+        ConfigurationError: for groups that do not divide the channels of a layer, or hold one or two values.
+    """
     convolutions = {spatial_dims(layer) for layer in module.modules()} - {None, 0}
     usual = next(iter(convolutions)) if len(convolutions) == 1 else 2
     request = SwapRequest(target, groups, usual or 2, tied_parameters(module), hint)
@@ -55,7 +70,8 @@ def plan_all(
     for norm_layer in norm_layers:
         reads = inputs.get(norm_layer.layer, NormInputs())
         dims = _dims(norm_layer, reads, request.usual)
-        shape = None if request.hint else reads.shape  # one made up shows positions, not what the last dimension is
+        # a generated example shows the number of positions, but not whether the last dimension holds the channels
+        shape = None if request.hint else reads.shape
         reason = (
             why_not_replaced(norm_layer, shape)
             or _obstacle(norm_layer, reads, dims, request)
@@ -70,7 +86,7 @@ def plan_all(
 
 
 def _plan_one(norm_layer: NormLayer, reads: NormInputs, dims: int, request: SwapRequest) -> ReplacementPlan | str:
-    """Return what becomes of a layer, or why it stays as it is."""
+    """Return the plan for a layer, or the reason why it is not replaced, in words."""
     target = request.target
     stand_in = nn.Identity().train(norm_layer.layer.training)
     positions = _positions(reads, dims)
@@ -80,7 +96,8 @@ def _plan_one(norm_layer: NormLayer, reads: NormInputs, dims: int, request: Swap
         return problems[0]
     if layer is None and not weights:
         there = target if target.weight is None or not problems else NORMS[target.data or ""]
-        return f"it is {there.title} already" + "".join(f", and {problem}" for problem in problems[:1])
+        problem = f", and {problems[0]}" if problems else ""
+        return f"it is {there.title} already{problem}"
     fold: PrecedingLayer | str | None = None
     if layer is not None and target.data in (None, "mbn"):
         fold = foldable(norm_layer, layer, reads.preceding_layers, request.tied)
@@ -88,7 +105,7 @@ def _plan_one(norm_layer: NormLayer, reads: NormInputs, dims: int, request: Swap
 
 
 def _guesswork(reads: NormInputs, request: SwapRequest) -> str | None:
-    """Return why the weights in front of a layer are not certain, if they matter."""
+    """Return the reason why the preceding layers are uncertain, in words; None if they are certain or not needed."""
     if reads.traced or reads.chained or not (request.target.weight or request.target.data is None):
         return None
     if reads.preceding_layers:
@@ -98,8 +115,8 @@ def _guesswork(reads: NormInputs, request: SwapRequest) -> str | None:
 
 
 def _dims(norm_layer: NormLayer, reads: NormInputs, usual: int) -> int:
-    """Return how many spatial dimensions a layer's input has; BatchNorm1d takes both none and one."""
-    if norm_layer.dims in (2, 3):
+    """Return the number of spatial dimensions of a layer's input."""
+    if norm_layer.dims in (2, 3):  # the class alone does not tell 0 from 1: BatchNorm1d takes both
         return norm_layer.dims
     if reads.shape is not None:
         return len(reads.shape) - 2
@@ -108,14 +125,14 @@ def _dims(norm_layer: NormLayer, reads: NormInputs, usual: int) -> int:
 
 
 def _positions(reads: NormInputs, dims: int) -> int | None:
-    """Return the number of positions that a layer normalizes at the least, None where no input was seen."""
+    """Return the smallest number of spatial positions in the inputs of a layer; None if unknown."""
     if reads.shape is not None:
         return math.prod(reads.shape[2:])
     return 1 if dims == 0 else None
 
 
 def _obstacle(norm_layer: NormLayer, reads: NormInputs, dims: int, request: SwapRequest) -> str | None:
-    """Return why a layer cannot become what is wanted, whatever it is."""
+    """Return the reason why the input of a layer does not allow the wanted normalization, in words; None if it does."""
     kind, positions = request.target.data, _positions(reads, dims)
     hint = f". {request.hint}" if request.hint and reads.shape is not None else ""
     if kind == "in" and positions == 1:
@@ -133,7 +150,7 @@ def _obstacle(norm_layer: NormLayer, reads: NormInputs, dims: int, request: Swap
 def _replacement(
     norm_layer: NormLayer, dims: int, positions: int | None, kind: str, groups: int | None
 ) -> nn.Module | None:
-    """Return the layer that takes the place of ``norm_layer``, or None where that is the same kind of layer."""
+    """Return the replacement of ``norm_layer``; None if it would be a layer of the same kind."""
     old = norm_layer.layer
     settings = LayerSettings(
         channels=norm_layer.channels,
@@ -153,7 +170,7 @@ def _replacement(
 
 
 def _weights(reads: NormInputs, kind: str | None, tied: set[int]) -> tuple[tuple[PrecedingLayer, ...], list[str]]:
-    """Return the layers to be parametrized in front of a normalization, and why others are not."""
+    """Return the preceding layers whose weights are to be parametrized, and the reasons why others are not."""
     if kind is None:
         return (), []
     if not reads.preceding_layers:

@@ -1,4 +1,4 @@
-"""Which layers feed a normalization: by the order of registration, or exactly, by one forward pass."""
+"""Search for the layers that feed a normalization, by one forward pass or, as a guess, by the order of registration."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from lightning_normgeo.normalization.autograd.graph import Graph, Node, trace
 from lightning_normgeo.normalization.parametrizations import Linear
 from lightning_normgeo.normalization.surgery.norm_layers import NormLayer, names_of_modules
 
-_WEIGHTS = {"ConvolutionBackward0": 1, "AddmmBackward0": 2, "MmBackward0": 1}  # which input is the weight
+_WEIGHTS = {"ConvolutionBackward0": 1, "AddmmBackward0": 2, "MmBackward0": 1}  # position of the weight in the inputs
 
 
 @dataclass(frozen=True)
 class PrecedingLayer:
-    """A layer whose output reaches a normalization.
+    """A linear or convolutional layer whose output reaches a normalization.
 
     Attributes:
         name: its module path.
-        layer: the linear or convolutional layer.
-        direct: whether the normalization reads its output, as it is, and nothing else does, so that γ and β can be
-            folded into it.
+        layer: the layer.
+        direct: whether its unchanged output is read by the normalization and by nothing else, so that γ and β can be
+            folded into the layer.
     """
 
     name: str
@@ -36,13 +36,14 @@ class PrecedingLayer:
 
 @dataclass(frozen=True)
 class NormInputs:
-    """What a normalization reads.
+    """The inputs of one normalization layer.
 
     Attributes:
-        preceding_layers: the layers that it comes from.
-        shape: of a batch of it, the one with the fewest positions; None where none was seen.
-        traced: whether the model was run to find out.
-        chained: if it was not, whether a plain Sequential holds the layer and what feeds it, so that it is no guess.
+        preceding_layers: the nearest linear or convolutional layers that they are computed from.
+        shape: shape of the input with the fewest positions; None if the model was not run.
+        traced: whether the preceding layers were found by a forward pass.
+        chained: if not, whether a plain Sequential holds the normalization and its preceding layer, so that the result
+            is certain and not a guess.
     """
 
     preceding_layers: tuple[PrecedingLayer, ...] = ()
@@ -52,7 +53,7 @@ class NormInputs:
 
 
 def inputs_in_order(module: nn.Module, norm_layers: Iterable[NormLayer]) -> dict[nn.Module, NormInputs]:
-    """Guess what feeds each normalization: the layer registered last before it, if it has as many channels."""
+    """Guess the layer that feeds each normalization: the one registered last before it, if it has as many channels."""
     wanted = {norm_layer.layer: norm_layer for norm_layer in norm_layers}
     names = names_of_modules(module)
     parents = {child: parent for parent in module.modules() for child in parent.children()}
@@ -69,7 +70,8 @@ def inputs_in_order(module: nn.Module, norm_layers: Iterable[NormLayer]) -> dict
             last = before = child
         elif child in wanted or not (list(child.children()) or child in inside):
             before = child
-    readers = Counter((preceding.layer, parents[norm]) for norm, preceding in found.items())  # siblings take turns
+    # two normalizations of one parent that share a preceding layer, such as one per domain, are used alternately
+    readers = Counter((preceding.layer, parents[norm]) for norm, preceding in found.items())
     inputs = {}
     for norm, preceding in found.items():
         direct = preceding.direct and readers[preceding.layer, parents[norm]] == 1
@@ -79,17 +81,29 @@ def inputs_in_order(module: nn.Module, norm_layers: Iterable[NormLayer]) -> dict
 
 
 def _is_chain(parent: nn.Module, *layers: nn.Module) -> bool:
-    """Whether a module runs its parts one after the other, and nothing else happens to some of them."""
+    """Whether a module runs its parts one after the other, and ``layers`` among them have no hooks."""
     plain = type(parent).forward is nn.Sequential.forward and "forward" not in vars(parent)
     return plain and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
 def inputs_by_graph(module: nn.Module, norm_layers: Sequence[NormLayer], batch: Any) -> dict[nn.Module, NormInputs]:
-    """Find what feeds each normalization by one forward pass, through sums, concatenations and activations."""
+    """Find the layers that feed each normalization by one forward pass, through sums, concatenations and activations.
+
+    Args:
+        module: the model.
+        norm_layers: its normalization layers.
+        batch: its input; a tuple holds positional and a dict keyword arguments.
+
+    Returns:
+        The inputs by normalization layer.
+
+    Raises:
+        ConfigurationError: if the model does not accept the batch.
+    """
     reads: dict[nn.Module, list[tuple[Node, tuple[int, ...]]]] = defaultdict(list)
 
     def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Put a node of its own in front of the layer, so that whatever the layer does is one reader."""
+        """Insert a node in front of the layer, which counts as one reader however often the layer reads its input."""
         key = None if args else "input"
         value = args[0] if args else kwargs.get("input")
         if not isinstance(value, Tensor):
@@ -114,7 +128,7 @@ def inputs_by_graph(module: nn.Module, norm_layers: Sequence[NormLayer], batch: 
 
 @contextmanager
 def trainable(module: nn.Module) -> Iterator[None]:
-    """Let frozen parameters take part in the graph for a while."""
+    """Let frozen parameters require a gradient inside the context, so that they appear in the graph."""
     frozen = [p for p in module.parameters() if not p.requires_grad and (p.is_floating_point() or p.is_complex())]
     for parameter in frozen:
         parameter.requires_grad_(True)
@@ -138,7 +152,7 @@ def _inputs(
 
 
 def _walk_back(graph: Graph, start: Node, owners: dict[int, tuple[str, nn.Module]]) -> list[PrecedingLayer]:
-    """Go back from a node to the nearest layers that own a weight; what is behind them feeds them, not the norm."""
+    """Go back from a node to the nearest layers with a weight; layers further back feed only these."""
     found: dict[str, PrecedingLayer] = {}
     (first, output), *_ = start.next_functions
     alone = graph.readers[first, output] == [(start, 0)] and (first, output) not in graph.results
@@ -158,12 +172,12 @@ def _walk_back(graph: Graph, start: Node, owners: dict[int, tuple[str, nn.Module
 
 
 def _owner(node: Node, owners: dict[int, tuple[str, nn.Module]]) -> tuple[tuple[str, nn.Module] | None, Node]:
-    """Return the layer whose weight a node reads, transposed or parametrized or as it is, and the weight's node."""
+    """Return the layer whose weight a node reads, directly, transposed or parametrized, and the node of the weight."""
     parents = [parent for parent, _ in node.next_functions]
     if node.name() in _WEIGHTS:
         parents = [parents[_WEIGHTS[node.name()]]]
     for leaf in parents:
-        for _ in range(12):
+        for _ in range(12):  # a transpose or a parametrization puts a few nodes between the weight and its reader
             if leaf is None or leaf.name() in _WEIGHTS:
                 break
             if hasattr(leaf, "variable"):

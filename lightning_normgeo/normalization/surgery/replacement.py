@@ -1,4 +1,4 @@
-"""From an old normalization to what takes its place: parameters, statistics, flags; carrying out what was planned."""
+"""Execution of replacement plans: parameters, statistics and flags move from an old normalization to the new one."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ _STATISTICS = {"running_mean": "running mean", "running_var": "running variance"
 
 @dataclass(frozen=True)
 class ReplacementPlan:
-    """What is to become of one normalization layer.
+    """The planned changes for one normalization layer.
 
     Attributes:
-        norm_layer: the layer.
-        layer: what takes its place; None if it stays.
-        preceding_layers: the layers in front of it.
-        weights: those of them to be parametrized.
-        problems: why others are not, in words.
-        fold: the layer that γ, β and statistics go into; in words why there is none; None where they stay.
+        norm_layer: the normalization layer.
+        layer: its replacement; None if the layer stays.
+        preceding_layers: the layers that feed it.
+        weights: those preceding layers whose weights are to be parametrized.
+        problems: why the weights of other preceding layers are not, in words.
+        fold: the preceding layer that γ, β and running statistics are folded into; if there is none, the reason in
+            words; None if nothing needs folding.
     """
 
     norm_layer: NormLayer
@@ -52,17 +53,18 @@ class ReplacementPlan:
     fold: PrecedingLayer | str | None
 
     def changed_parameters(self, target: Normalization) -> Iterator[nn.Parameter]:
-        """Yield the parameters that would vanish, or get others beside them; a weight without gain stays itself."""
+        """Yield the parameters that the plan removes, or splits into several (a weight that gets a gain or a bias)."""
         norm_layer = self.norm_layer.layer
         if self.layer is not None and (isinstance(self.layer, nn.Identity) or not _keeps(norm_layer, self.layer)):
             yield from norm_layer.parameters(recurse=False)
-        for preceding in (*(self.weights if target.gain or target.weight == "wn" else ()), self.fold):
+        split = self.weights if target.gain or target.weight == "wn" else ()
+        for preceding in (*split, self.fold):
             if isinstance(preceding, PrecedingLayer):
                 yield from preceding.layer.parameters()
 
 
 def apply_plan(module: nn.Module, plan: ReplacementPlan, target: Normalization, unbiased: bool) -> Iterator[Change]:
-    """Do what was planned for one layer, and say what was done under each of its names."""
+    """Carry out the plan for one layer, and yield a :class:`Change` for each of its module paths."""
     norm_layer, layer, factors = plan.norm_layer, plan.layer, None
     notes = [] if layer is None else norm_layer.lost
     if layer is not None and target.data is not None:
@@ -88,7 +90,7 @@ def _parametrize(plan: ReplacementPlan, target: Normalization, unbiased: bool, f
     gamma = plan.norm_layer.gamma
     for preceding in plan.weights:
         if parametrizations_of(preceding.layer):
-            continue  # it is in front of several layers and was done for another
+            continue  # it feeds several normalizations and was parametrized for another one
         if factors is None:
             normalize_weight(preceding.layer, target.weight or "", target.gain, unbiased)
         else:
@@ -101,31 +103,35 @@ def _parametrize(plan: ReplacementPlan, target: Normalization, unbiased: bool, f
 
 def _fold_notes(plan: ReplacementPlan) -> list[str]:
     parts = without_place(plan.norm_layer, plan.layer)
-    what = " and ".join([*([", ".join(parts[:-1])] if parts[1:] else []), *parts[-1:]])
+    listed = ", ".join(parts[:-1])  # "γ, β and running statistics"
+    listed = f"{listed} and {parts[-1]}" if listed else "".join(parts)
     if isinstance(plan.fold, str):
-        return [f"{what} dropped: {plan.fold}"]
+        return [f"{listed} dropped: {plan.fold}"]
     if plan.fold is not None:
         where = "weight" if isinstance(plan.layer, MeanOnlyBatchNorm) else "weight and bias"
         mean = "" if plan.norm_layer.gamma is None or plan.norm_layer.gamma.ndim == 1 else ", averaged over positions"
-        return [f"{what} folded into {where} of {plan.fold.name}{mean}"]
+        return [f"{listed} folded into {where} of {plan.fold.name}{mean}"]
     titles = {f.name: parametrization_title(f.layer) for f in plan.preceding_layers if parametrizations_of(f.layer)}
     return [] if plan.weights else [f"the weight of {name} keeps its {title}" for name, title in titles.items()]
 
 
 def _like(plan: ReplacementPlan, module: nn.Module) -> Tensor | None:
-    """Return a tensor with the device and dtype that a layer without any of its own is to have."""
+    """Return a tensor whose device and dtype the replacement gets if the old layer has no tensors of its own."""
     parts = [*(preceding.layer for preceding in plan.preceding_layers), module]
     return next((p for part in parts for p in part.parameters() if p.is_floating_point()), None)
 
 
 def copy_state(norm_layer: NormLayer, layer: nn.Module, like: Tensor | None, elsewhere: bool = False) -> list[str]:
-    """Move γ, β, running statistics and flags of ``norm_layer`` into ``layer``; return in words what was lost.
+    """Move γ, β, running statistics and flags of the old layer into the new one.
 
     Args:
         norm_layer: the old layer.
-        layer: the new one.
-        like: a tensor with the device and dtype to use where the old layer has none.
-        elsewhere: whether it is said elsewhere what becomes of γ and the variance that have no place in ``layer``.
+        layer: the new layer, changed in place.
+        like: a tensor with the device and dtype to use if the old layer has no tensors.
+        elsewhere: whether to leave out dropped γ and running variance from the result, since another note covers them.
+
+    Returns:
+        The parameters and statistics that were dropped, added or changed, in words.
     """
     own = (norm_layer.gamma, norm_layer.beta, *norm_layer.layer.buffers())
     like = next((tensor for tensor in own if tensor is not None and tensor.is_floating_point()), like)
@@ -141,7 +147,7 @@ def copy_state(norm_layer: NormLayer, layer: nn.Module, like: Tensor | None, els
             new.requires_grad_(old.requires_grad)
             lost.append(f"{symbol} averaged over positions")
         elif name == "bias" and new is not None and norm_layer.gamma is not None:
-            layer._parameters[name] = None  # γ without β is possible
+            layer._parameters[name] = None  # the old layer has γ and no β either
         elif old is not None or new is not None:
             lost.append(f"{symbol} {'dropped' if new is None else 'added'}")
     layer.train(norm_layer.layer.training)
@@ -150,14 +156,15 @@ def copy_state(norm_layer: NormLayer, layer: nn.Module, like: Tensor | None, els
 
 
 def _carry_statistics(norm_layer: NormLayer, layer: nn.Module) -> list[str]:
-    """Keep running statistics of the batch; without tracking a batch normalization stays without."""
+    """Move running statistics between batch normalizations, if there are any; return the losses in words."""
     old, new, lost = norm_layer.layer._buffers, layer._buffers, []
     batch = (_BatchNorm, MeanOnlyBatchNorm)
     if norm_layer.kind == "bn" and norm_layer.statistics[0] is None and isinstance(layer, _BatchNorm):
         layer.track_running_stats = False
         new.update(dict.fromkeys(new))
-    for name in new if isinstance(norm_layer.layer, batch) and isinstance(layer, batch) else ():
-        new[name] = new[name] if old.get(name) is None else old[name]
+    if isinstance(norm_layer.layer, batch) and isinstance(layer, batch):
+        for name in new:
+            new[name] = new[name] if old.get(name) is None else old[name]
     for name, title in _STATISTICS.items():
         if new.get(name) is not old.get(name):
             lost.append(f"{title} {'dropped' if new.get(name) is None else 'starts anew'}")
@@ -165,7 +172,7 @@ def _carry_statistics(norm_layer: NormLayer, layer: nn.Module) -> list[str]:
 
 
 def _keeps(old: nn.Module, new: nn.Module) -> bool:
-    """Whether a new layer takes over all parameters of the old one and has no others."""
+    """Whether a new layer has the parameters of the old one and no others; a β that the old one lacks gets removed."""
     before, after = (
         {name: parameter.shape for name, parameter in layer.named_parameters(recurse=False)} for layer in (old, new)
     )
@@ -173,7 +180,7 @@ def _keeps(old: nn.Module, new: nn.Module) -> bool:
 
 
 def with_trailing_modules(norm_layer: NormLayer, layer: nn.Module) -> nn.Module:
-    """Return ``layer`` followed by what the old layer ran behind its normalization, if anything."""
+    """Return ``layer`` followed by the modules that the old layer ran behind its normalization, if any."""
     followers = norm_layer.followers
     if not followers:
         return layer

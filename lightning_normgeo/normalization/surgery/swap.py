@@ -1,4 +1,4 @@
-"""swap_norm: another normalization for a model that is built already, with a report of what changed."""
+"""Replacement of the normalization of an existing model, with a report of the changes."""
 
 from __future__ import annotations
 
@@ -33,51 +33,57 @@ def swap_norm(
     example_batch: Any = None,
     optimizer: Optimizer | None = None,
 ) -> SwapReport:
-    r"""Give a built model another normalization, in place.
+    r"""Replace the normalization of an existing model, in place.
 
-    Layers over the data (``bn``, ``ln``, ``in``, ``gn``) are replaced under their names: γ, β (the same Parameters, so
-    an optimizer stays valid), ε, momentum, device, dtype, training mode and activations of subclasses (behind the new
-    layer, in a Sequential) are kept; running statistics are kept between batch normalizations. ``ln`` normalizes
-    channels and positions jointly (``GroupNorm(1, C)``). Layers that would normalize one or two values are left alone.
+    Normalizations over the data (``bn``, ``ln``, ``in``, ``gn``) replace the old layers under their module paths. γ
+    and β stay the same Parameters, so that an existing optimizer stays valid. ε, momentum, device, dtype, training mode
+    and the activations inside subclasses (put behind the new layer, in a Sequential) are kept. Running statistics are
+    kept from one batch normalization to another. ``ln`` normalizes channels and positions jointly
+    (``GroupNorm(1, C)``). A layer that would normalize only one or two values is not replaced.
 
-    For ``wn``, ``cwn``, ``ws``, ``sn`` and ``none`` the layer goes and the weight that fed it is parametrized. Where
-    that weight is directly in front, γ, β and running statistics are folded into it, and it gets a bias:
+    For ``wn``, ``cwn``, ``ws``, ``sn`` and ``none`` the layer is removed, and the weight that feeds it is parametrized.
+    If that weight is directly in front of the layer, γ, β and running statistics are folded into weight and bias:
 
     .. math:: W' = \gamma W / \sqrt{\sigma^2 + \varepsilon}, \quad
               b' = \beta + \gamma (b - \mu) / \sqrt{\sigma^2 + \varepsilon}
 
-    (eq 12; without running statistics σ² + ε = 1, μ = 0). So in evaluation mode ``none``, ``wn`` and ``sn`` keep the
-    function that batch normalization had, ``cwn`` and ``ws`` keep it up to the mean of each row; ``wn+mbn`` keeps it
-    too, with μ and β in the layer. Without γ behind them ``cwn`` and ``ws`` get a learnable gain per row, ``sn`` one
-    for the matrix. ``gn+ws`` and the like do both and fold nothing: running statistics of a trained batch
-    normalization do not fit the changed weights, and a pass in training mode has to renew them.
+    (eq 12; without running statistics σ² + ε = 1, μ = 0). So in evaluation mode ``none``, ``wn`` and ``sn`` compute
+    the same function as the batch normalization before, ``cwn`` and ``ws`` the same up to the mean of each row of W,
+    and ``wn+mbn`` the same, with μ and β in the new layer. ``cwn`` and ``ws`` without a γ behind them get a learnable
+    gain per row, ``sn`` one for the matrix. Pairs such as ``gn+ws`` replace the layer, parametrize the weight and fold
+    nothing. Running statistics of a trained batch normalization then do not fit the changed weights, and have to be
+    renewed by a pass in training mode.
 
-    Whether the function was kept is measured, not believed: the model runs in evaluation mode before and after, and
-    each layer is compared with what it was. A layer that should keep its function and would not is left alone, with the
-    reason. Everything that the forward passes touch is put back.
+    Whether the function is unchanged is measured: the model runs in evaluation mode before and after the swap, and each
+    layer is compared with its state before. A layer that should compute the same function and would not is left as it
+    was, and the report gives the reason. All side effects of these forward passes are undone.
 
     Args:
         module: the model; layers inside it are replaced.
-        to: a name out of ``NORMS``.
+        to: name of the new normalization, a key of ``NORMS``.
         layers: globs over the module paths of the normalization layers to be replaced.
-        groups: for ``gn``. Default: the largest divisor up to 32 that leaves two channels, and eight values of a
-            sample, in each group.
-        unbiased: whether the deviation of ``ws`` divides by n - 1 (Qiao's code) or by n (the paper).
+        groups: number of groups of ``gn``. Default: the largest divisor of the channels, up to 32, with at least two
+            channels and eight values per sample in each group.
+        unbiased: whether the standard deviation of ``ws`` divides by n - 1 (Qiao's code) or by n (the paper).
         example_batch: a batch, or the tuple of arguments. The model runs on it to find the weights in front of each
-            layer, also through sums and concatenations, and to measure what the swap changed. Default: the model's own
-            example (``example_input_array``, timm's ``input_size``), or noise that its first layer takes. A model that
-            runs on none of these is changed only where no guess is needed. Changes that are meant are measured with an
-            example that was given alone.
-        optimizer: an optimizer that exists already, to be checked; that of a running Trainer is found by itself.
+            layer, also through sums and concatenations, and to measure what the swap changed. Default: the example of
+            the model (``example_input_array``, timm's ``input_size``), or noise that fits its first layer. If the model
+            accepts none of these, only layers whose preceding weights are certain are replaced. The size of an
+            intended change is measured only with an example that was given, since noise is not representative.
+        optimizer: an existing optimizer, checked for parameters that the swap would remove. The optimizers of a running
+            Trainer are always checked.
 
     Returns:
-        What changed, what was left alone and why, whether the function of evaluation mode is what it was, and how many
-        parameters there were and are.
+        The changes, the layers that were not replaced and why, the measured change of the function in evaluation mode,
+        and the number of parameters before and after.
 
     Raises:
         ConfigurationError: for an unknown name; no layer to replace, or none that would change; groups that do not
-            divide or have one or two values; lazy layers; a model wrapped by DDP or FSDP or compiled; an optimizer that
-            would miss parameters.
+            divide the channels or hold one or two values; lazy layers; a model that is compiled or wrapped by DDP or
+            FSDP; an optimizer that holds parameters that would be removed, or would miss new ones.
+
+    Cost: one forward pass to find the preceding layers and about three to measure the change; more if layers have to be
+    tried one by one, or if a change is so close to the tolerance that it is measured again in float64.
     """
     target = _checked(module, to, groups, unbiased, optimizer)
     example_batch = None if example_batch is None else as_example(module, example_batch)
@@ -87,7 +93,7 @@ def swap_norm(
     inputs, example, hint = _look(module, found, example_batch, target)
     plans, left = plan_all(module, norm_layers, inputs, target, groups, hint)
     yardstick = None
-    # noise shows whether a function is kept; how far another one is from it, data have to show
+    # noise is enough to show whether a function stays the same; the size of an intended change needs real data
     keeping = target.folds or any(keeps(plan.norm_layer, target) for plan in plans)
     if example_batch is not None or (example is not None and keeping):
         samples = 1 if example_batch is None else 2
@@ -120,7 +126,7 @@ def swap_norm(
 def _look(
     module: nn.Module, found: Sequence[NormLayer], example_batch: Any, target: Normalization
 ) -> tuple[dict[nn.Module, NormInputs], Any, str]:
-    """Return what each normalization reads, the example that this was seen with, and what to do about it."""
+    """Return the layers that feed each normalization, the example used to find them, and advice for error messages."""
     if example_batch is not None:
         with attributes_kept(module):
             return inputs_by_graph(module, found, example_batch), example_batch, ""
@@ -136,7 +142,7 @@ def _first_reasons(left: Sequence[LeftAlone]) -> str:
 
 
 def _checked(module: Any, to: Any, groups: Any, unbiased: Any, optimizer: Any) -> Normalization:
-    """Return the normalization that is meant, once everything else is what it has to be."""
+    """Check the arguments of ``swap_norm`` and return the normalization called ``to``."""
     check_module("swap_norm(module, to)", module)
     target = find_norm(to, "to")
     if groups is not None and target.data != "gn":
@@ -155,16 +161,18 @@ def _check_wrapping(module: nn.Module) -> None:
         kinds = {base.__name__ for base in type(child).__mro__} & set(_WRAPPERS)
         if kinds:
             raise ConfigurationError(
-                f"swap_norm was given a model wrapped by {min(kinds, key=_WRAPPERS.index)}, which has taken stock of "
-                "its parameters. Swap first and wrap afterwards."
+                f"swap_norm was given a model wrapped by {min(kinds, key=_WRAPPERS.index)}, which already holds its "
+                "parameters. Swap first and wrap afterwards."
             )
     if is_compiled(module):
         raise ConfigurationError("swap_norm was given a compiled model. Swap first and call torch.compile afterwards.")
 
 
 def _check_optimizers(module: nn.Module, optimizer: Optimizer | None, replaced: set[int]) -> None:
-    """Refuse where an optimizer holds parameters, given by id, that would vanish, or would miss new ones."""
-    optimizers = [*([] if optimizer is None else [optimizer]), *getattr(_running_trainer(module), "optimizers", ())]
+    """Raise an error if an optimizer holds any of the parameters, given by id, that the swap replaces."""
+    optimizers = list(getattr(_running_trainer(module), "optimizers", ()))
+    if optimizer is not None:
+        optimizers.insert(0, optimizer)
     for held in optimizers:
         if any(id(p) in replaced for group in held.param_groups for p in group["params"]):
             raise ConfigurationError(
@@ -174,7 +182,7 @@ def _check_optimizers(module: nn.Module, optimizer: Optimizer | None, replaced: 
 
 
 def _running_trainer(module: nn.Module) -> Any:
-    """Return the Trainer that a LightningModule is in the hands of, if any; one that has finished lets go of it."""
+    """Return the Trainer that is running a LightningModule; None if there is none or it has finished."""
     trainer = getattr(module, "_trainer", None)
     return trainer if getattr(getattr(trainer, "state", None), "status", None) == "running" else None
 

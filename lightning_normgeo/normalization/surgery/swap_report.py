@@ -1,4 +1,4 @@
-"""What swap_norm did, as a value that prints as a table."""
+"""Report of a normalization swap, which prints as a table."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ class Change:
 
     Attributes:
         name: module path of the layer.
-        before: the layer that was there.
-        after: what is there now.
+        before: description of the old layer.
+        after: description of the new layer.
         weights: module paths of the layers whose weights were parametrized for it.
-        note: what was folded, lost or left to do.
-        change: relative change of its outputs in evaluation mode, for the inputs that it had; None where it could not
-            be measured. See :mod:`~lightning_normgeo.normalization.surgery.function_change`.
+        note: parameters and statistics that were folded, dropped or added, and steps left to the user, in words.
+        change: relative change ‖y' - y‖ / ‖y‖ of the layer's outputs in evaluation mode, for the inputs that it had
+            before the swap; None where it could not be measured. See
+            :mod:`~lightning_normgeo.normalization.surgery.function_change`.
     """
 
     name: str
@@ -40,7 +41,12 @@ class Change:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """One normalization layer that is as it was, and why."""
+    """One normalization layer that was not replaced.
+
+    Attributes:
+        name: module path of the layer.
+        reason: why it was not replaced, in words.
+    """
 
     name: str
     reason: str
@@ -48,21 +54,22 @@ class LeftAlone:
 
 @dataclass(frozen=True)
 class SwapReport:
-    """What :func:`swap_norm` changed.
+    """Report of the changes that :func:`swap_norm` made to a model.
 
     Attributes:
-        to: the normalization asked for.
+        to: name of the new normalization.
         changes: the layers that were replaced, a shared one under each of its names.
-        left: the layers that were left alone.
-        parameters_before: number of parameter values of the model before.
-        parameters_after: and after.
-        traced: whether what feeds each layer was seen in a forward pass, or else known from a Sequential; None where
-            weights have no part in the swap.
-        change: relative change of the model's outputs in evaluation mode, ‖y' - y‖ / ‖y‖, of the output that changed
-            most; None where it could not be measured.
-        unmeasured: why it could not, in words.
-        example: shapes of the input that was made up for it; None where an example was given, or none could be.
-        keeps: whether every replaced layer was meant to keep its function.
+        left: the layers that were not replaced.
+        parameters_before: number of parameter values of the model before the swap.
+        parameters_after: number of parameter values after the swap.
+        traced: True if the layers that feed each normalization were found by a forward pass, False if by the order in
+            Sequentials; None if the swap does not involve weights.
+        change: relative change ‖y' - y‖ / ‖y‖ of the model's outputs in evaluation mode, the largest among its outputs;
+            None where it could not be measured.
+        unmeasured: why it could not be measured, in words; None otherwise.
+        example: shapes of the example that was generated for the measurement; None if the user gave one, or if no
+            generated example was accepted.
+        keeps: whether every replaced layer was expected to compute the same function as before in evaluation mode.
     """
 
     to: str
@@ -77,7 +84,12 @@ class SwapReport:
     keeps: bool = False
 
     def __repr__(self) -> str:
-        function = "not measured" if self.change is None else "kept" if self.kept else f"changed by {self.change:.2g}"
+        if self.change is None:
+            function = "not measured"
+        elif self.kept:
+            function = "kept"
+        else:
+            function = f"changed by {self.change:.2g}"
         counts = [f"to {self.to}: {len(self.changes)} changed", f"{len(self.left)} left alone"]
         return summary("SwapReport", [*counts, f"function {function}"])
 
@@ -94,10 +106,10 @@ class SwapReport:
         return self._table().to_html()
 
     def to_frame(self) -> Any:
-        """Return a data frame of pandas, by layer: before, after, weights, note, and the change of its outputs.
+        """Return a pandas data frame indexed by layer: before, after, weights, note, and the change of its outputs.
 
         Raises:
-            ConfigurationError: where pandas is not installed.
+            ConfigurationError: if pandas is not installed.
         """
         return self._table().to_frame("layer")
 
@@ -125,7 +137,7 @@ class SwapReport:
 
     @property
     def kept(self) -> bool | None:
-        """Whether model and layers compute in evaluation mode what they did, to a thousandth; None if not measured."""
+        """Whether all relative changes in evaluation mode are at most 1e-3; None if they were not measured."""
         return None if self.change is None else max(self.change, self._largest) <= MODEL_KEPT
 
     @property
@@ -139,7 +151,7 @@ class SwapReport:
         where = "" if self.example is None else f", on noise made up here, {self.example}"
         if self.kept:
             return f"kept (relative change {self.change:.1g}{where})"
-        # what follows may hide it for this example, as a layer that saturates does
+        # a change inside may not reach the outputs for this example, as behind an activation that saturates
         inside = f", its layers by up to {self._largest:.2g}" if self.change <= MODEL_KEPT else ""
         scope = "keeps that of batch normalizations alone" if NORMS[self.to].folds else "does not keep it"
         meant = "" if self.keeps else f", {self.to} {scope}"
@@ -149,7 +161,7 @@ class SwapReport:
 
 
 def describe(layer: nn.Module) -> str:
-    """Return what a layer is, in short."""
+    """Return a short description of a layer."""
     if type(layer) is nn.Sequential:
         return " + ".join(describe(child) for child in layer)
     return type(layer).__name__ + (f"({layer.num_groups} groups)" if isinstance(layer, nn.GroupNorm) else "")

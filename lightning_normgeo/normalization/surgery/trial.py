@@ -1,4 +1,4 @@
-"""Carrying out plans and holding the model to what it was: a layer whose function would be lost is left alone."""
+"""Trial of a swap: plans are carried out and measured, and those that change a function that should stay are undone."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lightning_normgeo.normalization.surgery.swap_report import Change, LeftAlon
 
 @dataclass
 class Outcome:
-    """A model after the plans that stayed.
+    """The result of a trial.
 
     Attributes:
-        changes: by layer, in the order of the plans.
-        left: layers that were put back, and why.
-        change: relative change of the outputs in evaluation mode; None where it could not be measured.
-        undo: puts everything back.
+        changes: the changes that were made, by layer, in the order of the plans.
+        left: layers whose plans were undone, and why.
+        change: relative change of the model's outputs in evaluation mode; None where it could not be measured.
+        undo: snapshot of the model before all changes.
     """
 
     changes: dict[NormLayer, list[Change]] = field(default_factory=dict)
@@ -37,14 +37,14 @@ class Outcome:
 
 
 class Trial:
-    """Carries out plans, measures what became of the model, and puts back what should have kept its function.
+    """Carries out plans, measures the model, and undoes plans that change a function which they should keep.
 
     Args:
         module: the model.
-        target: the normalization that is wanted.
-        unbiased: the deviation of ``ws``.
-        yardstick: the model before; None where no example is there to run it on.
-        hint: what to do where nothing could be measured, in words.
+        target: the wanted normalization.
+        unbiased: whether the standard deviation of ``ws`` divides by n - 1.
+        yardstick: the outputs of the model before the changes; None if there is no example to run it on.
+        hint: advice for messages if nothing could be measured.
     """
 
     def __init__(
@@ -56,7 +56,10 @@ class Trial:
         self.tolerance = layer_tolerance(next(floating, torch.float32))
 
     def settle(self, plans: Sequence[ReplacementPlan]) -> Outcome:
-        """Carry out the plans, without those that turn out to change what they should keep."""
+        """Carry out the plans, except those that turn out to change a function which they should keep.
+
+        Each round carries out the remaining plans together and drops those that are at fault, until none is.
+        """
         left: list[LeftAlone] = []
         while plans:
             undo, changes, difference = self._attempt(plans)
@@ -69,7 +72,7 @@ class Trial:
             if unwanted or suspects:
                 undo.restore()
                 unwanted = unwanted or self._tried_alone(suspects, difference)
-                if not unwanted:  # each alone keeps the function and all together do not: that is said
+                if not unwanted:  # each alone keeps the function, all together do not: no plan is at fault
                     undo, changes, difference = self._attempt(plans)
             if not unwanted:
                 return _outcome([plan.norm_layer for plan in plans], changes, left, difference, undo)
@@ -80,9 +83,8 @@ class Trial:
     def _attempt(self, plans: Sequence[ReplacementPlan]) -> tuple[Snapshot, dict[NormLayer, list[Change]], Difference]:
         undo = _snapshot(self.module, plans)
         changes: dict[NormLayer, list[Change]] = {}
-        folded_first = sorted(
-            plans, key=lambda plan: not isinstance(plan.fold, PrecedingLayer)
-        )  # while weights are plain
+        # folding scales the rows of a plain weight, so it has to come before another plan parametrizes that weight
+        folded_first = sorted(plans, key=lambda plan: not isinstance(plan.fold, PrecedingLayer))
         try:
             for plan in folded_first:
                 changes[plan.norm_layer] = list(apply_plan(self.module, plan, self.target, self.unbiased))
@@ -97,7 +99,7 @@ class Trial:
         return self.yardstick.difference()
 
     def _is_close(self, plans: Sequence[ReplacementPlan], difference: Difference) -> bool:
-        """Whether a change is so near to what is tolerated that rounding may decide, and there is a remedy."""
+        """Whether a change is so close to the tolerance that rounding may decide, and float64 was not tried yet."""
         if self.yardstick is None or self.yardstick.widened:
             return False
         keeping = [plan.norm_layer.name for plan in plans if keeps(plan.norm_layer, self.target)]
@@ -107,7 +109,7 @@ class Trial:
         return any(0.3 * self.tolerance < change < 10 * MODEL_KEPT for change in changes)
 
     def _explained(self, plans: Sequence[ReplacementPlan], difference: Difference) -> dict[NormLayer, str]:
-        """Return the layers that would lose their function, or may, since something of them has no place to go."""
+        """Return the layers whose function changes, or may change, as they cannot be folded, with the reasons."""
         unwanted = {}
         for plan in plans:
             change = difference.layers.get(plan.norm_layer.name)
@@ -126,7 +128,7 @@ class Trial:
         return f"how much that changes could not be measured: {problem}"
 
     def _suspects(self, plans: Sequence[ReplacementPlan], difference: Difference) -> list[ReplacementPlan]:
-        """Return the plans one of which may be why the model does not run, or computes something else."""
+        """Return the plans that may be the cause, if the model fails or computes another function."""
         if difference.error:
             return list(plans)
         keeping = [plan for plan in plans if keeps(plan.norm_layer, self.target)]
@@ -136,7 +138,7 @@ class Trial:
         return keeping if changed else []
 
     def _tried_alone(self, plans: Sequence[ReplacementPlan], together: Difference) -> dict[NormLayer, str]:
-        """Return the layers without which the model fails or computes something else; others only suffer from them."""
+        """Return the layers whose plan, tried alone, makes the model fail or changes its function, with the reasons."""
         unwanted = {}
         for plan in plans:
             undo, _, alone = self._attempt([plan])
@@ -159,18 +161,18 @@ class Trial:
 
 
 def keeps(norm_layer: NormLayer, target: Normalization) -> bool:
-    """Whether the layer that comes is to do in evaluation mode what was there: fixed statistics can be folded."""
+    """Whether the swap of a layer should keep its function in evaluation mode, which has fixed statistics."""
     if target.data == "bn" and target.weight is None:
         return norm_layer.kind == "bn" and norm_layer.statistics[0] is not None
     return target.folds and (norm_layer.statistics[0] is not None or norm_layer.kind == "mbn")
 
 
 def _cause(plan: ReplacementPlan) -> str:
-    """Return why a layer cannot keep its function, in words."""
+    """Return the cause of a layer's changed function, in words."""
     if isinstance(plan.fold, str):
         return f"{' and '.join(without_place(plan.norm_layer, plan.layer))} would be dropped ({plan.fold})"
     lost = ", ".join(plan.norm_layer.lost)
-    return lost or "something between it and the weight in front, or in that layer, does more than torch's own"
+    return lost or "the layer in front of it, or something between the two, computes more than torch's own layers do"
 
 
 def _reason(plan: ReplacementPlan, change: float) -> str:
@@ -184,7 +186,7 @@ def _outcome(
     difference: Difference,
     undo: Snapshot,
 ) -> Outcome:
-    """Return what was settled, with what was measured of each layer."""
+    """Return the outcome, in which each change has the measured relative change of its layer."""
     measured = {
         norm_layer: [replace(change, change=difference.layers.get(norm_layer.name)) for change in changes[norm_layer]]
         for norm_layer in norm_layers
@@ -193,7 +195,7 @@ def _outcome(
 
 
 def _snapshot(module: nn.Module, plans: Sequence[ReplacementPlan]) -> Snapshot:
-    """Return the state of everything that plans may change."""
+    """Return a snapshot of all modules and parameters that the plans may change."""
     modules: list[nn.Module] = []
     tensors: list[nn.Parameter] = []
     for plan in plans:

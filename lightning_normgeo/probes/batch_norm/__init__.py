@@ -1,1 +1,1 @@
-"""The probe of batch normalizations: batch statistics and gradients of each forward pass."""
+"""Probe of batch normalizations: batch statistics and gradients of each forward pass."""

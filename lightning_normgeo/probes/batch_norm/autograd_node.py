@@ -1,4 +1,4 @@
-"""The autograd node of a batch normalization, and what it keeps."""
+"""Autograd node of a batch normalization, and the statistics saved on it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ _SYNC_NODE = "SyncBatchNormBackward"
 
 
 def own_node(layer: nn.Module, node: Any) -> Any:
-    """Return the autograd node of a layer: the output's, or one up to three nodes behind it (activations), or None."""
+    """Return the autograd node of a batch normalization; None if it cannot be found.
+
+    Args:
+        layer: the batch normalization.
+        node: ``grad_fn`` of the layer's output: the wanted node, or one up to three nodes behind it, since a subclass
+            may run an activation after the normalization.
+    """
     for _ in range(4):
         if node is None:
             return None
         if node.name() in _NODES or node.name() == _SYNC_NODE:
             scale = node.next_functions[1][0]
-            if scale is None:  # frozen, as all of a GAN's other network is
+            if scale is None:  # γ has no gradient, as in the network of a GAN that is not being trained
                 return None if layer.weight.requires_grad else node
-            # of another layer: this one does something of its own
+            # with another γ it is the node of another layer, and this layer computes something else
             return node if getattr(scale, "variable", None) is layer.weight else None
         node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
     return None
 
 
 def saved_statistics(node: Any) -> tuple[Tensor, Tensor]:
-    """Return (mean, 1/std) that a node keeps until a backward pass has gone through it."""
+    """Return mean and 1/√(σ² + ε) per channel, which the node keeps until a backward pass has gone through it."""
     if node.name() == _SYNC_NODE:
         _, _, mean, inverse_std, *_ = node.saved_tensors
         return mean, inverse_std
@@ -35,11 +41,14 @@ def saved_statistics(node: Any) -> tuple[Tensor, Tensor]:
 
 
 def saving_is_hooked() -> bool:
-    """Whether saved tensors go through hooks (activation checkpointing): reading one would recompute the forward."""
+    """Whether hooks for saved tensors are active, as in activation checkpointing; reading a saved tensor runs them.
+
+    The hook of activation checkpointing computes the forward pass again.
+    """
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return top is not None and top(True) is not None
 
 
 def is_inside_backward() -> bool:
-    """Whether a backward pass is under way: checkpoints compute a part of the forward pass anew inside it."""
+    """Whether a backward pass is running, in which checkpoints compute part of the forward pass again."""
     return torch._C._current_graph_task_id() >= 0

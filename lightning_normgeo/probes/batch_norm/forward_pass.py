@@ -1,4 +1,4 @@
-"""One forward pass of a batch normalization: what it has computed, and the gradient that came back through it."""
+"""Batch statistics of one forward pass of a batch normalization, and the gradient of γ from its backward pass."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ from lightning_normgeo.probes.batch_norm.autograd_node import (
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """One batch normalization during one forward pass; wide tensors of shape ``(channels,)``.
+    """The statistics of one batch normalization in one forward pass.
+
+    Tensors have shape ``(channels,)`` and are float64, or float32 on devices without float64.
 
     Attributes:
-        scale: γ as the forward pass used it.
-        shift: β.
-        mean: μ of the pre-activation over this device's batch (over all devices for SyncBatchNorm).
-        variance: σ², biased.
-        eps: the layer's ε.
-        samples: how many values each channel had on this device.
-        place: which run of the layer this was since the last backward pass, from 0: the view of a siamese network.
-        gradient: ∂L/∂γ of this pass alone, as backward passes left it: neither clipped nor unscaled nor averaged over
-            processes. None where no backward pass went through, or none could be followed.
+        scale: γ during the forward pass.
+        shift: β during the forward pass.
+        mean: μ of the pre-activation over the batch of this device (over all devices for SyncBatchNorm).
+        variance: σ² of the same values, biased.
+        eps: ε of the layer.
+        samples: number of values per channel on this device.
+        place: index of this run of the layer since the last backward pass, from 0, such as the view of a siamese
+            network.
+        gradient: ∂L/∂γ of this pass alone, as computed by the backward pass: neither clipped nor unscaled nor averaged
+            over processes. None if there was no backward pass, or if it could not be observed.
     """
 
     scale: Tensor
@@ -48,22 +51,22 @@ class BatchStatistics:
 
 
 def epsilons(passes: Sequence[BatchStatistics]) -> Tensor:
-    """Return the ε of each channel of several passes, one after the other."""
+    """Return the ε of each channel of several passes, concatenated: shape ``(sum of channels,)``."""
     return torch.cat([one.scale.new_full((one.scale.numel(),), one.eps) for one in passes])
 
 
 @dataclass
 class ForwardPass:
-    """One forward pass of a layer, while it is watched.
+    """One forward pass of a layer that is being observed.
 
     Attributes:
-        samples: how many values each channel had.
-        place: which run of the layer since the last backward pass.
-        saved: (mean, 1/std) of the autograd node, or None where they cannot be read.
-        affine: (γ, β), where they are whole during the forward pass only.
-        gradient: ∂L/∂γ, once a backward pass went through.
-        statistics: what was made of it.
-        closed: whether it was read.
+        samples: number of values per channel.
+        place: index of this run of the layer since the last backward pass, from 0.
+        saved: mean and 1/√(σ² + ε) saved on the autograd node; None where they cannot be read.
+        affine: copies of γ and β, made if they are unsharded during the forward pass only.
+        gradient: ∂L/∂γ, once a backward pass has gone through.
+        statistics: the statistics, once they have been read.
+        closed: whether the pass has been read.
     """
 
     samples: int
@@ -77,11 +80,19 @@ class ForwardPass:
 
 @skipped_on_error
 def note_pass(passes: list[ForwardPass], divided: bool, layer: _BatchNorm, args: tuple[Any, ...], output: Any) -> None:
-    """Note a forward pass; a hook of the layer."""
+    """Forward hook of a layer: record the pass and its saved statistics.
+
+    Args:
+        passes: to which the pass is added.
+        divided: whether the model is sharded, so that γ and β have to be copied now.
+        layer: the batch normalization.
+        args: its inputs.
+        output: its output.
+    """
     if not layer.training or not torch.is_grad_enabled() or not isinstance(output, Tensor):
         return
     hooked = saving_is_hooked()
-    if hooked and is_inside_backward():  # a checkpoint computes anew what was noted already
+    if hooked and is_inside_backward():  # a checkpoint repeats a forward pass that has been recorded already
         return
     node = own_node(layer, output.grad_fn)
     saved = None if hooked or node is None else saved_statistics(node)
@@ -95,12 +106,12 @@ def note_pass(passes: list[ForwardPass], divided: bool, layer: _BatchNorm, args:
 
 @skipped_on_error
 def _note_gradient(one: ForwardPass, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
-    """Add ∂L/∂γ; a hook of the layer's autograd node."""
+    """Backward hook of the layer's autograd node: add ∂L/∂γ to the recorded pass."""
     gradient = inputs[1]
     if gradient is not None:
         one.gradient = widened(gradient) if one.gradient is None else one.gradient + gradient
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """Return a copy in wide precision."""
+    """Return a copy in float64, or in float32 on devices without float64."""
     return tensor.detach().to(wide_dtype(tensor.device), copy=True)

@@ -1,8 +1,8 @@
-"""Batch statistics of batch normalizations, read off what each forward pass has computed anyway.
+"""Batch statistics of batch normalizations, taken from the values that each forward pass has computed anyway.
 
-In eager mode the autograd node of a batch normalization keeps the mean and the inverse standard deviation; reading
-them costs nothing. Under ``torch.compile`` and activation checkpointing the change of the running statistics gives the
-same numbers to about 1e-6. Nothing is recomputed and no statistic is ever taken twice.
+In eager mode the mean and the inverse standard deviation are read from the autograd node of the layer, which keeps them
+for the backward pass. Under ``torch.compile`` and activation checkpointing they are derived from the change of the
+running statistics, to about 1e-6. No activation is read and no statistic is computed again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, Fo
 
 
 def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the batch normalizations of ``module`` that have γ and β, by module path."""
+    """Return the batch normalizations in ``module`` that have γ and β, by module path."""
     return {
         clean_name(name): layer
         for name, layer in module.named_modules()
@@ -32,7 +32,7 @@ def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
 
 
 class _Samples:
-    """How many values each channel had when a compiled layer last ran. Written, never read, by compiled code."""
+    """Number of values per channel in the last run of a compiled layer; compiled code only writes it."""
 
     count = 0
 
@@ -40,14 +40,21 @@ class _Samples:
 class BatchNormProbe:
     """Reads the statistics of every forward pass between :meth:`arm` and :meth:`collect`.
 
-    In eager mode hooks exist only while armed, so an unmeasured step costs nothing. Compiled modules are traced with
-    their hooks once and for all, so there a hook that notes the number of samples stays. Where only running statistics
-    can be read, a layer that ran several times since the last backward pass is left out and counted in ``skipped``.
+    In eager mode the hooks exist only while the probe is armed, so that other steps cost nothing. A compiled module is
+    traced together with its hooks, and a change of hooks would compile it again. There one hook per layer, which
+    records the number of samples, stays for the whole training.
+
+    If only running statistics can be read, their change must come from a single forward pass. A layer that ran several
+    times since the last backward pass is then left out and counted in ``skipped``.
 
     Args:
         layers: batch normalizations with γ and β, by module path.
         compiled: whether they run under ``torch.compile``.
-        divided: whether γ and β are whole only during the forward pass (``fully_shard``).
+        divided: whether the model is sharded (``fully_shard``), so that γ and β are complete only during the forward
+            pass.
+
+    Attributes:
+        skipped: number of measurements that were left out, by reason.
     """
 
     def __init__(self, layers: dict[str, _BatchNorm], compiled: bool = False, divided: bool = False) -> None:
@@ -64,7 +71,7 @@ class BatchNormProbe:
             self._handles.append(layers[name].register_forward_pre_hook(partial(_note_samples, samples)))
 
     def follow(self, layers: dict[str, _BatchNorm]) -> None:
-        """Watch these layers from the next step on, in eager mode: others may have been added, or taken their place."""
+        """Observe these layers from the next step on, since the model may have new ones; in eager mode only."""
         if self.compiled:
             return
         new = {name for name, layer in layers.items() if self.layers.get(name) is not layer}
@@ -75,38 +82,38 @@ class BatchNormProbe:
             self._by_difference &= layers.keys()
 
     def arm(self) -> None:
-        """Watch the forward passes of another step."""
+        """Begin to observe the forward passes of a step."""
         self.disarm()
         self._remember()
         self.resume()
 
     def resume(self) -> None:
-        """Go on watching after :meth:`pause`."""
+        """Observe forward passes again after :meth:`pause`."""
         self.pause()
         for name, layer in self.layers.items():
             if layer.training and not self.compiled:
                 note = partial(note_pass, self._passes[name], self.divided)
-                self._handles.append(
-                    layer.register_forward_hook(note, prepend=True)
-                )  # before γ and β are divided again
+                # prepended, so that it runs before the hook of fully_shard that shards γ and β again
+                self._handles.append(layer.register_forward_hook(note, prepend=True))
 
     def pause(self) -> None:
-        """Remove the hooks of eager mode and keep what was read."""
+        """Remove the hooks of eager mode and keep the recorded passes."""
         if not self.compiled:
             for handle in self._handles:
                 handle.remove()
             self._handles = []
 
     def detach(self) -> None:
-        """Remove every hook, for good."""
+        """Remove every hook permanently."""
         self.compiled = False
         self.disarm()
 
     @torch.no_grad()
     def close(self) -> None:
-        """Read the forward passes since the last call, while γ and β are the ones that they used.
+        """Read the forward passes since the last call.
 
-        Call it before each backward pass, which frees what forward passes have saved, and before the optimizer moves γ.
+        It has to be called before each backward pass, which frees the saved statistics, and before the optimizer
+        changes γ and β.
         """
         for name, samples in self._samples.items():
             if samples.count and name in self._before:
@@ -117,7 +124,7 @@ class BatchNormProbe:
         if not fresh:
             return
         if self.divided and any(one.affine is None for passes in fresh.values() for one in passes):
-            self.skipped["γ and β are divided over processes, and it runs under torch.compile"] += 1
+            self.skipped["γ and β are sharded over processes, and it runs under torch.compile"] += 1
         self._read_nodes([(name, one) for name, passes in fresh.items() for one in passes if one.saved is not None])
         for name, passes in fresh.items():
             if all(one.saved is None for one in passes):
@@ -128,7 +135,10 @@ class BatchNormProbe:
 
     @torch.no_grad()
     def collect(self) -> dict[str, list[BatchStatistics]]:
-        """Return the statistics of every pass that could be read since :meth:`arm`, and stop watching."""
+        """Return the statistics of all passes that could be read since :meth:`arm`, by module path, and disarm.
+
+        Layers without any are left out.
+        """
         self.close()
         found = {
             name: [replace(one.statistics, gradient=one.gradient) for one in passes if one.statistics is not None]
@@ -138,14 +148,14 @@ class BatchNormProbe:
         return {name: statistics for name, statistics in found.items() if statistics}
 
     def begin_gradients(self) -> None:
-        """Forget ∂L/∂γ of earlier passes where γ has no gradient any more: the coming one does not hold them."""
+        """Discard ∂L/∂γ of earlier passes where γ.grad was reset, since the next gradient does not include them."""
         for name, passes in self._passes.items():
             if self.layers[name].weight.grad is None:
                 for one in passes:
                     one.gradient = None
 
     def disarm(self) -> None:
-        """Forget what was read; in eager mode remove the hooks too."""
+        """Discard all recorded passes, and remove the hooks of eager mode."""
         self.pause()
         for name in self._passes:
             self._passes[name] = []
@@ -154,7 +164,7 @@ class BatchNormProbe:
         self._before = {}
 
     def _remember(self) -> None:
-        """Keep the running statistics of the layers whose autograd nodes cannot be read."""
+        """Copy the running statistics of the layers whose autograd nodes cannot be read."""
         self._before = {
             name: tuple(widened(tensor) for tensor in _running(layer))
             for name, layer in self.layers.items()
@@ -163,7 +173,7 @@ class BatchNormProbe:
         }
 
     def _read_nodes(self, read: list[tuple[str, ForwardPass]]) -> None:
-        """Read all passes in one go: an operation for each would cost more than what it does."""
+        """Read the saved statistics of all passes, concatenated: one operation for each would cost more to launch."""
         read = [(name, one) for name, one in read if not (self.divided and one.affine is None)]
         self._by_difference -= {name for name, _ in read}
         if not read:
@@ -181,7 +191,7 @@ class BatchNormProbe:
             one.statistics = BatchStatistics(gamma, beta, mu, squared, layer.eps, one.samples, one.place)
 
     def _read_difference(self, name: str, passes: list[ForwardPass]) -> None:
-        """Read a pass off the change of the running statistics, where there was one pass."""
+        """Derive the statistics of a pass from the change of the running statistics, if there was a single pass."""
         if len(passes) > 1:
             self.skipped["ran several times in one step"] += 1
             return
@@ -194,15 +204,19 @@ class BatchNormProbe:
             one.statistics = BatchStatistics(scale, shift, *pair, layer.eps, one.samples, one.place)
 
     def _from_difference(self, name: str, layer: _BatchNorm, read: ForwardPass) -> tuple[Tensor, Tensor] | None:
-        """Return (mean, biased variance) of a layer from the change of its running statistics."""
-        self._by_difference.add(name)  # at the latest from the next time on
+        """Return mean and biased variance of a layer's batch from the change of its running statistics.
+
+        The running mean moves as r⁺ = (1 - m) r + m μ, with momentum m; the running variance likewise, unbiased.
+        """
+        self._by_difference.add(name)  # so that its running statistics are copied before the next pass
         if name not in self._before:
             self.skipped["keeps no running statistics, and its autograd node cannot be read"] += 1
             return None
         mean, variance, count = self._before[name]
         new_mean, new_variance, new_count = (widened(tensor) for tensor in _running(layer))
         momentum = layer.momentum if layer.momentum is not None else 1 / new_count
-        # exactly one update, else the difference means nothing; NaN is dropped on its way to the loggers
+        # The formula holds for exactly one update. Otherwise the result is NaN, which the loggers leave out: a branch
+        # would have to wait for the device.
         once = torch.where(new_count - count == 1, 1.0, torch.nan)
         unbiased = (new_variance - (1 - momentum) * variance) / momentum
         biased = unbiased * (read.samples - 1) / read.samples
@@ -217,6 +231,6 @@ def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _note_samples(samples: _Samples, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """Note the number of samples. Dynamo guards on whatever a hook reads, so it reads nothing that changes."""
+    """Record the number of samples without reading anything that changes, for which Dynamo would recompile."""
     if args:
         samples.count = args[0].numel() // args[0].shape[1]

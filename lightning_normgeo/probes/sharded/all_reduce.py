@@ -1,7 +1,11 @@
-"""One collective per measured step brings what every process has measured of its rows to all of them.
+"""Combination of the measurements of a sharded model over all processes, with one collective per measured step.
 
-What is sent has the same layout on every process whatever it has seen: it follows from the parameters alone. A weight
-that is not in the graph of one process, or a measurement that fails on one, leaves gaps and never a process waiting.
+Every process writes the values of its own rows into a buffer of zeros that has a place for every row of every weight.
+The sum of these buffers over all processes contains all values.
+
+A collective requires that every process calls it, with a buffer of the same size. So the layout of the buffer depends
+on the parameters alone, which are the same everywhere, and never on the graph or the measurements of one process. A
+weight that one process did not see, or a measurement that failed on it, leaves zeros; no process is left waiting.
 """
 
 from __future__ import annotations
@@ -27,28 +31,30 @@ from lightning_normgeo.probes.weight_step import ADDITIVE, MeasuredWeights, Weig
 
 _TERMS, _PRODUCTS = len(IncrementTerms._fields), len(UpdateProducts._fields)
 _FIELDS = len(ADDITIVE) + _TERMS + _PRODUCTS
-_GROUPED = "it is a grouped transposed convolution, whose rows no process has a fixed part of"
-_OTHER_ROWS = "its units are along another dimension than the rows it is divided into"
-_BIAS_ALONE = "its bias, which belongs to the units, is not divided with it"
+_GROUPED = "it is a grouped transposed convolution, whose output channels are spread over its groups"
+_OTHER_ROWS = "its units are along another dimension than the rows that the processes measure"
+_BIAS_ALONE = "its bias, which belongs to the units, is not sharded with it"
 _UNSEEN = "not every process saw it in its graph or could measure it"
 _DISPUTED = "the processes found different units in it"
 
 
 class _Place(NamedTuple):
-    """Where one weight is in what is sent: one row per field, one column per lane."""
+    """The parts of the buffer that belong to one weight; views, so that writing to them fills the buffer."""
 
     weight: ShardedWeight
     block: Tensor
+    """The values, with one row per measured field and one column per row of the weight (and element of its bias)."""
     head: Tensor
+    """Number of processes that measured the weight, and the sums of their fingerprints and of the squares of these."""
 
 
 class StepAllReduce:
-    """Sums up what the processes of a divided model have measured.
+    """Sums up the measurements of all processes of a sharded model.
 
     Args:
-        shards: the parameters.
-        weights: all that can be measured, in the same order on all processes.
-        skipped: counts the weights that are left out, by reason.
+        shards: the sharded parameters.
+        weights: all weights that can be measured, in the same order on all processes.
+        skipped: number of weights that were left out, by reason; updated in place.
     """
 
     def __init__(self, shards: Shards, weights: Sequence[ShardedWeight], skipped: Counter[str]) -> None:
@@ -58,37 +64,53 @@ class StepAllReduce:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What cumulative sums can count: the divided parameters."""
+        """The sharded parameters by name, which are those that cumulative increments can count."""
         return {name: parameter for name, parameter in self.shards.parameters.items() if is_sharded(parameter)}
 
     def new_sums(self, look_up: Callable[[], Mapping[str, nn.Parameter]]) -> ShardedIncrements:
-        """Return an cumulative of the rows that this process has."""
+        """Return empty cumulative increments for the rows of this process."""
         return ShardedIncrements(self.shards, look_up)
 
     @torch.no_grad()
     def __call__(
         self, measurement: MeasuredWeights, cumulative: CumulativeIncrements | None
     ) -> tuple[MeasuredWeights, CumulativeIncrements | None]:
-        """Return the measurement with the values of whole units, and the cumulative of all processes.
+        """Combine the measurements of one step; every process has to call it for every measured step.
 
-        Every process has to call it for every measured step: one collective, one transfer of a few numbers per weight.
+        Args:
+            measurement: of the rows of this process.
+            cumulative: of the rows of this process; None if steps are not summed up.
+
+        Returns:
+            The measurement with one value per unit, and the cumulative increments of all processes.
+
+        Cost: one collective, and one transfer to the host of three numbers per weight.
         """
-        divided = cumulative if isinstance(cumulative, ShardedIncrements) else None
-        sent, failed, sums, places = self._layout(0 if divided is None else len(divided.names))
-        if self._fill(measurement, divided, failed, sums, places) is None:
+        local_sums = cumulative if isinstance(cumulative, ShardedIncrements) else None
+        sent, failed, sums, places = self._layout(0 if local_sums is None else len(local_sums.names))
+        if self._fill(measurement, local_sums, failed, sums, places) is None:
+            # An error was reported. This process still has to take part in the collective, or the others would wait
+            # forever, but without the values that it may have written before the error.
             sent.zero_()
         torch.distributed.all_reduce(sent)
+        # all heads in one transfer, since each transfer waits for the device
         heads = torch.stack([place.head for place in places]).tolist() if places else []
         steps = {}
         for place, head in zip(places, heads, strict=True):
             name = place.weight.name
+            # a weight that no process has measured did not move in this step, which is no reason for a warning
             if head[0] and self._is_whole(name, head, place.weight, measurement.steps.get(name)):
                 steps[name] = _whole(measurement.steps[name], place)
         found = replace(measurement, steps=steps, valid=[failed.reshape(()) == 0])
-        return found, cumulative if divided is None else divided.whole(sums)
+        return found, cumulative if local_sums is None else local_sums.whole(sums)
 
     def _layout(self, accounts: int) -> tuple[Tensor, Tensor, Tensor, list[_Place]]:
-        """Return what is sent, all zeros, and its parts: failed checks, sums over all steps, weights."""
+        """Return the buffer, filled with zeros, and views of its parts: failed checks, cumulative sums, weights.
+
+        Args:
+            accounts: number of parameters with cumulative sums.
+        """
+        # ``requires_grad`` is set on all processes alike, unlike whether a weight has a gradient in this step
         weights = [weight for weight in self._weights if weight.parameter.requires_grad]
         blocks = [_FIELDS * (w.row_range.total + (0 if w.bias is None else w.bias.total)) for w in weights]
         columns = len(Totals._fields)
@@ -108,26 +130,33 @@ class StepAllReduce:
         sums: Tensor,
         places: list[_Place],
     ) -> bool:
-        """Write what this process knows."""
+        """Write the measurements of this process into the buffer; return None after an error."""
         for flag in measurement.valid:
-            failed += (~flag).to(failed)
+            failed += (~flag).to(failed)  # a step that is invalid on one process is invalid on all
         if cumulative is not None:
             sums.copy_(cumulative.table())
         for place in places:
             step = measurement.steps.get(place.weight.name)
             if step is not None:
+                # from the sums of these, every process can tell whether all have measured the same (_is_whole)
                 mark = _fingerprint(step)
                 place.head.copy_(torch.tensor([1.0, mark, mark**2], dtype=place.head.dtype))
+                # in HSDP several processes hold the same rows; a second copy would double the sums
                 if self.shards.counts and _obstacle(step, place.weight) is None:
                     _write(step, place)
         return True
 
     def _is_whole(self, name: str, head: list[float], weight: ShardedWeight, step: WeightStep | None) -> bool:
-        """Return whether all processes have measured the same of a weight; tells why not."""
+        """Whether all processes have measured a weight in the same way; if not, count and report the reason."""
         count, total, squares = head
-        why: str | None = _UNSEEN
-        if count == self.shards.processes and step is not None:
-            why = _obstacle(step, weight) if count * squares == total**2 else _DISPUTED
+        why: str | None
+        if count != self.shards.processes or step is None:
+            why = _UNSEEN
+        # n Σm² = (Σm)² holds only if all n fingerprints m are equal (Cauchy-Schwarz)
+        elif count * squares != total**2:
+            why = _DISPUTED
+        else:
+            why = _obstacle(step, weight)
         if why is not None:
             self.skipped[why] += 1
             warn_once(f"{name} is left out: {why}.")
@@ -135,7 +164,7 @@ class StepAllReduce:
 
 
 def _obstacle(step: WeightStep, weight: ShardedWeight) -> str | None:
-    """Return why the units of a weight cannot be put together from its rows, or None."""
+    """Return the reason why the units of a weight cannot be combined from its rows, in words; None if they can."""
     if step.units.groups > 1:
         return _GROUPED
     if step.units.dim != weight.dim:
@@ -144,16 +173,17 @@ def _obstacle(step: WeightStep, weight: ShardedWeight) -> str | None:
 
 
 def _fingerprint(step: WeightStep) -> int:
-    """Return a number of 16 bits for what must be the same everywhere: sums of its square over processes stay exact."""
+    """Return a checksum of the properties of a step that must be the same on all processes, from 0 to 65535."""
     units = step.units
     known = (units.name, units.kind, units.count, units.dim, units.groups, units.bias)
+    # not hash(), which differs between processes; 16 bits, so that sums of squares are exact in floating point
     return crc32(repr((*known, step.terms is None, step.update is None, step.has_gradient)).encode()) & 0xFFFF
 
 
 def _write(step: WeightStep, place: _Place) -> None:
     """Write the values of this process's rows into their columns."""
     parts = [getattr(step, name) for name in ADDITIVE]
-    none = torch.zeros_like(step.weight_sq)
+    none = torch.zeros_like(step.weight_sq)  # the layout has a place for terms and updates even if there are none
     parts += list(step.terms or [none] * _TERMS) + list(step.update or [none] * _PRODUCTS)
     values, row_range = torch.stack(parts), place.weight.row_range
     mine = row_range.stop - row_range.start
@@ -164,21 +194,24 @@ def _write(step: WeightStep, place: _Place) -> None:
 
 
 def _whole(step: WeightStep, place: _Place) -> WeightStep:
-    """Return the step with one value per unit, from the rows of all processes."""
+    """Return the step with one value per unit, combined from the rows of all processes."""
     row_range, count = place.weight.row_range, step.units.count
     rows = _by_unit(place.block[:, : row_range.total], row_range, count)
     if step.units.bias is not None and place.weight.bias is not None:
         rows = torch.cat([rows, _by_unit(place.block[:, row_range.total :], place.weight.bias, count)], -1)
+    # The products of an update do not all add up: ‖D_⊥‖² of a unit refers to the direction of the whole unit, and not
+    # to those of its rows. folded_products converts them.
     sums, products = rows[:-_PRODUCTS].sum(-1), rows[-_PRODUCTS:]
     return replace(
         step,
         **dict(zip(ADDITIVE, sums, strict=False)),
         terms=None if step.terms is None else IncrementTerms(*sums[len(ADDITIVE) :]),
         update=None if step.update is None else folded_products(UpdateProducts(*products)),
+        # without γ there is no correction for ε: it is exact for one set of batch statistics, and each process has one
         scale_gradient=None,
     )
 
 
 def _by_unit(block: Tensor, row_range: RowRange, count: int) -> Tensor:
-    """Return ``(fields, units, parts of a unit)``; the rows of a unit follow each other."""
+    """Return the values as ``(fields, units, parts of a unit)``; the rows of a unit are consecutive."""
     return block.reshape(_FIELDS, row_range.copies, count, -1).movedim(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""What is read from divided weights: every process reads the rows it has; :mod:`.all_reduce` brings them together."""
+"""Reading of sharded weights: every process measures its own rows, and :mod:`.all_reduce` combines the results."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _STEPS = Totals._fields.index("steps")
 
 
 class ShardedReader(WeightReader):
-    """Reads the rows that this process has.
+    """Reader of the rows that this process holds.
 
-    Its steps hold one value per row and not per unit, those of a bias behind those of the weight.
+    Its steps have one value per row instead of per unit, since the rows of a unit may be on several processes. The
+    values of a bias, one per element, follow those of the weight.
     """
 
     def _part(self, parameter: Tensor) -> Tensor:
@@ -45,10 +46,10 @@ class ShardedReader(WeightReader):
 
 
 class ShardedIncrements(CumulativeIncrements):
-    """The sums over the rows that this process has; those that leave it are over all processes.
+    """Cumulative increments of the rows that this process holds; :meth:`state` returns the totals of all processes.
 
-    Every process has to ask for them. Only what rounding can add to a bias is not what it would be in one process, but
-    a larger bound: the sum of those of all parts.
+    :meth:`state` is a collective, which every process has to call. The totals equal those of an unsharded model, except
+    for the bound on rounding in a bias, which is larger: it is the sum of the bounds of all shards.
     """
 
     def __init__(self, shards: Shards, look_up: Callable[[], Mapping[str, nn.Parameter]] = dict) -> None:
@@ -59,22 +60,32 @@ class ShardedIncrements(CumulativeIncrements):
 
     @property
     def names(self) -> list[str]:
-        """The parameters, in the same order on all processes."""
+        """The names of the parameters, in the same order on all processes."""
         return list(dict.fromkeys(name for name, _ in self._names.values() if name))
 
     def table(self) -> Tensor:
-        """Return the sums of this process, one row for each parameter; adding up the tables of all gives the whole."""
+        """Return the sums of this process as a table that can be added up over all processes.
+
+        Returns:
+            One row for each of :attr:`names` and one column for each field of :class:`Totals`.
+        """
         table = torch.zeros(len(self.names), len(Totals._fields), dtype=self._sums.dtype, device=self._device)
         here = [(row, self._rows[name]) for row, name in enumerate(self.names) if name in self._rows]
+        # in HSDP several processes hold the same rows, of which only one copy may enter the total
         if self._counts and here:
             rows, own = zip(*here, strict=True)
             table[list(rows)] = self._sums[list(own)].to(table)
+        # the number of steps is the same everywhere, unlike all other fields, which add up over the rows
         if not self._first:
             table[:, _STEPS] = 0
         return table
 
     def whole(self, table: Tensor) -> CumulativeIncrements:
-        """Return the account over all processes from the sum of all tables."""
+        """Return the cumulative increments of all processes.
+
+        Args:
+            table: the sum of the tables of all processes.
+        """
         sums, names = CumulativeIncrements(), self.names
         known = [row for row, name in enumerate(names) if name in self._rows]
         sums._rows, sums._sums = {names[row]: place for place, row in enumerate(known)}, table[known]
@@ -83,14 +94,18 @@ class ShardedIncrements(CumulativeIncrements):
         return sums
 
     def state(self) -> dict[str, Any]:
-        """Return the sums over all processes as plain numbers; one collective."""
+        """Return the totals of all processes as plain numbers, for a checkpoint.
+
+        Cost: one collective, which every process has to take part in.
+        """
         table = self.table()
         torch.distributed.all_reduce(table)
         return self.whole(table).state()
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; one process takes what all have added up."""
+        """Resume from the totals in a checkpoint."""
         super().load(state)
+        # the checkpoint holds totals of all processes, so only one of them may start from these
         if not self._first:
             self._sums.zero_()
 

@@ -1,6 +1,6 @@
-"""The weights of a model that ``fully_shard`` (FSDP2) has divided: who has which rows.
+"""Layout of a model sharded by ``fully_shard`` (FSDP2): the rows of each weight by process.
 
-A parameter is divided along dimension 0: each process has whole rows of it, some processes possibly none.
+A parameter is sharded along dimension 0: each process holds some of its slices along that dimension, possibly none.
 """
 
 from __future__ import annotations
@@ -16,28 +16,32 @@ from lightning_normgeo.normalization.parametrizations import rows_dim
 
 
 class RowRange(NamedTuple):
-    """Where the rows of this process are among those of all, each of which has a place of its own.
+    """The position of this process's rows of one weight in a buffer for the rows of all processes.
 
-    Along another dimension than 0 every process has a part of every row, which has a place for each of them.
+    Rows along dimension 0 are whole, each on one process. Rows along another dimension are spread: every process holds
+    a part of every row, and the buffer has a place for each part.
     """
 
     copies: int
-    """How many processes have a part of one row."""
+    """Number of processes that hold a part of the same row."""
     total: int
+    """Length of the buffer."""
     start: int
+    """First place of this process."""
     stop: int
+    """End of the places of this process, exclusive."""
 
 
 @dataclass(frozen=True)
 class ShardedWeight:
-    """One weight, and the bias of its layer, as all processes have to agree on before anything is measured.
+    """The layout of one sharded weight and of the bias of its layer, which all processes agree on.
 
     Attributes:
-        name: its name.
+        name: name of the weight.
         parameter: the weight.
-        dim: the dimension that its rows are read along.
-        row_range: where its rows are.
-        bias: where the elements of the layer's bias are; None where it has none that is divided too.
+        dim: dimension along which its rows are read.
+        row_range: position of the rows of this process.
+        bias: position of this process's elements of the bias; None if the layer has no sharded bias.
     """
 
     name: str
@@ -49,15 +53,17 @@ class ShardedWeight:
 
 @dataclass(frozen=True)
 class Shards:
-    """The parameters of a divided model as the optimizers have them, and this process among the others.
+    """The sharded parameters of a model, and the position of this process among all.
 
     Attributes:
-        parameters: by name; taken when the module has them, that is before any forward pass.
-        device: of the collective.
-        processes: how many there are.
-        parts: over how many of them one copy of a parameter is divided.
-        rank: which part this process has.
-        counts: whether it is of the first copy; where there are several (HSDP) the others hold the same.
+        parameters: sharded parameters by name, which the optimizers hold. They have to be collected before any forward
+            pass, during which the module holds unsharded ones.
+        device: device of the collective.
+        processes: number of processes.
+        parts: number of processes over which one copy of a parameter is sharded.
+        rank: index of the part that this process holds.
+        counts: whether this process holds a part of the first copy. In HSDP other processes hold further copies of the
+            same rows, which must not be counted again.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -68,15 +74,20 @@ class Shards:
     counts: bool = True
 
     def row_range(self, parameter: Tensor, dim: int = 0) -> RowRange:
-        """Return where the rows of a parameter are, divided as ``torch.chunk`` does it."""
+        """Return the position of this process's rows of a parameter.
+
+        Args:
+            parameter: a sharded parameter.
+            dim: dimension along which its rows are read.
+        """
         rows = parameter.shape[dim]
         if dim:
             return RowRange(self.parts, self.parts * rows, self.rank * rows, (self.rank + 1) * rows)
-        size = -(-rows // self.parts)
+        size = -(-rows // self.parts)  # rounded up, as in torch.chunk: the last processes may hold fewer rows or none
         return RowRange(1, rows, min(self.rank * size, rows), min((self.rank + 1) * size, rows))
 
     def weights(self, module: nn.Module) -> list[ShardedWeight]:
-        """Return the divided weights, in the same order on all processes; nothing depends on what one of them saw."""
+        """Return the layouts of the sharded weights, which are the same and in the same order on all processes."""
         layers = {clean_name(name): layer for name, layer in module.named_modules()}
         found = []
         for name, parameter in self.named_weights(module):
@@ -87,23 +98,23 @@ class Shards:
         return found
 
     def named_weights(self, module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """Return the divided parameters that have rows, frozen ones too."""
+        """Return the names and sharded parameters that have rows, including frozen ones."""
         named = [(name, self.parameters[name]) for name, _ in named_weights(module, frozen=True)]
         return [(name, parameter) for name, parameter in named if is_sharded(parameter)]
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Return whether a tensor is a DTensor, without importing what defines it."""
+    """Whether a tensor is a DTensor, told by its attributes, since importing the class is slow."""
     return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return what this process has of a tensor; no collective."""
+    """Return the shard of a tensor that this process holds, without a collective; other tensors unchanged."""
     part: Any = tensor.detach()
     return part.to_local() if is_sharded(part) else part  # type: ignore[no-any-return]
 
 
 def local_rows(tensor: Tensor, dim: int = 0) -> Tensor:
-    """View what this process has of a parameter as a matrix of rows; of a vector each element is one."""
+    """Return this process's shard of a parameter as a matrix of rows; each element of a vector is a row."""
     part = local_part(tensor)
     return part.unsqueeze(1) if part.ndim == 1 else part.movedim(dim, 0).flatten(1)

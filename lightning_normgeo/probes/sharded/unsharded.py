@@ -1,7 +1,7 @@
-"""What a divided model computes with: ``fully_shard`` puts whole parameters in place of the divided ones.
+"""Names of the unsharded parameters that a sharded model computes with.
 
-It does so around the forward pass of a module, and puts them back. They are the leaves of the autograd graph; the
-optimizers never see them.
+Around the forward pass of a module ``fully_shard`` replaces its sharded parameters by unsharded ones, gathered from all
+processes. These are the leaves of the autograd graph, while the optimizers only hold the sharded ones.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from torch.utils.hooks import RemovableHandle
 from lightning_normgeo.probes.sharded.shards import is_sharded
 
 _Entries = list[tuple[nn.Module, str, str]]
-"""Parameters as (module, attribute, name)."""
+"""Parameters as (owning module, attribute, name in the model)."""
 
 
 class UnshardedParameters:
-    """Notes which whole parameter stands in for which divided one, between :meth:`watch` and :meth:`rest`.
+    """Tracker that records the names of unsharded parameters during forward passes, until :meth:`rest`.
 
     Args:
         module: the model, before any forward pass.
-        names: of its parameters, by id.
-        kind: the class of modules that ``fully_shard`` was applied to.
-        compiled: whether it runs under ``torch.compile``, which a new hook would make trace everything anew.
+        names: names of its sharded parameters by id.
+        kind: class of the modules that ``fully_shard`` was applied to.
+        compiled: whether the model runs under ``torch.compile``. Nothing is recorded then, since a new hook would
+            compile the model again.
     """
 
     def __init__(self, module: nn.Module, names: Mapping[int, str], kind: type, compiled: bool = False) -> None:
@@ -36,18 +37,18 @@ class UnshardedParameters:
 
     @property
     def names(self) -> dict[int, str]:
-        """The names by id of all that was noted since :meth:`watch`."""
+        """The names of the unsharded parameters recorded since :meth:`watch`, by id."""
         return {key: name for key, (name, _) in self._seen.items()}
 
     def watch(self) -> None:
-        """Note what forward passes compute with from here on."""
+        """Begin to record unsharded parameters."""
         self.rest()
         for module, entries in self._managed.items():
-            # behind the hook of fully_shard, which always comes first
+            # it runs after the hook of fully_shard that gathers the parameters, which is always the first
             self._handles.append(module.register_forward_pre_hook(partial(self._note, entries)))
 
     def rest(self) -> None:
-        """Remove every hook and forget what was noted."""
+        """Remove every hook and discard the records."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._seen = [], {}
@@ -56,13 +57,17 @@ class UnshardedParameters:
         for owner, attribute, name in entries:
             parameter = owner._parameters.get(attribute)
             if parameter is not None and not is_sharded(parameter):
+                # the parameter is kept with its name, since its id could be reused once it is freed
                 self._seen[id(parameter)] = (name, parameter)
 
 
 def _managed(module: nn.Module, names: Mapping[int, str], kind: type) -> dict[nn.Module, _Entries]:
-    """Return for each module of ``kind`` the parameters below it that no other one below it has, and own ones for all.
+    """Return the parameters to look up before the forward pass of each module.
 
-    The first find what is used without a call of its owner, the others what is called in another way than forward.
+    For every module these are its own parameters. A module of ``kind`` gathers in addition the parameters of all
+    modules below it, down to the next modules of ``kind``. The latter finds parameters that are used without calling
+    the forward of their owner; the former those of modules that are reached without the forward of the module of
+    ``kind`` above them.
     """
     found: dict[nn.Module, _Entries] = {}
     stack: list[tuple[nn.Module, nn.Module | None]] = [(module, None)]

@@ -344,8 +344,8 @@ def test_without_the_bias_a_joint_unit_would_be_wrong(name: str) -> None:
         ("two-readers", "one of 2 consumers: its output is added to another tensor"),
         ("frozen", r"frozen statistics \(evaluation mode\)"),
         ("concatenated-group-norm", "normalized together with other outputs"),
-        ("channel-shuffle", "do not follow each other"),
-        ("split-into-samples", "do not follow each other"),
+        ("channel-shuffle", "are not consecutive"),
+        ("split-into-samples", "are not consecutive"),
         ("no-norm", "two uses of it that scale in different ways are added up"),
     ],
 )

@@ -149,7 +149,7 @@ def of(run: Callable[[Net, Tensor], Tensor]) -> nn.Module:
 
 
 SILENT: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "functional": (lambda: of(scaled), "does more than torch's own"),
+    "functional": (lambda: of(scaled), "computes more than torch's own layers do"),
     "read elsewhere": (lambda: of(read_elsewhere), "something else in the model reads what would change"),
     "statistics": (lambda: of(statistics_read), r"the model does not run without it \(.*running_var"),
     "two readers": (lambda: of(two_readers), "conv is not directly in front of this layer alone"),

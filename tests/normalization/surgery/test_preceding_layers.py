@@ -91,7 +91,7 @@ def test_a_normalization_that_nothing_feeds_or_nobody_calls() -> None:
         ("0", "no linear or convolutional layer was found to feed it")
     ]
     note = swap_norm(net, "none").changes[0].note
-    assert note == "γ, β and running statistics dropped: not one weight in front"
+    assert note == "γ, β and running statistics dropped: no weight in front"
     net = Net(lambda m, x: m.norm(m.conv(x)), conv=nn.Conv2d(4, 6, 3), norm=nn.BatchNorm2d(6), idle=nn.BatchNorm2d(6))
     (idle,) = swap_norm(net, "wn", example_batch=x2d()).left
     assert (idle.name, idle.reason) == ("idle", "no linear or convolutional layer was found to feed it")

@@ -148,7 +148,7 @@ def test_units_are_found_whichever_way_modules_are_called(two: Ranks) -> None:
     [
         ("branches", [1, 1, 1, 1], {"not every process saw it in its graph or could measure it": 8}),
         ("grouped", [2, 2, 2, 2],
-         {"it is a grouped transposed convolution, whose rows no process has a fixed part of": 4}),
+         {"it is a grouped transposed convolution, whose output channels are spread over its groups": 4}),
         ("reading", [3, 3, 3], {"not every process saw it in its graph or could measure it": 3}),
         ("sending", [3, 3, 3], {"not every process saw it in its graph or could measure it": 3}),
         ("not finite", [3, 3], {"its gradients are not finite": 2}),

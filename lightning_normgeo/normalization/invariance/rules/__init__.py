@@ -1,1 +1,1 @@
-"""Rules of the search for scale-invariant units, by the kind of autograd node."""
+"""Rules of the search for scale-invariant units: how each kind of autograd node passes on the scale of the rows."""

@@ -1,4 +1,4 @@
-"""Rules for arithmetic: how degrees of homogeneity add up, and where they cancel."""
+"""Rules for arithmetic, in which degrees of homogeneity add up or cancel."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from lightning_normgeo.normalization.invariance.row_layout import ScaleState, br
 
 
 def homogeneous(walk: NodeContext) -> ScaleState | None:
-    """A function of each element with f(αx) = αf(x): ReLU, absolute value, dropout; PReLU with slopes of its own."""
+    """Rule for elementwise functions with f(αx) = αf(x): ReLU, absolute value, dropout, PReLU as a function of x."""
     if walk.operands[0] is None:
         raise NotInvariantError(f"it scales a parameter of {name_of(walk.node)}")
     return without_offset(the_operand(walk))
 
 
 def power(exponent: float | None) -> Callable[[NodeContext], ScaleState | None]:
-    """Return the rule of a power of each element; that of the node for None."""
+    """Return the rule for an elementwise power.
+
+    Args:
+        exponent: of the power; None for the one saved on the node.
+    """
 
     def rule(walk: NodeContext) -> ScaleState | None:
         state = without_offset(the_operand(walk))
@@ -41,10 +45,10 @@ def power(exponent: float | None) -> Callable[[NodeContext], ScaleState | None]:
 
 
 def reduction(*degrees: float) -> Callable[[NodeContext], ScaleState | None]:
-    """Return the rule of a sum, mean, norm or deviation (degree 1) or a variance (degree 2) over some axes.
+    """Return the rule for a reduction over some axes: degree 1 for a sum, mean, norm or deviation, 2 for a variance.
 
     Args:
-        degrees: one for each output.
+        degrees: degree of homogeneity of each output.
     """
 
     def rule(walk: NodeContext) -> ScaleState | None:
@@ -61,7 +65,7 @@ def reduction(*degrees: float) -> Callable[[NodeContext], ScaleState | None]:
 
 
 def along(walk: NodeContext) -> ScaleState | None:
-    """Entries of one axis put in order, counted together or compared: homogeneous in all of them jointly."""
+    """Rule for sorting, ranking and cumulative sums along one axis, homogeneous in all entries of the axis jointly."""
     state = without_offset(the_operand(walk))
     (dim,) = dimensions(walk.node._saved_dim, len(state.axes))
     walk.reduce([state.axes[dim]])
@@ -70,19 +74,24 @@ def along(walk: NodeContext) -> ScaleState | None:
 
 
 def add(walk: NodeContext) -> ScaleState | None:
-    """A sum: of two that scale alike, or with a bias, or with an epsilon before a root or a division."""
+    """Rule for a sum of two tensors that scale alike, of one and a bias, or of a statistic and an epsilon."""
     a, b = _pair(walk)
     if a is not None and b is not None:
         return walk.alike(a, b)
     state, edges = the_operand(walk), walk.node.next_functions
     other, output = edges[1 if b is None else 0] if len(edges) > 1 else (None, 0)
+    # The ε in sqrt(σ² + ε) breaks homogeneity, but only by ε/σ², as in torch's own normalization nodes: it is ignored.
     if other is None and state.statistic and _divides(walk.consumers()):
         return state.over(broadcast(state.axes, walk.shape))
     return _with_bias(walk, state, other, output)
 
 
 def add_product(sign: int) -> Callable[[NodeContext], ScaleState | None]:
-    """Return the rule of the sum of a tensor and the product (1) or the quotient (-1) of two others."""
+    """Return the rule for the sum of a tensor and the product or quotient of two others.
+
+    Args:
+        sign: 1 for a product, -1 for a quotient.
+    """
 
     def rule(walk: NodeContext) -> ScaleState | None:
         base, a, b = walk.operands
@@ -97,7 +106,7 @@ def add_product(sign: int) -> Callable[[NodeContext], ScaleState | None]:
 
 
 def together(walk: NodeContext) -> ScaleState | None:
-    """A function of each element of two tensors that is homogeneous in both jointly: a maximum, an interpolation."""
+    """Rule for elementwise functions that are homogeneous in two tensors jointly: a maximum, an interpolation."""
     a, b, *weights = walk.operands
     if any(weights):
         raise NotInvariantError(f"it scales a parameter of {name_of(walk.node)}")
@@ -110,24 +119,26 @@ def together(walk: NodeContext) -> ScaleState | None:
 
 
 def multiply(walk: NodeContext) -> ScaleState | None:
-    """A product: degrees add up."""
+    """Rule for an elementwise product, in which degrees add up."""
     a, b = _pair(walk)
     return _product(walk, a, b, 1)
 
 
 def divide(walk: NodeContext) -> ScaleState | None:
-    """A quotient: the degree of the denominator is taken off."""
+    """Rule for an elementwise quotient, in which the degree of the denominator is subtracted."""
     a, b = _pair(walk)
+    # ``add`` takes any number in a denominator for an ε, but in n / (1 + n) the 1 is none
     if a is not None and b is not None and a.statistic and b.statistic:
         raise NotInvariantError("a statistic is divided by another, as n / (1 + n) in a capsule network is")
     return _product(walk, a, b, -1)
 
 
 def clamp(walk: NodeContext) -> ScaleState | None:
-    """Bounded by zero, below or above: a ReLU; what a normalization divides by, below by an epsilon."""
+    """Rule for a bound of zero below (a ReLU) or above, or of an epsilon below a statistic that is divided by."""
     state = without_offset(the_operand(walk))
-    bounds = ("min", "max") if len(walk.operands) == 1 else ()  # tensors would be operands
-    low, high = [getattr(walk.node, f"_saved_{bound}", None) for bound in bounds] or [None, None]
+    low = high = None
+    if len(walk.operands) == 1:  # bounds that are tensors are further operands, and no numbers
+        low, high = (getattr(walk.node, f"_saved_{bound}", None) for bound in ("min", "max"))
     epsilon = 1e-4 if state.statistic else 0.0
     below = low is not None and high is None and 0.0 <= float(low) <= epsilon
     above = low is None and high is not None and float(high) == 0.0
@@ -137,20 +148,20 @@ def clamp(walk: NodeContext) -> ScaleState | None:
 
 
 def _pair(walk: NodeContext) -> Operands:
-    """Return both operands; a number is none."""
+    """Return both operands; autograd records no input for a number, which is None here."""
     return [*walk.operands, None][:2]
 
 
 def _of_degree(walk: NodeContext, state: ScaleState, degree: float) -> ScaleState | None:
-    """Return ``state`` with another degree; with degree 0 nothing is left that scales."""
-    if abs(degree) > 1e-9:
+    """Return ``state`` with another degree; degree 0 cancels the scale and ends the path, as a normalization does."""
+    if abs(degree) > 1e-9:  # exponents such as 1/3 are rounded
         return replace(state, degree=degree)
     walk.absorbers.append((walk.node, state))
     return None
 
 
 def _product(walk: NodeContext, a: ScaleState | None, b: ScaleState | None, sign: int) -> ScaleState | None:
-    """Return the state of a · b for sign 1, of a / b for -1; None where nothing of it scales."""
+    """Return the state of a · b for sign 1, of a / b for sign -1; None if it does not scale."""
     if a is not None and b is not None:
         both = walk.combined(without_offset(a), without_offset(b), 1)
         return _of_degree(walk, both, a.degree + sign * b.degree)
@@ -162,7 +173,7 @@ def _product(walk: NodeContext, a: ScaleState | None, b: ScaleState | None, sign
 
 
 def _with_bias(walk: NodeContext, state: ScaleState, other: Node | None, output: int) -> ScaleState:
-    """Return the state with a tensor added that does not scale: it may vary along one axis only."""
+    """Return the state after adding a tensor that does not scale, such as a bias; it may vary along one axis only."""
     axis = None if other is None else bias_axis(shape_of(other, output), walk.shape)
     if axis is None or state.offset not in (None, axis):
         raise NotInvariantError("its output is added to another tensor before any normalization (a residual sum)")
@@ -170,7 +181,7 @@ def _with_bias(walk: NodeContext, state: ScaleState, other: Node | None, output:
 
 
 def _divides(consumers: Sequence[tuple[Node, int]]) -> bool:
-    """Whether a number that is added is an epsilon: it goes straight into a root or under a fraction."""
+    """Whether a number added to a statistic is an epsilon: all readers of the sum take its root or divide by it."""
     return all(
         name_of(node) in ("Sqrt", "Rsqrt", "Reciprocal")
         or (name_of(node) == "Div" and position == 1)
@@ -180,5 +191,5 @@ def _divides(consumers: Sequence[tuple[Node, int]]) -> bool:
 
 
 def _exponent(node: Node) -> float | None:
-    """Return the exponent of a power, or None where it is a tensor."""
+    """Return the exponent of a power; None if it is a tensor."""
     return float(node._saved_exponent) if node.name() == "PowBackward0" else None

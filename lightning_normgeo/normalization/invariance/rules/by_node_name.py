@@ -1,4 +1,4 @@
-"""All rules, by the name of the autograd node."""
+"""All rules by the name of the autograd node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_normgeo.normalization.invariance.rules import (
 _BY_RULE: dict[Callable[[NodeContext], ScaleState | None], str] = {
     shapes.copy: "ToCopy Clone Alias Contiguous",
     arithmetic.homogeneous: "Relu LeakyRelu RreluWithNoise PreluKernel Abs Neg NativeDropout Tril Triu",
-    shapes.pass_through: "RegisterPostBackwardFunction",  # fully_shard's, around what goes into a module
+    shapes.pass_through: "RegisterPostBackwardFunction",  # fully_shard puts it around the inputs of a module
     shapes.checkpoint: "CheckpointFunction",
     shapes.view: "View ReshapeAlias UnsafeView Squeeze Unsqueeze Reshape",
     shapes.permute: "T Transpose Permute",
@@ -85,10 +85,11 @@ RULES = {name: function for function, names in _BY_RULE.items() for name in name
 
 
 def apply(walk: NodeContext) -> ScaleState | None:
-    """Return the state of a node's output, or None where it no longer scales.
+    """Return the state of a node's output; None if the output does not scale with the weight.
 
     Raises:
-        NotInvariantError: where the loss depends on the scale from here on, or nothing is known about the node.
+        NotInvariantError: if the output depends on the scale in a way that no normalization can cancel, or if there is
+            no rule for the node.
     """
     function = RULES.get(name_of(walk.node))
     if function is None:
@@ -97,5 +98,5 @@ def apply(walk: NodeContext) -> ScaleState | None:
         )
     try:
         return function(walk)
-    except AttributeError as missing:  # what torch saves on its nodes differs between versions
+    except AttributeError as missing:  # the attributes that torch saves on its nodes differ between versions
         raise NotInvariantError(f"{name_of(walk.node)} is recorded in an unknown form ({missing})") from missing

@@ -1,4 +1,4 @@
-"""Rules for indices: entries picked from a tensor, and written or added into another."""
+"""Rules for indexing: entries picked from a tensor, and entries written or added into another tensor."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lightning_normgeo.normalization.invariance.row_layout import Axis, ScaleSta
 
 
 def select(walk: NodeContext) -> ScaleState | None:
-    """Entries along one axis, by a vector of indices."""
+    """Rule for entries picked along one axis by a vector of indices."""
     state = _first(walk)
     (dim,) = dimensions(walk.node._saved_dim, len(state.axes))
     return _at(walk, state, dim, 1)
 
 
 def index(walk: NodeContext) -> ScaleState | None:
-    """Entries by tensors of indices, or a mask, as ``y[:, i]`` is."""
+    """Rule for entries picked by tensors of indices or by a mask, such as ``y[:, i]``."""
     state = _first(walk)
     taken, rank = _indices(walk)
     if len(taken) == 1:
@@ -38,19 +38,19 @@ def index(walk: NodeContext) -> ScaleState | None:
     if not taken or any(state.axes[d].digits or state.axes[d].cut for d in taken) or state.offset is not None:
         raise NotInvariantError("only some of its outputs are selected, by several indices")
     kept = [axis for d, axis in enumerate(state.axes) if d not in taken]
-    neighbours = taken == list(range(taken[0], taken[0] + len(taken)))
-    at = taken[0] if neighbours else 0  # torch puts the axes of indices apart from each other first
+    neighbors = taken == list(range(taken[0], taken[0] + len(taken)))
+    at = taken[0] if neighbors else 0  # torch puts the new axes first if the indexed dimensions are not adjacent
     return state.over([*kept[:at], *map(plain, walk.shape[at : at + rank]), *kept[at:]])
 
 
 def embedding(walk: NodeContext) -> ScaleState | None:
-    """Rows of a table; each entry of the batch is a row, the same row as often as its token occurs."""
+    """Rule for rows looked up in an embedding table, each as often as its token occurs in the batch."""
     state = without_offset(_first(walk))
     return replace(_at(walk, state, 0, len(walk.shape) - 1), data=True)
 
 
 def gather(walk: NodeContext) -> ScaleState | None:
-    """Entries along one axis, by indices that differ along the others."""
+    """Rule for entries picked along one axis by indices that differ along the other axes."""
     state = _first(walk)
     (dim,) = dimensions(walk.node._saved_dim, len(state.axes))
     old = state.axes[dim]
@@ -61,7 +61,7 @@ def gather(walk: NodeContext) -> ScaleState | None:
 
 
 def scatter(walk: NodeContext) -> ScaleState | None:
-    """Entries written or added along one axis of another tensor: of one that scales alike, or of zeros."""
+    """Rule for entries written or added along one axis of a tensor that scales alike or is zero."""
     state = _written(walk)
     (dim,) = dimensions(walk.node._saved_dim, len(state.axes))
     if getattr(walk.node, "_saved_reduce", "sum") not in ("sum", "mean", "amax", "amin"):
@@ -70,9 +70,9 @@ def scatter(walk: NodeContext) -> ScaleState | None:
 
 
 def put(walk: NodeContext) -> ScaleState | None:
-    """Entries written or added at tensors of indices, as ``y[i] = x`` does."""
-    base, source = walk.operands
-    if source is None and base is not None:
+    """Rule for entries written or added at tensors of indices, as in ``y[i] = x``."""
+    base, values = walk.operands
+    if values is None and base is not None:
         return _beside_zeros(walk)
     state = _written(walk)
     taken, rank = _indices(walk)
@@ -84,7 +84,10 @@ def put(walk: NodeContext) -> ScaleState | None:
 
 
 def where(walk: NodeContext) -> ScaleState | None:
-    """One of two tensors at each place: both scale alike, or one is zero. The condition counts as a constant."""
+    """Rule for a choice between two tensors that scale alike, or of which one is zero.
+
+    The condition counts as a constant: it has no gradient, so that its dependence on the weight does not show.
+    """
     a, b = walk.operands
     if a is not None and b is not None:
         return walk.alike(a, b)
@@ -92,22 +95,27 @@ def where(walk: NodeContext) -> ScaleState | None:
 
 
 def masked_fill(walk: NodeContext) -> ScaleState | None:
-    """Zeros written by a mask, which counts as a constant."""
+    """Rule for zeros written by a mask; the mask counts as a constant."""
     return _beside_zeros(walk)
 
 
 def pad(walk: NodeContext) -> ScaleState | None:
-    """A frame of zeros, or of another constant: the graph does not tell."""
+    """Rule for padding with a constant; the graph alone does not show whether the constant is zero."""
     state = without_offset(the_operand(walk))
     axes = []
     for axis, size in zip(state.axes, walk.shape, strict=True):
-        whole = not axis.digits and not axis.cut and walk.beside_zeros()
-        axes.append(axis if size == axis.size else plain(size) if whole else Axis(size, axis.pieces, _here(walk)))
+        rowless = not axis.digits and not axis.cut
+        if size == axis.size:
+            axes.append(axis)
+        elif rowless and walk.beside_zeros():
+            axes.append(plain(size))  # zeros scale with every row
+        else:
+            axes.append(Axis(size, axis.pieces, _here(walk)))
     return state.over(axes)
 
 
 def part(walk: NodeContext, axis: Axis, size: int) -> Axis:
-    """Return an axis of which only the first or some other ``size`` entries are left."""
+    """Return an axis of which only ``size`` entries are left, at unknown positions."""
     if size == axis.size:
         return axis
     return Axis(size, axis.pieces, _here(walk)) if axis.digits or axis.cut else plain(size)
@@ -125,7 +133,7 @@ def _here(walk: NodeContext) -> tuple[Any, int]:
 
 
 def _at(walk: NodeContext, state: ScaleState, dim: int, rank: int) -> ScaleState:
-    """Put ``rank`` axes of picked entries in the place of one axis."""
+    """Replace axis ``dim`` by ``rank`` axes of entries picked from it."""
     old, sizes = state.axes[dim], walk.shape[dim : dim + rank]
     if state.offset == dim and rank != 1:
         raise BiasNotScaledError("a bias is added before its entries are picked")
@@ -134,7 +142,8 @@ def _at(walk: NodeContext, state: ScaleState, dim: int, rank: int) -> ScaleState
         if rank == 0:
             raise NotInvariantError("only some of its outputs are selected")
         new = [picked(size, prod(sizes[i + 1 :]), _here(walk)) for i, size in enumerate(sizes)]
-        if prod(sizes) > 1:  # axes of one entry need not say so too, and can be squeezed away
+        # one axis with the mark of the cut is enough; without it an axis of length 1 can be squeezed away later
+        if prod(sizes) > 1:
             new = [axis if axis.size > 1 else plain(1) for axis in new]
     offset = state.offset
     if offset is not None and offset > dim:
@@ -143,9 +152,10 @@ def _at(walk: NodeContext, state: ScaleState, dim: int, rank: int) -> ScaleState
 
 
 def _indices(walk: NodeContext) -> tuple[list[int], int]:
-    """Return the indexed dimensions, and how many axes take their place.
+    """Return the indexed dimensions, and the number of axes that replace them.
 
-    The indices are not unpacked, which would run the hooks of whoever keeps them elsewhere.
+    The indices are read in their raw form, since unpacking them runs the hooks for saved tensors: activation
+    checkpointing would compute the forward pass again.
     """
     taken: list[int] = []
     dim, rank = 0, 0
@@ -164,31 +174,34 @@ def _indices(walk: NodeContext) -> tuple[list[int], int]:
 
 
 def _written(walk: NodeContext) -> ScaleState:
-    """Return the state of what is written; what it is written into scales alike or is zero."""
-    base, source, *others = [*walk.operands, None]
-    if source is None or any(others):
+    """Return the state of the values that are written; the tensor they are written into scales alike or is zero."""
+    base, values, *others = [*walk.operands, None]
+    if values is None or any(others):
         raise NotInvariantError("other values are written into its output")
-    without_offset(source)
+    without_offset(values)
     if base is None:
         if not (walk.beside_zeros() or _into_saved_zeros(walk)):
             raise NotInvariantError(f"it is written into a tensor {UNKNOWN_CONSTANT}")
-    elif base.degree != source.degree or base.offset is not None:
+    elif base.degree != values.degree or base.offset is not None:
         raise NotInvariantError("it is written into a tensor that scales in another way")
-    return source
+    return values
 
 
 def _into_saved_zeros(walk: NodeContext) -> bool:
-    """Whether what is scattered into is kept and is zero: read once, for the first graph of its kind."""
+    """Whether the tensor that is written into is saved on the node and is zero.
+
+    Cost: on a GPU a synchronization, once for all graphs of the same operations.
+    """
     saved = getattr(getattr(walk.node, "_raw_saved_self", None), "data", None)
     constant = walk.node.next_functions[0][0] is None
     return constant and isinstance(saved, Tensor) and not saved.is_meta and not bool(saved.any())
 
 
-def _into(walk: NodeContext, source: ScaleState, dim: int) -> ScaleState:
-    """Put entries at other places of one axis, where entries of several places may come together."""
-    walk.reduce([source.axes[dim]])
-    axes = [plain(size) if d == dim else _fitting(source.axes[d], size) for d, size in enumerate(walk.shape)]
-    written = source.over(axes)
+def _into(walk: NodeContext, values: ScaleState, dim: int) -> ScaleState:
+    """Move entries to other positions along one axis, where entries of several positions may be added up."""
+    walk.reduce([values.axes[dim]])
+    axes = [plain(size) if d == dim else _fitting(values.axes[d], size) for d, size in enumerate(walk.shape)]
+    written = values.over(axes)
     base = walk.operands[0]
     return written if base is None else walk.alike(base, written)
 

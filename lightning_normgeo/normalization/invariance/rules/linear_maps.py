@@ -19,7 +19,7 @@ _ADDED = "a bias that is computed from it is added to other outputs"
 
 
 def convolution(walk: NodeContext) -> ScaleState | None:
-    """A convolution, by its weight, by its input, or both."""
+    """Rule for a convolution whose weight, input, or both scale."""
     x, weight, bias = (*walk.operands, None)[:3]
     node = walk.node
     transposed, groups = bool(node._saved_transposed), int(node._saved_groups)
@@ -51,7 +51,10 @@ def _by_weight(walk: NodeContext, weight: ScaleState, transposed: bool, groups: 
 
 
 def _by_input(walk: NodeContext, x: ScaleState, groups: int) -> ScaleState:
-    """The filters mix the channels of a group; a depthwise convolution mixes none."""
+    """Return the state of a convolution whose input scales: each filter mixes the input channels of its group.
+
+    A depthwise convolution has one channel per group and mixes none.
+    """
     _, out, *space = walk.shape
     if x.axes[1].cut:
         raise NotInvariantError("its output is mixed with other outputs (a concatenation) before a normalization")
@@ -66,7 +69,7 @@ def _by_input(walk: NodeContext, x: ScaleState, groups: int) -> ScaleState:
 
 
 def matrix_product(walk: NodeContext) -> ScaleState | None:
-    """A (matrix) product of two tensors, with a bias in front for ``addmm`` and ``baddbmm``."""
+    """Rule for a matrix product of two tensors; ``addmm`` and ``baddbmm`` have a bias as the first operand."""
     has_bias = len(walk.operands) == 3
     a, b = walk.operands[-2:]
     if a is not None and b is not None:
@@ -89,7 +92,7 @@ def matrix_product(walk: NodeContext) -> ScaleState | None:
 
 
 def linear(walk: NodeContext) -> ScaleState | None:
-    """``F.linear`` where it is one node: inputs, weight, bias."""
+    """Rule for ``F.linear`` recorded as one node, with the operands input, weight and bias."""
     x, weight, bias = (*walk.operands, None)[:3]
     if x is not None and weight is not None:
         state = _all_together(walk, x, weight)
@@ -106,7 +109,7 @@ def linear(walk: NodeContext) -> ScaleState | None:
 
 
 def sparse_product(walk: NodeContext) -> ScaleState | None:
-    """A sparse matrix, such as a graph's, with a dense one."""
+    """Rule for the product of a constant sparse matrix, such as the adjacency of a graph, with a dense one."""
     added, sparse, dense = walk.operands
     if dense is None or added is not None or sparse is not None or walk.node._saved_beta != 0:
         raise NotInvariantError("a matrix is added to its output, or it is multiplied from the right")
@@ -115,7 +118,7 @@ def sparse_product(walk: NodeContext) -> ScaleState | None:
 
 
 def attention(walk: NodeContext) -> ScaleState | None:
-    """Attention as one node: linear in the values, whatever the queries and keys."""
+    """Rule for attention recorded as one node: it is linear in the values, but not in queries and keys."""
     query, key, values, *masks = walk.operands
     if values is None or any(operand is not None for operand in (query, key, *masks)):
         raise NotInvariantError("it scales queries or keys of an attention")
@@ -127,7 +130,10 @@ def attention(walk: NodeContext) -> ScaleState | None:
 
 
 def vector_product(walk: NodeContext) -> ScaleState | None:
-    """A matrix with a vector, or two vectors: inside a spectral normalization, the data is not in yet."""
+    """Rule for a product of a matrix with a vector, or of two vectors, as in a spectral normalization.
+
+    The vectors are its estimates of singular vectors, not data; the result is a statistic of the weight.
+    """
     scaled = [operand for operand in walk.operands if operand is not None]
     state = without_offset(scaled[0])
     if len(scaled) > 1:
@@ -138,7 +144,10 @@ def vector_product(walk: NodeContext) -> ScaleState | None:
 
 
 def _all_together(walk: NodeContext, a: ScaleState, b: ScaleState) -> ScaleState:
-    """Both factors scale: degrees add up if all rows scale alike."""
+    """Return the state of a product of two tensors that both scale: degrees add up, and all rows are merged.
+
+    Each element of the product is a sum over pairs of elements, which scale alike only under a common factor.
+    """
     without_offset(a), without_offset(b)
     walk.reduce([*a.axes, *b.axes])
     return ScaleState(tuple(map(plain, walk.shape)), a.degree + b.degree, None, True)
@@ -154,30 +163,33 @@ def _with_bias(walk: NodeContext, state: ScaleState, bias: ScaleState | None, ax
 
 
 def batch_norm(walk: NodeContext) -> None:
-    """Statistics for each channel, over the batch (for instance normalization over the view (1, N·C, ...))."""
+    """Rule for batch normalization: statistics per channel, over the batch and all positions.
+
+    Torch computes instance normalization as batch normalization of the view (1, N·C, ...).
+    """
     if not getattr(walk.node, "_saved_training", True):  # SyncBatchNorm's node exists in training only
         raise NotInvariantError("batch normalization with frozen statistics (evaluation mode)")
     walk.absorb(_input(walk), kept=[1])
 
 
 def group_norm(walk: NodeContext) -> None:
-    """Statistics for each sample and group of channels."""
+    """Rule for group normalization: statistics per sample and group of channels."""
     state, groups = _input(walk), int(walk.node._saved_group)
     walk.absorb(state, kept=[0], groups=groups)
 
 
 def layer_norm(walk: NodeContext) -> None:
-    """Statistics over the last dimensions."""
+    """Rule for layer normalization: statistics over the last dimensions."""
     _over_the_last(walk, centers=True)
 
 
 def rms_norm(walk: NodeContext) -> None:
-    """Root mean square over the last dimensions; nothing is centered."""
+    """Rule for normalization by the root mean square over the last dimensions, without centering."""
     _over_the_last(walk, centers=False)
 
 
 def weight_norm(walk: NodeContext) -> None:
-    """Torch's weight normalization in one node: v is divided by the norm over all dimensions but one."""
+    """Rule for torch's weight normalization in one node: v is divided by its norm over all dimensions but one."""
     state = _input(walk)
     walk.absorb(state, kept=dimensions(walk.node._saved_dim, len(state.axes)), centers=False)
 

@@ -1,4 +1,4 @@
-"""Rules for images taken apart and put together: a fixed sequence of reshapes and permutations each."""
+"""Rules for operations on images that are a fixed sequence of reshapes and permutations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_normgeo.normalization.invariance.row_layout import Axis, ScaleSta
 
 
 def pixel_shuffle(walk: NodeContext) -> ScaleState | None:
-    """Channels become pixels: (…, C·r², H, W) to (…, C, H·r, W·r)."""
+    """Rule for the pixel shuffle, which turns channels into pixels: (…, C·r², H, W) to (…, C, H·r, W·r)."""
     state, r = _image(walk), int(walk.node._saved_upscale_factor)
     *lead, channels, height, width = state.shape
     apart = _reshaped(state.axes, [*lead, channels // r**2, r, r, height, width])
@@ -25,7 +25,7 @@ def pixel_shuffle(walk: NodeContext) -> ScaleState | None:
 
 
 def pixel_unshuffle(walk: NodeContext) -> ScaleState | None:
-    """Pixels become channels: (…, C, H·r, W·r) to (…, C·r², H, W)."""
+    """Rule for the inverse pixel shuffle, which turns pixels into channels: (…, C, H·r, W·r) to (…, C·r², H, W)."""
     state, r = _image(walk), int(walk.node._saved_downscale_factor)
     *lead, channels, height, width = state.shape
     apart = _reshaped(state.axes, [*lead, channels, height // r, r, width // r, r])
@@ -33,7 +33,7 @@ def pixel_unshuffle(walk: NodeContext) -> ScaleState | None:
 
 
 def channel_shuffle(walk: NodeContext) -> ScaleState | None:
-    """Channels of several groups in turn (ShuffleNet)."""
+    """Rule for the channel shuffle of ShuffleNet: channel c of each of g groups, for every c in turn."""
     state, groups = _image(walk), int(walk.node._saved_groups)
     batch, channels, *space = state.shape
     apart = _reshaped(state.axes, [batch, groups, channels // groups, *space])
@@ -42,7 +42,7 @@ def channel_shuffle(walk: NodeContext) -> ScaleState | None:
 
 
 def im2col(walk: NodeContext) -> ScaleState | None:
-    """All patches of an image (``F.unfold``): (…, C, H, W) to (…, C·k², L), beyond the border zeros."""
+    """Rule for ``F.unfold``, which returns all patches of an image, padded with zeros: (…, C, H, W) to (…, C·k², L)."""
     state = _image(walk)
     *lead, channels, height, width = state.axes
     walk.reduce([height, width])
@@ -52,7 +52,7 @@ def im2col(walk: NodeContext) -> ScaleState | None:
 
 
 def col2im(walk: NodeContext) -> ScaleState | None:
-    """The sum of all patches (``F.fold``): (…, C·k², L) to (…, C, H, W)."""
+    """Rule for ``F.fold``, which adds up patches to an image: (…, C·k², L) to (…, C, H, W)."""
     state = _image(walk)
     *lead, rows, places = state.axes
     kernel = prod(walk.node._saved_kernel_size)
@@ -62,7 +62,10 @@ def col2im(walk: NodeContext) -> ScaleState | None:
 
 
 def restride(walk: NodeContext) -> ScaleState | None:
-    """The view that adaptive average pooling to one pixel ends with where channels come last; no other one."""
+    """Rule for the ``as_strided`` at the end of adaptive average pooling to one pixel, with channels last.
+
+    Any other ``as_strided`` ends the search, since it may read the memory in any order.
+    """
     state, node = the_operand(walk), walk.node
     source = node.next_functions[0][0]
     pooled = name_of(source) == "Mean" and set(dimensions(source._saved_dim, len(state.axes))) == {2, 3}
@@ -85,5 +88,5 @@ def _reshaped(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
 
 
 def _permuted(axes: Sequence[Axis], last: Sequence[int]) -> list[Axis]:
-    """Put the last axes in another order."""
+    """Return the axes with the last ones in another order."""
     return [*axes[: -len(last)], *(axes[d] for d in last)]

@@ -1,4 +1,4 @@
-"""Rules for everything that moves, copies or pools values: who is where, not what."""
+"""Rules for operations that move, copy, join or pool values."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from lightning_normgeo.normalization.invariance.row_layout import (
 
 
 def copy(walk: NodeContext) -> ScaleState | None:
-    """The same values."""
+    """Rule for copies and casts, which keep values and shape."""
     return the_operand(walk)
 
 
 def pass_through(walk: NodeContext) -> ScaleState | None:
-    """Several tensors at once, each as it is."""
+    """Rule for nodes that return all their inputs unchanged."""
     return walk.operands[walk.output]
 
 
 def checkpoint(walk: NodeContext) -> ScaleState | None:
-    """The outputs of a reentrant activation checkpoint, if its inside is part of the graph."""
+    """Rule for the outputs of a reentrant activation checkpoint whose inside has been added to the graph."""
     if walk.graph.inside.get(walk.node) is None:
         raise NotInvariantError("it enters a reentrant activation checkpoint, whose inside is not seen")
     return pass_through(walk)
 
 
 def view(walk: NodeContext) -> ScaleState | None:
-    """The same values in another shape."""
+    """Rule for a view with another shape."""
     state = the_operand(walk)
     axes = regroup(state.axes, walk.shape)
     if axes is None:
         if any(axis.cut for axis in state.axes) or state.offset is not None:
             raise NotInvariantError(f"reshaped from {state.shape} to {walk.shape} before a normalization")
-        walk.merge(state.axes)
+        walk.merge(state.axes)  # under a common factor for all rows, their positions do not matter
         return state.over([plain(size) for size in walk.shape])
     return replace(state, axes=axes, offset=_moved_offset(state, axes))
 
 
 def permute(walk: NodeContext) -> ScaleState | None:
-    """The same values with their axes in another order."""
+    """Rule for a permutation of the axes."""
     state, node = the_operand(walk), walk.node
     order = list(range(len(state.axes)))
     if node.name().startswith("Permute"):
@@ -70,7 +70,7 @@ def permute(walk: NodeContext) -> ScaleState | None:
 
 
 def expand(walk: NodeContext) -> ScaleState | None:
-    """Values repeated along new axes."""
+    """Rule for values repeated along new axes or axes of length 1."""
     state = the_operand(walk)
     shift = len(walk.shape) - len(state.axes)
     offset = None if state.offset is None else state.offset + shift
@@ -78,10 +78,11 @@ def expand(walk: NodeContext) -> ScaleState | None:
 
 
 def spatial(walk: NodeContext) -> ScaleState | None:
-    """Pooling, resampling and padding by reflection: each channel by itself, linear or a maximum over positions."""
+    """Rule for pooling, resampling and padding by reflection, which act on the positions of each channel separately."""
     state, name = the_operand(walk), walk.node.name()
     count = next(k for k in (1, 2, 3) if f"{k}D" in name.upper())
     kept = len(state.axes) - count
+    # a bias per channel passes through a choice of positions (max, nearest); averages with zero padding change it
     if ("Max" not in name and "Nearest" not in name) or (state.offset or 0) >= kept:
         without_offset(state)
     walk.reduce(state.axes[kept:])
@@ -89,7 +90,7 @@ def spatial(walk: NodeContext) -> ScaleState | None:
 
 
 def cut(walk: NodeContext) -> ScaleState | None:
-    """A part of an axis: slices, splits."""
+    """Rule for slices and splits, which return a part of an axis."""
     state = the_operand(walk)
     (axis,) = dimensions(walk.node._saved_dim, len(state.axes))
     old = state.axes[axis]
@@ -105,16 +106,16 @@ def cut(walk: NodeContext) -> ScaleState | None:
 
 
 def reorder(walk: NodeContext) -> ScaleState | None:
-    """The same values with the entries of some axes in another order."""
+    """Rule for flips and rolls, which reorder the entries of some axes."""
     state, dims = the_operand(walk), walk.node._saved_dims
-    if not dims and any(axis.digits or axis.cut for axis in state.axes):  # rolled as if it were flat
+    if not dims and any(axis.digits or axis.cut for axis in state.axes):  # torch.roll without dims rolls all flattened
         raise NotInvariantError("its outputs are moved over several axes")
     turned = dimensions(dims, len(state.axes))
     return state.over([_other_order(walk, axis) if d in turned else axis for d, axis in enumerate(state.axes)])
 
 
 def repeat(walk: NodeContext) -> ScaleState | None:
-    """Several copies side by side: the copies are the most significant digit of an axis, and say nothing of the row."""
+    """Rule for copies side by side: their number is the most significant digit of a position, with stride 0."""
     state = the_operand(walk)
     shift = len(walk.shape) - len(state.axes)
     axes = []
@@ -125,7 +126,7 @@ def repeat(walk: NodeContext) -> ScaleState | None:
 
 
 def windows(walk: NodeContext) -> ScaleState | None:
-    """Sliding windows along an axis (``Tensor.unfold``), the place in a window as the last axis."""
+    """Rule for sliding windows along an axis (``Tensor.unfold``); the position in a window becomes the last axis."""
     state = the_operand(walk)
     (dim,) = dimensions(walk.node._saved_dimension, len(state.axes))
     if state.axes[dim].digits or state.axes[dim].cut or state.offset == dim:
@@ -135,7 +136,7 @@ def windows(walk: NodeContext) -> ScaleState | None:
 
 
 def stack(walk: NodeContext) -> ScaleState | None:
-    """Several tensors along a new axis."""
+    """Rule for tensors stacked along a new axis."""
     scaled = [operand for operand in walk.operands if operand is not None]
     (dim,) = dimensions(walk.node._saved_dim, len(walk.shape))
     if any((other.degree, other.offset) != (scaled[0].degree, scaled[0].offset) for other in scaled):
@@ -150,7 +151,7 @@ def stack(walk: NodeContext) -> ScaleState | None:
 
 
 def concatenate(walk: NodeContext) -> ScaleState | None:
-    """Joined with others along one axis."""
+    """Rule for tensors concatenated along one axis."""
     scaled = [operand for operand in walk.operands if operand is not None]
     state = scaled[0]
     if any((other.degree, other.offset) != (state.degree, state.offset) for other in scaled):
@@ -173,7 +174,7 @@ def _other_order(walk: NodeContext, axis: Axis) -> Axis:
 
 
 def _moved_offset(state: ScaleState, axes: Sequence[Axis]) -> int | None:
-    """Return the axis that the offset's axis is (a part of) after a view."""
+    """Return the axis that contains the axis of the offset after a view; None if there is no offset."""
     if state.offset is None:
         return None
     before = prod(axis.size for axis in state.axes[: state.offset])
