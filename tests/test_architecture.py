@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
+import runpy
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from support.isolation import REPOSITORY
 PACKAGE = REPOSITORY / "lightning_normgeo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LIMIT = 300
+HEADLESS = re.compile(r"(\w+ )?(what|which|who|whom|whose|where|how|why|when)\b", re.IGNORECASE)
 
 # what every part may use for its words: errors, checked values, tables in notebooks
 _WORDS = {"errors"} | {f"utilities.{name}" for name in ("plain_text", "versions", "checked_values", "notebook")}
@@ -69,6 +73,9 @@ THIRD_PARTY = {
     "report": {"altair", "jinja2", "jsonargparse", "numpy", "PIL", "scipy", "vl_convert", "wandb", "wandb_workspaces"},
     "study": {"filelock", "jsonargparse", "rich", "torch", "yaml"},
 }
+
+
+UTILITIES = {name for name in ALLOWED if name.startswith("utilities.")}
 
 
 def part(name: str) -> str:
@@ -150,6 +157,35 @@ def test_import_is_light(module: str, absent: list[str]) -> None:
     code = f"import sys, {module}; print([name for name in {absent} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_picture_shows_the_imports() -> None:
+    script = runpy.run_path(str(REPOSITORY / "docs" / "architecture.py"))
+    assert script["PICTURE"].read_text(encoding="utf-8") == script["svg"](), "run docs/architecture.py"
+    assert set(script["PARTS"]) == {part_of(file) for file in FILES if file.parent != PACKAGE} - UTILITIES
+
+
+def test_docstrings_name_what_they_are_about() -> None:
+    """A summary begins with a noun or a verb, never with "what", "which" or "return what"."""
+    headless = [
+        f"{named(file)}: {text.splitlines()[0]}"
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and (text := ast.get_docstring(node))
+        and HEADLESS.match(text)
+    ]
+    assert headless == []
+
+
+def test_imports_have_no_circle() -> None:
+    """Not even inside functions or for types."""
+    modules = {".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts)): file for file in FILES}
+    edges = {}
+    for name, file in modules.items():
+        if file.name != "__init__.py":
+            edges[name] = {other for other in imported(file) if other in modules and other != name}
+    TopologicalSorter(edges).prepare()
 
 
 def test_public_names() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,14 +19,29 @@ from lightning_normgeo.callbacks._robustness.dataloaders import (
 from lightning_normgeo.callbacks._robustness.progress_bars import ProgressBar, bar_of
 from lightning_normgeo.errors import UnsuitableError, warn_once
 from lightning_normgeo.robustness.inputs import unpacked
+from lightning_normgeo.robustness.inputs.declared_inputs import DeclaredInputs
 from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.process_shares import EVERYTHING, ProcessShare, report_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
+from lightning_normgeo.robustness.settings import RobustnessSettings
 
-if TYPE_CHECKING:
-    from lightning_normgeo.callbacks._robustness.trainer_hooks import RobustnessHooks
+
+class EvaluatingCallback(Protocol):
+    """The callback of an evaluation, as far as its loops need it; see ``RobustnessHooks`` for the attributes."""
+
+    settings: RobustnessSettings
+    declared: DeclaredInputs
+    num_images: int
+    name: str | None
+    resume: bool
+
+    def logits(self, pl_module: Any, images: Tensor) -> Any:
+        """Return the logits of images."""
+
+    def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return images and labels of a batch."""
 
 
 class LoopEvaluation:
@@ -49,7 +64,7 @@ class LoopEvaluation:
 
     def __init__(
         self,
-        callback: RobustnessHooks,
+        callback: EvaluatingCallback,
         trainer: Any,
         module: Any,
         loop: Any,
