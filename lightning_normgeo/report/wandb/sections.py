@@ -1,16 +1,22 @@
-"""The story that a report of W&B tells: its sections, how to read them, and what they draw."""
+"""Sections of a W&B report: their titles, explanations and curves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 STEP = "trainer/global_step"
-"""The key that Lightning's WandbLogger logs beside everything: the axis of every curve."""
+"""The key of the training step, which Lightning's WandbLogger adds to everything it logs: the axis of all curves."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One panel: its title, the metric it draws, and whether the axis is logarithmic."""
+    """One panel with a curve.
+
+    Attributes:
+        title: Title of the panel.
+        key: Key of the metric; with a star at its end, the first key that it matches.
+        log: Whether the vertical axis is logarithmic.
+    """
 
     title: str
     key: str
@@ -19,7 +25,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Section:
-    """What belongs together: a title, how to read it, and the panels."""
+    """One section of the report.
+
+    Attributes:
+        title: Title of the section.
+        text: Text on what is shown and how to read it.
+        curves: Panels of the section.
+        by_weight_decay: Whether runs with and without weight decay are shown apart.
+    """
 
     title: str
     text: str
