@@ -1,6 +1,6 @@
-"""Writes what is generated from the table of normalizations: configs/norm/*.yaml and docs/normalizations.md.
+"""Generator of what comes from tables: configs/norm, docs/normalizations.md, and the key table of the README.
 
-Run it after a change of ``lightning_normgeo.NORMS``: ``python docs/generate.py``. A test holds the files to it.
+Run it after a change of one of these tables: ``python docs/generate.py``. A test holds the files to it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning_normgeo import NORMS
 from lightning_normgeo.normalization import Normalization
+from lightning_normgeo.runs.quantities import QUANTITIES
 
 ROOT = Path(__file__).resolve().parents[1]
 _BASE = "cifar10/resnet101_bn"
@@ -89,9 +90,27 @@ def table() -> str:
     return "\n".join(lines) + "\n" + _SWAP
 
 
+def key_table() -> str:
+    """Return the key table of the README as Markdown."""
+    rows = ["| key | unit | meaning |", "|---|---|---|"]
+    for quantity in QUANTITIES.values():
+        if quantity.meaning:
+            meaning = quantity.meaning + (f"; only {quantity.condition}" if quantity.condition else "")
+            rows.append(f"| `{quantity.key}` | {quantity.unit} | {meaning.replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+def readme() -> str:
+    """Return the README with its key table."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, opening, rest = text.partition("<!-- keys -->\n")
+    _, closing, after = rest.partition("<!-- /keys -->")
+    return f"{before}{opening}{key_table()}\n{closing}{after}"
+
+
 def files() -> dict[Path, str]:
     """Return every generated file and its content."""
-    found = {ROOT / "docs" / "normalizations.md": table()}
+    found = {ROOT / "docs" / "normalizations.md": table(), ROOT / "README.md": readme()}
     for name, norm in NORMS.items():
         found[ROOT / "configs" / "norm" / f"{name}.yaml"] = config(name, norm, decay=False)
         found[ROOT / "configs" / "norm" / f"{name}_wd.yaml"] = config(name, norm, decay=True)

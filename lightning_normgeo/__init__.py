@@ -1,7 +1,7 @@
 """The geometry of normalization, measured while you train: orthogonality, norm growth, affine convergence, robustness.
 
 Add the callbacks to any PyTorch Lightning project, or run ``normgeo fit``. Every name is imported on first use, so
-``import lightning_normgeo`` costs nothing.
+``import lightning_normgeo`` itself imports neither torch nor Lightning.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ _HOMES = {
     "summarize": "runs.summary",
     "swap_norm": "normalization",
 }
+"""The module of each public name, relative to this package."""
 
 __all__ = ["__version__", *sorted(_HOMES)]
 

@@ -1,4 +1,4 @@
-"""The console script ``normgeo``, also as ``python -m lightning_normgeo``."""
+"""The console command ``normgeo``, also available as ``python -m lightning_normgeo``."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ _INTERRUPTED = 130
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command from the shell: a setting that cannot work ends in one clear line and exit status 2.
+    """Run a command of the shell; a setting that cannot work ends it with one line and exit status 2.
 
-    What only explains itself is answered without importing torch.
+    Help, the version and lists of configurations are printed without importing torch.
+
+    Args:
+        args: the words after ``normgeo``. Default: those of the command line.
     """
     speak_any_encoding()
     given = sys.argv[1:] if args is None else args
@@ -51,7 +54,7 @@ def _guarded(given: list[str]) -> None:
 
 
 def _answer(given: list[str]) -> str | None:
-    """Return what a command prints that has nothing to run; None for all others."""
+    """Return the text of a command that only prints one, such as help; None for all others."""
     if not given or given[0] in (*_HELP, "help"):
         return overview()
     command, options = given[0], given[1:]
@@ -69,10 +72,10 @@ def _answer(given: list[str]) -> str | None:
 
 
 def _run(given: list[str]) -> None:
-    if given[0] != "report":  # which needs none of what trains
+    if given[0] != "report":  # it needs none of the packages for training
         require()
     if given[0] in OWN_COMMANDS:
-        sys.exit(importlib.import_module(f"lightning_normgeo.{given[0]}.command").main(given[1:]))
+        sys.exit(importlib.import_module(f"lightning_normgeo.{given[0]}.{given[0]}_command").main(given[1:]))
     cli = importlib.import_module("lightning_normgeo.cli")  # takes seconds, which a report does without
     cli.main([_HELP[1] if option == ALL_OPTIONS else option for option in given])
 

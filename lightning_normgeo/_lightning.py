@@ -1,8 +1,8 @@
 """One Callback class for both of Lightning's namespaces, ``lightning.pytorch`` and ``pytorch_lightning``.
 
-Their Callback classes are distinct objects and each command line checks for its own. Ours inherit from that of every
-namespace that can be imported, also of one that nothing has imported yet: it may be later. Once one is loaded the other
-takes a tenth of a second.
+The two namespaces have distinct Callback classes, and the Trainer and command line of each accept only their own. The
+classes here inherit from the Callback of every namespace that can be imported, also of one that is not in use yet, as
+it may be later. Importing the second namespace takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from lightning_normgeo.utilities.versions import require
 
 _NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
-"""In the order they are imported where neither is in use. In whichever comes second, Python's typing hands out
-``Union[float, int]`` for ``Union[int, float]``, and its command line reads ``limit_val_batches: 1`` as all batches."""
+"""In the order of import where neither is in use. Python's typing caches unions regardless of their order, so the
+namespace imported second gets ``Union[float, int]`` for its ``Union[int, float]``, and its command line reads
+``limit_val_batches: 1`` as the fraction 1.0: all batches."""
 
 BATCH_HOOKS = (
     "on_train_batch_start",
@@ -29,12 +30,12 @@ BATCH_HOOKS = (
 
 
 def _bases(module: str, kind: str) -> tuple[Any, ...]:
-    """Return the Callback of every namespace, those in use first: in a mixture of versions their hooks win."""
+    """Return a class of every namespace, those in use first, so that their hooks win where versions differ."""
     found, errors = [], []
     for name in sorted(_NAMESPACES, key=lambda name: name not in sys.modules):
         try:
             found.append(getattr(importlib.import_module(name + module), kind))
-        except Exception as error:  # not installed, or broken, which is no concern of who uses the other one
+        except Exception as error:  # not installed, or broken, which must not disturb users of the other one
             errors.append(f"{name} ({error!r})")
     if not found:
         raise ImportError(f"PyTorch Lightning cannot be imported: neither {' nor '.join(errors)}.")
@@ -53,8 +54,9 @@ else:
 class QuietCallback(Callback):
     """A callback without empty per-batch hooks.
 
-    Lightning calls a hook inside a profiler context, about two microseconds each, whether it does anything or not, and
-    skips what is not callable. A hook that a subclass defines stays, and ``super()`` works in it.
+    Lightning calls every hook inside a profiler context, which takes about two microseconds even if the hook is empty,
+    and skips attributes that are not callable: empty hooks are therefore None on the instance. A hook that a subclass
+    defines stays, and ``super()`` works in it.
     """
 
     def __init__(self) -> None:
@@ -65,11 +67,11 @@ class QuietCallback(Callback):
 
 
 def is_wandb(logger: Any) -> bool:
-    """Whether a logger is that of W&B, of whichever namespace."""
+    """Whether a logger is the WandbLogger of either namespace."""
     return any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__)
 
 
 def is_lightnings_own(thing: Any, method: str) -> bool:
-    """Whether a module's method is the one it inherits from Lightning, not the user's."""
+    """Whether an object's method is inherited from Lightning, and not overridden by the user."""
     module: str = getattr(type(thing), method).__module__
     return module.startswith(tuple(f"{name}." for name in _NAMESPACES))

@@ -1,4 +1,4 @@
-"""Errors and warnings of the package."""
+"""Errors and warnings of the package, and how commands and trainings report them."""
 
 from __future__ import annotations
 
@@ -19,26 +19,32 @@ _T = TypeVar("_T")
 
 
 class ConfigurationError(ValueError):
-    """A setting that cannot work, found before any work is lost.
+    """A setting that cannot work, refused before any work is lost.
 
     The message names the option, the value given, what is allowed and what to do.
     """
 
 
 class UnsuitableError(ConfigurationError):
-    """A model or data set that an evaluation cannot work with, though its settings are right."""
+    """A model or data set that an evaluation cannot use, although its settings are valid."""
 
 
 class MeasurementWarning(UserWarning):
-    """A measurement was skipped or is less than was asked for; training goes on unchanged."""
+    """A measurement was skipped or covers less than was asked for; training continues unchanged."""
 
 
 _FEW = 16
-"""So many names are all listed."""
+"""The largest number of known names of which a hint lists all."""
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return the known names as a hint, the nearest to ``name`` first; of many only these, or the first."""
+    """Return a hint that lists known names, those similar to ``name`` first.
+
+    Args:
+        name: the name that was given.
+        known: the names there are. Up to 16 are all listed; of more only the similar ones, or the first eight.
+        count: the largest number of similar names.
+    """
     known = list(dict.fromkeys(known))
     near = near_names(name, known, count)
     if len(known) <= _FEW:
@@ -48,7 +54,7 @@ def nearest_names(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def near_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names that are near to one in letters, whether large or small, the nearest first."""
+    """Return the known names that are spelled similarly to ``name``, ignoring case, the most similar first."""
     folded: dict[str, str] = {}
     for one in known:
         folded.setdefault(one.casefold(), one)
@@ -56,12 +62,12 @@ def near_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
 
 
 def said_in_one_line(error: BaseException) -> str:
-    """The message of an error in one line; its kind where it has none."""
+    """Return the message of an error in one line, or the name of its class where the message is empty."""
     return plain_line(error) or type(error).__name__
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that logs, writes and warns."""
+    """Whether this process has rank zero, the only one that logs, writes and warns."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
@@ -69,20 +75,23 @@ _said: set[str] | None = None
 
 
 def remember_warnings(while_training: bool) -> None:
-    """Begin or end a training, during which each warning is given once.
+    """Begin or end a training, during which :func:`warn_once` gives each warning once.
 
-    Python's own memory of what it has shown is lost whenever anybody uses ``warnings.catch_warnings``.
+    Python's own record of warnings already shown is reset whenever any code uses ``warnings.catch_warnings``.
+
+    Args:
+        while_training: True when a training begins, False when it ends.
     """
     global _said
     _said = set() if while_training else None
 
 
 def warn_once(message: str, about: str | None = None) -> None:
-    """Warn from rank zero; during a training once with the same text.
+    """Give a warning from rank zero; during a training only once for each message.
 
     Args:
         message: the text.
-        about: what it is about, where the text differs from time to time: that is then warned of once.
+        about: key by which repeated warnings are recognized, where their texts differ. Default: the text.
     """
     if is_rank_zero() and (about or message) not in (_said or ()):
         if _said is not None:
@@ -91,7 +100,10 @@ def warn_once(message: str, about: str | None = None) -> None:
 
 
 def skipped_on_error(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
-    """Make a measurement that fails a skipped measurement: it is reported once and the training goes on."""
+    """Decorator that turns an exception in a measurement into one warning, so that training continues.
+
+    After an exception the decorated function returns None.
+    """
 
     @functools.wraps(function)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _T | None:
@@ -108,7 +120,7 @@ def skipped_on_error(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
 
 
 def _place(error: BaseException) -> str:
-    """Return the kind of an error and the line that raised it: its text may differ from step to step."""
+    """Return an error's class and the line that raised it, a key that stays the same while its text may differ."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -118,7 +130,7 @@ def _place(error: BaseException) -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Let a setting that cannot work end in one clear line and exit status 2."""
+    """Context in which a :class:`ConfigurationError` ends the process with one line and exit status 2."""
     try:
         yield
     except ValueError as error:
@@ -129,13 +141,13 @@ def one_line_errors() -> Iterator[None]:
 
 
 def refused(message: str, cause: BaseException | None = None) -> NoReturn:
-    """End the process with one line on the standard error, and the status of a command that was not understood."""
+    """End the process with one line on the standard error and exit status 2, that of wrong usage."""
     sys.stderr.write(f"normgeo: error: {plain(message)}\n")
     raise SystemExit(2) from cause
 
 
 def _configuration_error(error: BaseException | None) -> ConfigurationError | None:
-    """Return the error of ours that ``error`` is or was caused by: jsonargparse wraps what constructors raise."""
+    """Return the ConfigurationError in an error's chain of causes: jsonargparse wraps errors of constructors."""
     if error is None or isinstance(error, ConfigurationError):
         return error
     return _configuration_error(error.__cause__ or error.__context__)

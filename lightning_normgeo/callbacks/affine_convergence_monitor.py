@@ -32,16 +32,8 @@ class AffineConvergenceMonitor(GeometryMonitor):
     σ² is the biased variance and μ the mean of this device's batch in the forward pass of the measured step, γ and β
     are those of the same forward pass. Read off the autograd node: nothing is computed twice.
 
-    ==========================================  =============  ====================================================
-    key                                         unit           meaning
-    ==========================================  =============  ====================================================
-    ``affine/abs_gamma2_minus_sigma2_mean``     activation²    \|γ² - σ²\|, mean over all channels (Fig 2)
-    ``affine/abs_beta_minus_mu_mean``           activation     \|β - μ\|, mean over all channels (Fig 2)
-    ``affine/gamma2_over_sigma2_mean``          1              γ²/(σ² + ε), the scale-free form of the first
-    ``affine/…_median``, ``affine/…_q90``       as above       median and 90 % quantile over all channels
-    ``affine/…_pooled_mean``                    as above       the same from μ and σ² of all passes together
-    ``affine/…_mean_view1``, ``…_view2``        as above       the same for the first, second … run of each layer
-    ==========================================  =============  ====================================================
+    Metric keys, units and meanings: the README's key table, made from
+    :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
 
     A layer that runs several times in a step (two views, micro-batches) is compared with the σ, μ of each pass, and the
     mean goes over passes too; only then there are the keys for passes pooled and for views apart (up to 8).

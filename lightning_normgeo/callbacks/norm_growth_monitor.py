@@ -17,8 +17,10 @@ from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.callbacks._readings.wandb_keys import WandbKeys
 from lightning_normgeo.errors import skipped_on_error
 from lightning_normgeo.geometry.angles import effective_lr, split_update
-from lightning_normgeo.geometry.norm_increments import Scalar, SGDRule, UpdateRule, identity_terms
+from lightning_normgeo.geometry.increments.increment_terms import Scalar, UpdateRule
+from lightning_normgeo.geometry.increments.norm_increments import identity_terms
 from lightning_normgeo.geometry.rows import has_float64
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.weight_step import WeightStep
 from lightning_normgeo.utilities.checked_values import flag
@@ -35,33 +37,8 @@ class NormGrowthMonitor(GeometryMonitor):
     several times per step (LBFGS, SAM), have ``identity_…`` keys instead: a decomposition that holds for any update,
     and is therefore no test of one. A residual far above what rounding can do is warned of once.
 
-    =====================================  ==========  ==============================================================
-    key                                    unit        meaning
-    =====================================  ==========  ==============================================================
-    ``norm_growth/weight_norm``            weight      ‖W‖ before the step (Fig 3)
-    ``norm_growth/increment``              weight²     measured ‖W⁺‖² - ‖W‖²
-    ``norm_growth/predicted``              weight²     η²‖g‖² (eq 16)
-    ``norm_growth/predicted_momentum``     weight²     the same law under SGD with momentum or weight decay
-    ``norm_growth/explained``              weight²     sum of the four terms
-    ``norm_growth/term_gradient``          weight²     from ⟨W, g⟩
-    ``norm_growth/term_momentum``          weight²     from ⟨W, momentum before the step⟩
-    ``norm_growth/term_weight_decay``      weight²     from weight decay
-    ``norm_growth/term_quadratic``         weight²     η²‖update direction‖²
-    ``norm_growth/residual``               weight²     increment - explained
-    ``norm_growth/storage_floor``          weight²     what rounding in the weights' dtype can add to the increment
-    ``norm_growth/angular_update``         radians     angle between W and W⁺, root mean square over units
-    ``norm_growth/effective_lr``           1/weight²   η / ‖unit‖², mean over units
-    ``norm_growth/equilibrium_angle``      radians     where weight decay and gradient noise balance
-    ``norm_growth/steps_to_equilibrium``   steps       time constant of the way there
-    ``norm_growth/eq16_applies``           1           1 for plain SGD, else 0: eq 16 does not cover the optimizer
-    ``norm_growth/identity_…``             weight²     ``direction``, ``weight_decay`` and ``quadratic`` parts of the
-                                                       increment, of weights whose optimizer has no formula
-    ``…/weights_without_formula``          weights     how many these are
-    ``norm_growth_control/rows_unmoved``   rows        how many rows of controls stood still; angles leave them out
-    ``norm_growth/cumulative_…``           weight²     ``increment`` to ``residual`` and ``storage_floor``, summed over
-                                                       every step so far; only with ``cumulative``
-    ``norm_growth_control/*``              as above    the same for weights without an established invariance
-    =====================================  ==========  ==============================================================
+    Metric keys, units and meanings: the README's key table, made from
+    :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
 
     Aggregates treat all units as one vector, unless the table says otherwise. Add ``/{module path}`` for one layer.
 

@@ -26,17 +26,8 @@ class OrthogonalityMonitor(GeometryMonitor):
     Invariance is what the graphs of a step say, and what its numbers confirm: a layer whose root mean square cosine
     exceeds 0.01, which ε does not explain, is a control from then on, with a warning.
 
-    ======================================  =======================================================================
-    key                                     meaning (unit: 1, range [0, 1])
-    ======================================  =======================================================================
-    ``orthogonality/max_abs_cos``           largest \|cos\| over all scale-invariant units
-    ``orthogonality/q999_abs_cos``          99.9 % quantile of \|cos\|
-    ``orthogonality/rms_cos``               root mean square of cos
-    ``orthogonality/*_corrected``           the first two with the epsilon part removed
-    ``orthogonality_control/*``             the same for weights without an established invariance, by output row;
-                                            means and quantiles over the rows that have a gradient
-    ``…_control/rows_without_gradient``     how many rows have none (unit: rows), as tokens that no batch asked for
-    ======================================  =======================================================================
+    Metric keys, units and meanings: the README's key table, made from
+    :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
 
     Add ``/{module path}`` for one layer (not for the quantile). Typical values in float32: 1e-5 raw, below 1e-6
     corrected; 1e-3 under bf16 autocast. Weights without invariance are around 0.01 to 0.5.

@@ -23,14 +23,14 @@ _T = TypeVar("_T")
 class RobustnessEvaluation(RobustnessHooks):
     """Evaluates the model on every test batch: clean, with Gaussian noise, and under attack (BIM, PGD, torchattacks).
 
-    Works in ``trainer.test`` and ``trainer.validate`` as it is (inference mode included) and, with ``after_fit=True``,
-    at the end of ``trainer.fit`` on the last weights; otherwise it does nothing in ``fit``. Modes, weights, gradients,
-    buffers and random numbers stay as they are. A run that is killed goes on after the last batch it finished when it
-    is started again.
+    Runs in ``trainer.test`` and ``trainer.validate``, also in inference mode. With ``after_fit=True`` it also runs at
+    the end of ``trainer.fit``, on the last weights; otherwise it does nothing in ``fit``. Training modes, weights,
+    gradients, buffers and random states are left unchanged. A run that was killed and is started again resumes after
+    the last batch it finished.
 
-    It never stops a test: what it cannot evaluate (no classifier, several inputs, no gradient) is left out with one
-    warning before the first test step, and a line ``not evaluated: reason`` in table, JSON and summary. So is an attack
-    that fails. See ``on_unsuitable``.
+    It never stops a test. A model or data that it cannot evaluate (no classifier, several inputs, no gradient) is
+    skipped with one warning before the first test step, and with a line ``not evaluated: reason`` in the table, the
+    JSON file and the summary. The same holds for an attack that fails. See ``on_unsuitable``.
 
     ========================================  ====  ================================================================
     key                                       unit  meaning; {attack} is clean, gaussian, bim, …
@@ -42,69 +42,82 @@ class RobustnessEvaluation(RobustnessHooks):
     ``robustness/{attack}/n``                 1     samples evaluated
     ========================================  ====  ================================================================
 
-    With a ``name``, or several test loaders, {attack} is followed by them: ``robustness/bim/strong/dataloader_0/n``.
+    If the evaluation has a ``name``, or if there are several test loaders, these names follow {attack} in the key:
+    ``robustness/bim/strong/dataloader_0/n``.
 
-    In the run's own folder (its record, or the first logger's version, or a new one) ``robustness.json`` holds
-    settings, counts by class, mean losses, the largest perturbations and warnings where an attack looks broken, and
-    ``robustness.npz`` the results of each sample. Loggers that can (W&B, RecordLogger) also get ``robustness/table``
-    and ``robustness/examples``; W&B gets the ``.npz`` as an artifact.
+    Two files are written to the run's folder (the folder of its record, else the version folder of the first logger,
+    else a new one). ``robustness.json`` holds the settings, counts per class, mean losses, the largest perturbations,
+    and warnings if an attack looks broken. ``robustness.npz`` holds the per-sample results. Loggers with tables and
+    images (W&B, RecordLogger) also get ``robustness/table`` and ``robustness/examples``; W&B gets the ``.npz`` file as
+    an artifact.
 
-    The model is called as ``pl_module(images)`` and returns logits, alone or as ``.logits`` or in a tuple; batches are
-    pairs, dictionaries, named tuples or dataclasses of images and labels. For anything else override :meth:`logits` or
-    :meth:`unpack`. Each sample counts once, told by its image and label, however a loader orders or divides its data.
+    The model is called as ``pl_module(images)`` and has to return logits: as a tensor, as the attribute ``.logits``, or
+    in a tuple. Batches have to be pairs, dictionaries, named tuples or dataclasses of images and labels. For anything
+    else override :meth:`logits` or :meth:`unpack`. A sample is identified by its image and label and counts once, in
+    whatever order the loader yields it and however the data set is split over processes.
 
-    Cost: BIM and PGD take ``steps`` forward and backward passes per test image and radius; with ``semantics: any`` a
-    few for images that are easily broken. Batch normalization is folded into convolutions meanwhile.
+    Cost: BIM and PGD take ``steps`` forward and backward passes per test image and radius; with ``semantics: any`` only
+    a few for images that are misclassified early. During the evaluation batch normalization is folded into
+    convolutions.
 
     Args:
-        preset: ``pixel-8-255`` (eps 8/255, step 2/255, 10 steps, noise 0.05, in pixels; l2 radius 0.5),
-            ``galloway2019`` (eps 0.03, step 0.003, 20 steps, noise 0.25 unclipped, box ±2, in normalized space; l2
-            radius 0.03·√d) or ``galloway2019-boxed`` (the same within the box of pixels).
-        eps: radius of the l∞ ball in units of the space, or several, which become one row each. Default: the preset's,
-            as for the next six.
-        eps_l2: radius of the l2 ball, or several.
-        step_size: step of one BIM or PGD iteration in l∞, for every radius; if left out it is to the radius as in the
-            preset, and so it is in l2.
-        steps: BIM and PGD iterations.
-        noise_std: standard deviation of the Gaussian noise, or several.
-        lower: lower end of the box that images stay in, one number or one per channel.
-        upper: upper end.
-        attacks: which of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``, ``pgd_l2`` and ``torchattacks.…`` (any attack of
-            torchattacks by name) to run besides ``clean``; the first two if left out.
-        attack_options: for the constructors of torchattacks' attacks, by name.
-        semantics: ``final``, the last iterate decides (as in the papers and torchattacks); ``any``, a sample is broken
-            once any iterate breaks it, the clean image included (as AutoAttack counts), and takes part in no further
-            pass.
-        restarts: of PGD; a sample has to withstand all.
-        mean: per-channel mean of the input normalization, or one value for all channels. Default: found in the data
-            pipeline, in the model, or by what it leaves of 8-bit images, which have to confirm it; where they cannot,
-            the table says "unconfirmed". Not needed where images are pixels in [0, 1] and the model normalizes.
-        std: per-channel standard deviation, with ``mean``.
-        max_samples: evaluate only the first so many test samples; all if left out.
-        batch_size: samples per pass; if left out the loader's, doubled while memory has room for it, up to 256 on a
-            CPU and 1024 on a GPU.
-        fold: whether to fold batch normalization into convolutions, which leaves logits the same but for rounding.
-        autocast: ``bf16`` or ``fp16`` to compute in half precision; float32 if left out.
-        compile: whether to ``torch.compile`` the model for the evaluation.
-        rescale: a control: evaluate once more with all scale-invariant weights so many times as long, as rows
-            ``…_rescaled``: the function is the same but for ε, so their length alone changes nothing.
-        num_images: how many samples to show.
-        after_fit: also evaluate at the end of ``fit``, on the test loader and the last weights.
-        resume: whether to keep what is done in the Trainer's ``default_root_dir`` until the evaluation has ended.
-        seed: of noise and random starts.
-        name: of this evaluation, where a Trainer has several: in keys, files, tables and reports.
-        normalized_by: ``data``, the loader yields normalized images; ``model``, it yields pixels and the model
-            normalizes. Default: the images tell.
-        value_range: smallest and largest value of images, which stand for black and white, as ``[-1, 1]`` or
-            ``[0, 255]``. Default: found as ``mean`` and ``std`` are.
-        space: ``input`` to measure in the units of the inputs, whatever they are (dB, standardized features): then
-            radii, noise, ``lower`` and ``upper`` have to be given. Default: the preset's.
-        on_unsuitable: what happens where the model or its data cannot be evaluated: ``skip`` says so and goes on,
-            ``raise`` stops.
+        preset: Threat model: ``pixel-8-255`` (pixels in [0, 1]: eps 8/255, step 2/255, 10 steps, noise 0.05, l2 radius
+            0.5), ``galloway2019`` (normalized inputs: eps 0.03, step 0.003, 20 steps, noise 0.25 unclipped, values
+            clipped to ±2, l2 radius 0.03·√d for d values per image) or ``galloway2019-boxed`` (the same, clipped to
+            valid pixels).
+        eps: Radius of the l∞ ball in units of ``space``; a list adds one row per radius. Default: the preset's.
+        step_size: Step size of BIM and PGD in l∞, in units of ``space``, for every radius; l2 attacks keep its ratio to
+            ``eps``. Default: keeps the preset's step-to-radius ratio.
+        steps: Number of BIM and PGD iterations. Default: the preset's.
+        noise_std: Standard deviation of the Gaussian noise in units of ``space``; a list adds one row per value.
+            Default: the preset's.
+        attacks: Attacks to run besides ``clean``: any of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``, ``pgd_l2`` and
+            ``torchattacks.<name>``. Default: ``gaussian`` and ``bim``.
+        mean: Mean of the input normalization, one value or one per channel. Default: found in the data pipeline, in
+            the model, or from 8-bit images; the table says "unconfirmed" if the images cannot confirm it. Not needed
+            for pixels in [0, 1] that the model normalizes.
+        std: Standard deviation of the input normalization, one value or one per channel; goes with ``mean``. Default:
+            found as ``mean`` is.
+        max_samples: Evaluate only the first ``max_samples`` test samples. Default: all.
+        num_images: Number of example images to log. Default: 8.
+        after_fit: Also evaluate at the end of ``fit``, on the test loader with the last weights. Default: false.
+        seed: Seed of the noise and of the random starts. Default: 0.
+        eps_l2: Radius of the l2 ball in units of ``space``; a list adds one row per radius. Default: the preset's.
+        lower: Smallest value an attacked image may have, in units of ``space``, one number or one per channel.
+            Default: the preset's.
+        upper: Largest value an attacked image may have, in units of ``space``, one number or one per channel.
+            Default: the preset's.
+        attack_options: Constructor arguments of torchattacks' attacks, as a dictionary for each attack's name, e.g.
+            ``{torchattacks.Square: {n_queries: 100}}``. Default: none.
+        semantics: Iterates of BIM and PGD that count: ``final``, the last one (as in the papers and torchattacks), or
+            ``any``, the first misclassified one, the clean image included (as in AutoAttack), after which the sample
+            is attacked no further. Default: ``final``.
+        restarts: Number of random starts of PGD; a sample is robust only if it withstands all. Default: 1.
+        batch_size: Samples per forward pass. Default: the loader's, doubled while memory allows, up to 256 on a CPU
+            and 1024 on a GPU.
+        fold: Fold batch normalization into convolutions, which is faster and changes logits by rounding only. Default:
+            true.
+        autocast: Compute in half precision: ``bf16`` or ``fp16``. Default: the model's own precision.
+        compile: Compile the model with ``torch.compile`` for the evaluation. Default: false.
+        rescale: Control: repeat the evaluation with every scale-invariant weight multiplied by this factor (> 0), as
+            rows ``…_rescaled``. The function is the same except for ε, so weight norms alone change no accuracy.
+            Default: no control.
+        resume: Keep a journal of finished samples in the Trainer's ``default_root_dir`` until the evaluation ends, so
+            that a killed one resumes. Default: true.
+        name: Name of this evaluation in keys, files, tables and reports; needed if a Trainer has several. Default:
+            none.
+        normalized_by: ``data`` if the loader yields normalized images, ``model`` if it yields pixels and the model
+            normalizes. Default: decided from the images.
+        value_range: Values of a black and a white pixel, e.g. ``[-1, 1]`` or ``[0, 255]``. Default: found as ``mean``
+            and ``std`` are.
+        space: ``input`` to measure radii and noise in the inputs' own units (dB, standardized features); radii, noise,
+            ``lower`` and ``upper`` are then required. Default: the preset's.
+        on_unsuitable: If the model or its data cannot be evaluated: ``skip`` warns and continues, ``raise`` stops.
+            Default: ``skip``.
 
     Raises:
-        ConfigurationError: for settings out of range when constructed; for two evaluations of one name when a Trainer
-            starts.
+        ConfigurationError: for settings out of range, on construction; for two evaluations with the same name, when a
+            Trainer starts.
     """
 
     def __init__(
@@ -162,12 +175,12 @@ class RobustnessEvaluation(RobustnessHooks):
 
     @property
     def results(self) -> dict[str, AttackResult]:
-        """The results of the last evaluation, by attack and, where there are several, loader."""
+        """The results of the last evaluation, by attack, or by attack and loader if there are several loaders."""
         return {attack: r for loader, report in self._by_loader() for attack, r in _suffixed(report.results, loader)}
 
     @property
     def not_evaluated(self) -> dict[str, str]:
-        """Why there is no result, likewise."""
+        """The reason for each missing result, with the same keys as :attr:`results`."""
         return {
             attack: why
             for loader, report in self._by_loader()
@@ -175,14 +188,29 @@ class RobustnessEvaluation(RobustnessHooks):
         }
 
     def logits(self, pl_module: Any, images: Tensor) -> Any:
-        """Return class logits ``(batch, classes)`` for images as the loader yields them. Override for other models."""
+        """Return class logits ``(batch, classes)`` for images as the loader yields them. Override for other models.
+
+        Args:
+            pl_module: the LightningModule, in evaluation mode.
+            images: ``(batch, channels, …)``, on the module's device.
+
+        Returns:
+            A tensor, an object with ``.logits`` or ``["logits"]``, or a tuple with one tensor. One logit per image
+            stands for two classes.
+        """
         return pl_module(images)
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return (images, labels) of a batch. Override for other batches.
 
+        Args:
+            batch: as the test loader yields it, on the module's device.
+
+        Returns:
+            Images ``(batch, channels, …)`` and labels ``(batch,)`` (class indices) or ``(batch, classes)`` (one-hot).
+
         Raises:
-            UnsuitableError: where a batch has no images and labels, or several.
+            UnsuitableError: if no images and labels are found in the batch, or several that could be meant.
         """
         return images_and_labels(batch)
 

@@ -1,4 +1,4 @@
-"""Data modules that hand out pixels in [0, 1] and know their number of classes."""
+"""Data modules that yield pixels in [0, 1] and know their number of classes."""
 
 from lightning_normgeo.utilities.versions import require
 

@@ -19,17 +19,17 @@ class CIFARDataModule(ImageDataModule):
 
     Args:
         name: ``cifar10`` or ``cifar100``.
-        data_dir: where the archives are kept.
-        download: whether to download what is missing.
+        data_dir: folder of the downloaded data.
+        download: whether to download missing data.
         batch_size: images per batch and device.
-        val_fraction: part of the training images kept for validation.
+        val_fraction: fraction of the training images kept for validation, in (0, 1).
         flip: whether training images are flipped at random (the paper's only augmentation).
-        crop_padding: training images are padded by so many zero pixels and cropped at random; 0 for none.
+        crop_padding: zero pixels on each side of training images before a random crop to their size; 0 for no crop.
         num_workers: worker processes per loader.
-        split_seed: of the validation split.
+        split_seed: seed of the validation split.
 
     Raises:
-        ConfigurationError: if the data is neither there nor to be had, before training starts.
+        ConfigurationError: before training starts, if data is missing and cannot be downloaded.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class CIFARDataModule(ImageDataModule):
         self.num_classes = _SETS[name][1]
 
     def prepare_data(self) -> None:
-        """Download on one process."""
+        """Download the data; Lightning calls this on one process only."""
         for train in (True, False):
             self._open(train, self.download)
 
     def load(self, split: str) -> tuple[Tensor, Tensor]:
-        """Return uint8 images and labels of ``train`` or ``test``."""
+        """Return images, uint8 ``(n, 3, 32, 32)``, and labels ``(n,)`` of ``train`` or ``test``."""
         dataset = self._open(split == "train", download=False)
         images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
         return images, torch.tensor(dataset.targets)

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships: real images without a network."""
+"""The handwritten digits that come with scikit-learn: real images without a download."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _TEST_SEED = 2020
 class DigitsDataModule(ImageDataModule):
     """1,797 handwritten digits (UCI, via scikit-learn), enlarged from 8×8 to 32×32 and repeated in three channels.
 
-    One fifth of each class is the test set, the same for every ``split_seed``. Digits are not symmetric, so they are
-    not flipped.
+    The test set is one fifth of each class, the same for every ``split_seed``. Digits are not symmetric, so training
+    images are not flipped.
 
     Args:
         batch_size: images per batch and device.
-        val_fraction: part of the training images kept for validation.
-        crop_padding: training images are padded by so many zero pixels and cropped at random; 0 for none.
+        val_fraction: fraction of the training images kept for validation, in (0, 1).
+        crop_padding: zero pixels on each side of training images before a random crop to their size; 0 for no crop.
         num_workers: worker processes per loader.
-        split_seed: of the validation split.
+        split_seed: seed of the validation split.
     """
 
     num_classes = 10
@@ -40,7 +40,7 @@ class DigitsDataModule(ImageDataModule):
         self.save_hyperparameters()
 
     def load(self, split: str) -> tuple[Tensor, Tensor]:
-        """Return uint8 images and labels of ``train`` or ``test``."""
+        """Return images, uint8 ``(n, 3, 32, 32)``, and labels ``(n,)`` of ``train`` or ``test``."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()

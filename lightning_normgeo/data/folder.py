@@ -1,4 +1,4 @@
-"""Any folder of images: ``data_dir/{train,test}/<class>/<image>``."""
+"""Images from any folder of the form ``data_dir/{train,test}/<class>/<image>``."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ _ORDER_SEED = 2020
 class ImageFolderDataModule(ImageDataModule):
     """Images in ``data_dir/train/<class>/`` and ``data_dir/test/<class>/``, decoded once and kept in memory as uint8.
 
-    They are kept in a fixed random order, not sorted by class as on disk: the first part of the test set, as
-    ``limit_test_batches`` or ``max_samples`` take it, then stands for all classes.
+    Their order is random but fixed, not sorted by class as on disk, so that the first part of the test set, which
+    ``limit_test_batches`` and ``max_samples`` select, represents all classes.
 
     Args:
-        data_dir: the folder with ``train`` and ``test``.
-        image_size: images of another size are resized (shorter side) and center-cropped to this square.
+        data_dir: the folder that contains ``train`` and ``test``.
+        image_size: side of the square images in pixels; images of another size are resized to it by their shorter side
+            and center-cropped.
         batch_size: images per batch and device.
-        val_fraction: part of the training images kept for validation.
-        flip: whether training images are flipped at random.
-        crop_padding: training images are padded by so many zero pixels and cropped at random; 0 for none.
+        val_fraction: fraction of the training images kept for validation, in (0, 1).
+        flip: whether training images are flipped left to right with probability one half.
+        crop_padding: zero pixels on each side of training images before a random crop to their size; 0 for no crop.
         num_workers: worker processes per loader.
-        split_seed: of the validation split.
-        max_memory_gb: refuse to load more than this.
+        split_seed: seed of the validation split.
+        max_memory_gb: largest allowed size of the images of a split in memory, in GiB.
 
     Raises:
-        ConfigurationError: for a missing folder, a class without images, classes that differ between train and test,
-            an unreadable image, or more data than ``max_memory_gb``; all before training starts.
+        ConfigurationError: before training starts, for a missing folder, a class without images, classes that differ
+            between train and test, an unreadable image, or more data than ``max_memory_gb``.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class ImageFolderDataModule(ImageDataModule):
             )
 
     def load(self, split: str) -> tuple[Tensor, Tensor]:
-        """Return uint8 images and labels of ``train`` or ``test``."""
+        """Return images, uint8 ``(n, 3, image_size, image_size)``, and labels ``(n,)`` of ``train`` or ``test``."""
         files = [(file, label) for label, name in enumerate(self.classes) for file in _images(self.root / split / name)]
         random.Random(_ORDER_SEED).shuffle(files)  # noqa: S311 - an order, not a secret
         size = len(files) * 3 * self.image_size**2 / 2**30

@@ -1,4 +1,4 @@
-"""Images in memory as uint8, handed out in batches, made floating point and augmented on the device."""
+"""Data modules of images in memory: batches are uint8 until the device converts them to floats and augments them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lightning_normgeo.utilities.checked_values import flag, is_number, shown, w
 
 
 class Batch(NamedTuple):
-    """Images and labels; uint8 until they are on the device, floating point in [0, 1] from there."""
+    """Images and labels; the images are uint8 until they are on the device, and floats in [0, 1] from then on."""
 
     images: Tensor
     labels: Tensor
 
 
 class TrainBatch(NamedTuple):
-    """A batch that is augmented on its way into the model."""
+    """A batch whose images are augmented once they are on the device."""
 
     images: Tensor
     labels: Tensor
@@ -47,22 +47,22 @@ class ImageTensors(Dataset[Batch]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        """Return a whole batch at once, which saves collating single images."""
+        """Return a whole batch at once, so that no single images have to be collated."""
         chosen = torch.as_tensor(indices)
         kind = TrainBatch if self.train else Batch
         return kind(self.images[chosen], self.labels[chosen])
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Base of the data modules: splits, loaders and augmentation; a subclass says where images come from.
+    """Base class of the data modules, with splits, loaders and augmentation; subclasses implement :meth:`load`.
 
     Args:
         batch_size: images per batch and device.
-        val_fraction: part of the *training* images kept for validation, in (0, 1); the test set is never touched.
+        val_fraction: fraction of the *training* images kept for validation, in (0, 1); the test set is not split.
         flip: whether training images are flipped left to right with probability one half.
-        crop_padding: training images are padded by so many zero pixels and cropped at random; 0 for none.
+        crop_padding: zero pixels on each side of training images before a random crop to their size; 0 for no crop.
         num_workers: worker processes per loader; images are in memory, so 0 is fastest.
-        split_seed: of the validation split.
+        split_seed: seed of the validation split.
     """
 
     num_classes: int
@@ -89,11 +89,11 @@ class ImageDataModule(pl.LightningDataModule):
         self._sets: dict[str, ImageTensors] = {}
 
     def load(self, split: str) -> tuple[Tensor, Tensor]:
-        """Return uint8 images and labels of ``train`` or ``test``."""
+        """Return images, uint8 ``(n, channels, height, width)``, and labels ``(n,)`` of ``train`` or ``test``."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Load what the stage needs, once."""
+        """Load the images that a stage needs, unless they are loaded already."""
         if stage in (None, "fit", "validate") and "train" not in self._sets:
             images, labels = self.load("train")
             train, val = stratified_split(labels, self.val_fraction, self.split_seed)
@@ -103,23 +103,23 @@ class ImageDataModule(pl.LightningDataModule):
             self._sets["test"] = ImageTensors(*self.load("test"))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled, augmented training batches."""
+        """Return the loader of shuffled training batches, which are marked for augmentation."""
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return validation batches."""
+        """Return the loader of validation batches."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Return test batches."""
+        """Return the loader of test batches."""
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Return test batches."""
+        """Return the loader of test batches, which are also those to predict."""
         return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make images floating point in [0, 1], and augment those of training batches, on the device."""
+        """Convert images on the device to floats in [0, 1], and augment those of training batches."""
         if not isinstance(batch, (Batch, TrainBatch)):
             return batch
         images = batch.images.float() / 255
@@ -133,9 +133,9 @@ class ImageDataModule(pl.LightningDataModule):
             self._sets[name],
             batch_size=self.batch_size,
             shuffle=shuffle,
-            # a last batch of one image has no batch statistics
+            # a last batch of a single image would have no batch statistics
             drop_last=shuffle and len(self._sets[name]) > self.batch_size,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
@@ -143,9 +143,15 @@ class ImageDataModule(pl.LightningDataModule):
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return indices of the two parts of a split that keeps class frequencies, the second of size ``fraction``.
+    """Return the indices of both parts of a random split in which every class has the same fraction.
 
-    Deterministic in ``seed``; the global random state is neither read nor advanced.
+    Args:
+        labels: class labels, ``(n,)``.
+        fraction: fraction of each class in the second part, at least one sample.
+        seed: seed of the split; the global random state is neither read nor advanced.
+
+    Returns:
+        Sorted indices of the first and of the second part.
     """
     generator = torch.Generator().manual_seed(seed)
     first, second = [], []
@@ -165,7 +171,7 @@ def random_flip(images: Tensor) -> Tensor:
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:
-    """Pad with zeros and cut each image out again at a random place."""
+    """Pad images with zeros and crop each at a random position to its old size."""
     if padding == 0:
         return images
     n, _, height, width = images.shape
@@ -178,5 +184,5 @@ def random_crop(images: Tensor, padding: int) -> Tensor:
     return padded[samples, channels, rows, columns]
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

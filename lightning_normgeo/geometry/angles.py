@@ -1,7 +1,8 @@
-"""How far a weight turns: radial and tangential parts of an update, angles, equilibria.
+"""Angular updates: radial and tangential parts of an update, and the angle by which a weight turns.
 
-Scale-invariant weights have a direction only, so the angle per step is what training does to them. Angles are never
-taken as acos of a cosine, which is 0 below 3e-4 in float32. Where these angles settle: :mod:`.weight_decay`.
+Only the direction of a scale-invariant weight matters, so the angle per step measures how fast it trains. Angles are
+never taken as acos of a cosine, which is 0 for angles below 3e-4 in float32. The equilibrium of these angles under
+weight decay is in :mod:`.equilibrium`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import Scalar
-from lightning_normgeo.geometry.products.one_pass import fast, readable
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
+from lightning_normgeo.geometry.products.compiled import fast, readable
 from lightning_normgeo.geometry.rows import column_blocks, dot, map_rows
 
 
 class UpdateParts(NamedTuple):
-    """An update D = W⁺ - W = ρW + D_⊥ for each unit."""
+    """Radial and tangential part of an update D = W⁺ - W = ρW + D_⊥, for each unit."""
 
     radial: Tensor
     """ρ = ⟨W, D⟩ / ‖W‖², dimensionless."""
@@ -29,7 +30,7 @@ class UpdateParts(NamedTuple):
 
 
 class UpdateProducts(NamedTuple):
-    """Inner products of one update D = W⁺ - W for each unit."""
+    """Inner products of one update D = W⁺ - W, for each unit, in units of weight²."""
 
     weight_sq: Tensor
     """‖W‖²."""
@@ -38,25 +39,38 @@ class UpdateProducts(NamedTuple):
     update_sq: Tensor
     """‖D‖²."""
     tangential_sq: Tensor
-    """‖D_⊥‖², D without its part along W; ‖D‖² where W = 0."""
+    """‖D_⊥‖², of D without its component along W; ‖D‖² where W = 0."""
 
 
 def update_products(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
-    """Return the inner products of an update, the difference taken in float64.
+    """Return the inner products of an update D = W⁺ - W, with the difference taken in float64.
 
     Args:
         weight: W, ``(units, n)``.
         new_weight: W⁺, ``(units, n)``.
+
+    Returns:
+        The products, each ``(units,)`` in float64 (float32 on devices without it).
+
+    Cost: one pass over both weights; twice over segments whose update is almost radial.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> weight, new_weight = torch.randn(2, 3, 8, dtype=torch.float64)
+        >>> products = update_products(weight, new_weight)
+        >>> norms = products.weight_sq + 2 * products.weight_update + products.update_sq  # ‖W‖² + 2⟨W, D⟩ + ‖D‖²
+        >>> torch.allclose(norms, new_weight.square().sum(1))
+        True
     """
     return many_update_products([(weight, new_weight)])[0]
 
 
 def many_update_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[UpdateProducts]:
-    """Return :func:`update_products` of several weights: threads are started once for all of them."""
+    """Return :func:`update_products` of several weights, with threads started once for all of them."""
     chosen = {k: pair for k, pair in enumerate(pairs) if readable(pair)}
-    sums = fast(
-        lambda loops: loops.update_products(list(chosen.values())), sum(pair[0].numel() for pair in chosen.values())
-    )
+    elements = sum(pair[0].numel() for pair in chosen.values())
+    sums = fast(lambda loops: loops.update_products(list(chosen.values())), elements)
     found = {} if sums is None else dict(zip(chosen, sums, strict=True))
     return [
         _over_segments(UpdateProducts(*found[k]), pair[0].shape[0]) if k in found else _by_torch(*pair)
@@ -65,11 +79,9 @@ def many_update_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[UpdateP
 
 
 def _over_segments(sums: UpdateProducts, units: int) -> UpdateProducts:
-    return (
-        sums
-        if sums.weight_sq.numel() == units
-        else folded_products(UpdateProducts(*(column.view(units, -1) for column in sums)))
-    )
+    if sums.weight_sq.numel() == units:
+        return sums
+    return folded_products(UpdateProducts(*(column.view(units, -1) for column in sums)))
 
 
 def _by_torch(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
@@ -87,10 +99,25 @@ def _by_torch(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
 
 
 def joined_products(*parts: UpdateProducts) -> UpdateProducts:
-    """Return the products of units that consist of several tensors, such as weight and bias jointly.
+    """Join the products of units that consist of several tensors, such as weight and bias.
 
-    With ρ_p the radial part of each and ρ that of all, ‖D_⊥‖² = Σ_p ‖D_⊥p‖² + (ρ_p - ρ)²‖W_p‖², a sum of squares, so
-    nothing cancels.
+    With ρ_p the radial part of each tensor and ρ that of the whole unit, ‖D_⊥‖² = Σ_p (‖D_⊥p‖² + (ρ_p - ρ)²‖W_p‖²): a
+    sum of squares, in which nothing cancels.
+
+    Args:
+        parts: the products of each tensor, all of the same shape ``(units,)``.
+
+    Returns:
+        The products of the units, ``(units,)``.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> (weight, new_weight), (bias, new_bias) = torch.randn(2, 3, 8).double(), torch.randn(2, 3, 1).double()
+        >>> joined = joined_products(update_products(weight, new_weight), update_products(bias, new_bias))
+        >>> whole = update_products(torch.cat([weight, bias], 1), torch.cat([new_weight, new_bias], 1))
+        >>> all(torch.allclose(found, expected) for found, expected in zip(joined, whole))
+        True
     """
     if len(parts) == 1:
         return parts[0]
@@ -98,7 +125,7 @@ def joined_products(*parts: UpdateProducts) -> UpdateProducts:
 
 
 def folded_products(parts: UpdateProducts) -> UpdateProducts:
-    """Join the parts of units along the last dimension."""
+    """Join the products of parts of a unit, which lie along the last dimension, as in :func:`joined_products`."""
     weight_sq, weight_update, update_sq, tangential_sq = (column.sum(-1) for column in parts)
     radial = weight_update / torch.where(weight_sq > 0, weight_sq, 1.0)
     own = parts.weight_update / torch.where(parts.weight_sq > 0, parts.weight_sq, 1.0)
@@ -107,12 +134,22 @@ def folded_products(parts: UpdateProducts) -> UpdateProducts:
 
 
 def split_update(products: UpdateProducts) -> UpdateParts:
-    """Split an update into its radial and tangential part.
+    """Split an update into its radial and tangential part, for which ‖W⁺‖² = ‖W‖²(1+ρ)² + ‖D_⊥‖² holds exactly.
 
-    The identity ‖W⁺‖² = ‖W‖²(1+ρ)² + ‖D_⊥‖² holds exactly.
+    Args:
+        products: as from :func:`update_products`, each ``(units,)``.
 
     Returns:
-        The parts; zeros for a unit with W = 0.
+        The parts, each ``(units,)``; zeros for a unit with W = 0.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> weight, new_weight = torch.randn(2, 3, 8, dtype=torch.float64)
+        >>> parts = split_update(update_products(weight, new_weight))
+        >>> norms = weight.square().sum(1) * (1 + parts.radial) ** 2 + parts.tangential**2
+        >>> torch.allclose(norms, new_weight.square().sum(1))
+        True
     """
     weight_sq = products.weight_sq
     alive = weight_sq > 0
@@ -122,18 +159,47 @@ def split_update(products: UpdateProducts) -> UpdateParts:
 
 
 def angular_update(weight: Tensor, new_weight: Tensor) -> Tensor:
-    """Return the angle between W and W⁺ in radians for each unit, accurate down to 1e-12.
+    """Return the angle between W and W⁺ of each unit, accurate down to 1e-12 radians.
 
     Args:
         weight: W, ``(units, n)``.
         new_weight: W⁺, ``(units, n)``.
+
+    Returns:
+        ``(units,)`` in radians, in [0, π]; 0 for a unit with W = 0.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> direction, orthogonal = torch.linalg.qr(torch.randn(8, 2, dtype=torch.float64)).Q.T[:, None]
+        >>> angle = torch.tensor([1e-8], dtype=torch.float64)
+        >>> turned = 7 * (angle.cos() * direction + angle.sin() * orthogonal)
+        >>> torch.allclose(angular_update(direction, turned), angle, atol=0.0)
+        True
     """
     return split_update(update_products(weight, new_weight)).angle
 
 
 def effective_lr(lr: Scalar, weight_sq: Tensor) -> Tensor:
-    """Return η / ‖W‖² (van Laarhoven 2017), the learning rate that SGD applies to the direction of W; 0 for W = 0."""
+    """Return η / ‖W‖², the learning rate that SGD applies to the direction of W (van Laarhoven 2017).
+
+    Args:
+        lr: η.
+        weight_sq: ‖W‖², any shape.
+
+    Returns:
+        The effective learning rate, of the shape of ``weight_sq``, in units of η per weight²; 0 for W = 0.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> weight, target = torch.randn(2, 1, 8, dtype=torch.float64)
+        >>> gradient = torch.func.grad(lambda w: torch.cosine_similarity(w, target).sum())
+        >>> norm, unit = weight.norm(), weight / weight.norm()
+        >>> step_of_direction = effective_lr(0.1, weight.square().sum(1)) * gradient(unit)
+        >>> torch.allclose((weight - 0.1 * gradient(weight)) / norm, unit - step_of_direction)
+        True
+    """
     alive = weight_sq > 0
-    return torch.where(
-        alive, lr / torch.where(alive, weight_sq, torch.ones_like(weight_sq)), torch.zeros_like(weight_sq)
-    )
+    rate = lr / torch.where(alive, weight_sq, torch.ones_like(weight_sq))
+    return torch.where(alive, rate, torch.zeros_like(weight_sq))

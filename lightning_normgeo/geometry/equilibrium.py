@@ -1,8 +1,9 @@
-r"""Where weight decay and gradient noise balance, for scale-invariant weights in a random-walk model.
+r"""Equilibrium of weight decay and gradient noise, for scale-invariant weights in a random-walk model.
 
-The gradient is taken as isotropic noise orthogonal to W with :math:`\mathbb{E}\lVert g(\hat W)\rVert^2` constant. Then
-‖W‖ and the angle that W turns by in each step approach a fixed point: van Laarhoven 2017, Wan et al. 2021, Kosson et
-al. 2024. The norm is :func:`lightning_normgeo.geometry.weight_decay.balanced_norm`.
+The model takes the gradient as isotropic noise orthogonal to W with :math:`\mathbb{E}\lVert g(\hat W)\rVert^2` constant
+at the direction :math:`\hat W = W/\lVert W\rVert`. Then ‖W‖ and the angle by which W turns in each step approach a
+fixed point: van Laarhoven 2017, Wan et al. 2021, Kosson et al. 2024. The norm of plain SGD at that point is
+:func:`lightning_normgeo.geometry.weight_decay.balanced_norm`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import math
 
 from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import Scalar, SGDRule, UpdateRule
-from lightning_normgeo.geometry.update_rules.adam_family import AdamRule, LionRule
+from lightning_normgeo.geometry.increments.increment_terms import Scalar, UpdateRule
+from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
+from lightning_normgeo.geometry.update_rules.optimizers.lion import LionRule
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 
 
 def equilibrium_angle(rule: UpdateRule) -> Scalar | None:
-    r"""Return the angular update at which weight decay and gradient noise balance, in radians.
+    r"""Return the angle by which W turns in each step once weight decay and gradient noise balance, in radians.
 
     ====================  ==================================================  ==============================
     SGD, momentum μ       :math:`\sqrt{2\eta(1-\tau)\lambda/(1+\mu)}`          Wan et al. 2021 (τ = dampening)
@@ -25,13 +28,28 @@ def equilibrium_angle(rule: UpdateRule) -> Scalar | None:
     Lion                  :math:`\sqrt{\pi\eta\lambda\,q/(1+(\pi/2-1)q)}`     Kosson et al. 2024 for small q
     ====================  ==================================================  ==============================
 
-    For Lion :math:`q = (1-\beta_1)^2 + \beta_1^2(1-\beta_2)/(1+\beta_2)` is the variance of c over that of g. Signs of
-    Gaussian c with correlation ρ correlate by :math:`\tfrac{2}{\pi}\arcsin\rho`, which is taken as
-    :math:`\tfrac{2}{\pi}\rho` between steps, at most 5 % in the angle, and is 1 within a step: the denominator.
+    Lion's update is the sign of c; :math:`q = (1-\beta_1)^2 + \beta_1^2(1-\beta_2)/(1+\beta_2)` is the variance of c
+    over that of g. The signs of Gaussian c with correlation ρ have correlation :math:`\tfrac{2}{\pi}\arcsin\rho`.
+    Between steps this is approximated by :math:`\tfrac{2}{\pi}\rho`, an error of at most 5 % in the angle; within a
+    step it is exactly 1, which gives the denominator.
+
+    Args:
+        rule: the optimizer's update rule with its learning rate η > 0 and weight decay λ.
 
     Returns:
-        The angle (root mean square over units and steps), or None where no closed form is known: without weight
-        decay, and for adaptive optimizers with decay inside the gradient.
+        The angle (root mean square over units and steps), to leading order in ηλ; None where no closed form is known:
+        without weight decay, and for adaptive optimizers that add the decay to the gradient.
+
+    Example:
+        >>> import torch
+        >>> from lightning_normgeo.geometry import SGDRule, angular_update
+        >>> _ = torch.manual_seed(0)
+        >>> rule, weight = SGDRule(lr=0.1, weight_decay=0.1), 0.01 * torch.randn(1, 5000, dtype=torch.float64)
+        >>> for _ in range(200):  # the gradient of a scale-invariant loss is proportional to 1 / ‖W‖
+        ...     before, gradient = weight, torch.randn_like(weight) / weight.norm()
+        ...     weight = weight - rule.lr * (gradient + rule.weight_decay * weight)
+        >>> abs(angular_update(before, weight).item() / equilibrium_angle(rule) - 1) < 0.05
+        True
     """
     decay = _decay(rule)
     if decay is None:
@@ -51,14 +69,30 @@ def equilibrium_angle(rule: UpdateRule) -> Scalar | None:
 
 
 def steps_to_equilibrium(rule: UpdateRule) -> Scalar | None:
-    r"""Return the time constant, in optimizer steps, at which the norm approaches equilibrium.
+    r"""Return the time constant T, in optimizer steps, with which the norm approaches equilibrium.
 
-    :math:`\lVert W\rVert^4` relaxes as :math:`e^{-t/T}` with :math:`T = (1-\mu)/(4\eta(1-\tau)\lambda)` for SGD (τ =
-    dampening), :math:`\lVert W\rVert^2` with :math:`T = 1/(2\eta\lambda)` for AdamW and Lion. Training that is much
-    shorter does not reach the equilibrium: with η = 1e-3, λ = 5e-4 and no momentum T is 5e5 steps.
+    The distance of :math:`\lVert W\rVert^4` from its equilibrium decays as :math:`e^{-t/T}` with
+    :math:`T = (1-\mu)/(4\eta(1-\tau)\lambda)` for SGD (τ = dampening), that of :math:`\lVert W\rVert^2` with
+    :math:`T = 1/(2\eta\lambda)` for AdamW and Lion. Training that is much shorter than T does not reach the
+    equilibrium: with η = 1e-3, λ = 5e-4 and no momentum T is 5e5 steps.
+
+    Args:
+        rule: the optimizer's update rule with its learning rate η > 0 and weight decay λ.
 
     Returns:
-        T in steps, or None without weight decay and where no closed form is known.
+        T in steps, to leading order in ηλ; None without weight decay and where no closed form is known.
+
+    Example:
+        >>> import torch
+        >>> from lightning_normgeo.geometry import SGDRule, balanced_norm
+        >>> _ = torch.manual_seed(0)
+        >>> rule, equilibrium = SGDRule(lr=0.1, weight_decay=0.01), balanced_norm(0.1, 0.01, unit_gradient_norm=1.0)
+        >>> start = square = 1 + torch.rand(5, dtype=torch.float64)  # ‖W‖²
+        >>> for _ in range(round(steps_to_equilibrium(rule))):  # W ← (1 - ηλ)W - ηg with ‖g‖ = 1 / ‖W‖
+        ...     square = (1 - 0.1 * 0.01) ** 2 * square + 0.1**2 / square
+        >>> remaining = (square**2 - equilibrium**4) / (start**2 - equilibrium**4)
+        >>> bool((remaining.log() + 1).abs().max() < 0.01)
+        True
     """
     decay = _decay(rule)
     if decay is None:
@@ -69,7 +103,7 @@ def steps_to_equilibrium(rule: UpdateRule) -> Scalar | None:
 
 
 def _decay(rule: UpdateRule) -> Scalar | None:
-    """Return ηλ where an equilibrium is known, else None: also at the first step of a warm-up from η = 0."""
+    """Return ηλ where an equilibrium is known, else None; also None while ηλ = 0, as when a warm-up starts at 0."""
     if isinstance(rule, SGDRule):
         decay = rule.lr * rule.weight_decay
         return decay if _positive(decay) and _positive(1 - _dampening(rule)) else None
@@ -80,10 +114,12 @@ def _decay(rule: UpdateRule) -> Scalar | None:
 
 
 def _positive(value: Scalar) -> bool:
-    """Whether one can divide by a number; on a device nobody waits for the answer, and the quotient may be infinite."""
-    return True if isinstance(value, Tensor) and value.device.type != "cpu" else bool(value > 1e-300)
+    """Whether a number can be divided by; on a device always: waiting for it costs more than an infinite result."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return True
+    return bool(value > 1e-300)
 
 
 def _dampening(rule: SGDRule) -> float:
-    """Return τ where it acts: torch ignores it without momentum."""
+    """Return the dampening τ that takes effect: torch ignores it without momentum."""
     return rule.dampening if rule.momentum else 0.0

@@ -1,8 +1,8 @@
-"""Per-unit reductions: the one place where whole weights are read.
+"""Per-unit reductions: weights as matrices with one unit per row, read in blocks and summed in float64.
 
-A *unit* is a slice of a weight that shares a scaling symmetry: a filter, a group of filters, a whole layer.
-Every function of :mod:`lightning_normgeo.geometry` takes weights as a matrix with one unit per row and returns one
-float64 value per unit (float32 where the device has no float64).
+A *unit* is a slice of a weight whose scale leaves the loss unchanged: a filter, a group of filters, a whole layer.
+The functions of :mod:`lightning_normgeo.geometry` that reduce weights take them as such a matrix and return one float64
+value per unit (float32 where the device has no float64).
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import torch
 from torch import Tensor
 
 _BLOCK = 2**16
-"""Elements per block on a CPU: float64 copies stay in cache; from 1 MiB on each is fresh pages, 8 times slower."""
+"""Elements per block on a CPU: float64 copies of this size stay in cache. Copies of 1 MiB and more get new memory
+pages from the operating system each time, which is 8 times slower."""
 
 
 _WITHOUT_FLOAT64 = {"mps"}
-"""Kinds of devices that have no float64."""
+"""Device types that have no float64."""
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether statistics on a device can be taken in float64; where not, they are good to about 1e-6."""
+    """Whether a device has float64; without it statistics have a relative error of about 1e-6."""
     return device.type not in _WITHOUT_FLOAT64
 
 
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype statistics are accumulated in: float64, or float32 on devices without it (MPS)."""
+    """Return the dtype in which statistics are accumulated: float64, or float32 on devices without it (MPS)."""
     return torch.float64 if has_float64(device) else torch.float32
 
 
@@ -36,12 +37,21 @@ def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor
     Args:
         tensor: weight, gradient or optimizer state, of any shape; a complex one counts as pairs of real numbers, as
             optimizers treat it: ‖W‖² = Σ|W_i|², and ⟨W, g⟩ is the real part.
-        units: number of units; must divide ``tensor.shape[dim]``, or be 1 for the whole tensor.
+        units: number of units; must divide the number of output channels, or be 1 for the whole tensor.
         dim: the dimension that enumerates output channels (1 for transposed convolutions).
-        groups: of a transposed convolution: its output channels are spread over as many blocks of inputs.
+        groups: number of groups of a transposed convolution, whose weight ``(in, out/groups, …)`` has a block of rows
+            for the output channels of each group.
 
     Returns:
-        ``(units, tensor.numel() // units)``; a view where the memory layout allows it.
+        ``(units, tensor.numel() // units)``, detached; a view where the memory layout allows it.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> weight, ones = torch.randn(4, 3, 5, 5, dtype=torch.float64), torch.ones(1, 4, 1, 1, dtype=torch.float64)
+        >>> output = torch.nn.functional.conv_transpose2d(ones, weight, groups=2)  # six channels, each of its own row
+        >>> torch.allclose(as_rows(weight, 6, dim=1, groups=2).sum(1), output.sum((0, 2, 3)))
+        True
     """
     tensor = as_real(tensor.detach())
     if groups > 1:
@@ -50,7 +60,7 @@ def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """View complex numbers as pairs of real ones along a last dimension of two; real tensors as they are."""
+    """View a complex tensor as pairs of real numbers along a new last dimension; return a real tensor unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
@@ -60,15 +70,15 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def map_rows(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
-    """Apply ``function`` to blocks of rows in wide precision and concatenate what it returns.
+    """Apply a function to blocks of rows in float64 (see :func:`wide_dtype`) and concatenate its results.
 
     Args:
-        function: takes one wide ``(block, n)`` tensor per input and returns ``(block,)`` tensors. It must not write
-            to its inputs: wide inputs are passed as they are.
+        function: takes one float64 tensor ``(block, n)`` per input and returns tensors ``(block,)``. It must not write
+            to its inputs: inputs that are float64 already are passed without a copy.
         rows: matrices of the same shape, one unit per row.
 
     Returns:
-        What ``function`` returns, for all rows.
+        The results of ``function`` for all rows.
 
     Cost: one pass over the inputs; scratch memory of a few blocks of 512 KiB on a CPU, of one weight on a GPU.
     """
@@ -77,19 +87,19 @@ def map_rows(function: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tupl
 
 
 def row_blocks(matrix: Tensor) -> Iterator[slice]:
-    """Yield the rows that are widened at a time: on a CPU few enough to stay in cache, elsewhere all."""
+    """Yield slices of rows that are converted to float64 together: on a CPU few enough for the cache, else all rows."""
     units, width = matrix.shape
     size = max(1, _BLOCK // max(1, width)) if matrix.device.type == "cpu" else max(1, units)
     return (slice(start, start + size) for start in range(0, max(1, units), size))
 
 
 def column_blocks(matrix: Tensor) -> Iterator[slice]:
-    """Yield the columns that are widened at a time, where sums over parts of a row can be put together."""
+    """Yield slices of columns that are converted to float64 together, for sums that can be added up over columns."""
     width = max(1, matrix.shape[1])
     size = _BLOCK if matrix.device.type == "cpu" else width
     return (slice(start, start + size) for start in range(0, width, size))
 
 
 def concatenated(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Return the tensors of blocks of rows as those of all rows."""
+    """Concatenate the results of blocks of rows, each a tuple of tensors ``(block,)``, to those of all rows."""
     return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))

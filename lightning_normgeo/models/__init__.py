@@ -1,4 +1,4 @@
-"""Models that take pixels in [0, 1] and have their normalization as a choice."""
+"""Models with a normalization of choice that take pixels in [0, 1]."""
 
 from lightning_normgeo.utilities.versions import require
 

@@ -1,4 +1,4 @@
-"""torchvision's ResNets with any normalization, initialized so that each of them trains."""
+"""torchvision's ResNets with any normalization, and an initialization with which each of them trains."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lightning_normgeo.normalization.surgery.swap import swap_norm
 Stem = Literal["cifar", "imagenet"]
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _STRIDES = {"cifar": 8, "imagenet": 32}
+"""Pixels of the image per pixel of the last stage's feature maps, by stem."""
 
 
 def build_resnet(
@@ -25,10 +26,10 @@ def build_resnet(
     unbiased: bool = True,
     zero_init_residual: bool | None = None,
 ) -> nn.Module:
-    """Return a ResNet with random weights and the normalization called ``norm``.
+    """Return a ResNet with random weights and a normalization of choice.
 
-    Every weight in front of a batch normalization of the original is normalized, or has the layer behind it. See
-    :class:`ResNetClassifier` for the arguments, and for the initialization and why.
+    Each batch normalization of the original is replaced: by another layer, by a parametrization that normalizes the
+    weight before it, or by both. See :class:`ResNetClassifier` for the arguments, the initialization and its reasons.
     """
     model: nn.Module = getattr(torchvision.models, arch)(weights=None, num_classes=num_classes)
     if stem == "cifar":
@@ -39,21 +40,22 @@ def build_resnet(
     if norm != "bn":
         swap_norm(model, norm, groups=groups if chosen.data == "gn" else None, unbiased=unbiased)
     normalizes_data = chosen.data not in (None, "mbn")
-    if not normalizes_data if zero_init_residual is None else zero_init_residual:
+    zero_init = not normalizes_data if zero_init_residual is None else zero_init_residual
+    if zero_init:
         for block in model.modules():
             if isinstance(block, (BasicBlock, Bottleneck)):
-                _silence(block, normalizes_data)
+                _start_at_zero(block, normalizes_data)
     return model
 
 
 def smallest_map(stem: str, height: int, width: int) -> tuple[int, int]:
-    """Return height and width of the maps of the last stage for images of a size."""
+    """Return height and width, in pixels, of the last stage's feature maps for images of a given size."""
     stride = _STRIDES[stem]
     return -(-height // stride), -(-width // stride)
 
 
 def _initialize(model: nn.Module) -> None:
-    """Draw every weight anew, by role and not by what torchvision knows: He et al. 2015, biases and β 0, γ 1."""
+    """Initialize convolutions, also a new stem, as in He et al. 2015, and batch normalizations with γ = 1 and β = 0."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -62,8 +64,8 @@ def _initialize(model: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def _silence(block: BasicBlock | Bottleneck, normalizes_data: bool) -> None:
-    """Let a residual branch start at zero, by the last factor in it: γ, the gain, or the weight."""
+def _start_at_zero(block: BasicBlock | Bottleneck, normalizes_data: bool) -> None:
+    """Let a residual branch start at zero by setting its last factor to zero: γ, the gain, or the weight."""
     convolution, norm = (block.conv3, block.bn3) if isinstance(block, Bottleneck) else (block.conv2, block.bn2)
     if normalizes_data:
         nn.init.zeros_(norm.weight)

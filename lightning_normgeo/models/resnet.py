@@ -1,4 +1,4 @@
-"""ResNetClassifier: a ResNet with the normalization as a choice, for pixels in [0, 1]."""
+"""ResNetClassifier: a ResNet with a normalization of choice, for pixels in [0, 1]."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from lightning_normgeo.normalization.registry import NORMS, find_norm
 from lightning_normgeo.utilities.checked_values import entry_of, is_number, numbers_of, shown, whole
 
 Decayed = Literal["all", "weights", "none"]
-# so that --help lists the names; any other string gets this package's error, with the nearest ones
+# a Literal, so that --help lists the names; "| str", so that other names get this package's error with similar names
 NormName = Literal[tuple(NORMS)] | str  # type: ignore[valid-type]
 _SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
 
 
 class InputNormalization(nn.Module):
-    """(x - mean) / std per channel, as part of the model: data, attacks and pictures stay in pixels."""
+    """Normalization (x - mean) / std per channel inside the model, so that data, attacks and pictures stay in pixels.
+
+    Args:
+        mean: one number per channel, in units of pixels.
+        std: one number > 0 per channel, in units of pixels.
+    """
 
     mean: Tensor
     std: Tensor
@@ -35,7 +40,7 @@ class InputNormalization(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return normalized images."""
+        """Return normalized images, ``(batch, channels, height, width)`` as given."""
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
 
@@ -45,36 +50,36 @@ class ResNetClassifier(pl.LightningModule):
     Takes batches ``(images, labels)`` with images ``(batch, 3, height, width)`` in [0, 1]. Logs ``train/loss``,
     ``train/accuracy`` and the same under ``val/`` and ``test/``.
 
-    Convolutions start as in He et al. 2015 (fan-out). Without a layer over the data (``wn cwn ws sn none`` and
-    ``wn+mbn``) nothing keeps the scale of 33 residual branches in check, so each starts at zero by its last gain or
-    weight, and the network starts as its skip connections. Measured for ``none`` with ResNet-50, CIFAR-10 images and
-    SGD with momentum over 12 steps: without that the loss climbs from 5 to 41 at learning rate 0.01 and overflows at
-    0.05, with it it stays below 2.4; with fan-in in place of fan-out it climbs to 10, for ``wn`` likewise. The
-    data-dependent initialization of Salimans & Kingma 2016 was tried in its place: on 1×1 maps some channels hardly
-    vary, their gains explode, and training starts at a loss of 3e5.
+    Convolutions are initialized as in He et al. 2015 (fan-out). Normalizations without a layer over the data (``wn cwn
+    ws sn none`` and ``wn+mbn``) do not limit the scale of the residual branches, of which ResNet-101 has 33. Each
+    branch therefore starts at zero by its last gain or weight, and the network starts as its skip connections. Measured
+    for ``none`` with ResNet-50, CIFAR-10 images and SGD with momentum over 12 steps: with branches that start at zero
+    the loss stays below 2.4; without, it rises from 5 to 41 at learning rate 0.01 and overflows at 0.05; with fan-in
+    instead of fan-out it rises to 10, for ``wn`` likewise. The data-dependent initialization of Salimans & Kingma 2016
+    does not help: on 1×1 maps some channels hardly vary, their gains explode, and training starts at a loss of 3e5.
 
     Args:
         num_classes: number of classes.
         arch: ``resnet18`` to ``resnet152``.
-        norm: normalization, a name out of ``lightning_normgeo.NORMS``; a pair as ``gn+ws`` is a layer over the data
-            behind normalized weights.
-        stem: ``cifar``, a 3×3 convolution and no pooling, which keeps 32×32 images large (as in He et al. 2016,
-            section 4.2); ``imagenet``, 7×7 with stride 2 and pooling, ten times cheaper there.
-        groups: for ``gn`` and its pairs, ignored by others; 32 if left out.
-        unbiased: whether the deviation of weight standardization divides by n - 1 (Qiao's code) or n (the paper).
-        zero_init_residual: whether every residual branch starts at zero, by the last factor in it: γ, the gain of a
-            normalized weight, or the weight. If left out: yes where no layer over the data keeps the scale.
-        label_smoothing: of the cross entropy, in [0, 1).
-        input_mean: per-channel mean of the pixels, subtracted inside the model.
-        input_std: per-channel standard deviation of the pixels.
-        decayed: what the optimizer's weight decay touches: ``all`` parameters (torch's default), ``weights`` (only
+        norm: normalization, a name from ``lightning_normgeo.NORMS``; a pair such as ``gn+ws`` is a layer over the data
+            after normalized weights.
+        stem: ``cifar``, a 3×3 convolution without pooling, which preserves the resolution of 32×32 images (He et al.
+            2016, section 4.2); ``imagenet``, 7×7 with stride 2 and pooling, ten times cheaper for such images.
+        groups: number of groups of ``gn`` and its pairs; ignored by others. Default: 32.
+        unbiased: whether the variance in weight standardization divides by n - 1 (code of Qiao et al.) or n (paper).
+        zero_init_residual: whether every residual branch starts at zero by its last factor: γ, the gain of a normalized
+            weight, or the weight. Default: only if there is no layer over the data, which would limit the scale.
+        label_smoothing: label smoothing of the cross entropy, in [0, 1).
+        input_mean: mean of the pixels per channel, subtracted inside the model.
+        input_std: standard deviation of the pixels per channel, by which the model divides.
+        decayed: parameters to which the optimizer's weight decay applies: ``all`` (torch's default), ``weights`` (only
             those with two or more dimensions: no γ, β or bias), or ``none``.
-        optimizer: ``class_path`` and ``init_args``, as the command line's ``optimizer`` block; SGD with learning rate
-            0.1 and momentum 0.9 if left out.
-        lr_scheduler: the same for a scheduler, stepped each epoch; none if left out.
+        optimizer: ``class_path`` and ``init_args``, as in the command line's ``optimizer`` block. Default: SGD with
+            learning rate 0.1 and momentum 0.9.
+        lr_scheduler: the same for a scheduler, stepped once per epoch. Default: none.
 
     Raises:
-        ConfigurationError: for an unknown architecture or normalization, and settings out of range.
+        ConfigurationError: for an unknown architecture or normalization, and for settings out of range.
     """
 
     def __init__(
@@ -131,7 +136,7 @@ class ResNetClassifier(pl.LightningModule):
         return F.softmax(self(images), dim=1)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer, with parameter groups by what is decayed, and the scheduler."""
+        """Return the optimizer, with parameters grouped by whether they are decayed, and the scheduler."""
         chosen = self.hparams["optimizer"] or _SGD
         optimizer = instantiate_class(self._parameter_groups(), _as_dict(chosen))
         if self.hparams["lr_scheduler"] is None:
@@ -142,7 +147,7 @@ class ResNetClassifier(pl.LightningModule):
         }
 
     def on_fit_start(self) -> None:
-        """Check that the data has the number of classes the model was built for, and callbacks that would harm it."""
+        """Refuse data with another number of classes, and warn of callbacks that average the buffers of ``sn``."""
         averaging = [callback for callback in self.trainer.callbacks if getattr(callback, "_use_buffers", False)]  # type: ignore[attr-defined]
         if averaging and find_norm(self.hparams["norm"]).weight == "sn":
             warn_once(
@@ -157,7 +162,7 @@ class ResNetClassifier(pl.LightningModule):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another architecture, in words."""
+        """Refuse the checkpoint of a model with another architecture, normalization, stem or number of classes."""
         saved = checkpoint.get("hyper_parameters", {})
         for name in ("arch", "norm", "stem", "num_classes"):
             if name in saved and saved[name] != self.hparams[name]:
@@ -180,7 +185,7 @@ class ResNetClassifier(pl.LightningModule):
         return loss
 
     def _check_batch(self, images: Tensor, labels: Tensor) -> None:
-        """Check the first batch, before anything is learned from it."""
+        """Check the range of the first batch's pixels and labels, and the size of its images, before its first step."""
         self._checked = True
         self._check_size(images)
         low, high = images.min().item(), images.max().item()
@@ -198,7 +203,7 @@ class ResNetClassifier(pl.LightningModule):
             )
 
     def _check_size(self, images: Tensor) -> None:
-        """Refuse instance normalization of single values, which are all zero after it."""
+        """Refuse images so small that instance normalization would normalize single values, to zeros."""
         stem, (height, width) = self.hparams["stem"], images.shape[-2:]
         if find_norm(self.hparams["norm"]).data == "in" and smallest_map(stem, height, width) == (1, 1):
             other, least = ("", 9) if stem == "cifar" else ("stem='cifar', ", 33)
@@ -247,7 +252,7 @@ def _check(
 
 
 def _check_block(option: str, block: Any) -> None:
-    """Refuse what is no block of an optimizer or a scheduler before anything is trained."""
+    """Refuse a value for ``optimizer`` or ``lr_scheduler`` that is no dictionary with ``class_path``."""
     held = getattr(block, "as_dict", lambda: block)()
     if block is not None and not (isinstance(held, dict) and "class_path" in held):
         raise ConfigurationError(
@@ -257,5 +262,5 @@ def _check_block(option: str, block: Any) -> None:
 
 
 def _as_dict(block: Any) -> dict[str, Any]:
-    """Return an optimizer block as plain dictionaries; the command line hands over a Namespace."""
+    """Return an optimizer block as a dictionary, also if it is the Namespace that the command line passes."""
     return dict(block.as_dict()) if hasattr(block, "as_dict") else dict(block)

@@ -13,13 +13,13 @@ class Normalization:
 
     Attributes:
         title: its name in words.
-        norm_layer: who proposed it.
+        source: who proposed it.
         data: the layer: ``bn``, ``ln``, ``in``, ``gn``, ``mbn`` (mean-only batch normalization) or None.
         weight: the parametrization: ``wn``, ``cwn``, ``ws``, ``sn`` or None.
     """
 
     title: str
-    norm_layer: str
+    source: str
     data: str | None = None
     weight: str | None = None
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.norm_increments import IncrementTerms, Scalar, UpdateRule, predicted_increment
-from lightning_normgeo.geometry.products.one_pass import WeightPass, WeightProducts
+from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, Scalar, UpdateRule
+from lightning_normgeo.geometry.increments.norm_increments import predicted_increment
+from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
+from lightning_normgeo.geometry.update_rules.recipe import Group, scalar
+from lightning_normgeo.geometry.update_rules.registry import described_safely, warn_unexplained
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule, whole_products
-from lightning_normgeo.probes.optimizers.registry import Group, described_safely, scalar, warn_unexplained
 from lightning_normgeo.probes.sharded.shards import is_sharded
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.momentum_increments import MomentumState, momentum_increment
-from lightning_normgeo.geometry.norm_increments import SGDRule
-from lightning_normgeo.geometry.products.one_pass import WeightPass, WeightProducts, many_weight_products
+from lightning_normgeo.geometry.increments.momentum_increments import MomentumState, momentum_increment
+from lightning_normgeo.geometry.products.one_pass import many_weight_products
+from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.probes.explain import ReadPlan
 
 

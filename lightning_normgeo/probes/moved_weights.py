@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.probes.optimizers.registry import Group
+from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.probes.weight_step import Observed
 
 _SPARSE = "its gradient is sparse"

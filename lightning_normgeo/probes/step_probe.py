@@ -18,13 +18,14 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import skipped_on_error, warn_once
-from lightning_normgeo.geometry.norm_increments import Scalar
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
+from lightning_normgeo.geometry.update_rules.decoupled_decay import shrink_of
+from lightning_normgeo.geometry.update_rules.recipe import Group
+from lightning_normgeo.geometry.update_rules.registry import description_of
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.explain import gradient_scale, groups_of
 from lightning_normgeo.probes.gradient_watch import GradientWatch
 from lightning_normgeo.probes.moved_weights import moving_weights
-from lightning_normgeo.probes.optimizers.decoupled_decay import shrink_of
-from lightning_normgeo.probes.optimizers.registry import Group, description_of
 from lightning_normgeo.probes.weight_reader import WeightReader, scale_gradient
 from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed, WeightStep
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, many_update_products
-from lightning_normgeo.geometry.norm_increments import IncrementTerms
+from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.geometry.products.one_pass import many_weight_products, weight_products
 from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.normalization.units import WeightUnits
 from lightning_normgeo.probes.explain import ReadPlan, by_rule, explain, learning_rate, plan
-from lightning_normgeo.probes.optimizers.registry import Group
 from lightning_normgeo.probes.weight_step import Observed, WeightStep
 
 

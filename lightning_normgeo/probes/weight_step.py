@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from lightning_normgeo.geometry.angles import UpdateProducts
 from lightning_normgeo.geometry.equilibrium import equilibrium_angle, steps_to_equilibrium
-from lightning_normgeo.geometry.norm_increments import IncrementTerms, Scalar, SGDRule, UpdateRule, storage_floor
+from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, Scalar, UpdateRule
+from lightning_normgeo.geometry.increments.rounding_floors import storage_floor
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.normalization.units import WeightUnits
 
 ADDITIVE = ("predicted", "weight_sq", "inner", "gradient_sq", "quartic")

@@ -1,4 +1,4 @@
-"""Robustness of trained classifiers: threat models, attacks, counts with intervals. Needs torch alone."""
+"""Robustness of trained classifiers: threat models, attacks, and accuracies with intervals. Needs no Lightning."""
 
 from lightning_normgeo.utilities.versions import require
 

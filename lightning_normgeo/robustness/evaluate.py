@@ -1,4 +1,4 @@
-"""Evaluate a model on a data loader, in any project."""
+"""Robustness of a model on a data loader, without a Trainer."""
 
 from __future__ import annotations
 
@@ -61,54 +61,58 @@ def evaluate_robustness(
     progress: bool = True,
     resume_dir: str | Path | None = None,
 ) -> RobustnessReport:
-    """Evaluate accuracy clean, under Gaussian noise and under attack.
+    """Evaluate a classifier's accuracy on clean images, under Gaussian noise and under attack.
 
-    The model is left as it was, bit for bit: modes, weights, gradients, buffers, random numbers.
+    The model is left unchanged, bit for bit: training modes, weights, gradients and buffers, and so are random states.
 
-    The arguments from ``preset`` to ``on_unsuitable`` are those of :class:`RobustnessSettings`, which says more.
+    The arguments from ``preset`` to ``on_unsuitable`` are those of :class:`RobustnessSettings`, which has the details.
 
     Args:
-        model: a classifier; evaluated on the device where its parameters are.
-        dataloader: yields batches of tensors or arrays, in the same order each time where the evaluation is to be
-            resumed.
-        preset: the threat model that the next nine change.
-        attacks: one or several out of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``, ``pgd_l2`` and ``torchattacks.…``.
-        eps: radius of the l∞ ball, or several.
-        eps_l2: radius of the l2 ball, or several.
-        step_size: of BIM and PGD in l∞.
-        steps: of BIM and PGD.
-        noise_std: standard deviation of the noise, or several.
-        lower: lower end of the box.
-        upper: upper end.
-        attack_options: for torchattacks, by name of the attack.
-        semantics: ``final`` or ``any``, which iterate counts.
-        restarts: of PGD.
-        seed: of noise and random starts.
-        batch_size: samples per pass.
-        fold: whether to fold batch normalization.
-        autocast: ``bf16`` or ``fp16``.
-        compile: whether to compile the model.
-        max_samples: how many samples are evaluated; all if left out.
-        rescale: a control with weights so many times as long.
-        space: ``input`` for the units of the inputs.
-        on_unsuitable: ``raise``, or ``skip`` to say in the report what cannot be evaluated.
-        logits: maps images, as the loader yields them, to what holds logits ``(batch, classes)``. Default: the model.
-        unpack: maps a batch to images and labels. Default: they are found in pairs, dictionaries, named tuples.
-        mean: per-channel mean of the input normalization, or one value. Default: found in the data pipeline, in the
-            model, or by what it leaves of 8-bit images.
-        std: per-channel standard deviation, with ``mean``.
-        normalized_by: ``data``, the loader yields normalized images; ``model``, it yields pixels. Default: the images
-            tell.
-        value_range: smallest and largest value of the loader's images, which stand for black and white.
-        num_images: how many samples to keep for showing.
+        model: the classifier; it is evaluated on the device of its parameters.
+        dataloader: yields batches of tensors or arrays. To resume an evaluation, it has to yield them in the same order
+            again.
+        preset: name of the threat model, one of :data:`PRESETS`.
+        attacks: one or several of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``, ``pgd_l2`` and ``torchattacks.<name>``.
+            Default: ``gaussian`` and ``bim``.
+        eps: radius of the l∞ ball in units of the threat model's space, or a list of radii. Default: the preset's.
+        eps_l2: radius of the l2 ball, or a list of radii. Default: the preset's.
+        step_size: step size of BIM and PGD in l∞. Default: keeps the preset's step-to-radius ratio.
+        steps: number of BIM and PGD iterations. Default: the preset's.
+        noise_std: standard deviation of the Gaussian noise, or a list. Default: the preset's.
+        lower: smallest value an attacked image may have, one number or one per channel. Default: the preset's.
+        upper: largest value an attacked image may have, one number or one per channel. Default: the preset's.
+        attack_options: constructor arguments of torchattacks' attacks, by name of the attack.
+        semantics: iterates of BIM and PGD that count: ``final``, the last one, or ``any``, the first misclassified one.
+        restarts: number of random starts of PGD.
+        seed: seed of the noise and of the random starts.
+        batch_size: samples per forward pass. Default: the loader's, doubled while memory allows.
+        fold: whether to fold batch normalization into convolutions.
+        autocast: ``bf16`` or ``fp16`` to compute in half precision. Default: the model's own precision.
+        compile: whether to compile the model with ``torch.compile``.
+        max_samples: evaluate only the first ``max_samples`` samples. Default: all.
+        rescale: factor > 0 of the control with rescaled scale-invariant weights. Default: no control.
+        space: ``input`` to measure in the inputs' own units. Default: the preset's.
+        on_unsuitable: ``raise`` an error if something cannot be evaluated, or ``skip`` it with a note in the report.
+        logits: maps images, as the loader yields them, to logits ``(batch, classes)`` or an output that holds them.
+            Default: the model.
+        unpack: maps a batch to (images, labels). Default: found in pairs, dictionaries, named tuples and dataclasses.
+        mean: mean of the input normalization, one value or one per channel. Default: found in the data pipeline, in
+            the model, or from 8-bit images.
+        std: standard deviation of the input normalization, one value or one per channel; goes with ``mean``.
+        normalized_by: ``data`` if the loader yields normalized images, ``model`` if it yields pixels and the model
+            normalizes. Default: decided from the images.
+        value_range: values of a black and a white pixel in the loader's images, e.g. ``[-1, 1]``. Default: found as
+            ``mean`` and ``std`` are.
+        num_images: number of example images to keep in the report.
         progress: whether to show a progress bar.
-        resume_dir: keeps what is done there meanwhile, so that the same call goes on after a kill.
+        resume_dir: folder for a journal of finished samples, from which the same call resumes after a kill. Default:
+            no journal.
 
     Returns:
-        The report; ``print`` shows its table, ``save`` writes it.
+        The report; ``print`` shows its table, ``save`` writes it to files.
 
     Raises:
-        ConfigurationError: for impossible settings, images, labels or outputs.
+        ConfigurationError: for settings out of range, and for images, labels or outputs that cannot be evaluated.
 
     Cost: see :class:`RobustnessSettings`; BIM takes ``steps`` forward and backward passes.
 
@@ -124,8 +128,9 @@ def evaluate_robustness(
         raise ConfigurationError(f"resume_dir={shown(resume_dir)} must be the path of a folder.")
     declared = declared_inputs(mean, std, normalized_by, value_range)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    total = min((n for n in (size_of(dataloader), chosen.max_samples) if n is not None), default=None)
-    bar = tqdm(total=total and total * len(chosen.rows), disable=not progress, unit="img", leave=False)
+    samples = min((n for n in (size_of(dataloader), chosen.max_samples) if n is not None), default=None)
+    images = None if samples is None else samples * len(chosen.rows)
+    bar = tqdm(total=images, disable=not progress, unit="img", leave=False)
     evaluation = LoaderEvaluation(
         model,
         logits or model,
@@ -156,10 +161,10 @@ def evaluate_robustness(
 
 
 def _check_given(model: Any, dataloader: Any, **functions: Any) -> None:
-    """Refuse what is no model, no loader of batches, or no function.
+    """Check the types of the model, the loader and the functions.
 
     Raises:
-        ConfigurationError: with what to give instead.
+        ConfigurationError: with advice on what to give instead.
     """
     check_module("evaluate_robustness(model, dataloader)", model)
     for name, function in functions.items():
@@ -174,7 +179,7 @@ def _check_given(model: Any, dataloader: Any, **functions: Any) -> None:
 
 
 def _advice(dataloader: Any) -> str:
-    """What to give in place of something that is no loader; empty for a loader."""
+    """Return advice on what to give instead of something that is no loader; empty for a loader."""
     if hasattr(dataloader, "test_dataloader"):
         return "Give its loader: after prepare_data() and setup('test'), that of test_dataloader()."
     if isinstance(dataloader, Tensor) or hasattr(dataloader, "__array__"):
@@ -219,7 +224,7 @@ def _finished(evaluation: LoaderEvaluation) -> ProcessShare:
 
 
 def show_progress(bar: Any, evaluator: RobustnessEvaluator | None, name: str, samples: int) -> None:
-    """Show the attack that runs, and all accuracies so far."""
+    """Display the running attack and all accuracies so far in a tqdm bar, and advance it by ``samples``."""
     if evaluator is None:
         return
     seen = evaluator.decisions.seen

@@ -1,4 +1,4 @@
-"""Evaluate a classifier batch by batch: clean, under noise, under attack. Needs torch alone."""
+"""Robustness of a classifier, batch by batch: clean, under noise, and under attack. Needs no Lightning."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
 
 
 class RobustnessEvaluator:
-    """Evaluates samples as they come, and keeps what became of each.
+    """Evaluates samples batch by batch and collects the per-sample results.
 
     Args:
-        logits: maps images, as the loader yields them, to class logits; in evaluation mode.
-        inputs: what those images are.
-        settings: what to evaluate.
-        module: holds the weights that ``logits`` uses; without it nothing is folded.
-        num_images: how many samples to keep for showing.
-        progress: called with the name of an attack before it runs (and 0), and when samples are done with it.
-        assumptions: what is known of the model. Where logits are random or depend on the batch, batches stay as given.
+        logits: maps images, as the loader yields them, to class logits ``(batch, classes)``; in evaluation mode.
+        inputs: how those images relate to pixels.
+        settings: the settings of the evaluation.
+        module: holds the weights that ``logits`` uses. Default: none, and batch normalization is not folded.
+        num_images: number of example images to keep.
+        progress: called with an attack's name and 0 before it runs, and with its name and the number of samples when
+            samples are finished.
+        assumptions: properties of the model. If its logits are random or depend on the batch, the loader's batches are
+            evaluated as they are, instead of being joined to larger ones. Default: deterministic and independent.
     """
 
     def __init__(
@@ -60,42 +62,44 @@ class RobustnessEvaluator:
 
     @property
     def decisions(self) -> SampleResults:
-        """What became of the samples."""
+        """The per-sample results so far."""
         return self.attacks.decisions
 
     @property
     def shown(self) -> ExampleImages:
-        """The first samples."""
+        """The example images so far."""
         return self.attacks.shown
 
     @property
     def failed(self) -> dict[str, str]:
-        """For attacks that cannot be evaluated, why."""
+        """The reason for each attack that cannot be evaluated."""
         return self.attacks.failed
 
     @property
     def folded(self) -> FoldedModel | None:
-        """What stands in for the model's weights; None before the first batch and where nothing does."""
+        """The model with folded batch normalization; None before the first batch and without folding."""
         return self.model.folded
 
     @property
     def rescaled(self) -> RescaledModel | None:
-        """What stands in for them in the control with longer weights, if asked for."""
+        """The model with rescaled weights, for the control; None if there is no control."""
         return self.model.rescaled
 
     def put(
         self, images: Tensor, labels: Tensor, samples: Sequence[int], counted: Sequence[bool] | None = None
     ) -> None:
-        """Evaluate samples, or let them wait until there are enough for a batch; images of one size at a time.
+        """Evaluate samples, or queue them until there are enough for a batch.
 
         Args:
             images: ``(batch, channels, …)``, floating point, as the loader yields them.
             labels: ``(batch,)`` class indices.
-            samples: a number for each, which decides its random draws and tells it from others.
-            counted: which of them count; the others only keep their batch company. Default: all.
+            samples: a number for each sample that identifies it, and seeds its noise and random starts.
+            counted: for each sample whether it counts. The others are evaluated only where logits depend on the whole
+                batch. Default: all count.
 
         Raises:
-            ConfigurationError: for images outside [0, 1] where pixels are expected, or labels out of range.
+            ConfigurationError: for images that are not pixels in [0, 1] where these are expected, and for labels out of
+                range.
         """
         if not len(labels):
             return
@@ -116,29 +120,34 @@ class RobustnessEvaluator:
     def resume(
         self, folder: Path, images: Tensor, dataloader: Any, module: nn.Module, name: str = "", rank: int = 0
     ) -> Journal:
-        """Keep a journal from now on, after what an earlier attempt at the same left in it; before the first batch.
+        """Resume from the journal of an earlier attempt at the same evaluation, and write to it from now on.
+
+        To be called before the first batch.
 
         Args:
-            folder: where it is kept.
+            folder: the folder of the journal.
             images: the first batch.
             dataloader: the loader.
             module: holds the weights.
-            name: of the evaluation and the loader, where there are several.
-            rank: of the process.
+            name: names of the evaluation and the loader, if there are several.
+            rank: rank of the process.
+
+        Returns:
+            The journal, which is also :attr:`decisions` from now on.
         """
         identity = identity_of(self.settings.describe(self.inputs), module, images, dataloader, name)
         self.attacks.decisions = journal = Journal(self.decisions.attacks, folder, identity, rank)
         return journal
 
     def finish(self) -> SampleResults:
-        """Evaluate what is still waiting, and return all decisions."""
+        """Evaluate the samples that are still queued, and return all per-sample results."""
         for batch in self._queue.rest():
             self.attacks.evaluate(*batch, self._sizes[batch[0].shape[1:]])
         self.attacks.finish()
         return self.decisions
 
     def _check(self, images: Tensor, labels: Tensor) -> None:
-        """Check labels before anything is computed with them: on a GPU one out of range ends the process."""
+        """Check labels before they are used: on a GPU a label out of range makes CUDA unusable in this process."""
         if self._classes is None:
             with torch.no_grad():
                 scores = self.model.call(images[:2])
@@ -147,14 +156,15 @@ class RobustnessEvaluator:
         check_labels(labels, torch.empty(len(images), self._classes, device="meta"))
 
     def _size(self, images: Tensor, labels: Tensor) -> int:
-        """The size of batches for images of a size; the weights' stand-ins are made with the first."""
+        """Return the batch size for images of this shape; the first call prepares the model."""
         shape = images.shape[1:]
         if shape not in self._sizes:
             if not self._sizes:
                 self._prepare(images)
             given = self.settings.batch_size
             if given is None and self.assumptions.independent and not self.assumptions.no_gradient:
-                with self.model.active(), suppress(Exception):  # no gradient, or none for a single image
+                # the model may have no gradient, or refuse a single image: then the loader's batch size is used
+                with self.model.active(), suppress(Exception):
                     given = fitting_batch(self.model, self.model.to_space(images), labels)
             self._sizes[shape] = given or len(images)
         return self._sizes[shape]
@@ -162,7 +172,7 @@ class RobustnessEvaluator:
     def _prepare(self, images: Tensor) -> None:
         try:
             self.model.prepare(images, self.assumptions.deterministic)
-        except ConfigurationError as error:  # of the control: the evaluation itself needs no stand-ins
+        except ConfigurationError as error:  # the control cannot be made; the evaluation itself can go without it
             if self.settings.on_unsuitable == "raise":
                 raise
             self.attacks.failed |= {name: str(error) for name in self.settings.rows if name.endswith(RESCALED)}

@@ -1,4 +1,4 @@
-"""The evaluation of one loader: from batches as they come to a report, in one process or several."""
+"""Evaluation of one loader: from its batches to this process's share of the report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
 
 
 class JournalPlace(NamedTuple):
-    """Where an evaluation is kept until it has ended: a folder, the name of the evaluation, and the process."""
+    """The place of a journal of finished samples: a folder, the name of the evaluation, and the rank of the process."""
 
     folder: Path
     name: str = ""
@@ -37,23 +37,23 @@ class JournalPlace(NamedTuple):
 
 
 class LoaderEvaluation:
-    """Finds out what a loader yields, evaluates its samples, each once, and says what cannot be evaluated.
+    """Checks the images and labels of a loader, evaluates each of its samples once, and collects reasons for failures.
 
     Args:
         module: the model.
-        logits: maps images to what the model returns.
-        settings: what to evaluate.
-        declared: the project's word on its images.
+        logits: maps images to the model's output.
+        settings: the settings of the evaluation.
+        declared: the user's declaration of how images are normalized.
         loader: yields the batches.
-        num_images: how many samples to keep for showing.
+        num_images: number of example images to keep.
         progress: see :class:`RobustnessEvaluator`.
-        journal: where what is done is kept meanwhile; None for nowhere.
+        journal: the place of the journal of finished samples; None for no journal.
 
     Attributes:
-        evaluator: made with the first batch.
+        evaluator: evaluates the samples; None before the first batch.
         seen: the samples so far.
-        told: warnings that were given.
-        confirmed: whether all images so far confirm what they are taken for.
+        told: the warnings that were already given.
+        confirmed: whether all images so far confirm their normalization.
     """
 
     def __init__(
@@ -83,17 +83,21 @@ class LoaderEvaluation:
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing more is evaluated."""
+        """Whether no further batch is evaluated, after a failure or ``max_samples`` samples."""
         return EVERYTHING in self._failed or self.seen.full
 
     def begin(self, images: Tensor, labels: Tensor) -> None:
-        """Find out what is evaluated how, from the first batch, and say what cannot be.
+        """Check the model and the data on the first batch, and make the evaluator; warn of attacks that cannot run.
+
+        Args:
+            images: as the loader yields them.
+            labels: of any form, see :func:`class_indices`.
 
         Raises:
-            UnsuitableError: where that is nothing.
+            UnsuitableError: if nothing can be evaluated.
         """
         if not len(images):
-            return  # the next one tells
+            return  # an empty batch shows nothing; the next one is taken as the first
         images, labels = self._floating(images), class_indices(labels)
         inputs = self._input_space(images)
         self.confirmed = inputs.confirmed
@@ -118,7 +122,7 @@ class LoaderEvaluation:
             self._tell(text)
 
     def add(self, images: Tensor, labels: Tensor) -> None:
-        """Evaluate the next batch; the first one is begun with."""
+        """Evaluate the next batch; the first one calls :meth:`begin`."""
         if self.stopped or not len(images):
             return
         if self.evaluator is None:
@@ -133,13 +137,13 @@ class LoaderEvaluation:
             self.evaluator.put(images, labels, keys, counted)
 
     def give_up(self, error: BaseException) -> str:
-        """Evaluate no further, and return why, as the report says it."""
+        """Evaluate no further batch, and return the reason as given in the report."""
         known = isinstance(error, UnsuitableError)
         reason = self._failed[EVERYTHING] = str(error) if known else f"{type(error).__name__}: {error}"
         return reason
 
     def finish(self) -> ProcessShare:
-        """Evaluate what is still waiting, and return this process's share."""
+        """Evaluate the samples that are still queued, and return this process's share of the report."""
         rows = {}
         if self.evaluator is not None and EVERYTHING not in self._failed:
             decisions = self.evaluator.finish()
@@ -152,13 +156,13 @@ class LoaderEvaluation:
         return ProcessShare(rows, self.seen.places, known, settings, self.evaluator.inputs, failed, self._said, weights)
 
     def close(self, ended: bool = False) -> None:
-        """Close the journal; it goes once the results are written."""
+        """Close the journal; ``ended`` removes it, once the results are written."""
         if self.evaluator is not None and isinstance(self.evaluator.decisions, Journal):
             self.evaluator.decisions.close(ended)
 
     @property
     def shown(self) -> ExampleImages:
-        """The samples to be shown."""
+        """The example images."""
         return ExampleImages() if self.evaluator is None else self.evaluator.shown
 
     def _description(self, evaluator: RobustnessEvaluator) -> dict[str, Any]:
@@ -179,9 +183,13 @@ class LoaderEvaluation:
         return InputSpace(mean, std, normalized_data=True, source="declared")
 
     def _floating(self, images: Tensor) -> Tensor:
-        """Images that can have a gradient; bytes become floating point where the model takes both for the same.
+        """Return images in floating point, so that they can have a gradient.
 
-        Others get the precision of the model where it cannot be called with their own, as with arrays in float64.
+        Bytes are converted, if the model gives the same logits for both types. Images in floating point are converted
+        to the model's precision if it cannot be called with theirs, as with arrays in float64.
+
+        Raises:
+            UnsuitableError: for bytes that the model treats differently from the same numbers in floating point.
         """
         if images.is_floating_point():
             if self.evaluator is None:
@@ -205,13 +213,14 @@ class LoaderEvaluation:
         return floating
 
     def _precision(self, images: Tensor) -> torch.dtype | None:
-        """The model's precision, single or double, where it takes no other; None where images stay as they are."""
+        """Return the model's precision, single or double, if it cannot be called with the images' own; else None."""
         weight = weight_of(self._module)
         if weight is None or weight.dtype not in (torch.float32, torch.float64, images.dtype):
             return None
         return None if weight.dtype == images.dtype or self._takes(images) else weight.dtype
 
     def _takes(self, images: Tensor) -> bool:
+        """Whether the model can be called with images of this dtype."""
         try:
             with torch.no_grad(), preserved_state(self._module, fork_rng=False):
                 self._logits(images[:2])
@@ -220,20 +229,24 @@ class LoaderEvaluation:
         return True
 
     def _without_gradient(self, reason: str) -> None:
+        """Leave out BIM and PGD, which need a gradient with respect to the images."""
         assert self.evaluator is not None  # noqa: S101
         attacks = [attack.name for attack in self.settings.all_attacks if isinstance(attack, ProjectedGradient)]
         if self.settings.on_unsuitable == "raise":
             raise UnsuitableError(f"{', '.join(attacks)} cannot be evaluated: {reason}.")
         for name in attacks:
             self.evaluator.failed.update({name: reason, name + RESCALED: reason})
-        self._tell(f"{', '.join(attacks)} cannot be evaluated: {reason}. Clean images and noise are.")
+        self._tell(f"{', '.join(attacks)} cannot be evaluated: {reason}. Clean images and noise are still evaluated.")
 
     def _tell(self, text: str) -> None:
         self.told.add(text)
         warn_once(text)
 
     def _check_later(self, images: Tensor) -> None:
-        """Say once that later images are not what the first ones were: what is done is worth more than a stop."""
+        """Warn once if later images contradict the normalization of the first batch, and continue.
+
+        Stopping would lose the results so far.
+        """
         assert self.evaluator is not None  # noqa: S101
         inputs = self.evaluator.inputs
         if self.settings.threat.space == "input":
@@ -241,8 +254,8 @@ class LoaderEvaluation:
         if self.confirmed and confirms(images, *inputs.normalization, every_level=False) is False:
             self.confirmed = False
             self._said.append(
-                "Some images are not 8-bit levels with the normalization of the first ones. Where one loader has data "
-                "sets with several normalizations, give each a loader of its own."
+                "Some images are not 8-bit levels under the normalization of the first ones. If one loader mixes data "
+                "sets with different normalizations, give each a loader of its own."
             )
         try:
             check_range(images, inputs)

@@ -1,4 +1,4 @@
-"""Everything that decides the results of an evaluation, as plain values, checked before anything runs."""
+"""Settings of a robustness evaluation, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lightning_normgeo.utilities.checked_values import flag, is_number, one_or_m
 Semantics = Literal["final", "any"]
 OnUnsuitable = Literal["skip", "raise"]
 RESCALED = "_rescaled"
-"""What the rows of the control end in."""
+"""Suffix of the rows of the control with rescaled weights."""
 _CHOICES = {
     "semantics": ("final", "any"),
     "autocast": ("bf16", "fp16", None),
@@ -36,44 +36,48 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class RobustnessSettings:
-    """What :func:`evaluate_robustness` and ``RobustnessEvaluation`` evaluate.
+    """Settings of :func:`evaluate_robustness` and ``RobustnessEvaluation``.
 
     Attributes:
-        preset: ``pixel-8-255`` (eps 8/255, step 2/255, 10 steps, noise 0.05, in pixels; l2 radius 0.5),
-            ``galloway2019`` (eps 0.03, step 0.003, 20 steps, noise 0.25 unclipped, box ±2, in normalized space; l2
-            radius 0.03·√d) or ``galloway2019-boxed`` (the same within the box of pixels).
-        space: ``input`` to measure in the units of the inputs, whatever they are (dB, standardized features): then
-            radii, noise, ``lower`` and ``upper`` have to be given. Default: the preset's.
-        eps: radius of the l∞ ball in units of the space, or several, which become one row each. Default: the preset's,
-            as for the next six.
-        eps_l2: radius of the l2 ball, or several.
-        step_size: step of one BIM or PGD iteration in l∞, for every radius; if left out it is to the radius as in the
-            preset, and so it is in l2.
-        steps: BIM and PGD iterations.
-        noise_std: standard deviation of the Gaussian noise, or several.
-        lower: lower end of the box, one number or one per channel.
-        upper: upper end of the box.
-        attacks: one or several out of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``, ``pgd_l2`` and
-            ``torchattacks.…``, any attack of torchattacks by name.
-        attack_options: for the constructors of torchattacks' attacks, by name. Attacks in the l∞ ball get eps, step
-            size and steps of the threat model.
-        semantics: ``final``, the last iterate decides (as in the papers and torchattacks); ``any``, a sample is
-            broken once any iterate breaks it, the clean image included (as AutoAttack counts), and then takes part in
-            no further pass. Holds for BIM and PGD.
-        restarts: of PGD; a sample has to withstand all.
-        seed: of noise and random starts.
-        batch_size: samples per pass; if left out the loader's, doubled while memory has room for it, up to 256 on a
-            CPU and 1024 on a GPU.
-        fold: whether to fold batch normalization into convolutions and to store weights with channels last, which
-            leaves logits the same but for rounding.
-        autocast: ``bf16`` or ``fp16`` to compute in half precision; float32 if left out.
-        compile: whether to ``torch.compile`` the model for the evaluation.
-        max_samples: evaluate only the first so many samples; all if left out.
-        rescale: a control: evaluate everything once more with all scale-invariant weights so many times as long (and
-            the running statistics to match), as rows ``…_rescaled``. The function is the same but for ε, so a change
-            of robustness cannot come from the length of weights alone.
-        on_unsuitable: what happens where a model or its data cannot be evaluated, or an attack fails: ``raise``, or
-            ``skip`` it and say so in the report.
+        preset: Threat model: ``pixel-8-255`` (pixels in [0, 1]: eps 8/255, step 2/255, 10 steps, noise 0.05, l2 radius
+            0.5), ``galloway2019`` (normalized inputs: eps 0.03, step 0.003, 20 steps, noise 0.25 unclipped, values
+            clipped to ±2, l2 radius 0.03·√d for d values per image) or ``galloway2019-boxed`` (the same, clipped to
+            valid pixels).
+        eps: Radius of the l∞ ball in units of ``space``; a list adds one row per radius. Default: the preset's.
+        eps_l2: Radius of the l2 ball in units of ``space``; a list adds one row per radius. Default: the preset's.
+        step_size: Step size of BIM and PGD in l∞, in units of ``space``, for every radius; l2 attacks keep its ratio to
+            ``eps``. Default: keeps the preset's step-to-radius ratio.
+        steps: Number of BIM and PGD iterations. Default: the preset's.
+        noise_std: Standard deviation of the Gaussian noise in units of ``space``; a list adds one row per value.
+            Default: the preset's.
+        lower: Smallest value an attacked image may have, in units of ``space``, one number or one per channel.
+            Default: the preset's.
+        upper: Largest value an attacked image may have, in units of ``space``, one number or one per channel.
+            Default: the preset's.
+        attacks: Attacks to run besides ``clean``: one or several of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``,
+            ``pgd_l2`` and ``torchattacks.<name>``. Default: ``gaussian`` and ``bim``.
+        attack_options: Constructor arguments of torchattacks' attacks, as a dictionary for each attack's name. In a
+            pixel-space threat model, l∞ attacks take eps, step size and steps from it unless given here. Default: none.
+        semantics: Iterates of BIM and PGD that count: ``final``, the last one (as in the papers and torchattacks), or
+            ``any``, the first misclassified one, the clean image included (as in AutoAttack), after which the sample
+            is attacked no further. Default: ``final``.
+        restarts: Number of random starts of PGD; a sample is robust only if it withstands all. Default: 1.
+        seed: Seed of the noise and of the random starts. Default: 0.
+        batch_size: Samples per forward pass. Default: the loader's, doubled while memory allows, up to 256 on a CPU
+            and 1024 on a GPU.
+        fold: Fold batch normalization into convolutions and store their weights in channels-last order, which is
+            faster and changes logits by rounding only. Default: true.
+        autocast: Compute in half precision: ``bf16`` or ``fp16``. Default: the model's own precision.
+        compile: Compile the model with ``torch.compile`` for the evaluation. Default: false.
+        max_samples: Evaluate only the first ``max_samples`` samples. Default: all.
+        rescale: Control: repeat the evaluation with every scale-invariant weight multiplied by this factor (> 0), and
+            with running statistics to match, as rows ``…_rescaled``. The function is the same except for ε, so weight
+            norms alone change no accuracy. Default: no control.
+        space: ``input`` to measure radii and noise in the inputs' own units (dB, standardized features); radii, noise,
+            ``lower`` and ``upper`` are then required. Default: the preset's.
+        on_unsuitable: If the model or its data cannot be evaluated, or an attack fails: ``raise`` stops, ``skip``
+            continues and gives the reason in the report. Default: ``raise``.
+        sweep: The settings among ``eps``, ``eps_l2`` and ``noise_std`` that were given as lists, with their values.
     """
 
     preset: str = "pixel-8-255"
@@ -101,11 +105,11 @@ class RobustnessSettings:
 
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> RobustnessSettings:
-        """The settings among the arguments of a function that has a parameter for each of them."""
+        """Return the settings among a function's arguments by name; it must have a parameter for each setting."""
         return cls(**{one.name: arguments[one.name] for one in fields(cls) if one.init})
 
     def __repr__(self) -> str:
-        """Return what is not the default."""
+        """Return the settings that differ from their defaults."""
         changed = [one for one in fields(self) if one.init and getattr(self, one.name) != one.default]
         return f"RobustnessSettings({', '.join(f'{one.name}={getattr(self, one.name)!r}' for one in changed)})"
 
@@ -129,22 +133,23 @@ class RobustnessSettings:
                 raise ConfigurationError(f"{name}={shown(getattr(self, name))} is unknown; choose {allowed}.")
         if self.rescale is not None and not (is_number(self.rescale) and 0 < self.rescale < math.inf):
             raise ConfigurationError(
-                f"rescale={shown(self.rescale)}: only positive numbers are symmetries. Choose one, as 10.0."
+                f"rescale={shown(self.rescale)} must be a positive number, as 10.0: only positive factors leave the "
+                "function unchanged."
             )
         self._check_sweep()
-        self.all_attacks  # noqa: B018 - names are checked now
+        self.all_attacks  # noqa: B018 - the cached property checks the names of attacks now instead of when it is used
         if self.threat.space == "input":
             self._check_units()
 
     @cached_property
     def threat(self) -> ThreatModel:
-        """The threat model; of a sweep the one that the preset's step size belongs to."""
+        """The threat model. For settings given as lists it has the preset's values, to which its step size belongs."""
         single = {name: None if name in self.sweep else getattr(self, name) for name in ("eps", "eps_l2", "noise_std")}
-        ends = {
-            name: tuple(end) if isinstance(end, Sequence) and not isinstance(end, str) else end
-            for name in ("lower", "upper")
-            for end in [getattr(self, name)]
-        }
+        ends: dict[str, Any] = {}
+        for name in ("lower", "upper"):
+            end = getattr(self, name)
+            is_per_channel = isinstance(end, Sequence) and not isinstance(end, str)
+            ends[name] = tuple(end) if is_per_channel else end
         step = self.step_size
         if step is None and isinstance(single["eps"], (int, float)):
             step = step_size(threat_model(self.preset, self.space), single["eps"])
@@ -152,7 +157,7 @@ class RobustnessSettings:
 
     @cached_property
     def all_attacks(self) -> tuple[Attack, ...]:
-        """One attack for each row besides ``clean``, noise first."""
+        """The attacks, one for each row of the results besides ``clean``; noise comes first."""
         names = DEFAULT_ATTACKS if self.attacks is None else self.attacks
         same_step = self.step_size is not None
         found = attack_list(self.threat, names, self.sweep, self.restarts, self.attack_options, same_step)
@@ -169,15 +174,15 @@ class RobustnessSettings:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """What to compute in; None for float32."""
+        """The dtype of autocast; None without autocast."""
         return None if self.autocast is None else _AUTOCAST[self.autocast]
 
     def describe(self, inputs: InputSpace, precision: str = "fp32") -> dict[str, Any]:
-        """Return what decides the results, as plain values, to be stored beside them.
+        """Return the settings that determine the results, as plain values, to be stored with them.
 
         Args:
             inputs: how images relate to pixels.
-            precision: in which the model computes, without autocast.
+            precision: the precision of the model without autocast (``fp32``, ``tf32``, ``bf16``, …).
         """
         return {
             "preset": self.preset,
@@ -196,12 +201,12 @@ class RobustnessSettings:
         }
 
     def _make_plain(self) -> None:
-        """Turn one name into a list, sets into lists in order, and numbers of numpy and torch into Python's."""
-        for name, value in vars(self).copy().items():
-            several = isinstance(value, Iterable) and not isinstance(value, (str, bytes, list, tuple, Mapping))
-            object.__setattr__(
-                self, name, plain(value if hasattr(value, "tolist") or not several else one_or_more(value))
-            )
+        """Convert a single attack to a list, sets to sorted lists, and numbers of numpy and torch to Python's."""
+        for name, given in vars(self).copy().items():
+            is_collection = isinstance(given, Iterable) and not isinstance(given, (str, bytes, list, tuple, Mapping))
+            is_array = hasattr(given, "tolist")
+            value = one_or_more(given) if is_collection and not is_array else given
+            object.__setattr__(self, name, plain(value))
         if self.attacks is not None:
             object.__setattr__(self, "attacks", strings("attacks", self.attacks, "the name of an attack, as 'bim'"))
         options = {} if self.attack_options is None else self.attack_options
@@ -212,6 +217,11 @@ class RobustnessSettings:
             )
 
     def _check_sweep(self) -> None:
+        """Find the settings that were given as lists, and check each of their values.
+
+        Raises:
+            ConfigurationError: for an empty list, equal values, or values out of range.
+        """
         object.__setattr__(self, "sweep", {})
         for name in ("eps", "eps_l2", "noise_std"):
             values = getattr(self, name)
@@ -224,7 +234,11 @@ class RobustnessSettings:
                 threat_model(self.preset, self.space, **{name: value})
 
     def _check_units(self) -> None:
-        """Refuse radii and bounds of a preset for inputs in units that it does not know."""
+        """Refuse ``space="input"`` with radii, noise or bounds of a preset, which are in other units.
+
+        Raises:
+            ConfigurationError: naming the settings that have to be given.
+        """
         needed = {"lower", "upper"}
         for attack in self.all_attacks:
             if isinstance(attack, Noise):
@@ -243,5 +257,6 @@ class RobustnessSettings:
             )
 
     def _ends(self) -> list[float]:
+        """Return the finite or infinite ends of the box, of all channels."""
         ends = (self.threat.lower, self.threat.upper)
         return [value for end in ends if end is not None for value in (end if isinstance(end, tuple) else (end,))]

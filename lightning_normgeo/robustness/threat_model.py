@@ -1,4 +1,4 @@
-"""Threat models: in which space a perturbation is measured, how large it may be, and where it has to stay."""
+"""Threat models: the space, the size and the bounds of perturbations."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from lightning_normgeo.robustness.inputs.input_space import per_channel
 from lightning_normgeo.utilities.checked_values import entry_of, is_number, shown
 
 Limit = float | tuple[float, ...] | None
-"""An end of the box: for all channels, for each, or None for where black and white pixels are."""
+"""A bound on image values: one number, one per channel, or None for the value of a black or white pixel."""
 
 
 def _pairs(lower: Limit, upper: Limit) -> list[tuple[float, float]]:
-    """Return the ends that can be compared without knowing the images."""
+    """Return the lower and upper bound of each channel; none if one of them depends on the images."""
     if lower is None or upper is None:
         return []
     lows = lower if isinstance(lower, tuple) else (lower,)
     highs = upper if isinstance(upper, tuple) else (upper,)
     count = max(len(lows), len(highs))
+    # a single number holds for all channels
     return list(zip(lows * (count // len(lows)), highs * (count // len(highs)), strict=False))
 
 
@@ -39,20 +40,23 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """Everything that decides an accuracy under attack, in the units of ``space``.
+    """Size and bounds of perturbations, in the units of ``space``.
 
     Attributes:
-        space: ``pixel``, images in [0, 1]; ``normalized``, z = (pixel - mean) / std; ``input``, the units of the
-            loader, whatever they are.
-        eps: radius of the l∞ ball.
-        step_size: step of one BIM iteration in l∞; in l2 it has the same ratio to the radius.
-        steps: BIM iterations.
-        noise_std: standard deviation of the Gaussian noise.
-        lower: smallest value BIM may produce; one for each channel, or None for that of a black pixel.
-        upper: largest value BIM may produce, likewise.
+        space: ``pixel``, images in [0, 1]; ``normalized``, z = (pixel - mean) / std; ``input``, the loader's own units.
+        eps: radius of the l∞ ball, at least 0; in pixels at most 1.
+        step_size: step size of BIM and PGD in l∞, at least 0; in l2 its ratio to the radius is the same.
+        steps: number of BIM and PGD iterations, at least 1.
+        noise_std: standard deviation of the Gaussian noise, at least 0.
+        lower: smallest value an attacked image may have; one per channel, or None for the value of a black pixel.
+        upper: largest value an attacked image may have; one per channel, or None for the value of a white pixel.
         clip_noise: whether noisy images are clipped to [lower, upper] too.
-        eps_l2: radius of the l2 ball; None for eps·√d with d values per image, the longest vector of the l∞ ball.
-        box_first: order of box and ball in l2, see :class:`~lightning_normgeo.robustness.Ball`.
+        eps_l2: radius of the l2 ball, at least 0; None for eps·√d with d values per image, the l2 norm of the longest
+            vector in the l∞ ball.
+        box_first: order of the projections in l2, see :class:`~lightning_normgeo.robustness.Ball`.
+
+    Raises:
+        ConfigurationError: naming the setting, its value and what is allowed.
     """
 
     space: Space
@@ -98,14 +102,18 @@ class ThreatModel:
             )
 
     def box(self, inputs: InputSpace, images: Tensor) -> tuple[Bound, Bound]:
-        """Return both ends of the box in the threat model's space.
+        """Return the lower and upper bound of image values in the threat model's space.
 
         Args:
-            inputs: says what black and white are there.
-            images: of that space.
+            inputs: how images relate to pixels, which gives the values of black and white pixels.
+            images: ``(batch, channels, …)`` in the threat model's space.
+
+        Returns:
+            Two numbers, or two tensors that can be broadcast over ``images``.
 
         Raises:
-            ConfigurationError: where there is not one value for each channel.
+            ConfigurationError: if the number of values is not the number of channels, or ``lower`` is not less than
+                ``upper``.
         """
         ends: list[Bound] = []
         for name, limit, pixel in (("lower", self.lower, 0.0), ("upper", self.upper, 1.0)):
@@ -119,18 +127,21 @@ class ThreatModel:
                 ends.append(per_channel(limit, images))
             else:
                 ends.append(limit)
-        if any(isinstance(end, Tensor) for end in ends):  # clamp takes two numbers or two tensors
+        if any(isinstance(end, Tensor) for end in ends):  # clamp takes two numbers or two tensors, not one of each
             ends = [torch.as_tensor(end, dtype=images.dtype, device=images.device) for end in ends]
         if (self.lower is None) != (self.upper is None) and not bool(torch.as_tensor(ends[0] < ends[1]).all()):
             raise ConfigurationError(
-                f"lower={self.lower!r} must be less than upper={self.upper!r}, where None is what a black or a white "
-                "pixel is."
+                f"lower={self.lower!r} must be less than upper={self.upper!r}, where None is the value of a black "
+                "pixel (lower) or of a white one (upper)."
             )
         return ends[0], ends[1]
 
     @property
     def unit_range(self) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
-        """Return the mean and standard deviation that map the box to [0, 1]; None for a box without ends."""
+        """The mean and standard deviation of the normalization that maps [lower, upper] to [0, 1].
+
+        None and None if a bound is infinite, or depends on the images.
+        """
         lows, highs = zip(*_pairs(self.lower, self.upper) or [(-math.inf, math.inf)], strict=True)
         if not all(map(math.isfinite, (*lows, *highs))):
             return None, None
@@ -138,37 +149,38 @@ class ThreatModel:
         return tuple(-low / span for low, span in zip(lows, spans, strict=True)), tuple(1 / span for span in spans)
 
     def settings(self) -> dict[str, Any]:
-        """Return all settings as plain values, to be stored beside every result."""
+        """Return all settings as plain values, to be stored with the results."""
         return asdict(self)
 
 
 PRESETS: dict[str, ThreatModel] = {
-    # noise of the same size as Galloway's, in pixels
+    # the noise of Galloway et al., 0.25 in units of the standard deviation of pixels, is about 0.05 in pixels
     "pixel-8-255": ThreatModel("pixel", 8 / 255, 2 / 255, 10, 0.05, 0.0, 1.0, clip_noise=True, eps_l2=0.5),
-    # github.com/AngusG/bn-advex-zhang-fixup, cifar_eval_advertorch.py: the clip at ±2 cuts off real pixel values,
-    # and the noise is not clipped
+    # as in github.com/AngusG/bn-advex-zhang-fixup, cifar_eval_advertorch.py: clipping to ±2 changes pixel values that
+    # occur in clean images, and the noise is not clipped
     "galloway2019": ThreatModel("normalized", 0.03, 0.003, 20, 0.25, -2.0, 2.0, clip_noise=False, box_first=True),
-    # the same with the box that pixels have
+    # the same, clipped to the values of black and white pixels
     "galloway2019-boxed": ThreatModel(
         "normalized", 0.03, 0.003, 20, 0.25, None, None, clip_noise=False, box_first=True
     ),
 }
+"""Threat models by name. Their units are those of their spaces: pixels in [0, 1], or standard deviations."""
 INPUT_UNITS = ThreatModel("input", 1.0, 0.25, 10, 1.0, -math.inf, math.inf, clip_noise=True, eps_l2=1.0)
-"""Of ``space="input"``: the ratio of step to radius, and the steps; radii and bounds have to be given."""
+"""Threat model of ``space="input"``: only the step-to-radius ratio and the steps are used, the rest has to be given."""
 
 
 def threat_model(
     preset: str, space: Space | None = None, **changes: float | int | bool | tuple[float, ...] | None
 ) -> ThreatModel:
-    """Return the threat model called ``preset`` with the given settings replaced; None keeps the preset's.
+    """Return the threat model of a preset, with some of its settings replaced.
 
     Args:
-        preset: one of :data:`PRESETS`.
-        space: another space than the preset's; only ``input``, whose units no preset knows.
-        **changes: fields of :class:`ThreatModel`.
+        preset: a name of :data:`PRESETS`.
+        space: ``input`` for the inputs' own units, or the preset's space. Default: the preset's.
+        **changes: fields of :class:`ThreatModel` to replace; None keeps the preset's value.
 
     Raises:
-        ConfigurationError: for an unknown preset or a setting out of range.
+        ConfigurationError: for an unknown preset, a space that does not go with it, or a setting out of range.
     """
     start = entry_of("preset", preset, PRESETS)
     if space not in (None, start.space):

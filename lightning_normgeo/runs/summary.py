@@ -13,22 +13,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lightning_normgeo.runs.quantities import QUANTITIES
 from lightning_normgeo.runs.record import Record, finite_points, read_record
 from lightning_normgeo.utilities.plain_text import plain_line
 
-_QUANTITIES = {
-    "orthogonality/max_abs_cos": "largest |cos(W, ∇W)|, scale-invariant",
-    "orthogonality/max_abs_cos_corrected": "  with the epsilon part removed",
-    "orthogonality_control/max_abs_cos": "  of the other weights",
-    "norm_growth/weight_norm": "‖W‖ of all scale-invariant weights",
-    "norm_growth/increment": "Δ‖W‖² of a step, measured",
-    "norm_growth/explained": "  explained by the optimizer's formula",
-    "norm_growth/predicted": "  predicted by eq 16, η²‖∇‖²",
-    "norm_growth/predicted_momentum": "  predicted, with momentum and decay",
-    "norm_growth/angular_update": "turn of the weights per step (rad)",
-    "affine/abs_gamma2_minus_sigma2_mean": "|γ² - σ²|, mean over channels",
-    "affine/abs_beta_minus_mu_mean": "|β - μ|, mean over channels",
-}
+_SUMMARY = {quantity.key: quantity.summary for quantity in QUANTITIES.values() if quantity.summary}
+"""Lines of the summary by metric key."""
 _EQ16, _WITH_MOMENTUM = "norm_growth/predicted", "norm_growth/predicted_momentum"
 _EQ16_APPLIES = "norm_growth/eq16_applies"
 _NAMED = ("orthogonality/", "affine/")
@@ -89,14 +79,14 @@ def _geometry(record: Record) -> Table:
     table.add_column("largest in")
     for key, found in measured.items():
         values = (f"{found[0][1]:.4g}", f"{found[-1][1]:.4g}")
-        table.add_row(Text(_QUANTITIES[key]), *values, Text(plain_line(_largest_layer(record, key))))
+        table.add_row(Text(_SUMMARY[key]), *values, Text(plain_line(_largest_layer(record, key))))
     return table
 
 
 def _shown(record: Record) -> list[str]:
     """Return the keys of the quantities to show: the prediction of eq 16 if it applies, else that with momentum."""
     hidden = _WITH_MOMENTUM if _covered(record) else _EQ16
-    return [key for key in _QUANTITIES if key != hidden]
+    return [key for key in _SUMMARY if key != hidden]
 
 
 def _covered(record: Record) -> bool:

@@ -1,1 +1,1 @@
-"""Words and signals between the commands and whoever runs them."""
+"""Text that the commands print in a terminal: help, shipped configurations, encodings and closed streams."""

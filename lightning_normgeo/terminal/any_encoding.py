@@ -1,4 +1,4 @@
-"""Text that every terminal can show: Greek letters and mathematical signs in words where an encoding lacks them."""
+"""Output in any encoding: Greek letters and mathematical signs are written in ASCII where an encoding lacks them."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ _IN_WORDS = {
 
 
 def speak_any_encoding() -> None:
-    """Let the standard streams write signs that their encoding lacks in words, instead of failing."""
+    """Let the standard streams write characters that their encoding lacks in ASCII, instead of raising an error."""
     codecs.register_error(_HANDLER, _in_words)
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # not of what others have put in their place
+        reconfigure = getattr(stream, "reconfigure", None)  # missing where a notebook has replaced the stream
         if reconfigure is not None:
             reconfigure(errors=_HANDLER)
 
 
 def _in_words(error: UnicodeError) -> tuple[str, int]:
-    """Handle an error of encoding; see :func:`codecs.register_error`."""
+    """Replace the characters of an encoding error; a handler for :func:`codecs.register_error`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     signs = error.object[error.start : error.end]
@@ -62,5 +62,5 @@ def _in_ascii(sign: str) -> str:
     known = _IN_WORDS.get(sign)
     if known is not None:
         return known
-    letters = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode()  # é as e
+    letters = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode()  # é becomes e
     return letters or "?"

@@ -1,4 +1,4 @@
-"""Standard streams that stop nothing: what cannot be shown is not."""
+"""Standard streams that never raise errors: output that cannot be written is dropped."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk or an exhausted quota, after which later writes may succeed again."""
 
 
 class PipeSafeStream:
-    """A text file that drops what it has no room for, as on a full disk.
+    """A text file that drops text for which the disk has no room.
 
-    It falls silent once nobody reads it any more, as a terminal that is gone.
+    After any other error, such as a closed pipe or terminal, it drops everything.
 
     Args:
-        file: such as the standard output.
+        file: the file to write to, such as the standard output.
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -29,7 +30,7 @@ class PipeSafeStream:
         return getattr(self._file, name)
 
     def write(self, text: str) -> int:
-        """Write a text, or nothing."""
+        """Write a text, or drop it if that fails; return its length."""
         try:
             return self._file.write(text)
         except OSError as error:
@@ -37,32 +38,32 @@ class PipeSafeStream:
             return len(text)
 
     def flush(self) -> None:
-        """Write what is left, or nothing."""
+        """Write buffered text, or drop it if that fails."""
         try:
             self._file.flush()
         except OSError as error:
             self._fail(error)
 
     def end(self) -> None:
-        """Write what is left, for the last time."""
+        """Write buffered text for the last time, and drop it if that fails."""
         try:
             self._file.flush()
         except (OSError, ValueError):
             self._silence()
 
     def _fail(self, error: OSError) -> None:
-        if error.errno not in _FULL:  # else there may be room again
+        if error.errno not in _FULL:  # a full disk may have room later
             self._silence()
 
     def _silence(self) -> None:
-        """Lead it nowhere: Python itself would fail to write the rest at its end."""
+        """Redirect the file to the null device, as Python itself would fail to write the buffer at exit."""
         with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), self._file.fileno())
 
 
 @contextmanager
 def outlets() -> Iterator[None]:
-    """Let the standard streams stop nothing meanwhile."""
+    """Context in which writing to the standard streams never raises an error."""
     before = sys.stdout, sys.stderr
     own = [None if stream is None else PipeSafeStream(stream) for stream in before]
     sys.stdout, sys.stderr = cast("list[TextIO]", own)

@@ -1,4 +1,4 @@
-"""Configurations that come with the package, found by name from any folder."""
+"""Configurations that come with the package, which commands find by name from any folder."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from lightning_normgeo.errors import ConfigurationError, nearest_names
 _ENDINGS = (".yaml", ".yml")
 _CONFIG_OPTIONS = ("-c", "--config")
 DEFAULTS = "defaults"
-"""The configuration that every command of the Trainer starts from."""
+"""Name of the configuration that every command of the Trainer reads first."""
 
 
 def configs_folder() -> Path:
-    """Return the folder of the configurations: inside an installed package, or beside it in a checkout."""
+    """Return the folder of the configurations, inside an installed package or next to it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return the configurations by name: the path below their folder without its ending, as ``norm/gn_wd``."""
+    """Return the files of the configurations by name, the relative path without its suffix, such as ``norm/gn_wd``."""
     folder = configs_folder()
     files = sorted(folder.rglob("*.yaml"), key=lambda file: (len(file.relative_to(folder).parts), file))
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
 def title_of(config: Path) -> str:
-    """Return the sentence that a configuration begins with, a comment on its first line."""
+    """Return the title of a configuration, the first sentence of the comment on its first line."""
     line = config.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-    sentence = re.split(r"\. (?=[A-Z])", line)[0]  # "et al. 2020" goes on
+    sentence = re.split(r"\. (?=[A-Z])", line)[0]  # "et al. 2020" does not end a sentence
     return sentence.rstrip(".:")
 
 
@@ -38,12 +38,12 @@ def find_config(given: str, option: str = "--config") -> str:
     """Return the path of a configuration.
 
     Args:
-        given: a file, or the name of a configuration that comes with the package: ``norm/gn_wd``, ``gn_wd`` where no
-            other has that last part, and ``configs/norm/gn_wd.yaml`` as in a checkout.
-        option: what it was given for, in errors.
+        given: path of a file, or the name of a configuration that comes with the package: ``norm/gn_wd``, its last part
+            ``gn_wd`` if that is unique, or ``configs/norm/gn_wd.yaml`` as in a checkout.
+        option: name of the option, for the message.
 
     Raises:
-        ConfigurationError: if there is neither; it names the nearest.
+        ConfigurationError: if there is no such file or configuration; the message lists similar names.
     """
     if Path(given).is_file():
         return given
@@ -55,16 +55,19 @@ def find_config(given: str, option: str = "--config") -> str:
         return str(known[alike[0]])
     what = "is a folder" if Path(given).is_dir() else "does not exist"
     raise ConfigurationError(
-        f"{option} {given} {what}, and no configuration that comes with the package is called so. "
+        f"{option} {given} {what}, and no configuration that comes with the package has this name. "
         f"Nearest: {nearest_names(asked, alike or known)}; normgeo configs lists all."
     )
 
 
 def with_config_paths(arguments: list[str]) -> list[str]:
-    """Return the arguments of a command with the paths of configurations that are given by name.
+    """Replace the names of configurations in the arguments of a command by their paths.
+
+    Args:
+        arguments: the words after the command.
 
     Raises:
-        ConfigurationError: see :func:`find_config`.
+        ConfigurationError: if there is no such configuration, see :func:`find_config`.
     """
     found, is_config = [], False
     for argument in arguments:
@@ -79,5 +82,5 @@ def with_config_paths(arguments: list[str]) -> list[str]:
 
 
 def _is_inline(value: str) -> bool:
-    """Whether a value is a configuration itself, as YAML or JSON, or stands for the standard input."""
+    """Whether a value is no path or name, but the text of a configuration (YAML, JSON) or ``-`` for standard input."""
     return value == "-" or "\n" in value or ": " in value or value.startswith("{")

@@ -1,4 +1,4 @@
-"""Short help of the commands, shown without importing torch."""
+"""Short help texts of the commands, printed without importing torch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ TRAINER_COMMANDS = {
     "test": "evaluate a checkpoint on the test data, under noise and attack",
     "predict": "predict with a checkpoint",
 }
-"""The commands of Lightning's Trainer, and what each of them does."""
+"""Descriptions of the commands of Lightning's Trainer."""
 OWN_COMMANDS = {
     "study": "run a grid of trainings, resume it, and report on it",
     "report": "compare runs: one HTML page, tables, pictures, or a report of W&B",
     "configs": "list the configurations that come with the package, or print one",
 }
-"""The commands that need no Trainer."""
+"""Descriptions of the commands that need no Trainer."""
 
 ALL_OPTIONS = "--help-all"
-"""The option that lists the options of Lightning as well."""
+"""The option that prints the help of all options, including Lightning's."""
 
 RUN_OPTIONS = {
     "--run FOLDER": "folder; the same command again resumes it [runs/normgeo/TIME]",
@@ -75,7 +75,7 @@ _WIDTH = 33
 
 
 def overview() -> str:
-    """Return what the package's command does, for ``normgeo`` alone."""
+    """Return the overview of all commands, the output of ``normgeo`` without arguments."""
     commands = _rows({f"  {name}": text for name, text in (TRAINER_COMMANDS | OWN_COMMANDS).items()}, 12)
     return f"""normgeo {__version__}: the geometry of normalization, measured while you train.
 
@@ -91,7 +91,7 @@ AffineConvergenceMonitor, RobustnessEvaluation), and RecordLogger to its loggers
 
 
 def command_help(command: str) -> str:
-    """Return the options of one of Lightning's commands: the package's own first, then the usual ones of the Trainer.
+    """Return the help of a command of the Trainer: the options of this package, then common ones of the Trainer.
 
     Args:
         command: one of :data:`TRAINER_COMMANDS`.
@@ -105,14 +105,14 @@ def command_help(command: str) -> str:
 
 
 def unknown_command(command: str) -> str:
-    """Return what to say of a command that there is not, or of an option in its place."""
+    """Return the error message for an unknown command, or for an option in place of a command."""
     if command.startswith("-"):
         return f"{command} comes after the command, one of {', '.join([*TRAINER_COMMANDS, *OWN_COMMANDS])}."
     return f"{command!r} is no command. Choose one of: {nearest_names(command, [*TRAINER_COMMANDS, *OWN_COMMANDS])}."
 
 
 def config_list() -> str:
-    """Return the names and titles of the configurations that come with the package."""
+    """Return the list of names and titles of the configurations that come with the package."""
     rows = {f"  {name}": title_of(file) for name, file in shipped_configs().items()}
     return f"{_rows(rows, 26)}\n\nnormgeo configs NAME prints one; --config NAME and normgeo study NAME take them."
 
@@ -136,8 +136,11 @@ def _offered(command: str, options: Mapping[str, str]) -> dict[str, str]:
 
 
 def _rows(rows: Mapping[str, str], width: int) -> str:
-    """Return two columns; a first entry that is too long for its column has a line of its own."""
+    """Return rows as text in two columns; a name that is wider than its column gets its own line."""
     lines = []
     for name, text in rows.items():
-        lines += [f"{name:{width}} {text}"] if len(name) <= width else [name, f"{'':{width}} {text}"]
+        if len(name) <= width:
+            lines.append(f"{name:{width}} {text}")
+        else:
+            lines += [name, f"{'':{width}} {text}"]
     return "\n".join(lines)

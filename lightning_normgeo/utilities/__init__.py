@@ -1,1 +1,1 @@
-"""Files, texts, checked values and versions: helpers that know nothing of normalization."""
+"""Helpers for files, texts, checked settings and versions that are independent of normalization."""

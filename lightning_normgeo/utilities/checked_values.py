@@ -1,4 +1,4 @@
-"""Settings as users give them: plain values, or an error that says what was given, what is allowed and what to do."""
+"""Checks of settings: plain Python values, or an error that names what was given, what is allowed and what to do."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lightning_normgeo.errors import ConfigurationError, near_names
 
 _T = TypeVar("_T")
 _FEW = 20
-"""How many names a message lists."""
+"""The largest number of names of which a message lists all."""
 _LONG = 80
-"""How many characters of a value a message shows."""
+"""The largest number of characters of a value in a message."""
 
 
 class UnknownNameError(ConfigurationError, KeyError):
-    """A name that nothing has; a KeyError for those who look things up."""
+    """An unknown name; also a KeyError, as lookups in a mapping raise."""
 
-    __str__ = ConfigurationError.__str__  # that of KeyError shows its message as a literal
+    __str__ = ConfigurationError.__str__  # KeyError would show the message in quotes
 
 
 class _Short(reprlib.Repr):
-    """Values in short: of collections the first entries, of tensors and arrays the shape."""
+    """Short representation of values: the first entries of collections, the shape of tensors and arrays."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _Short(reprlib.Repr):
         self.maxstring = self.maxother = _LONG
 
     def repr1(self, x: Any, level: int) -> str:
-        """Return one value, at a depth."""
+        """Return the representation of one value at a depth of nesting."""
         if isinstance(x, type):
             return f"the class {x.__name__}"
         if hasattr(x, "shape") and hasattr(x, "dtype") and getattr(x, "ndim", None):
@@ -41,68 +41,81 @@ class _Short(reprlib.Repr):
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: one line, not too long."""
+    """Return a value as messages show it, in one line of at most 80 characters."""
     text = " ".join(_Short().repr(value).split())
     return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message: torch's go on for a page."""
+    """Return the first line of an error's message, as torch's messages may fill a page."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(" .:")
 
 
 def nearest(name: object, known: Iterable[str], meanings: Mapping[str, str] | None = None) -> str:
-    """What a wrong name is nearest to, and all that there are, or the first of many.
+    """Return a hint for an unknown name: "did you mean …? Known are …", with at most 20 names.
 
     Args:
-        name: what was given.
-        known: the names.
-        meanings: of these, in words, which are looked at as well.
+        name: the value that was given.
+        known: the names there are.
+        meanings: descriptions of names, which are searched and shown as well.
     """
     meanings = {one: (meanings or {}).get(one, "") for one in known}
     near = _near(name, meanings) if isinstance(name, str) else []
-    hint = f"did you mean {' or '.join(map(_called(meanings), near[:3]))}? Known" if near else "known"
-    listed = list(meanings) if len(meanings) <= _FEW else (near + [n for n in meanings if n not in near])[:8]
+    hint = "known"
+    if near:
+        suggestions = [f"{one!r} ({meanings[one]})" if meanings[one] else repr(one) for one in near[:3]]
+        hint = f"did you mean {' or '.join(suggestions)}? Known"
+    listed = list(meanings)
+    if len(meanings) > _FEW:
+        listed = [*near, *(one for one in meanings if one not in near)][:8]
     more = f", … ({len(meanings)} in all)" if len(meanings) > len(listed) else ""
     return f"{hint} are {', '.join(map(repr, listed)) or 'none'}{more}"
 
 
-def _called(meanings: Mapping[str, str]) -> Any:
-    return lambda name: f"{name!r} ({meanings[name]})" if meanings[name] else repr(name)
-
-
 def _near(name: str, meanings: Mapping[str, str]) -> list[str]:
-    """The names that are near in letters, else those whose meaning contains what was said."""
+    """Return the names that are spelled similarly, or else those whose description contains the given word."""
     near = near_names(name, meanings)
-    word = "".join(letter for letter in name.casefold() if letter.isalnum())
-    said = {known: "".join(filter(str.isalnum, meaning.casefold())) for known, meaning in meanings.items()}
-    return near or [known for known, meaning in said.items() if len(word) > 2 and word in meaning]
+    word = _letters(name)
+    return near or [known for known, meaning in meanings.items() if len(word) > 2 and word in _letters(meaning)]
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def plain(value: Any) -> Any:
-    """Python's numbers and lists from those of numpy and torch; whatever else as it is."""
+    """Convert numbers and arrays of numpy and torch, and fractions, to Python's numbers and lists.
+
+    Lists and tuples are converted entry by entry. Other values are returned unchanged, as are subclasses of list and
+    tuple.
+    """
     if hasattr(value, "tolist"):
         return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
     return float(value) if isinstance(value, Fraction) else value
 
 
 def one_or_more(value: Any) -> Any:
-    """A list of what was given as one or several; a set in order, as that of a set differs between processes."""
+    """Return one value or several as a list, and None as None.
+
+    Sets are sorted, as their order may differ between processes.
+    """
     value = plain(value)
-    if value is None or isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        return value if value is None else [value]
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        return [value]
     return sorted(value, key=repr) if isinstance(value, (set, frozenset)) else list(value)
 
 
 def strings(option: str, value: Any, what: str) -> list[str]:
-    """One string or several, as a list.
+    """Return a setting that is one string or several, as a list.
 
     Args:
-        option: its name.
-        value: what was given.
-        what: the strings are, with an example.
+        option: name of the setting.
+        value: the value that was given.
+        what: noun for the allowed strings, with an example, for the message.
 
     Raises:
         ConfigurationError: for anything else.
@@ -114,7 +127,12 @@ def strings(option: str, value: Any, what: str) -> list[str]:
 
 
 def numbers_of(option: str, value: Any, what: str) -> tuple[float, ...] | None:
-    """One number or several that are finite, as a tuple, of an array of any shape; None stays what it is.
+    """Return a setting that is one finite number or several, or an array of any shape, as a tuple; None stays None.
+
+    Args:
+        option: name of the setting.
+        value: the value that was given.
+        what: noun for the allowed values, for the message.
 
     Raises:
         ConfigurationError: for anything else.
@@ -126,12 +144,18 @@ def numbers_of(option: str, value: Any, what: str) -> tuple[float, ...] | None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a number, and no truth value or NaN."""
+    """Whether a value is an int or a float, but neither a bool nor NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def whole(option: str, value: Any, least: int, advice: str = "") -> int:
-    """A whole number, also one of numpy or torch.
+    """Return a setting that is a whole number, of Python, numpy or torch.
+
+    Args:
+        option: name of the setting.
+        value: the value that was given.
+        least: the smallest allowed number.
+        advice: sentence at the end of the message.
 
     Raises:
         ConfigurationError: for anything else, or less than ``least``.
@@ -143,10 +167,14 @@ def whole(option: str, value: Any, least: int, advice: str = "") -> int:
 
 
 def flag(option: str, value: Any) -> bool:
-    """True or False.
+    """Return a setting that is True or False, of Python, numpy or torch.
+
+    Args:
+        option: name of the setting.
+        value: the value that was given.
 
     Raises:
-        ConfigurationError: for anything else: text is always true.
+        ConfigurationError: for anything else, also for text: ``"false"`` would count as true.
     """
     found = plain(value)
     if not isinstance(found, bool):
@@ -155,16 +183,16 @@ def flag(option: str, value: Any) -> bool:
 
 
 def entry_of(option: str, name: Any, known: Mapping[str, _T], meanings: Mapping[str, str] | None = None) -> _T:
-    """What is known by a name.
+    """Return the entry of a table by its name.
 
     Args:
-        option: what the name was given as.
-        name: what was given.
-        known: by name.
-        meanings: of the names, in words, where these help.
+        option: name of the setting.
+        name: the value that was given.
+        known: the table.
+        meanings: descriptions of the names, to find and explain similar ones. Default: none.
 
     Raises:
-        ConfigurationError: for another name, with the nearest and all there are.
+        ConfigurationError: for an unknown name; the message lists similar names and the known ones.
     """
     if not isinstance(name, str) or name not in known:
         raise ConfigurationError(f"{option}={shown(name)} is unknown; {nearest(name, known, meanings)}.")

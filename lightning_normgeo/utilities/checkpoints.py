@@ -1,8 +1,9 @@
-"""Safe loading of checkpoints: weights and plain values only, whatever the versions of torch and Lightning.
+"""Safe loading of checkpoints: weights and plain values only, with every version of torch and Lightning.
 
-A checkpoint is a pickle, and a pickle can name any function to be called with any arguments. ``torch.load`` refuses
-that with ``weights_only=True``; but Lightning's strategies do not pass it on everywhere (a whole file for FSDP, the
-entries of a sharded folder, DeepSpeed, a URL), and ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`` takes back what is the default.
+A checkpoint is a pickle, and a pickle can call any function with any arguments. ``torch.load`` refuses that with
+``weights_only=True``; but Lightning's strategies do not pass this argument on everywhere (a single file for FSDP, the
+entries of a sharded folder, DeepSpeed, a URL), and ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`` overrides it where it is the
+default.
 """
 
 from __future__ import annotations
@@ -27,33 +28,33 @@ from lightning_normgeo.errors import ConfigurationError
 
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _INDEX, _REST = ".metadata", "meta.pt"
-"""Files of a sharded folder: where each tensor is, which torch reads with a plain ``pickle.load``, and what is not a
-tensor of model or optimizer, which Lightning reads."""
+"""Files of a sharded folder: the index with the place of each tensor, which torch reads with a plain ``pickle.load``,
+and everything that is not a tensor of model or optimizer, which Lightning reads."""
 _DESCRIPTIONS = (
     "torch.distributed.checkpoint.metadata",
     "torch.distributed.checkpoint.filesystem",
     "torch.distributed._shard.sharded_tensor.metadata",
 )
-"""Modules whose dataclasses and enumerations an index consists of."""
+"""Modules that define the dataclasses and enumerations of an index."""
 _VOCABULARY = (*_DESCRIPTIONS, "torch", "torch.serialization", "collections", "pathlib", "pathlib._local")
 
 
 def check_checkpoint(path: str | os.PathLike[str] | None) -> None:
-    """Refuse a checkpoint that holds more than weights and plain values, without running anything of it.
+    """Refuse a checkpoint that holds more than weights and plain values, without running any of its code.
 
-    Cost: a file is mapped into memory, its tensors are not read.
+    Cost: the file is mapped into memory; its tensors are not read.
 
     Args:
-        path: of a file, or of the folder that a sharded training saves. Nothing else is looked at: keywords such as
-            ``best``, URLs, and what does not exist, are for whoever loads them.
+        path: path of a file, or of the folder that a sharded training saves. Keywords such as ``best``, URLs and paths
+            that do not exist are not checked here but left to the code that loads them.
 
     Raises:
-        ConfigurationError: if it does, or cannot be read.
+        ConfigurationError: if the checkpoint holds anything else, or cannot be read.
     """
-    if path is None or not os.path.exists(path):  # noqa: PTH110 - pathlib's raises for URLs longer than a name may be
+    if path is None or not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for URLs that are too long for a file name
         return
     try:
-        with _refusals(path), warnings.catch_warnings(action="ignore"):  # torch would warn and refuse
+        with _refusals(path), warnings.catch_warnings(action="ignore"):  # torch warns before it refuses
             _read(Path(path))
     except ConfigurationError:
         raise
@@ -63,7 +64,7 @@ def check_checkpoint(path: str | os.PathLike[str] | None) -> None:
 
 
 def _read(place: Path) -> None:
-    """Read what a file or a sharded folder holds beside tensors."""
+    """Unpickle a checkpoint safely without its tensors, to find out whether it is refused."""
     file, index = (place / _REST, place / _INDEX) if place.is_dir() else (place, None)
     if file.is_file():
         zipped = zipfile.is_zipfile(file)
@@ -74,10 +75,12 @@ def _read(place: Path) -> None:
 
 
 def load_weights_only(strategy: Any) -> None:
-    """Make a Trainer's strategy load weights only: all that the Trainer loads, it loads through its strategy.
+    """Make a Trainer's strategy load weights and plain values only.
+
+    The Trainer loads every checkpoint through its strategy.
 
     Args:
-        strategy: changed in place.
+        strategy: strategy of the Trainer, changed in place.
     """
     load = strategy.load_checkpoint
 
@@ -92,7 +95,7 @@ def load_weights_only(strategy: Any) -> None:
 
 @contextmanager
 def _forced() -> Iterator[None]:
-    """Make ``torch.load`` load weights only, whatever it is asked for."""
+    """Context in which ``torch.load`` loads weights only, whatever its arguments say."""
     before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORCE_NOT)}
     os.environ[_FORCE] = "1"
     try:
@@ -104,7 +107,7 @@ def _forced() -> Iterator[None]:
 
 @contextmanager
 def _refusals(path: object) -> Iterator[None]:
-    """Turn the pages of advice that torch gives, to load all the same, into one line."""
+    """Context that turns torch's long refusal, which advises to load the file anyway, into a ConfigurationError."""
     try:
         yield
     except pickle.UnpicklingError as error:
@@ -118,11 +121,11 @@ def _refusals(path: object) -> Iterator[None]:
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Reads the index of a sharded folder, which describes tensors and calls nothing else."""
+    """Reader of the index of a sharded folder that allows nothing but descriptions of tensors."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give out descriptions of tensors and of places in files only."""
-        if (module, name) == ("builtins", "getattr"):  # some releases of Python 3.11 write entries of enumerations so
+        """Return a class or function by name if it only describes tensors and places in files; refuse all others."""
+        if (module, name) == ("builtins", "getattr"):  # in some releases of Python 3.11 for members of enumerations
             return _entry
         if module in _VOCABULARY and "." not in name:
             value = super().find_class(module, name)
@@ -132,14 +135,14 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def _entry(kind: Any, name: str) -> enum.Enum:
-    """Return the entry of an enumeration, and nothing of anything else."""
+    """Return the member of an enumeration by name: a ``getattr`` that works for enumerations only."""
     if not isinstance(kind, enum.EnumType):
         raise pickle.UnpicklingError("GLOBAL builtins.getattr")
     return kind[name]
 
 
 def _describes(value: Any, module: str) -> bool:
-    """Whether calling a value of a module makes no more than a description of a tensor or of a place."""
+    """Whether calling a value only creates a description of a tensor or of a place in a file."""
     if isinstance(value, type) and module in _DESCRIPTIONS:
         return dataclasses.is_dataclass(value) or issubclass(value, enum.Enum)
     known = value in (torch.Size, torch.serialization._get_layout, OrderedDict)

@@ -1,7 +1,7 @@
-"""Files of folders that somebody else may have written: only ordinary ones, of bounded size, and none elsewhere.
+"""Safe reading from folders that somebody else may have written: ordinary files of bounded size within the folder.
 
-A run's folder may come from anybody, by mail or from a shared disk. Whatever its record names, and wherever its links
-lead, its readers open nothing outside of it. That a name stays inside is decided here, once its links are followed.
+A run's folder may come from anybody, by mail or from a shared disk. Whatever paths its record names and wherever its
+links point, nothing outside of it is opened. Whether a path stays inside is checked after its links are resolved.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ def contained_file(folder: str | Path, name: object, most: int) -> Path:
     """Return the path of an ordinary file within a folder.
 
     Args:
-        folder: which may itself be a link: whoever runs the command has chosen it.
-        name: relative to the folder, from whatever source.
-        most: the largest size, in bytes.
+        folder: trusted path of the folder, given by the user; it may itself be a link.
+        name: untrusted path relative to the folder.
+        most: the largest allowed size, in bytes.
 
     Raises:
-        ConfigurationError: if the name is none, leads out of the folder by ``..``, as an absolute path or through a
-            link, or if the file is missing, too large, a folder, device, pipe or socket. The message begins with the
-            name and fits into a sentence.
+        ConfigurationError: if ``name`` is not a path, leads out of the folder by ``..``, as an absolute path or through
+            a link, or if the file is missing, too large, a folder, device, pipe or socket. The message begins with the
+            name and has no period, so that callers can make it part of a sentence.
     """
     path = _inside(folder, name)
     found = path.stat()
@@ -40,6 +40,10 @@ def contained_file(folder: str | Path, name: object, most: int) -> Path:
 def contained_folder(folder: str | Path, name: object) -> Path:
     """Return the path of a folder within a folder.
 
+    Args:
+        folder: trusted path of the outer folder.
+        name: untrusted path relative to it.
+
     Raises:
         ConfigurationError: like :func:`contained_file`.
     """
@@ -52,25 +56,30 @@ def contained_folder(folder: str | Path, name: object) -> Path:
 def read_contained(folder: str | Path, name: object, most: int) -> bytes:
     """Return the content of an ordinary file within a folder.
 
+    Args:
+        folder: trusted path of the folder.
+        name: untrusted path relative to it.
+        most: the largest allowed size, in bytes.
+
     Raises:
         ConfigurationError: like :func:`contained_file`, or if the file cannot be read.
     """
     path = contained_file(folder, name, most)
     try:
-        with open(path, "rb", opener=_patiently) as file:  # a Path has no opener
+        with open(path, "rb", opener=_open_without_blocking) as file:  # Path.open takes no opener
             content: bytes = file.read(most + 1)
     except OSError as error:
         raise ConfigurationError(f"{name} cannot be read ({error.strerror})") from error
-    if len(content) > most:  # it has grown
+    if len(content) > most:  # it has grown since its size was checked
         raise ConfigurationError(f"{name} is larger than {most / MEBIBYTE:.4g} MiB")
     return content
 
 
 def leads_out(path: Path) -> bool:
-    """Whether something by this name is there, and is not in the folder that the path says: a link leads elsewhere."""
+    """Whether a path is a link to a place outside of its own folder."""
     try:
         return path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve())
-    except (OSError, RuntimeError):  # a loop of links
+    except (OSError, RuntimeError):  # links in a circle
         return True
 
 
@@ -82,13 +91,13 @@ def _inside(folder: str | Path, name: object) -> Path:
         inside = path.resolve(strict=True).is_relative_to(Path(folder).resolve())
     except FileNotFoundError as error:
         raise ConfigurationError(f"{name} does not exist") from error
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL within, a loop of links, no permission
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL, links in a circle, no permission
         raise ConfigurationError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not inside:
         raise ConfigurationError(f"{name} leads out of the folder")
     return path
 
 
-def _patiently(path: str, flags: int) -> int:
-    """Open without waiting for the other end of a pipe that has taken the file's place."""
+def _open_without_blocking(path: str, flags: int) -> int:
+    """Open a file without blocking, in case a pipe has taken its place since it was checked."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,4 +1,4 @@
-"""Files that survive a kill: lines that are appended, and documents of which a reader never sees half."""
+"""Files that survive a killed process: appended lines, and documents that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import Any
 
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NOT_SYNCED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-"""Some file systems cannot be told to bring a file to the disk."""
+"""Errors of file systems on which ``fsync`` is not possible."""
 
 
 def parsed(line: bytes) -> dict[str, Any]:
-    """The JSON object that a line holds.
+    """Return the JSON object of a line.
 
-    Texts have no half surrogates, which nothing could write: a question mark is in the place of each.
+    Unpaired surrogates in texts, which no encoding could write again, are replaced by question marks.
 
     Raises:
-        ValueError: saying in a few words why it is none.
+        ValueError: if the line holds no JSON object; the message says why in a few words.
     """
     try:
-        text = line.strip(b"\0 \t\r\n").decode("utf-8-sig")  # a file system that crashed leaves zeros
+        text = line.strip(b"\0 \t\r\n").decode("utf-8-sig")  # file systems may leave zeros after a crash
     except UnicodeDecodeError as error:
         raise ValueError("no UTF-8") from error
     try:
@@ -41,11 +41,12 @@ def parsed(line: bytes) -> dict[str, Any]:
 
 
 _LONGEST = 2**28
-"""Bytes of a line, of which a record has thousands: a file without ends of lines is read in parts of this size."""
+"""The largest number of bytes that are read as one line. Lines of records have thousands of bytes; the bound is for
+files without line ends."""
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a text in UTF-8 as they are, and of one in UTF-16 as if it were."""
+    """Yield the lines of a text file as bytes of UTF-8, whether the file is in UTF-8 or UTF-16."""
     with path.open("rb") as file:
         wide = file.read(2) in _WIDE
         file.seek(0)
@@ -58,11 +59,12 @@ def raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def read_lines(path: Path, left_out: Counter[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file that has one in each line; other lines are left out.
+    """Yield the JSON objects of a file that has one per line, without the lines that hold none.
 
     Args:
-        path: of the file.
-        left_out: counts these by reason.
+        path: path of the file.
+        left_out: counter that is increased for each line without a JSON object, by reason; empty lines do not count.
+            Default: none.
     """
     for line in raw_lines(path):
         if line.isspace():
@@ -76,39 +78,39 @@ def read_lines(path: Path, left_out: Counter[str] | None = None) -> Iterator[dic
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Let a file be written beside ``path``, and put it in its place at once when it is on the disk.
+    """Context for writing a file: yields a draft beside ``path`` that atomically replaces it once it is on the disk.
 
-    Nothing is left of one that failed.
+    If the context fails, the draft is removed and ``path`` stays unchanged.
     """
     draft = path.with_name(f"{path.name}.part")
     try:
         yield draft
         _synchronize(draft)
-        os.replace(draft, path)  # noqa: PTH105 - atomic
+        os.replace(draft, path)  # noqa: PTH105 - replaces atomically
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file, replacing what is there at once; its folder is made if needed."""
+    """Write a file, atomically replacing an existing one; its folder is created if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
         draft.write_bytes(content)
 
 
 def write_document(path: Path, document: Any) -> None:
-    """Write JSON, replacing what is there at once; numbers that are not finite become null."""
+    """Write a JSON file, atomically replacing an existing one; numbers that are not finite become null."""
     write_file(path, as_json(document))
 
 
 def as_json(document: Any) -> bytes:
-    """A document as the text of a JSON file; numbers that are not finite become null."""
+    """Return a document as the content of a JSON file; numbers that are not finite become null."""
     return (json.dumps(finite(document), indent=2, default=str, allow_nan=False) + "\n").encode()
 
 
 def finite(value: Any) -> Any:
-    """Return nested values with None for numbers that JSON does not have."""
+    """Return nested values with None in place of infinite numbers and NaN, which JSON does not have."""
     if isinstance(value, Mapping):
         return {str(key): finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -117,7 +119,7 @@ def finite(value: Any) -> Any:
 
 
 def _synchronize(path: Path) -> None:
-    """Bring a file from the operating system's memory to the disk: else a crash could leave its name without it."""
+    """Force a file to the disk: after a crash its name could otherwise exist without its content."""
     with path.open("rb+") as file:
         try:
             os.fsync(file.fileno())
@@ -127,6 +129,7 @@ def _synchronize(path: Path) -> None:
 
 
 def _encodable(value: Any) -> Any:
+    """Return nested values with question marks in place of unpaired surrogates."""
     if isinstance(value, dict):
         return {_encodable(key): _encodable(entry) for key, entry in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Values as notebooks show them: a table in HTML, and a data frame of pandas where that is installed."""
+"""Representations of results in notebooks: one line in a prompt, a table in HTML, and a pandas data frame."""
 
 from __future__ import annotations
 
@@ -11,26 +11,33 @@ from typing import Any
 from lightning_normgeo.errors import ConfigurationError
 
 LINE = 120
-"""How many characters a value has in a prompt."""
+"""The largest number of characters of a value in a prompt."""
 _ROWS = 60
+"""The largest number of rows of a table in HTML."""
 _CELL = "padding: 0.15em 0.8em; text-align: {side}; border: none; background: none; color: inherit"
 _RULE = "border-bottom: 1px solid currentColor"
 
 
 def one_line(text: str, length: int = LINE) -> str:
-    """A text in one line of limited length, without what a terminal would take for a command."""
+    """Return a text as one line of limited length, without control characters, which a terminal could interpret."""
     text = " ".join(text.split())
     text = "".join(letter if letter.isprintable() else "�" for letter in text)
     return text if len(text) <= length else f"{text[: length - 2]}…{text[-1]}"
 
 
 def shortened(path: str, length: int = 60) -> str:
-    """A path as a literal, of a long one its end."""
+    """Return a path in quotes, of a long path only its end."""
     return repr(path if len(path) <= length else f"…{path[1 - length :]}")
 
 
 def summary(kind: str, parts: Sequence[str], end: str = "") -> str:
-    """``Kind(part, part, …)`` in one line, with as many parts as there is room for, and how it ends."""
+    """Return ``Kind(part, part, …, end)`` in one line, with as many parts as fit.
+
+    Args:
+        kind: name of the class.
+        parts: descriptions of the parts.
+        end: text before the closing parenthesis.
+    """
     for count in range(len(parts), 0, -1):
         more = "" if count == len(parts) else f", … {len(parts)} in all"
         text = f"{kind}({', '.join(parts[:count])}{more}{end})"
@@ -41,13 +48,13 @@ def summary(kind: str, parts: Sequence[str], end: str = "") -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under names.
+    """A table with named columns.
 
     Attributes:
-        caption: what they are.
-        columns: the names.
-        rows: one entry for each column; texts, numbers and None.
-        notes: below the rows.
+        caption: title of the table.
+        columns: names of the columns.
+        rows: rows with one cell per column: a text, number or None.
+        notes: lines of text below the rows.
     """
 
     caption: str
@@ -56,14 +63,16 @@ class Table:
     notes: Sequence[str] = ()
 
     def to_html(self) -> str:
-        """The table in HTML, all text escaped, in the colours of the page around it; of many rows the first."""
+        """Return the first 60 rows in HTML, with all text escaped and in the colors of the surrounding page."""
         sides = [_style(next((cell for cell in cells if cell is not None), "")) for cells in self._by_column()]
         head = "".join(
             f'<th style="{side}; {_RULE}">{escaped(name)}</th>' for name, side in zip(self.columns, sides, strict=True)
         )
         body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows[:_ROWS])
         hidden = len(self.rows) - _ROWS
-        notes = [*([f"… {hidden} more rows: print it, or use to_frame()"] if hidden > 0 else []), *self.notes]
+        notes = list(self.notes)
+        if hidden > 0:
+            notes.insert(0, f"… {hidden} more rows: print it, or use to_frame()")
         below = "".join(f'<div style="margin: 0.3em 0">{escaped(note)}</div>' for note in notes)
         title = f'<div style="margin: 0.3em 0; font-weight: bold">{escaped(self.caption)}</div>'
         table = f'<table style="border-collapse: collapse"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -73,27 +82,27 @@ class Table:
         return list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
 
     def to_frame(self, index: str) -> Any:
-        """The rows as a data frame of pandas.
+        """Return the rows as a pandas data frame.
 
         Args:
-            index: the column whose values name the rows.
+            index: name of the column that becomes the index.
 
         Raises:
-            ConfigurationError: where pandas is not installed.
+            ConfigurationError: if pandas is not installed.
         """
         columns = {name: [row[k] for row in self.rows] for k, name in enumerate(self.columns)}
         return pandas().DataFrame(columns, columns=list(self.columns)).set_index(index)
 
 
 def curves_frame(curves: Mapping[str, Sequence[tuple[int, float]]], what: str) -> Any:
-    """Curves as a data frame of pandas, a row for each step and a column for each curve.
+    """Return curves as a pandas data frame with one row per step and one column per curve.
 
     Args:
-        curves: by name, points (step, value); of several at one step the last counts.
-        what: the columns are.
+        curves: points (step, value) of each curve, by its name; the last of several points at one step counts.
+        what: name of the columns' axis, such as "metric".
 
     Raises:
-        ConfigurationError: where pandas is not installed.
+        ConfigurationError: if pandas is not installed.
     """
     module = pandas()
     columns = {name: module.Series(dict(points), dtype="float64") for name, points in curves.items()}
@@ -103,10 +112,10 @@ def curves_frame(curves: Mapping[str, Sequence[tuple[int, float]]], what: str) -
 
 
 def pandas() -> Any:
-    """The module, which nothing else here needs.
+    """Return the module pandas, an optional dependency.
 
     Raises:
-        ConfigurationError: where it is not installed.
+        ConfigurationError: if pandas is not installed.
     """
     try:
         return importlib.import_module("pandas")
@@ -115,7 +124,7 @@ def pandas() -> Any:
 
 
 def escaped(text: str) -> str:
-    """A text for HTML, also one that no encoding has."""
+    """Return a text escaped for HTML, with question marks in place of characters that cannot be encoded."""
     return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
 
 
@@ -125,6 +134,10 @@ def _style(cell: object) -> str:
 
 
 def _cell(cell: object) -> str:
-    text = "" if cell is None or cell is False else "yes" if cell is True else str(cell)
-    text = f"{cell:.4g}" if isinstance(cell, float) else text
+    if cell is None or cell is False:
+        text = ""
+    elif cell is True:
+        text = "yes"
+    else:
+        text = f"{cell:.4g}" if isinstance(cell, float) else str(cell)
     return f'<td style="{_style(cell)}">{escaped(text)}</td>'

@@ -1,18 +1,18 @@
-"""Text that others wrote, as text: nothing in it moves a cursor, turns lines around or hides."""
+"""Safe display of text from others: control characters, which move the cursor or hide text, are shown as escapes."""
 
 from __future__ import annotations
 
 import unicodedata
 
 _KEPT = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
-"""Line feeds and tabs, which files need, and the joiners that Persian, Indic languages and emoji are written with."""
+"""Line feeds and tabs, which files need, and the joiners that Persian, Indic languages and emoji need."""
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Categories of Unicode: controls (ESC among them), formats (as bidirectional overrides), halves of surrogate pairs,
-and the line and paragraph separators, which end a line of JavaScript."""
+"""Unicode categories of invisible characters: controls (such as ESC), formats (such as bidirectional overrides),
+unpaired surrogates, and the line and paragraph separators, which end a line of JavaScript."""
 
 
 def plain(text: object) -> str:
-    r"""Return a text with what would act on a terminal or a page, instead of being seen there, as escapes.
+    r"""Return a text with escapes in place of invisible characters, which could control a terminal or a page.
 
     ``"\x1b[31m"`` becomes ``"\\x1b[31m"``; line feeds and tabs stay. The result can be encoded as UTF-8.
     """
@@ -21,7 +21,7 @@ def plain(text: object) -> str:
 
 
 def plain_line(text: object) -> str:
-    """Return such a text in one line: white space becomes single spaces."""
+    """Return a text as from :func:`plain` in one line, with single spaces in place of white space."""
     return " ".join(plain(text).split())
 
 

@@ -1,4 +1,4 @@
-"""Lines and files that wait in memory while they cannot be written."""
+"""Writing of lines and files that keeps them in memory while the disk is full or out of reach."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import Any, NamedTuple
 from lightning_normgeo.utilities.files import write_file
 
 MOST_WAITING = 16 * 2**20
-"""Bytes that may wait."""
+"""The largest number of bytes that wait in memory."""
 _SLOW, _PATIENCE = 0.1, 10.0
-"""An attempt that fails after more than so many seconds, as on a network, is not repeated before so many times as long:
-no more than a tenth of the time is lost."""
+"""A failed attempt that took longer than the first number, in seconds, as on a network, is repeated only after the
+second number times as long: at most a tenth of the time is lost."""
 _PAUSE = 1.0
-"""Seconds between two attempts at a whole file."""
+"""Seconds between two attempts to write whole files."""
 
 
 class Outage(NamedTuple):
-    """A time when lines could not be written.
+    """A period in which lines could not be written.
 
     Attributes:
-        reason: as the operating system gives it.
-        waited: how many lines were written later.
-        lost: how many were not, as too many waited.
+        reason: the operating system's message.
+        waited: number of lines that were written later.
+        lost: number of lines that were dropped, as too many waited.
     """
 
     reason: str
@@ -43,22 +43,23 @@ class _Line(NamedTuple):
 
 
 class Spool:
-    """Appends lines to a file and writes whole files; what cannot be written waits, and is tried again with the next.
+    """Writer that appends lines to a file and writes whole files, and keeps in memory what cannot be written yet.
 
-    Nothing raises an error of the file system. Where half of a line was written before the disk was full, the other
-    half follows. A half line that somebody else has left, killed, is ended before the next one begins.
+    The next call tries to write it again. No method raises errors of the file system. If the disk gets full in the
+    middle of a line, the rest of the line follows later. An unfinished line of a process that was killed is ended
+    before the next line begins.
 
-    Cost: one system call for each line; at most :data:`MOST_WAITING` bytes of memory, twice that with whole files.
+    Cost: one system call per line; at most :data:`MOST_WAITING` bytes of memory for lines, and as many for whole files.
 
     Args:
-        path: of the file with lines; it and its folder are made when there is something to write.
-        most: bytes of lines that may wait, and of whole files. Beyond that the oldest are dropped, and counted; of
-            lines those first that can be spared.
+        path: path of the file with lines; it and its folder are created when there is something to write.
+        most: the largest number of bytes of waiting lines, and of waiting files. Beyond it the oldest are dropped; of
+            lines the dispensable ones first.
 
     Attributes:
-        path: the same.
-        error: why lines cannot be written at present; None while they are.
-        lost: how many lines were dropped.
+        path: path of the file with lines.
+        error: the reason why lines cannot be written at present; None while they can.
+        lost: number of lines that were dropped.
     """
 
     def __init__(self, path: Path, most: int = MOST_WAITING) -> None:
@@ -68,7 +69,7 @@ class Spool:
         self._most = most
         self._lines: deque[_Line] = deque()
         self._size = 0
-        self._written = 0  # bytes of the first line
+        self._written = 0  # bytes of the first waiting line that are in the file already
         self._files: dict[Path, bytes] = {}
         self._problems: dict[Path, str] = {}
         self._waited, self._outage_lost, self._outage = 0, 0, ""
@@ -77,20 +78,20 @@ class Spool:
 
     @property
     def waiting(self) -> int:
-        """How many lines are not written yet."""
+        """The number of lines that are not written yet."""
         return len(self._lines)
 
     @property
     def files(self) -> dict[Path, str]:
-        """The whole files that are not written, and why."""
+        """The reason for each whole file that could not be written."""
         return dict(self._problems)
 
     def append(self, text: str, spare: bool = False) -> bool:
-        """Append a line; return whether it is written.
+        """Append a line and return whether it is written.
 
         Args:
-            text: of the line, without its end.
-            spare: whether it is dropped before others where too much waits.
+            text: the line without its line end.
+            spare: whether the line is dispensable, and dropped before others when too many bytes wait.
         """
         self._lines.append(_Line(text.encode("utf-8", "replace") + b"\n", spare))
         self._size += len(self._lines[-1].data)
@@ -100,32 +101,32 @@ class Spool:
         return not self._lines
 
     def put(self, path: Path, content: bytes) -> bool:
-        """Write a whole file, replacing an earlier one at once; return whether it is written."""
+        """Write a whole file, atomically replacing an existing one, and return whether it is written."""
         self._files.pop(path, None)
         self._files[path] = content
         self._write_file(path)
         while sum(map(len, self._files.values())) > self._most:
-            self._files.pop(next(iter(self._files)))  # its problem stays to be told
+            self._files.pop(next(iter(self._files)))  # its entry in `files` stays, so that it is reported
         return path not in self._problems
 
     def flush(self, now: bool = False) -> None:
-        """Write what waits, as far as that is possible.
+        """Write waiting lines and files, as far as possible.
 
         Args:
-            now: also where a slow attempt has just failed.
+            now: whether to try even if a slow attempt has failed recently.
         """
         began, failing = time.monotonic(), self.error is not None
         if self._lines and (now or began >= self._lines_again):
             self._write_lines()
-            self._lines_again = _patient(began) if self._lines else 0.0
-        now = now or (failing and self.error is None)  # there is room again
+            self._lines_again = _next_attempt(began) if self._lines else 0.0
+        now = now or (failing and self.error is None)  # the disk has room again
         if self._files and (now or began >= self._files_again):
             for path in list(self._files):
                 self._write_file(path)
-            self._files_again = _patient(began) + _PAUSE
+            self._files_again = _next_attempt(began) + _PAUSE
 
     def ended_outage(self) -> Outage | None:
-        """What happened, once, when lines are written again after a time when they were not."""
+        """Return the last outage once lines are written again, the first time it is asked for; else None."""
         if not self._outage or self.error is not None:
             return None
         outage = Outage(self._outage, self._waited, self._outage_lost)
@@ -133,7 +134,7 @@ class Spool:
         return outage
 
     def close(self) -> None:
-        """Write what waits, and let go of the file; the next line opens it again."""
+        """Write waiting lines and files, and close the file; the next line opens it again."""
         self.flush(now=True)
         self._close()
 
@@ -144,12 +145,12 @@ class Spool:
                 data = self._lines[0].data
                 while self._written < len(data):
                     count = file.write(data[self._written :])
-                    if not count:  # no system does this to a file
+                    if not count:  # no operating system does this for a file, but the loop has to end
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     self._written += count
                 self._waited += bool(self._outage)
                 self._forget(0)
-        except (OSError, ValueError) as error:  # the second: a name that no file can have
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             self.error, self._outage = error, reason_of(error)
             self._close()
         else:
@@ -158,13 +159,13 @@ class Spool:
     def _open(self) -> FileIO:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # without a buffer, so that it is known how much was written
+            # without a buffer, so that the number of bytes in the file is known
             self._file = self.path.open("ab", buffering=0)
             self._take_up(self._file)
         return self._file
 
     def _take_up(self, file: FileIO) -> None:
-        """Go on in the middle of the first line if that is how the file ends; else begin with a new line."""
+        """Continue the first waiting line if the file ends with its written part; else start on a new line."""
         half = self._lines[0].data[: self._written]
         with self.path.open("rb") as found:
             length = found.seek(0, 2)
@@ -186,7 +187,7 @@ class Spool:
             self._problems.pop(path, None)
 
     def _drop(self) -> None:
-        """Drop the oldest line that can be spared, of those that wait before the last."""
+        """Drop the oldest dispensable line, or else the oldest line, but never the last one."""
         older = enumerate(islice(self._lines, len(self._lines) - 1))
         chosen = next((k for k, line in older if line.spare), 0)
         self.lost += 1
@@ -206,17 +207,17 @@ class Spool:
             self._file = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the open file and what waits, which belong to one process."""
+        """Return the state of a new spool, as the open file and waiting lines belong to one process."""
         return Spool(self.path, self._most).__dict__
 
 
-def _patient(began: float) -> float:
-    """When an attempt that began then and ends now is worth a repetition."""
+def _next_attempt(began: float) -> float:
+    """Return the time at which a failed attempt may be repeated, from the time at which it began."""
     now = time.monotonic()
     took = now - began
     return now + _PATIENCE * took if took > _SLOW else now
 
 
 def reason_of(error: Exception) -> str:
-    """Why something cannot be written, in the operating system's words."""
+    """Return the reason of an error of writing: the operating system's message, where there is one."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

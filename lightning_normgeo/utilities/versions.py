@@ -1,7 +1,7 @@
-"""Refusal of packages that are older than this one needs, before they are imported and fail somewhere inside.
+"""Refusal of outdated dependencies before they are imported and fail with an obscure error.
 
-The bounds stand in ``pyproject.toml`` alone and are read from the metadata of the installed package; a bare checkout
-has none, and nothing is refused there.
+The lowest versions are written in ``pyproject.toml`` only and read from the metadata of the installed package. In a
+checkout that is not installed there is no metadata, and nothing is refused.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _OURS = "lightning-normgeo"
 
 
 class OutdatedError(ImportError, ConfigurationError):
-    """A package that is installed in a version that cannot work."""
+    """An installed package whose version cannot work."""
 
 
 def require(*packages: str) -> None:
-    """Refuse packages that are installed in a version that cannot work.
+    """Raise an error if packages are installed in a version that cannot work.
 
-    Cost: reads the metadata of each package, about a millisecond; nothing is imported but ``packaging``.
+    Cost: reads the metadata of each package, about a millisecond; imports only ``packaging``.
 
     Args:
-        packages: as they are called in ``pyproject.toml``; all that a plain installation needs if left out.
+        packages: names as in ``pyproject.toml``. Default: all dependencies of an installation without extras.
 
     Raises:
-        OutdatedError: with the versions found and needed and the command that mends it. A version at or above the bound
-            passes whatever it is marked as (``2.6.0a0+git``), and so does a package that does not say its version.
+        OutdatedError: with the installed and the required versions and the command that updates them. Pre-releases and
+            local versions (``2.6.0a0+git``) count as their release; a package without a readable version passes.
     """
     needed = _bounds()
     found = {name: _versions(name) for name in packages or needed if name in needed}
@@ -46,12 +46,12 @@ def require(*packages: str) -> None:
 
 @functools.cache
 def _bounds() -> Mapping[str, SpecifierSet]:
-    """Return what a plain installation needs, without its extras."""
+    """Return the required versions of each dependency of an installation without extras."""
     try:
         lines = metadata.requires(_OURS) or []
     except metadata.PackageNotFoundError:
         return {}
-    from packaging.requirements import Requirement  # there wherever we are installed
+    from packaging.requirements import Requirement  # a dependency of this package, so it is installed
 
     requirements = [Requirement(line) for line in lines]
     plain = [one for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
@@ -59,23 +59,23 @@ def _bounds() -> Mapping[str, SpecifierSet]:
 
 
 def _versions(package: str) -> list[str]:
-    """Return the versions of a package in all its metadata: conda's and pip's may lie side by side, some torn."""
+    """Return the versions in all metadata of a package: conda and pip may both have left some, perhaps damaged."""
     versions = []
     for found in metadata.distributions(name=package):
         try:
             versions.append(found.version)
-        except Exception:  # differs between versions of Python
+        except Exception:  # the class of the error differs between versions of Python
             versions.append("unknown")
     return versions
 
 
 def _suits(versions: list[str], needed: SpecifierSet) -> bool:
-    """Whether any version is as needed; so is one that cannot be read, and a package that is not there."""
+    """Whether any of the versions fulfills the requirement; True too if one is unreadable or there is none."""
     from packaging.version import InvalidVersion, Version
 
     try:
         found = [Version(version) for version in versions]
     except (InvalidVersion, TypeError):
         return True
-    released = [Version(version.base_version) for version in found]  # 2.6.0a0+git is built from what became 2.6.0
+    released = [Version(version.base_version) for version in found]  # 2.6.0a0+git was built from the code of 2.6.0
     return not found or any(needed.contains(version, prereleases=True) for version in found + released)

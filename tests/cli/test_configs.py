@@ -189,7 +189,7 @@ def test_study_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = {**text["grid"], decay: text["grid"][decay][-1:]}  # half of it says as much
     tiny = {**text, "configs": [str(small), "tiny.yaml"], "settings": settings, "grid": grid}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny, sort_keys=False))
-    monkeypatch.setattr(runner, "Attempt", InProcess)
+    monkeypatch.setattr(runner, "RunProcess", InProcess)
     warnings.simplefilter("ignore", MeasurementWarning)  # one step makes no network worth attacking
     with pytest.raises(SystemExit) as stopped:
         main(["study", "study.yaml", "--report", "false"])

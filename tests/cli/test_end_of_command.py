@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.loggers import CSVLogger
 
 from lightning_normgeo import read_record, summarize
 from lightning_normgeo.cli import main
 from lightning_normgeo.cli.end_of_command import resume_command
 from lightning_normgeo.cli.loggers import shield
 from lightning_normgeo.errors import MeasurementWarning
+from support.broken_logger import Broken
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
@@ -147,20 +147,10 @@ def test_failed_command_leaves_what_others_have_written(tiny: Path) -> None:
     assert sorted(path.name for path in (tiny / "runs" / "normgeo").iterdir()) == ["other"]
 
 
-class Broken(CSVLogger):
-    """A logger whose service is gone."""
-
-    calls = 0
-
-    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        type(self).calls += 1
-        raise ConnectionError("service\nis gone")
-
-
 @pytest.mark.filterwarnings("ignore:Broken failed 3 times in a row")
 def test_a_logger_that_fails_does_not_stop_a_command(tiny: Path) -> None:
     Broken.calls = 0
-    arguments = ["--trainer.logger+=test_endings.Broken", "--trainer.logger.save_dir=csv"]
+    arguments = ["--trainer.logger+=support.broken_logger.Broken", "--trainer.logger.save_dir=csv"]
     with pytest.warns(MeasurementWarning, match=r"Broken failed \(service is gone\)\. The run goes on"):
         main(["fit", "--config", "tiny.yaml", "--wandb", "disabled", "--test_after_fit", "false", *arguments])
     (run,) = (tiny / "runs" / "normgeo").iterdir()

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from lightning_normgeo.report.compared_runs import compare_runs
-from lightning_normgeo.report.wandb.report_spec import build_report, spec_of
+from lightning_normgeo.report.wandb.report_spec import build_report
 from lightning_normgeo.report.wandb.runset import columns
 from lightning_normgeo.runs.record import Record
 from support.wandb_backend import ENTITY, StoredRun, WandbBackend
 from support.wandb_log import WandbRun, read_finished
 from support.wandb_runs import fit, lightning_cli
 from support.wandb_server import needs_pinned_wandb, serve
+from support.wandb_specs import spec_of
 
 pytestmark = [needs_pinned_wandb, lightning_cli, pytest.mark.timeout(180)]
 

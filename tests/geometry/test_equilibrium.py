@@ -26,7 +26,8 @@ from lightning_normgeo.geometry import (
     equilibrium_angle,
     steps_to_equilibrium,
 )
-from lightning_normgeo.probes.optimizers.registry import describe_lion, describe_update
+from lightning_normgeo.geometry.update_rules.optimizers.lion import describe_lion
+from lightning_normgeo.geometry.update_rules.registry import describe_update
 from support import reference as ref
 from support.described_steps import Lion
 from support.tensors import PROPERTY, draw

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_normgeo.geometry import as_rows, norm_increment
-from lightning_normgeo.probes.optimizers.registry import describe_update
+from lightning_normgeo.geometry.update_rules.registry import describe_update
 from support import reference as ref
 
 UNITS, LRS = 3, [0.2, 0.2, 0.05, 0.1, 0.02]

@@ -12,9 +12,11 @@ import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 
-from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
+from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, describe_lion, register_optimizer
 from lightning_normgeo.geometry import IncrementTerms
-from support.projects import OPTIMIZERS, Account, ConvNet, Fingerprint, Project, Rows, images, trainer
+from support.projects import OPTIMIZERS, Account, ConvNet, Fingerprint, Lion, Project, Rows, images, trainer
+
+register_optimizer(Lion, describe_lion)
 
 STEPS = 4
 

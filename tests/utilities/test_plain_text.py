@@ -87,7 +87,7 @@ def test_a_study_shows_names_as_they_are(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=200)
     display = ProgressDisplay(console)
     display._tasks[entry.name] = display._progress.add_task(entry.name, total=1.0, text="")
-    display.update(entry, type("Watch", (), {"accuracy": None})())
+    display.update(entry, type("RunProgress", (), {"accuracy": None})())
     shown = on_terminal(listing(index)) + on_terminal(*failures(index), markup=False)
     shown += console.file.getvalue()  # type: ignore[attr-defined]
     assert not UNSEEN.search(re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown))

@@ -249,7 +249,7 @@ def test_an_evaluation_that_cannot_be_written_is_told_and_goes_on_from_its_journ
     with failing(place, runs), pytest.warns(MeasurementWarning) as said:
         trainer(first, logger=logger, default_root_dir=root).test(project, data, verbose=False)
     (told,) = [str(one.message) for one in said if "robustness results cannot be written" in str(one.message)]
-    assert "the same test again goes on from it" in told
+    assert "running the same test again resumes from it" in told
     assert all(f"{attack} " in told and f"{100 * r.accuracy:.2f} %" in told for attack, r in first.results.items())
     assert len(list(root.glob("robustness-*.jsonl"))) == 1
     assert not (logger.folder / "robustness.npz").exists()
@@ -265,7 +265,7 @@ def test_a_journal_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     root = tmp_path / "root"
     callback = RobustnessEvaluation(steps=1)
     run = trainer(callback, logger=RecordLogger(str(tmp_path / "runs")), default_root_dir=root)
-    with failing("write", root), pytest.warns(MeasurementWarning, match="what is killed now cannot be resumed") as said:
+    with failing("write", root), pytest.warns(MeasurementWarning, match="if it is killed it cannot be resumed") as said:
         run.test(Project(), images(24, batch_size=8), verbose=False)
     assert sum("resumed" in str(one.message) for one in said) == 1
     assert callback.results["clean"].n == 24

@@ -11,8 +11,8 @@ from torch import nn
 
 from lightning_normgeo.callbacks._monitors.cadence import Cadence
 from lightning_normgeo.geometry.rows import has_float64
+from lightning_normgeo.geometry.update_rules.registry import description_of
 from lightning_normgeo.normalization.names import named_weights
-from lightning_normgeo.probes.optimizers.registry import description_of
 
 
 def opening(monitors: Sequence[Any], trainer: Any, module: nn.Module, batch_norms: int | None) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.readings import Reading
-from lightning_normgeo.geometry.norm_increments import measured_increment
+from lightning_normgeo.geometry.increments.norm_increments import measured_increment
 from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals

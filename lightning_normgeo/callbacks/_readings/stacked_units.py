@@ -14,7 +14,9 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
 from lightning_normgeo.geometry.angles import UpdateProducts
-from lightning_normgeo.geometry.norm_increments import IncrementTerms, measured_increment, systematic_floor
+from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
+from lightning_normgeo.geometry.increments.norm_increments import measured_increment
+from lightning_normgeo.geometry.increments.rounding_floors import systematic_floor
 from lightning_normgeo.probes.weight_step import WeightStep
 
 

@@ -1,38 +1,15 @@
-"""Keys that W&B gets: it draws a chart for each, so a plain run has two dozen that tell the story."""
+"""Selection of the metric keys that W&B gets: it draws a chart for each, so a plain run has about twenty."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from lightning_normgeo.runs.quantities import QUANTITIES
+
 WandbKeys = Literal["aggregates", "all"]
 
-AGGREGATES = frozenset(
-    {
-        "orthogonality/max_abs_cos",
-        "orthogonality/max_abs_cos_corrected",
-        "orthogonality_control/max_abs_cos",
-        "norm_growth/weight_norm",
-        "norm_growth/increment",
-        "norm_growth/predicted",
-        "norm_growth/explained",
-        "norm_growth/residual",
-        "norm_growth/storage_floor",
-        "norm_growth/angular_update",
-        "norm_growth/equilibrium_angle",
-        "norm_growth/effective_lr",
-        "norm_growth_control/weight_norm",
-        # these there are only where somebody asked for them
-        "norm_growth/cumulative_increment",
-        "norm_growth/cumulative_predicted",
-        "norm_growth/cumulative_explained",
-        "norm_growth/cumulative_residual",
-        "norm_growth/cumulative_storage_floor",
-        "affine/abs_gamma2_minus_sigma2_mean",
-        "affine/abs_beta_minus_mu_mean",
-        "affine/gamma2_over_sigma2_mean",
-    }
-)
+AGGREGATES = frozenset(quantity.key for quantity in QUANTITIES.values() if quantity.in_wandb)
 
 
 def for_wandb(scalars: Mapping[str, float], monitors: Iterable[Any]) -> dict[str, float]:

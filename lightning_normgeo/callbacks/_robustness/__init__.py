@@ -1,1 +1,1 @@
-"""Shared machinery of RobustnessEvaluation: data loaders, Trainer hooks, logging and progress."""
+"""Parts of RobustnessEvaluation: Trainer hooks, data loaders, evaluation of a loop, logging and progress bars."""

@@ -1,8 +1,7 @@
-"""Test loaders during and after fit: which there are, what they are called, and which batch is whose."""
+"""Test loaders of a Trainer, during its loops and after fit: their names and their batches."""
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,22 +14,26 @@ from lightning_normgeo.errors import UnsuitableError
 
 
 def named_loaders(loaders: Any) -> dict[str, Any]:
-    """Return the loaders of a loop by what tells their results apart.
+    """Return the loaders of a loop by name.
 
-    A single one has the empty name, those of a list ``dataloader_0`` and so on, those of a dictionary its keys; in
-    nested collections the parts of a name are joined by a dot.
+    A single loader has the empty name. Loaders of a list are called ``dataloader_0``, ``dataloader_1``, …; those of a
+    dictionary by its keys. In nested collections the parts of a name are joined by a dot.
     """
     found = list(_flat(loaders))
     if len(found) == 1:
         return {"": found[0][1]}
     names: dict[str, Any] = {}
     for name, loader in found:
-        free = (f"{name}.{k}" if k else name for k in itertools.count())
-        names[next(one for one in free if one not in names)] = loader
+        unique, number = name, 0  # different keys of a dictionary may become the same name once they are cleaned
+        while unique in names:
+            number += 1
+            unique = f"{name}.{number}"
+        names[unique] = loader
     return names
 
 
 def _flat(loaders: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the name and the loader of each entry of nested collections."""
     if isinstance(loaders, Mapping):
         for key, value in loaders.items():
             yield from _flat(value, f"{prefix}{re.sub(r'[^A-Za-z0-9_-]+', '_', str(key))}.")
@@ -44,12 +47,14 @@ def _flat(loaders: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def batches_by_loader(loop: Any, batch: Any, number: int) -> Iterator[tuple[int, Any]]:
-    """Yield the batch of each loader by number: one, or those that a CombinedLoader has put into one.
+    """Yield the number of a loader and its batch, for each loader whose batch is in ``batch``.
+
+    A sequential loop gives one loader's batch at a time; other modes of a CombinedLoader join the batches of all.
 
     Args:
-        loop: the Trainer's.
-        batch: as its hooks get it.
-        number: of the loader, where they take turns.
+        loop: the Trainer's evaluation loop.
+        batch: as the hooks of the loop get it.
+        number: the loader's number in a sequential loop (``dataloader_idx``).
     """
     combined = getattr(loop, "_combined_loader", None)
     if combined is None or getattr(combined, "_mode", "sequential") == "sequential":
@@ -60,7 +65,7 @@ def batches_by_loader(loop: Any, batch: Any, number: int) -> Iterator[tuple[int,
 
 
 def _parts(loaders: Any, batch: Any) -> Iterator[Any]:
-    """Yield what each loader of a collection has put into a batch, in the order of :func:`named_loaders`."""
+    """Yield each loader's part of a joint batch, in the order of :func:`named_loaders`."""
     if isinstance(loaders, (Mapping, list, tuple)):
         keys = loaders.keys() if isinstance(loaders, Mapping) else range(len(loaders))
         for key in keys:
@@ -70,10 +75,10 @@ def _parts(loaders: Any, batch: Any) -> Iterator[Any]:
 
 
 def test_source(trainer: Any) -> Any:
-    """Return the object whose ``test_dataloader`` was written by the user.
+    """Return the data module or LightningModule with a ``test_dataloader`` of its own.
 
     Raises:
-        UnsuitableError: if there is none.
+        UnsuitableError: if neither has one.
     """
     for source in (trainer.datamodule, trainer.lightning_module):
         if source is not None and not is_lightnings_own(source, "test_dataloader"):
@@ -86,7 +91,10 @@ def test_source(trainer: Any) -> Any:
 
 @contextmanager
 def testing(trainer: Any) -> Iterator[None]:
-    """Let hooks of the project see the test stage meanwhile, and leave the data module as it was."""
+    """Put the Trainer into its test stage, and restore the stage and the data module's attributes afterwards.
+
+    The project's hooks and data module may look at ``trainer.testing``.
+    """
     stage, data = trainer.state.stage, trainer.datamodule
     attributes = {} if data is None else dict(vars(data))
     trainer.state.stage = type(stage).TESTING
@@ -100,19 +108,23 @@ def testing(trainer: Any) -> Iterator[None]:
 
 
 def test_loaders(trainer: Any) -> dict[str, Any]:
-    """Return the test loaders by name, dealt out to the processes; inside :func:`testing`."""
+    """Return the test loaders by name, with distributed samplers if there are several processes.
+
+    To be called inside :func:`testing`.
+    """
     source = test_source(trainer)
     if source is trainer.datamodule:
         source.setup("test")
     loaders = named_loaders(source.test_dataloader())
     if trainer.world_size == 1:
         return loaders
-    stage, deal = type(trainer.state.stage).TESTING, trainer._data_connector._prepare_dataloader
-    return {name: deal(loader, shuffle=False, mode=stage) for name, loader in loaders.items()}
+    stage = type(trainer.state.stage).TESTING
+    prepare = trainer._data_connector._prepare_dataloader  # adds the distributed sampler, as Lightning's own loops do
+    return {name: prepare(loader, shuffle=False, mode=stage) for name, loader in loaders.items()}
 
 
 def batches_of(trainer: Any, loader: Any, number: int = 0) -> Iterable[Any]:
-    """Yield batches on the device, after fit; as many as the Trainer's ``limit_test_batches`` says."""
+    """Yield the batches of a test loader after fit, on the device, up to the Trainer's ``limit_test_batches``."""
     module = trainer.lightning_module
     for batch in islice(loader, batch_count(trainer, loader)):
         converted = trainer.precision_plugin.convert_input(batch)
@@ -121,7 +133,7 @@ def batches_of(trainer: Any, loader: Any, number: int = 0) -> Iterable[Any]:
 
 
 def batch_count(trainer: Any, loader: Any) -> int | None:
-    """Return how many batches of a loader count after fit; None where it has no length and no limit is given."""
+    """Return the number of a loader's batches that are evaluated after fit; None if there is no length and no limit."""
     limit = trainer.limit_test_batches
     try:
         length = len(loader)
@@ -132,8 +144,10 @@ def batch_count(trainer: Any, loader: Any) -> int | None:
     return min(length, limit if isinstance(limit, int) else int(limit * length))
 
 
-def check_undivided(trainer: Any) -> None:
-    """Refuse models whose layers every process has to run together: one that has run out of samples would not.
+def check_not_sharded(trainer: Any) -> None:
+    """Refuse strategies that shard the model's layers.
+
+    There every process has to take part in every forward pass, but a process without samples left makes none.
 
     Raises:
         UnsuitableError: naming the strategy.
@@ -147,10 +161,10 @@ def check_undivided(trainer: Any) -> None:
 
 
 def check_all_take_part(trainer: Any) -> None:
-    """Refuse loops that Lightning leaves out on processes without a batch: the others would wait for them.
+    """Refuse loops that Lightning skips on processes without a batch: the other processes would wait for them forever.
 
     Raises:
-        UnsuitableError: where a project allows for that.
+        UnsuitableError: if the project allows for loaders without a batch.
     """
     flag = "allow_zero_length_dataloader_with_multiple_devices"
     allows = any(getattr(one, flag, False) for one in (trainer.lightning_module, trainer.datamodule))

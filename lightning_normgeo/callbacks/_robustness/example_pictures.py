@@ -1,4 +1,4 @@
-"""Pictures of attacked images."""
+"""Pictures of example images and of their perturbations, for loggers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ _SHOWN_HEIGHT = 96
 
 
 def example_strips(shown: ExampleImages, count: int) -> tuple[list[Any], list[str]]:
-    """Return one strip per sample and its caption, of inputs that can be seen: others have none.
-
-    Images have one channel or three, or two dimensions; of any other number of channels the first is shown. One
-    dimension is drawn as a curve would be read, a row of gray values; of a volume the middle slice is shown.
+    """Return one strip of pictures per sample, and its caption.
 
     A strip shows, from left to right, the image under each attack, then each perturbation, scaled so that its largest
-    value has full contrast around gray. The control with longer weights is left out: it looks the same.
+    value has full contrast around gray. The control with rescaled weights is left out, as it looks the same.
+
+    Images with one or three channels are drawn as they are; of any other number of channels the first is drawn. A
+    one-dimensional signal is drawn as a row of gray values, a volume by its middle slice.
+
+    Args:
+        shown: the example images of an evaluation.
+        count: largest number of samples to draw.
 
     Returns:
-        Strips as ``(height, width, channels)`` uint8 arrays, and captions with the predictions.
+        Strips as ``(height, width, channels)`` uint8 arrays, and captions with the label and the predictions.
     """
     strips, captions = [], []
     seen = {name: images for name, images in shown.pixels.items() if not name.endswith(RESCALED)}
@@ -40,7 +44,7 @@ def example_strips(shown: ExampleImages, count: int) -> tuple[list[Any], list[st
 
 
 def _as_picture(image: Tensor) -> Tensor:
-    """Return ``(1 or 3, height, width)`` of inputs of any shape."""
+    """Return an input of any shape as an image of shape ``(1 or 3, height, width)``."""
     if image.ndim == 1:
         image = image[None, None]
     elif image.ndim == 2:

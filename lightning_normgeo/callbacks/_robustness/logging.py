@@ -1,4 +1,4 @@
-"""What loggers get of a robustness evaluation: numbers, a table, pictures, and files."""
+"""Output of a robustness evaluation to loggers and files: metrics, a table, example images, and results on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OF_LOADER = ("settings", "warnings", "not_evaluated", "weights")
 
 
 def metrics_of(reports: Mapping[str, RobustnessReport]) -> dict[str, float]:
-    """Return the numbers by key; those that are none are left out."""
+    """Return the logged metrics by key, without those that are not finite."""
     found = {
         f"robustness/{attack}{suffix}/{quantity}": float(getattr(result, quantity))
         for suffix, report in reports.items()
@@ -30,7 +30,11 @@ def metrics_of(reports: Mapping[str, RobustnessReport]) -> dict[str, float]:
 
 
 def document_of(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
-    """Return what ``robustness.json`` holds, of all loaders: rows of all, settings of the first, and those of each."""
+    """Return the content of ``robustness.json`` over all loaders.
+
+    It has the rows of all loaders, the settings of the first, and, if there are several, the settings of each under
+    ``loaders``.
+    """
     documents = {suffix: report.as_dict() for suffix, report in reports.items()}
     first = next((one for one in documents.values() if one["results"]), next(iter(documents.values())))
     rows = [{**row, "attack": row["attack"] + suffix} for suffix, one in documents.items() for row in one["results"]]
@@ -43,16 +47,16 @@ def document_of(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
 
 
 def publish(trainer: Any, reports: Mapping[str, RobustnessReport], name: str | None, count: int) -> bool:
-    """Write the files, and give every logger what it can take; one that fails does not stop the others.
+    """Write the results to files and to every logger; a logger that fails does not stop the others.
 
     Args:
-        trainer: with the loggers; rank zero's does it.
-        reports: by what tells loaders apart.
-        name: of the evaluation.
-        count: how many samples to show.
+        trainer: has the loggers; only rank zero writes.
+        reports: the reports by suffix of their keys (name of the evaluation and of the loader).
+        name: the name of the evaluation, if it has one.
+        count: largest number of example images.
 
     Returns:
-        Whether all results are on disk; else a warning has them.
+        Whether all results are on disk. If not, a warning shows them.
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return True
@@ -74,21 +78,23 @@ def publish(trainer: Any, reports: Mapping[str, RobustnessReport], name: str | N
                 _log_artifact(logger.experiment, files)
         except Exception as error:
             kind = type(logger).__name__
-            problem = problem or f"cannot be written by {kind} ({error!r})" * hasattr(logger, "log_results")
+            if not problem and hasattr(logger, "log_results"):
+                problem = f"cannot be written by {kind} ({error!r})"
             warn_once(f"{kind} failed to log the robustness results: {error!r}.")
     if problem:
         tables = "\n".join(f"{suffix}\n{report}".strip() for suffix, report in reports.items())
         warn_once(
-            f"The robustness results {problem}. Loggers get them; the journal in {trainer.default_root_dir} stays, and "
-            f"the same test again goes on from it.\n{tables}"
+            f"The robustness results {problem}. Loggers get them; the journal in {trainer.default_root_dir} is kept, "
+            f"and running the same test again resumes from it.\n{tables}"
         )
     return not problem
 
 
 def folder_of(trainer: Any) -> Path:
-    """Return the run's own folder: of its record, else of the first logger's version, as for Lightning's checkpoints.
+    """Return the folder of the run, for the files of results.
 
-    Without a logger, or one without versions, it is a new folder below the Trainer's.
+    It is the folder of the run's record, else that of the first logger's version, where Lightning puts checkpoints
+    too. Without a logger, or with one that has no versions, it is a new folder in the Trainer's ``default_root_dir``.
     """
     for logger in trainer.loggers:
         if hasattr(logger, "log_results"):
@@ -115,7 +121,7 @@ def _new_folder(parent: Path) -> Path:
 def _save(
     trainer: Any, reports: Mapping[str, RobustnessReport], document: dict[str, Any], stem: str
 ) -> tuple[str, list[Path]]:
-    """Write the files of all samples, and the document; return what went wrong, and the files."""
+    """Write the per-sample results and the JSON document; return the problem, empty if there is none, and the files."""
     files, folder = [], Path(trainer.default_root_dir)
     try:
         folder = folder_of(trainer)
@@ -137,7 +143,7 @@ def _reason_row(attack: str, why: str) -> list[Any]:
 
 
 def _pictures(reports: Mapping[str, RobustnessReport], count: int) -> tuple[list[Any], list[str]]:
-    """Return pictures of the first loader; those that cannot be drawn are no loss of results."""
+    """Return the example images of the first loader and their captions; if they cannot be drawn, warn only."""
     try:
         return example_strips(next(iter(reports.values())).shown, count)
     except Exception as error:
@@ -146,7 +152,10 @@ def _pictures(reports: Mapping[str, RobustnessReport], count: int) -> tuple[list
 
 
 def _for_summary(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what W&B's summary gets: neither rows, which the table has, nor norms of every layer, as the artifact."""
+    """Return the document for W&B's summary, without the rows and the norms of every layer.
+
+    The rows are in W&B's table and the norms are in an artifact.
+    """
     found = {key: value for key, value in document.items() if key not in ("results", "weights")}
     if "loaders" in found:
         found["loaders"] = {
@@ -157,7 +166,7 @@ def _for_summary(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _log_artifact(run: Any, files: Iterable[Path]) -> None:
-    """Log each file as an artifact: samples by the name of their file, and the document with settings and norms."""
+    """Log each file as a W&B artifact: per-sample results, and the document with settings and norms."""
     for file in files:
         name, kind = (file.stem, "evaluation") if file.suffix == ".npz" else (f"{file.stem}-settings", "settings")
         run.log_artifact(str(file), name=f"{run.id}-{name}", type=kind)

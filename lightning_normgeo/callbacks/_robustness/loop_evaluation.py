@@ -1,4 +1,4 @@
-"""One loop's robustness evaluation: its loaders, its processes, its progress bar."""
+"""Robustness evaluation in one loop of a Trainer, over all its loaders and processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_normgeo.callbacks._robustness.dataloaders import (
     batch_count,
     batches_by_loader,
     check_all_take_part,
-    check_undivided,
+    check_not_sharded,
 )
 from lightning_normgeo.callbacks._robustness.progress_bars import ProgressBar, bar_of
 from lightning_normgeo.errors import UnsuitableError, warn_once
@@ -33,12 +33,18 @@ class LoopEvaluation:
     """Evaluates the batches of a loop, loader by loader.
 
     Args:
-        callback: says what to evaluate, and how batches and models are read.
+        callback: has the settings, and unpacks batches and calls the model.
         trainer: runs the loop.
         module: the model.
-        loop: the loop; None after fit.
-        loaders: by name, in the order of their numbers.
-        counts: how many batches the loop has for each; None to ask the loaders.
+        loop: the Trainer's evaluation loop; None after fit.
+        loaders: the loaders by name, in the order of their numbers.
+        counts: the number of batches of each loader; None to ask the loaders.
+
+    Attributes:
+        names: the names of the loaders.
+        evaluations: the evaluation of each loader, in the same order.
+        bars: the progress bar of each loader, by number; None if the Trainer shows none.
+        failed: the reason if nothing is evaluated on this process; else None.
     """
 
     def __init__(
@@ -50,7 +56,10 @@ class LoopEvaluation:
         loaders: Mapping[str, Any],
         counts: Sequence[float] | None,
     ) -> None:
-        self._callback, self._trainer, self._module, self._loop = callback, trainer, module, loop
+        self._callback = callback
+        self._trainer = trainer
+        self._module = module
+        self._loop = loop
         self._counts = [batch_count(trainer, one) for one in loaders.values()] if counts is None else list(counts)
         self.names = list(loaders)
         self.evaluations = [self._evaluation(k, name, loader) for k, (name, loader) in enumerate(loaders.items())]
@@ -58,12 +67,12 @@ class LoopEvaluation:
         self._taken: dict[int, tuple[Tensor, Tensor]] = {}
         self._told: set[str] = set()
         if getattr(getattr(loop, "_combined_loader", None), "_mode", "") == "max_size_cycle":
-            for evaluation in self.evaluations:  # the shorter ones begin again
+            for evaluation in self.evaluations:  # this mode starts shorter loaders again until the longest has ended
                 evaluation.seen.order = replace(evaluation.seen.order, repeats=True)
         self.failed: str | None = None
         self._meets_others = trainer.world_size > 1
         try:
-            check_undivided(trainer)
+            check_not_sharded(trainer)
         except UnsuitableError as error:
             self.give_up(error)
         try:
@@ -73,15 +82,15 @@ class LoopEvaluation:
             self.give_up(error)
 
     def give_up(self, error: Exception) -> None:
-        """Step aside altogether, on this process; the others are told when all finish."""
+        """Evaluate nothing more on this process; the other processes learn of it in :meth:`finish`."""
         self.failed = str(error) if isinstance(error, UnsuitableError) else f"{type(error).__name__}: {error}"
         for number in range(len(self.evaluations)):
             self._give_up(number, error)
 
     def take(self, batch: Any, number: int) -> None:
-        """Keep a batch as its loader gave it, before the project's step; begin with the first one."""
+        """Keep a copy of a batch before the project's step, which may change it; begin with the first batch."""
         if type(getattr(self._loop, "_data_fetcher", None)).__name__ == "_DataLoaderIterDataFetcher":
-            return  # the step fetches its batch itself
+            return  # the project's step takes an iterator and fetches its batch itself, so there is none yet
         for k, part in batches_by_loader(self._loop, batch, number):
             self._take(k, part)
 
@@ -100,7 +109,7 @@ class LoopEvaluation:
                 self._give_up(k, error)
 
     def finish(self) -> dict[str, RobustnessReport]:
-        """Return the reports by what tells them apart, over all processes; every one of them has to call this."""
+        """Return the reports of all processes by suffix of their keys; every process has to call this."""
         parts = {name: self._finished(number) for number, name in enumerate(self.names)}
         shares = self._from_all((parts, self.failed))
         shown = {name: evaluation.shown for name, evaluation in zip(self.names, self.evaluations, strict=True)}
@@ -112,11 +121,11 @@ class LoopEvaluation:
         return reports
 
     def end(self, written: bool) -> None:
-        """Take leave: journals go where rank zero has written all results."""
+        """Close the progress bars and journals; remove the journals if rank zero has written all results."""
         self.close(ended=self._from_all(written)[0])
 
     def _from_all(self, mine: Any) -> list[Any]:
-        """What each process has to say, in their order."""
+        """Return the objects of all processes, in the order of their ranks."""
         if not self._meets_others:
             return [mine]
         shares: list[Any] = [None] * self._trainer.world_size
@@ -124,7 +133,7 @@ class LoopEvaluation:
         return shares
 
     def close(self, ended: bool = False) -> None:
-        """Take the bars away, and close the journals; they go once the results are written."""
+        """Close the progress bars and the journals; ``ended`` removes the journals, once the results are written."""
         for bar in self.bars.values():
             if bar is not None:
                 bar.close()
@@ -139,7 +148,8 @@ class LoopEvaluation:
         )
 
         def logits(images: Tensor) -> Any:
-            with trainer.precision_plugin.tensor_init_context():  # what forward makes has the precision of the weights
+            # tensors that forward creates must have the precision of the weights, as in Lightning's own test step
+            with trainer.precision_plugin.tensor_init_context():
                 return callback.logits(module, images)
 
         return LoaderEvaluation(
@@ -170,7 +180,7 @@ class LoopEvaluation:
             self._give_up(number, error)
 
     def _give_up(self, number: int, error: Exception) -> None:
-        """Step aside for the rest of a loader."""
+        """Evaluate no more batches of a loader, and warn; with ``on_unsuitable="raise"`` raise the error."""
         if self._callback.settings.on_unsuitable == "raise":
             raise error
         why = self.evaluations[number].give_up(error)
@@ -193,7 +203,7 @@ class LoopEvaluation:
         return "".join(f"/{part}" for part in (self._callback.name, name) if part)
 
     def _say(self, reports: Mapping[str, RobustnessReport]) -> None:
-        """Give the warnings that were not given yet."""
+        """Give the warnings of the reports that were not given yet."""
         told = {text for evaluation in self.evaluations for text in evaluation.told}
         found = dict.fromkeys(text for report in reports.values() for text in report.warnings if text not in told)
         for text in found:
@@ -206,8 +216,9 @@ class LoopEvaluation:
 
     def _open_bar(self, number: int, size: int) -> None:
         count = self._counts[number] if number < len(self._counts) else None
-        known = count is not None and count != float("inf")
-        total = int(count) * size * len(self._callback.settings.rows) if known and count is not None else None
+        total = None
+        if count is not None and count != float("inf"):
+            total = int(count) * size * len(self._callback.settings.rows)
         self.bars[number] = bar_of(self._trainer, total)
 
     def _show(self, number: int, attack: str, samples: int) -> None:
@@ -217,5 +228,6 @@ class LoopEvaluation:
 
 
 def _nothing(failed: str | None) -> ProcessShare:
-    """The share of a process that has no such loader, or could not get it."""
-    return ProcessShare({}, {}, False, {}, None, {} if failed is None else {EVERYTHING: failed}, [])
+    """Return the share of a process that has no such loader, or could not get it."""
+    reasons = {} if failed is None else {EVERYTHING: failed}
+    return ProcessShare({}, {}, False, {}, None, reasons, [])

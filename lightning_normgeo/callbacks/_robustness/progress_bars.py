@@ -1,4 +1,4 @@
-"""A progress bar for attacks, beside the one that a Trainer shows."""
+"""Progress bars of a robustness evaluation, beside the Trainer's own progress bar."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lightning_normgeo.robustness.evaluator import RobustnessEvaluator
 
 
 class ProgressBar(Protocol):
-    """Shows how far an evaluation is."""
+    """A progress bar of an evaluation."""
 
     def show(self, evaluator: RobustnessEvaluator | None, name: str, samples: int) -> None:
-        """Show the attack that runs and the accuracies so far, ``samples`` further on."""
+        """Display the running attack and the accuracies so far, and advance the bar by ``samples``."""
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
 
 
 def bar_of(trainer: Any, total: int | None) -> ProgressBar | None:
-    """Return a bar of the kind that the Trainer has; None where it shows none."""
+    """Return a progress bar of the same kind as the Trainer's (tqdm or rich); None if the Trainer shows none."""
     own = trainer.progress_bar_callback
     if own is None or not own.is_enabled or not trainer.is_global_zero:
         return None
@@ -41,7 +41,7 @@ class _Tqdm:
 
 
 class _Task:
-    """A line in the display of rich, which allows for one display only."""
+    """A further line in the Trainer's rich display; rich allows only one live display at a time."""
 
     def __init__(self, progress: Any, total: int | None) -> None:
         self._progress = progress
@@ -50,8 +50,9 @@ class _Task:
     def show(self, evaluator: RobustnessEvaluator | None, name: str, samples: int) -> None:
         if evaluator is None:
             return
-        found = [f"{100 * hits / n:.1f} %" for key, (hits, n) in evaluator.decisions.seen.items() if n and key == name]
-        self._progress.update(self._task, advance=samples, description=" ".join([name, *found]))
+        correct, count = evaluator.decisions.seen.get(name, (0, 0))
+        description = f"{name} {100 * correct / count:.1f} %" if count else name
+        self._progress.update(self._task, advance=samples, description=description)
 
     def close(self) -> None:
         self._progress.update(self._task, visible=False)

@@ -1,4 +1,4 @@
-"""The hooks of RobustnessEvaluation: where in a Trainer's loops it evaluates."""
+"""Trainer hooks of RobustnessEvaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks._robustness.dataloaders import (
     batches_of,
-    check_undivided,
+    check_not_sharded,
     named_loaders,
     test_loaders,
     test_source,
@@ -27,16 +27,16 @@ from lightning_normgeo.robustness.settings import RobustnessSettings
 
 
 class RobustnessHooks(QuietCallback):
-    """Evaluates in ``trainer.test``, in ``trainer.validate`` and, if asked to, after ``fit``; not for use by itself.
+    """Base of RobustnessEvaluation: evaluates in ``trainer.test``, ``trainer.validate`` and optionally after ``fit``.
 
     Attributes:
-        settings: what to evaluate.
-        declared: the project's word on its images.
-        name: of the evaluation, where a Trainer has several.
-        num_images: how many samples to show.
+        settings: the settings of the evaluation.
+        declared: the user's declaration of how images are normalized.
+        name: the name of the evaluation; None if the Trainer has only this one.
+        num_images: number of example images to log.
         after_fit: whether to evaluate at the end of ``fit``.
-        resume: whether to keep what is done until the evaluation has ended.
-        reports: of the last evaluation, by what tells evaluations and loaders apart.
+        resume: whether to keep a journal of finished samples until the evaluation has ended.
+        reports: the reports of the last evaluation, by suffix of their keys (name of the evaluation and of the loader).
     """
 
     settings: RobustnessSettings
@@ -52,7 +52,7 @@ class RobustnessHooks(QuietCallback):
         self._run: LoopEvaluation | None = None
 
     def logits(self, pl_module: Any, images: Tensor) -> Any:
-        """Return class logits."""
+        """Return class logits for images as the loader yields them."""
         raise NotImplementedError
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -60,10 +60,10 @@ class RobustnessHooks(QuietCallback):
         raise NotImplementedError
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse two evaluations of one name.
+        """Refuse two evaluations with the same name in one Trainer.
 
         Raises:
-            ConfigurationError: for these.
+            ConfigurationError: if there are several with this name.
         """
         names = [callback.name for callback in trainer.callbacks if isinstance(callback, RobustnessHooks)]
         if names.count(self.name) > 1:
@@ -73,21 +73,21 @@ class RobustnessHooks(QuietCallback):
             )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check what an evaluation after fit will need.
+        """Check the requirements of an evaluation after fit before training starts.
 
         Raises:
-            ConfigurationError: for what cannot work.
+            ConfigurationError: if WeightAveraging comes after this callback.
         """
         if not self.after_fit:
             return
         behind = trainer.callbacks[trainer.callbacks.index(self) :]
         if any(kind.__name__ == "WeightAveraging" for callback in behind for kind in type(callback).__mro__):
             raise ConfigurationError(
-                "RobustnessEvaluation(after_fit=True) stands before WeightAveraging in the list of callbacks and "
-                "would evaluate weights that are not averaged. Put it behind."
+                "RobustnessEvaluation(after_fit=True) comes before WeightAveraging in the list of callbacks and "
+                "would evaluate weights that are not averaged. Put it after WeightAveraging."
             )
         try:
-            check_undivided(trainer)
+            check_not_sharded(trainer)
             test_source(trainer)
         except UnsuitableError as error:
             if self.settings.on_unsuitable == "raise":
@@ -95,14 +95,14 @@ class RobustnessHooks(QuietCallback):
             warn_once(f"Robustness is not evaluated after fit. {error}")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Evaluate after fit, if asked to."""
+        """Evaluate after fit, with ``after_fit=True``."""
         if not self.after_fit or trainer.fast_dev_run:
             return
         try:
             test_source(trainer)
         except UnsuitableError:
-            return  # said when training began, on every process
-        with preserved_state(pl_module), testing(trainer):  # a loader draws a random number when it begins
+            return  # a warning was given when training began, on every process
+        with preserved_state(pl_module), testing(trainer):  # iterating a loader draws a random number
             self._run = self._evaluated_after_fit(trainer, pl_module)
         self._finish(trainer)
         metrics, step = metrics_of(self.reports), trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -110,13 +110,13 @@ class RobustnessHooks(QuietCallback):
             self._guarded(functools.partial(logger.log_metrics, metrics, step=step))
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forget earlier results."""
+        """Start an evaluation, and discard the results of the last one."""
         self._start(trainer, pl_module, trainer.test_loop, trainer.num_test_batches)
 
     def on_test_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the batch as the loader gave it, and find out from the first one what can be evaluated."""
+        """Keep the batch before the project's step; check the model and the data on the first one."""
         run = self._run
         if run is not None:
             self._guarded(lambda: run.take(batch, dataloader_idx))
@@ -124,46 +124,46 @@ class RobustnessHooks(QuietCallback):
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Evaluate one batch."""
+        """Evaluate the batch."""
         run = self._run
         if run is not None:
             self._guarded(lambda: run.evaluate(batch, dataloader_idx))
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put the processes together and log."""
+        """Merge the results of all processes and log them."""
         if self._run is not None:
             self._finish(trainer)
             self._guarded(lambda: pl_module.log_dict(metrics_of(self.reports), sync_dist=trainer.world_size > 1))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Forget earlier results, in ``trainer.validate``."""
+        """Start an evaluation in ``trainer.validate``, and discard the results of the last one."""
         if trainer.state.fn == "validate":
             self._start(trainer, pl_module, trainer.validate_loop, trainer.num_val_batches)
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the batch, in ``trainer.validate``; validation inside ``fit`` is left alone."""
+        """Keep the batch in ``trainer.validate``; validation inside ``fit`` starts no evaluation."""
         self.on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Evaluate one batch, in ``trainer.validate``."""
+        """Evaluate the batch in ``trainer.validate``."""
         self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put the processes together and log, in ``trainer.validate``."""
+        """Merge the results of all processes and log them in ``trainer.validate``."""
         self.on_test_epoch_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Keep what is done for the next attempt."""
+        """Close the journal of finished samples, from which the next attempt resumes."""
         if self._run is not None:
             self._run.close()
             self._run = None
 
     def _start(self, trainer: Any, module: Any, loop: Any, counts: Any) -> None:
-        """Begin with a loop."""
+        """Start the evaluation of a loop, and discard earlier results."""
         self.reports, self._run = {}, None
 
         def begin() -> None:
@@ -174,7 +174,10 @@ class RobustnessHooks(QuietCallback):
         self._guarded(begin)
 
     def _evaluated_after_fit(self, trainer: Any, module: Any) -> LoopEvaluation:
-        """Evaluate the test loaders; whatever fails, this process meets the others at the end."""
+        """Evaluate the test loaders after fit.
+
+        An error on this process is kept rather than raised, since the other processes wait for it in :meth:`_finish`.
+        """
         self.reports = {}
         run = LoopEvaluation(self, trainer, module, None, {}, None)
         try:
@@ -197,11 +200,11 @@ class RobustnessHooks(QuietCallback):
         self._run = None
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
-        """Do what must not stop a test; its failure is said."""
+        """Run an action whose failure must not stop the test; warn if it fails."""
         try:
             return action()
         except Exception as error:
             if self.settings.on_unsuitable == "raise":
                 raise
-            warn_once(f"RobustnessEvaluation failed, and the test goes on: {error!r}. Please report this.")
+            warn_once(f"RobustnessEvaluation failed, and the test continues: {error!r}. Please report this.")
             return False

@@ -1,8 +1,8 @@
 """Loops that read each weight once, compiled by numba, for matrices of float32 and float64 on a CPU.
 
-Sums are float64. Each is taken by one thread in the same order, so results do not depend on the number of threads,
-and Python's threads share the work: numba's own may abort the process under fork or concurrent use. Reached through
-:mod:`.one_pass`, which does without where numba cannot be imported or compile.
+Sums are float64. Each sum is taken by one thread, always in the same order, so results do not depend on the number of
+threads. The threads are Python's, as numba's own may abort the process under fork or concurrent use. This module is
+imported by :mod:`.compiled` only, which falls back to torch where numba cannot be imported or cannot compile.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ import torch
 from numba import float64
 from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import SGDRule
-from lightning_normgeo.geometry.update_rules.adam_family import AdamRule
+from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 
 if TYPE_CHECKING:
-    from lightning_normgeo.geometry.products.one_pass import WeightPass
+    from lightning_normgeo.geometry.products.weight_pass import WeightPass
 
 if numba.config.DISABLE_JIT:
-    raise ImportError("NUMBA_DISABLE_JIT is set, and as Python these loops would take minutes")
+    raise ImportError("NUMBA_DISABLE_JIT is set, and these loops would take minutes in plain Python")
 
 Kernel = Callable[..., None]
 Loop = tuple[Kernel, tuple[Tensor, ...], tuple[Any, ...], int]
-"""A kernel, the matrices it reads, what else it is given, and how many sums it takes."""
+"""A kernel, the matrices it reads, its other arguments, and the number of sums it returns for each segment."""
 
 SEGMENT = 2**13
-"""Elements that are summed in one go; longer rows are cut. Small enough to be read twice from cache."""
+"""Elements of a row that are summed at once; longer rows are cut into segments. A segment stays in cache for a second
+reading."""
 _CHUNK = 2**17
-"""Elements that a thread takes at a time; less is not worth another thread."""
+"""Elements that a thread processes at a time; fewer are not worth another thread."""
 _SAFE = 0.01
-"""The tangential share of ‖D‖² from which on the difference of two sums is as good as a sum: 14 digits."""
+"""‖D_⊥‖² / ‖D‖² above which ‖D_⊥‖² may be taken as a difference of two sums: 14 digits remain."""
 
 
 def _compiled(function: Kernel) -> Kernel:
-    """Compile a loop; the machine code is kept for the next process where there is a place for it."""
-    # sums may be taken in any order, but a NaN or infinite gradient has to come out as such: neither nnan nor ninf
+    """Compile a loop and cache its machine code on disk for the next process, where the disk can be written."""
+    # sums may be reordered, but NaN and infinite gradients have to give NaN and infinite sums: neither nnan nor ninf
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
     try:
         return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
@@ -153,7 +154,7 @@ def _across(new: float, old: float, radial: float) -> float:
     return (new - old) - radial * old
 
 
-# reassociated, the latter may become new - (1 + ρ) old: what a small update is would be lost
+# compiled without "reassoc", which may turn the second into new - (1 + ρ) old, where a small update cancels
 _change, _across = numba.njit(fastmath={"contract"})(_change), numba.njit(fastmath={"contract"})(_across)
 
 
@@ -172,7 +173,7 @@ def _update(weight: Any, new_weight: Any, out: Any, at: int, start: int, stop: i
             update_sq += change * change
         radial = weight_update / weight_sq if weight_sq > 0 else weight_update
         tangential_sq = update_sq - radial * weight_update
-        # a difference loses digits where little is left, and only there is it worth reading again
+        # where the update is almost radial the difference cancels, and the segment is read a second time
         if not tangential_sq > _SAFE * update_sq:
             tangential_sq = 0.0
             for i in range(w.size):
@@ -187,12 +188,12 @@ def _update(weight: Any, new_weight: Any, out: Any, at: int, start: int, stop: i
 
 
 def weight_products(passes: Sequence[WeightPass]) -> list[list[Tensor]]:
-    """Return ‖W‖², ⟨W, g⟩, ‖g‖², ΣW⁴ and the rule's products of each weight, by segment: ``(units * segments,)``."""
+    """Return ‖W‖², ⟨W, g⟩, ‖g‖², ΣW⁴ and the rule's products of each weight, each ``(units * segments,)``."""
     return _run([_loop(one) for one in passes])
 
 
 def update_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
-    """Return ‖W‖², ⟨W, D⟩, ‖D‖² and ‖D_⊥‖² of each weight, every segment by itself: ``(units * segments,)``."""
+    """Return ‖W‖², ⟨W, D⟩, ‖D‖² and ‖D_⊥‖² of each weight, each ``(units * segments,)``."""
     return _run([(_update, pair, (), 4) for pair in pairs])
 
 
@@ -206,7 +207,7 @@ def _loop(one: WeightPass) -> Loop:
         numbers = unscale, unscale * signed, float(by_gradient * rule.weight_decay), float(by_buffer)
         return _sgd, (*tensors, *one.state), (keep, numbers), 6
     if isinstance(rule, AdamRule):
-        # there is no state at the first step: all of it is zero, and anything times zero will do
+        # at the first step there is no state; its coefficients are zero, so any finite tensor serves in its place
         state = one.state or (one.weight, one.weight)
         return _adam, (*tensors, *state), (keep, (unscale, *_adam_numbers(rule, bool(one.state)))), 8
     return _plain, tensors, (keep, (unscale,)), 4
@@ -215,7 +216,7 @@ def _loop(one: WeightPass) -> Loop:
 def _adam_numbers(rule: AdamRule, has_state: bool) -> tuple[float, ...]:
     lr, step, coupled, beta1, beta2 = (float(number) for number in (rule.lr, rule.step, rule.coupled, *rule.betas))
     correction, rate = 1 - beta2**step, lr / (1 - beta1**step)
-    # with g̃ = ±g + λW, the loop follows ±g̃ = g ± λW
+    # the optimizer's gradient is g̃ = ±g + λW (minus for maximize); the loop computes ±g̃ = g ± λW, of the same square
     sign = -1.0 if rule.maximize else 1.0
     old, new = beta2 / correction if has_state else 0.0, (1 - beta2) / correction
     by_gradient, by_mean = rate * (1 - beta1), rate * beta1 if has_state else 0.0
@@ -223,7 +224,7 @@ def _adam_numbers(rule: AdamRule, has_state: bool) -> tuple[float, ...]:
 
 
 def _run(loops: Sequence[Loop]) -> list[list[Tensor]]:
-    """Run loops over matrices in all threads; return the sums of each."""
+    """Run loops over matrices in all threads and return the sums of each loop."""
     pieces = [tensors[0].shape[0] * -(-tensors[0].shape[1] // SEGMENT) for _, tensors, _, _ in loops]
     sums = torch.empty(max((count for *_, count in loops), default=0), sum(pieces), dtype=torch.float64)
     out, at, elements = sums.numpy(), 0, 0
@@ -240,6 +241,7 @@ def _run(loops: Sequence[Loop]) -> list[list[Tensor]]:
 
 
 def _share(chunks: deque[tuple[Kernel, tuple[Any, ...]]], helpers: int) -> None:
+    """Process all chunks in this thread and some helper threads."""
     futures: list[Future[None]] = []
     try:
         futures.extend(_pool(torch.get_num_threads(), os.getpid()).submit(_drain, chunks) for _ in range(helpers))
@@ -252,6 +254,7 @@ def _share(chunks: deque[tuple[Kernel, tuple[Any, ...]]], helpers: int) -> None:
 
 
 def _drain(chunks: deque[tuple[Kernel, tuple[Any, ...]]]) -> None:
+    """Process chunks until none is left; several threads may do so at the same time."""
     while True:
         try:
             kernel, arguments = chunks.popleft()
@@ -262,6 +265,6 @@ def _drain(chunks: deque[tuple[Kernel, tuple[Any, ...]]]) -> None:
 
 @lru_cache(maxsize=1)
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Return the threads that help; a forked process needs its own."""
-    del process
+    """Return the pool of helper threads."""
+    del process  # only a key of the cache: threads do not survive a fork, so each process needs its own
     return ThreadPoolExecutor(threads, thread_name_prefix="normgeo")

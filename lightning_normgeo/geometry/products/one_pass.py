@@ -1,78 +1,43 @@
-"""What a step tells about a weight, read in one pass over the weight, its gradient and its optimizer state.
+"""Inner products of weights before a step, from one pass over the weight, its gradient and its optimizer state.
 
-Memory is what this costs. Where numba is installed, a CPU reads float32 and float64 in the compiled loops of
-:mod:`.numba_kernels`; everything else, and every other device, goes through torch, with the same numbers up to the
-order of sums.
+Reading memory is what costs time here. Where numba is installed, float32 and float64 on a CPU are read by the compiled
+loops of :mod:`.numba_kernels`; other dtypes and devices are read by torch, with the same results up to the order of
+sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import SGDRule, UpdateRule
+from lightning_normgeo.geometry.increments.increment_terms import UpdateRule
+from lightning_normgeo.geometry.products.compiled import fast, readable
+from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.rows import column_blocks, concatenated, dot, row_blocks, wide_dtype
-from lightning_normgeo.geometry.update_rules.adam_family import (
-    AdagradRule,
+from lightning_normgeo.geometry.update_rules.optimizers.adam import (
     AdamaxRule,
     AdamRule,
-    LionRule,
     NAdamRule,
-    RAdamRule,
-    RMSpropRule,
-)
-from lightning_normgeo.geometry.update_rules.variants import (
-    AdadeltaRule,
-    AdEMAMixRule,
-    AdoptRule,
-    ASGDRule,
-    LaPropRule,
     NAdamWRule,
-    RpropRule,
-    SGDWRule,
+    RAdamRule,
 )
+from lightning_normgeo.geometry.update_rules.optimizers.adam_variants import AdEMAMixRule, AdoptRule, LaPropRule
+from lightning_normgeo.geometry.update_rules.optimizers.adaptive_rates import (
+    AdadeltaRule,
+    AdagradRule,
+    RMSpropRule,
+    RpropRule,
+)
+from lightning_normgeo.geometry.update_rules.optimizers.lion import LionRule
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import ASGDRule, SGDRule, SGDWRule
 
-_WORTHWHILE = 2**16
-"""Elements in all below which numba is not even imported: torch takes a millisecond for them."""
 _ELEMENTWISE = (
     *(SGDRule, AdamRule, NAdamRule, RAdamRule, RMSpropRule, AdagradRule, AdamaxRule, LionRule),
     *(AdadeltaRule, RpropRule, ASGDRule, SGDWRule, NAdamWRule, AdEMAMixRule, AdoptRule, LaPropRule),
 )
-"""Rules whose products of a row are the sums of those of its parts; a user's rule may look at whole rows."""
-
-
-class WeightProducts(NamedTuple):
-    """Sums over each unit of one weight before a step, each ``(units,)`` wide."""
-
-    weight_sq: Tensor
-    """‖W‖²."""
-    inner: Tensor
-    """⟨W, g⟩."""
-    gradient_sq: Tensor
-    """‖g‖²."""
-    quartic: Tensor
-    """Σ W_i⁴, for what rounding can do."""
-    rule: tuple[Tensor, ...]
-    """What ``rule.products`` returns; empty without a rule."""
-
-
-class WeightPass(NamedTuple):
-    """One weight to read: matrices of one shape with one unit per row, see :func:`weight_products`.
-
-    ``known`` is what ``rule.products`` would return, where whole tensors had to be looked at for it.
-    """
-
-    weight: Tensor
-    gradient: Tensor
-    state: tuple[Tensor, ...] = ()
-    rule: UpdateRule | None = None
-    gradient_scale: Tensor | None = None
-    keep: Tensor | None = None
-    known: tuple[Tensor, ...] = ()
+"""Rules whose products of a row are sums over its elements, so that rows can be cut; others may need whole rows."""
 
 
 def weight_products(
@@ -83,21 +48,36 @@ def weight_products(
     gradient_scale: Tensor | None = None,
     keep: Tensor | None = None,
 ) -> WeightProducts:
-    """Return what is known of a weight before a step; for several weights see :func:`many_weight_products`.
+    """Return the inner products of a weight before a step; for several weights see :func:`many_weight_products`.
 
     Args:
         weight: W, ``(units, n)``.
         gradient: g, ``(units, n)``.
-        state: what ``rule`` reads, each ``(units, n)``, of any float dtype.
-        rule: how the optimizer will move the weight, where that is known.
-        gradient_scale: what the gradient still has to be divided by, a scalar.
-        keep: takes a copy of W, while that is in cache; of its shape and dtype.
+        state: the optimizer state that ``rule`` reads, each ``(units, n)``, of any float dtype.
+        rule: the optimizer's update rule. Default: none, for the products that need no rule.
+        gradient_scale: scalar by which the gradient still has to be divided. Default: 1.
+        keep: tensor of W's shape and dtype that receives a copy of W, made while W is in cache. Default: no copy.
+
+    Returns:
+        The products, each ``(units,)``.
+
+    Cost: one pass over all inputs.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> weight, gradient = torch.randn(2, 3, 8, dtype=torch.float64)
+        >>> products = weight_products(weight, gradient, gradient_scale=torch.tensor(2.0))
+        >>> torch.allclose(products.inner, (weight * gradient).sum(1) / 2)
+        True
+        >>> torch.allclose(products.quartic, weight.pow(4).sum(1))
+        True
     """
     return many_weight_products([WeightPass(weight, gradient, state, rule, gradient_scale, keep)])[0]
 
 
 def many_weight_products(passes: Sequence[WeightPass]) -> list[WeightProducts]:
-    """Return :func:`weight_products` of several weights: threads are started once for all of them."""
+    """Return :func:`weight_products` of several weights, with threads started once for all of them."""
     found = _read([one._replace(rule=None, state=()) if one.known else one for one in passes])
     return [
         products._replace(rule=one.known) if one.known else products
@@ -107,9 +87,8 @@ def many_weight_products(passes: Sequence[WeightPass]) -> list[WeightProducts]:
 
 def _read(passes: Sequence[WeightPass]) -> list[WeightProducts]:
     chosen = {k: one for k, one in enumerate(passes) if _has_loop(one)}
-    sums = fast(
-        lambda loops: loops.weight_products(list(chosen.values())), sum(one.weight.numel() for one in chosen.values())
-    )
+    elements = sum(one.weight.numel() for one in chosen.values())
+    sums = fast(lambda loops: loops.weight_products(list(chosen.values())), elements)
     found = {} if sums is None else dict(zip(chosen, sums, strict=True))
     return [
         _products(*(_over_segments(part, one.weight.shape[0]) for part in found[k])) if k in found else _by_torch(one)
@@ -145,55 +124,17 @@ def _by_torch(one: WeightPass) -> WeightProducts:
     wide = wide_dtype(one.weight.device)
     additive = one.rule is None or type(one.rule) in _ELEMENTWISE
     blocks = column_blocks(one.weight) if additive else [slice(None)]
-    return _products(*(sum(parts[1:], parts[0]) for parts in zip(*map(reduce_columns, blocks), strict=True)))
-
-
-# --- compiled loops, where there are any ------------------------------------------------------------------------------
-
-_usable = True
-_TYPES, _DTYPES = (Tensor, nn.Parameter), (torch.float32, torch.float64)
-
-
-def fast(run: Callable[[ModuleType], list[list[Tensor]]], elements: int) -> list[list[Tensor]] | None:
-    """Return what the loops of :mod:`.numba_kernels` find; None where they are unusable, or not worth importing numba.
-
-    Args:
-        run: calls one of them.
-        elements: how many elements it would read.
-    """
-    global _usable
-    if not _usable or elements < _WORTHWHILE:
-        return None
-    try:
-        from lightning_normgeo.geometry.products import numba_kernels
-
-        return run(numba_kernels)
-    except Exception:  # no numba, or one that cannot compile here: torch finds the same
-        _usable = False
-        return None
-
-
-def readable(tensors: Sequence[Tensor]) -> bool:
-    """Whether compiled loops can read matrices: on a CPU, float32 or float64, in one piece, of one shape, not empty."""
-    shape = tensors[0].shape
-    return shape.numel() > 0 and all(
-        tensor.is_cpu
-        and type(tensor) in _TYPES
-        and tensor.dtype in _DTYPES
-        and tensor.layout == torch.strided
-        and tensor.shape == shape
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-        for tensor in tensors
-    )
+    by_block = [reduce_columns(columns) for columns in blocks]
+    return _products(*(sum(parts[1:], parts[0]) for parts in zip(*by_block, strict=True)))
 
 
 def _has_loop(one: WeightPass) -> bool:
     rule, count = one.rule, len(one.state)
     known = rule is None or (type(rule) is SGDRule and count < 2) or (_is_wide_adam(rule) and count in (0, 2))
-    return known and readable([one.weight, one.gradient, *one.state, *([] if one.keep is None else [one.keep])])
+    kept = [] if one.keep is None else [one.keep]
+    return known and readable([one.weight, one.gradient, *one.state, *kept])
 
 
 def _is_wide_adam(rule: UpdateRule) -> bool:
-    """Whether it is Adam with β^t in double precision; a step of float32 says that 1 - β^t is rounded."""
+    """Whether a rule is Adam with β^t in float64; a float32 ``step`` means that the optimizer rounds 1 - β^t."""
     return type(rule) is AdamRule and not (isinstance(rule.step, Tensor) and rule.step.dtype != torch.float64)

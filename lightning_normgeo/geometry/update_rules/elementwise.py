@@ -19,7 +19,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import IncrementTerms, Scalar
+from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, Scalar
 from lightning_normgeo.geometry.rows import dot
 
 

@@ -1,4 +1,4 @@
-r"""Rules of optimizers that look at a whole weight before they move an element: by a norm, a mean or a matrix.
+"""Rules of optimizers that look at a whole weight before they move an element: by a norm, a mean or a matrix.
 
 Where :class:`~lightning_normgeo.geometry.ElementwiseRule` reads blocks of rows, these read tensors as the optimizer has
 them, and take norms in its own precision: a norm of a million float32 numbers is off by 1e-5 on a CPU, far more than
@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import Scalar
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
 from lightning_normgeo.geometry.rows import map_rows, wide_dtype
 from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule, StepParts
 

@@ -37,7 +37,7 @@ class Graph:
 
     Attributes:
         readers: for each node and output the readers and the position at which they read it.
-        norm_layers: for each node what it reads; for an opened checkpoint what it returns, by output.
+        sources: for each node what it reads; for an opened checkpoint what it returns, by output.
         leaves: the nodes of parameters.
         results: the nodes and outputs that the tensors came from.
         order: an index for each node; what reads another node has a larger one.
@@ -58,7 +58,7 @@ class Graph:
         self.readers: dict[Edge, list[Edge]] = defaultdict(list)
         self.leaves: list[Node] = []
         self.order: dict[Node, int] = {}
-        self.norm_layers: dict[Node, tuple[Edge, ...]] = {}  # torch makes a new tuple each time it is asked
+        self.sources: dict[Node, tuple[Edge, ...]] = {}  # torch makes a new tuple each time it is asked
         self.outputs: dict[Node, set[int]] = defaultdict(set)
         finished = itertools.count()
         stack: list[tuple[Node, bool]] = [(node, False) for node in self._start]
@@ -69,8 +69,8 @@ class Graph:
             elif node not in self.order:
                 self.order[node] = -1
                 stack.append((node, True))
-                self.norm_layers[node] = edges = self.inside.get(node) or node.next_functions
-                stack += [(norm_layer, False) for norm_layer, _ in edges if norm_layer not in self.order and norm_layer]
+                self.sources[node] = edges = self.inside.get(node) or node.next_functions
+                stack += [(source, False) for source, _ in edges if source not in self.order and source]
         self._turn_round()
         for node, output in [*self.readers, *self.results]:
             self.outputs[node].add(output)
@@ -79,9 +79,9 @@ class Graph:
         for node in self.order:
             if hasattr(node, "variable"):
                 self.leaves.append(node)
-            for position, (norm_layer, output) in enumerate(self.norm_layers[node]):
-                if norm_layer is not None:
-                    self.readers[norm_layer, output].append((node, position))
+            for position, (source, output) in enumerate(self.sources[node]):
+                if source is not None:
+                    self.readers[source, output].append((node, position))
 
     def with_inside(self, inside: dict[Node, tuple[Edge, ...] | None]) -> Graph:
         """Return the graph with the insides of reentrant checkpoints in it; None for one that could not be seen."""
@@ -110,7 +110,7 @@ class Graph:
             (
                 node.name(),
                 id(node.variable) if hasattr(node, "variable") else _constants(node),
-                tuple((self.order.get(norm_layer), output) for norm_layer, output in self.norm_layers[node]),
+                tuple((self.order.get(source), output) for source, output in self.sources[node]),
             )
             for node in self.order
         )

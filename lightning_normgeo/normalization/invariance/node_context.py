@@ -100,7 +100,7 @@ class NodeContext:
     def beside_zeros(self) -> bool:
         """Whether all that does not scale here is known to be zero."""
         edges = zip(self.node.next_functions, self.operands, strict=True)
-        constant = all(norm_layer is None for (norm_layer, _), operand in edges if operand is None)
+        constant = all(source is None for (source, _), operand in edges if operand is None)
         return constant and self.node in self.graph.zeros
 
     def merge(self, axes: Sequence[Axis] | Sequence[Piece]) -> None:

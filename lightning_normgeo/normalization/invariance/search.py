@@ -126,7 +126,7 @@ class Search:
             self._enqueue(queue, seen, node, 0)
         while queue:
             _, node = heapq.heappop(queue)
-            operands = [states.get(edge) for edge in self.graph.norm_layers[node]]
+            operands = [states.get(edge) for edge in self.graph.sources[node]]
             for output in self.graph.outputs[node]:
                 state = self._apply(NodeContext(self.graph, node, output, operands, merged, absorbers))
                 if state is not None:
@@ -143,7 +143,7 @@ class Search:
         except NotInvariantError as problem:
             counts = [
                 len(self.graph.readers[edge])
-                for edge, operand in zip(self.graph.norm_layers[walk.node], walk.operands, strict=True)
+                for edge, operand in zip(self.graph.sources[walk.node], walk.operands, strict=True)
                 if operand is not None
             ]
             if max(counts) == 1:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.momentum_increments import MomentumState
-from lightning_normgeo.geometry.norm_increments import IncrementTerms, systematic_floor
-from lightning_normgeo.geometry.products.one_pass import WeightPass, WeightProducts, many_weight_products
+from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
+from lightning_normgeo.geometry.increments.momentum_increments import MomentumState
+from lightning_normgeo.geometry.increments.rounding_floors import systematic_floor
+from lightning_normgeo.geometry.products.one_pass import many_weight_products
+from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.rows import as_rows
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
 from lightning_normgeo.probes.explain import ReadPlan, by_rule, explain, plan

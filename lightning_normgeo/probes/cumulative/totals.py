@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import IncrementTerms
+from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 
 
 class Totals(NamedTuple):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.geometry.angles import UpdateProducts, folded_products
-from lightning_normgeo.geometry.norm_increments import IncrementTerms
+from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import Totals

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.geometry.angles import UpdateProducts
-from lightning_normgeo.geometry.norm_increments import IncrementTerms
+from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.normalization.units import WeightUnits
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import Totals

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError, said_in_one_line
-from lightning_normgeo.report.wandb.sections import STEP
 from lightning_normgeo.robustness.results.attack_results import results_of
 from lightning_normgeo.robustness.results.robustness_report import NOTE
 from lightning_normgeo.robustness.results.sample_results import load_decisions
 from lightning_normgeo.runs.record import ROBUSTNESS, Record
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, read_contained
 
+STEP = "trainer/global_step"
+"""The key that Lightning's WandbLogger logs beside everything: the axis of every curve."""
 _PATIENCE = 30
 """Seconds until W&B has to answer."""
 _SETTLING = 0.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +11,11 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.formats.text import markdown_table
 from lightning_normgeo.report.setting_roles import is_weight_decay
+from lightning_normgeo.report.story import WANDB_ROBUSTNESS, WANDB_SECTIONS, Section
 from lightning_normgeo.report.tables.table import Table
+from lightning_normgeo.report.wandb.downloaded_records import STEP
 from lightning_normgeo.report.wandb.runset import attacks, columns, grouping, ids, runset
-from lightning_normgeo.report.wandb.sections import ROBUSTNESS, SECTIONS, STEP, Section
+from lightning_normgeo.runs.quantities import QUANTITIES, Quantity
 from lightning_normgeo.runs.record import evaluation_stem
 
 _WIDTH, _HEIGHT, _COLUMNS = 24, 8, 3
@@ -42,7 +43,7 @@ def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequenc
     """
     wr = _module("wandb_workspaces.reports.v2")
     blocks = [wr.P(_introduction(runs)), wr.TableOfContents()]
-    for section in SECTIONS:
+    for section in WANDB_SECTIONS:
         blocks += _section_blocks(wr, runs, section)
     blocks += _robustness_blocks(wr, runs)
     for table in tables:
@@ -66,7 +67,7 @@ def build_workspace(runs: Sequence[Run], entity: str, project: str, title: str) 
         ConfigurationError: If wandb-workspaces is missing.
     """
     wr, ws = _module("wandb_workspaces.reports.v2"), _module("wandb_workspaces.workspaces")
-    sections = [(section.title, _line_plots(wr, runs, section)) for section in SECTIONS]
+    sections = [(section.title, _line_plots(wr, runs, section)) for section in WANDB_SECTIONS]
     sections.append(("Robustness", _bar_plots(wr, runs)))
     return ws.Workspace(
         entity=entity,
@@ -78,17 +79,6 @@ def build_workspace(runs: Sequence[Run], entity: str, project: str, title: str) 
             groupby=[ws.Config(path) for path in grouping(runs)], pinned_columns=columns(runs)
         ),
     )
-
-
-def spec_of(view: Any) -> dict[str, Any]:
-    """Return the specification that saving a report or a workspace sends to W&B, with its ids :func:`numbered`."""
-    return numbered(json.loads(view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)))
-
-
-def numbered(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return a specification with its random ids replaced by numbers in their order, so that it can be compared."""
-    found: dict[str, Any] = _renamed(spec, {})
-    return found
 
 
 def _module(name: str) -> Any:
@@ -120,7 +110,7 @@ def _section_blocks(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]
     if not panels:
         return []
     parts = _by_weight_decay(runs) if section.by_weight_decay else {"": runs}
-    blocks = [wr.H2(section.title), wr.P(section.text)]
+    blocks = [wr.H2(section.title), wr.P(section.wandb_text or section.caption)]
     for name, part in parts.items():
         if name:
             blocks.append(wr.H3(name))
@@ -132,13 +122,14 @@ def _section_blocks(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]
 def _line_plots(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]:
     """Return a panel for each curve of a section that at least one run has at W&B."""
     keys = dict.fromkeys(key for run in runs for key in run.record.metrics if run.record.is_at_wandb(key))
-    found = [(curve, key) for curve in section.curves for key in _matching(curve.key, keys)]
+    wanted = [QUANTITIES[key] for key in section.wandb_keys or section.keys]
+    found = [(quantity, key) for quantity in wanted for key in _matching(quantity.key, keys)]
     return [
         wr.LinePlot(
-            title=curve.title if key == curve.key else f"{curve.title} ({key.rpartition('/')[2]})",
+            title=_panel_title(quantity, key),
             x=STEP,
             y=[key],
-            log_y=curve.log or None,
+            log_y=quantity.log_scale or None,
             title_x="training step",
             groupby_aggfunc="mean",
             groupby_rangefunc="minmax",
@@ -146,15 +137,24 @@ def _line_plots(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]:
             smoothing_type="none",
             layout=_place(wr, i),
         )
-        for i, (curve, key) in enumerate(found)
+        for i, (quantity, key) in enumerate(found)
     ]
 
 
 def _matching(wanted: str, keys: Mapping[str, Any]) -> list[str]:
-    """Return the wanted key, or the first one that a pattern with a star at its end matches; empty if there is none."""
-    if not wanted.endswith("*"):
-        return [wanted] if wanted in keys else []
-    return [key for key in keys if key.startswith(wanted[:-1])][:1]
+    """Return the wanted key, or of a key with a layer the first one that some run has; empty if there is none."""
+    prefix, of_layers, _ = wanted.partition("{layer}")
+    if of_layers:
+        return [key for key in keys if key.startswith(prefix)][:1]
+    return [wanted] if wanted in keys else []
+
+
+def _panel_title(quantity: Quantity, key: str) -> str:
+    """Return the title of a panel, with the layer if the quantity has a key for each layer."""
+    if key == quantity.key:
+        return quantity.wandb_title
+    layer = key.rpartition("/")[2]
+    return f"{quantity.wandb_title} ({layer})"
 
 
 def _by_weight_decay(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -192,7 +192,7 @@ def _robustness_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
         panels.append(wr.MediaBrowser(title="attacked images", media_keys=shown, layout=place))
     return [
         wr.H2("Accuracy under attack"),
-        wr.P(ROBUSTNESS),
+        wr.P(WANDB_ROBUSTNESS),
         wr.PanelGrid(runsets=[runset(wr, runs, runs, table=True)], panels=panels),
     ]
 
@@ -239,16 +239,3 @@ def _place(wr: Any, index: int) -> Any:
     """Return the layout of the panel with a given index, in rows from left to right."""
     width = _WIDTH // _COLUMNS
     return wr.Layout(x=index % _COLUMNS * width, y=index // _COLUMNS * _HEIGHT, w=width, h=_HEIGHT)
-
-
-def _renamed(value: Any, names: dict[str, str]) -> Any:
-    """Return a value with the ids in it replaced; ``names`` collects the number of each id."""
-    if isinstance(value, list):
-        return [_renamed(entry, names) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    renamed = {}
-    for key, entry in value.items():
-        is_id = key in ("id", "__id__") and entry
-        renamed[key] = names.setdefault(entry, f"id{len(names)}") if is_id else _renamed(entry, names)
-    return renamed

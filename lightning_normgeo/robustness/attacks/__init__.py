@@ -1,1 +1,1 @@
-"""Attacks: projected gradient ascent, Gaussian noise, and those of torchattacks."""
+"""Attacks: projected gradient ascent (BIM, PGD), Gaussian noise, and those of torchattacks."""

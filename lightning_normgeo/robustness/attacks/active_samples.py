@@ -1,4 +1,4 @@
-"""Attacks that end for a sample once it is broken: only samples that still stand take part in a pass."""
+"""Attacks in which any iterate counts: a sample is attacked only until it is misclassified."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lightning_normgeo.robustness.attacks.registry import AttackBatch, Projected
 
 @dataclass(frozen=True)
 class ActiveSamples:
-    """Samples under attack, one entry for each in every tensor.
+    """Samples under attack, with one entry per sample in every tensor.
 
     Attributes:
-        images: the originals.
-        adversarial: the iterate.
+        images: the original images, in the threat model's space.
+        adversarial: the current iterates.
         labels: class indices.
-        indices: position in the data set.
-        step: how many steps led to the iterate.
-        restart: which start they began from.
+        indices: a number for each sample, which seeds its random starts.
+        step: number of steps from the start to the iterate.
+        restart: number of the current start, from 0.
     """
 
     images: Tensor
@@ -34,26 +34,26 @@ class ActiveSamples:
     restart: Tensor
 
     def __getitem__(self, which: Tensor | slice) -> ActiveSamples:
-        """Return some of the samples."""
+        """Return a part of the samples."""
         return ActiveSamples(*(tensor[which] for tensor in self.tensors))
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of samples."""
         return self.labels.shape[0]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them, in order."""
+        """All tensors, in the order of the attributes."""
         return self.images, self.adversarial, self.labels, self.indices, self.step, self.restart
 
     @staticmethod
     def joined(*parts: ActiveSamples) -> ActiveSamples:
-        """Return all samples of several."""
+        """Return the samples of all parts as one object."""
         return ActiveSamples(*map(torch.cat, zip(*(part.tensors for part in parts), strict=True)))
 
 
 class FinishedSamples(NamedTuple):
-    """Samples whose attack has ended: at the first iterate that broke them, or at the last."""
+    """Samples whose attack has ended, at the first misclassified iterate or at the last one, with its logits."""
 
     images: Tensor
     adversarial: Tensor
@@ -63,24 +63,24 @@ class FinishedSamples(NamedTuple):
 
 
 def any_iterate(attack: ProjectedGradient, batch: AttackBatch, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first iterate of any start that breaks each sample, else the last one, and its logits.
+    """Return each sample's first misclassified iterate over all starts, else its last one, and the logits of these.
 
-    For models whose logits depend on the batch: all samples take part in every pass.
+    For models whose logits depend on the whole batch: all samples take part in every pass.
 
     Args:
         attack: BIM or PGD.
-        batch: of the loader.
-        scores: logits of the images themselves.
+        batch: a batch of the loader.
+        scores: logits of the clean images, which count as the first iterate.
     """
     ball, step_size = attack.ball(batch)
     found, found_scores = batch.images.clone(), scores.clone()
-    standing = predicted(scores) == batch.labels
+    correct = predicted(scores) == batch.labels  # under every iterate so far
     for restart in range(attack.restarts):
         start = ball.sample(batch.images, batch.seed, batch.indices, restart) if attack.random_start else batch.images
-        for iterate, now in _iterates(batch, ball, step_size, attack.steps, start):
-            found[standing], found_scores[standing] = iterate[standing], now[standing]
-            standing = standing & (predicted(now) == batch.labels)
-            if not bool(standing.any()):
+        for iterate, iterate_scores in _iterates(batch, ball, step_size, attack.steps, start):
+            found[correct], found_scores[correct] = iterate[correct], iterate_scores[correct]
+            correct = correct & (predicted(iterate_scores) == batch.labels)
+            if not bool(correct.any()):
                 return found, found_scores
     return found, found_scores
 
@@ -88,7 +88,7 @@ def any_iterate(attack: ProjectedGradient, batch: AttackBatch, scores: Tensor) -
 def _iterates(
     batch: AttackBatch, ball: Ball, step_size: float, steps: int, start: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the iterates of one start with their logits, the start itself first."""
+    """Yield the iterates from one start and their logits, beginning with the start itself."""
     iterate = start
     for _ in range(steps):
         scores, _, gradient = ascent(batch.logits, iterate, batch.labels)
@@ -100,19 +100,23 @@ def _iterates(
 
 
 class ActiveSet:
-    """Runs one attack on a stream of samples, in batches that are filled up as samples fall.
+    """Runs one attack on a stream of samples, in batches that are filled up when samples have finished.
 
-    A sample is broken at the first iterate of any start, the image itself included, that the model gets wrong. What
-    happens to a sample does not depend on the others, except for rounding.
+    A sample is finished at its first misclassified iterate (the clean image is one), or after the last iterate of the
+    last start. Except for rounding, its result does not depend on the other samples.
 
     Args:
-        ball: what an adversarial image may be.
-        step_size: of one iteration.
-        steps: iterations.
-        restart: returns random starts of samples; None to start at the image.
-        restarts: how often to start.
+        ball: the set of allowed images around each original.
+        step_size: step size of one iteration, in units of the images.
+        steps: number of iterations.
+        restart: returns random starts for images, given their indices and the number of the start; None to start at
+            the images.
+        restarts: number of starts.
         batch_size: samples per pass.
-        ended: is given the samples that are done.
+        ended: is called with the finished samples.
+
+    Attributes:
+        passes: number of samples that went through a forward and backward pass; a forward pass alone counts a third.
     """
 
     def __init__(
@@ -134,16 +138,16 @@ class ActiveSet:
         self._arrived: ActiveSamples | None = None
 
     def put(self, images: Tensor, labels: Tensor, indices: Tensor, scores: Tensor, gradient: Tensor | None) -> None:
-        """Add samples.
+        """Add samples to be attacked.
 
         Args:
-            images: of the threat model's space.
+            images: ``(batch, channels, …)`` in the threat model's space.
             labels: class indices.
-            indices: position in the data set.
+            indices: a number for each sample, which seeds its random starts.
             scores: logits of ``images``.
-            gradient: of the loss at ``images``, where it is known; ignored with random starts.
+            gradient: gradient of the loss at ``images``, if it is known; ignored with random starts.
         """
-        broken = predicted(scores) != labels
+        broken = predicted(scores) != labels  # misclassified without any attack
         self.ended(FinishedSamples(*(t[broken] for t in (images, images, labels, indices, scores))))
         images, labels, indices = (tensor[~broken] for tensor in (images, labels, indices))
         zero = torch.zeros_like(labels)
@@ -156,11 +160,11 @@ class ActiveSet:
             self._step(fresh, gradient[~broken])
 
     def run(self, logits: Logits, everything: bool = False) -> None:
-        """Attack while there are full batches, or until nothing is left.
+        """Attack as long as there are full batches.
 
         Args:
-            logits: the model, for images of the threat model's space.
-            everything: whether to run the batches that are not full as well.
+            logits: maps images in the threat model's space to logits.
+            everything: whether to run batches that are not full too, until all samples have finished.
         """
         least = 1 if everything else self.batch_size
         while True:
@@ -174,7 +178,7 @@ class ActiveSet:
                 return
 
     def _advance(self, logits: Logits) -> None:
-        """One forward and backward pass."""
+        """Make one step: a forward and backward pass of one batch of iterates."""
         assert self._moving is not None  # noqa: S101
         batch, self._moving = self._moving[: self.batch_size], self._moving[self.batch_size :]
         scores, _, gradient = ascent(logits, batch.adversarial, batch.labels)
@@ -184,7 +188,7 @@ class ActiveSet:
         self._step(batch[~broken], gradient[~broken])
 
     def _judge(self, logits: Logits) -> None:
-        """One forward pass of last iterates."""
+        """Classify one batch of last iterates in a forward pass; samples with starts left begin again."""
         assert self._arrived is not None  # noqa: S101
         batch, self._arrived = self._arrived[: self.batch_size], self._arrived[self.batch_size :]
         with torch.no_grad():
@@ -197,6 +201,7 @@ class ActiveSet:
             self._move(self._started(replace(again, restart=again.restart + 1, step=torch.zeros_like(again.step))))
 
     def _step(self, batch: ActiveSamples, gradient: Tensor) -> None:
+        """Move iterates along the gradient, and queue them for the next step or the final classification."""
         moved = self.ball.project(self.ball.ascend(batch.adversarial, gradient, self.step_size), batch.images)
         batch = replace(batch, adversarial=moved, step=batch.step + 1)
         arrived = batch.step >= self.steps
@@ -206,19 +211,20 @@ class ActiveSet:
         self._move(batch[~arrived])
 
     def _move(self, batch: ActiveSamples) -> None:
-        """Let samples take part in the next pass: those that began first, so that few wait at a time."""
+        """Put samples at the front of the queue: finishing those that began first keeps the queue short."""
         self._moving = batch if self._moving is None else ActiveSamples.joined(batch, self._moving)
 
     def _started(self, batch: ActiveSamples) -> ActiveSamples:
+        """Return samples at the random starts of their ``restart`` numbers, ordered by these."""
         assert self.restart is not None  # noqa: S101
-        starts = [
-            self.restart(one.images, one.indices, int(k))
-            for k in torch.unique(batch.restart)
-            for one in [batch[batch.restart == k]]
-        ]
+        starts = []
+        for number in torch.unique(batch.restart):
+            part = batch[batch.restart == number]
+            starts.append(self.restart(part.images, part.indices, int(number)))
         order = torch.argsort(batch.restart, stable=True)
         return replace(batch[order], adversarial=torch.cat(starts) if starts else batch.adversarial)
 
     def _end(self, batch: ActiveSamples, scores: Tensor, done: Tensor) -> None:
+        """Pass the samples that are done to ``ended``, with the logits of their iterates."""
         ended = batch[done]
         self.ended(FinishedSamples(ended.images, ended.adversarial, ended.labels, ended.indices, scores[done]))

@@ -1,4 +1,4 @@
-"""Every attack on one batch at a time."""
+"""All attacks of an evaluation, run batch by batch."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ Progress = Callable[[str, int], None]
 
 
 class BatchAttacks:
-    """Runs all attacks of an evaluation on its batches, and keeps what becomes of the samples.
+    """Runs all attacks of an evaluation on its batches, and collects the per-sample results.
 
     Args:
-        model: under attack.
-        assumptions: what is known of it.
-        num_images: how many samples to keep for showing.
-        progress: called with the name of an attack before it runs (and 0), and when samples are done with it.
+        model: the model under attack.
+        assumptions: properties of the model.
+        num_images: number of example images to keep.
+        progress: called with an attack's name and 0 before it runs, and with its name and the number of samples when
+            samples are finished.
 
     Attributes:
-        decisions: what became of the samples.
-        shown: the first samples.
-        failed: for attacks that cannot be evaluated, why.
+        decisions: the per-sample results.
+        shown: the example images.
+        failed: the reason for each attack that cannot be evaluated.
     """
 
     def __init__(
@@ -52,22 +53,23 @@ class BatchAttacks:
     def evaluate(
         self, images: Tensor, labels: Tensor, samples: Tensor, size: int, counted: Tensor | None = None
     ) -> None:
-        """Evaluate a batch: clean, then under every attack that is not done with it.
+        """Evaluate a batch: clean, then under every attack that has no results of an earlier attempt for it.
 
         Args:
-            images: as the loader yields them.
-            labels: class indices.
-            samples: a number for each.
-            size: of the batches that attacks fill up with samples that wait.
-            counted: which samples count; all if left out.
+            images: ``(batch, channels, …)``, as the loader yields them.
+            labels: ``(batch,)`` class indices.
+            samples: ``(batch,)`` int64, a number for each sample that identifies it and seeds its random numbers.
+            size: batch size of attacks that refill their batches from several calls (``semantics="any"``).
+            counted: mask of the samples that count. Default: all.
         """
-        threat, inside, inputs = self.settings.threat, self.model.to_space(images), self.model.inputs
+        threat, inputs = self.settings.threat, self.model.inputs
+        space_images = self.model.to_space(images)
         batch = AttackBatch(
             logits=self.model,
-            images=inside,
+            images=space_images,
             labels=labels,
             indices=samples.tolist(),
-            box=threat.box(inputs, inside),
+            box=threat.box(inputs, space_images),
             gradient=None,
             inputs=inputs,
             threat=threat,
@@ -75,12 +77,13 @@ class BatchAttacks:
             representable=self.model.representable,
             counted=None if counted is None else counted.cpu(),
         )
-        for suffix in ("",) if self.model.rescaled is None else ("", RESCALED):
+        suffixes = ("",) if self.model.rescaled is None else ("", RESCALED)
+        for suffix in suffixes:
             with self.model.active(control=bool(suffix)), self._draws(batch):
                 self._attack(batch, size, suffix)
 
     def finish(self) -> None:
-        """Evaluate what still waits in the attacks."""
+        """Finish the attacks that still have samples in partly filled batches."""
         for (name, _), active in self._active.items():
             if name not in self.failed:
                 with self.model.active(control=name.endswith(RESCALED)), self._failing(name):
@@ -88,12 +91,12 @@ class BatchAttacks:
                     active.run(self.model, everything=True)
 
     def _draws(self, batch: AttackBatch) -> AbstractContextManager[None]:
-        """Let a random model draw the same numbers for the same batch."""
+        """Context in which a random model draws the same random numbers for the same batch."""
         return nullcontext() if self.assumptions.deterministic else seeded(self.settings.seed, batch.indices[0])
 
     @contextmanager
     def _failing(self, name: str) -> Iterator[None]:
-        """Leave out an attack that fails, and say why, where nothing is to be stopped."""
+        """Context that records an attack's error as its failure; with ``on_unsuitable="raise"`` it raises the error."""
         try:
             yield
         except Exception as error:
@@ -107,12 +110,14 @@ class BatchAttacks:
             self.failed[name] += " Trainer(inference_mode=False) makes tensors that have a gradient."
 
     def _is_done(self, name: str, batch: AttackBatch) -> bool:
+        """Whether an attack has failed, or has results of an earlier attempt for all samples of a batch."""
         if name in self.failed:
             return True
         done = self.decisions.done.get(name)
         return done is not None and done.issuperset(batch.indices) and not self.shown.lacks(name, batch.indices)
 
     def _attack(self, batch: AttackBatch, size: int, suffix: str) -> None:
+        """Evaluate a batch with the current weights; ``suffix`` is that of the control's rows."""
         todo = [attack for attack in self.settings.all_attacks if not self._is_done(attack.name + suffix, batch)]
         clean = "clean" + suffix
         if not todo and self._is_done(clean, batch):
@@ -129,18 +134,19 @@ class BatchAttacks:
                 self._run(attack, batch, scores, size, attack.name + suffix)
 
     def _clean(self, batch: AttackBatch, attacks: Sequence[Attack], suffix: str) -> tuple[Tensor, Tensor | None]:
-        """Logits of the images and, where attacks begin with it, the gradient; both from one pass."""
+        """Return the logits of the clean images and, if an attack starts there, the gradient, from the same pass."""
         beginning = [attack for attack in attacks if isinstance(attack, ProjectedGradient) and not attack.random_start]
         if beginning:
             try:
                 scores, _, gradient = ascent(self.model, batch.images, batch.labels)
                 return scores, gradient
-            except Exception as error:  # without a gradient the images may still be classified
+            except Exception as error:  # the backward pass may have failed; the forward pass alone is tried below
                 for attack in beginning:
                     self._fail(attack.name + suffix, error)
         return self._scores(batch.images), None
 
     def _run(self, attack: Attack, batch: AttackBatch, scores: Tensor, size: int, name: str) -> None:
+        """Run one attack on a batch; ``name`` is that of its row, ``scores`` are the logits of the clean images."""
         if not isinstance(attack, ProjectedGradient) or self.settings.semantics == "final":
             self._done(name, batch, *self._last_iterate(attack, batch))
         elif not self.assumptions.independent:
@@ -155,7 +161,7 @@ class BatchAttacks:
             active.run(self.model)
 
     def _last_iterate(self, attack: Attack, batch: AttackBatch) -> tuple[Tensor, Tensor]:
-        """Attacked images and their logits, of the first start that a sample does not withstand, or of the last."""
+        """Return attacked images and their logits, of each sample's first successful start, or else of its last."""
         perturbed = attack.perturb(batch)
         scores = self._scores(perturbed)
         for restart in range(1, getattr(attack, "restarts", 1)):
@@ -170,6 +176,7 @@ class BatchAttacks:
         return perturbed, scores
 
     def _active_set(self, attack: ProjectedGradient, batch: AttackBatch, size: int, name: str) -> ActiveSet:
+        """Return the queue of an attack for images of this shape, which lives until :meth:`finish`."""
         key = name, batch.images.shape[1:]
         if key not in self._active:
             ball, step_size = attack.ball(batch)
@@ -196,6 +203,7 @@ class BatchAttacks:
     def _done(
         self, name: str, batch: AttackBatch, perturbed: Tensor, scores: Tensor, gradient: Tensor | None = None
     ) -> None:
+        """Keep the results of a whole batch under an attack."""
         samples = torch.tensor(batch.indices, dtype=torch.long, device=batch.labels.device)
         self._keep(
             name, FinishedSamples(batch.images, perturbed, batch.labels, samples, scores), gradient, batch.counted
@@ -204,7 +212,7 @@ class BatchAttacks:
     def _keep(
         self, name: str, ended: FinishedSamples, gradient: Tensor | None = None, counted: Tensor | None = None
     ) -> None:
-        """Keep what became of samples."""
+        """Keep the per-sample results and the example images of finished samples, and report the progress."""
         if not len(ended.labels):
             return
         rows = rows_of(*ended, gradient)

@@ -1,4 +1,4 @@
-"""Samples that wait until there are enough for a batch."""
+"""Queue that joins samples to larger batches."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Samples = tuple[Tensor, Tensor, Tensor]
 
 
 class BatchQueue:
-    """Joins samples of a loader's batches to larger ones, for each size of images by itself."""
+    """Joins the samples of a loader's batches to larger batches, separately for each shape of images."""
 
     def __init__(self) -> None:
         self._waiting: dict[torch.Size, list[Samples]] = {}
 
     def add(self, samples: Samples, size: int) -> Iterator[Samples]:
-        """Add samples with images of one size, and yield the batches of ``size`` that are full."""
+        """Add samples with images of one shape, and yield full batches of ``size`` samples."""
         waiting = self._waiting.setdefault(samples[0].shape[1:], [])
         waiting.append(samples)
         while sum(len(labels) for _, labels, _ in waiting) >= size:
@@ -27,7 +27,7 @@ class BatchQueue:
             yield images[:size], labels[:size], numbers[:size]
 
     def rest(self) -> Iterator[Samples]:
-        """Yield what is left, and forget it."""
+        """Yield the queued samples, one batch per shape of images, and empty the queue."""
         left, self._waiting = self._waiting, {}
         for waiting in left.values():
             images, labels, numbers = map(torch.cat, zip(*waiting, strict=True))

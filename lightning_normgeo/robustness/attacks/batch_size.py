@@ -1,4 +1,4 @@
-"""How many samples go through the model at a time."""
+"""Batch sizes that memory allows."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from torch import Tensor
 from lightning_normgeo.robustness.attacks.projected_gradient import Logits, ascent
 
 _CPU_BYTES = 2**30
-"""What activations may take on a CPU: more are fresh pages with every pass, and no faster."""
+"""Bytes that activations may take on a CPU: more memory is mapped anew in every pass, so it makes nothing faster."""
 _GPU_SHARE = 0.25
-"""Of the free memory of a GPU: what a library takes for itself needs room as well."""
+"""Fraction of a GPU's free memory that activations may take: workspaces of cuDNN and others need memory too."""
 _MOST = {"cpu": 256, "cuda": 1024}
+"""Largest batch size by type of device."""
 
 
 def fitting_batch(logits: Logits, images: Tensor, labels: Tensor) -> int:
-    """Return how many samples a pass takes best: large batches are faster, as long as memory has room for them.
+    """Return the largest batch size that memory allows, since large batches are faster.
 
     Args:
-        logits: the model.
-        images: the first batch of the loader; no answer is smaller, except where there is only one image to look at.
-        labels: likewise.
+        logits: maps images to logits.
+        images: the first batch of the loader, in the threat model's space.
+        labels: its class indices.
 
     Returns:
-        A power of two times what the loader gives, so that rounding does not depend on how much memory is free now.
+        A power of two times the size of the loader's batch, up to 256 on a CPU and 1024 on a GPU. Few sizes are
+        possible, so that rounding, which depends on the batch size, seldom depends on the memory that is free now.
 
-    Cost: two passes of one and two images.
+    Cost: two forward and backward passes, of one and of two images.
     """
     if len(images) < 2:
         return len(images)
@@ -39,7 +41,7 @@ def fitting_batch(logits: Logits, images: Tensor, labels: Tensor) -> int:
 
 
 def saved_bytes(logits: Logits, images: Tensor, labels: Tensor) -> int:
-    """Return the memory that a forward pass keeps for the way back, each tensor once."""
+    """Return the bytes that a forward pass saves for the backward pass; tensors with the same storage count once."""
     seen: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

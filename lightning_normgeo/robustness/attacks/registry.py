@@ -1,4 +1,4 @@
-"""The attacks that are evaluated: names and settings in, one description for each row of the results out."""
+"""Registry of attacks: from names and settings to one attack for each row of the results."""
 
 from __future__ import annotations
 
@@ -24,27 +24,29 @@ from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel
 from lightning_normgeo.utilities.checked_values import nearest, shown
 
 ATTACKS = ("gaussian", "bim", "pgd", "bim_l2", "pgd_l2")
-"""The attacks by name, besides ``torchattacks.…``; ``clean`` is always evaluated."""
+"""Names of the attacks, besides ``torchattacks.<name>``; ``clean`` is always evaluated."""
 DEFAULT_ATTACKS = ("gaussian", "bim")
+"""Attacks that are evaluated unless others are named."""
 FOREIGN = "torchattacks."
+"""Prefix of the names of torchattacks' attacks."""
 
 
 @dataclass(frozen=True)
 class AttackBatch:
-    """What an attack gets.
+    """A batch of samples to be attacked.
 
     Attributes:
-        logits: the model, for images of the threat model's space.
-        images: of that space.
-        labels: class indices.
-        indices: a number for each sample, which decides its random draws.
-        box: what images have to stay in.
-        gradient: of the loss at ``images``, where it is known.
-        inputs: how that space relates to pixels.
+        logits: maps images in the threat model's space to logits.
+        images: ``(batch, channels, …)`` in the threat model's space.
+        labels: ``(batch,)`` class indices.
+        indices: a number for each sample, which seeds its random numbers.
+        box: lower and upper bound of image values.
+        gradient: gradient of the loss at ``images``; None if it is not known.
+        inputs: how images relate to pixels.
         threat: the threat model.
-        seed: of the evaluation.
+        seed: seed of the evaluation.
         representable: see :class:`Ball`.
-        counted: which samples count, on the host; None for all.
+        counted: mask of the samples that count, on the host; None for all.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -60,7 +62,7 @@ class AttackBatch:
     counted: Tensor | None = None
 
     def part(self, which: Tensor) -> AttackBatch:
-        """Return some of the samples."""
+        """Return the samples of a mask as a batch."""
         indices = [index for index, wanted in zip(self.indices, which.tolist(), strict=True) if wanted]
         gradient = None if self.gradient is None else self.gradient[which]
         return replace(self, images=self.images[which], labels=self.labels[which], indices=indices, gradient=gradient)
@@ -68,10 +70,10 @@ class AttackBatch:
 
 @dataclass(frozen=True)
 class Attack:
-    """One row of the results besides ``clean``.
+    """An attack, which makes one row of the results.
 
     Attributes:
-        name: as in keys.
+        name: the name of the row, as in metric keys.
     """
 
     name: str
@@ -81,7 +83,7 @@ class Attack:
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the result, as plain values."""
+        """Return the settings that determine the result, as plain values."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
 
 
@@ -90,8 +92,8 @@ class Noise(Attack):
     """White Gaussian noise.
 
     Attributes:
-        std: standard deviation.
-        clip: whether to clip to the box.
+        std: standard deviation, in units of the threat model's space.
+        clip: whether to clip noisy images to the box.
     """
 
     std: float
@@ -107,13 +109,13 @@ class ProjectedGradient(Attack):
     """BIM or PGD.
 
     Attributes:
-        norm: of the ball.
-        eps: radius.
-        step_size: of one iteration.
-        times_sqrt_d: whether both are to be multiplied by √d, with d values per image.
-        steps: iterations.
-        random_start: whether to begin at a random point of the ball.
-        restarts: how often to begin; a sample is robust only if it withstands all.
+        norm: norm of the ball, ``linf`` or ``l2``.
+        eps: radius of the ball, in units of the threat model's space.
+        step_size: step size of one iteration, in the same units.
+        times_sqrt_d: whether to multiply ``eps`` and ``step_size`` by √d, with d values per image.
+        steps: number of iterations.
+        random_start: whether to start at a random point of the ball (PGD) instead of the image (BIM).
+        restarts: number of starts; a sample is robust only if it withstands all.
     """
 
     norm: Norm
@@ -125,17 +127,17 @@ class ProjectedGradient(Attack):
     restarts: int
 
     def scale(self, values: int) -> float:
-        """Return what radius and step are multiplied by, for images of so many values."""
+        """Return the factor of the radius and the step size for images with this number of values."""
         return values**0.5 if self.times_sqrt_d else 1.0
 
     def ball(self, batch: AttackBatch) -> tuple[Ball, float]:
-        """Return the ball for images of a size, and the step size."""
+        """Return the ball and the step size for the images of a batch."""
         scale = self.scale(batch.images[0].numel())
         ball = Ball(self.norm, self.eps * scale, *batch.box, batch.threat.box_first, batch.representable)
         return ball, self.step_size * scale
 
     def perturb(self, batch: AttackBatch, restart: int = 0) -> Tensor:
-        """Return the last iterates."""
+        """Return the last iterates of the start number ``restart``."""
         ball, step_size = self.ball(batch)
         start = ball.sample(batch.images, batch.seed, batch.indices, restart) if self.random_start else None
         gradient = None if self.random_start else batch.gradient
@@ -144,18 +146,18 @@ class ProjectedGradient(Attack):
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the result, as plain values."""
+        """Return the settings that determine the result, as plain values."""
         return {**super().settings(), "loss": "cross_entropy"}
 
 
 @dataclass(frozen=True)
 class TorchattacksAttack(Attack):
-    """An attack of torchattacks, on pixels.
+    """An attack of torchattacks, which works on pixels.
 
     Attributes:
-        attack: the class.
-        options: for its constructor.
-        version: of torchattacks.
+        attack: name of its class in torchattacks.
+        options: arguments for its constructor.
+        version: installed version of torchattacks.
     """
 
     attack: str
@@ -164,7 +166,7 @@ class TorchattacksAttack(Attack):
 
     @property
     def eps(self) -> float | None:
-        """The radius, where it has one."""
+        """The radius among the options, in pixels; None if the attack has none."""
         return self.options.get("eps")
 
     def perturb(self, batch: AttackBatch) -> Tensor:
@@ -178,7 +180,7 @@ class TorchattacksAttack(Attack):
         attacked = torchattacks_attack(
             self.attack, logits, pixels, batch.labels, self.options, batch.indices, batch.seed
         )
-        # a sample that was left alone comes back as it was, whatever the way there and back costs
+        # unchanged samples are returned as they were, since converting to pixels and back rounds
         same = per_image((attacked == pixels).flatten(1).all(1), pixels)
         return torch.where(same, batch.images, batch.inputs.pixels_to_space(attacked, space))
 
@@ -191,22 +193,25 @@ def attack_list(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     same_step: bool = False,
 ) -> list[Attack]:
-    """Return the attacks called ``names``, one for each value of a sweep.
+    """Return the attacks of the given names, with one attack for each value of a sweep.
 
     Args:
-        threat: gives what ``sweep`` does not.
-        names: out of :data:`ATTACKS`, or ``torchattacks.…``.
-        sweep: values of ``eps``, ``eps_l2`` and ``noise_std`` where there are several.
-        restarts: of the attacks with a random start.
-        options: for the constructors of torchattacks' attacks, by name.
-        same_step: whether attacks in l∞ take the step size of ``threat`` for every radius; else it keeps its ratio.
+        threat: has the settings that are not in ``sweep``.
+        names: names out of :data:`ATTACKS`, or ``torchattacks.<name>``.
+        sweep: several values for any of ``eps``, ``eps_l2`` and ``noise_std``.
+        restarts: number of random starts of PGD.
+        options: constructor arguments of torchattacks' attacks, by name of the attack.
+        same_step: whether attacks in l∞ use the threat model's step size for every radius. Default: the step size keeps
+            its ratio to the radius.
 
     Raises:
         ConfigurationError: for unknown names and options.
     """
-    idle = set(options or {}) - set(names)
-    if idle:
-        raise ConfigurationError(f"attack_options has an entry for {min(idle)!r}, which is not among attacks={names}.")
+    unused = set(options or {}) - set(names)
+    if unused:
+        raise ConfigurationError(
+            f"attack_options has an entry for {min(unused)!r}, which is not among attacks={names}."
+        )
     for name in names:
         if name not in ATTACKS and not name.startswith(FOREIGN):
             raise ConfigurationError(
@@ -226,6 +231,7 @@ def _attacks(
     options: Mapping[str, Mapping[str, Any]],
     same_step: bool,
 ) -> list[Attack]:
+    """Return the attacks of one name, one for each value of a sweep."""
     if name.startswith(FOREIGN):
         return _foreign(name, threat, sweep.get("eps", [threat.eps]), options.get(name, {}), same_step)
     if name in options:
@@ -256,7 +262,7 @@ def _attacks(
 def _foreign(
     name: str, threat: ThreatModel, radii: Sequence[float], options: Mapping[str, Any], same_step: bool
 ) -> list[Attack]:
-    """Return one row for each radius, or a single one where the threat model does not decide it."""
+    """Return torchattacks' attack for each radius, or one attack if its arguments do not depend on the radius."""
     attack = name.removeprefix(FOREIGN)
     threats = [replace(threat, eps=eps, step_size=step_size(threat, eps, same_step)) for eps in radii]
     chosen = [check_torchattacks(attack, one, options) for one in threats]
@@ -270,9 +276,18 @@ def _foreign(
 
 
 def step_size(threat: ThreatModel, eps: float, same: bool = False) -> float:
-    """Return the threat model's step, or one that is to ``eps`` as that is to its own radius."""
-    return threat.step_size if same or eps == threat.eps else threat.step_size * eps / (threat.eps or 1.0)
+    """Return the step size for a radius: the threat model's own, or one with the same step-to-radius ratio.
+
+    Args:
+        threat: the threat model.
+        eps: the radius.
+        same: whether to use the threat model's step size for every radius.
+    """
+    if same or eps == threat.eps:
+        return threat.step_size
+    return threat.step_size * eps / (threat.eps or 1.0)
 
 
 def _swept(name: str, what: str, value: float, values: Sequence[float]) -> str:
+    """Return the name of a row, with the value of the setting ``what`` if there are several."""
     return name if len(values) == 1 else f"{name}_{what}{value:.4g}"

@@ -1,4 +1,7 @@
-"""Attacks of torchattacks by name. It works on pixels in [0, 1] only, and is imported when an attack is named."""
+"""Attacks of torchattacks by name.
+
+torchattacks works on pixels in [0, 1] only. It is optional, and imported when one of its attacks is named.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +22,27 @@ from lightning_normgeo.robustness.model.preserved_state import seeded
 from lightning_normgeo.robustness.threat_model import ThreatModel
 
 _BALL = 8 / 255
-"""The default radius of torchattacks' l∞ attacks, and of no other."""
+"""Default radius of torchattacks' l∞ attacks, by which they are recognized: its other attacks have another one."""
 _LATER = ("seed", "n_classes")
-"""Arguments that depend on the evaluation and the model; added when the attack runs, unless given."""
+"""Arguments that depend on the evaluation and the model, and are added when the attack runs, unless they are given."""
 
 
 def check_torchattacks(name: str, threat: ThreatModel, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments for the constructor of an attack of torchattacks, as plain values.
 
-    Those of ``options``, else those of the threat model, else the attack's own. A threat model in pixels gives an l∞
-    attack its radius and steps, and its step size; where there are no steps, the step keeps its ratio to the radius.
-    With ``norm: L2`` it gives the l2 radius. One in normalized space gives nothing, because torchattacks measures in
-    pixels.
+    An argument is taken from ``options``, else from the threat model, else it is the attack's own default. Only threat
+    models in pixels give arguments, since torchattacks measures in pixels, and only to l∞ attacks: their radius, steps
+    and step size, or the l2 radius with ``norm: L2``. If an attack has no steps, its step size keeps its ratio to the
+    radius.
 
     Args:
-        name: of the class, as in ``torchattacks.PGD``.
+        name: name of the class, e.g. ``PGD``.
         threat: the threat model.
-        options: for the constructor, by name.
+        options: arguments for the constructor, by name.
 
     Raises:
-        ConfigurationError: without torchattacks, for unknown names and options, and values that cannot be.
+        ConfigurationError: if torchattacks is not installed, for unknown names and options, and for values that the
+            attack refuses.
 
     Cost: no model is called; the first call imports torchattacks.
     """
@@ -69,32 +73,33 @@ def torchattacks_attack(
     indices: Sequence[int],
     seed: int,
 ) -> Tensor:
-    """Return what an attack of torchattacks, which computes in float32, makes of images.
+    """Return images attacked by an attack of torchattacks, which computes in float32.
 
-    No parameter's ``.grad`` is touched, also by the attacks that call ``backward``, and no random state: torch's,
-    numpy's and Python's are what they were. What an attack draws depends on ``seed`` and on the batch; where its
-    constructor has a seed (AutoAttack, Square), it is ``seed`` for every batch, unless ``options`` have one.
+    No parameter's ``.grad`` is changed, even by attacks that call ``backward``, and the random states of torch, numpy
+    and Python are restored. The random numbers of an attack depend on ``seed`` and on the batch. If its constructor has
+    an argument ``seed`` (AutoAttack, Square), it gets ``seed`` for every batch, unless ``options`` have one.
 
     Args:
-        name: of the class.
+        name: name of the class, e.g. ``PGD``.
         logits: maps pixels to class logits, in evaluation mode.
         pixels: ``(batch, channels, height, width)`` in [0, 1], up to rounding.
         labels: ``(batch,)`` class indices.
-        options: what :func:`check_torchattacks` returned.
-        indices: position of each sample in the data set.
-        seed: of the evaluation.
+        options: the arguments that :func:`check_torchattacks` returned.
+        indices: a number for each sample; that of the first seeds the batch.
+        seed: seed of the evaluation.
 
     Returns:
-        Pixels in [0, 1], of the same dtype. A sample for which the attack found no finite image is as it was.
+        Pixels in [0, 1], of the same shape and dtype. A sample for which the attack found no finite image is unchanged.
 
-    Cost: the attack's; backward passes go to the input alone, which saves a third where it calls ``backward``.
+    Cost: that of the attack. Backward passes go to the input only, which saves a third for attacks that call
+    ``backward``.
     """
     if not len(labels):
         return pixels
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed, indices[0]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="torchattacks")  # of its own code, not of the model
+        warnings.filterwarnings("ignore", module="torchattacks")  # warnings of its own code, not those of the model
         originals = pixels.detach().clamp(0, 1)
-        images = originals.float().contiguous()  # parts of torchattacks are written for float32; some call .view
+        images = originals.float().contiguous()  # parts of torchattacks need float32, and some call .view
         later = _later(name, logits, originals, seed)
         try:
             attack = _attack_class(name)(_Pixels(logits, originals), **{**later, **options})
@@ -110,7 +115,7 @@ def torchattacks_attack(
 def _attack_class(name: str) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its syntax and of what it imports: nothing a user can mend
+            warnings.simplefilter("ignore")  # torchattacks' own syntax warnings, which a user cannot fix
             library = vars(importlib.import_module("torchattacks"))
     except ImportError as error:
         raise ConfigurationError(
@@ -125,7 +130,7 @@ def _attack_class(name: str) -> Any:
 
 
 def _arguments(name: str) -> dict[str, Any]:
-    """Return the constructor's arguments and their defaults."""
+    """Return the arguments of an attack's constructor with their defaults."""
     found = _attack_class(name)
     if not _takes_a_model(found):
         raise ConfigurationError(
@@ -136,6 +141,7 @@ def _arguments(name: str) -> dict[str, Any]:
 
 
 def _takes_a_model(kind: type) -> bool:
+    """Whether the only argument that a constructor needs is the model."""
     arguments = inspect.signature(kind).parameters
     needed = [key for key, argument in arguments.items() if argument.default is inspect.Parameter.empty]
     return needed == ["model"]
@@ -144,6 +150,7 @@ def _takes_a_model(kind: type) -> bool:
 def _of_threat(
     name: str, threat: ThreatModel, known: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Mapping[str, Any]:
+    """Return the arguments of an attack that the threat model gives."""
     if known.get("eps") != _BALL:
         return {}
     norm, pixel = options.get("norm", "Linf"), threat.space == "pixel"
@@ -155,22 +162,27 @@ def _of_threat(
 
 
 def _later(name: str, logits: Callable[[Tensor], Tensor], images: Tensor, seed: int) -> dict[str, Any]:
+    """Return the arguments that depend on the evaluation and the model."""
     known, found = _arguments(name), {}
     if "seed" in known:
         found["seed"] = seed
     if "n_classes" in known:
         with torch.no_grad():
             classes = logits(images[:1]).shape[1]
-        found["n_classes"] = min(classes, known["n_classes"])  # more would be more targets than were published
+        # with more classes than by default, AutoAttack would try more targets than it is published with
+        found["n_classes"] = min(classes, known["n_classes"])
     return found
 
 
 class _Pixels(nn.Module):
-    """What torchattacks takes for the model: holds no weights, and has a device."""
+    """The model as torchattacks sees it: a module without the model's weights, but with its device and dtype.
+
+    torchattacks reads the device from a parameter, and would change the mode of the real model.
+    """
 
     def __init__(self, logits: Callable[[Tensor], Tensor], like: Tensor) -> None:
         super().__init__()
-        self._logits = (logits,)  # a module would be registered, and its mode changed
+        self._logits = (logits,)  # in a tuple, since a module would be registered as a child and change its mode
         self.device_and_dtype = nn.Parameter(torch.empty_like(like[:0]))
         self.eval()
 
@@ -185,7 +197,7 @@ class _Pixels(nn.Module):
 
 
 class _ToTheInput(torch.autograd.Function):
-    """Gradients end at the images: ``backward`` through this leaves every parameter's ``.grad`` alone."""
+    """Logits whose gradient goes to the images only: ``backward`` leaves every parameter's ``.grad`` unchanged."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, images: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
@@ -199,7 +211,7 @@ class _ToTheInput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         inside, scores = ctx.saved_tensors
-        # a compiled model refuses to keep its graph, so it is kept only for attacks that ask for it
+        # a compiled model cannot keep its graph, so it is kept only for attacks that ask for it with retain_graph
         kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
         (found,) = torch.autograd.grad(scores, inside, gradient, retain_graph=kept)
         return found.contiguous(), None

@@ -1,4 +1,4 @@
-"""What a project's batches hold: images and labels, their relation to pixels, and the identity of samples."""
+"""Images and labels of a project's batches, and the relation of images to pixels."""
 
 from lightning_normgeo.robustness.inputs.batches import images_and_labels as images_and_labels
 from lightning_normgeo.robustness.inputs.batches import unpacked as unpacked

@@ -1,4 +1,4 @@
-"""Images and labels in the batches that projects have: pairs, dictionaries, named tuples, dataclasses."""
+"""Images and labels found in batches: pairs, dictionaries, named tuples, dataclasses."""
 
 from __future__ import annotations
 
@@ -21,19 +21,29 @@ LABEL_NAMES = ("label", "labels", "y", "target", "targets", "class", "classes", 
 
 
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    """Images and labels of a batch, as they are in it.
+    """Return the images and labels found in a batch, unchanged except that numpy arrays become tensors.
 
-    A tuple or list holds images, then labels; what follows is passed over. In a mapping, named tuple or dataclass they
-    are found by their names (:data:`IMAGE_NAMES`, :data:`LABEL_NAMES`), or as the only entry of their shape. Images
-    have two dimensions or more, of floating point or unsigned bytes. Arrays of numpy become tensors.
+    In a tuple or list the first images and the entry after them are taken; further entries are ignored. In a mapping,
+    named tuple or dataclass they are found by their names (:data:`IMAGE_NAMES`, :data:`LABEL_NAMES`), or as the only
+    entry of a fitting shape. Images are tensors with at least two dimensions, of floating point or unsigned bytes.
+
+    Args:
+        batch: as a loader yields it.
+
+    Returns:
+        Images ``(batch, …)`` and labels ``(batch,)`` or ``(batch, classes)``.
 
     Raises:
-        UnsuitableError: where there are none, or several could be meant.
+        UnsuitableError: if there are none, or several that could be meant.
     """
-    if isinstance(batch, (tuple, list)) and len(batch) == 1:  # one part of a pipeline that yields several
+    if isinstance(batch, (tuple, list)) and len(batch) == 1:  # some pipelines yield a list with one dictionary
         return images_and_labels(batch[0])
     named = _named(batch)
-    found = _by_name(named) if named is not None else _by_place(batch) if isinstance(batch, (tuple, list)) else None
+    found = None
+    if named is not None:
+        found = _by_name(named)
+    elif isinstance(batch, (tuple, list)):
+        found = _by_place(batch)
     if found is None:
         advice = _advice(batch) or "Override its unpack(batch) to return both, or give evaluate_robustness(unpack=…)."
         raise UnsuitableError(
@@ -43,15 +53,16 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def _advice(batch: Any) -> str:
-    """What to do about common batches that hold no tensors of images and labels."""
+    """Return advice on common batches that hold no tensors of images and labels; empty for others."""
     if isinstance(batch, (tuple, list)) and batch and all(isinstance(entry, (tuple, list)) for entry in batch):
         return _advice(batch[0])
     parts = list((_named(batch) or {}).values()) or (list(batch) if isinstance(batch, (tuple, list)) else [batch])
     if any(type(part).__module__.partition(".")[0] == "PIL" for part in parts):
         return "Turn pictures into tensors in the data set (torchvision.transforms.ToTensor), and batch it."
-    images, labels = [*parts, None, None][:2]
-    single = isinstance(images, Tensor) and images.ndim == 3 and _is_number(labels)
-    return "It is a single sample: give DataLoader(dataset, batch_size=64) in place of the data set." if single else ""
+    is_sample = len(parts) > 1 and isinstance(parts[0], Tensor) and parts[0].ndim == 3 and _is_number(parts[1])
+    if is_sample:
+        return "It is a single sample: give DataLoader(dataset, batch_size=64) in place of the data set."
+    return ""
 
 
 def _is_number(value: Any) -> bool:
@@ -59,10 +70,14 @@ def _is_number(value: Any) -> bool:
 
 
 def unpacked(unpack: Callable[[Any], Any], batch: Any) -> tuple[Tensor, Tensor]:
-    """Images and labels that a function finds in a batch, as plain tensors.
+    """Return the images and labels that a user's ``unpack`` finds in a batch, as plain tensors.
+
+    Args:
+        unpack: maps a batch to (images, labels), as tensors, arrays or, for labels, a list of numbers.
+        batch: as a loader yields it.
 
     Raises:
-        UnsuitableError: where it returns something else.
+        UnsuitableError: if it returns anything but two tensors.
     """
     found = unpack(batch)
     pair = [as_tensor(part) for part in found] if isinstance(found, (tuple, list)) else []
@@ -70,12 +85,12 @@ def unpacked(unpack: Callable[[Any], Any], batch: Any) -> tuple[Tensor, Tensor]:
         pair[1] = _as_labels(pair[1], len(pair[1]))
     if len(pair) != 2 or not all(isinstance(part, Tensor) and not part.is_meta for part in pair):
         raise UnsuitableError(f"unpack(batch) returned {described(found)}. Return two tensors: images, labels.")
-    # of torch's own class: others carry what they are made of along
+    # subclasses of Tensor would carry their own behavior into every operation of an attack
     return pair[0].as_subclass(Tensor), pair[1].as_subclass(Tensor)
 
 
 def described(value: Any, depth: int = 3) -> str:
-    """The structure of a batch in a few words, as ``tuple(float32 (8, 3, 32, 32), int64 (8,))``."""
+    """Return the structure of a batch as a short text, as ``tuple(float32 (8, 3, 32, 32), int64 (8,))``."""
     value = as_tensor(value)
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
@@ -92,7 +107,7 @@ def described(value: Any, depth: int = 3) -> str:
 
 
 def _named(batch: Any) -> Mapping[str, Any] | None:
-    """The entries of a batch by name, where they have names."""
+    """Return the entries of a batch by name, or None if they have no names."""
     if isinstance(batch, Mapping):
         return {str(key): as_tensor(value) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -103,6 +118,7 @@ def _named(batch: Any) -> Mapping[str, Any] | None:
 
 
 def _by_name(entries: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Return the images and labels among named entries, or None unless there is one choice."""
     images = _only({key: value for key, value in entries.items() if _are_images(value)}, IMAGE_NAMES)
     if images is None:
         return None
@@ -113,13 +129,14 @@ def _by_name(entries: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
 
 
 def _only(entries: Mapping[str, Tensor], names: Sequence[str]) -> Tensor | None:
-    """The one entry with a known name, or the only one there is."""
+    """Return the only entry with a known name, else the only entry, else None."""
     known = {key: value for key, value in entries.items() if key.lower() in names}
     chosen = list((known or entries).values())
     return chosen[0] if len(chosen) == 1 else None
 
 
 def _by_place(batch: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    """Return the first images in a sequence and the labels directly after them, or None without these."""
     batch = [as_tensor(entry) for entry in batch]
     place = next((k for k, entry in enumerate(batch) if _are_images(entry)), None)
     if place is None or place + 1 == len(batch):
@@ -132,14 +149,14 @@ def _by_place(batch: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
     if labels is None:
         return None
     others = [_as_labels(entry, len(images)) for entry in batch[place + 2 :]]
-    # numbers of samples in front of labels: all different, where something behind them is not
+    # a batch (images, sample numbers, labels): sample numbers are all different, and an entry after them is not
     if _differ(labels) and any(found is not None and found.ndim == 1 and not _differ(found) for found in others):
         return None
     return images, labels
 
 
 def _differ(labels: Tensor) -> bool:
-    """Whether no whole number occurs twice among more than a few."""
+    """Whether there are more than three integers and no two of them are equal."""
     whole = labels.ndim == 1 and not labels.is_floating_point()
     return whole and len(labels) > 3 and len(set(labels.tolist())) == len(labels)
 
@@ -149,7 +166,7 @@ def _are_images(value: Any) -> bool:
 
 
 def _as_labels(value: Any, count: int) -> Tensor | None:
-    """One label for each image, as a tensor; None for anything else."""
+    """Return one label (or one row of labels) for each image as a tensor; None for anything else."""
     value = as_tensor(value)
     if isinstance(value, (list, tuple)) and value and all(isinstance(entry, (int, float)) for entry in value):
         value = torch.tensor(value)

@@ -1,4 +1,4 @@
-"""What an evaluation asks of images and labels."""
+"""Checks of images and labels before an evaluation uses them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lightning_normgeo.robustness.inputs.pixel_range import check_range
 
 
 def check_images(images: Tensor, inputs: InputSpace, space: Space = "pixel") -> None:
-    """Check that images are floating point and, where the threat model is about pixels, within [0, 1] as such.
+    """Check that images are in floating point and, unless the space is ``input``, that they are pixels in [0, 1].
 
     Raises:
-        UnsuitableError: otherwise.
+        UnsuitableError: if they are not.
     """
     if not images.is_floating_point():
         raise UnsuitableError(f"Images have dtype {images.dtype}; expected floating point in [0, 1].")
@@ -23,10 +23,14 @@ def check_images(images: Tensor, inputs: InputSpace, space: Space = "pixel") -> 
 
 
 def check_labels(labels: Tensor, scores: Tensor) -> None:
-    """Check that labels are class indices of the model's logits.
+    """Check that labels are class indices that fit the model's logits.
+
+    Args:
+        labels: ``(batch,)``, at least one.
+        scores: the model's output for the same samples, of which only the shape is used.
 
     Raises:
-        UnsuitableError: otherwise.
+        UnsuitableError: if the shapes do not fit, or a label is not a class of the model.
     """
     if not isinstance(scores, Tensor):
         raise UnsuitableError(

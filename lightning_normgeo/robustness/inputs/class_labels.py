@@ -1,4 +1,4 @@
-"""Class indices from labels of any form, and logits from outputs of any form."""
+"""Class indices from labels of different forms, and class logits from model outputs of different forms."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ _LOGIT_NAMES = ("logits", "out", "output", "scores")
 
 
 def class_indices(labels: Tensor) -> Tensor:
-    """Class indices ``(batch,)`` of dtype int64, from whole numbers of any type, or one-hot rows.
+    """Return class indices ``(batch,)`` of dtype int64.
+
+    Args:
+        labels: whole numbers of any dtype, ``(batch,)`` or ``(batch, 1)``, or one-hot rows ``(batch, classes)``.
 
     Raises:
-        UnsuitableError: for targets of a regression, soft labels, several classes at a time, and masks.
+        UnsuitableError: for anything else: regression targets, soft labels, several classes per image, masks.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -44,18 +47,18 @@ def class_indices(labels: Tensor) -> Tensor:
 
 
 def class_logits(output: Any, count: int | None = None) -> Tensor:
-    """Class logits ``(batch, classes)`` from what a model returns.
+    """Return class logits ``(batch, classes)`` from the output of a model.
 
-    That is a tensor, an object with an attribute or entry ``logits``, or a tuple with a single tensor. Dimensions of
-    size one behind the classes are dropped. A single logit z per image, as of ``BCEWithLogitsLoss``, stands for the two
-    classes (0, z), whose softmax and cross entropy are the same.
+    The output may be a tensor, an object with an attribute or entry ``logits`` (or ``out``, ``output``, ``scores``), or
+    a tuple with a single tensor. Dimensions of size one after the classes are dropped. A single logit z per image, as
+    for ``BCEWithLogitsLoss``, becomes the logits (0, z) of two classes, whose cross entropy is the same.
 
     Args:
-        output: of the model.
-        count: of the images; where it is one, a ``squeeze`` may have taken their dimension away.
+        output: the model's output.
+        count: number of images. If it is one, a missing batch dimension, as after ``squeeze()``, is restored.
 
     Raises:
-        UnsuitableError: for anything else.
+        UnsuitableError: for any other output.
     """
     scores = _scores(output)
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
@@ -74,6 +77,7 @@ def class_logits(output: Any, count: int | None = None) -> Tensor:
 
 
 def _scores(output: Any) -> Any:
+    """Return the tensor of logits in an output, or None if it is not clear."""
     if isinstance(output, Tensor):
         return output
     for name in _LOGIT_NAMES:

@@ -1,4 +1,4 @@
-"""A project's own word on its images, and what to tell it where they are something else."""
+"""The user's declaration of how images are normalized, and warnings if the images contradict it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from lightning_normgeo.utilities.checked_values import numbers_of, shown
 
 Normalizer = Literal["data", "model"]
 _NARROW = 0.6
-"""Of [0, 1]: less than a batch of pictures has."""
+"""Range of pixel values, out of 1, that a batch of natural images exceeds."""
 _ENDS = "the smallest and the largest value, as [0, 255]"
 
 
 @dataclass(frozen=True)
 class DeclaredInputs:
-    """A project's own word on what its images are.
+    """The user's declaration of how images are normalized.
 
     Attributes:
-        mean: per-channel mean of the input normalization.
-        std: per-channel standard deviation.
-        normalized_by: ``data``, the loader yields normalized images; ``model``, it yields pixels. None: the images
-            tell.
-        value_range: smallest and largest value that an image can have, which stand for black and white.
+        mean: mean of the input normalization, one value or one per channel.
+        std: standard deviation of the input normalization, one value or one per channel.
+        normalized_by: ``data`` if the loader yields normalized images, ``model`` if it yields pixels and the model
+            normalizes; None to decide from the images.
+        value_range: values of a black and a white pixel.
     """
 
     mean: tuple[float, ...] | None = None
@@ -34,7 +34,7 @@ class DeclaredInputs:
     value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Check everything that needs no image.
+        """Check the declaration, as far as that is possible without images.
 
         Raises:
             ConfigurationError: naming the setting, its value and what is allowed.
@@ -50,7 +50,7 @@ class DeclaredInputs:
             raise ConfigurationError(f"value_range={list(self.value_range)} must be {_ENDS}.")
 
     def __str__(self) -> str:
-        """Return the declaration as it was given."""
+        """Return the declaration as the user's arguments."""
         if self.value_range is not None:
             return f"value_range={list(self.value_range)}"
         return f"mean={self.mean}, std={self.std}"
@@ -62,7 +62,7 @@ class DeclaredInputs:
 
     @property
     def constants(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """The mean and standard deviation that are declared."""
+        """The declared mean and standard deviation, or those that follow from ``value_range``; None without either."""
         if self.value_range is not None:
             low, high = self.value_range
             return (-low / (high - low),), (1 / (high - low),)
@@ -75,10 +75,16 @@ def declared_inputs(
     normalized_by: Normalizer | None = None,
     value_range: Sequence[float] | None = None,
 ) -> DeclaredInputs:
-    """A declaration from plain values.
+    """Return a declaration made from the user's arguments.
+
+    Args:
+        mean: mean of the input normalization, one value or one per channel.
+        std: standard deviation of the input normalization, one value or one per channel, each > 0.
+        normalized_by: ``data`` or ``model``.
+        value_range: values of a black and a white pixel, the smaller one first.
 
     Raises:
-        ConfigurationError: for what is no number, and what cannot be.
+        ConfigurationError: for values that are no finite numbers, or that contradict each other.
     """
     means = numbers_of("mean", mean, "a number, or one for each channel, as [0.5, 0.5, 0.5]")
     stds = numbers_of("std", std, "a number, or one for each channel, as [0.25, 0.25, 0.25]")
@@ -95,18 +101,18 @@ def disagreement(
     as_pixels: bool,
     span: tuple[float, float],
 ) -> str:
-    """What to tell who declared something else than the images show or the data pipeline does; empty where all agree.
+    """Return a warning if the declaration contradicts the images or the data pipeline; empty if all agree.
 
     Args:
-        declared: by the project.
-        chosen: what the images are taken for.
-        found: in the data pipeline.
-        as_pixels: whether images are within [0, 1] as they are.
-        span: smallest and largest pixel that images have once the chosen normalization is undone.
+        declared: the user's declaration.
+        chosen: the relation to pixels that the evaluation uses.
+        found: the normalizations in the data pipeline.
+        as_pixels: whether the images are within [0, 1] without undoing any normalization.
+        span: smallest and largest pixel value of the images once the chosen normalization is undone.
     """
     given = declared.constants
     if declared.normalized_by == "model" and declared.value_range is None:
-        return _not_the_models(chosen) if chosen.normalized_data else ""
+        return _normalized_by_data(chosen) if chosen.normalized_data else ""
     if given is None:
         return ""
     if not chosen.normalized_data:
@@ -126,7 +132,7 @@ def disagreement(
     return _of_little_contrast(declared, span) if narrow and not found else ""
 
 
-def _not_the_models(chosen: InputSpace) -> str:
+def _normalized_by_data(chosen: InputSpace) -> str:
     return (
         "normalized_by='model' says that images are pixels, but they are 8-bit pixels after (x - mean) / std with "
         f"mean={chosen.mean}, std={chosen.std} ({chosen.source}), and are evaluated as such. Leave it out if the data "
@@ -139,8 +145,8 @@ def _pixels_already(declared: DeclaredInputs, chosen: InputSpace) -> str:
     if declared.normalized_by == "data" or declared.value_range is not None:
         return f"The declared {declared} is refuted: images {how} as they are, and are evaluated as such. Leave it out."
     return (
-        f"The declared {declared} is not what images have been through: they {how} as they are. It is taken for the "
-        "model's own normalization; say so with normalized_by='model', or leave mean and std out."
+        f"The declared {declared} was not applied to the images: they {how} as they are. It is taken for the model's "
+        "own normalization; say so with normalized_by='model', or leave mean and std out."
     )
 
 
@@ -154,9 +160,9 @@ def _refuted(declared: DeclaredInputs, chosen: InputSpace) -> str:
 def _of_little_contrast(declared: DeclaredInputs, span: tuple[float, float]) -> str:
     return (
         f"The declared {declared} is not confirmed: once it is undone, the first images are pixels in [{span[0]:.2g}, "
-        f"{span[1]:.2g}] alone. If it is what the model does itself, the radius is another one than is said: leave it "
-        "out, and clamp images to [0, 1] or give their value_range. If the data pipeline does it, say "
-        "normalized_by='data'."
+        f"{span[1]:.2g}] alone, a narrow range. If the model applies it itself, the radius is not the one that is "
+        "reported: leave it out, and clamp images to [0, 1] or give their value_range. If the data pipeline applies "
+        "it, say normalized_by='data'."
     )
 
 
@@ -169,9 +175,10 @@ def _other_pipeline(declared: DeclaredInputs, found: InputSpace) -> str:
 
 
 def _alike(given: tuple[tuple[float, ...], tuple[float, ...]], other: InputSpace) -> bool:
-    """Whether two normalizations differ by less than anybody would mind: a hundredth."""
-    mean, std, others, spreads = (*given, other.mean or (0.0,), other.std or (1.0,))
-    count = max(len(mean), len(others))
-    means = zip(mean * (count // len(mean)), others * (count // len(others)), strict=False)
-    stds = zip(std * (count // len(std)), spreads * (count // len(spreads)), strict=False)
+    """Whether two normalizations are the same up to a hundredth, as rounded constants are."""
+    mean, std = given
+    other_mean, other_std = other.mean or (0.0,), other.std or (1.0,)
+    count = max(len(mean), len(other_mean))  # a single value holds for all channels
+    means = zip(mean * (count // len(mean)), other_mean * (count // len(other_mean)), strict=False)
+    stds = zip(std * (count // len(std)), other_std * (count // len(other_std)), strict=False)
     return all(abs(a - b) <= 0.01 for a, b in means) and all(abs(a - b) <= 0.01 * b for a, b in stds)

@@ -1,4 +1,4 @@
-"""The relation of a loader's images to pixels: what is declared or found, confirmed by the images themselves."""
+"""Relation of a loader's images to pixels: declared or found, and confirmed by the images themselves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KNOWN = {
     "Fashion-MNIST's": ((0.2860,), (0.3530,)),
     "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-"""Normalizations that are looked for where none is declared or found; only the lattice makes them believed."""
+"""Normalizations that are tried if none is declared or found; only images on the lattice k/255 can confirm them."""
 
 
 def input_space(
@@ -36,27 +36,29 @@ def input_space(
     declared: DeclaredInputs | None = None,
     space: Space = "pixel",
 ) -> InputSpace:
-    """The relation of images to pixels: as declared or found, confirmed by images where there are any.
+    """Return the relation of images to pixels, as declared or found, and confirmed by the images if they are given.
 
-    Candidates are, in this order, what is declared, what is found in the data pipeline, pixels as they are, known
-    constants, and a fit. The first that the lattice of 8-bit images confirms is taken. Where there is no lattice (a
-    resize of floating-point images, synthetic data) the range decides between the first three: images within [0, 1] are
-    pixels, and others have to be within it once the normalization is undone.
+    Candidates are, in this order: the declared normalization, those found in the data pipeline, none (the images are
+    pixels), that of the model applied to batches, well-known constants, and a fit. The first one that the lattice of
+    8-bit images confirms is chosen. Without a lattice (images resized in floating point, synthetic data) the range of
+    the images decides between the first three: images within [0, 1] are pixels, others have to be within [0, 1] once
+    the normalization is undone.
 
     Args:
-        module: the model.
-        loader: yields the images.
-        images: the first batch, floating point.
-        declared: the project's own word.
-        space: of the threat model; the normalized one needs constants also where the model normalizes.
+        module: the model, which may hold its normalization.
+        loader: yields the images; its data pipeline is searched for normalizations.
+        images: the first batch, ``(batch, channels, …)``, in floating point.
+        declared: the user's declaration.
+        space: the space of the threat model; ``normalized`` needs mean and std even if the model normalizes.
 
     Raises:
-        UnsuitableError: where nothing fits.
+        UnsuitableError: if no candidate fits the range of the images.
     """
     declared = declared or DeclaredInputs()
     found = [] if declared.normalized_by == "model" else list(_found(loader))
     if images is None:
-        chosen = [*_declared(declared), *found, _pixels()][0]
+        candidates = [*_declared(declared), *found, _pixels()]
+        chosen = candidates[0]
     else:
         candidates = [*_declared(declared), *found, _pixels(), *_applied(module), *_known(images)]
         confirmed = next((one for one in candidates if _confirmed(one, images)), None)
@@ -67,19 +69,21 @@ def input_space(
 
 
 def _declared(declared: DeclaredInputs) -> Iterator[InputSpace]:
+    """Yield the declared normalization of the loader's images, if there is one."""
     if declared.constants is not None and (declared.normalized_by != "model" or declared.value_range is not None):
         yield InputSpace(*declared.constants, normalized_data=True, source="declared")
 
 
 def _found(loader: Any) -> Iterator[InputSpace]:
+    """Yield the normalizations in the data pipeline."""
     for mean, std, source in pipeline_normalizations(loader):
-        if max(mean) > 2:  # in units of 0…255
+        if max(mean) > 2:  # constants for images in 0…255
             mean, std = (tuple(value / 255 for value in part) for part in (mean, std))
         yield InputSpace(mean, std, normalized_data=True, source=f"{source} of the data pipeline")
 
 
 def _applied(module: nn.Module | None) -> Iterator[InputSpace]:
-    """A normalization that the model holds and applies to batches before they are images here."""
+    """Yield the normalization that a model holds, which it may apply in a hook before the evaluation gets a batch."""
     own = model_normalization(module)
     if own is not None:
         yield InputSpace(own.mean, own.std, normalized_data=True, source=f"{own.source}, applied to batches")
@@ -90,6 +94,7 @@ def _pixels() -> InputSpace:
 
 
 def _known(images: Tensor) -> Iterator[InputSpace]:
+    """Yield the well-known normalizations for this number of channels, and the one fitted to the images."""
     for name, (mean, std) in _KNOWN.items():
         if channel_dim(len(mean), images.shape) is not None:
             yield InputSpace(mean, std, normalized_data=True, source=f"{name} constants, fitted")
@@ -99,16 +104,17 @@ def _known(images: Tensor) -> Iterator[InputSpace]:
 
 
 def _confirmed(candidate: InputSpace, images: Tensor) -> bool:
+    """Whether images are on the lattice k/255 once the candidate's normalization is undone."""
     mean, std = candidate.normalization
     return channel_dim(len(mean), images.shape) is not None and confirms(images, mean, std) is True
 
 
 def _by_range(declared: DeclaredInputs, found: Sequence[InputSpace], images: Tensor) -> InputSpace:
-    """What the range of images allows, where they are on no lattice."""
-    insisted = next(_declared(declared), None)
-    if insisted is not None and (declared.normalized_by == "data" or declared.value_range or not are_pixels(images)):
-        check_range(images, insisted)
-        return insisted
+    """Return the relation to pixels that the range of images allows, for images on no lattice."""
+    from_user = next(_declared(declared), None)
+    if from_user is not None and (declared.normalized_by == "data" or declared.value_range or not are_pixels(images)):
+        check_range(images, from_user)
+        return from_user
     if are_pixels(images):
         return _pixels()
     within = (one for one in found if channel_dim(len(one.mean or ()), images.shape) and fits(images, one))
@@ -120,7 +126,7 @@ def _by_range(declared: DeclaredInputs, found: Sequence[InputSpace], images: Ten
 def _with_the_models(
     declared: DeclaredInputs, chosen: InputSpace, found: Sequence[InputSpace], module: nn.Module | None, space: Space
 ) -> InputSpace:
-    """Pixels with the constants that the model normalizes by: the normalized space is measured in them."""
+    """Return the relation for pixels, with the model's mean and std, in which the normalized space is measured."""
     own = model_normalization(module)
     if declared.mean is not None:
         constants: Any = (declared.mean, declared.std)

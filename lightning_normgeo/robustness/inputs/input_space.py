@@ -1,4 +1,4 @@
-"""How the images that a loader yields relate to pixels in [0, 1]."""
+"""Affine relation of a loader's images to pixels in [0, 1], and conversions between their spaces."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from lightning_normgeo.errors import ConfigurationError, UnsuitableError
 from lightning_normgeo.robustness.attacks.projected_gradient import Bound, per_image
 
 Space = Literal["pixel", "normalized", "input"]
-"""Where perturbations are measured: pixels in [0, 1], (pixel - mean) / std, or the loader's own units."""
+"""The space in which perturbations are measured: pixels in [0, 1], (pixel - mean) / std, or the loader's own units."""
 
 
 @dataclass(frozen=True)
 class InputSpace:
-    """The affine map between what a loader yields and pixels, and how far it is confirmed.
+    """The affine map between a loader's images and pixels, and whether the images confirm it.
 
     Attributes:
-        mean: per-channel mean of the input normalization, or one value for all.
-        std: per-channel standard deviation, likewise.
-        normalized_data: whether the loader yields normalized images (projects that normalize in their data
-            pipeline); False where images are pixels and the model normalizes.
-        source: where this is known from.
-        confirmed: whether the images themselves confirm it: they are 8-bit levels with it, and not without it.
-        said: what to tell the user about it.
+        mean: mean of the input normalization, one value or one per channel; None if unknown.
+        std: standard deviation of the input normalization, > 0, one value or one per channel; None if unknown.
+        normalized_data: True if the data pipeline normalizes the images; False if they are pixels and the model
+            normalizes.
+        source: the origin of mean and std, in words.
+        confirmed: whether the images confirm the normalization, as undoing it gives 8-bit levels.
+        said: a warning for the user; empty if there is none.
+
+    Raises:
+        ConfigurationError: if only one of mean and std is given, their lengths differ, or a std is not positive.
     """
 
     mean: tuple[float, ...] | None
@@ -38,10 +41,10 @@ class InputSpace:
     said: str = ""
 
     def __post_init__(self) -> None:
-        """Check that both or neither are given and fit together.
+        """Check that mean and std are given together and fit together.
 
         Raises:
-            ConfigurationError: otherwise.
+            ConfigurationError: if they do not.
         """
         if (self.mean is None) != (self.std is None) or (self.mean and self.std and len(self.mean) != len(self.std)):
             raise ConfigurationError(
@@ -52,27 +55,27 @@ class InputSpace:
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The mean and standard deviation that the loader's images have been through; 0 and 1 for pixels."""
+        """The mean and standard deviation with which the loader's images are normalized; 0 and 1 for pixels."""
         if self.mean is None or self.std is None or not self.normalized_data:
             return (0.0,), (1.0,)
         return self.mean, self.std
 
     def to_space(self, images: Tensor, space: Space) -> Tensor:
-        """Bring images from the loader's form into the threat model's space."""
+        """Convert images of the loader, ``(batch, channels, …)``, to the threat model's space."""
         if self.normalized_data == self._is_normalized(space):
             return images
         return self._denormalize(images) if self.normalized_data else self._normalize(images)
 
     def from_space(self, images: Tensor, space: Space) -> Tensor:
-        """Bring images from the threat model's space into the form the model takes."""
+        """Convert images of the threat model's space to those of the loader, which the model takes."""
         if self.normalized_data == self._is_normalized(space):
             return images
         return self._normalize(images) if self.normalized_data else self._denormalize(images)
 
     def to_pixels(self, images: Tensor, space: Space) -> Tensor:
-        """Bring images from the threat model's space to pixels, for showing.
+        """Convert images of the threat model's space to pixels, for attacks on pixels and for pictures.
 
-        Inputs without bounds are spread over [0, 1], each from its least value to its largest.
+        Inputs without known bounds are scaled to [0, 1], each by its own smallest and largest value.
         """
         if not self._is_normalized(space):
             return images
@@ -83,11 +86,11 @@ class InputSpace:
         return self._denormalize(images)
 
     def pixels_to_space(self, pixels: Tensor, space: Space) -> Tensor:
-        """Bring pixels into the threat model's space."""
+        """Convert pixels to the threat model's space."""
         return self._normalize(pixels) if self._is_normalized(space) else pixels
 
     def limit(self, pixel: float, space: Space, like: Tensor) -> Bound:
-        """Return what a pixel value is in a space, for each channel of ``like``."""
+        """Return the value of a pixel in a space, one number or one per channel of the images ``like``."""
         if not self._is_normalized(space):
             return pixel
         return (pixel - per_channel(self._declared(self.mean), like)) / per_channel(self._declared(self.std), like)
@@ -114,10 +117,17 @@ class InputSpace:
 
 
 def channel_dim(values: int, shape: Sequence[int]) -> int | None:
-    """The dimension of images that as many values are for: the second, else the last, else another that has as many.
+    """Return the dimension of images that per-channel values belong to.
+
+    It is the second dimension if it has as many entries as there are values, or if there is only one value; else the
+    last one that fits, else the first one that fits of the dimensions between.
+
+    Args:
+        values: number of per-channel values.
+        shape: shape of the images, with the batch first.
 
     Returns:
-        None where none has.
+        The dimension; None if none fits.
     """
     if values in (1, shape[1]):
         return 1
@@ -126,10 +136,12 @@ def channel_dim(values: int, shape: Sequence[int]) -> int | None:
 
 
 def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    """Values of channels in a tensor that can be broadcast over images; see :func:`channel_dim`. One is for all.
+    """Return per-channel values, or one value for all, as a tensor that can be broadcast over images.
+
+    See :func:`channel_dim` for the dimension of the channels.
 
     Raises:
-        UnsuitableError: for another number of values.
+        UnsuitableError: if no dimension of the images has as many entries as there are values.
     """
     dim = channel_dim(len(values), like.shape)
     if dim is None:

@@ -1,4 +1,4 @@
-"""Normalizations in data pipelines and in models, however deep they are nested."""
+"""Normalizations found in data pipelines and in models, at any depth."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 _MOST = 5000
-"""Objects that are looked at: a pipeline has dozens."""
+"""Largest number of objects that are searched; a data pipeline has dozens."""
 _LONG = 64
-"""Entries of a collection that are looked at: longer ones are data."""
+"""Largest number of entries of a collection that are searched; longer collections are data."""
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), Tensor, type, torch.dtype, torch.device)
 _WRAPPED = ("dataset", "datasets", "base", "data", "subset", "sampler", "batch_sampler")
-"""Attributes that hold what another object is made from."""
+"""Names of attributes that hold a wrapped data set, loader or sampler."""
 
 
 class Normalization(NamedTuple):
-    """(x - mean) / std per channel, and where it was found."""
+    """The normalization (x - mean) / std, with one value or one per channel, and its origin in words."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -30,12 +30,12 @@ class Normalization(NamedTuple):
 
 
 def pipeline_normalizations(loader: Any) -> Iterator[Normalization]:
-    """Normalizations of a data loader, or of a collection of them; of each sequence the last comes first.
+    """Yield the normalizations in a data loader or a collection of loaders, the last one of each sequence first.
 
-    Looked for in data sets, transforms and collate functions, through attributes, sequences, mappings, modules,
-    ``functools.partial``, closures and bound methods. Known are the classes called ``…Normalize…`` with ``mean`` and
-    ``std`` (torchvision, albumentations, kornia), MONAI's, image processors of transformers, and timm's loaders.
-    Nothing of the project is called.
+    The search goes through data sets, transforms and collate functions: their attributes, sequences, dictionaries,
+    modules, ``functools.partial`` objects, closures and bound methods. It recognizes classes called ``…Normalize…``
+    with ``mean`` and ``std`` (torchvision, albumentations, kornia), those of MONAI, image processors of transformers,
+    and the loaders of timm. None of the project's functions is called.
     """
     for thing in _walk(loader):
         found = _as_normalization(thing)
@@ -44,10 +44,10 @@ def pipeline_normalizations(loader: Any) -> Iterator[Normalization]:
 
 
 def model_normalization(module: nn.Module | None) -> Normalization | None:
-    """The normalization of its inputs that a model holds, if there is exactly one.
+    """Return the normalization of its inputs that a model holds, or None if it holds none or several.
 
-    Its attribute ``input_normalization`` comes first, then submodules called ``…Normaliz…``, then buffers ``mean`` and
-    ``std`` (also ``pixel_mean``, ``image_mean`` and ``input_mean``).
+    The search takes the attribute ``input_normalization``, else submodules whose class is called ``…Normaliz…``, else
+    buffers or attributes ``mean`` and ``std`` (also with the prefixes ``pixel_``, ``image_`` and ``input_``).
     """
     if module is None:
         return None
@@ -67,25 +67,25 @@ def model_normalization(module: nn.Module | None) -> Normalization | None:
 
 
 def _is_sequence(value: Any) -> bool:
-    """Whether a value is more than a single number, which can be anything, as that of a layer that adds noise."""
+    """Whether a value is a sequence or array: a single number ``mean`` may be something else, as in a noise layer."""
     return isinstance(value, (tuple, list)) or getattr(value, "ndim", 0) > 0
 
 
 def _walk(start: Any) -> Iterator[Any]:
-    """Everything that a thing is made of, depth first, each once."""
-    seen: dict[int, Any] = {}  # holds what was made for being looked at, so that no id occurs twice
-    ahead = [start]
-    while ahead and len(seen) <= _MOST:
-        thing = ahead.pop()
+    """Yield an object and everything that it contains, depth first, each object once."""
+    seen: dict[int, Any] = {}  # keeps the objects alive: temporary ones, as bound methods, would share an id
+    stack = [start]
+    while stack and len(seen) <= _MOST:
+        thing = stack.pop()
         if not isinstance(thing, _LEAVES) and id(thing) not in seen:
             seen[id(thing)] = thing
             yield thing
-            ahead += _parts(thing)[::-1]
+            stack += _parts(thing)[::-1]  # reversed, since the last entry of the stack is taken next
 
 
 def _parts(thing: Any) -> list[Any]:
-    """The things that a thing is made of, the last first where they are in order."""
-    if isinstance(thing, dict):  # no other mapping: some are data on a disk
+    """Return the objects that an object contains, the last one of a sequence first, since it is applied last."""
+    if isinstance(thing, dict):  # no other mappings: some read data from a disk
         return list(islice(thing.values(), _LONG))
     if isinstance(thing, (list, tuple, set, frozenset)):
         return list(islice(thing, _LONG))[::-1]
@@ -99,13 +99,13 @@ def _parts(thing: Any) -> list[Any]:
     if inspect.isbuiltin(thing) or inspect.ismodule(thing) or inspect.isclass(thing):
         return []
     held = _attributes(thing)
-    if isinstance(thing, nn.Module):  # in a row the last one comes first
+    if isinstance(thing, nn.Module):  # as a list, so that the last submodule comes first
         held["_modules"] = list(thing._modules.values())
     return [held[name] for name in sorted(held, key=_rank)]
 
 
 def _content(cell: Any) -> list[Any]:
-    """What a closure holds; nothing where that is yet to come."""
+    """Return the content of a closure's cell as a list, which is empty for a variable without a value yet."""
     try:
         return [cell.cell_contents]
     except ValueError:
@@ -113,7 +113,7 @@ def _content(cell: Any) -> list[Any]:
 
 
 def _attributes(thing: Any) -> dict[str, Any]:
-    """What an object holds itself, in slots, and in its classes; nothing is computed for being asked."""
+    """Return the attributes of an object: its own, those in slots, and class attributes; no property is computed."""
     found: dict[str, Any] = {}
     for kind in reversed(type(thing).__mro__[:-1]):
         for name, value in vars(kind).items():
@@ -124,66 +124,72 @@ def _attributes(thing: Any) -> dict[str, Any]:
                 found[name] = value
     try:
         return {**found, **vars(thing)}
-    except Exception:  # whatever somebody's __dict__ is
+    except Exception:  # a class may define its own __dict__
         return found
 
 
 def _slot(thing: Any, name: str) -> dict[str, Any]:
     try:
         return {name: getattr(thing, name)}
-    except Exception:  # not set
+    except Exception:  # a slot without a value
         return {}
 
 
 def _rank(name: str) -> int:
-    """What a wrapper does itself comes before what it wraps, which was applied earlier."""
-    return 0 if "transform" in name or name == "collate_fn" else 2 if name in _WRAPPED else 1
+    """Return the place of an attribute in the search: a wrapper's transforms are applied after those it wraps."""
+    if "transform" in name or name == "collate_fn":
+        return 0
+    if name in _WRAPPED:
+        return 2
+    return 1
 
 
 def _as_normalization(thing: Any) -> Normalization | None:
-    """What an object does to images, where it is a known kind of normalization."""
+    """Return the normalization that an object applies to images, or None for an object of another kind."""
     name = type(thing).__name__
-    if name == "PrefetchLoader":  # timm's: images in 0…255, normalized on the GPU
+    if name == "PrefetchLoader":  # timm's loader normalizes images in 0…255 on the GPU, with constants for 0…255
         found = _numbers(thing, "mean", "std", name)
         if found is None:
             return None
         mean, std = (tuple(value / 255 for value in part) for part in (found.mean, found.std))
         return Normalization(_plain(mean), _plain(std), name)
-    if _attributes(thing).get("do_normalize") is True:  # transformers'
+    if _attributes(thing).get("do_normalize") is True:  # an image processor of transformers
         return _numbers(thing, "image_mean", "image_std", name)
     if "ormaliz" not in name:
         return None
     held = _attributes(thing)
-    if held.get("normalization", "standard") != "standard":  # albumentations': mean and std have no part in it
+    if held.get("normalization", "standard") != "standard":  # albumentations: other modes do not use mean and std
         return None
-    flags = held.get("flags")  # kornia's augmentations
+    flags = held.get("flags")  # kornia's augmentations keep their constants there
     if isinstance(flags, Mapping) and "mean" in flags:
         return _numbers(_Flags(flags), "mean", "std", name)
     return _numbers(thing, "mean", "std", name) or _numbers(thing, "subtrahend", "divisor", name)
 
 
 class _Flags:
+    """The constants in the flags of a kornia augmentation, as attributes."""
+
     def __init__(self, flags: Mapping[str, Any]) -> None:
         self.mean, self.std = flags.get("mean"), flags.get("std")
 
 
 def _numbers(thing: Any, mean: str, std: str, source: str) -> Normalization | None:
-    """Two attributes as a normalization, where they are numbers that can be one."""
+    """Return two attributes as a normalization, or None if their values cannot be a mean and a standard deviation."""
     if thing is None or isinstance(thing, nn.modules.batchnorm._NormBase):
         return None
     try:
         pair = [torch.as_tensor(getattr(thing, name)).detach().cpu().double().flatten() for name in (mean, std)]
-    except Exception:  # whatever somebody's attributes are
+    except Exception:  # the attributes may be missing, or be anything
         return None
     means, stds = (tuple(values.tolist()) for values in pair)
     if not means or not stds:
         return None
-    if len(means) != len(stds):  # torchvision broadcasts one value
+    if len(means) != len(stds):  # torchvision accepts one value for all channels beside one per channel
         means, stds = (one * (max(len(means), len(stds)) // len(one)) for one in (means, stds))
     usable = 0 < len(means) == len(stds) <= 4096 and all(map(math.isfinite, means)) and min(stds) > 0
     return Normalization(_plain(means), _plain(stds), source) if usable and max(stds) < math.inf else None
 
 
 def _plain(values: tuple[float, ...]) -> tuple[float, ...]:
-    """Float32 constants as they were written."""
+    """Return float32 constants with the seven digits with which they were written."""
     return tuple(float(f"{value:.7g}") for value in values)

@@ -1,8 +1,9 @@
-r"""Eight-bit images betray their normalization: undone, it leaves values on the lattice k/255.
+r"""Normalizations recognized from 8-bit images: undoing the right one gives values on the lattice k/255.
 
-An image that was stored with eight bits has the values :math:`k/255`, :math:`k = 0 \ldots 255`. A data pipeline makes
-:math:`(k/255 - m)/s` of them. The right m and s bring every value back to the lattice; wrong ones leave fractions that
-are spread evenly, so n different values fall within δ of it with probability :math:`(2\delta)^n`.
+An image that was stored with eight bits has the values :math:`k/255`, :math:`k = 0 \ldots 255`. A data pipeline turns
+them into :math:`(k/255 - m)/s`. The right m and s bring every value back to the lattice. With wrong ones the distances
+to the lattice are spread evenly, so that n different values are all within :math:`\delta/255` of it with probability
+:math:`(2\delta)^n`.
 """
 
 from __future__ import annotations
@@ -17,30 +18,29 @@ from lightning_normgeo.robustness.inputs.input_space import channel_dim
 
 LEVELS = 255
 _NEAR = 0.1
-"""How far from k a value may be, in units of 1/255: what four digits of a standard deviation cost."""
+"""Largest distance of a value from k, in units of 1/255, as caused by a standard deviation with only four digits."""
 _FEW = 16
-"""Different values that a channel must have to say anything: chance is 0.2^16."""
+"""Number of different values that a channel needs to decide: by chance that many fit with probability 0.2^16."""
 _SHARE = 0.95
-"""Of a channel's different values that must fit: padding that was added afterwards is one that does not."""
+"""Fraction of a channel's different values that must fit: a value padded after the normalization does not."""
 _SAMPLED = 2**14
+"""Number of values of a channel that are looked at."""
 _MOST_CHANNELS = 16
-"""A dimension with more is none of channels that have constants of their own."""
+"""Largest number of channels with constants of their own; a longer dimension is not one of channels."""
 
 
 def confirms(images: Tensor, mean: Sequence[float], std: Sequence[float], every_level: bool = True) -> bool | None:
-    """Whether the values of images are k/255 once a normalization is undone.
-
-    Also refuted are levels outside 0 … 255.
+    """Whether images have the values k/255, k = 0 … 255, once a normalization is undone.
 
     Args:
         images: ``(batch, channels, …)``, as a loader yields them.
-        mean: of the normalization, one value or one per channel.
-        std: likewise.
-        every_level: whether lattices are refuted of which only every second, third, … level occurs: the deviation is
-            too large by that factor then.
+        mean: mean of the normalization, one value or one per channel.
+        std: standard deviation of the normalization, one value or one per channel.
+        every_level: whether to refute the normalization too if only every second, third, … level occurs, as ``std`` is
+            then too large by that factor.
 
     Returns:
-        None where no channel has enough different values to tell.
+        True or False, or None if no channel has enough different values to decide.
 
     Cost: up to 16,384 values of each channel, on the host.
     """
@@ -59,12 +59,16 @@ def confirms(images: Tensor, mean: Sequence[float], std: Sequence[float], every_
 
 
 def fitted(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation of the normalization that images have been through, as far as they tell.
+    """Return the mean and standard deviation of a normalization, fitted to the images that went through it.
 
-    The distance of neighbouring values is 1/(255 s). The mean can be told only where black and white both occur.
+    Neighboring values are 1/(255 s) apart, which gives s. The mean is known only if black and white both occur, so that
+    the smallest and the largest value are 0 and 255.
+
+    Args:
+        images: ``(batch, channels, …)``, as a loader yields them.
 
     Returns:
-        One value per channel each; None where some channel has no such lattice, or not both of its ends.
+        Means and standard deviations, one per channel; None if the values of some channel are on no such lattice.
     """
     means, stds = [], []
     dim = 1 if images.shape[1] <= _MOST_CHANNELS or images.shape[-1] > _MOST_CHANNELS else images.ndim - 1
@@ -74,7 +78,7 @@ def fitted(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]] | None
         low, span = float(values[0]), float(values[-1] - values[0])
         if span <= 0:
             return None
-        mean, std = -low * 1 / span, 1 / span  # as if the ends were black and white
+        mean, std = -low * 1 / span, 1 / span  # assuming that the smallest value is black and the largest is white
         levels = LEVELS * (values * std + mean)
         steps = levels.round().diff()
         if float((levels - levels.round()).abs().max()) > _NEAR or math.gcd(*steps.long().tolist()) != 1:
@@ -85,20 +89,20 @@ def fitted(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]] | None
 
 
 def on_lattice(pixels: Tensor) -> Tensor:
-    """Which images have no value farther than rounding from k/255, shape ``(batch,)``."""
+    """Return for each image whether its values are k/255 up to rounding, shape ``(batch,)``."""
     levels = pixels.flatten(1) * LEVELS
     within = (levels >= -0.5) & (levels <= LEVELS + 0.5)
     return (within & ((levels - levels.round()).abs() <= 2e-3)).all(1)
 
 
 def _channels(images: Tensor, dim: int | None) -> Iterator[Tensor]:
-    """The different values of each channel, in order, as float64 on the host; of all at once if channels are many."""
+    """Yield the different values of each channel, sorted, as float64 on the host; too many channels count as one."""
     dim = 1 if dim is None else dim
     count = images.shape[dim] if images.ndim > 2 and images.shape[dim] <= _MOST_CHANNELS else 1
     flat = images.detach().movedim(dim, 0).reshape(count, -1)
     stride = max(1, flat.shape[1] // _SAMPLED)
     for row in flat:
-        # an odd stride meets every column of an image; both ends of the range are kept
+        # an even stride could divide the width and sample only some columns; both ends of the range are kept
         sample = torch.cat([row[:: stride | 1], row.amin()[None], row.amax()[None]])
         values = torch.unique(sample[sample.isfinite()].cpu().double())
         if not len(values):
@@ -108,5 +112,5 @@ def _channels(images: Tensor, dim: int | None) -> Iterator[Tensor]:
 
 
 def _rounded(value: float) -> float:
-    """To five digits, which processes with other images agree on."""
+    """Return a value with five digits, to which fits to different images on different processes agree."""
     return float(f"{value:.5g}")

@@ -1,4 +1,4 @@
-"""Whether images are pixels in [0, 1], as they are or once a normalization is undone."""
+"""Checks that images are pixels in [0, 1], without or with a normalization undone."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from lightning_normgeo.robustness.attacks.projected_gradient import at_least_flo
 from lightning_normgeo.robustness.inputs.input_space import InputSpace
 
 _ROUNDING = 1e-6
+"""Largest distance outside [0, 1] that rounding explains for images that are pixels."""
 _UNDONE = 1e-3
-"""What normalizing and back can cost, with constants of four digits."""
+"""Largest distance outside [0, 1] after undoing a normalization whose constants have four digits."""
 
 
 def are_pixels(images: Tensor) -> bool:
-    """Whether images are within [0, 1] as they are."""
+    """Whether images are within [0, 1] without undoing any normalization."""
     low, high = span_of(images.detach())
     return low >= -_ROUNDING and high <= 1 + _ROUNDING
 
 
 def span_of(images: Tensor) -> tuple[float, float]:
-    """The smallest and largest value that is finite; of images without one, none."""
+    """Return the smallest and the largest finite value; NaN and NaN if no value is finite."""
     low, high = images.amin().item(), images.amax().item()
     if math.isfinite(low) and math.isfinite(high):
         return low, high
@@ -32,7 +33,7 @@ def span_of(images: Tensor) -> tuple[float, float]:
 
 
 def fits(images: Tensor, inputs: InputSpace) -> bool:
-    """Whether images are within [0, 1] as pixels."""
+    """Whether images are within [0, 1] once they are converted to pixels."""
     try:
         check_range(images, inputs)
     except UnsuitableError:
@@ -41,17 +42,22 @@ def fits(images: Tensor, inputs: InputSpace) -> bool:
 
 
 def check_range(images: Tensor, inputs: InputSpace) -> None:
-    """Check that images are within [0, 1] as pixels.
+    """Check that images are within [0, 1] once they are converted to pixels.
+
+    Args:
+        images: ``(batch, channels, …)``, as the loader yields them.
+        inputs: how images relate to pixels.
 
     Raises:
-        UnsuitableError: otherwise.
+        UnsuitableError: if they are not.
     """
     loaded = images.detach()
     low, high = span_of(inputs.to_space(at_least_float32(loaded), "pixel"))
     slack = _ROUNDING
-    if inputs.normalized_data:  # images in half precision have few digits left
-        largest, widest = max(map(abs, span_of(loaded)), default=0.0), max(inputs.std or (1.0,))
-        slack = max(_UNDONE, torch.finfo(images.dtype).eps * largest * widest)
+    if inputs.normalized_data:  # rounding of half precision is larger than that of the constants
+        largest_value = max(map(abs, span_of(loaded)))
+        largest_std = max(inputs.std or (1.0,))
+        slack = max(_UNDONE, torch.finfo(images.dtype).eps * largest_value * largest_std)
     if low >= -slack and high <= 1 + slack:
         return
     if inputs.normalized_data:

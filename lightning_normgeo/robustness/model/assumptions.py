@@ -1,4 +1,4 @@
-"""Properties of a model that an evaluation rests on, tested on the first batch."""
+"""Properties of a model that an evaluation relies on, tested on the first batch."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.utilities.checked_values import first_line
 
 _IMAGES = 8
-"""Looked at: the first ones."""
+"""Number of images that are tested, from the start of the batch."""
 _TOLERANCE = 1e-4
-"""Largest change of a logit, relative to the largest, that rounding explains: kernels differ with the batch size."""
+"""Largest change of a logit, relative to the largest, that rounding explains: kernels depend on the batch size."""
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What holds for a model.
+    """Properties of a model in evaluation mode.
 
     Attributes:
-        deterministic: whether the same images have the same logits twice.
-        independent: whether logits of an image do not depend on which others are in its batch.
-        no_gradient: why no gradient reaches the images; empty where one does.
-        said: what to tell the user.
+        deterministic: whether two calls with the same images give the same logits.
+        independent: whether an image's logits do not depend on the other images of its batch.
+        no_gradient: the reason if there is no gradient with respect to the images; empty if there is one.
+        said: warnings for the user.
     """
 
     deterministic: bool = True
@@ -45,19 +45,19 @@ class Assumptions:
 def check_assumptions(
     module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor, labels: Tensor, gradients: bool
 ) -> Assumptions:
-    """Test a model on its first batch.
+    """Test the properties of a model on its first batch.
 
     Args:
-        module: holds the buffers, which every pass finds as they are now.
-        logits: maps images to what the model returns, in evaluation mode.
-        images: as the loader yields them.
-        labels: class indices.
+        module: the model; its buffers are restored after every pass.
+        logits: maps images to the model's output, in evaluation mode.
+        images: ``(batch, channels, …)``, as the loader yields them.
+        labels: ``(batch,)`` class indices.
         gradients: whether an attack needs the gradient with respect to images.
 
     Raises:
-        UnsuitableError: where the model cannot be called with images alone, or does not return logits of classes.
+        UnsuitableError: if the model cannot be called with images alone, or does not return class logits.
 
-    Cost: three forward passes of at most 8 images, and one backward pass of two.
+    Cost: three forward passes of at most 8 images, and one backward pass of two images.
     """
     some = images[:_IMAGES]
 
@@ -74,22 +74,22 @@ def check_assumptions(
         independent = deterministic and _is_independent(forward, some, first)
     if not deterministic:
         said.append(
-            "The model is random in evaluation mode: the same images have other logits each time. Accuracies depend on "
-            "the seed, attacks are weaker than they could be, and batches stay as the loader gives them."
+            "The model is random in evaluation mode: the same images have different logits each time. Accuracies "
+            "depend on the seed, attacks are weaker than they could be, and batches stay as the loader gives them."
         )
     elif not independent:
         said.append(
             "The logits of an image depend on the other images of its batch (batch statistics in evaluation mode?): "
             "accuracies hold for these batches only, which stay as the loader gives them."
         )
-    with preserved_state(
-        module, fork_rng=False
-    ):  # around both passes: the way back may need a buffer as it was written
+    # the state is restored only after the backward pass, which may need a buffer that the forward pass has written
+    with preserved_state(module, fork_rng=False):
         no_gradient = _no_gradient(logits, images[:2], labels[:2]) if gradients else ""
     return Assumptions(deterministic, independent, no_gradient, said)
 
 
 def _called(module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    """Return the model's logits for images, after checks that its output consists of class logits."""
     try:
         with preserved_state(module, fork_rng=False):
             output = logits(images)
@@ -114,7 +114,7 @@ def _called(module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor) 
 
 
 def _is_bounded(module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor, output: Tensor) -> bool:
-    """Whether outputs stay within [0, 1] also for images far beyond any range, where logits do not."""
+    """Whether outputs stay within [0, 1] even for images with huge values; logits would not, probabilities do."""
     outputs = [output]
     for factor in (-1e3, 1e3):
         with preserved_state(module, fork_rng=False):
@@ -123,29 +123,31 @@ def _is_bounded(module: nn.Module, logits: Callable[[Tensor], Any], images: Tens
 
 
 def _said_of_outputs(scores: Tensor) -> list[str]:
+    """Return a warning if the model returns probabilities instead of logits."""
     if scores.ndim == 2 and scores.shape[1] > 1 and bool((scores >= 0).all()):
         total = scores.float().sum(1)
         if bool(((total - 1).abs() <= 1e-3).all()):
             return [
-                "The model returns probabilities: attacks climb the cross entropy of logits, and are weaker on these. "
-                f"{LOGITS} to return what goes into the softmax."
+                "The model returns probabilities: attacks maximize the cross entropy of logits, and are weaker on "
+                f"probabilities. {LOGITS} to return what goes into the softmax."
             ]
     return []
 
 
 def _is_independent(logits: Callable[[Tensor], Tensor], images: Tensor, expected: Tensor) -> bool:
-    """Whether images in other company have the same logits."""
+    """Whether images have the same logits in batches of other images."""
     middle = len(images) // 2
     try:
-        if len(images) == 1:  # a companion that no loader gave
+        if len(images) == 1:  # the mirrored image serves as a second image of the batch
             return _unchanged(expected, logits(torch.cat([images, images.flip(-1)]))[:1])
         parts = [logits(part) for part in (images[middle:], images[:middle])]
-    except Exception:  # batches of another size are not for this model
+    except Exception:  # the model accepts only batches of one size
         return False
     return _unchanged(expected, torch.cat(parts[::-1]))
 
 
 def _unchanged(expected: Tensor, found: Tensor) -> bool:
+    """Whether logits are equal up to rounding; infinities and NaN have to be at the same places."""
     if expected.shape != found.shape:
         return False
     if not torch.equal(expected.isfinite(), found.isfinite()):
@@ -157,6 +159,7 @@ def _unchanged(expected: Tensor, found: Tensor) -> bool:
 
 
 def _no_gradient(logits: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> str:
+    """Return the reason if the loss has no gradient with respect to the images; empty if it has one."""
     try:
         ascent(lambda batch: class_logits(logits(batch), len(batch)), images, labels)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""A classifier as an evaluation calls it: for images of the threat model's space, with stand-ins for its weights."""
+"""A classifier for images in the threat model's space, with folded or rescaled weights."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lightning_normgeo.robustness.settings import RobustnessSettings
 
 
 class EvaluatedModel:
-    """Calls a model in the precision, the memory format and with the weights of an evaluation.
+    """Calls a model with images in the threat model's space, with the precision and the weights of an evaluation.
 
     Args:
         logits: maps images, as the loader yields them, to class logits; in evaluation mode.
         inputs: how those images relate to pixels.
-        settings: of the evaluation.
-        module: holds the weights that ``logits`` uses; without it nothing is folded.
+        settings: the settings of the evaluation.
+        module: holds the weights that ``logits`` uses. Default: none, and batch normalization is not folded.
 
     Attributes:
-        folded: what stands in for the model's weights; None before :meth:`prepare` and where nothing does.
-        rescaled: what stands in for them in the control with longer weights, if asked for.
-        precision: in which the model computes, without autocast.
+        folded: the model with folded batch normalization; None before :meth:`prepare` and without folding.
+        rescaled: the model with rescaled weights, for the control; None if there is no control.
+        precision: the precision of the model without autocast (``fp32``, ``tf32``, ``bf16``, …).
     """
 
     def __init__(
@@ -47,9 +47,12 @@ class EvaluatedModel:
         self._narrow: torch.dtype | None = None
 
     def prepare(self, images: Tensor, deterministic: bool = True) -> None:
-        """Make the stand-ins of the weights, from a first batch as the loader yields it.
+        """Make the folded and the rescaled weights.
 
-        Folding is checked by comparing logits, which a random model does not allow for.
+        Args:
+            images: the first batch, as the loader yields it.
+            deterministic: whether the model is deterministic. If not, nothing is folded: whether folding leaves the
+                function unchanged is checked by comparing logits, and random ones differ anyway.
         """
         self._device = images.device.type
         self._narrow = images.dtype if images.dtype in HALF else None
@@ -57,24 +60,25 @@ class EvaluatedModel:
         if self._module is None:
             return
         if self.settings.fold and deterministic and self._narrow is None:
-            last = self._device == "cpu" or self.settings.autocast is not None
-            self.folded = folded_model(self._module, self.call, images, channels_last=last)
+            # the layout in which convolutions are fastest: on a GPU that is channels last for half precision only
+            channels_last = self._device == "cpu" or self.settings.autocast is not None
+            self.folded = folded_model(self._module, self.call, images, channels_last=channels_last)
         if self.settings.rescale is not None:
             self.rescaled = RescaledModel(self._module, self.call, images, self.settings.rescale)
 
     @contextmanager
     def active(self, control: bool = False) -> Iterator[None]:
-        """Compute in the precision and with the weights of the evaluation, or of the control, meanwhile."""
-        stand_ins = self.rescaled if control else self.folded
+        """Context in which the model has the precision and the weights of the evaluation, or of the control."""
+        replacement = self.rescaled if control else self.folded
         with ExitStack() as stack:
-            if stand_ins is not None:
-                stack.enter_context(stand_ins.active())
+            if replacement is not None:
+                stack.enter_context(replacement.active())
             if self.settings.autocast_dtype is not None:
                 stack.enter_context(torch.autocast(self._device, self.settings.autocast_dtype))
             yield
 
     def weights(self) -> dict[str, Any]:
-        """Return norms of weights as plain values: raw, effective, and in the control."""
+        """Return weight norms as plain values: raw and effective ones, and those of the control."""
         found: dict[str, Any] = {"effective_norms": {} if self.folded is None else self.folded.norms}
         if self.rescaled is not None:
             norms = {name: {"before": before, "after": after} for name, (before, after) in self.rescaled.layers.items()}
@@ -87,11 +91,11 @@ class EvaluatedModel:
         return found
 
     def to_space(self, images: Tensor) -> Tensor:
-        """Bring images of the loader into the threat model's space, where attacks compute in float32 at least."""
+        """Convert images of the loader to the threat model's space, in at least float32, the precision of attacks."""
         return self.inputs.to_space(at_least_float32(images), self.settings.threat.space)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return logits of images of the threat model's space."""
+        """Return the logits of images in the threat model's space."""
         loaded = self.inputs.from_space(images, self.settings.threat.space)
         if self._narrow is not None:
             loaded = loaded.to(self._narrow)
@@ -101,11 +105,11 @@ class EvaluatedModel:
 
     @property
     def representable(self) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """What brings attacked images to values that the model's precision has; None where it has all."""
+        """Rounds attacked images to the model's half precision, given the originals; None for other precisions."""
         return None if self._narrow is None else self._rounded_inward
 
     def _rounded_inward(self, attacked: Tensor, images: Tensor) -> Tensor:
-        """Round toward the original, so that no image leaves its ball by rounding."""
+        """Round attacked images toward the originals, so that rounding takes no image out of its ball."""
         assert self._narrow is not None  # noqa: S101
         space = self.settings.threat.space
         inside, origin = (self.inputs.from_space(x, space) for x in (attacked, images))

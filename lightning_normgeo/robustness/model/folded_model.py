@@ -1,4 +1,4 @@
-"""The same function, faster: batch normalization folded into the layer in front, weights in channels-last order."""
+"""Batch normalization folded into the preceding layers, for a faster model with the same function."""
 
 from __future__ import annotations
 
@@ -25,28 +25,33 @@ from lightning_normgeo.robustness.model.preserved_state import preserved_state
 _TOLERANCE = 1e-4
 """Largest change of a logit, relative to the largest logit, that rounding explains in float32."""
 _CHECKED = 16
-"""Images that are looked at: what folding changes by mistake, it changes for all."""
+"""Number of images on which logits are compared: wrong folding would change the logits of every image."""
 
 
 class FoldedModel:
-    r"""Stand-ins for a model's parameters with which evaluation mode computes the same in less time.
+    r"""Parameters with batch normalization folded in, with which a model computes the same function in less time.
 
     .. math:: W' = \gamma W / \sqrt{\sigma^2 + \varepsilon}, \quad b' = \beta + \gamma(b - \mu) / \sqrt{\sigma^2 +
               \varepsilon}
 
-    for every batch normalization whose input is the output of one convolution or linear layer and of nothing else, as
-    the autograd graph says. W' is the effective weight: its norm is what the function sees, whatever ‖W‖ is.
+    for every batch normalization whose input is the output of one convolution or linear layer and of nothing else,
+    according to the autograd graph. W' is the effective weight: the function depends on its norm, not on ‖W‖.
 
-    The model itself is not changed: parameters are exchanged while :meth:`active` lasts, and put back.
+    The model itself is not changed: its parameters are replaced only inside :meth:`active`.
 
     Args:
-        module: in evaluation mode.
-        logits: calls it.
-        images: a few, as ``logits`` takes them.
-        channels_last: whether to store the weights of convolutions in that order.
+        module: the model, in evaluation mode.
+        logits: maps images to the logits of ``module``.
+        images: at least one image, ``(batch, channels, …)``, as ``logits`` takes them.
+        channels_last: whether to store the weights of two-dimensional convolutions in channels-last order.
 
     Attributes:
-        folded: names of the layers that a normalization was folded into, with the norms of W and W'.
+        folded: for each layer that a normalization was folded into, by name, the norms of W and W'.
+
+    Raises:
+        ConfigurationError: if the autograd graph of the model cannot be read.
+
+    Cost: one forward pass of at most two images to find the layers, and a copy of the folded weights.
     """
 
     def __init__(
@@ -62,23 +67,25 @@ class FoldedModel:
             for norm_layer, preceding in _pairs(module, logits, images[:2]):
                 self._fold(norm_layer, preceding)
         if self.channels_last:
-            self._turn(module)
+            self._store_channels_last(module)
 
     @property
     def norms(self) -> dict[str, dict[str, float]]:
-        """For each layer in :attr:`folded` the norm of its weight, and of the effective one."""
+        """The norms of the weight (``raw``) and of the effective weight (``effective``) of each folded layer."""
         return {name: {"raw": raw, "effective": effective} for name, (raw, effective) in self.folded.items()}
 
     def arranged(self, images: Tensor) -> Tensor:
-        """Return images in the order that the stand-ins are fast with."""
+        """Return images in the memory format of the replacement parameters."""
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Compute with the stand-ins meanwhile."""
+        """Context in which the model has the folded parameters and its folded normalizations do nothing."""
         places = [(layer._parameters, name, value) for (layer, name), value in self._parameters.items()]
         skipped = [(vars(layer), "forward", _identity) for layer in self._skipped]
-        with swapped_parameters([*places, *skipped]), parametrize.cached() if self._parametrized else nullcontext():
+        # weights do not change meanwhile, so parametrized ones are computed once instead of in every pass
+        cached = parametrize.cached() if self._parametrized else nullcontext()
+        with swapped_parameters([*places, *skipped]), cached:
             yield
 
     @torch.no_grad()
@@ -94,7 +101,7 @@ class FoldedModel:
         self._skipped.append(norm_layer.layer)
         self.folded[preceding.name] = float(weight.to(wide).norm()), float(folded.norm())
 
-    def _turn(self, module: nn.Module) -> None:
+    def _store_channels_last(self, module: nn.Module) -> None:
         """Store the weights of two-dimensional convolutions with channels last."""
         for layer in module.modules():
             weight = layer._parameters.get("weight") if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) else None
@@ -106,34 +113,43 @@ class FoldedModel:
 def folded_model(
     module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor, channels_last: bool = True
 ) -> FoldedModel | None:
-    """Return a model's stand-ins, or None where they would not compute the same.
+    """Return a model with folded batch normalization, or None if its logits would change by more than rounding.
 
-    Warns where folding changes logits by more than rounding.
+    Warns if folding changes the logits by more than rounding.
+
+    Args:
+        module: the model, in evaluation mode.
+        logits: maps images to the logits of ``module``.
+        images: at least one image, ``(batch, channels, …)``, as ``logits`` takes them.
+        channels_last: whether to try channels-last order first.
+
+    Cost: as :class:`FoldedModel`, and two or four forward passes of at most 16 images.
     """
     try:
         folded = FoldedModel(module, logits, images, channels_last)
     except ConfigurationError:
-        return None  # no graph to be had
+        return None  # the model has no autograd graph that can be read
 
     def fresh(batch: Tensor) -> Tensor:
-        with preserved_state(module, fork_rng=False):  # buffers that a pass writes are no change by folding
+        # buffers that one pass writes must not change the logits of the next, which would be blamed on folding
+        with preserved_state(module, fork_rng=False):
             return logits(batch)
 
-    with full_float32():  # else rounding that cuDNN has chosen counts as a change
+    with full_float32():  # the rounding of TF32 would look like a change by folding
         try:
             change = logit_change(folded.active(), fresh, images[:_CHECKED], folded.arranged)
-        except Exception:  # a model that asks for the order of its images in memory, as .view does
+        except Exception:  # the model may depend on the memory format of its images, as .view does
             change = math.inf
     if not change <= _TOLERANCE and folded.channels_last:
         return folded_model(module, logits, images, channels_last=False)
     if change <= _TOLERANCE:
         return folded
-    if not math.isfinite(change):  # nor are the logits, which the report says
+    if not math.isfinite(change):  # the logits themselves are not finite, which the report tells
         return None
     warn_once(
         "Folding batch normalization into the layers in front of it changes the logits by up to "
         f"{change:.1e} of the largest, more than rounding; the model is "
-        "evaluated as it is, which takes longer."
+        "evaluated without folding, which takes longer."
     )
     return None
 
@@ -141,7 +157,7 @@ def folded_model(
 def _pairs(
     module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor
 ) -> Iterator[tuple[NormLayer, PrecedingLayer]]:
-    """Yield the batch normalizations that can be folded, and the layer in front of each."""
+    """Yield each batch normalization that can be folded, with its preceding layer."""
     wanted = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     if not any(isinstance(child, wanted) for child in module.modules()):
         return
@@ -156,7 +172,7 @@ def _pairs(
 
 
 def _plain(norm_layer: NormLayer) -> bool:
-    """Whether a layer computes what the formula says, and with running statistics."""
+    """Whether a batch normalization computes the formula of :class:`FoldedModel`, with running statistics."""
     return (
         len(norm_layer.names) == 1
         and norm_layer.statistics[1] is not None
@@ -169,13 +185,14 @@ def _plain(norm_layer: NormLayer) -> bool:
 
 
 def _foldable(layer: nn.Module) -> bool:
+    """Whether a normalization can be folded into the weight and bias of a layer."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     plain = "weight" in layer._parameters and not parametrize.is_parametrized(layer)
     return isinstance(layer, kinds) and plain and not _hooked(layer)
 
 
 def _hooked(layer: nn.Module) -> bool:
-    """Whether somebody looks at what goes in or comes out."""
+    """Whether a layer has hooks, which may read or change its inputs and outputs."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 

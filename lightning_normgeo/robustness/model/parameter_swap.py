@@ -1,4 +1,4 @@
-"""What stands in for parts of a model for a while, and whether the model computes the same with it."""
+"""Temporary parameter swaps of a model, and the change of its logits by them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 ParameterSlot = tuple[dict[str, Any], str, Any]
-"""A table of a module (its parameters, its buffers, its attributes), a key, and what goes there meanwhile."""
+"""A dictionary of a module (parameters, buffers or attributes), a key of it, and the temporary value for this key."""
 
 
 @contextmanager
 def swapped_parameters(places: Iterable[ParameterSlot]) -> Iterator[None]:
-    """Put stand-ins into their places; afterwards everything is as it was, by identity, also after an error."""
+    """Context with temporary values in their slots; afterwards, even after an error, the very same objects are back."""
     with ExitStack() as stack:
         for table, key, value in places:
             if key in table:
@@ -33,13 +33,15 @@ def logit_change(
     images: Tensor,
     arranged: Callable[[Tensor], Tensor] | None = None,
 ) -> float:
-    """Return the largest change of a logit while ``active`` lasts, relative to the largest logit.
+    """Return the largest change of a logit inside a context, relative to the largest logit.
 
     Args:
-        active: what stands in meanwhile.
-        logits: the model.
-        images: a few.
-        arranged: what images go through meanwhile, if anything.
+        active: the context, which swaps parameters.
+        logits: maps images to the model's logits.
+        images: the images to compare on.
+        arranged: converts the images for the model inside the context. Default: no conversion.
+
+    Cost: two forward passes.
     """
     expected = logits(images)
     with active:
@@ -48,12 +50,12 @@ def logit_change(
 
 
 class LogitsModule(nn.Module):
-    """A model that is called in somebody's own way."""
+    """A module whose forward is a given function of a model, which it contains as ``module``."""
 
     def __init__(self, module: nn.Module, logits: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.module = module
-        self._logits = (logits,)  # a module would be registered
+        self._logits = (logits,)  # in a tuple, since a function that is a module would be registered as a child
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""
@@ -61,5 +63,5 @@ class LogitsModule(nn.Module):
 
     @staticmethod
     def own_name(name: str) -> str:
-        """Return a name that the model itself has for a part."""
+        """Return the name that a parameter or layer of this module has in the model itself."""
         return name.removeprefix("module.")

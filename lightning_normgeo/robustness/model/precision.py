@@ -1,4 +1,4 @@
-"""The precision that a model computes in, and full float32 where checks need it."""
+"""Precision of a model's forward pass, and a context with full float32 for checks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def precision_of(images: Tensor, module: nn.Module | None) -> str:
-    """The precision of a forward pass: ``fp64``, ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
+    """Return the precision of a forward pass: ``fp64``, ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
 
-    The narrowest of images and parameters counts. On a CUDA device torch computes convolutions of float32 with ten bits
-    of mantissa (TF32) unless told not to; that is said, because it moves logits by some 1e-4.
+    It is the narrowest precision of images and parameters. On a CUDA device torch by default computes convolutions of
+    float32 in TF32, with ten bits of mantissa, which changes logits by about 1e-4; then ``tf32`` is returned.
     """
-    parameters = (
-        [p.dtype for p in module.parameters() if p.is_floating_point()] if isinstance(module, nn.Module) else []
-    )
-    dtypes = [images.dtype, *parameters]
+    dtypes = [images.dtype]
+    if isinstance(module, nn.Module):
+        dtypes += [p.dtype for p in module.parameters() if p.is_floating_point()]
     narrowest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     if narrowest == torch.float32 and images.device.type == "cuda" and _uses_tf32():
         return "tf32"
@@ -35,7 +34,7 @@ def _uses_tf32() -> bool:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute float32 with all its bits meanwhile: TF32 is off, as rounding of 1e-4 is no difference of functions."""
+    """Context without TF32, whose rounding of about 1e-4 would hide whether two functions are the same."""
     with ExitStack() as stack:
         for holder, name, off in _switches():
             stack.callback(setattr, holder, name, getattr(holder, name))
@@ -44,9 +43,9 @@ def full_float32() -> Iterator[None]:
 
 
 def _switches() -> list[tuple[Any, str, Any]]:
-    """Whoever decides about TF32, the name of its setting, and the value without."""
+    """Return the settings of torch for TF32: the object, the name of its attribute, and the value that disables it."""
     backends: Any = torch.backends
-    if hasattr(backends.cudnn, "conv"):  # reading the older settings raises where the newer ones differ
+    if hasattr(backends.cudnn, "conv"):  # newer torch: reading allow_tf32 raises if the new settings are mixed
         holders = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]
         return [(holder, "fp32_precision", "ieee") for holder in holders]
     return [(backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]

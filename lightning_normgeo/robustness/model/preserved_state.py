@@ -1,4 +1,4 @@
-"""Evaluation mode for a while, after which everything is what it was."""
+"""Evaluation mode inside a context that restores a model's state and the random states."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from lightning_normgeo.robustness.model.parameter_swap import ParameterSlot, swa
 
 @contextmanager
 def preserved_state(module: nn.Module, fork_rng: bool = True) -> Iterator[None]:
-    """Evaluation mode inside; outside everything is bit for bit what it was.
+    """Context with a model in evaluation mode, after which its state is restored bit for bit.
 
-    That is every module's mode, buffers and attributes (with lists, dictionaries and sets in them, one level deep), the
-    parameters of modules whose ``train`` does more than to set a mode, and the random states of torch, numpy and
-    Python. What a project logs in ``forward`` is not logged.
+    Restored are, for every submodule, the training mode, the buffers and the attributes (with the entries of lists,
+    dictionaries and sets, one level deep); the parameters of submodules that override ``train``, which may merge
+    weights; and the random states of torch, numpy and Python. A LightningModule's ``log`` and ``log_dict`` do nothing
+    inside.
 
-    Works under ``torch.inference_mode``: gradients can be taken inside, and clones stand in for parameters that were
-    made there.
+    Works under ``torch.inference_mode``: gradients can be taken inside, since parameters that are inference tensors are
+    temporarily replaced by clones.
 
     Args:
-        module: in whatever mode.
-        fork_rng: whether random numbers are to be put back too.
+        module: the model, in any mode.
+        fork_rng: whether to restore the random states too.
 
     Cost: a copy of the buffers, and of the attributes' references.
     """
@@ -52,10 +53,10 @@ def preserved_state(module: nn.Module, fork_rng: bool = True) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int, index: int) -> Iterator[None]:
-    """Draw numbers that follow from a seed meanwhile, whichever library is asked; then go on with what there was."""
+    """Context with random numbers of torch, numpy and Python from a seed and an index; restores the random states."""
     mixed = mixed_seed(seed, index)
     with _all_random_states(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):  # type: ignore[no-untyped-call]
-        torch.manual_seed(mixed)  # every device
+        torch.manual_seed(mixed)  # on every device
         np.random.seed(mixed % 2**32)  # noqa: NPY002 - what models and attacks draw from
         random.seed(mixed)
         yield
@@ -80,7 +81,7 @@ def _all_random_states(devices: Any) -> Iterator[None]:
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Take what is logged meanwhile."""
+    """Replace ``log`` and ``log_dict`` of a LightningModule inside the context."""
 
 
 def _overrides_train(module: nn.Module) -> bool:
@@ -88,7 +89,7 @@ def _overrides_train(module: nn.Module) -> bool:
 
 
 def _inference_parameters(modules: Iterable[nn.Module]) -> list[ParameterSlot]:
-    """Stand-ins for parameters that were made in inference mode, as by callbacks that exchange weights for a test."""
+    """Return clones for parameters that are inference tensors, as callbacks make them that swap weights for a test."""
     return [
         (module._parameters, name, nn.Parameter(value.clone(), requires_grad=value.requires_grad))
         for module in modules
@@ -98,7 +99,7 @@ def _inference_parameters(modules: Iterable[nn.Module]) -> list[ParameterSlot]:
 
 
 class _Attributes:
-    """A module's own attributes, and what is in its lists, dictionaries and sets."""
+    """The saved attributes of a module, with the entries of its lists, dictionaries and sets."""
 
     def __init__(self, module: nn.Module) -> None:
         self._table = vars(module)
@@ -110,7 +111,7 @@ class _Attributes:
         ]
 
     def restore(self) -> None:
-        """Put back what was added, removed or exchanged."""
+        """Restore attributes and entries that were added, removed or replaced."""
         for name in self._table.keys() - self._saved.keys():
             del self._table[name]
         for name, value in self._saved.items():
@@ -119,15 +120,25 @@ class _Attributes:
         for value, content in self._contents:
             if len(value) != len(content) or any(a is not b for a, b in zip(_flat(value), _flat(content), strict=True)):
                 value.clear()
-                value.extend(content) if isinstance(value, list) else value.update(content)
+                if isinstance(value, list):
+                    value.extend(content)
+                else:
+                    value.update(content)
 
 
 def _flat(value: Any) -> Iterator[Any]:
-    for entry in value.items() if isinstance(value, dict) else value:
-        yield from entry if isinstance(value, dict) else (entry,)
+    """Yield the entries of a list or set, or the keys and values of a dictionary in turn."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield key
+            yield entry
+    else:
+        yield from value
 
 
 class _Entry(NamedTuple):
+    """A tensor at its place in a module's dictionary of parameters or buffers, with its shape when it was saved."""
+
     table: Any
     name: str
     value: Tensor
@@ -149,7 +160,7 @@ def _parameters(modules: Iterable[nn.Module]) -> Iterator[_Entry]:
 
 
 class _Tensors:
-    """Tensors and what is in them: one copy and one comparison for each dtype and device."""
+    """The saved tensors of a model and their values, with one copy and one comparison per dtype and device."""
 
     @torch.no_grad()
     def __init__(self, entries: Iterable[_Entry]) -> None:
@@ -160,7 +171,7 @@ class _Tensors:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back what was exchanged or written; nothing else is touched."""
+        """Restore tensors that were replaced or written; unchanged ones are not written to."""
         for kind, group in self._groups.items():
             for entry in group:
                 if entry.name not in entry.table or entry.table[entry.name] is not entry.value:

@@ -1,4 +1,4 @@
-"""The control experiment on raw norms: longer scale-invariant weights, the same function, the same robustness."""
+"""Control experiment on raw weight norms: rescaled scale-invariant weights, the same function, the same robustness."""
 
 from __future__ import annotations
 
@@ -28,57 +28,65 @@ from lightning_normgeo.robustness.model.precision import full_float32
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 
 _TOLERANCE = 0.05
-"""Largest change of a logit, relative to the largest logit, for which the function counts as the same but for ε."""
+"""Largest change of a logit, relative to the largest logit, for which the function counts as the same except for ε."""
 _LINEAR = 1e-3
-"""Largest part of a normalization's input that may not be linear in what it was: that is the ε of other kinds."""
+"""Largest relative residual of x' = rx + c for a normalization's input: the ε of other normalizations in front of it
+causes a small one."""
 
 
 class RescaledModel:
-    r"""Stand-ins with which every scale-invariant unit is α times as long, and the function the same but for ε.
+    r"""Parameters with every scale-invariant unit multiplied by α, so that the function is the same except for ε.
 
     .. math:: V' = \alpha V, \quad \mu' = r\mu + c, \quad \sigma'^2 = r^2\sigma^2
 
-    for every weight V with an established invariance, with its bias where only both jointly are invariant, and the
-    running statistics of every batch normalization, whose input x becomes :math:`x' = rx + c`, channel by channel. r
-    is α for each scaled weight that the input is linear in (α² behind a depthwise and a pointwise convolution); c is
-    zero, unless a bias that the normalization centers away stayed what it was. Both are measured, by least squares over
-    one forward pass of each network in which every batch normalization returns the same positive noise: no channel is
-    dead, and what is done to one layer does not reach the next.
+    for every weight V that is proven scale invariant (with its bias if only both together are), and for the running
+    statistics of every batch normalization, whose input x becomes :math:`x' = rx + c` in each channel. r has one factor
+    α for each rescaled weight that the input is linear in (α² behind a depthwise and a pointwise convolution). c is
+    zero, unless the layer in front has a bias that was not rescaled because the normalization's centering removes it.
 
-    ε stays what it is, as it would in a longer training. In each channel of a batch normalization that changes the
-    output by the factor
+    Both r and c are measured, by least squares over one forward pass of the original and one of the rescaled model. In
+    these passes every batch normalization returns the same positive noise instead of its output, so that no channel is
+    dead and the change of one layer does not reach the next.
+
+    ε is not rescaled, as it would not be if training had made the weights longer. In each channel of a batch
+    normalization this changes the output by the factor
 
     .. math:: \sqrt{\frac{\sigma^2 + \varepsilon}{\sigma^2 + \varepsilon / r^2}}
               \approx 1 + \frac{\varepsilon}{2\sigma^2}\Bigl(1 - \frac{1}{r^2}\Bigr),
 
-    which no α > 1 makes larger than :math:`1 + \varepsilon/2\sigma^2`; likewise in group and layer normalization.
+    which is at most :math:`1 + \varepsilon/2\sigma^2` for every α > 1; likewise in group and layer normalization.
 
-    The model itself is not changed: parameters and buffers are exchanged while :meth:`active` lasts, and put back.
+    The model itself is not changed: its parameters and buffers are replaced only inside :meth:`active`.
 
     Args:
-        module: its modes do not matter here; in evaluation mode while :meth:`active` lasts.
-        logits: calls it.
-        images: a few, two at least, as ``logits`` takes them.
-        factor: α.
+        module: the model, in any mode; it has to be in evaluation mode inside :meth:`active`.
+        logits: maps images to the logits of ``module``.
+        images: at least two images, ``(batch, channels, …)``, as ``logits`` takes them.
+        factor: α, positive and finite.
 
     Attributes:
-        layers: module paths of the scaled weights, with their norms before and after.
-        unscaled: module paths of the weights left alone, since no invariance was established.
-        ratios: module paths of the batch normalizations with statistics of their own, with the smallest and the
-            largest r.
+        layers: the norms before and after, for each rescaled weight by the path of its module.
+        unscaled: paths of the modules whose weights were not rescaled, since they are not proven scale invariant.
+        ratios: the smallest and the largest r of each batch normalization with running statistics, by its path.
         difference: largest change of a logit of ``images``, relative to the largest logit.
 
     Raises:
-        ConfigurationError: for a factor that is no symmetry, a compiled model, one whose graph cannot be seen, an
-            input of a batch normalization that does not scale by one r per channel, and logits that change by more
-            than 5% of the largest, where ε is of the size of the variances and the control would be none.
+        ConfigurationError: for a factor that is not positive and finite; a compiled model, or one whose autograd graph
+            cannot be read; an input of a batch normalization that does not scale by one r per channel; and logits that
+            change by more than 5% of the largest, where ε is not small against the variances, so that the function is
+            not the same.
+
+    Cost: four forward passes of ``images``, and the search for scale-invariant units on two of them.
     """
 
     def __init__(
         self, module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor, factor: float = 10.0
     ) -> None:
         if not 0 < factor < math.inf:
-            raise ConfigurationError(f"factor={factor!r}: only positive numbers are symmetries. Choose one, as 10.0.")
+            raise ConfigurationError(
+                f"factor={factor!r} must be a number, positive and finite, as 10.0: only positive numbers leave the "
+                "function unchanged."
+            )
         self.factor = factor
         self.layers: dict[str, tuple[float, float]] = {}
         self.unscaled: list[str] = []
@@ -91,33 +99,34 @@ class RescaledModel:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Compute with the stand-ins meanwhile."""
+        """Context in which the model has the rescaled weights and the running statistics that go with them."""
         with swapped_parameters(self._places):
             yield
 
     def _scale(self, module: nn.Module, found: Units) -> None:
+        """Rescale every weight that is scale invariant, and list the others."""
         parameters = by_clean_name(module.named_parameters())
         for units in found:
             path, weight = LogitsModule.own_name(units.layer), parameters[LogitsModule.own_name(units.name)]
             if not units.invariant:
                 self.unscaled.append(path)
                 continue
-            longer = self._stand_in(module, weight)
+            rescaled = self._rescale(module, weight)
             if units.bias is not None:
-                self._stand_in(module, parameters[LogitsModule.own_name(units.bias)])
-            self.layers[path] = _norm(weight), _norm(longer)
+                self._rescale(module, parameters[LogitsModule.own_name(units.bias)])
+            self.layers[path] = _norm(weight), _norm(rescaled)
 
-    def _stand_in(self, module: nn.Module, parameter: nn.Parameter) -> Tensor:
-        """Let a longer parameter stand in, wherever it is."""
-        longer = nn.Parameter(parameter * self.factor, requires_grad=False)
+    def _rescale(self, module: nn.Module, parameter: nn.Parameter) -> Tensor:
+        """Replace a parameter by α times its value, in every module that shares it."""
+        rescaled = nn.Parameter(parameter * self.factor, requires_grad=False)
         for layer in module.modules():
             for name, own in layer._parameters.items():
                 if own is parameter:
-                    self._places.append((layer._parameters, name, longer))
-        return longer
+                    self._places.append((layer._parameters, name, rescaled))
+        return rescaled
 
     def _follow(self, module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor) -> None:
-        """Let running statistics follow the inputs that they are of."""
+        """Replace the running statistics by those of the rescaled model's inputs."""
         norms = {layer: name for name, layer in module.named_modules() if _has_statistics(layer)}
         before = _inputs_behind_noise(list(norms), logits, images)
         with self.active():
@@ -137,11 +146,11 @@ class RescaledModel:
         difference = logit_change(self.active(), logits, images)
         if not difference <= _TOLERANCE:
             raise ConfigurationError(
-                f"With weights {self.factor:g} times as long the logits change by {difference:.1e} of the largest, "
-                f"more than {_TOLERANCE:g}: eps is not small against the variances that are normalized by, or a "
-                "function of these weights is none that is known. The raw norms of such a model do have an effect "
-                "on what it computes, and there is nothing to control for; give images like those it was trained on "
-                "if these are not."
+                f"With scale-invariant weights multiplied by {self.factor:g} the logits change by {difference:.1e} of "
+                f"the largest, more than {_TOLERANCE:g}: eps is not small against the variances of the normalizations, "
+                "or the model uses these weights in a way that is not recognized. Such a model does depend on its raw "
+                "weight norms, so the control does not apply. If these images are unlike the training data, give "
+                "images like those."
             )
         return difference
 
@@ -149,23 +158,32 @@ class RescaledModel:
 def effective_norms(
     module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor
 ) -> dict[str, dict[str, float]]:
-    r"""Return for each layer with a batch normalization right behind it what its weight is, and what its function sees.
+    r"""Return the raw and the effective weight norm of each layer that a batch normalization directly follows.
 
     ``raw`` is ‖W‖ and ``effective`` is :math:`\lVert\gamma W / \sqrt{\sigma^2 + \varepsilon}\rVert`, as in
-    :class:`FoldedModel`. While :meth:`RescaledModel.active` lasts only the first is α times as large.
+    :class:`FoldedModel`. Inside :meth:`RescaledModel.active` only the raw norm is multiplied by α.
 
     Args:
-        module: in evaluation mode.
-        logits: calls it.
-        images: a few, as ``logits`` takes them.
+        module: the model, in evaluation mode.
+        logits: maps images to the logits of ``module``.
+        images: at least one image, ``(batch, channels, …)``, as ``logits`` takes them.
+
+    Returns:
+        The two norms by the name of the layer.
+
+    Raises:
+        ConfigurationError: if the autograd graph of the model cannot be read.
+
+    Cost: as :class:`FoldedModel`.
     """
     return FoldedModel(module, logits, images, channels_last=False).norms
 
 
 def _units_of_training(module: nn.Module, logits: Callable[[Tensor], Tensor], images: Tensor) -> Units:
-    """Return the units that a model has where batch normalization takes its statistics from the batch.
+    """Return the scale-invariant units of a model while batch normalization uses the statistics of the batch.
 
-    Nothing else goes into training mode: dropout and spectral normalization have no part in what is invariant.
+    With running statistics, which are constants, no weight would be scale invariant. Only batch normalizations are put
+    into training mode: that of dropout and spectral normalization would change the function.
     """
     norms = [layer for layer in module.modules() if _has_statistics(layer)]
     try:
@@ -189,7 +207,10 @@ def _has_statistics(layer: nn.Module) -> bool:
 def _inputs_behind_noise(
     norms: list[nn.Module], logits: Callable[[Tensor], Tensor], images: Tensor
 ) -> dict[nn.Module, Tensor]:
-    """Return what each layer reads, ``(channels, …)``, all calls in one, where all of them return noise."""
+    """Return the inputs of normalizations, ``(channels, …)``, while all normalizations return the same noise.
+
+    The inputs of several calls of a layer are concatenated.
+    """
     reads: dict[nn.Module, list[Tensor]] = defaultdict(list)
     generator = torch.Generator().manual_seed(0)
 
@@ -198,7 +219,7 @@ def _inputs_behind_noise(
         reads[layer].append(value.detach().movedim(1, 0).flatten(1))
 
     def noise(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Away from zero, where an activation may have a kink and a root no slope."""
+        """Uniform in [0.5, 1.5]: at zero a ReLU has a kink and a square root an infinite slope."""
         return torch.rand(output.shape, generator=generator).add(0.5).to(output)
 
     with ExitStack() as stack:
@@ -212,7 +233,7 @@ def _inputs_behind_noise(
 def _relation(name: str, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """Return r and c of x' = rx + c for each channel, by least squares.
 
-    Of a channel that is constant r cannot be told and c says it all: it takes the median of the others.
+    For a channel that is constant r is not determined: it gets the median of the other channels, and c fits the rest.
     """
     rounding = math.sqrt(torch.finfo(before.dtype).eps)
     x, y = (inputs.to(wide_dtype(inputs.device)) for inputs in (before, after))

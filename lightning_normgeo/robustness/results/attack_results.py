@@ -1,4 +1,4 @@
-"""From decisions to accuracies: counts, intervals, classes, and signs that an attack does not do its work."""
+"""Accuracies from per-sample results: counts, intervals, classes, comparisons, and warnings about failing attacks."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from lightning_normgeo.utilities.checked_values import shown
 
 @dataclass(frozen=True)
 class AttackResult:
-    """Counted accuracy under one attack.
+    """Accuracy under one attack, with its counts.
 
     Attributes:
-        correct: samples classified correctly.
-        n: samples evaluated.
-        accuracy: correct / n; NaN for no samples.
+        correct: number of samples classified correctly.
+        n: number of samples evaluated.
+        accuracy: correct / n, in [0, 1]; NaN for no samples.
         accuracy_drop: clean accuracy minus accuracy (the paper's Acc-Diff), in [-1, 1].
-        ci_low: lower end of the 95 % Wilson interval of the accuracy.
-        ci_high: upper end.
-        loss: mean cross entropy, of the samples where it is finite.
-        linf: largest l∞ norm of a perturbation that was reached, in the threat model's space.
-        l2: largest l2 norm.
-        by_class: for each class that occurs, correct and evaluated samples.
-        not_finite: samples with a logit that is not finite, which count as wrong.
+        ci_low: lower end of the 95 % Wilson interval of the accuracy, in [0, 1].
+        ci_high: upper end of the interval, in [0, 1].
+        loss: mean cross entropy in nats, over the samples where it is finite.
+        linf: largest l∞ norm of a perturbation, in units of the threat model's space.
+        l2: largest l2 norm of a perturbation, in units of the threat model's space.
+        by_class: numbers of correct and of evaluated samples, for each class that occurs.
+        not_finite: number of samples with a logit that is not finite, which count as wrong.
     """
 
     correct: int
@@ -55,17 +55,25 @@ class AttackResult:
 
 
 def results_of(decisions: SampleResults) -> dict[str, AttackResult]:
-    """Return the result of every attack, ``clean`` first."""
+    """Return the result under each attack by name, ``clean`` first.
+
+    Args:
+        decisions: the per-sample results of an evaluation.
+    """
     clean = _fraction(decisions.of("clean").correct)
     return {name: _result(decisions.of(name), clean) for name in decisions.attacks}
 
 
 def sanity_warnings(decisions: SampleResults, attacks: Sequence[Attack]) -> list[str]:
-    """Return in words what looks as if an attack was broken, so that the accuracy under it says too much.
+    """Return warnings about signs of a failing attack, whose accuracy would overestimate the robustness.
 
-    Looked for: logits and gradients that are not finite, classes that no label has, gradients that are zero, a loss
-    that does not rise, less harm by a larger radius, and less harm by an attack than by noise. Attacks are compared
-    pair by pair, and named where it is not chance at a level of 1 %.
+    Signs are: logits or gradients that are not finite, predicted classes that no label has, gradients that are zero, a
+    loss that does not increase, a larger radius that does less harm, and an attack that does less harm than noise. Two
+    attacks are compared on the same samples, and reported if the difference is significant at a level of 1 %.
+
+    Args:
+        decisions: the per-sample results of an evaluation.
+        attacks: the attacks of the evaluation.
     """
     found = []
     clean = decisions.of("clean")
@@ -89,10 +97,10 @@ def sanity_warnings(decisions: SampleResults, attacks: Sequence[Attack]) -> list
             f"The gradient is not finite for {blind} of {len(clean.index)} images, which BIM and PGD cannot move."
         )
     zero = int((clean.gradient == 0).sum())
-    if zero > max(2, 0.05 * len(clean.index)):  # one or two can be images that the model is entirely sure of
+    if zero > max(2, 0.05 * len(clean.index)):  # a few images may have a softmax that saturates, which is no failure
         found.append(
-            f"The gradient is zero for {zero} of {len(clean.index)} images: it is masked or has underflowed, and BIM "
-            "and PGD cannot see where to go. Attack the logits before a saturating output, or in float64."
+            f"The gradient is zero for {zero} of {len(clean.index)} images: it is masked or has underflowed, and gives "
+            "BIM and PGD no direction. Attack the logits before a saturating output, or in float64."
         )
     for attack in attacks:
         if isinstance(attack, ProjectedGradient):
@@ -103,11 +111,11 @@ def sanity_warnings(decisions: SampleResults, attacks: Sequence[Attack]) -> list
 
 @runtime_checkable
 class HasSampleResults(Protocol):
-    """A report of an evaluation."""
+    """An object with per-sample results, as the report of an evaluation."""
 
     @property
     def decisions(self) -> SampleResults:
-        """What became of each sample."""
+        """The per-sample results."""
 
 
 def compare(
@@ -115,22 +123,23 @@ def compare(
     second: SampleResults | HasSampleResults | str | Path,
     attack: str,
 ) -> dict[str, Any]:
-    """Compare two evaluations on the samples they share, pair by pair.
+    """Compare the evaluations of two models under an attack, on the samples that both have.
 
-    Samples are the same where image and label are, whatever the order of the loaders.
+    Samples are matched by their image and label, so that the order of the loaders does not matter.
 
     Args:
-        first: of one model: its report, its decisions, or the file or folder where these were saved.
-        second: of another, on the same data, likewise.
-        attack: under which, a row of both reports.
+        first: evaluation of the first model: its report, its per-sample results, or the file or folder of these.
+        second: evaluation of the second model on the same data, likewise.
+        attack: name of a row that both evaluations have.
 
     Returns:
-        ``only_first`` and ``only_second``, how many samples only one of them gets right, ``both`` how many both do;
-        ``difference`` of the accuracies, second minus first, with the ends ``ci_low`` and ``ci_high`` of its 95 %
-        interval for paired samples; ``p_value`` of McNemar's exact test; ``n``, how many samples both have.
+        ``only_first`` and ``only_second``, the numbers of samples that only one model classifies correctly; ``both``,
+        the number that both do; ``difference`` of the accuracies, second minus first, in [-1, 1], with the ends
+        ``ci_low`` and ``ci_high`` of its 95 % interval for paired samples; ``p_value`` of McNemar's exact test; and
+        ``n``, the number of samples that both have.
 
     Raises:
-        ConfigurationError: if one lacks the attack, or samples differ in their label.
+        ConfigurationError: if an evaluation lacks the attack or cannot be read, or if labels differ.
 
     Example:
         >>> compare(report_of_bn, "runs/normgeo/gn", "bim")["difference"]
@@ -140,6 +149,7 @@ def compare(
 
 
 def _decisions_of(name: str, given: SampleResults | HasSampleResults | str | Path) -> SampleResults:
+    """Return the per-sample results of an argument of :func:`compare`."""
     if isinstance(given, SampleResults):
         return given
     if isinstance(given, (str, Path)):
@@ -147,16 +157,20 @@ def _decisions_of(name: str, given: SampleResults | HasSampleResults | str | Pat
     if isinstance(given, HasSampleResults) and isinstance(given.decisions, SampleResults):
         return given.decisions
     raise ConfigurationError(
-        f"compare({name}={shown(given)}): give a report of evaluate_robustness, its decisions, or the folder it was "
-        "saved in."
+        f"compare({name}={shown(given)}): give a report of evaluate_robustness, its decisions (the per-sample "
+        "results), or the folder it was saved in."
     )
 
 
 def paired_drop(decisions: SampleResults, attack: str) -> dict[str, Any]:
-    """Compare the clean images with what an attack made of them: the difference is the drop (the paper's Acc-Diff).
+    """Compare the results under an attack with those on clean images; the difference is the accuracy drop (Acc-Diff).
+
+    Args:
+        decisions: the per-sample results of an evaluation.
+        attack: name of the attack.
 
     Returns:
-        As :func:`compare`; the attacked images are the first.
+        As :func:`compare`, with the attacked images as the first evaluation and the clean images as the second.
 
     Raises:
         ConfigurationError: if the attack was not evaluated.
@@ -165,26 +179,28 @@ def paired_drop(decisions: SampleResults, attack: str) -> dict[str, Any]:
 
 
 def _paired(one: SampleRows, other: SampleRows) -> dict[str, Any]:
-    at, beside = _shared(one, other)
-    if not torch.equal(one.label[at], other.label[beside]):
+    """Return the comparison of two rows of results on their common samples; see :func:`compare`."""
+    in_one, in_other = _shared(one, other)
+    if not torch.equal(one.label[in_one], other.label[in_other]):
         raise ConfigurationError("The two evaluations have different labels: they are not of the same data.")
-    won = int((~one.correct[at] & other.correct[beside]).sum())
-    lost = int((one.correct[at] & ~other.correct[beside]).sum())
-    n = len(at)
-    low, high = paired_interval(lost, won, n)
+    only_first = int((one.correct[in_one] & ~other.correct[in_other]).sum())
+    only_second = int((~one.correct[in_one] & other.correct[in_other]).sum())
+    n = len(in_one)
+    low, high = paired_interval(only_first, only_second, n)
     return {
-        "only_first": lost,
-        "only_second": won,
-        "both": int((one.correct[at] & other.correct[beside]).sum()),
-        "difference": (won - lost) / n if n else math.nan,
+        "only_first": only_first,
+        "only_second": only_second,
+        "both": int((one.correct[in_one] & other.correct[in_other]).sum()),
+        "difference": (only_second - only_first) / n if n else math.nan,
         "ci_low": low,
         "ci_high": high,
-        "p_value": mcnemar(lost, won),
+        "p_value": mcnemar(only_first, only_second),
         "n": n,
     }
 
 
 def _result(rows: SampleRows, clean: float) -> AttackResult:
+    """Return the result of one attack, given the clean accuracy."""
     n, correct = len(rows.index), int(rows.correct.sum())
     accuracy = _fraction(rows.correct)
     low, high = wilson_interval(correct, n)
@@ -217,15 +233,16 @@ def _fraction(correct: Tensor) -> float:
 
 
 def _useless(attack: ProjectedGradient, decisions: SampleResults, attacks: Sequence[Attack]) -> list[str]:
+    """Return warnings about an attack that does not raise the loss, or does less harm than noise."""
     rows, clean, found = decisions.of(attack.name), decisions.of("clean"), []
-    at, beside = _shared(clean, rows)
-    right = clean.correct[at]  # nothing has to rise where the image itself is wrong
-    rise = (rows.loss[beside] - clean.loss[at]).double()[right]
+    in_clean, in_rows = _shared(clean, rows)
+    correct = clean.correct[in_clean]  # an attack does not have to raise the loss of images that are wrong already
+    rise = (rows.loss[in_rows] - clean.loss[in_clean]).double()[correct]
     rise = rise[rise.isfinite()]
     if attack.eps > 0 and len(rise) > 1 and float(rise.mean()) <= 0:
         found.append(
-            f"{attack.name} does not raise the loss ({float(rise.mean()):+.3g} on average): gradients do not lead up. "
-            "Check that the model is differentiable and deterministic, and try smaller steps."
+            f"{attack.name} does not raise the loss ({float(rise.mean()):+.3g} on average): gradients do not lead to a "
+            "higher loss. Check that the model is differentiable and deterministic, and try smaller steps."
         )
     for noise in attacks:
         if isinstance(noise, Noise) and _no_larger(noise, decisions.of(noise.name), attack):
@@ -239,13 +256,14 @@ def _useless(attack: ProjectedGradient, decisions: SampleResults, attacks: Seque
 
 
 def _no_larger(noise: Noise, rows: SampleRows, attack: ProjectedGradient) -> bool:
-    """Whether noise is no longer than the longest perturbation of an attack."""
+    """Whether noise is not larger than an attack's radius: its std in l∞, the l2 norms of its perturbations in l2."""
     if attack.norm == "linf" or attack.times_sqrt_d:
         return noise.std <= attack.eps
     return bool((rows.l2 <= attack.eps).all())
 
 
 def _rising(decisions: SampleResults, attacks: Sequence[Attack]) -> list[str]:
+    """Return warnings about attacks under which accuracy is higher with a larger radius."""
     found = []
     ascending = sorted((a for a in attacks if isinstance(a, ProjectedGradient)), key=lambda a: a.eps)
     for k, small in enumerate(ascending):
@@ -262,8 +280,7 @@ def _rising(decisions: SampleResults, attacks: Sequence[Attack]) -> list[str]:
 
 
 def _shared(first: SampleRows, second: SampleRows) -> tuple[Tensor, Tensor]:
-    """Return where the samples are, in each, that both have."""
-    at, beside = (
-        torch.isin(one.sample, other.sample).nonzero()[:, 0] for one, other in ((first, second), (second, first))
-    )
-    return at[torch.argsort(first.sample[at])], beside[torch.argsort(second.sample[beside])]
+    """Return the positions of the common samples in the first and in the second, in the same order of samples."""
+    in_first = torch.isin(first.sample, second.sample).nonzero()[:, 0]
+    in_second = torch.isin(second.sample, first.sample).nonzero()[:, 0]
+    return in_first[torch.argsort(first.sample[in_first])], in_second[torch.argsort(second.sample[in_second])]

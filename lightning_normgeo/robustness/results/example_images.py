@@ -1,4 +1,4 @@
-"""A few samples under every attack, for showing."""
+"""Example images: a few samples under every attack, for pictures."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lightning_normgeo.robustness.results.sample_results import SampleRows
 
 
 class ExampleImages:
-    """Keeps the first samples that are evaluated.
+    """Keeps the images, predictions and labels of the first samples that are evaluated.
 
     Args:
-        count: how many.
+        count: number of samples to keep.
 
     Attributes:
-        pixels: for each attack the images by sample, as pixels.
-        predictions: likewise.
-        labels: by sample.
+        pixels: the images as pixels, on the host, by attack and sample.
+        predictions: the predicted classes, by attack and sample.
+        labels: the labels, by sample.
     """
 
     def __init__(self, count: int = 0) -> None:
@@ -28,14 +28,21 @@ class ExampleImages:
         self.labels: dict[int, int] = {}
 
     def lacks(self, attack: str, samples: Sequence[int]) -> bool:
-        """Whether samples have to be attacked for their pictures, as after a kill, which leaves only decisions."""
+        """Whether pictures of samples are missing: after a kill the journal has only the per-sample results."""
         if len(self.labels) < self.count:
             return True
         seen = self.pixels.get(attack, {})
         return any(sample in self.labels and sample not in seen for sample in samples)
 
     def add(self, attack: str, images: Tensor, rows: SampleRows, to_pixels: Callable[[Tensor], Tensor]) -> None:
-        """Keep those of a batch that are to be shown, as pixels."""
+        """Keep the samples of a batch that are example images.
+
+        Args:
+            attack: name of the attack; ``clean``, which comes first, chooses the samples.
+            images: attacked images, in the threat model's space.
+            rows: per-sample results of the same samples.
+            to_pixels: converts images to pixels.
+        """
         samples = rows.sample.tolist()
         if attack == "clean":
             room = self.count - len(self.labels)

@@ -1,4 +1,4 @@
-"""Decisions that survive a kill: each is written to a file as it is made, and read back by the next attempt."""
+"""Journal of finished samples: results written to a file at once, from which a killed evaluation resumes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lightning_normgeo.utilities.spool import Spool, reason_of
 
 
 class Journal(SampleResults):
-    """Decisions kept in a file until the evaluation has ended and its results are written.
+    """Per-sample results that are also kept in a file until the evaluation has ended and its results are written.
 
-    What cannot be written waits for room; no error of the file stops the evaluation.
+    Lines that cannot be written are kept in memory and tried again later; no error of the file stops the evaluation.
 
     Args:
-        attacks: the names, ``clean`` first.
-        folder: where the file goes; nothing is written without one.
-        identity: of the evaluation, see :func:`identity_of`: only what was begun with the same is gone on with.
-        rank: of the process; each writes a file of its own, and reads those of all.
+        attacks: names of the attacks, ``clean`` first.
+        folder: folder of the journal; None to write nothing.
+        identity: identity of the evaluation, see :func:`identity_of`; only journals with the same identity are read.
+        rank: rank of the process; each process writes a file of its own, and reads those of all.
     """
 
     def __init__(self, attacks: Sequence[str], folder: Path | None, identity: str, rank: int = 0) -> None:
@@ -38,7 +38,7 @@ class Journal(SampleResults):
         self._read()
 
     def add(self, attack: str, rows: SampleRows) -> None:
-        """Add samples, and write them down."""
+        """Add finished samples, and write them to the journal."""
         super().add(attack, rows)
         if self._spool is None:
             return
@@ -47,12 +47,12 @@ class Journal(SampleResults):
         if self._spool.error is not None and not self._said:
             self._said = True
             warn_once(
-                f"The evaluation goes on, but what is killed now cannot be resumed: {self._spool.path} cannot be "
+                f"The evaluation continues, but if it is killed it cannot be resumed: {self._spool.path} cannot be "
                 f"written ({reason_of(self._spool.error)})."
             )
 
     def close(self, ended: bool = False) -> None:
-        """Close the file; remove those of all processes if the evaluation has ended and its results are written."""
+        """Close the file; ``ended`` removes the files of all processes, once the results are written."""
         if self._spool is not None:
             self._spool.close()
         for path in self._paths() if ended else []:
@@ -60,14 +60,14 @@ class Journal(SampleResults):
                 path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
-        """The files that are there, of all processes."""
+        """Return the existing files of this journal, of all processes."""
         try:
             return [] if self._folder is None else sorted(self._folder.glob(f"{self._stem}-*.jsonl"))
         except OSError:
             return []
 
     def _read(self) -> None:
-        """Take over what an earlier attempt was done with, attack by attack."""
+        """Read the finished samples of earlier attempts."""
         for attack, rows in _lines(self._paths()):
             if attack in self._rows:
                 known = self.done.setdefault(attack, set())
@@ -77,14 +77,16 @@ class Journal(SampleResults):
 
 
 def identity_of(settings: Mapping[str, Any], module: nn.Module, images: Tensor, dataloader: Any, name: str = "") -> str:
-    """Return a name for an evaluation: the same for the same settings, weights and data, as far as is known at once.
+    """Return a hash of an evaluation's settings, weights and data, which an attempt to resume it has again.
+
+    Of the data it covers the first batch and the number of samples.
 
     Args:
-        settings: as plain values.
+        settings: the settings as plain values.
         module: the model.
         images: the first batch.
-        dataloader: the loader; how many samples it has is taken into account.
-        name: of the evaluation and the loader, where there are several.
+        dataloader: the loader.
+        name: names of the evaluation and the loader, if there are several.
 
     Cost: one pass over the weights on the host.
     """
@@ -99,7 +101,7 @@ def identity_of(settings: Mapping[str, Any], module: nn.Module, images: Tensor, 
 
 
 def size_of(dataloader: Any) -> int | None:
-    """Return how many samples a loader has, or None where it does not say."""
+    """Return the number of samples of a loader, or None if its data set has no length."""
     try:
         return len(dataloader.dataset)
     except (AttributeError, TypeError):
@@ -107,8 +109,9 @@ def size_of(dataloader: Any) -> int | None:
 
 
 def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, SampleRows]]:
+    """Yield the attack and the samples of each valid line."""
     for path in paths:
-        with suppress(OSError):  # one that cannot be read is done again
+        with suppress(OSError):  # samples of a file that cannot be read are evaluated again
             for line in read_lines(path):
                 rows = _rows(line)
                 if rows is not None:
@@ -116,7 +119,7 @@ def _lines(paths: Sequence[Path]) -> Iterator[tuple[str, SampleRows]]:
 
 
 def _rows(line: Mapping[str, Any]) -> SampleRows | None:
-    """The samples of a line, or None where it is one of something else, or damaged."""
+    """Return the samples of a line, or None if the line is damaged or not one of a journal."""
     try:
         columns = [
             torch.tensor(line[name], dtype=torch.long if name in WHOLE else torch.float32)

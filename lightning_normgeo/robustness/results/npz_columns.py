@@ -1,4 +1,4 @@
-"""Columns of numbers read from an ``.npz`` file that may come from anybody."""
+"""Columns of numbers read safely from an ``.npz`` file of unknown origin."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ if TYPE_CHECKING:
     import numpy as np
 
 _FREE, _FACTOR = 2**28, 64
-"""Bytes that any file may unpack to, and that each of its own bytes may in addition. Decisions are packed to between a
-half and a twentieth; what unpacks to a thousandfold is meant to fill the memory."""
+"""Limit of the unpacked size: ``_FREE`` bytes plus ``_FACTOR`` bytes for each byte of the file.
+
+Per-sample results are packed to between a half and a twentieth. A file that unpacks to a thousandfold is an attempt to
+fill the memory."""
 _LONGEST_HEADER = 10_000
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def read_columns(path: str | Path) -> Mapping[str, np.ndarray[Any, Any]]:
-    """Return the arrays of a file by name, each of one dimension, of whole, real or boolean numbers.
+    """Return the one-dimensional arrays of integers, real numbers or booleans in a file, by name.
 
-    No pickle is read. What a header declares has to be what the archive holds before memory is taken for it: the cost
-    is bounded by the size of the file.
+    No pickle is read. Before memory is allocated, the size that a header declares has to be the size in the archive, so
+    that the cost is bounded by the size of the file.
+
+    Args:
+        path: an ``.npz`` file.
 
     Raises:
-        ValueError: for anything else, and for a file that unpacks to far more than its size; :class:`OSError`,
-            :class:`EOFError`, :class:`zipfile.BadZipFile` and ``zlib.error`` for a broken one.
+        ValueError: for arrays of another kind, and for a file that unpacks to far more than its size.
+        OSError: for a file that does not exist or cannot be read.
+        EOFError, zipfile.BadZipFile, zlib.error: for a broken file.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,7 +53,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray[Any, 
     with archive.open(member) as file:
         try:
             shape, dtype = _header(file)
-        except Exception as error:  # numpy evaluates the header as a literal of Python: anything may come of it
+        except Exception as error:  # numpy parses the header as a Python literal, which may raise any error
             raise ValueError(f"{member.filename} has no header of numpy's") from error
         if len(shape) != 1 or dtype.kind not in "biuf":
             raise ValueError(f"{member.filename} has shape {shape} and type {dtype}; columns of numbers are expected")
@@ -57,7 +63,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray[Any, 
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and type as the array's header declares them."""
+    """Return the shape and dtype that an array's header declares."""
     from numpy.lib import format as npy
 
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

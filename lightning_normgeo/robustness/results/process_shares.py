@@ -1,4 +1,4 @@
-"""The shares that processes have in an evaluation, and the report of all."""
+"""Shares of an evaluation by process, and the report made from all of them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lightning_normgeo.robustness.results.sample_results import SampleResults
 from lightning_normgeo.robustness.settings import RobustnessSettings
 
 EVERYTHING = "all attacks"
-"""What is not evaluated where nothing is."""
+"""Key in ``not_evaluated`` if nothing is evaluated."""
 
 
 @dataclass
 class ProcessShare:
-    """One process's share of an evaluation, in a form that can be sent.
+    """One process's share of an evaluation, in a form that can be sent to other processes.
 
     Attributes:
-        rows: for each attack the columns of its rows.
-        places: of the samples, see :class:`SeenSamples`.
-        positions_known: whether these are positions in the data set.
-        settings: what decided the results; empty where this process had no sample.
-        inputs: how images relate to pixels.
-        failed: why attacks were not evaluated.
-        said: what to tell the user.
-        weights: norms of weights.
+        rows: the columns of the per-sample results, by attack.
+        places: the places of the samples by key, see :class:`SeenSamples`.
+        positions_known: whether these places are positions in the data set.
+        settings: the settings that determine the results; empty if this process had no sample.
+        inputs: how images relate to pixels; None if this process had no sample.
+        failed: the reason for each attack that was not evaluated.
+        said: warnings for the user.
+        weights: weight norms.
     """
 
     rows: dict[str, tuple[Tensor, ...]]
@@ -46,12 +46,12 @@ class ProcessShare:
 
 
 def report_of(parts: Sequence[ProcessShare], settings: RobustnessSettings, shown: ExampleImages) -> RobustnessReport:
-    """The report of an evaluation, from the shares of all processes that took part.
+    """Return the report of an evaluation, made from the shares of all processes.
 
     Args:
-        parts: one for each process.
-        settings: what was evaluated.
-        shown: samples for pictures.
+        parts: the share of each process.
+        settings: the settings of the evaluation.
+        shown: the example images.
     """
     with_samples = [part for part in parts if part.rows]
     failed = {name: reason for part in reversed(parts) for name, reason in part.failed.items()}
@@ -78,5 +78,6 @@ def report_of(parts: Sequence[ProcessShare], settings: RobustnessSettings, shown
 
 
 def _plain_settings(parts: Sequence[ProcessShare], settings: RobustnessSettings) -> dict[str, Any]:
+    """Return the settings as plain values, for a report without results."""
     unknown = InputSpace(None, None, normalized_data=False)
     return next((part.settings for part in parts if part.settings), settings.describe(unknown))

@@ -1,4 +1,4 @@
-"""The outcome of an evaluation: as a table, as JSON, and sample by sample."""
+"""Report of an evaluation: results by attack, as a table and as JSON, and per-sample results."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ COLUMNS = (
     "linf",
     "l2",
 )
-"""Of the table."""
+"""Columns of the table of results."""
 NOTE = "note"
-"""The last column of W&B's table: why an attack was not evaluated."""
+"""Last column of W&B's table: the reason if an attack was not evaluated."""
 
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """What an evaluation found: ``report["bim"]`` is the result under an attack, a loop goes over their names.
+    """Results of an evaluation. ``report["bim"]`` is the result under an attack, iteration yields the attacks' names.
 
     Attributes:
-        results: by attack, ``clean`` first.
-        settings: what decided them, as plain values.
-        warnings: what looks as if an attack did not do its work.
-        decisions: what became of each sample.
-        shown: a few samples, for pictures, by :mod:`sample <lightning_normgeo.robustness.results.sample_identity>`.
-        weights: norms of the weights, raw and as the function sees them, and of the control.
-        not_evaluated: why there is no result, by attack; under ``all attacks`` where there is none at all.
+        results: the result under each attack, ``clean`` first.
+        settings: the settings that determine the results, as plain values.
+        warnings: warnings about the data and about attacks that seem to fail.
+        decisions: the per-sample results.
+        shown: example images, by :mod:`sample <lightning_normgeo.robustness.results.sample_identity>`.
+        weights: weight norms: raw and effective ones, and those of the control.
+        not_evaluated: the reason for each attack without a result; under ``all attacks`` if there is no result at all.
     """
 
     results: dict[str, AttackResult]
@@ -60,7 +60,7 @@ class RobustnessReport:
         """Return the result under an attack.
 
         Raises:
-            UnknownNameError: a KeyError and a ConfigurationError, where there is none.
+            UnknownNameError: a KeyError and a ConfigurationError, if there is none.
         """
         if attack in self:
             return self.results[attack]
@@ -78,7 +78,7 @@ class RobustnessReport:
         return len(self.results)
 
     def __bool__(self) -> bool:
-        return True  # a report that nothing could be evaluated is one, too
+        return True  # also without results, where __len__ would make it false
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row for each attack, with the keys :data:`COLUMNS` and ``by_class``."""
@@ -91,7 +91,10 @@ class RobustnessReport:
         return rows
 
     def _radius(self, strength: Mapping[str, Any]) -> float | None:
-        """The radius that counts: a multiple of √d is multiplied out, where all images have as many values."""
+        """Return the radius of an attack; if it is a multiple of √d, with d values per image, then its actual value.
+
+        None if there is no radius, or if images differ in d.
+        """
         if not strength.get("times_sqrt_d"):
             radius: float | None = strength.get("eps")
             return radius
@@ -99,15 +102,18 @@ class RobustnessReport:
         return None if values is None else float(strength["eps"] * values**0.5)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what ``robustness.json`` holds; None for numbers that JSON does not have."""
+        """Return the content of ``robustness.json``, with None in place of NaN and infinities."""
         known = {"settings": self.settings, "warnings": self.warnings, "results": self.rows()}
         found: dict[str, Any] = finite({**known, "not_evaluated": self.not_evaluated, "weights": self.weights})
         return found
 
     def save(self, folder: str | Path) -> None:
-        """Write ``robustness.json``, and ``robustness.npz`` with what became of each sample.
+        """Write ``robustness.json``, and ``robustness.npz`` with the per-sample results.
 
-        Each replaces an earlier one at once.
+        Each file replaces an earlier one atomically.
+
+        Args:
+            folder: the folder for the files, which is created if it does not exist.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,10 +147,10 @@ class RobustnessReport:
         return self._table().to_html()
 
     def to_frame(self) -> Any:
-        """Return the rows as a data frame of pandas, by attack, with :data:`COLUMNS`; accuracies as fractions.
+        """Return the rows as a pandas data frame, indexed by attack, with :data:`COLUMNS`; accuracies are in [0, 1].
 
         Raises:
-            ConfigurationError: where pandas is not installed.
+            ConfigurationError: if pandas is not installed.
         """
         return Table("", COLUMNS, [[row[name] for name in COLUMNS] for row in self.rows()]).to_frame("attack")
 

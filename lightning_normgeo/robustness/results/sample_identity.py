@@ -1,4 +1,4 @@
-"""The identity of samples: by content, whatever order a loader has and however it divides its samples."""
+"""Identity of samples by content, independent of a loader's order and of how samples are split over processes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from lightning_normgeo.robustness.inputs.input_space import InputSpace
 from lightning_normgeo.robustness.inputs.pixel_lattice import LEVELS, on_lattice
 
 _NEXT = 0x9E3779B97F4A7C15
-"""From a sample to its next copy: an odd number, so that copies of all samples stay apart."""
+"""Difference of the keys of a sample and its next copy; odd, so that no two copies of a sample have the same key."""
 KEYS = 2**63
+"""Number of possible keys."""
 
 
 def sample_keys(images: Tensor, labels: Tensor, inputs: InputSpace) -> list[int]:
-    """A number in [0, 2^63) for each sample, from its image and label alone.
+    """Return a key in [0, 2^63) for each sample, a hash of its image and label only.
 
-    Of 8-bit images the levels count, so that an image has one key whether a data pipeline normalizes it or not. Of
-    others the bits as they are.
+    For 8-bit images the levels are hashed, so that an image has the same key whether a data pipeline normalizes it or
+    not. For other images the exact bits are hashed.
 
     Args:
         images: ``(batch, channels, …)``, as a loader yields them.
@@ -55,17 +56,17 @@ def sample_keys(images: Tensor, labels: Tensor, inputs: InputSpace) -> list[int]
 
 
 def copy_key(key: int, copy: int) -> int:
-    """The key of the n-th further sample with the same image and label."""
+    """Return the key of the ``copy``-th further sample with the same image and label."""
     return (key + copy * _NEXT) % KEYS
 
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """How far a loader's order is known.
+    """The order in which a loader yields samples, as far as it is known.
 
     Attributes:
-        positions: which sample of the data set each one is that this process sees, in order; None where only the loader
-            knows.
+        positions: positions in the data set of the samples that this process gets, in their order; None if they are
+            not known.
         repeats: whether the loader may yield the same sample more than once.
     """
 
@@ -74,21 +75,21 @@ class SampleOrder:
 
 
 def order_of(loader: Any) -> SampleOrder:
-    """The order of a loader, as far as it is known without asking its samplers for random numbers."""
+    """Return the order of a loader, as far as it is known without drawing random numbers from its samplers."""
     data: Any = getattr(loader, "dataset", None)
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__"):
-        # each worker may go through the whole stream
+        # each worker may iterate over the whole stream
         return SampleOrder(repeats=getattr(loader, "num_workers", 0) > 1)
     batches = getattr(loader, "batch_sampler", None)
     if batches is not None and type(batches) is not BatchSampler:
         return SampleOrder(repeats=True)
-    # a loader that was given a BatchSampler has a sampler that it does not use
+    # a loader that was given a batch_sampler also has a sampler, which it does not use
     sampler = getattr(loader, "sampler", None) if batches is None else batches.sampler
     if batches is not None and hasattr(data, "__len__"):
         order: Sequence[int] | None = None
         if type(sampler) is SequentialSampler:
             order = range(len(sampler))
-        elif type(sampler) is DistributedSampler:  # draws from a generator of its own, seeded by its epoch
+        elif type(sampler) is DistributedSampler:  # has its own generator, so that iterating it changes no random state
             order = list(sampler)
         if order is not None:
             dropped = len(order) % batches.batch_size if batches.drop_last else 0
@@ -97,6 +98,7 @@ def order_of(loader: Any) -> SampleOrder:
 
 
 def _may_repeat(sampler: Any) -> bool:
+    """Whether a sampler may yield the same position more than once."""
     if type(sampler) in (SequentialSampler, DistributedSampler):
         return False
     if type(sampler) is RandomSampler:
@@ -108,16 +110,16 @@ def _may_repeat(sampler: Any) -> bool:
 
 @dataclass
 class SeenSamples:
-    """The samples that a process has seen, each once.
+    """The samples that a process has seen, each evaluated only once.
 
-    Samples with the same image and label have the same result, and are evaluated once; how many there are is counted:
-    by their positions in the data set where these are known, by their number where a loader does not repeat itself, and
-    else as one.
+    Samples with the same image and label have the same result, so only the first is evaluated, but all of them count.
+    Their number is that of their positions in the data set, if these are known; else that of their occurrences, if the
+    loader does not repeat samples; else one.
 
     Attributes:
-        order: of the loader.
-        limit: how many samples count.
-        places: for each key the positions of its samples, or the numbers of their arrival.
+        order: the order of the loader.
+        limit: largest number of samples that count; None for no limit.
+        places: the places of the samples with a key: positions in the data set, or else numbers of arrival from 0.
     """
 
     order: SampleOrder = field(default_factory=SampleOrder)
@@ -127,7 +129,7 @@ class SeenSamples:
     _counted: int = 0
 
     def new(self, keys: Iterable[int]) -> list[bool]:
-        """Note the next samples, and return which of them are to be evaluated."""
+        """Register the next samples by their keys, and return for each of them whether it has to be evaluated."""
         return [self._is_new(key) for key in keys]
 
     @property
@@ -135,23 +137,30 @@ class SeenSamples:
         """Whether no further sample can count."""
         if self.limit is None:
             return False
-        return self._counted >= self.limit if not self.order.positions else self._seen >= self._last
+        if self.order.positions:
+            return self._seen >= self._last
+        return self._counted >= self.limit
 
     @cached_property
     def _last(self) -> int:
-        """How many samples come until those within the limit have all been there."""
+        """The number of samples after which all those within the limit have come."""
         within = (k for k, place in enumerate(self.order.positions or ()) if place < (self.limit or 0))
         return max(within, default=-1) + 1
 
     def _is_new(self, key: int) -> bool:
         arrival, positions = self._seen, self.order.positions
         self._seen += 1
-        known = bool(positions)
-        place = positions[arrival % len(positions)] if positions else arrival  # a loader may begin again
         places = self.places.get(key, [])
-        again = place in places if known else bool(places) and self.order.repeats
-        beyond = self.limit is not None and (place if known else self._counted) >= self.limit
-        if again or beyond:
+        if positions:
+            # a loader that is iterated again, as the shorter one of several, starts over with its first position
+            place = positions[arrival % len(positions)]
+            is_repeated = place in places
+            is_beyond_limit = self.limit is not None and place >= self.limit
+        else:
+            place = arrival
+            is_repeated = bool(places) and self.order.repeats
+            is_beyond_limit = self.limit is not None and self._counted >= self.limit
+        if is_repeated or is_beyond_limit:
             return False
         self._counted += 1
         self.places.setdefault(key, []).append(place)
@@ -161,15 +170,15 @@ class SeenSamples:
 def merged_places(
     parts: Sequence[Mapping[int, Sequence[int]]], positions_known: bool, limit: int | None = None
 ) -> dict[int, list[tuple[int, int]]]:
-    """The samples of several processes, each once.
+    """Return the samples of several processes, each once.
 
-    Where all positions are known, samples are told apart by them. Else a key counts as often as in the process that saw
-    it most often: processes that all see the whole data set see the same samples.
+    If all positions in the data set are known, they tell samples apart. Else a key counts as often as in the process
+    that saw it most often, since processes may all get the whole data set.
 
     Args:
-        parts: for each process the places of its keys.
+        parts: for each process the places of its keys, see :class:`SeenSamples`.
         positions_known: whether these are positions in the data set.
-        limit: how many samples count: the first ones.
+        limit: largest number of samples that count, from the first. Default: all.
 
     Returns:
         For each key the (place, key of the copy) of its samples.
@@ -177,7 +186,7 @@ def merged_places(
     found: dict[int, list[int]] = {}
     for key in dict.fromkeys(key for part in parts for key in part):
         mine = [part[key] for part in parts if key in part]
-        longest = sorted(mine, key=lambda places: -len(places))[0]
+        longest = max(mine, key=len)
         found[key] = sorted(set().union(*mine)) if positions_known else list(longest)
     ordered = sorted((place, key) for key, places in found.items() for place in places)[:limit]
     copies: dict[int, list[tuple[int, int]]] = {}

@@ -1,4 +1,4 @@
-"""What became of each sample under each attack, and what can be counted from that."""
+"""Per-sample results of an evaluation under each attack."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from lightning_normgeo.utilities.notebook import summary
 
 
 class SampleRows(NamedTuple):
-    """Samples under one attack, one entry for each in every tensor, on the host.
+    """Per-sample results under one attack, with one entry per sample in every tensor, on the host.
 
     Attributes:
-        index: position in the data set, or the order of arrival where a loader does not tell.
+        index: position in the data set, or number of arrival if the position is not known.
         label: true class.
-        prediction: class of the largest logit; -1 where a logit is not finite.
-        loss: cross entropy.
-        linf: l∞ norm of the perturbation.
-        l2: l2 norm.
-        gradient: l∞ norm of the loss's gradient at the original image; NaN where it was not needed.
-        sample: what the sample is, see :mod:`lightning_normgeo.robustness.results.sample_identity`.
+        prediction: class of the largest logit; -1 if a logit is not finite.
+        loss: cross entropy in nats.
+        linf: l∞ norm of the perturbation, in units of the threat model's space.
+        l2: l2 norm of the perturbation, in units of the threat model's space.
+        gradient: l∞ norm of the gradient of the loss at the original image; NaN if it was not computed.
+        sample: key of the sample, see :mod:`lightning_normgeo.robustness.results.sample_identity`.
     """
 
-    index: Tensor  # type: ignore[assignment]  # instead of tuple's method, which nobody misses
+    index: Tensor  # type: ignore[assignment]  # replaces tuple.index, which is not used
     label: Tensor
     prediction: Tensor
     loss: Tensor
@@ -48,15 +48,15 @@ class SampleRows(NamedTuple):
 
     @property
     def correct(self) -> Tensor:
-        """Which samples are classified correctly."""
+        """Mask of the samples that are classified correctly."""
         return self.prediction == self.label
 
     def at(self, which: Tensor) -> SampleRows:
-        """Return some of the samples, by number or mask."""
+        """Return a part of the samples, chosen by numbers or a mask."""
         return SampleRows(*(tensor[which] for tensor in self))
 
     def sorted(self) -> SampleRows:
-        """Return the rows by index, each sample once."""
+        """Return the results ordered by index, with each sample once."""
         rows = self.at(torch.argsort(self.index, stable=True))
         rows = rows.at(torch.argsort(rows.sample, stable=True))
         first = torch.ones_like(rows.sample, dtype=torch.bool)
@@ -65,7 +65,13 @@ class SampleRows(NamedTuple):
         return rows.at(torch.argsort(rows.index, stable=True))
 
     def placed(self, places: Mapping[int, Sequence[tuple[int, int]]]) -> SampleRows:
-        """Return a row for each place that a sample has, with its index and the key of the copy; none for others."""
+        """Return one result for each place of a sample, with the place as index and the key of the copy as sample.
+
+        Samples without a place are left out.
+
+        Args:
+            places: for each key the (place, key of the copy) of its samples.
+        """
         found = [(row, *place) for row, key in enumerate(self.sample.tolist()) for place in places.get(key, ())]
         if not found:
             return no_rows()
@@ -74,22 +80,24 @@ class SampleRows(NamedTuple):
 
 
 WHOLE = ("index", "label", "prediction", "sample")
-"""The quantities that are whole numbers."""
+"""Columns of integers."""
 
 
 @torch.no_grad()
 def rows_of(
     images: Tensor, adversarial: Tensor, labels: Tensor, samples: Tensor, scores: Tensor, gradient: Tensor | None = None
 ) -> SampleRows:
-    """Return what became of samples: two transfers to the host.
+    """Return the per-sample results of attacked images, on the host.
 
     Args:
-        images: the originals.
-        adversarial: what an attack made of them.
-        labels: class indices.
-        samples: a number for each.
+        images: the originals, ``(batch, channels, …)`` in the threat model's space.
+        adversarial: the attacked images.
+        labels: ``(batch,)`` class indices.
+        samples: ``(batch,)`` keys of the samples.
         scores: logits of ``adversarial``.
-        gradient: of the loss at ``images``, where it is known.
+        gradient: gradient of the loss at ``images``, if it is known.
+
+    Cost: two transfers to the host.
     """
     perturbation = adversarial - images
     losses = F.cross_entropy(scores, labels, reduction="none")
@@ -104,7 +112,7 @@ def rows_of(
 
 
 def no_rows() -> SampleRows:
-    """Return the rows of no sample."""
+    """Return per-sample results without any sample."""
     return SampleRows(
         *(torch.zeros(0, dtype=torch.long if name in WHOLE else torch.float32) for name in SampleRows._fields)
     )
@@ -115,14 +123,14 @@ _OF_EACH = tuple(name for name in SampleRows._fields if name not in _OF_ALL)
 
 
 class SampleResults:
-    """The rows of every attack of one evaluation.
+    """The per-sample results of every attack of one evaluation.
 
     Args:
-        attacks: the names, ``clean`` first.
+        attacks: names of the attacks, ``clean`` first.
 
     Attributes:
-        seen: for each attack, how many samples were right and how many there were, before any is counted twice.
-        done: for each attack the samples that are not to be evaluated again.
+        seen: numbers of correct and of all samples added so far, by attack; repeated samples count each time.
+        done: keys of the samples with results of an earlier attempt, which are not evaluated again, by attack.
     """
 
     def __init__(self, attacks: Sequence[str]) -> None:
@@ -135,17 +143,17 @@ class SampleResults:
 
     @property
     def attacks(self) -> list[str]:
-        """The names."""
+        """The names of the attacks."""
         return list(self._rows)
 
     def add(self, attack: str, rows: SampleRows) -> None:
-        """Add samples."""
+        """Add samples under an attack."""
         self._rows[attack].append(rows)
         correct, n = self.seen[attack]
         self.seen[attack] = (correct + int(rows.correct.sum()), n + len(rows.index))
 
     def of(self, attack: str) -> SampleRows:
-        """Return all samples of an attack by index.
+        """Return the results of all samples under an attack, ordered by index.
 
         Raises:
             UnknownNameError: a KeyError and a ConfigurationError, for an attack that was not evaluated.
@@ -158,7 +166,7 @@ class SampleResults:
         return SampleRows(*map(torch.cat, zip(*parts, strict=True))).sorted()
 
     def without(self, attacks: str | Iterable[str]) -> SampleResults:
-        """Return the decisions of the other attacks."""
+        """Return the results of the other attacks."""
         left_out = {attacks} if isinstance(attacks, str) else set(attacks)
         others = SampleResults([name for name in self._rows if name not in left_out])
         for name in others.attacks:
@@ -166,7 +174,7 @@ class SampleResults:
         return others
 
     def renamed(self, attack: str, name: str) -> SampleResults:
-        """Return one attack's decisions under another name."""
+        """Return the results of one attack under another name."""
         renamed = SampleResults([name])
         renamed.add(name, self.of(attack))
         return renamed
@@ -177,11 +185,12 @@ class SampleResults:
         parts: Iterable[Mapping[str, Sequence[Tensor]]],
         places: Mapping[int, Sequence[tuple[int, int]]] | None = None,
     ) -> SampleResults:
-        """Return several processes' rows as one; a sample that several of them had counts once.
+        """Return the merged results of several processes; a sample that several of them had counts once.
 
         Args:
-            parts: for each process the rows of every attack.
-            places: of the samples, as :func:`merged_places` returns them; where they are if left out.
+            parts: for each process the columns of :class:`SampleRows` by attack.
+            places: the places of the samples, as :func:`merged_places` returns them. Default: the indices that samples
+                have already.
         """
         parts = list(parts)
         merged = SampleResults(list(parts[0]))
@@ -191,7 +200,10 @@ class SampleResults:
         return merged
 
     def arrays(self) -> dict[str, Any]:
-        """Return what an ``.npz`` file holds: ``index``, ``label``, ``sample``, and ``{attack}/{quantity}``."""
+        """Return the arrays of an ``.npz`` file: ``index``, ``label``, ``sample``, and ``{attack}/{quantity}``.
+
+        All have the shape ``(samples,)``. The quantities are ``correct`` and the other columns of :class:`SampleRows`.
+        """
         clean = self.of("clean")
         found = {name: getattr(clean, name).numpy() for name in _OF_ALL}
         for attack in self.attacks:
@@ -201,7 +213,7 @@ class SampleResults:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write an ``.npz`` file, replacing one that is there at once; see :meth:`arrays`."""
+        """Write :meth:`arrays` to an ``.npz`` file, replacing an earlier one atomically."""
         import numpy as np
 
         with replacing(Path(path)) as draft, draft.open("wb") as file:
@@ -209,13 +221,13 @@ class SampleResults:
 
 
 def load_decisions(path: str | Path) -> SampleResults:
-    """Read the per-sample decisions of an evaluation.
+    """Read the per-sample results of an evaluation from a file.
 
     Args:
-        path: a ``robustness.npz``, or the folder that has one.
+        path: a ``robustness.npz`` file, or the folder that contains it.
 
     Raises:
-        ConfigurationError: if there is none, or it is something else.
+        ConfigurationError: if there is no such file, or it was not written by an evaluation.
     """
     if isinstance(path, (str, Path)) and Path(path).is_dir():
         path = Path(path) / "robustness.npz"

@@ -1,4 +1,4 @@
-"""How sure a counted accuracy is, a difference between two, and a mean over runs."""
+"""Intervals and tests for accuracies, their paired differences, and means over runs."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from lightning_normgeo.utilities.checked_values import is_number, numbers_of, on
 
 
 def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    r"""Return Wilson's score interval for a proportion.
+    r"""Return Wilson's score interval for a proportion, such as an accuracy.
 
     .. math:: \frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}
 
-    It keeps its level for proportions near 0 and 1 and small n, where the normal interval leaves [0, 1]
+    It keeps its level for small n and for proportions near 0 and 1, where the normal interval leaves [0, 1]
     (Wilson 1927; Brown, Cai, DasGupta 2001).
 
     Args:
-        correct: number of successes.
-        total: number of trials.
-        level: confidence level.
+        correct: number of successes, in [0, ``total``].
+        total: number n of trials, at least 0.
+        level: confidence level, in (0, 1).
 
     Returns:
         Lower and upper end, in [0, 1]; (0, 1) for no trials.
 
     Raises:
-        ConfigurationError: for what is no count, or no level.
+        ConfigurationError: for a count or a level out of range.
     """
     correct, total = _counts(plain(total), correct=correct, total=total)
     level = _level(level)
@@ -43,21 +43,22 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    r"""Return the two-sided p-value of McNemar's exact test for paired decisions.
+    r"""Return the two-sided p-value of McNemar's exact test for two classifiers on the same samples.
 
     .. math:: p = \min\Bigl(1, 2\sum_{k \le \min(b, c)} \binom{b + c}{k} 2^{-(b + c)}\Bigr)
 
-    Samples that both get right, or both get wrong, say nothing about which is better (McNemar 1947).
+    Samples that both classify correctly, or both wrongly, do not enter, since they do not tell which is better
+    (McNemar 1947).
 
     Args:
-        only_first: b, samples that only the first gets right.
-        only_second: c, samples that only the second gets right.
+        only_first: b, number of samples that only the first classifies correctly.
+        only_second: c, number of samples that only the second classifies correctly.
 
     Returns:
-        In [0, 1]; 1 where both counts are equal.
+        The p-value, in [0, 1]; 1 if both counts are equal.
 
     Raises:
-        ConfigurationError: for what is no count.
+        ConfigurationError: for a count that is no integer or negative.
     """
     only_first, only_second = _counts(None, only_first=only_first, only_second=only_second)
     n, fewer = only_first + only_second, min(only_first, only_second)
@@ -69,25 +70,26 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def paired_interval(only_first: int, only_second: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    r"""Return the interval of Bonett and Price for the difference of two accuracies on the same samples.
+    r"""Return Bonett and Price's interval for the difference of two accuracies on the same samples.
 
     .. math:: \tilde d \pm z\sqrt{\frac{\tilde p_1 + \tilde p_2 - \tilde d^2}{n + 2}}, \quad
         \tilde p_1 = \frac{b + 1}{n + 2}, \; \tilde p_2 = \frac{c + 1}{n + 2}, \; \tilde d = \tilde p_2 - \tilde p_1
 
-    It is Wald's, with one sample more on each side, so that it keeps its level and a width where few samples or none
-    differ (Bonett, Price 2012). It knows that samples are the same: intervals of the two accuracies do not.
+    It is Wald's interval with one more sample in each of b and c, so that it keeps its level, and a width above zero,
+    if few samples differ or none (Bonett, Price 2012). It uses that the samples are the same, which separate intervals
+    of the two accuracies do not.
 
     Args:
-        only_first: b, samples that only the first gets right.
-        only_second: c, samples that only the second gets right.
-        n: all samples.
-        level: confidence level.
+        only_first: b, number of samples that only the first classifies correctly.
+        only_second: c, number of samples that only the second classifies correctly.
+        n: number of all samples, at least b + c.
+        level: confidence level, in (0, 1).
 
     Returns:
         Lower and upper end of the difference, second minus first, in [-1, 1]; (-1, 1) for no samples.
 
     Raises:
-        ConfigurationError: for what is no count, or no level.
+        ConfigurationError: for a count or a level out of range.
     """
     only_first, only_second, n = _counts(plain(n), only_first=only_first, only_second=only_second, n=n)
     _counts(n, **{"only_first + only_second": only_first + only_second})
@@ -101,14 +103,20 @@ def paired_interval(only_first: int, only_second: int, n: int, level: float = 0.
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Return Student's interval for the mean of what the values are drawn from: runs that differ in their seed.
+    r"""Return Student's interval for the mean over runs that differ only in their seed.
+
+    .. math:: \bar x \pm t_{n-1} \frac{s}{\sqrt n}
+
+    Args:
+        values: one finite number per run.
+        level: confidence level, in (0, 1).
 
     Returns:
-        Lower and upper end; infinite for fewer than two values, or equal ones, which say nothing about how far runs lie
-        apart.
+        Lower and upper end; infinite for fewer than two values, or if all are equal, since these do not show how much
+        runs differ.
 
     Raises:
-        ConfigurationError: for what is no number, or no level.
+        ConfigurationError: for values that are no finite numbers, or a level out of range.
     """
     level = _level(level)
     values = numbers_of("values", values, "a list of numbers that are finite") or ()
@@ -122,8 +130,8 @@ def student_quantile(level: float, freedom: int) -> float:
     """Return t with P(|T| ≤ t) = level for Student's distribution, by bisection of its finite series.
 
     Args:
-        level: in (0, 1).
-        freedom: degrees of freedom, a positive integer.
+        level: probability, in (0, 1).
+        freedom: degrees of freedom ν, a positive integer.
     """
     low, high = 0.0, pi / 2  # of atan(t/√ν)
     for _ in range(60):
@@ -133,18 +141,25 @@ def student_quantile(level: float, freedom: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values adjusted for being a family, in their order, by Holm's step-down procedure (Holm 1979).
+    """Return the p-values of several tests, adjusted by Holm's step-down procedure (Holm 1979).
 
-    Rejecting those that are at most α then rejects a true hypothesis anywhere in the family with probability at most α.
+    If all hypotheses with an adjusted p-value of at most α are rejected, the probability that a true one is among them
+    is at most α.
+
+    Args:
+        p_values: p-values in [0, 1].
+
+    Returns:
+        The adjusted p-values in [0, 1], in the same order.
 
     Raises:
-        ConfigurationError: for what is no probability.
+        ConfigurationError: for a p-value outside [0, 1].
     """
     p_values = one_or_more(p_values) or []
     wrong = [p for p in p_values if not (is_number(p) and 0 <= p <= 1)]
     if wrong:
         raise ConfigurationError(
-            f"p={shown(wrong[0])} is no probability; p-values are in [0, 1]. Leave out those unknown."
+            f"p={shown(wrong[0])} is no probability; p-values are in [0, 1]. Leave out tests without a p-value."
         )
     adjusted, least = [0.0] * len(p_values), 0.0
     for rank, k in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -154,18 +169,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _counts(most: Any, **counts: Any) -> list[int]:
-    """Whole numbers of Python, whose products are exact where those of numpy and torch overflow."""
+    """Return counts as Python's integers, whose products do not overflow as those of numpy and torch do.
+
+    Args:
+        most: largest allowed count; None for no limit.
+        **counts: the counts by name.
+
+    Raises:
+        ConfigurationError: for a count that is no integer, negative, or larger than ``most``.
+    """
     found = []
     for name, given in counts.items():
         count = plain(given)
         if not is_number(count) or count != count // 1 or count < 0 or (is_number(most) and count > most):
-            allowed = "an integer, at least 0" + ("" if most is None else f" and at most {shown(most)}")
+            allowed = "an integer, at least 0"
+            if most is not None:
+                allowed += f" and at most {shown(most)}"
             raise ConfigurationError(f"{name}={shown(count)} must be {allowed}.")
         found.append(int(count))
     return found
 
 
 def _level(level: Any) -> float:
+    """Return a confidence level as a float, after a check of its range."""
     found = plain(level)
     if not (is_number(found) and 0 < found < 1):
         raise ConfigurationError(f"level={shown(found)} must be between 0 and 1, as 0.95.")
@@ -173,7 +199,7 @@ def _level(level: Any) -> float:
 
 
 def _student_probability(angle: float, freedom: int) -> float:
-    """Return P(|T| ≤ t) of atan(t/√ν): Abramowitz, Stegun 26.7.3 and 26.7.4."""
+    """Return P(|T| ≤ t) as a function of atan(t/√ν), by the series of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
     odd = freedom % 2
     total, term = 0.0, cos(angle) if odd else 1.0
     for power in range(odd, freedom - 1, 2):

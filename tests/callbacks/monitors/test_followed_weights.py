@@ -253,7 +253,7 @@ def test_an_account_that_fails_does_not_lose_the_measurement(method: str, monkey
 
 
 INSIDE: list[tuple[type, str]] = [
-    (Session, "account"),
+    (Session, "sums"),
     (Session, "_open"),
     (Session, "_arm"),
     (Session, "_disarm"),
@@ -339,7 +339,7 @@ def test_what_fails_inside_stops_nobody(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError(f"{name} is broken")
 
-    monkeypatch.setattr(owner, name, property(fail) if name == "account" else fail)
+    monkeypatch.setattr(owner, name, property(fail) if name == "sums" else fail)
     monitors = [NormGrowthMonitor(1, cumulative=True), OrthogonalityMonitor(2), AffineConvergenceMonitor(1)]
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

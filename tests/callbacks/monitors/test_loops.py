@@ -539,7 +539,7 @@ def assert_gone(run: pl.Trainer, project: pl.LightningModule) -> None:
     assert run not in Session._sessions
     assert not any(o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks for o in run.optimizers)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in project.modules())
-    assert not any(type(callback).__name__ in ("Driver", "QuietCallback") for callback in run.callbacks)
+    assert not any(type(callback).__name__ in ("MonitorHooks", "QuietCallback") for callback in run.callbacks)
     own = [callback for callback in run.callbacks if type(callback).__module__.startswith("lightning_normgeo")]
     assert all(vars(callback)[hook] is None for callback in own for hook in BATCH_HOOKS)
 

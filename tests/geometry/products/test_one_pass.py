@@ -27,8 +27,9 @@ from lightning_normgeo.geometry import (
     rows,
     update_products,
 )
-from lightning_normgeo.geometry.products import one_pass
-from lightning_normgeo.geometry.products.one_pass import WeightPass, many_weight_products, weight_products
+from lightning_normgeo.geometry.products import compiled, one_pass
+from lightning_normgeo.geometry.products.one_pass import many_weight_products, weight_products
+from lightning_normgeo.geometry.products.weight_pass import WeightPass
 from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule
 from support import reference as ref
 from support.tensors import PROPERTY, SEED, draw
@@ -44,8 +45,8 @@ def by_loops(function, *args):
     """Call it where only the compiled loops can answer, whatever the size of a matrix."""
     pytest.importorskip("numba")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_pass, "_WORTHWHILE", 0)
-        patch.setattr(one_pass, "_usable", True)
+        patch.setattr(compiled, "_WORTHWHILE", 0)
+        patch.setattr(compiled, "_usable", True)
         patch.setattr(one_pass, "_by_torch", refuse)
         patch.setattr(angles, "_by_torch", refuse)
         return function(*args)
@@ -53,7 +54,7 @@ def by_loops(function, *args):
 
 def by_torch(function, *args):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_pass, "_usable", False)
+        patch.setattr(compiled, "_usable", False)
         return function(*args)
 
 
@@ -221,7 +222,7 @@ def test_a_gradient_that_is_not_finite_shows(rule, bad, width):
     """It is how a step that the gradient scaler skips is recognised."""
     one = example(rule, width=width, dtypes=(torch.float32,) * 3)
     one.gradient[1, width // 2] = bad
-    found, expected = by_loops(read_one, one), by_torch(one_pass, one)
+    found, expected = by_loops(read_one, one), by_torch(read_one, one)
     assert found.gradient_sq.isfinite().tolist() == [True, False, True]
     torch.testing.assert_close(flat(found), flat(expected), equal_nan=True, rtol=1e-10, atol=1e-10)
 
@@ -266,14 +267,14 @@ def test_threads_survive_a_fork():
     pytest.importorskip("numba")
     code = """
 import os, torch
-from lightning_normgeo.geometry.products import one_pass
+from lightning_normgeo.geometry.products import compiled, one_pass
 torch.set_num_threads(3)
 weight = torch.ones(300, 2000)
 def read(): return one_pass.weight_products(weight, weight).weight_sq.sum().item()
-assert read() == 600000 and one_pass._usable
+assert read() == 600000 and compiled._usable
 child = os.fork()
 if child == 0:
-    os._exit(0 if read() == 600000 and one_pass._usable else 1)
+    os._exit(0 if read() == 600000 and compiled._usable else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
@@ -324,15 +325,15 @@ def break_switch(patch):
 
 @pytest.mark.parametrize("breaks", [break_import, break_kernel, break_switch])
 def test_torch_takes_over_for_good_where_loops_fail(breaks, monkeypatch):
-    monkeypatch.setattr(one_pass, "_WORTHWHILE", 0)
-    monkeypatch.setattr(one_pass, "_usable", True)
+    monkeypatch.setattr(compiled, "_WORTHWHILE", 0)
+    monkeypatch.setattr(compiled, "_usable", True)
     one = example(SGD, dtypes=(torch.float32,) * 3)
     one, expected = one._replace(keep=torch.empty_like(one.weight)), by_torch(read_one, one)
     breaks(monkeypatch)
     found = read_one(one)
     assert torch.equal(one.keep, one.weight)
     assert all(map(torch.equal, flat(found), flat(expected)))
-    assert one_pass.fast(refuse, 10**9) is None, "tried again"
+    assert compiled.fast(refuse, 10**9) is None, "tried again"
     assert all(map(torch.equal, update_products(*one[:2]), by_torch(update_products, *one[:2])))
 
 
@@ -344,12 +345,12 @@ def test_machine_code_that_cannot_be_kept_is_compiled_all_the_same():
 
 
 def test_numba_is_not_even_imported_for_a_few_elements(monkeypatch):
-    monkeypatch.setattr(one_pass, "_usable", True)
+    monkeypatch.setattr(compiled, "_usable", True)
     break_import(monkeypatch)
     update_products(draw(9, 9), draw(9, 9))
-    assert one_pass._usable
-    update_products(draw(1, one_pass._WORTHWHILE), draw(1, one_pass._WORTHWHILE))
-    assert not one_pass._usable
+    assert compiled._usable
+    update_products(draw(1, compiled._WORTHWHILE), draw(1, compiled._WORTHWHILE))
+    assert not compiled._usable
 
 
 class Subclass(torch.Tensor):
@@ -370,7 +371,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("change", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("place", ["weight", "state", "all"])
 def test_what_loops_cannot_read_goes_through_torch(change, place, monkeypatch):
-    monkeypatch.setattr(one_pass, "_WORTHWHILE", 0)
+    monkeypatch.setattr(compiled, "_WORTHWHILE", 0)
     monkeypatch.setattr(one_pass, "fast", lambda run, elements: None if elements == 0 else refuse())
     one = example(SGD)
     weight, gradient, buffer = (change(tensor) for tensor in (one.weight, one.gradient, *one.state))
@@ -403,8 +404,8 @@ class Half(SGDRule):
 
 
 def test_several_weights_come_back_in_order_by_loops_or_by_torch(monkeypatch):
-    monkeypatch.setattr(one_pass, "_WORTHWHILE", 0)
-    monkeypatch.setattr(one_pass, "_usable", True)
+    monkeypatch.setattr(compiled, "_WORTHWHILE", 0)
+    monkeypatch.setattr(compiled, "_usable", True)
     rules = [None, RMSpropRule(lr=0.1), ADAM, SGD, Half(lr=0.1, momentum=0.9, first=False), NAdamRule(lr=0.1, step=3.0)]
     states = [0, 0, 2, 1, 1, 2]
     steps = [example(rule, k + 1, seed=k, states=states[k]) for k, rule in enumerate(rules)]
@@ -412,7 +413,7 @@ def test_several_weights_come_back_in_order_by_loops_or_by_torch(monkeypatch):
     amsgrad = amsgrad._replace(state=(*amsgrad.state, 2 * amsgrad.state[1]))
     steps += [amsgrad, twice._replace(state=twice.state * 2), example(SGD, 9, 0), example(None, 0)]
     found = many_weight_products(steps)
-    assert one_pass._usable == (importlib.util.find_spec("numba") is not None)
+    assert compiled._usable == (importlib.util.find_spec("numba") is not None)
     assert [len(products.weight_sq) for products in found] == [*range(1, 10), 0]
     for one, products in zip(steps, found, strict=True):
         same(flat(products), flat(by_torch(read_one, one)), sizes(one))

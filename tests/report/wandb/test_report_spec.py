@@ -15,14 +15,15 @@ import pytest
 
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.report.compared_runs import Run, compare_runs
+from lightning_normgeo.report.story import WANDB_SECTIONS
 from lightning_normgeo.report.tables.table import Table, number, text
 from lightning_normgeo.report.wandb.publishing import publish
-from lightning_normgeo.report.wandb.report_spec import build_report, build_workspace, numbered, spec_of
-from lightning_normgeo.report.wandb.sections import SECTIONS
+from lightning_normgeo.report.wandb.report_spec import build_report, build_workspace
 from lightning_normgeo.runs.record import Record
 from support.isolation import REPOSITORY
 from support.wandb_backend import ENTITY, StoredRun, WandbBackend
 from support.wandb_server import KEY, needs_pinned_wandb, serve
+from support.wandb_specs import numbered, spec_of
 
 pytest.importorskip("wandb_workspaces", reason="the extra wandb-reports is not installed")
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore:Pydantic V1 style")]  # wandb-workspaces
@@ -141,7 +142,8 @@ def test_every_metric_of_the_story_is_documented() -> None:
         re.escape(key).replace(r"\*", ".*") for row in rows for key in re.findall(r"`([^`]+)`", row.split("|")[1])
     ]
     documented = [re.sub(r"\\\{layer\\\}", ".*", key) for key in documented]
-    single = {curve.key.removesuffix("/*") for section in SECTIONS for curve in section.curves}
+    wanted = {key for section in WANDB_SECTIONS for key in section.wandb_keys or section.keys}
+    single = {key.removesuffix("/{layer}") for key in wanted}
     # the table has one channel of one quantity for all of them
     keys = {
         key.replace("abs_beta_minus_mu_channel", "abs_gamma2_minus_sigma2_channel") + "/x" * key.endswith("_channel")

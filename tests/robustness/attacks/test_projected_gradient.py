@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_normgeo.robustness import bim_linf, gaussian_noise
-from lightning_normgeo.robustness.inputs.checks import preserved_state
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from support import reference as ref
 from support.small_classifiers import conv_net, draw, pixels, two_classes
 

@@ -13,7 +13,7 @@ from torch import nn
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness import InputSpace, RobustnessEvaluator, RobustnessSettings, threat_model
 from lightning_normgeo.robustness.attacks.torchattacks_attack import check_torchattacks, torchattacks_attack
-from lightning_normgeo.robustness.inputs.checks import preserved_state
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from support.projects import same
 
 with warnings.catch_warnings():

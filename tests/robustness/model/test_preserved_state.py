@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, random_split
 
 from lightning_normgeo import RobustnessEvaluation, evaluate_robustness
 from lightning_normgeo.errors import UnsuitableError
-from lightning_normgeo.robustness.inputs.checks import preserved_state
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from support.projects import ConvNet, Project, images, trainer
 
 

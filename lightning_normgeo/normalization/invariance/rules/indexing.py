@@ -71,8 +71,8 @@ def scatter(walk: NodeContext) -> ScaleState | None:
 
 def put(walk: NodeContext) -> ScaleState | None:
     """Entries written or added at tensors of indices, as ``y[i] = x`` does."""
-    base, norm_layer = walk.operands
-    if norm_layer is None and base is not None:
+    base, source = walk.operands
+    if source is None and base is not None:
         return _beside_zeros(walk)
     state = _written(walk)
     taken, rank = _indices(walk)
@@ -165,16 +165,16 @@ def _indices(walk: NodeContext) -> tuple[list[int], int]:
 
 def _written(walk: NodeContext) -> ScaleState:
     """Return the state of what is written; what it is written into scales alike or is zero."""
-    base, norm_layer, *others = [*walk.operands, None]
-    if norm_layer is None or any(others):
+    base, source, *others = [*walk.operands, None]
+    if source is None or any(others):
         raise NotInvariantError("other values are written into its output")
-    without_offset(norm_layer)
+    without_offset(source)
     if base is None:
         if not (walk.beside_zeros() or _into_saved_zeros(walk)):
             raise NotInvariantError(f"it is written into a tensor {UNKNOWN_CONSTANT}")
-    elif base.degree != norm_layer.degree or base.offset is not None:
+    elif base.degree != source.degree or base.offset is not None:
         raise NotInvariantError("it is written into a tensor that scales in another way")
-    return norm_layer
+    return source
 
 
 def _into_saved_zeros(walk: NodeContext) -> bool:
@@ -184,11 +184,11 @@ def _into_saved_zeros(walk: NodeContext) -> bool:
     return constant and isinstance(saved, Tensor) and not saved.is_meta and not bool(saved.any())
 
 
-def _into(walk: NodeContext, norm_layer: ScaleState, dim: int) -> ScaleState:
+def _into(walk: NodeContext, source: ScaleState, dim: int) -> ScaleState:
     """Put entries at other places of one axis, where entries of several places may come together."""
-    walk.reduce([norm_layer.axes[dim]])
-    axes = [plain(size) if d == dim else _fitting(norm_layer.axes[d], size) for d, size in enumerate(walk.shape)]
-    written = norm_layer.over(axes)
+    walk.reduce([source.axes[dim]])
+    axes = [plain(size) if d == dim else _fitting(source.axes[d], size) for d, size in enumerate(walk.shape)]
+    written = source.over(axes)
     base = walk.operands[0]
     return written if base is None else walk.alike(base, written)
 

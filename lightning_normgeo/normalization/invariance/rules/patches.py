@@ -64,8 +64,8 @@ def col2im(walk: NodeContext) -> ScaleState | None:
 def restride(walk: NodeContext) -> ScaleState | None:
     """The view that adaptive average pooling to one pixel ends with where channels come last; no other one."""
     state, node = the_operand(walk), walk.node
-    norm_layer = node.next_functions[0][0]
-    pooled = name_of(norm_layer) == "Mean" and set(dimensions(norm_layer._saved_dim, len(state.axes))) == {2, 3}
+    source = node.next_functions[0][0]
+    pooled = name_of(source) == "Mean" and set(dimensions(source._saved_dim, len(state.axes))) == {2, 3}
     channels = state.axes[1].size if len(state.axes) == 4 else 0
     expected = (state.shape, (channels, 1, channels, channels))
     if not pooled or state.shape[2:] != (1, 1) or (tuple(node._saved_size), tuple(node._saved_stride)) != expected:

@@ -1,4 +1,4 @@
-"""What a description of an optimizer is, and what descriptions share."""
+"""Descriptions of optimizers: from a parameter group and a state to an update rule."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.norm_increments import Scalar, UpdateRule
+from lightning_normgeo.geometry.increments.increment_terms import Scalar, UpdateRule
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.geometry.update_rules.elementwise import arithmetic_dtype
 
 Group = dict[str, Any]
 State = dict[str, Any]
 Described = tuple[UpdateRule, tuple[Tensor, ...]]
-
 _NEUTRAL = frozenset({"params", "foreach", "fused", "capturable", "differentiable", "initial_lr"})
 """Options that say how a step is computed, and not which."""
 
@@ -44,12 +43,14 @@ class Recipe:
         options: which of them it understands.
         reads: what it has to know of the optimizer itself.
         refuses: options that only a group can have, which change the step when they are set.
+        always_decoupled: whether the class multiplies W with 1 - ηλ whatever its options are.
     """
 
     describe: Describe
     options: frozenset[str]
     reads: Mapping[str, Callable[[Optimizer], Any]] = field(default_factory=dict)
     refuses: frozenset[str] = frozenset()
+    always_decoupled: bool = False
 
     def __call__(self, group: Group, state: State, dtype: torch.dtype) -> Described | None:
         """Describe an update of a group that is covered."""
@@ -66,9 +67,15 @@ class Recipe:
         return {**group, "params": [] if parameter is None else [parameter], **own}
 
 
-def recipe(describe: Describe, options: str, refuses: str = "", **reads: Callable[[Optimizer], Any]) -> Recipe:
-    """Return a :class:`Recipe`; names are separated by spaces."""
-    return Recipe(describe, frozenset(options.split()), reads, frozenset(refuses.split()))
+def recipe(
+    describe: Describe,
+    options: str,
+    refuses: str = "",
+    always_decoupled: bool = False,
+    **reads: Callable[[Optimizer], Any],
+) -> Recipe:
+    """Return a :class:`Recipe` from names of options that are separated by spaces."""
+    return Recipe(describe, frozenset(options.split()), reads, frozenset(refuses.split()), always_decoupled)
 
 
 def _is_set(value: Any) -> bool:

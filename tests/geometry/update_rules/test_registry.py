@@ -26,8 +26,9 @@ from lightning_normgeo.geometry import (
     SGDRule,
     StepParts,
 )
-from lightning_normgeo.probes.optimizers import registry
-from lightning_normgeo.probes.optimizers.registry import describe_lion, describe_update, register_optimizer
+from lightning_normgeo.geometry.update_rules import registry
+from lightning_normgeo.geometry.update_rules.optimizers.lion import describe_lion
+from lightning_normgeo.geometry.update_rules.registry import describe_update, register_optimizer
 from support.described_steps import LRS, UNITS, Lion, assert_explains, take_step
 from support.tensors import draw
 
@@ -225,7 +226,7 @@ def test_the_nearest_registered_class_counts():
 
 def test_a_subclass_of_a_known_one_may_be_registered():
     assert rule_of(Overridden) is None
-    register_optimizer(Overridden, registry._DESCRIPTIONS[AdamW])
+    register_optimizer(Overridden, registry.RECIPES["torch.optim.adamw.AdamW"])
     assert rule_of(Overridden).decoupled
 
 

@@ -1,8 +1,11 @@
-"""From an optimizer to the update rule that explains its norm increments: a registry that users can extend."""
+"""Registry of optimizers: from an optimizer to the update rule that explains its norm increments."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -10,17 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import ConfigurationError, warn_once
-from lightning_normgeo.geometry.norm_increments import UpdateRule
-from lightning_normgeo.geometry.update_rules.adam_family import AdamRule
+from lightning_normgeo.geometry.increments.increment_terms import UpdateRule
+from lightning_normgeo.geometry.update_rules import optimizers
 from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule
+from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
+from lightning_normgeo.geometry.update_rules.optimizers.lion import OWN_LION, describe_lion
+from lightning_normgeo.geometry.update_rules.recipe import Describe, Described, Group, Recipe, State
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule
-from lightning_normgeo.probes.optimizers.libraries import BY_NAME
-from lightning_normgeo.probes.optimizers.lion import OWN_LION
-from lightning_normgeo.probes.optimizers.lion import describe_lion as describe_lion
-from lightning_normgeo.probes.optimizers.recipe import Describe, Described, Recipe, State
-from lightning_normgeo.probes.optimizers.recipe import Group as Group
-from lightning_normgeo.probes.optimizers.recipe import scalar as scalar
-from lightning_normgeo.probes.optimizers.torch_optimizers import NEWER_IN_TORCH, OF_TORCH
 from lightning_normgeo.utilities.checked_values import shown
 
 
@@ -124,17 +123,17 @@ def _rounds_decay(rule: UpdateRule, group: Group, parameter: Tensor) -> bool:
 def description_of(kind: type[Optimizer]) -> Describe | None:
     """Return what describes a class of optimizers: its own entry, or that of the nearest base whose step it keeps."""
     for base in kind.__mro__:
-        describe = _DESCRIPTIONS.get(base) or _named(base)
+        describe = _DESCRIPTIONS.get(base) or recipe_of(base)
         if describe is describe_lion:  # which holds for a Lion as published, and no library's is only that
-            describe = _named(base) or OWN_LION
+            describe = recipe_of(base) or OWN_LION
         if describe is not None:
             return describe if _keeps_step(kind, base) else None
     return None
 
 
-def _named(kind: type) -> Describe | None:
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    return NEWER_IN_TORCH.get(name) or BY_NAME.get(name)
+def recipe_of(kind: type) -> Recipe | None:
+    """Return the recipe of a class by its name, whatever its bases are."""
+    return RECIPES.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
 def _keeps_step(kind: type[Optimizer], base: type[Optimizer]) -> bool:
@@ -164,4 +163,14 @@ def _fits(described: Described, parameter: Tensor) -> bool:
     )
 
 
-_DESCRIPTIONS: dict[type[Optimizer], Describe] = dict(OF_TORCH)
+def _collected() -> dict[str, Recipe]:
+    """Return the recipes of all files in ``optimizers``."""
+    files = (info.name for info in pkgutil.iter_modules(optimizers.__path__))
+    modules = [importlib.import_module(f"{optimizers.__name__}.{name}") for name in files]
+    return {name: recipe for module in modules for name, recipe in module.RECIPES.items()}
+
+
+RECIPES: Mapping[str, Recipe] = _collected()
+"""Recipes by the qualified name of the class, so that no library is imported to recognize its optimizers."""
+_DESCRIPTIONS: dict[type[Optimizer], Describe] = {}
+"""Descriptions that users have registered."""

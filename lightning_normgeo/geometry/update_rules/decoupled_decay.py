@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.norm_increments import Scalar
-from lightning_normgeo.probes.optimizers.lion import corrected
-from lightning_normgeo.probes.optimizers.recipe import Group, scalar
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
+from lightning_normgeo.geometry.update_rules.recipe import Group, scalar
+from lightning_normgeo.geometry.update_rules.registry import recipe_of
+from lightning_normgeo.geometry.update_rules.timm_options import corrected
 
 _FLAGS = ("decoupled_weight_decay", "weight_decouple", "decoupled_decay", "decoupled")
 """Options that say so, in torch, pytorch-optimizer and timm."""
 _ADAPTED = ("d", "fallback_lr_scale")
 """Options of optimizers whose own learning rate, not η, multiplies the decay: D-Adaptation, Prodigy, timm's Muon."""
-_DECOUPLED = {
-    "torch.optim.adamw.AdamW",
-    "torch.optim.Muon",
-    "torch.optim._muon.Muon",
-    "torch.optim.Adafactor",
-    "torch.optim._adafactor.Adafactor",
-    "timm.optim.adamw.AdamWLegacy",
-    "timm.optim.nadamw.NAdamW",
-    "timm.optim.lion.Lion",
-    "timm.optim.sgdw.SGDW",
+_UNEXPLAINED = {
     "pytorch_optimizer.optimizer.soap.SOAP",
     "soap.SOAP",
     "muon.Muon",
@@ -29,7 +21,7 @@ _DECOUPLED = {
     "muon.MuonWithAuxAdam",
     "muon.SingleDeviceMuonWithAuxAdam",
 }
-"""Classes that always multiply W with 1 - ηλ, those of SOAP and Muon in their authors' single files."""
+"""Classes without a recipe that always multiply W with 1 - ηλ: SOAP and Muon, also as their authors' single files."""
 
 
 def shrink_of(optimizer: Optimizer, group: Group) -> Scalar:
@@ -55,5 +47,13 @@ def _is_decoupled(optimizer: Optimizer, group: Group) -> bool:
     if "lr" not in group or any(group.get(name) is not None for name in _ADAPTED):
         return False
     said = [group[name] for name in _FLAGS if name in group]
-    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(optimizer).__mro__}
-    return bool(said[0]) if said else not names.isdisjoint(_DECOUPLED)
+    if said:
+        return bool(said[0])
+    return any(_always_decouples(kind) for kind in type(optimizer).__mro__)
+
+
+def _always_decouples(kind: type) -> bool:
+    recipe = recipe_of(kind)
+    if recipe is None:
+        return f"{kind.__module__}.{kind.__qualname__}" in _UNEXPLAINED
+    return recipe.always_decoupled

@@ -21,7 +21,7 @@ from lightning_normgeo.geometry import (
     update_products,
     weight_gradient_products,
 )
-from lightning_normgeo.probes.optimizers.registry import describe_update
+from lightning_normgeo.geometry.update_rules.registry import describe_update
 from support import reference as ref
 from support.described_steps import LRS, UNITS, assert_explains, assert_terms, take_step
 from support.tensors import draw

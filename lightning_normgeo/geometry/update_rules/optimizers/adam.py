@@ -1,4 +1,4 @@
-"""Update rules of Adam and its relatives: torch's NAdam, RAdam, RMSprop, Adagrad and Adamax, and Lion."""
+"""Adam of torch and its close relatives: AdamW, NAdam, RAdam, Adamax, and NAdamW of timm."""
 
 from __future__ import annotations
 
@@ -7,8 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.norm_increments import Scalar
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
 from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule, StepParts, average
+from lightning_normgeo.geometry.update_rules.recipe import (
+    Describe,
+    Described,
+    Group,
+    Recipe,
+    State,
+    averages,
+    moments,
+    recipe,
+    scalar_dtype,
+    shared,
+)
+from lightning_normgeo.geometry.update_rules.timm_options import (
+    ADAM_STATE,
+    TIMM_OPTIONS,
+    with_caution,
+    with_decoupled_decay,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,60 +121,6 @@ class RAdamRule(AdamRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RMSpropRule(ElementwiseRule):
-    r"""torch.optim.RMSprop: G = ηg/D with D = √v + ε, centered D = √(v - ā²) + ε (Tieleman & Hinton 2012).
-
-    With momentum μ the buffer is b = μb⁻ + g̃/D and the step ηb, so M = ημb⁻. The state is (v⁻,) before the step, then
-    b⁻ with momentum and ā⁻ if centered.
-
-    Args:
-        alpha: the average's decay.
-        eps: ε.
-        momentum: μ.
-        centered: whether the mean gradient is taken off v.
-    """
-
-    alpha: float = 0.99
-    eps: float = 1e-8
-    momentum: float = 0.0
-    centered: bool = False
-
-    def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
-        rest = list(state)
-        second = rest.pop(0) if rest else None
-        buffer = rest.pop(0) if rest and self.momentum > 0 else None
-        gradient, full = self.full(weight, gradient)
-        variance = average(second, full.square(), self.alpha)
-        if self.centered:
-            variance = variance - average(rest.pop(0) if rest else None, full, self.alpha).square()
-        by = variance.sqrt() + self.eps
-        parts = self.divided(weight, gradient, None, (self.lr, 0.0), by)
-        return parts if buffer is None else parts._replace(momentum=buffer * (self.lr * self.momentum))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdagradRule(ElementwiseRule):
-    r"""torch.optim.Adagrad: G = ηg / ((1 + (t-1)κ)(√Σg̃² + ε)), Duchi et al. 2011. The state is (Σg̃²,) before the step.
-
-    Args:
-        lr_decay: κ.
-        eps: ε.
-        step: t of this step, from 1.
-    """
-
-    lr_decay: float = 0.0
-    eps: float = 1e-10
-    step: Scalar = 1.0
-
-    def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
-        gradient, full = self.full(weight, gradient)
-        by = (state[0] + full.square()).sqrt() + self.eps
-        return self.divided(weight, gradient, None, (self.lr / (1 + (self.step - 1) * self.lr_decay), 0.0), by)
-
-
-@dataclass(frozen=True, kw_only=True)
 class AdamaxRule(AdamRule):
     r"""torch.optim.Adamax: Adam with D = max(β₂D⁻, |g̃| + ε), Kingma & Ba 2015, section 7.1. The state is (m⁻, D⁻)."""
 
@@ -172,27 +136,68 @@ class AdamaxRule(AdamRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LionRule(ElementwiseRule):
-    r"""Lion: W⁺ = sW - η sign(c), c = β₁m⁻ + (1-β₁)g (Chen et al. 2023), not in torch.
-
-    sign(c) = c/|c| splits as c does. The state is (m⁻,) before the step, or nothing at the first.
-
-    Args:
-        betas: (β₁, β₂).
-    """
-
-    betas: tuple[Scalar, Scalar] = (0.9, 0.99)
+class NAdamWRule(AdamRule):
+    """Adam that looks ahead by averaging g into m once more, timm's NAdamW; not torch's NAdam. State as for Adam."""
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
-        beta1 = self.betas[0]
+        """Return G and M."""
+        beta1, beta2 = self.betas
+        first, second = state or (None, None)
         gradient, full = self.full(weight, gradient)
-        whole = full * (1 - beta1) + (state[0] * beta1 if state else 0.0)
-        by = torch.where(whole == 0, torch.inf, whole.abs())
-        return self.divided(weight, gradient, state[0] if state else None, (self.lr * (1 - beta1), self.lr * beta1), by)
+        by = (average(second, full.square(), beta2) / (1 - beta2**self.step)).sqrt() + self.eps
+        rate = self.lr / (1 - beta1**self.step)
+        return self.divided(weight, gradient, first, (rate * (1 - beta1) * (1 + beta1), rate * beta1**2), by)
 
 
 def _rectification(length: Scalar, longest: Scalar) -> Scalar:
     """Return RAdam's variance rectification from ρ_t and ρ∞; as a tensor NaN where the variance is not tractable."""
     squared = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
     return squared**0.5
+
+
+def _adam(group: Group, state: State, dtype: torch.dtype) -> Described:
+    names = ["exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * bool(group["amsgrad"])]
+    return AdamRule(**shared(group, dtype), **moments(group, state)), averages(state, *names)
+
+
+def _adamw(group: Group, state: State, dtype: torch.dtype) -> Described:
+    return _adam({"decoupled_weight_decay": True, **group}, state, dtype)
+
+
+def _nadam(group: Group, state: State, dtype: torch.dtype) -> Described:
+    # torch keeps Π μ in float32, even for float64 weights
+    product = state["mu_product"].clone() if state else torch.ones((), dtype=scalar_dtype())
+    rule = NAdamRule(
+        **shared(group, dtype), **moments(group, state), momentum_decay=group["momentum_decay"], product=product
+    )
+    return rule, averages(state, "exp_avg", "exp_avg_sq")
+
+
+def _radam(group: Group, state: State, dtype: torch.dtype) -> Described:
+    return RAdamRule(**shared(group, dtype), **moments(group, state)), averages(state, "exp_avg", "exp_avg_sq")
+
+
+def _adamax(group: Group, state: State, dtype: torch.dtype) -> Described:
+    return AdamaxRule(**shared(group, dtype), **moments(group, state)), averages(state, "exp_avg", "exp_inf")
+
+
+def _decoupled_adam(rule: type[AdamRule]) -> Describe:
+    def describe(group: Group, state: State, dtype: torch.dtype) -> Described:
+        names = [*ADAM_STATE, *["max_exp_avg_sq"] * bool(group.get("amsgrad"))]
+        described = rule(**with_decoupled_decay(group, dtype), **moments(group, state))
+        return with_caution(described, group), averages(state, *names)
+
+    return describe
+
+
+_ADAM_OPTIONS = "lr betas eps weight_decay amsgrad maximize decoupled_weight_decay"
+_OPTIONS = "lr betas eps weight_decay maximize decoupled_weight_decay"
+RECIPES: dict[str, Recipe] = {
+    "torch.optim.adam.Adam": recipe(_adam, _ADAM_OPTIONS),
+    "torch.optim.adamw.AdamW": recipe(_adamw, _ADAM_OPTIONS, always_decoupled=True),
+    "torch.optim.nadam.NAdam": recipe(_nadam, f"{_OPTIONS} momentum_decay"),
+    "torch.optim.radam.RAdam": recipe(_radam, _OPTIONS),
+    "torch.optim.adamax.Adamax": recipe(_adamax, _OPTIONS),
+    "timm.optim.adamw.AdamWLegacy": recipe(_decoupled_adam(AdamRule), f"{TIMM_OPTIONS} amsgrad", always_decoupled=True),
+    "timm.optim.nadamw.NAdamW": recipe(_decoupled_adam(NAdamWRule), TIMM_OPTIONS, always_decoupled=True),
+}

@@ -24,7 +24,7 @@ from lightning_normgeo.geometry import (
     norm_increment,
     storage_floor,
 )
-from lightning_normgeo.probes.optimizers import registry
+from lightning_normgeo.geometry.update_rules import registry
 from support import reference as ref
 from support.described_steps import LRS, UNITS, Lion, assert_explains, assert_terms, take_step
 from support.tensors import PROPERTY, SEED, draw

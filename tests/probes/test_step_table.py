@@ -10,13 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_normgeo import NormGrowthMonitor, describe_lion, register_optimizer
+from lightning_normgeo import NormGrowthMonitor
 from support.isolation import SUPPORT
 from support.processes import reports_of
 from support.projects import Fingerprint, Lion, Project, Rows, images, same, trainer
 from support.step_table import CELLS_OF_TWO, LOOPS, Loop, assert_cosines, assert_explained, observe, train
-
-register_optimizer(Lion, describe_lion)
 
 SCRIPT = SUPPORT / "ddp_step_table.py"
 

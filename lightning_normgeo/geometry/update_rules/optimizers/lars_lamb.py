@@ -1,16 +1,31 @@
-"""Whole-tensor rules of optimizers that scale a weight's step by norms: LAMB, LARS, MARS and torch's Adafactor."""
+"""Layer-wise adaptive rates: LARS and LAMB, whose steps are scaled by norms of whole weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.norm_increments import Scalar, SGDRule
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.geometry.update_rules.adam_family import AdamRule
 from lightning_normgeo.geometry.update_rules.elementwise import StepParts, average
+from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
+from lightning_normgeo.geometry.update_rules.recipe import (
+    Described,
+    Group,
+    Recipe,
+    State,
+    averages,
+    moments,
+    recipe,
+    scalar,
+    shared,
+)
+from lightning_normgeo.geometry.update_rules.timm_options import ADAM_STATE, TIMM_OPTIONS, with_decoupled_decay
 from lightning_normgeo.geometry.update_rules.whole_tensor import (
     Direction,
     WholeTensorRule,
@@ -119,99 +134,70 @@ class LambRule(WholeTensorRule, AdamRule):
         return ratio.clamp_max(1.0) if self.trust_clip else ratio
 
 
-@dataclass(frozen=True, kw_only=True)
-class MarsRule(WholeTensorRule, AdamRule):
-    r"""MARS as in timm: Adam or Lion of c = g + γβ₁/(1-β₁)(g - g⁻), at most of length one, Yuan et al. 2024.
-
-    W⁺ = W - η(λW + A) with A = m̂/(√v̂ + ε) or sign(m). G is what comes from c. The state is (m⁻, v⁻, g⁻), or nothing at
-    the first step, where c = g.
-
-    Args:
-        gamma: γ; None where c = g of any length, as for vectors.
-        sign: whether A is that of Lion.
-        caution: whether m is masked, see :class:`CautiousRule`.
-    """
-
-    gamma: float | None = 0.025
-    sign: bool = False
-    caution: bool = False
-
-    @property
-    def stores(self) -> int:
-        """How many times a step stores the weight: once, with its decay."""
-        return 1
-
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return G and M."""
-        wide, (beta1, beta2) = wide_dtype(weight.device), self.betas
-        change, g = self._change(gradient, *state).to(wide), gradient.to(wide)
-        first, second = (tensor.to(wide) for tensor in state[:2]) if state else (None, None)
-        parts = StepParts(change * (1 - beta1), None if first is None else first * beta1)
-        whole = parts.gradient if parts.momentum is None else parts.gradient + parts.momentum
-        if self.sign:
-            moves = whole * g > 0 if self.caution else whole != 0
-            by = torch.where(moves, whole.abs(), torch.inf)
-        else:
-            parts = masked(parts, g) if self.caution else parts
-            by = (average(second, change.square(), beta2) / (1 - beta2**self.step)).sqrt() + self.eps
-            by = by * (1 - beta1**self.step)
-        return Direction(scaled(parts, self.lr / by))
-
-    def _change(self, gradient: Tensor, *state: Tensor) -> Tensor:
-        """Return c, in the precision of the optimizer."""
-        if self.gamma is None:
-            return gradient
-        beta1 = self.betas[0]
-        change: Tensor = gradient
-        if state:
-            change = (gradient - state[2]).mul_(self.gamma * (beta1 / (1.0 - beta1))).add_(gradient)
-        length: Tensor = torch.norm(change)
-        return change / length.clamp_(min=1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdafactorRule(WholeTensorRule):
-    r"""torch.optim.Adafactor: a step of the length of the weight, with a v of rank one, Shazeer & Stern 2018.
-
-    G = α g/√v̂ / max(1, rms(g/√v̂)/d), α = max(ε₂, rms(W)) min(η, 1/√t). The state is (r⁻, c⁻) of a matrix, (v⁻,) of a
-    vector, or nothing at the first step.
-
-    Args:
-        decay: the exponent of t that gives 1 - β₂.
-        eps: (ε₁, ε₂).
-        clip: d.
-        step: t of this step, from 1.
-    """
-
-    decay: float = -0.8
-    eps: tuple[float, float] = (1e-8, 1e-3)
-    clip: float = 1.0
-    step: Scalar = 1.0
-
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return G, by torch's operations in its own precision."""
-        gradient = -gradient if self.maximize else gradient
-        size = weight.numel() ** 0.5
-        update = self._estimate(gradient, *state).clamp_(min=self.eps[0] ** 2).rsqrt_().mul_(gradient)
-        rate = _least(self.lr, 1 / self.step**0.5) * (own_norm(weight) / size).clamp_min(self.eps[1])
-        by = (own_norm(update) / (size * self.clip)).clamp_min(1.0)
-        return Direction(StepParts(update.to(wide_dtype(weight.device)) * (rate / by)))
-
-    def _estimate(self, gradient: Tensor, *state: Tensor) -> Tensor:
-        share = self.step**self.decay
-        if gradient.dim() < 2:
-            before = state[0] if state else torch.zeros_like(gradient)
-            return before.lerp(gradient * gradient, share)
-        row, column = (
-            torch.linalg.vector_norm(gradient, dim=dim, keepdim=True).square_().div_(gradient.size(dim))
-            for dim in (-1, -2)
-        )
-        rows, columns = state or (torch.zeros_like(row), torch.zeros_like(column))
-        rows, columns = rows.lerp(row, share), columns.lerp(column, share)
-        return (rows @ columns).div_(rows.mean(dim=-2, keepdim=True).clamp_(min=self.eps[0]))
-
-
 def _least(a: Scalar, b: Scalar) -> Scalar:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
     return min(a, b)
+
+
+def _lars(group: Group, state: State, dtype: torch.dtype) -> Described:
+    buffer = state.get("momentum_buffer") if group["momentum"] else None
+    names = ("momentum", "dampening", "nesterov")
+    sgd = SGDRule(lr=scalar(group["lr"]), **{name: group[name] for name in names}, first=buffer is None)
+    rule = LarsRule(
+        **shared(group, dtype),
+        sgd=sgd,
+        trust=group["trust_coeff"],
+        eps=group["eps"],
+        clip=bool(group["trust_clip"]),
+        adapts=bool(group["weight_decay"] != 0 or group["always_adapt"]),
+    )
+    return rule, () if buffer is None else (buffer,)
+
+
+def _lamb(group: Group, state: State, dtype: torch.dtype) -> Described:
+    (parameter,) = group["params"]
+    decoupled = bool(group.get("decoupled_decay", False))
+    numbers = with_decoupled_decay(group if decoupled else {**group, "corrected_weight_decay": False}, dtype, True)
+    foreach = group.get("foreach")
+    by_device = parameter.is_cuda and not isinstance(group["lr"], Tensor)
+    rule = LambRule(
+        **{**numbers, "decoupled": decoupled},
+        **{**moments(group, {}), "step": scalar(group.get("step", 0) + 1)},
+        clip=group["clip"],
+        averaging=bool(group["grad_averaging"]),
+        corrected=bool(group["bias_correction"]),
+        trust_clip=bool(group["trust_clip"]),
+        adapts=bool(group["weight_decay"] != 0 or group["always_adapt"]),
+        caution=bool(group.get("caution", False)),
+        folded=(by_device if foreach is None else bool(foreach)) and dtype != torch.float16,
+    )
+    return rule, averages(state, *ADAM_STATE)
+
+
+_clips: WeakKeyDictionary[Optimizer, tuple[list[tuple[int, int]], Tensor]] = WeakKeyDictionary()
+
+
+def _clip(optimizer: Optimizer) -> Tensor | None:
+    """Return what LAMB divides all gradients by; once for all weights of a step, that is while no gradient changes."""
+    limit = optimizer.defaults["max_grad_norm"]
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if limit is None or not gradients:
+        return None
+    seen = [(id(gradient), gradient._version) for gradient in gradients]
+    if optimizer not in _clips or _clips[optimizer][0] != seen:
+        norms = torch.stack(torch._foreach_norm(gradients))
+        _clips[optimizer] = seen, (torch.linalg.vector_norm(norms) / limit).clamp_(min=1.0)
+    return _clips[optimizer][1]
+
+
+RECIPES: dict[str, Recipe] = {
+    "timm.optim.lars.Lars": recipe(
+        _lars, "lr momentum dampening weight_decay nesterov trust_coeff eps trust_clip always_adapt"
+    ),
+    "timm.optim.lamb.Lamb": recipe(
+        _lamb,
+        f"{TIMM_OPTIONS} bias_correction grad_averaging max_grad_norm trust_clip always_adapt decoupled_decay",
+        clip=_clip,
+    ),
+}

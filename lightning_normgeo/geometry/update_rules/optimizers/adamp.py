@@ -1,4 +1,4 @@
-"""Whole-tensor rules of optimizers that turn a weight's step: Muon, and AdamP and SGDP, which project it."""
+"""AdamP and SGDP: steps projected onto the tangent space of scale-invariant weights."""
 
 from __future__ import annotations
 
@@ -9,46 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_normgeo.geometry.norm_increments import Scalar
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.geometry.update_rules.adam_family import AdamRule
 from lightning_normgeo.geometry.update_rules.elementwise import StepParts, shrunk
+from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
+from lightning_normgeo.geometry.update_rules.recipe import Described, Group, Recipe, State, averages, moments, recipe
+from lightning_normgeo.geometry.update_rules.timm_options import ADAM_STATE, with_decoupled_decay
 from lightning_normgeo.geometry.update_rules.whole_tensor import Direction, WholeTensorRule, zeros_if_new
-
-
-@dataclass(frozen=True, kw_only=True)
-class MuonRule(WholeTensorRule):
-    r"""torch.optim.Muon: W⁺ = sW - η'O, O close to the nearest orthogonal matrix of the momentum, Jordan et al. 2024.
-
-    O is what torch's Newton-Schulz iteration in bfloat16 returns, recomputed; s = 1 - ηλ with η, η' adjusted to the
-    shape. All of the step is G: O does not split. ⟨W, O⟩ is not zero for scale-invariant weights, and ‖O‖² is close to
-    the rank, whatever ‖g‖ is: eq 16 does not predict Muon. The state is (b⁻,), or nothing at the first step.
-
-    Args:
-        momentum: μ.
-        nesterov: whether g is averaged in once more.
-        coefficients: of the iteration.
-        iterations: how many.
-        eps: the least norm that is divided by.
-        adjusted: η'/η.
-    """
-
-    momentum: Scalar = 0.95
-    nesterov: bool = True
-    coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315)
-    iterations: int = 5
-    eps: float = 1e-7
-    adjusted: float = 1.0
-
-    def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return η'O."""
-        from torch.optim._muon import _zeropower_via_newtonschulz  # torch >= 2.9
-
-        (buffer,) = zeros_if_new(state, gradient, 1)
-        average = buffer.lerp(gradient, 1 - self.momentum)
-        update = gradient.lerp(average, self.momentum) if self.nesterov else average
-        turned = _zeropower_via_newtonschulz(update, self.coefficients, self.iterations, self.eps)
-        return Direction(StepParts(turned.to(wide_dtype(weight.device)) * (self.lr * self.adjusted)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,3 +106,36 @@ class SGDPRule(ProjectedRule):
 def _masked(step: Tensor, gradient: Tensor) -> Tensor:
     mask = (step * gradient > 0).to(gradient.dtype)
     return step * mask.div_(mask.mean().clamp_(min=1e-3))
+
+
+def _adamp(group: Group, state: State, dtype: torch.dtype) -> Described:
+    rule = AdamPRule(
+        **with_decoupled_decay(group, dtype),
+        **moments(group, state),
+        delta=group["delta"],
+        ratio=group["wd_ratio"],
+        nesterov=bool(group["nesterov"]),
+        caution=bool(group.get("caution", False)),
+    )
+    return rule, averages(state, *ADAM_STATE)
+
+
+def _sgdp(group: Group, state: State, dtype: torch.dtype) -> Described:
+    rule = SGDPRule(
+        **with_decoupled_decay(group, dtype),
+        momentum=group["momentum"],
+        dampening=group["dampening"],
+        nesterov=bool(group["nesterov"]),
+        delta=group["delta"],
+        ratio=group["wd_ratio"],
+        eps=group["eps"],
+        caution=bool(group.get("caution", False)),
+    )
+    return rule, averages(state, "momentum")
+
+
+_OPTIONS = "lr eps weight_decay delta wd_ratio nesterov caution"
+RECIPES: dict[str, Recipe] = {
+    "timm.optim.adamp.AdamP": recipe(_adamp, f"{_OPTIONS} betas"),
+    "timm.optim.sgdp.SGDP": recipe(_sgdp, f"{_OPTIONS} momentum dampening"),
+}

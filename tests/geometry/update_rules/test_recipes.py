@@ -14,10 +14,8 @@ from torch import nn
 
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.geometry import SGDRule
+from lightning_normgeo.geometry.update_rules import registry
 from lightning_normgeo.probes.explain import plan
-from lightning_normgeo.probes.optimizers import registry
-from lightning_normgeo.probes.optimizers.libraries import BY_NAME
-from lightning_normgeo.probes.optimizers.torch_optimizers import NEWER_IN_TORCH, OF_TORCH
 from support import named_optimizers as zoo
 from support.named_optimizers import EXPLAINED, MATRICES_ONLY, network, residual, set_gradients, take_steps
 from support.tensors import draw
@@ -229,16 +227,20 @@ def test_nothing_is_imported_to_recognise_a_class():
     kind = type("Lion", (torch.optim.Optimizer,), {"step": lambda self: None})
     assert registry.description_of(kind) is None
     kind.__module__ = "timm.optim.lion"
-    assert registry.description_of(kind) is BY_NAME["timm.optim.lion.Lion"]
+    assert registry.description_of(kind) is registry.RECIPES["timm.optim.lion.Lion"]
 
 
 def test_all_named_classes_are_tested():
     makers = [maker.func if isinstance(maker, partial) else maker for maker in KNOWN.values()]
     tested = {f"{make.__module__}.{make.__qualname__}" for make in makers}
-    aliases = {"torch.optim._muon.Muon", "torch.optim._adafactor.Adafactor"}
-    newer = {name for name in NEWER_IN_TORCH if hasattr(torch.optim, name.rpartition(".")[2])}
-    assert tested >= set(BY_NAME) | (newer - aliases)
-    assert set(makers) >= set(OF_TORCH)
+    aliases = {
+        "torch.optim.Muon",
+        "torch.optim.Adafactor",
+        "torch.optim._muon.Muon",
+        "torch.optim._adafactor.Adafactor",
+    }
+    assert tested >= set(registry.RECIPES) - aliases
+    assert {make.__name__ for make in makers} >= {name for name in ("Muon", "Adafactor") if hasattr(torch.optim, name)}
 
 
 def test_ones_own_description_goes_before_a_name():

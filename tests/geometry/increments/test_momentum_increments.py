@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_normgeo import NormGrowthMonitor
-from lightning_normgeo.geometry.momentum_increments import MomentumState, momentum_increment
-from lightning_normgeo.geometry.norm_increments import SGDRule
+from lightning_normgeo.geometry.increments.momentum_increments import MomentumState, momentum_increment
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from support import reference as ref
 from support.projects import ConvNet, Optimizers, Project, Resumed, Rows, images, sgd, trainer
 

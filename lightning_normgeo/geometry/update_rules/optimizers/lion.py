@@ -1,16 +1,39 @@
-"""Descriptions of Lion, of which every library has its own."""
+"""Lion, of which every library has its own: lion-pytorch, timm, pytorch-optimizer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from operator import attrgetter
 
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.update_rules.adam_family import LionRule
-from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
+from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule, StepParts
+from lightning_normgeo.geometry.update_rules.recipe import Described, Group, Recipe, State, pair, recipe, shared
+from lightning_normgeo.geometry.update_rules.timm_options import corrected, with_caution
 from lightning_normgeo.geometry.update_rules.whole_tensor import cautious
-from lightning_normgeo.probes.optimizers.recipe import Described, Group, Recipe, State, pair, recipe, scalar, shared
+
+
+@dataclass(frozen=True, kw_only=True)
+class LionRule(ElementwiseRule):
+    r"""Lion: W⁺ = sW - η sign(c), c = β₁m⁻ + (1-β₁)g (Chen et al. 2023), not in torch.
+
+    sign(c) = c/|c| splits as c does. The state is (m⁻,) before the step, or nothing at the first.
+
+    Args:
+        betas: (β₁, β₂).
+    """
+
+    betas: tuple[Scalar, Scalar] = (0.9, 0.99)
+
+    def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+        """Return G, M and Λ."""
+        beta1 = self.betas[0]
+        gradient, full = self.full(weight, gradient)
+        whole = full * (1 - beta1) + (state[0] * beta1 if state else 0.0)
+        by = torch.where(whole == 0, torch.inf, whole.abs())
+        return self.divided(weight, gradient, state[0] if state else None, (self.lr * (1 - beta1), self.lr * beta1), by)
 
 
 def describe_lion(group: Group, state: State, dtype: torch.dtype) -> Described:
@@ -48,25 +71,15 @@ def _of_pytorch_optimizer(group: Group, state: State, dtype: torch.dtype) -> Des
     return cautious(rule, "count") if group.get("cautious") else rule, tensors
 
 
-def corrected(group: Group) -> Group:
-    """Return a group of timm with λη/η_max for λ, where decay is corrected: s = 1 - λη²/η_max."""
-    if not group.get("corrected_weight_decay", False):
-        return group
-    return {**group, "weight_decay": group["weight_decay"] * scalar(group["lr"]) / group["max_lr_snapshot"]}
-
-
-def with_caution(rule: ElementwiseRule, group: Group) -> ElementwiseRule:
-    """Return a rule of timm, behind the mask where its group asks for it."""
-    return cautious(rule) if group.get("caution", False) else rule
-
-
 _OPTIONS = "lr betas weight_decay maximize"
 OWN_LION = recipe(describe_lion, _OPTIONS)
-LIONS: dict[str, Recipe] = {
+RECIPES: dict[str, Recipe] = {
     "lion_pytorch.lion_pytorch.Lion": recipe(
         _lion_pytorch, _OPTIONS, decoupled=attrgetter("decoupled_wd"), first_lr=attrgetter("_init_lr")
     ),
-    "timm.optim.lion.Lion": recipe(_of_timm, f"{_OPTIONS} caution corrected_weight_decay max_lr_snapshot"),
+    "timm.optim.lion.Lion": recipe(
+        _of_timm, f"{_OPTIONS} caution corrected_weight_decay max_lr_snapshot", always_decoupled=True
+    ),
     "pytorch_optimizer.optimizer.lion.Lion": recipe(
         _of_pytorch_optimizer,
         f"{_OPTIONS} weight_decouple fixed_decay cautious",

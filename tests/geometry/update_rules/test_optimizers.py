@@ -13,7 +13,7 @@ from timm.optim.nadamw import NAdamW
 from torch import nn
 
 from lightning_normgeo.geometry import MuonRule
-from lightning_normgeo.probes.optimizers.registry import describe_update
+from lightning_normgeo.geometry.update_rules.registry import describe_update
 from support import named_optimizers as zoo
 from support import reference as ref
 from support import reference_optimizers as twins

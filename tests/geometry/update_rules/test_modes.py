@@ -20,10 +20,10 @@ from lightning_normgeo.geometry import (
     storage_floor,
     update_products,
 )
+from lightning_normgeo.geometry.update_rules import registry
+from lightning_normgeo.geometry.update_rules.registry import decays_in_double
 from lightning_normgeo.probes import explain, shrink_of
 from lightning_normgeo.probes.explain import plan
-from lightning_normgeo.probes.optimizers import registry
-from lightning_normgeo.probes.optimizers.registry import decays_in_double
 from support import named_optimizers as zoo
 from support.described_steps import UNITS, assert_explains, take_step
 from support.named_optimizers import EXPLAINED, increments, network, residual, rows, set_gradients, take_steps
@@ -231,7 +231,7 @@ def test_a_part_of_a_divided_weight_has_no_formula_of_a_whole_one(name, monkeypa
     optimizer = EXPLAINED[name](parameters, lr=0.01)
     set_gradients(parameters, 0)
     assert plan(parameters[0], rows, optimizer, optimizer.param_groups[0]).reads.known
-    monkeypatch.setattr(explain, "is_divided", lambda tensor: True)
+    monkeypatch.setattr(explain, "is_sharded", lambda tensor: True)
     reads = plan(parameters[0], rows, optimizer, optimizer.param_groups[0]).reads
     assert reads.rule is None
     assert reads.known == ()

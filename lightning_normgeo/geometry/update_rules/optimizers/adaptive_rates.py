@@ -1,0 +1,164 @@
+"""Optimizers of torch with a step size per element and no bias correction: RMSprop, Adagrad, Adadelta, Rprop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
+from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule, StepParts, average
+from lightning_normgeo.geometry.update_rules.recipe import (
+    Described,
+    Group,
+    Recipe,
+    State,
+    averages,
+    recipe,
+    scalar,
+    shared,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSpropRule(ElementwiseRule):
+    r"""torch.optim.RMSprop: G = ηg/D with D = √v + ε, centered D = √(v - ā²) + ε (Tieleman & Hinton 2012).
+
+    With momentum μ the buffer is b = μb⁻ + g̃/D and the step ηb, so M = ημb⁻. The state is (v⁻,) before the step, then
+    b⁻ with momentum and ā⁻ if centered.
+
+    Args:
+        alpha: the average's decay.
+        eps: ε.
+        momentum: μ.
+        centered: whether the mean gradient is taken off v.
+    """
+
+    alpha: float = 0.99
+    eps: float = 1e-8
+    momentum: float = 0.0
+    centered: bool = False
+
+    def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+        """Return G, M and Λ."""
+        rest = list(state)
+        second = rest.pop(0) if rest else None
+        buffer = rest.pop(0) if rest and self.momentum > 0 else None
+        gradient, full = self.full(weight, gradient)
+        variance = average(second, full.square(), self.alpha)
+        if self.centered:
+            variance = variance - average(rest.pop(0) if rest else None, full, self.alpha).square()
+        by = variance.sqrt() + self.eps
+        parts = self.divided(weight, gradient, None, (self.lr, 0.0), by)
+        return parts if buffer is None else parts._replace(momentum=buffer * (self.lr * self.momentum))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdagradRule(ElementwiseRule):
+    r"""torch.optim.Adagrad: G = ηg / ((1 + (t-1)κ)(√Σg̃² + ε)), Duchi et al. 2011. The state is (Σg̃²,) before the step.
+
+    Args:
+        lr_decay: κ.
+        eps: ε.
+        step: t of this step, from 1.
+    """
+
+    lr_decay: float = 0.0
+    eps: float = 1e-10
+    step: Scalar = 1.0
+
+    def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+        """Return G, M and Λ."""
+        gradient, full = self.full(weight, gradient)
+        by = (state[0] + full.square()).sqrt() + self.eps
+        return self.divided(weight, gradient, None, (self.lr / (1 + (self.step - 1) * self.lr_decay), 0.0), by)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdadeltaRule(ElementwiseRule):
+    r"""torch.optim.Adadelta: G = ηg √(a⁻+ε)/√(v+ε), Zeiler 2012. The state is (v⁻, a⁻) before the step.
+
+    Args:
+        rho: the averages' decay.
+        eps: ε.
+    """
+
+    rho: Scalar = 0.9
+    eps: float = 1e-6
+
+    def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+        """Return G and Λ."""
+        second, moved = state or (None, torch.zeros_like(weight))
+        gradient, full = self.full(weight, gradient)
+        by = ((average(second, full.square(), self.rho) + self.eps) / (moved + self.eps)).sqrt()
+        return self.divided(weight, gradient, None, (self.lr, 0.0), by)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RpropRule(ElementwiseRule):
+    r"""torch.optim.Rprop: G = sign(g) δ with a step δ of each element's own, Riedmiller & Braun 1993.
+
+    δ = δ⁻ times η⁺ where g keeps its sign, times η⁻ where it changes, where also nothing moves; then cut to the range.
+    The state is (g⁻, δ⁻) before the step; δ⁻ = η at the first.
+
+    Args:
+        etas: (η⁻, η⁺).
+        sizes: the range of δ.
+    """
+
+    etas: tuple[float, float] = (0.5, 1.2)
+    sizes: tuple[float, float] = (1e-6, 50.0)
+
+    def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+        """Return G."""
+        before, size = state or (torch.zeros_like(weight), torch.ones_like(weight) * self.lr)
+        gradient, _ = self.full(weight, gradient)
+        agrees, shrinks, grows = gradient * before, *self.etas
+        size = torch.where(agrees > 0, size * grows, torch.where(agrees < 0, size * shrinks, size))
+        return StepParts(torch.where(agrees < 0, 0.0, gradient.sign()) * size.clamp(*self.sizes))
+
+
+def _rmsprop(group: Group, state: State, dtype: torch.dtype) -> Described:
+    numbers: dict[str, Any] = {name: scalar(group[name]) for name in ("alpha", "eps", "momentum")}
+    names = ["square_avg", *["momentum_buffer"] * (group["momentum"] > 0), *["grad_avg"] * bool(group["centered"])]
+    rule = RMSpropRule(**shared(group, dtype), **numbers, centered=bool(group["centered"]))
+    return rule, averages(state, *names)
+
+
+def _adagrad(group: Group, state: State, dtype: torch.dtype) -> Described:
+    step = scalar(state["step"] + 1 if state else 1.0)
+    rule = AdagradRule(**shared(group, dtype), lr_decay=group["lr_decay"], eps=group["eps"], step=step)
+    if state:
+        return rule, (state["sum"],)
+    (parameter,) = group["params"]  # of a group that was added later: torch creates its state inside the step
+    start = group["initial"]
+    value = complex(start, start) if parameter.is_complex() else start
+    return rule, (torch.full_like(parameter, value, requires_grad=False),)
+
+
+def _adadelta(group: Group, state: State, dtype: torch.dtype) -> Described:
+    rule = AdadeltaRule(**shared(group, dtype), rho=scalar(group["rho"]), eps=group["eps"])
+    return rule, averages(state, "square_avg", "acc_delta")
+
+
+def _rprop(group: Group, state: State, dtype: torch.dtype) -> Described | None:
+    if dtype == torch.float16:
+        return None  # products of two gradients, whose sign is asked for, underflow
+    rule = RpropRule(
+        **shared({"weight_decay": 0.0, **group}, dtype), etas=group["etas"], sizes=tuple(group["step_sizes"])
+    )
+    return rule, averages(state, "prev", "step_size")
+
+
+RECIPES: dict[str, Recipe] = {
+    "torch.optim.rmsprop.RMSprop": recipe(_rmsprop, "lr alpha eps weight_decay momentum centered maximize"),
+    "torch.optim.adagrad.Adagrad": recipe(
+        _adagrad,
+        "lr lr_decay weight_decay eps initial_accumulator_value maximize",
+        initial=lambda optimizer: optimizer.defaults["initial_accumulator_value"],
+    ),
+    "torch.optim.adadelta.Adadelta": recipe(_adadelta, "lr rho eps weight_decay maximize"),
+    "torch.optim.rprop.Rprop": recipe(_rprop, "lr etas step_sizes maximize"),
+}

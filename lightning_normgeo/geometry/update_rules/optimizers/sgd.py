@@ -1,0 +1,189 @@
+"""SGD of torch, its averaged form ASGD, and SGDW of timm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, Scalar
+from lightning_normgeo.geometry.rows import dot
+from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule, StepParts, shrunk
+from lightning_normgeo.geometry.update_rules.recipe import (
+    Described,
+    Group,
+    Recipe,
+    State,
+    recipe,
+    scalar,
+    scalar_dtype,
+    shared,
+)
+from lightning_normgeo.geometry.update_rules.timm_options import TIMM_OPTIONS, with_caution, with_decoupled_decay
+
+
+@dataclass(frozen=True)
+class SGDRule:
+    r"""torch.optim.SGD: d = g + λW, b = μb⁻ + (1-τ)d, u = b (Nesterov: d + μb), W⁺ = W - ηu.
+
+    On a weight's first step torch sets b = d, without dampening. The state is the buffer b⁻ before the step, or
+    nothing where there is none. With :math:`u = c_g (g + \lambda W) + c_m b^-`:
+
+    .. math:: \Delta\lVert W\rVert^2 = -2\eta c_g\langle W,g\rangle - 2\eta c_m\langle W,b^-\rangle
+              - 2\eta c_g\lambda\lVert W\rVert^2 + \eta^2\lVert u\rVert^2
+
+    Args:
+        lr: learning rate η at this step.
+        momentum: μ.
+        dampening: τ.
+        weight_decay: λ.
+        nesterov: as in torch.
+        maximize: as in torch, g → -g.
+        first: whether there is no momentum buffer yet.
+    """
+
+    lr: Scalar
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    maximize: bool = False
+    first: bool = True
+
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether it is what eq 16 is about: neither momentum nor weight decay."""
+        return not self.momentum and not self.weight_decay
+
+    @property
+    def stores(self) -> int:
+        """How many times a step stores the weight: once."""
+        return 1
+
+    @property
+    def coefficients(self) -> tuple[float, float]:
+        """(c_g, c_m): how the step direction weighs g + λW and the buffer before the step."""
+        gradient = 1.0 if self.first else 1.0 - self.dampening
+        if self.nesterov:
+            return 1.0 + self.momentum * gradient, 0.0 if self.first else self.momentum**2
+        return gradient, 0.0 if self.first else self.momentum
+
+    def products(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return ⟨W, b⁻⟩ and ‖u‖², or nothing where the buffer plays no part."""
+        if not state:
+            return ()
+        direction = self._direction(weight, gradient, state[0])
+        return dot(weight, state[0]), dot(direction, direction)
+
+    def terms(self, weight_sq: Tensor, inner: Tensor, gradient_sq: Tensor, *products: Tensor) -> IncrementTerms:
+        """Return the four terms of the increment."""
+        c_g, c_m = self.coefficients
+        inner = -inner if self.maximize else inner
+        decay = self.weight_decay
+        if products:
+            buffer_inner, direction_sq = products
+        else:
+            buffer_inner = torch.zeros_like(inner)
+            direction_sq = c_g**2 * (gradient_sq + 2 * decay * inner + decay**2 * weight_sq)
+        return IncrementTerms(
+            gradient=-2 * self.lr * c_g * inner,
+            momentum=-2 * self.lr * c_m * buffer_inner,
+            weight_decay=-2 * self.lr * c_g * decay * weight_sq,
+            quadratic=self.lr**2 * direction_sq,
+        )
+
+    def _direction(self, weight: Tensor, gradient: Tensor, buffer: Tensor) -> Tensor:
+        c_g, c_m = self.coefficients
+        direction = torch.mul(gradient, -c_g if self.maximize else c_g)
+        if self.weight_decay:
+            direction = direction.add_(weight, alpha=c_g * self.weight_decay)
+        return direction.add_(buffer, alpha=c_m)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASGDRule(ElementwiseRule):
+    r"""torch.optim.ASGD: W⁺ = (1 - λ₀η_t)W - η_t(g + λW), Polyak & Juditsky 1992; the average is not the weight.
+
+    No state; ``lr`` is η_t, which torch keeps for each weight.
+
+    Args:
+        decay_term: λ₀, ``lambd``.
+    """
+
+    decay_term: Scalar = 1e-4
+
+    @property
+    def stores(self) -> int:
+        """How many times a step stores the weight: after the decay term and after the gradient."""
+        return 2
+
+    @property
+    def shrink(self) -> Scalar:
+        """What W is multiplied with: s = 1 - λ₀η_t."""
+        return shrunk(1 - self.decay_term * self.lr, self.dtype)
+
+    def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+        """Return G and Λ."""
+        del state
+        return self.divided(weight, self.full(weight, gradient)[0], None, (self.lr, 0.0), 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGDWRule(ElementwiseRule):
+    r"""SGD with decoupled weight decay, as in timm: W⁺ = sW - ηu, b = μb⁻ + (1-τ)g, u = b (Nesterov: g + μb).
+
+    As in torch b = g at the first step. The state is (b⁻,), or nothing.
+
+    Args:
+        momentum: μ.
+        dampening: τ.
+        nesterov: as in torch.
+    """
+
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+
+    def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
+        """Return G and M."""
+        share = 1.0 - self.dampening if state and self.momentum else 1.0
+        ahead = self.momentum if self.nesterov else 1.0
+        by_gradient = 1.0 + ahead * share if self.nesterov else share
+        rates = (self.lr * by_gradient, self.lr * ahead * self.momentum)
+        return self.divided(weight, self.full(weight, gradient)[0], state[0] if state else None, rates, 1.0)
+
+
+def _sgd(group: Group, state: State, dtype: torch.dtype) -> Described:
+    del dtype
+    buffer = state.get("momentum_buffer") if group["momentum"] else None
+    numbers: dict[str, Any] = {name: scalar(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")}
+    flags = {name: bool(group[name]) for name in ("nesterov", "maximize")}
+    return SGDRule(**numbers, **flags, first=buffer is None), () if buffer is None else (buffer,)
+
+
+def _asgd(group: Group, state: State, dtype: torch.dtype) -> Described:
+    rate = state["eta"] if state else torch.tensor(float(group["lr"]), dtype=scalar_dtype())
+    rule = ASGDRule(**{**shared(group, dtype), "lr": scalar(rate)}, decay_term=scalar(group["lambd"]))
+    return rule, ()
+
+
+def _sgdw(group: Group, state: State, dtype: torch.dtype) -> Described:
+    momentum, buffer = group["momentum"], state.get("momentum_buffer")
+    rule: ElementwiseRule = SGDWRule(
+        **with_decoupled_decay(group, dtype),
+        momentum=momentum,
+        dampening=group["dampening"],
+        nesterov=bool(group["nesterov"]),
+    )
+    if not momentum:
+        return SGDWRule(**with_decoupled_decay(group, dtype)), ()  # nor any caution
+    return with_caution(rule, group), () if buffer is None else (buffer,)
+
+
+RECIPES: dict[str, Recipe] = {
+    "torch.optim.sgd.SGD": recipe(_sgd, "lr momentum dampening weight_decay nesterov maximize"),
+    "torch.optim.asgd.ASGD": recipe(_asgd, "lr lambd alpha t0 weight_decay maximize"),
+    "timm.optim.sgdw.SGDW": recipe(_sgdw, f"{TIMM_OPTIONS} momentum dampening nesterov", always_decoupled=True),
+}

@@ -1,0 +1,122 @@
+"""Sections of a report about the geometry: their titles, explanations and quantities.
+
+The HTML page shows a section as a figure, W&B as a group of panels; both take titles and texts from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of a report.
+
+    Attributes:
+        title: Title of the figure, and of the section at W&B.
+        caption: Text on how to read the figure of the page.
+        keys: Metric keys that the figure draws.
+        wandb_text: Text on how to read the panels at W&B. Default: the caption.
+        wandb_keys: Metric keys of the panels; ``{layer}`` stands for the first layer with a key of its own. Default:
+            those of the figure.
+        by_weight_decay: Whether W&B shows runs with and without weight decay apart.
+    """
+
+    title: str
+    caption: str
+    keys: tuple[str, ...]
+    wandb_text: str = ""
+    wandb_keys: tuple[str, ...] = ()
+    by_weight_decay: bool = False
+
+
+AFFINE = Section(
+    "γ, β against σ, μ (Fig 2)",
+    "The paper says both distances settle at small values. |γ² − σ²| changes with the scale of weights that has no "
+    "effect on the function; γ²/σ² is free of it. One channel, drawn at random by a seed, as in the paper.",
+    ("affine/abs_gamma2_minus_sigma2_mean", "affine/abs_beta_minus_mu_mean", "affine/gamma2_over_sigma2_mean"),
+    "The paper says that both distances settle at small values. |γ² − σ²| changes with the scale of weights that "
+    "has no effect on the function; γ²/σ² is free of it. Means over all channels, and one channel drawn by a seed, "
+    "as in the paper.",
+    (
+        "affine/abs_gamma2_minus_sigma2_mean",
+        "affine/abs_beta_minus_mu_mean",
+        "affine/gamma2_over_sigma2_mean",
+        "affine/abs_gamma2_minus_sigma2_channel/{layer}",
+        "affine/abs_beta_minus_mu_channel/{layer}",
+    ),
+)
+NORMS = Section(
+    "Norms of the weights (Fig 3)",
+    "Of all scale-invariant weights, or of the chosen layer. Without weight decay the norm can only grow under "
+    "SGD. It does not by itself change the function the network computes.",
+    ("norm_growth/weight_norm",),
+    "‖W‖ of all scale-invariant weights, and of the first layer that has a curve of its own. Without weight decay "
+    "it can only grow under SGD. It does not by itself change the function the network computes.",
+    ("norm_growth/weight_norm", "norm_growth/weight_norm/{layer}", "norm_growth_control/weight_norm"),
+    by_weight_decay=True,
+)
+INCREMENTS = Section(
+    "What one step adds to ‖W‖²",
+    "Measured, explained by the optimizer's formula, and predicted by the paper's eq 16, summed over all "
+    "scale-invariant weights; magnitudes, hover for signs. Eq 16 covers plain SGD; momentum and weight "
+    "decay are in the explained curve only.",
+    ("norm_growth/increment", "norm_growth/explained", "norm_growth/predicted"),
+    "Measured, explained by the optimizer's formula, and predicted by the paper's eq 16, summed over all "
+    "scale-invariant weights. Eq 16 covers plain SGD; momentum and weight decay are in the explained curve only. "
+    "The axes are linear, as increments can be negative.",
+    (
+        "norm_growth/increment",
+        "norm_growth/explained",
+        "norm_growth/predicted",
+        "norm_growth/cumulative_increment",
+        "norm_growth/cumulative_explained",
+        "norm_growth/cumulative_predicted",
+    ),
+)
+TERMS = Section(
+    "The terms of the increment",
+    "Magnitudes; hover for signs. The residual is measured minus explained: it stays below the storage floor, "
+    "what rounding of the stored weights adds at random, unless steps are so short that most weights hardly move.",
+    (
+        "norm_growth/term_quadratic",
+        "norm_growth/term_momentum",
+        "norm_growth/term_weight_decay",
+        "norm_growth/term_gradient",
+        "norm_growth/residual",
+        "norm_growth/storage_floor",
+    ),
+    "They add up to the explained increment. The residual is measured minus explained; rounding alone can make it "
+    "as large as the storage floor, on either side of zero.",
+)
+CUMULATIVE = Section(
+    "What all steps together added to ‖W‖²",
+    "Every step counted, measured or not. Under plain SGD without weight decay the three agree.",
+    ("norm_growth/cumulative_increment", "norm_growth/cumulative_explained", "norm_growth/cumulative_predicted"),
+)
+ORTHOGONALITY = Section(
+    "Weights are orthogonal to their gradients",
+    "Largest |cos(W, ∇W)| over all units (Lemma 2). What remains for scale-invariant units is the ε of the "
+    "normalization, known exactly, and float rounding.",
+    ("orthogonality/max_abs_cos", "orthogonality/max_abs_cos_corrected", "orthogonality_control/max_abs_cos"),
+    "Largest |cos(W, ∇W)| over all units (Lemma 2). What remains for scale-invariant units is the ε of the "
+    "normalization, known exactly, and float rounding. The control shows weights that are not scale invariant.",
+)
+ORTHOGONALITY_BY_LAYER = Section(
+    "Orthogonality, layer by layer",
+    "At the last measured step, one point for each layer and run. Hover for the layer's name.",
+    ORTHOGONALITY.keys,
+)
+ANGLES = Section(
+    "How far the weights turn per step",
+    "Root mean square angle between W and W⁺ over all units; with weight decay it approaches the equilibrium of "
+    "decay and gradient noise, which only runs with weight decay have.",
+    ("norm_growth/angular_update", "norm_growth/equilibrium_angle"),
+    wandb_keys=("norm_growth/angular_update", "norm_growth/equilibrium_angle", "norm_growth/effective_lr"),
+)
+WANDB_SECTIONS = (AFFINE, NORMS, INCREMENTS, TERMS, ORTHOGONALITY, ANGLES)
+"""Sections of a W&B report, in order. The section of increments also shows the cumulative ones."""
+WANDB_ROBUSTNESS = (
+    "Accuracy on the test set and under each attack, and what the attack takes of it. A bar over several runs is their "
+    "mean. How sure a single accuracy is, the intervals in the tables say."
+)

@@ -1,0 +1,52 @@
+"""The examples in the docstrings of the geometry hold, and every public function has one."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+from types import ModuleType
+
+import pytest
+
+from lightning_normgeo import geometry
+
+MODULES = [module.name for module in pkgutil.walk_packages(geometry.__path__, f"{geometry.__name__}.")]
+# modules in which each public function has an example: an import, a seed and at least one relation that holds
+COMPLETE = (
+    "angles",
+    "batch_statistics",
+    "equilibrium",
+    "orthogonality",
+    "rows",
+    "sphere",
+    "weight_decay",
+    "weight_normalizations",
+)
+LEAST = 3
+
+
+def imported(name: str) -> ModuleType:
+    if name.endswith(".numba_kernels"):
+        pytest.importorskip("numba")
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_hold(name: str) -> None:
+    module = imported(name)
+    examples = sum(len(test.examples) for test in doctest.DocTestFinder().find(module))
+    result = doctest.testmod(module)
+    assert result.failed == 0
+    assert result.attempted == examples
+
+
+@pytest.mark.parametrize("part", COMPLETE)
+def test_every_public_function_has_an_example(part: str) -> None:
+    name = f"{geometry.__name__}.{part}"
+    public = [value for value in vars(geometry).values() if getattr(value, "__module__", None) == name]
+    functions = [value.__name__ for value in public if inspect.isfunction(value)]
+    found = {test.name: len(test.examples) for test in doctest.DocTestFinder().find(imported(name))}
+    assert functions
+    assert [function for function in functions if found.get(f"{name}.{function}", 0) < LEAST] == []
