@@ -23,7 +23,7 @@ from lightning_normgeo.runs.record import ROBUSTNESS, Record
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, read_contained
 
 STEP = "trainer/global_step"
-"""The key that Lightning's WandbLogger logs beside everything: the axis of every curve."""
+"""The key of the training step, which Lightning's WandbLogger adds to everything it logs: the axis of all curves."""
 _PATIENCE = 30
 """Seconds until W&B has to answer."""
 _SETTLING = 0.5
