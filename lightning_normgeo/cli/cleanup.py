@@ -1,4 +1,4 @@
-"""Where a command writes, and the way back: what a command that failed before it measured anything has left behind."""
+"""Cleanup after a command that failed before it logged anything."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from lightning_normgeo.runs.record_logger import RecordLogger
 _OWN_FILES = ("record.jsonl", "config.yaml", ".lock")
 _OWN_FOLDERS = ("checkpoints", "images")
 _WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log")
+"""Symbolic links from W&B's folder into the folder of its latest run."""
 
 
 def has_logged(folder: Path) -> bool:
-    """Whether the record of a run holds anything that was measured or evaluated, or cannot be read."""
+    """Whether a run's record holds a measurement or a result; True also for a record that cannot be read."""
     if not (folder / RECORD_NAME).is_file():
         return False
     try:
@@ -31,17 +32,17 @@ def has_logged(folder: Path) -> bool:
 
 
 def missing_parents(folder: Path) -> list[Path]:
-    """Return the folders on the way to one that do not exist yet, the innermost first."""
+    """Return those of a folder and its parents that do not exist yet, the innermost first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def remove_traces(loggers: Sequence[Any], run: Path | None, made: Sequence[Path]) -> None:
-    """Remove what a command left that failed before anything was logged; everything else stays.
+    """Remove the files and folders of a command that failed before it logged anything, and nothing else.
 
     Args:
-        loggers: of the run.
-        run: its folder, None if it had none.
-        made: folders that were not there before, the innermost first.
+        loggers: Loggers of the run.
+        run: Folder of the run; None if it had none.
+        made: Folders that the command created, the innermost first.
     """
     for logger in loggers:
         if is_wandb(logger):
@@ -51,7 +52,7 @@ def remove_traces(loggers: Sequence[Any], run: Path | None, made: Sequence[Path]
     if run is not None:
         _remove_run(run)
     for folder in made:
-        with suppress(OSError):  # not empty: somebody else has put something there
+        with suppress(OSError):  # not empty: another process has written into it
             folder.rmdir()
 
 
@@ -65,16 +66,16 @@ def _remove_run(folder: Path) -> None:
 
 
 def _remove_wandb_run(logger: Any) -> None:
-    """End the run of W&B as failed and remove its folder here; what is online by now stays there, as failed."""
+    """End W&B's run as failed and remove its local folder; what was already uploaded stays online, marked as failed."""
     run = getattr(logger, "_experiment", None)
     folder = getattr(run, "dir", None)
     wandb = sys.modules.get("wandb")
     if wandb is None or not isinstance(folder, str) or not folder:
         return
-    with suppress(Exception):  # whatever W&B raises is not the failure to tell of
+    with suppress(Exception):  # an error of W&B must not replace the one that ended the command
         wandb.finish(exit_code=1)
     place = Path(folder).parent
-    if not place.name.startswith(("run-", "offline-run-")):
+    if not place.name.startswith(("run-", "offline-run-")):  # not W&B's layout: the folder may hold other files
         return
     shutil.rmtree(place, ignore_errors=True)
     for link in (place.parent / name for name in _WANDB_LINKS):

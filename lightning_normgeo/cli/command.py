@@ -33,7 +33,11 @@ from lightning_normgeo.utilities.checkpoints import check_checkpoint, load_weigh
 
 
 class NormgeoCLI(LightningCLI):
-    """LightningCLI with the package's defaults; ``fit`` ends with the test loop on the best weights and a report."""
+    """LightningCLI with the package's defaults; ``fit`` ends with the test loop on the best weights and a report.
+
+    Attributes:
+        run_folder: Folder given with ``--run``; None without that option.
+    """
 
     run_folder: RunFolder | None = None
 
@@ -54,26 +58,26 @@ class NormgeoCLI(LightningCLI):
                 parser_kwargs={"version": __version__, **{name: dict(defaults) for name in self.subcommands()}},
                 args=args,
             )
-        except BaseException as error:
+        except BaseException as error:  # also SystemExit and KeyboardInterrupt, which end a run by a signal
             self._end_early(error)
             raise
-        finally:  # the whole command has run, or failed
+        finally:  # LightningCLI runs the whole command in its constructor
             if self.run_folder is not None:
                 self.run_folder.release()
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return Lightning's commands, and which of their arguments are none of the configuration."""
+        """Return the commands by name, each with those arguments of its Trainer method that are not options."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Return a parser whose errors are one line."""
+        """Return a parser whose error messages are one line."""
         parser = super().init_parser(**kwargs)
-        parser.__class__ = OneLineParser  # Lightning names its class, and gives no choice
+        parser.__class__ = OneLineParser  # Lightning hard-codes the class of its parser
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Find configurations that are given by name, and parse."""
+        """Replace the names of shipped configurations by their paths, and parse the arguments."""
         if isinstance(args, dict):
             super().parse_arguments(parser, args)
             return
@@ -83,28 +87,33 @@ class NormgeoCLI(LightningCLI):
     def _parsed(self, parser: Any, arguments: list[str]) -> Any:
         given = with_config_paths(arguments)
         for each in (parser, *self._subcommand_parsers.values()):
-            each.given, each.commands = given, self._subcommand_parsers
+            each.given = given
+            each.commands = self._subcommand_parsers
         return parser.parse_args(given)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer; what it refuses is a setting that cannot work."""
+        """Build the Trainer.
+
+        Raises:
+            ConfigurationError: If the Trainer refuses a setting.
+        """
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise _one_line(error) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the optimizer blocks, links between data and model, and the options of a run."""
+        """Add the optimizer blocks, the links between data and model, and the options of a run."""
         add_options(parser)
 
     def _parse_ckpt_path(self) -> None:
-        """Keep the configuration as given; Lightning would put the checkpoint's settings over it without a word.
+        """Do nothing: Lightning would silently override the configuration with the checkpoint's settings.
 
-        Where the two do not fit, :meth:`ResNetClassifier.on_load_checkpoint` says so.
+        :meth:`ResNetClassifier.on_load_checkpoint` reports where the two do not fit.
         """
 
     def before_instantiate_classes(self) -> None:
-        """Choose W&B's mode and the folder of the run, and keep W&B's staging files beside it."""
+        """Set W&B's mode, choose the run's folder, and keep W&B's staging files in the same ``save_dir``."""
         os.environ["WANDB_MODE"] = self._get(self.config, "wandb") or os.environ.get("WANDB_MODE") or "offline"
         os.environ.setdefault("WANDB_SILENT", "true")
         check_exists(self._get(self.config, "ckpt_path"))
@@ -119,14 +128,14 @@ class NormgeoCLI(LightningCLI):
                 os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute() / "wandb-data"))
 
     def _entries(self, kind: str) -> list[tuple[str, Any]]:
-        """Return the class names and settings of the loggers or callbacks to be built."""
+        """Return the class name and settings of every entry of ``trainer.<kind>``, such as ``logger``."""
         found = self._get(self.config, "trainer").get(kind)
         entries = found if isinstance(found, list) else [found]
         known = [entry for entry in entries if hasattr(entry, "get")]
         return [(entry.get("class_path", "").rpartition(".")[2], entry.get("init_args", {})) for entry in known]
 
     def _claim_folder(self) -> None:
-        """Choose a new folder for the run before its loggers are built, so that W&B can show its name."""
+        """Create a new folder for the run before its loggers are built, so that W&B can show its name."""
         loggers = self._entries("logger")
         record = next((settings for kind, settings in loggers if kind == "RecordLogger"), None)
         if record is None:
@@ -141,7 +150,7 @@ class NormgeoCLI(LightningCLI):
                 settings["name"] = record["version"]
 
     def _take_folder(self) -> None:
-        """Send the run where ``--run`` says."""
+        """Write the run into the folder given with ``--run``."""
         given = self._get(self.config, "run")
         if self.subcommand != "fit":
             raise ConfigurationError(f"--run is for fit. Leave it out: {self.subcommand} gets a folder of its own.")
@@ -150,7 +159,8 @@ class NormgeoCLI(LightningCLI):
         folder = RunFolder(given)
         self._made = missing_parents(folder.path.parent)
         folder.claim()
-        self.run_folder, self._place = folder, folder.path
+        self.run_folder = folder
+        self._place = folder.path
         if folder.finished:
             raise ConfigurationError(f"--run {given} has finished. Choose another folder, or remove this one.")
         check_checkpoint(folder.checkpoint)
@@ -159,7 +169,7 @@ class NormgeoCLI(LightningCLI):
         trainer.default_root_dir = trainer.default_root_dir or given
 
     def before_fit(self) -> None:
-        """Resume the run where it was; its own checkpoint is newer than one it was told to start from."""
+        """Resume the run from its own checkpoint, which takes precedence over an older one given as ``--ckpt_path``."""
         own = None if self.run_folder is None else self.run_folder.checkpoint
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(0, RandomState(restore=own is not None))
@@ -172,7 +182,7 @@ class NormgeoCLI(LightningCLI):
             callbacks.append(NewestEpoch(self.run_folder.path))
 
     def after_instantiate_classes(self) -> None:
-        """Leave out a W&B logger that cannot start, and let none of the others stop the run."""
+        """Remove a W&B logger that cannot start, and guard the others so that their failures do not stop the run."""
         self._began = time.monotonic()
         load_weights_only(self.trainer.strategy)
         self.trainer.loggers = start_wandb(self.trainer.loggers)
@@ -182,7 +192,7 @@ class NormgeoCLI(LightningCLI):
             tell_begin(self.trainer.loggers)
 
     def after_fit(self) -> None:
-        """Test the best weights, write the report, print the summary."""
+        """Test the best weights, write the report, and print the summary."""
         trainer = self.trainer
         if self._get(self.config, "test_after_fit") and not self._get(self.config, "trainer").fast_dev_run:
             trainer.test(self.model, datamodule=self.datamodule, ckpt_path=_best(trainer), verbose=False)
@@ -200,15 +210,16 @@ class NormgeoCLI(LightningCLI):
             tell_end(self.trainer.loggers, self._get(self.config, "report"))
 
     def _end_early(self, error: BaseException) -> None:
-        """Say how an interrupted run resumes, and leave nothing of a command that failed before it logged anything.
+        """Print how to resume an interrupted run; remove the files of a command that failed before it logged anything.
 
         Raises:
-            SystemExit: with a shell's status for the signal, if it was one.
-            ConfigurationError: in place of Lightning's own kind.
+            SystemExit: With the exit status of the signal, if a signal ended the command.
+            ConfigurationError: In place of Lightning's MisconfigurationException.
         """
         trainer: Trainer | None = getattr(self, "trainer", None)
         loggers = [] if trainer is None else trainer.loggers
-        status, logged = interruption_of(error, trainer), self._place is not None and has_logged(self._place)
+        status = interruption_of(error, trainer)
+        logged = self._place is not None and has_logged(self._place)
         if is_rank_zero() and not logged:
             remove_traces(loggers, self._place, self._made)
         if status is not None:
@@ -225,13 +236,18 @@ def run(args: list[str] | dict[str, Any] | None = None) -> NormgeoCLI:
     """Run a command and return the finished command line, with its trainer, model and data.
 
     Args:
-        args: as on the command line, ``["fit", "--config", "…"]``; ``sys.argv`` if left out.
+        args: Arguments as on the command line, ``["fit", "--config", "…"]``, or a configuration as a dictionary.
+            Default: ``sys.argv``.
+
+    Raises:
+        ConfigurationError: If a setting cannot work.
+        SystemExit: If the arguments cannot be parsed (2) or a signal ended the command (130 or 143).
     """
     return NormgeoCLI(args)
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command from the shell; see :func:`one_line_errors`."""
+    """Run a command from the shell, with errors in one line; see :func:`one_line_errors`."""
     try:
         with one_line_errors():
             keep_quiet()
@@ -241,9 +257,9 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _best(trainer: Trainer) -> str | None:
-    """Return the best checkpoint, or None for the weights as they are."""
+    """Return the path of the best checkpoint, or None to test the current weights."""
     best: str = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if best and not Path(best).exists():  # a run that went on elsewhere has left it behind
+    if best and not Path(best).exists():  # left behind by a run that was resumed in another folder
         warn_once(f"The best checkpoint {best} is gone; the last weights are tested instead.")
         return None
     return best or None

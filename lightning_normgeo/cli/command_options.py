@@ -1,4 +1,4 @@
-"""Options of the commands beside those of Lightning."""
+"""Options that this package adds to those of Lightning's commands."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_normgeo.errors import ConfigurationError
 
 _NOT_FILES = ("best", "last", "hpc", "registry")
-"""Words that Lightning takes for a checkpoint."""
+"""Beginnings of ``--ckpt_path`` that Lightning takes for keywords, not for names of files."""
 
 
 def add_options(parser: LightningArgumentParser) -> None:
-    """Add the optimizer blocks, links between data and model, and what happens after fit."""
+    """Add the optimizer blocks, the links between data and model, and the options of a run."""
     for base, key, skip in ((Optimizer, "optimizer", "params"), (LRScheduler, "lr_scheduler", "optimizer")):
-        # as text for the model, which splits the parameters by what is decayed before it builds the optimizer
+        # not built here: the model first splits its parameters into decayed and undecayed groups
         parser.add_subclass_arguments(base, key, instantiate=False, required=False, fail_untyped=False, skip={skip})
         parser.link_arguments(key, f"model.{key}", compute_fn=_as_dict)
     parser.link_arguments("data", "model.num_classes", compute_fn=_num_classes, apply_on="instantiate")
@@ -26,14 +26,14 @@ def add_options(parser: LightningArgumentParser) -> None:
         "--run",
         type=str | None,
         default=None,
-        help="Folder of a fit, <folder>/<study>/<name>. The same command again goes on from the last checkpoint. "
-        "If left out: a new folder, by the time it starts.",
+        help="Folder of the run, <folder>/<study>/<name>. The same command again resumes the run from its last "
+        "checkpoint. Default: a new folder, named after the time at which the run starts.",
     )
     parser.add_argument(
         "--wandb",
         type=Literal["offline", "online", "disabled"] | None,
         default=None,
-        help="W&B mode; the environment's WANDB_MODE if left out, else offline: nothing leaves the machine.",
+        help="W&B mode. Default: the environment variable WANDB_MODE, else offline: nothing leaves the machine.",
     )
     parser.add_argument(
         "--test_after_fit",
@@ -45,7 +45,14 @@ def add_options(parser: LightningArgumentParser) -> None:
 
 
 def check_exists(checkpoint: str | None) -> None:
-    """Refuse a checkpoint that is not there, and name those that are."""
+    """Check that a checkpoint exists.
+
+    Args:
+        checkpoint: Value of ``--ckpt_path``; keywords of Lightning, URLs and None are accepted.
+
+    Raises:
+        ConfigurationError: If the file does not exist; the message names checkpoints nearby.
+    """
     if checkpoint is None or checkpoint.startswith(_NOT_FILES) or "://" in checkpoint or Path(checkpoint).exists():
         return
     folder = next(path for path in Path(checkpoint).absolute().parents if path.is_dir())

@@ -1,4 +1,4 @@
-"""A console without messages that help nobody who runs a finished command: tips, deprecations of libraries, states."""
+"""Filters for messages of Lightning and other libraries that do not help a user of the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).*is deprecated",  # Lightning on the newest torch
     r"(?s)\s*By default only one JsonargparseDeprecationWarning",  # LightningCLI on the newest jsonargparse
     r"\s*``ArgumentParser.add_instantiator`` was deprecated",
-    r"The '.*dataloader' does not have many workers",  # a choice of the configuration
+    r"The '.*dataloader' does not have many workers",  # the number of workers is set in the configuration
     r"The number of training batches .* is smaller than the logging interval",
     r"The dirpath has changed from",  # a run that is resumed elsewhere
     r"Checkpoint directory .* exists and is not empty",  # a run that is resumed
@@ -28,7 +28,7 @@ _WARNINGS = (
 
 
 def keep_quiet() -> None:
-    """Leave such messages out of the console of this process; warnings of this package and errors stay."""
+    """Hide Lightning's tips and status lines and known library warnings; errors and this package's warnings stay."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for name in _LOGGERS:

@@ -1,4 +1,4 @@
-"""How a command ends: its summary, where everything is, and how to resume it."""
+"""Console output at the beginning and end of a command: its folder, its summary, and how to resume it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lightning_normgeo.runs.record_logger import RecordLogger
 from lightning_normgeo.runs.summary import summary_table
 
 INTERRUPTED, TERMINATED = 130, 143
-"""Exit statuses, as shells give them for SIGINT and SIGTERM."""
+"""Exit statuses of shells for a command that SIGINT or SIGTERM ended."""
 _PLAIN_WIDTH = 100
 
 
 def interruption_of(error: BaseException, trainer: Trainer | None) -> int | None:
-    """Return the exit status of a command that a signal has ended; None if it was something else.
+    """Return the exit status for the signal that ended a command, or None if no signal did.
 
     Lightning turns Ctrl-C into an exit with status 1, and SIGTERM into one with status 0.
     """
@@ -38,17 +38,19 @@ def interruption_of(error: BaseException, trainer: Trainer | None) -> int | None
 
 
 def tell_interruption(trainer: Trainer, arguments: Sequence[str], folder: Path, checkpoint: str | None) -> None:
-    """Say how far an interrupted run is, where it is, and how it resumes.
+    """Print the progress and folder of an interrupted run, and the command that resumes it.
 
     Args:
-        trainer: of the run.
-        arguments: of the command.
-        folder: of the run.
-        checkpoint: the newest one, None before the first.
+        trainer: Trainer of the run.
+        arguments: Arguments of the interrupted command.
+        folder: Folder of the run.
+        checkpoint: Path of the newest checkpoint; None before the first.
     """
     console = _console(sys.stderr)
-    said = f"interrupted at step {trainer.global_step:,}, in epoch {trainer.current_epoch + 1}"
-    _show(console, said + (f" of {trainer.max_epochs}." if (trainer.max_epochs or -1) > 0 else "."))
+    progress = f"interrupted at step {trainer.global_step:,}, in epoch {trainer.current_epoch + 1}"
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:  # Lightning uses -1 for no limit
+        progress += f" of {trainer.max_epochs}"
+    _show(console, f"{progress}.")
     _show(console, f"run:    {folder.absolute()}")
     if checkpoint is None:
         _show(console, "There is no checkpoint yet: the same command begins anew.")
@@ -57,17 +59,18 @@ def tell_interruption(trainer: Trainer, arguments: Sequence[str], folder: Path, 
 
 
 def resume_command(arguments: Sequence[str], folder: Path) -> str:
-    """Return the command that resumes a run: the same with ``--run``."""
-    kept, skip = [], False
+    """Return the command that resumes a run: the given arguments with ``--run`` set to its folder."""
+    kept = []
+    is_value_of_run = False
     for argument in arguments:
-        if not skip and argument != "--run" and not argument.startswith("--run="):
+        if not is_value_of_run and argument != "--run" and not argument.startswith("--run="):
             kept.append(argument)
-        skip = argument == "--run"
+        is_value_of_run = argument == "--run"
     return shlex.join(["normgeo", *kept, "--run", str(folder)])
 
 
 def tell_begin(loggers: Sequence[Any]) -> None:
-    """Say where a run is written, before it begins."""
+    """Print the folder of a run before it begins."""
     for logger in loggers:
         if isinstance(logger, RecordLogger):
             _show(_console(sys.stdout), f"run:    {logger.folder.absolute()}")
@@ -75,7 +78,7 @@ def tell_begin(loggers: Sequence[Any]) -> None:
 
 
 def tell_end(loggers: Sequence[Any], with_report: bool) -> None:
-    """Write the report, print the summary, and say where everything is."""
+    """Write the report, and print the summary and the paths of report, record and offline W&B runs."""
     folder = next((one.folder for one in loggers if isinstance(one, RecordLogger) and one.path.is_file()), None)
     if folder is None:
         return

@@ -1,4 +1,4 @@
-"""Mistakes on the command line in one line each: what was given, what there is, and the nearest of all names."""
+"""One-line explanations of mistakes on the command line, with the allowed values or the nearest names."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _UNKNOWN = re.compile(r"(?:unrecognized arguments: -*|does not accept option '|O
 _VALUE = re.compile(r"""Parser key "(?P<key>[^"]+)":""")
 _GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
 _NAME = re.compile(r"[\w.-]+")
-"""A name as users give it: Lightning has options of its own for what is linked."""
+"""Names of options that users can type; Lightning adds internal ones, with other characters, for linked arguments."""
 _NO_DATA = re.compile(r"arguments are required: \w+\.data\b")
 _NO_YAML = "Problems parsing config"
 _SHORT = {type(None): "null", int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
 def explain(message: str, arguments: Sequence[str], parser: Any, command: str) -> str:
-    """Return an error of a parser as one line.
+    """Return the error of a parser as one line.
 
     Args:
-        message: the parser's own words, of many lines.
-        arguments: of the command.
-        parser: of the command, whose options are known.
-        command: such as ``fit``.
+        message: Error message of the parser, usually of many lines.
+        arguments: Arguments of the command.
+        parser: Parser of the command, which knows its options.
+        command: Name of the command, such as ``fit``.
     """
     if _NO_YAML in message:
         return _not_yaml(arguments) or " ".join(message.split())
@@ -51,7 +51,7 @@ def explain(message: str, arguments: Sequence[str], parser: Any, command: str) -
 
 
 def _unknown(option: str, parser: Any, command: str) -> str:
-    """Explain an option that there is not."""
+    """Return the explanation of an unknown option, with the names nearest to it."""
     known = [name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")]
     holder = next((key for key in _prefixes(option) if _classes(_type_of(parser, key))), None)
     if holder is not None:
@@ -68,7 +68,7 @@ def _looks_like_an_option(option: str, known: Sequence[str]) -> bool:
 
 
 def _expected(key: str, given: str, parser: Any) -> str:
-    """Return what the value of an option has to be; empty if that is not known."""
+    """Return a sentence about the allowed values of an option; empty if they are not known."""
     hint = _type_of(parser, key)
     choices = [choice for kind in _flat(hint) if get_origin(kind) is Literal for choice in get_args(kind)]
     if choices:
@@ -86,7 +86,7 @@ def _type_of(parser: Any, key: str) -> Any:
 
 
 def _flat(hint: Any) -> Iterator[Any]:
-    """Yield the types that a union or list is made of."""
+    """Yield the types inside a union or a container."""
     if get_origin(hint) is Literal or not get_args(hint):
         yield hint
     else:
@@ -95,12 +95,12 @@ def _flat(hint: Any) -> Iterator[Any]:
 
 
 def _classes(hint: Any) -> list[type]:
-    """Return the types that a class is to be chosen for."""
+    """Return the base classes in a type hint whose subclasses an option accepts."""
     return [kind for kind in _flat(hint) if isinstance(kind, type) and kind not in _SHORT and kind not in (list, dict)]
 
 
 def _subclasses(hint: Any) -> list[type]:
-    """Return all classes that are known to fit, without those for internal use."""
+    """Return all loaded subclasses of the classes in a type hint, without private ones."""
     found: dict[type, None] = {}
     waiting = _classes(hint)
     while waiting:
@@ -120,22 +120,28 @@ def _parameters(kind: type) -> list[str]:
 
 
 def _prefixes(option: str) -> Iterator[str]:
+    """Yield the parents of a dotted option, the longest first, without ``init_args``."""
     parts = option.split(".")
     for length in range(len(parts) - 1, 0, -1):
         yield ".".join(part for part in parts[:length] if part != "init_args")
 
 
 def _in_full(option: str, arguments: Sequence[str]) -> str:
-    """Return an option as it was given: the parser names the last part only."""
+    """Return an option as the user typed it: the parser's message has only its last part."""
     given = (argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("--"))
     return next((one for one in given if one == option or one.endswith(f".{option}")), option)
 
 
 def _not_yaml(arguments: Sequence[str]) -> str:
-    """Explain which configuration cannot be read, and where."""
+    """Return the name of the configuration that is not YAML and the place of the error; empty if there is none."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option, _, value = argument.partition("=")
-        file = Path(argument if before in ("-c", "--config") else value if option in ("-c", "--config") else "")
+        if before in ("-c", "--config"):
+            file = Path(argument)
+        elif option in ("-c", "--config"):
+            file = Path(value)
+        else:
+            continue
         if not file.is_file():
             continue
         try:

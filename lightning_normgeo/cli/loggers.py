@@ -1,4 +1,4 @@
-"""Loggers that cannot stop a run of the command line, and the name that W&B shows."""
+"""Guards for loggers whose failures must not stop a run, and the start and end of W&B."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _METHODS = (
     "after_save_checkpoint",
     "finalize",
 )
-"""What Lightning and this package call on a logger."""
+"""Methods of a logger that Lightning and this package call."""
 _IN_THE_TABLE = re.compile(r"robustness/.+/(ci_low|ci_high|n)")
-"""Keys that the table ``robustness/table`` has as well."""
+"""Metrics that the table ``robustness/table`` contains as well."""
 _PATIENCE = 3
-"""So many failures in a row, and a logger is asked no more: one whose service is gone can take minutes for each."""
+"""Failures in a row after which a logger is not called again: each call to a dead service can take minutes."""
 
 
 def start_wandb(loggers: list[Any]) -> list[Any]:
-    """Start W&B where there is a logger for it, and return the loggers without one that could not be started."""
+    """Start the W&B loggers; return all loggers without those that could not be started, with a warning for each."""
     able = []
     for logger in loggers:
         try:
             if is_wandb(logger):
                 _without_anonymous(logger)
                 Path(logger.save_dir or ".").mkdir(parents=True, exist_ok=True)
-                _ = logger.experiment
+                _ = logger.experiment  # the first access starts the run
         except Exception as error:
             warn_once(
                 f"W&B could not start ({said_in_one_line(error)}); the run goes on without it. --wandb offline "
@@ -50,17 +50,17 @@ def start_wandb(loggers: list[Any]) -> list[Any]:
 
 
 def _without_anonymous(logger: Any) -> None:
-    """Leave out an argument that Lightning passes on unasked, and W&B warns of."""
+    """Remove an argument that Lightning always passes to W&B, and that W&B warns about."""
     arguments = getattr(logger, "_wandb_init", None)
     if isinstance(arguments, dict) and arguments.get("anonymous") is None:
         arguments.pop("anonymous", None)
 
 
 def shield(logger: Any) -> None:
-    """Let a logger that fails warn once instead of ending the run: training is worth more than its curves.
+    """Make a logger warn once instead of ending the run when it fails: training is worth more than its curves.
 
     Args:
-        logger: whose methods are replaced, on this object alone.
+        logger: Logger whose methods are replaced, on this object alone.
     """
     failures = _Failures(type(logger).__name__)
     if is_wandb(logger):
@@ -72,7 +72,7 @@ def shield(logger: Any) -> None:
 
 
 def _without_intervals(log_metrics: Callable[..., None]) -> Callable[..., None]:
-    """Return a method that leaves out the intervals of accuracies, each of which would be a chart with one point."""
+    """Wrap ``log_metrics`` to drop intervals and counts of accuracies, each of which W&B would draw as one point."""
 
     @functools.wraps(log_metrics)
     def logged(metrics: Mapping[str, float], *args: Any, **kwargs: Any) -> None:
@@ -84,29 +84,30 @@ def _without_intervals(log_metrics: Callable[..., None]) -> Callable[..., None]:
 
 
 def end_wandb() -> None:
-    """Let W&B write what it has; one whose service is gone is not waited for."""
+    """End W&B's run, and warn if its service does not respond."""
     wandb = sys.modules.get("wandb")
     if wandb is not None:
         try:
             wandb.finish()
         except Exception as error:
             warn_once(f"W&B could not end its run ({error!r}).")
-            sys.unraisablehook = lambda _: None  # W&B's own hook at exit would print two pages of the same
+            sys.unraisablehook = lambda _: None  # W&B's own hook at exit would fail again, with two pages of traceback
 
 
 class _Failures:
-    """Counts the failures of one logger.
+    """Guards the methods of one logger, and stops calling it when one of them fails repeatedly.
 
     Args:
-        name: of the logger, for the warning.
+        name: Class name of the logger, for the warnings.
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._gone = name, False
+        self._name = name
+        self._gone = False
         self._said: set[str] = set()
 
     def guard(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a method that does not fail."""
+        """Return a method that warns where the given one raises."""
         in_a_row = 0
 
         @functools.wraps(method)
@@ -129,7 +130,7 @@ class _Failures:
     def _report(self, error: Exception) -> None:
         self._say(f"{self._name} failed ({said_in_one_line(error)}). The run goes on with its other loggers.", "failed")
         if self._gone:
-            self._say(f"{self._name} failed {_PATIENCE} times in a row and is given nothing more.", "gone")
+            self._say(f"{self._name} failed {_PATIENCE} times in a row and is not called again.", "gone")
 
     def _say(self, message: str, what: str) -> None:
         if what not in self._said:

@@ -1,4 +1,4 @@
-"""The parser of Lightning's commands, with errors of one line."""
+"""Parser of Lightning's commands with one-line errors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class OneLineParser(LightningArgumentParser):
     """A parser that explains a mistake in one line, instead of two pages of usage.
 
     Attributes:
-        given: the arguments of the command.
-        commands: the parsers of all commands by name.
+        given: Arguments of the command.
+        commands: Parsers of all commands by name.
     """
 
     given: Sequence[str] = ()
     commands: Mapping[str, Any] = {}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Explain a mistake and end with status 2."""
+        """Print one line about the mistake and exit with status 2."""
         if not self.exit_on_error:
             super().error(message, ex)
         command = next((word for word in self.given if word in self.commands), "")

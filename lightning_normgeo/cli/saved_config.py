@@ -26,7 +26,7 @@ class RecordConfig(SaveConfigCallback):
 
 
 def _without_place(config: Any) -> Any:
-    """Return a configuration without the folder and the names of the run, which another run with it must not take."""
+    """Return a configuration without the run's own folder, names and ids, so that another run can start from it."""
     config = config.clone()
     config["run"] = None
     loggers = config.trainer.logger
@@ -38,11 +38,12 @@ def _without_place(config: Any) -> Any:
         for name in ("version", "id"):
             if name in entry.init_args:
                 entry.init_args[name] = None
-        if entry.init_args.get("name") in places:  # W&B's name of the run is that of its folder
+        if entry.init_args.get("name") in places:  # W&B's run was named after the folder
             entry.init_args["name"] = None
     return config
 
 
 def _wandb_id(trainer: Trainer) -> str | None:
+    """Return W&B's id of the run; None without a W&B logger."""
     ids = [str(logger.version) for logger in trainer.loggers if is_wandb(logger)]
     return ids[0] if ids else None

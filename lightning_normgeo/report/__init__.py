@@ -1,4 +1,4 @@
-"""Reports from records. Needs the extra ``report`` as soon as one is written."""
+"""Reports made from the records of runs; writing one needs the packages of the extra ``report``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    """Import the public names on first use, so that the package can be imported without the extra ``report``."""
     if name not in ("REPORT_NAME", "write_report"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lightning_normgeo.report import write

@@ -1,4 +1,4 @@
-"""Which runs a report is about, and what tells them apart."""
+"""The runs of a report, with the settings and labels that tell them apart."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from lightning_normgeo.runs.record import Record
 from lightning_normgeo.utilities.plain_text import plain
 
 _LONGEST_NAME = 60
+"""Characters of the longest folder name in a label."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run among those of a report.
+    """One of the runs of a report.
 
     Attributes:
-        record: what it logged, its texts as they can be shown.
-        settings: all its settings, by dotted name.
-        differing: those in which the runs of the report differ, the seed included.
-        panel: the normalization, if the runs differ in it; figures have a panel for each.
-        series: what else differs but the seed, as a label; figures have a color for each.
-        repeat: the seed, or what else tells runs apart that have all settings in common.
-        seed_settings: the names of those in which runs differ that only choose random numbers.
+        record: The record of the run, with its texts made safe to show.
+        settings: All settings by dotted name.
+        differing: The settings in which the runs of the report differ, seeds included.
+        panel: Label of the normalization, if the runs differ in it; figures have a panel for each.
+        series: Label of the other differing settings, without seeds; figures have a color for each.
+        repeat: Label of the seed, or of what else tells runs with the same settings apart.
+        seed_settings: Names of the differing settings that are seeds of random numbers.
     """
 
     record: Record
@@ -43,35 +44,36 @@ class Run:
 
     @property
     def group(self) -> str:
-        """What this run has in common with its repetitions under other seeds."""
+        """The label that the run shares with its repetitions under other seeds."""
         return ", ".join(part for part in (self.panel, self.series) if part) or "all runs"
 
     @property
     def name(self) -> str:
-        """A label of its own."""
+        """The label of the run, which no other run of the report has."""
         parts = [part for part in (self.panel, self.series, self.repeat) if part]
         return ", ".join(parts) or elided(plain(self.record.folder.name), _LONGEST_NAME)
 
     @property
     def seeds(self) -> tuple[str, ...]:
-        """Its values of the settings that only choose random numbers, as far as runs differ in them."""
+        """The values of the seeds in which the runs of the report differ."""
         return tuple(self.differing[name] for name in self.seed_settings)
 
     @property
     def kind(self) -> dict[str, str]:
-        """Its values of the other settings in which runs differ: the same for repetitions, and only for them."""
+        """The differing settings without seeds: equal for repetitions of a run, and only for them."""
         return {name: value for name, value in self.differing.items() if name not in self.seed_settings}
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """The rows of its robustness evaluations, ``clean`` first; none without one."""
+        """The rows of all robustness evaluations, ``clean`` first; empty without an evaluation."""
         return [row for evaluation in self.record.evaluations.values() for row in evaluation.get("results", [])]
 
     def evaluation_settings(self, loader: str) -> dict[str, Any]:
-        """Return what decided the results of a loader.
+        """Return the settings of the evaluation on one test loader.
 
         Args:
-            loader: what its attacks' names end in, with the evaluation's name in front where it has one.
+            loader: Ending of its attacks' names, as :func:`split_attack` returns it; begins with the name of the
+                evaluation if that has one.
         """
         evaluations = self.record.evaluations
         name = loader.strip("/").partition("/")[0]
@@ -84,12 +86,12 @@ def load_runs(sources: Sequence[str | Path]) -> list[Run]:
     """Read the runs of a report.
 
     Args:
-        sources: folders of runs, records, folders of studies or their ``study.json``, folders that hold any of these up
-            to four folders deep, and ``entity/project`` or ``entity/project/run`` of W&B, which is asked where there is
-            no such folder; ``wandb:entity/project`` whether or not there is one. Each run counts once.
+        sources: Folders of runs, records, folders of studies or their ``study.json``, folders that hold any of these up
+            to four folders deep, and ``entity/project`` or ``entity/project/run`` of W&B. W&B is asked only if there is
+            no such folder, and always for ``wandb:entity/project``. A run that is found twice is read once.
 
     Raises:
-        ConfigurationError: if there is none, or one of them has no record.
+        ConfigurationError: If there are no runs, or a source has no record.
     """
     if not sources:
         raise ConfigurationError("There is no run to report. Give folders of runs, or of a study.")
@@ -98,7 +100,11 @@ def load_runs(sources: Sequence[str | Path]) -> list[Run]:
 
 
 def compare_runs(records: Sequence[Record]) -> list[Run]:
-    """Return the runs with what tells them apart, in the order given."""
+    """Return runs with the settings and labels that tell them apart.
+
+    Args:
+        records: Records of the runs; the order stays.
+    """
     settings = [settings_of(record.settings) for record in records]
     names = dict.fromkeys(name for _, compared in settings for name in compared)
     values = {name: [compared.get(name, MISSING) for _, compared in settings] for name in names}
@@ -116,7 +122,7 @@ def compare_runs(records: Sequence[Record]) -> list[Run]:
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs with names of their own."""
+    """Return the runs with different names, by the ends of their folders' paths or numbers where needed."""
     folders = [run.record.folder for run in runs]
     names = [", ".join((run.group, run.repeat)) for run in runs]
     repeats = (

@@ -1,4 +1,4 @@
-"""Records as reports show them: every text in them is one, whoever wrote it."""
+"""Records with all texts made safe to show, whoever wrote them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lightning_normgeo.utilities.plain_text import plain
 
 
 def shown(record: Record) -> Record:
-    """Return a record with its texts made :func:`plain`, but for names of files and what settings are looked up by.
+    """Return a record with its texts made :func:`plain`, except names of files and of settings, which are looked up.
 
     Names of layers and metrics, captions, attacks, reasons and versions go into figures, tables, text files and
-    terminals. Where a name ends a line of JavaScript, no figure that has it could be drawn.
+    terminals. A name with a character that ends a line of JavaScript would break every figure that has it.
     """
     return replace(
         record,

@@ -1,4 +1,4 @@
-"""``normgeo report``."""
+"""The command ``normgeo report``."""
 
 from __future__ import annotations
 
@@ -17,23 +17,40 @@ _EXTRA = "pip install 'lightning-normgeo[report]'"
 
 
 def report_parser() -> ArgumentParser:
-    """Return the parser of the command."""
+    """Return the parser of ``normgeo report``."""
     parser = ArgumentParser(prog="normgeo report", description=_DESCRIPTION)
     parser.add_argument("runs", type=str, nargs="+", help="Folders of runs or studies, or entity/project of W&B.")
     parser.add_argument("--format", type=str, default="html", help="html, md, tex, csv, png or pdf.")
     parser.add_argument(
-        "--output", type=str | None, default=None, help="File, for png and pdf folder; beside the runs if left out."
+        "--output",
+        type=str | None,
+        default=None,
+        help="File to write; a folder for png and pdf. Default: beside the runs.",
     )
-    parser.add_argument("--title", type=str | None, default=None, help="The folder's name if left out.")
     parser.add_argument(
-        "--layers", type=list[str], default=[], help="Globs of layers to choose from, such as '[\"*conv1\"]'."
+        "--title", type=str | None, default=None, help="Title of the report. Default: the folder's name."
     )
-    parser.add_argument("--wandb", type=str | None, default=None, help="Publish to entity/project of W&B instead.")
+    parser.add_argument(
+        "--layers",
+        type=list[str],
+        default=[],
+        help="Globs of the layers that figures can show, such as '[\"*conv1\"]'.",
+    )
+    parser.add_argument(
+        "--wandb", type=str | None, default=None, help="Publish the report in entity/project of W&B instead."
+    )
     return parser
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit status."""
+    """Run ``normgeo report`` and return its exit status, which is 0.
+
+    Args:
+        args: Arguments after ``normgeo report``.
+
+    Raises:
+        ConfigurationError: If the report cannot be written or published.
+    """
     options = report_parser().parse_args(args)
     if options.wandb is not None:
         for url in _publish(options):
@@ -48,18 +65,26 @@ def main(args: list[str]) -> int:
 
 
 def write_quietly(runs: Sequence[str | Path]) -> str:
-    """Write the page of runs; return where it is, or why there is none."""
+    """Write the HTML page of some runs without raising an error.
+
+    Args:
+        runs: Sources of runs; see :func:`load_runs`.
+
+    Returns:
+        The path of the page, or "not written" with the reason.
+    """
     try:
         from lightning_normgeo.report.write import write_report
     except ImportError as error:
         return f"not written, {error.name} is missing: {_EXTRA}"
     try:
         return str(write_report(runs).absolute())
-    except Exception as error:  # a study of many hours does not end with a traceback of its report
+    except Exception as error:  # a study of many hours must not end with a traceback of its report
         return f"not written: {plain_line(error)}"
 
 
 def _publish(options: Namespace) -> Sequence[str]:
+    """Publish a report at W&B, and return the addresses of the report and the workspace view."""
     match = re.fullmatch(r"([\w.-]+)/([\w.-]+)", options.wandb)
     if match is None:
         raise ConfigurationError(f"--wandb {options.wandb} is not entity/project.")

@@ -1,4 +1,4 @@
-"""What runs are called: short names that tell them apart, from the settings in which they differ."""
+"""Labels of runs: short names that tell them apart, made from the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ from lightning_normgeo.report.setting_roles import (
 from lightning_normgeo.utilities.plain_text import plain
 
 LONGEST = 48
-"""Characters of what tells a kind of runs from the others; legends of figures have about this room."""
+"""Characters of the longest label of a kind of runs, for which legends of figures have room."""
 _LONGEST_FOLDER = 40
 
 Differing = Mapping[str, str]
-"""The values of those settings that are not the same in all runs."""
+"""Values of the settings that are not the same in all runs, by dotted name."""
 
 
 class Labels:
-    """Labels for several runs. Two runs are of one kind if all their settings but seeds are the same.
+    """Labels of several runs. Two runs are of the same kind if all their settings except seeds are equal.
 
-    Where all differing settings make names that are too long, only those are in them that are needed to tell the kinds
-    apart; the table of settings has all.
+    If all differing settings would make a label too long, labels name only those needed to tell the kinds apart; the
+    table of settings has all of them.
 
     Args:
-        runs: for each run the settings that differ, in the same order.
+        runs: The differing settings of each run, in the same order of settings.
 
     Attributes:
-        seeds: the settings that are seeds.
-        named: the settings that labels name.
+        seeds: Names of the settings that are seeds.
+        named: Names of the settings that the labels in ``series`` name.
+        panels: For each run the label of its normalization.
+        series: For each run the label of its other settings without seeds, different for different kinds of a panel.
+        repeats: For each run the label of its seeds.
     """
 
     def __init__(self, runs: Sequence[Differing]) -> None:
@@ -62,7 +65,7 @@ class Labels:
         return elided(" / ".join(known) or (MISSING if self._norms else ""), LONGEST)
 
     def _series(self, run: Differing) -> str:
-        """Return the other settings; one that a run lacks is left out where it has another of the same meaning."""
+        """Return the label of the other settings; a weight decay that a run lacks is omitted if it has another one."""
         decays = any(is_weight_decay(name) and run[name] != MISSING for name in self.named)
         shown = [n for n in self.named if not (decays and is_weight_decay(n) and run[n] == MISSING)]
         return ", ".join(label(name, run[name], self._titles[name]) for name in shown)
@@ -72,12 +75,12 @@ class Labels:
 
 
 def told_apart(names: Sequence[str], repeats: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Return repeats with the end of the folder's path where runs have everything in common.
+    """Return the labels of repetitions, with the end of the folder's path added where runs have the same name.
 
     Args:
-        names: of the runs, ending in their repeats.
-        repeats: what tells each of them from others of its kind.
-        folders: of the runs.
+        names: Names of the runs, which end in ``repeats``.
+        repeats: Labels that tell each run from the others of its kind.
+        folders: Folders of the runs.
     """
     alike: dict[str, list[str]] = {}
     places = [folder.resolve().as_posix() for folder in folders]
@@ -90,36 +93,38 @@ def told_apart(names: Sequence[str], repeats: Sequence[str], folders: Sequence[P
 
 
 def numbered(labels: Sequence[str]) -> list[str]:
-    """Return labels with a number behind those that are not the first of their kind."""
+    """Return labels with a number after each that is not the first of its text."""
     return _unique(labels, list(range(len(labels))))
 
 
 def _is_plain(value: str) -> bool:
-    """Whether a value is a number or a truth value, which cannot stand alone."""
+    """Whether a value is a number or a truth value, which means nothing without the name of its setting."""
     return number_of(value) is not None or value in ("true", "false")
 
 
 def _telling(runs: Sequence[Differing], norms: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Return few settings that together with the normalization tell apart what all of them do."""
+    """Return a few settings that, together with the normalization, tell apart all kinds of runs; chosen greedily."""
     order = sorted(others, key=lambda name: (not is_weight_decay(name), max(len(run[name]) for run in runs) > 24))
-    kinds, chosen = len({tuple(run[name] for name in (*norms, *others)) for run in runs}), list[str]()
 
-    def told(names: Sequence[str]) -> int:
+    def kinds(names: Sequence[str]) -> int:
+        """Return the number of different runs, as told by the normalization and some settings."""
         return len({tuple(run[name] for name in (*norms, *names)) for run in runs})
 
-    while told(chosen) < kinds:
-        chosen.append(max((name for name in order if name not in chosen), key=lambda name: told([*chosen, name])))
+    chosen: list[str] = []
+    wanted = kinds(others)
+    while kinds(chosen) < wanted:
+        chosen.append(max((name for name in order if name not in chosen), key=lambda name: kinds([*chosen, name])))
     return [name for name in others if name in chosen]
 
 
 def _told_by(panels: Sequence[str], series: Sequence[str], kinds: Sequence[object]) -> list[str]:
-    """Return series with a number where the same panel and series stand for different kinds."""
+    """Return the labels of series, with a number where the same panel and series belong to different kinds."""
     groups = _unique([f"{panel}\n{one}" for panel, one in zip(panels, series, strict=True)], kinds)
     return [group.partition("\n")[2].strip() for group in groups]
 
 
 def _unique(labels: Sequence[str], keys: Sequence[object]) -> list[str]:
-    """Return labels that are the same only where the keys are."""
+    """Return labels with numbers added so that they are equal only where the keys are."""
     known: dict[object, str] = {}
     taken: dict[str, int] = {}
     for text, key in zip(labels, keys, strict=True):
@@ -129,12 +134,13 @@ def _unique(labels: Sequence[str], keys: Sequence[object]) -> list[str]:
         while free in taken:
             taken[text] += 1
             free = f"{text} ({taken[text]})"
-        known[key], taken[free] = free, 1
+        known[key] = free
+        taken[free] = 1
     return [known[key] for key in keys]
 
 
 def _end(place: str, places: Sequence[str]) -> str:
-    """Return as much of the end of a path as no other path has."""
+    """Return the shortest end of a path that no other path has."""
     others, parts = set(places), place.split("/")
     ends = ("/".join(parts[-depth:]) for depth in range(1, len(parts) + 1))
     found = next((end for end in ends if sum(f"/{other}".endswith(f"/{end}") for other in others) == 1), place)

@@ -1,4 +1,4 @@
-"""Hyperparameters of runs: nested as they were logged, and flat as they are compared and shown."""
+"""Hyperparameters of runs: nested as they were logged, and flat for comparing and showing them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from typing import Any
 from lightning_normgeo.utilities.plain_text import plain
 
 MISSING = "–"
+"""The text of a setting that a run does not have."""
 _CONFIG = "config"
-"""The hyperparameter that the command line logs its whole configuration as. Users have hyperparameters of that name."""
+"""The hyperparameter with the command line's whole configuration; users may have one of the same name."""
 _OWN = ("trainer", "test_after_fit")
-"""Keys that a configuration of the command line has and no other."""
+"""Keys by which a configuration of this command line is recognized."""
 _NOT_COMPARED = ("run", "ckpt_path", "config", "wandb", "trainer.logger", "trainer.default_root_dir", "model.optimizer")
-"""Settings of the command line that are the place of a run, or said elsewhere."""
+"""Settings of the command line that only say where a run is written, or that occur a second time elsewhere."""
 _LOGGED_AGAIN = ("", "model.", "data.init_args.")
-"""Where a configuration has what models and data log of themselves."""
+"""Prefixes of the settings in a configuration that models and data modules log a second time as hyperparameters."""
 _NAME_OF_RUN = "wandb.id"
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)")
-"""The part of a function's or object's text that differs from process to process."""
+"""The address in the text of a function or an object, which differs between processes."""
 _DEEPEST = 40
+"""Levels of nesting that become dotted names; deeper values are texts."""
 _EMPTY = "{}"
+"""The text of an empty group of settings."""
 
 
 def settings_of(logged: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return all settings of a run by dotted name, and those of them that runs are compared by.
+    """Return all settings of a run by dotted name, and those of them by which runs are compared.
 
-    The configuration of the command line has no prefix, and what its model and data log beside it, unless it differs,
-    is not repeated. Whatever else was logged, also a hyperparameter of one's own called ``config``, counts in full.
+    The configuration of the command line gets no prefix. What its model and data log a second time is left out unless
+    the values differ. All other hyperparameters count in full, also a user's own called ``config``.
 
     Args:
-        logged: everything passed to ``log_hyperparams``.
+        logged: Everything passed to ``log_hyperparams``.
     """
     if not has_own_config(logged):
         found = _without_name(flat(logged))
@@ -55,10 +58,14 @@ def has_own_config(logged: Mapping[str, Any]) -> bool:
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, str]:
-    """Return nested settings as dotted names and short texts, without those that are None.
+    """Return nested settings as short texts by dotted name, without those that are None.
 
-    Different settings have different names, also ``{"a.b": 1, "a": {"b": 2}}``, which get ``a.b`` and ``a.b (2)``.
-    Numbers are the same whether they were written as 1 or 1.0, and functions wherever they were in memory.
+    Different settings get different names: ``{"a.b": 1, "a": {"b": 2}}`` becomes ``a.b`` and ``a.b (2)``. Equal values
+    get equal texts: numbers whether they were written as 1 or 1.0, and functions wherever they are in memory.
+
+    Args:
+        values: Nested settings.
+        prefix: Dotted name of the settings themselves.
     """
     leaves: dict[str, list[tuple[tuple[str, ...], str]]] = {}
     for path, text in _leaves(values, (prefix,) if prefix else ()):
@@ -71,30 +78,39 @@ def flat(values: Any, prefix: str = "") -> dict[str, str]:
 
 
 def without_empty(values: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the names of settings without groups that some runs leave empty, where what others have in them says it.
+    """Return the names of settings without redundant empty groups.
+
+    A setting that is an empty group in some runs, and a group of settings in the others, is redundant if the settings
+    within the group already tell all runs apart that it does.
 
     Args:
-        values: of each setting in all runs.
+        values: For each setting its values in all runs.
     """
     names = list(values)
     for name in values:
         others = [other for other in names if other != name]
-        if set(values[name]) <= {_EMPTY, MISSING} and any(other.startswith(f"{name}.") for other in others):
-            same = [len(set(zip(*(values[other] for other in chosen), strict=True))) for chosen in (names, others)]
-            names = others if same[0] == same[1] else names
+        is_group = any(other.startswith(f"{name}.") for other in others)
+        is_empty = set(values[name]) <= {_EMPTY, MISSING}
+        if is_group and is_empty and _distinct_runs(values, others) == _distinct_runs(values, names):
+            names = others
     return names
 
 
 def number_of(value: str) -> float | None:
-    """Return the number that a setting's text is, or None."""
+    """Return the number that the text of a setting stands for, or None if it is not a number."""
     try:
         return float(value)
     except ValueError:
         return None
 
 
+def _distinct_runs(values: Mapping[str, Sequence[str]], names: Sequence[str]) -> int:
+    """Return the number of different runs, as told by some of their settings."""
+    return len(set(zip(*(values[name] for name in names), strict=True)))
+
+
 def _leaves(values: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the path and text of everything within nested settings that holds nothing more."""
+    """Yield the path and text of each innermost value of nested settings, without None."""
     inside: Mapping[Any, Any] = {}
     if len(path) < _DEEPEST:
         if isinstance(values, Mapping):
@@ -108,7 +124,7 @@ def _leaves(values: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
 
 
 def _text(value: Any) -> str:
-    """Return a value as it is shown. Texts that cannot be shown as they are, or would look like none, are quoted."""
+    """Return the text of a value; strings that cannot be shown safely or look like a missing value are quoted."""
     value = _settled(value)
     if not isinstance(value, str):
         return json.dumps(value, default=str, ensure_ascii=False)
@@ -116,13 +132,13 @@ def _text(value: Any) -> str:
 
 
 def _settled(value: Any, depth: int = 0) -> Any:
-    """Return a value without what says nothing of it: how a number is written, and where in memory an object is."""
+    """Return a value without irrelevant differences: the notation of numbers, and the addresses of objects."""
     if isinstance(value, Mapping) and depth < _DEEPEST:
         return {str(key): _settled(entry, depth + 1) for key, entry in value.items()}
     if _is_sequence(value) and depth < _DEEPEST:
         return [_settled(entry, depth + 1) for entry in value]
     if isinstance(value, float) and value.is_integer():
-        return int(value)  # as W&B gives it back
+        return int(value)  # W&B returns whole numbers as int
     if value is None or isinstance(value, int | float):
         return value
     return _ADDRESS.sub("", str(value))
@@ -133,15 +149,16 @@ def _is_sequence(value: Any) -> bool:
 
 
 def _free(name: str, taken: int, names: Any) -> str:
-    """Return the name, or the next with a number that nothing else has."""
+    """Return a name, or the first one with a number after it, from ``taken + 1`` on, that is not among ``names``."""
     number = taken + 1
     while name in names:
-        name, number = f"{name.removesuffix(f' ({number - 1})')} ({number})", number + 1
+        name = f"{name.removesuffix(f' ({number - 1})')} ({number})"
+        number += 1
     return name
 
 
 def _without_name(found: dict[str, str]) -> dict[str, str]:
-    """Leave out what W&B calls the run."""
+    """Return settings without W&B's id of the run."""
     return {name: value for name, value in found.items() if name != _NAME_OF_RUN}
 
 

@@ -1,4 +1,4 @@
-"""What settings are about, whatever projects call them: seeds, normalizations, weight decay."""
+"""Roles of settings, recognized by their names in any project: seeds, normalizations, weight decay."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SEEDS = {
     *(f"{what}_seed" for what in ("master", "model", "np", "numpy", "pl", "python", "random", "rng", "run", "shuffle")),
     *(f"{what}_seed" for what in ("split", "torch", "train", "training", "worker")),
 }
-"""Names of whole numbers that choose random numbers. Names that are not here, such as ``seed_length``, are ordinary
-settings: runs that differ in them are no repetitions."""
+"""Names of settings that seed random numbers. Others, such as ``seed_length``, are ordinary settings: runs that differ
+in them are not repetitions of each other."""
 _NORMS = {
     "norm",
     *(f"norm_{what}" for what in ("fn", "kind", "layer", "layers", "module", "name", "type")),
@@ -31,19 +31,20 @@ _NORMS = {
 }
 _DECAYS = {"weight_decay", "weightdecay", "wd"}
 _OF_A_CLASS = ("_target_", "class_path", "init_args", "kind", "name", "type")
-"""Last parts of a dotted name that say less than those before them."""
+"""Last parts of dotted names that are less informative than the part before them."""
 _LONGEST_VALUE = 24
 _CLASS = re.compile(r"<(?:class|function|built-in function) '?([\w.<>]+?)'?>|((?:[A-Za-z_]\w*\.)+[A-Z]\w*)")
+"""A class or function as Python prints it, or the dotted path of a class."""
 
 
 def is_seed(setting: str) -> bool:
-    """Whether a setting only chooses random numbers, if its values are whole numbers."""
+    """Whether the name of a setting is that of a seed; its values have to be checked with :func:`are_seeds`."""
     parts = [_snake(part) for part in setting.split(".")]
     return _role(setting) in _SEEDS or any(part in ("seed", "seeds") for part in parts[-2:-1])
 
 
 def are_seeds(values: Iterable[str]) -> bool:
-    """Whether values are whole numbers, as seeds are, or missing."""
+    """Whether all values of a setting are whole numbers, as seeds are, or missing."""
     return all(value == MISSING or re.fullmatch(r"-?\d+", value) for value in values)
 
 
@@ -58,38 +59,39 @@ def is_weight_decay(setting: str) -> bool:
 
 
 def label(setting: str, value: str, title: str | None = None) -> str:
-    """Return what a setting with a value is called in labels.
+    """Return the label of a setting with its value.
 
     Args:
-        setting: its dotted name.
-        value: its text.
-        title: what the setting is called; the last part of its name that says something if left out.
+        setting: Dotted name of the setting.
+        value: Text of its value.
+        title: Name of the setting in the label. Default: the last informative part of its dotted name.
     """
     if is_weight_decay(setting) and number_of(value) is not None:
         return f"weight decay {value}" if number_of(value) else "no weight decay"
-    return f"{title or setting.split('.')[_last(setting.split('.'))]} {short(value)}"
+    parts = setting.split(".")
+    return f"{title or parts[_last(parts)]} {short(value)}"
 
 
 def choice(setting: str, value: str) -> str:
-    """Return what a value is called where its setting is clear: normalizations by their names alone."""
+    """Return the label of a setting with its value; of a normalization the value alone, which explains itself."""
     named = is_norm(setting) and number_of(value) is None and value not in ("true", "false")
     return short(value) if named else label(setting, value)
 
 
 def choices(setting: str, values: Sequence[str]) -> dict[str, str]:
-    """Return what different values of a setting are called, each by a name of its own."""
+    """Return the label of each value of a setting; different values get different labels."""
     found = {value: choice(setting, value) for value in values}
     return found if len(set(found.values())) == len(found) else {value: f"{setting} {value}" for value in values}
 
 
 def short(value: str) -> str:
-    """Return a value as a part of a label: classes and functions by their names, and no more than 24 characters."""
+    """Return a value as part of a label, at most 24 characters long; of classes and functions only the name."""
     match = _CLASS.fullmatch(value)
     return elided((match[1] or match[2]).rpartition(".")[2] if match else value, _LONGEST_VALUE)
 
 
 def elided(text: str, most: int) -> str:
-    """Return a text in one line with its middle left out if it is too long; its ends say most."""
+    """Return a text in one line of at most ``most`` characters; the middle is left out, as the ends say most."""
     line = " ".join(text.split())
     if len(line) <= most:
         return line
@@ -98,31 +100,32 @@ def elided(text: str, most: int) -> str:
 
 
 def titles(settings: Sequence[str]) -> dict[str, str]:
-    """Return for each setting as much of the end of its name as no other setting has."""
-    having = Counter(part for setting in settings for part in set(_stretches(setting.split("."))))
+    """Return for each setting the shortest end of its dotted name that no other setting has."""
+    occurrences = Counter(part for setting in settings for part in set(_stretches(setting.split("."))))
     found = {}
     for setting in settings:
         parts = setting.split(".")
         last = _last(parts)
         ends = [parts[last], *(".".join(parts[at:]) for at in range(last, -1, -1))]
-        found[setting] = next((end for end in ends if having[end] == 1), setting)
+        found[setting] = next((end for end in ends if occurrences[end] == 1), setting)
     return found
 
 
 def _stretches(parts: Sequence[str]) -> Iterator[str]:
-    """Yield all that stands within a dotted name."""
+    """Yield all sequences of successive parts of a dotted name."""
     for first in range(len(parts)):
         for end in range(first + 1, len(parts) + 1):
             yield ".".join(parts[first:end])
 
 
 def _role(setting: str) -> str:
+    """Return the last informative part of a dotted name in snake case."""
     parts = setting.split(".")
     return _snake(parts[_last(parts)])
 
 
 def _last(parts: Sequence[str]) -> int:
-    """Return the place of the last part of a name that says something."""
+    """Return the index of the last informative part of a name."""
     places = [place for place, part in enumerate(parts) if part not in _OF_A_CLASS and not part.isdigit()]
     return places[-1] if places else len(parts) - 1
 

@@ -1,4 +1,4 @@
-"""Where the runs of a report are: folders at any depth, studies, and projects of W&B."""
+"""Sources of the runs of a report: folders of runs, studies, folders that hold these, and projects of W&B."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
 
 _ONLINE = r"(wandb:)?([\w.-]+/[\w.-]+(?:/[\w.-]+)?)"
 _DEEPEST, _MOST_FOLDERS = 4, 20_000
+"""Levels of folders that are searched for runs, and the largest number of folders."""
 _WITHOUT_RUNS = ("checkpoints", "wandb", "wandb-data", "images", "figures", "__pycache__", "node_modules")
+"""Names of folders that are not searched."""
 _LARGEST_INDEX = 64 * MEBIBYTE
 _NAMED = 8
+"""Number of names that an error message lists."""
 _GIVE = "Give the folder of a run that was logged with RecordLogger, or one that holds such folders"
 
 
 def records_of(source: str) -> list[Record]:
-    """Read the records that a path or a project of W&B stands for.
+    """Read the records of a source, which is a path or a project of W&B; see :func:`load_runs`.
 
     Raises:
-        ConfigurationError: saying what is missing where.
+        ConfigurationError: If there are none; the message says what is missing, and where.
     """
     path = Path(source).expanduser() if source.startswith("~") else Path(source)
     if path.is_symlink() or path.exists():
@@ -44,10 +47,13 @@ def records_of(source: str) -> list[Record]:
 
 
 def folders_of(path: Path) -> list[Path]:
-    """Return the folders of the runs that an existing path stands for, sorted within folders that hold several.
+    """Return the folders of the runs at an existing path, sorted by name within each folder that is searched.
+
+    Args:
+        path: Folder or record of a run, folder or index of a study, or a folder that holds any of these.
 
     Raises:
-        ConfigurationError: if there is none, saying what is there instead.
+        ConfigurationError: If there is no run; the message says what is there instead.
     """
     if path.name == STUDY_NAME:
         return _begun(path.parent)
@@ -59,14 +65,20 @@ def folders_of(path: Path) -> list[Path]:
         return [path]
     if os.path.lexists(path / STUDY_NAME):
         return _begun(path)
-    found = list(_within(path, _DEEPEST, [_MOST_FOLDERS]))
+    found = list(_within(path, _DEEPEST, left=[_MOST_FOLDERS]))
     if not found:
         raise ConfigurationError(f"{path} has no {RECORD_NAME}, up to {_DEEPEST} folders deep; {_held(path)}. {_GIVE}.")
     return found
 
 
 def _within(folder: Path, deepest: int, left: list[int]) -> Iterator[Path]:
-    """Yield the folders of runs below a folder. Links that lead out of it are not followed."""
+    """Yield the folders of runs below a folder; links that lead out of it are not followed.
+
+    Args:
+        folder: Folder to search.
+        deepest: Number of levels to search.
+        left: Number of folders that may still be visited, in a list that all levels of the search share.
+    """
     for name in _folders(folder):
         left[0] -= 1
         if left[0] < 0:
@@ -81,6 +93,7 @@ def _within(folder: Path, deepest: int, left: list[int]) -> Iterator[Path]:
 
 
 def _of_a_study(folder: Path, deepest: int, left: list[int]) -> Iterable[Path]:
+    """Return the runs in the index of a study; if that cannot be read, the runs found in its folder."""
     try:
         return _indexed(folder)
     except ConfigurationError as error:
@@ -99,6 +112,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _is_own(folder: Path, name: str) -> bool:
+    """Whether a folder has a folder of that name that does not lead out of it."""
     try:
         contained_folder(folder, name)
     except ConfigurationError:
@@ -107,6 +121,7 @@ def _is_own(folder: Path, name: str) -> bool:
 
 
 def _is_record(folder: Path) -> bool:
+    """Whether a folder has a record, of any size."""
     try:
         contained_file(folder, RECORD_NAME, 2**63)
     except ConfigurationError:
@@ -115,7 +130,7 @@ def _is_record(folder: Path) -> bool:
 
 
 def _begun(folder: Path) -> list[Path]:
-    """Return the runs of a study that have begun."""
+    """Return the folders of a study's runs that have begun; raise a ConfigurationError if there are none."""
     found = _indexed(folder)
     if not found:
         raise ConfigurationError(f"No run of {folder / STUDY_NAME} has begun.")
@@ -123,7 +138,7 @@ def _begun(folder: Path) -> list[Path]:
 
 
 def _indexed(folder: Path) -> list[Path]:
-    """Return the runs of a study in the order of its index: folders within the study's that have a record."""
+    """Return the folders of a study's runs that have a record, in the order of its index."""
     index = folder / STUDY_NAME
     try:
         text = read_contained(folder, STUDY_NAME, _LARGEST_INDEX).decode("utf-8")
@@ -138,12 +153,12 @@ def _indexed(folder: Path) -> list[Path]:
 
 
 def _is_local(source: str) -> bool:
-    """Whether a missing path is meant as one of this machine: what it begins with is here."""
+    """Whether a missing path is meant as a local one, because its beginning exists here."""
     return source.startswith((".", "~", "/")) or Path(source.partition("/")[0]).exists()
 
 
 def _missing(path: Path) -> str:
-    """Say where a path ends, and what is there that it could have been."""
+    """Return the error message for a missing path, with the names nearest to its first missing part."""
     there = next((parent for parent in path.parents if parent.exists()), Path())
     name = path.relative_to(there).parts[0] if path.is_relative_to(there) else path.name
     try:
@@ -156,9 +171,9 @@ def _missing(path: Path) -> str:
 
 
 def _held(folder: Path) -> str:
-    """Say what a folder without a record holds."""
+    """Return a description of the content of a folder without a record."""
     try:
-        names = sorted(f"{entry.name}{'/' * entry.is_dir()}" for entry in folder.iterdir())
+        names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     more = f" … ({len(names)} in all)" if len(names) > _NAMED else ""

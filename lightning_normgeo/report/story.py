@@ -1,6 +1,6 @@
-"""The story of a report: its sections about the geometry, how to read them, and the quantities they draw.
+"""Sections of a report about the geometry: their titles, explanations and quantities.
 
-The page draws the sections as figures, W&B as groups of panels; titles and texts stand here for both.
+The HTML page shows a section as a figure, W&B as a group of panels; both take titles and texts from here.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the story.
+    """One section of a report.
 
     Attributes:
-        title: of the figure, and of the section at W&B.
-        caption: how to read the figure of the page.
-        keys: metric keys that the figure draws.
-        wandb_text: how to read the panels at W&B. Default: the caption.
-        wandb_keys: metric keys of the panels, ``{layer}`` for the first layer with a key of its own. Default: the
-            figure's.
-        by_weight_decay: whether W&B shows runs with and without weight decay apart.
+        title: Title of the figure, and of the section at W&B.
+        caption: Text on how to read the figure of the page.
+        keys: Metric keys that the figure draws.
+        wandb_text: Text on how to read the panels at W&B. Default: the caption.
+        wandb_keys: Metric keys of the panels; ``{layer}`` stands for the first layer with a key of its own. Default:
+            those of the figure.
+        by_weight_decay: Whether W&B shows runs with and without weight decay apart.
     """
 
     title: str
@@ -115,7 +115,7 @@ ANGLES = Section(
     wandb_keys=("norm_growth/angular_update", "norm_growth/equilibrium_angle", "norm_growth/effective_lr"),
 )
 WANDB_SECTIONS = (AFFINE, NORMS, INCREMENTS, TERMS, ORTHOGONALITY, ANGLES)
-"""Sections of a report of W&B, in order. It shows sums over all steps among the increments of single ones."""
+"""Sections of a W&B report, in order. The section of increments also shows the cumulative ones."""
 WANDB_ROBUSTNESS = (
     "Accuracy on the test set and under each attack, and what the attack takes of it. A bar over several runs is their "
     "mean. How sure a single accuracy is, the intervals in the tables say."

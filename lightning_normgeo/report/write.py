@@ -1,4 +1,4 @@
-"""Where reports go, and in which format."""
+"""Writing of reports in all formats."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lightning_normgeo.utilities.plain_text import plain_line
 REPORT_NAME = "report.html"
 FORMATS = ("html", "md", "tex", "csv", "png", "pdf")
 _PIXELS_PER_POINT = 2.0
+"""Resolution of PNG pictures."""
 
 
 def write_report(
@@ -29,19 +30,23 @@ def write_report(
     layers: Sequence[str] = (),
     title: str | None = None,
 ) -> Path:
-    """Write a report of some runs and return its path.
+    """Write a report of some runs.
 
     Args:
-        runs: a run, a study, or several; see :func:`load_runs`.
-        output: the file; for ``png`` and ``pdf`` a folder, which gets one file for each figure. If left out: ``report``
-            with the format's ending in the folder of the only run or study, else in the current one.
+        runs: A run, a study, or several of them; see :func:`load_runs`.
+        output: File to write; for ``png`` and ``pdf`` a folder, which gets one file for each figure. Default:
+            ``report`` with the ending of the format, or the folder ``figures``, in the folder of the only run or study;
+            with several sources in the current folder.
         form: ``html``, one page that opens without a network; ``md``, ``tex`` or ``csv``, its tables; ``png`` or
             ``pdf``, its figures.
-        layers: globs of the layers that figures can show; the first residual block and a few others if left out.
-        title: of the report; the runs' folder if left out.
+        layers: Globs of the layers that figures can show. Default: the first residual block and a few others.
+        title: Title of the report. Default: the folder of the runs.
+
+    Returns:
+        The path of the file or folder.
 
     Raises:
-        ConfigurationError: if there is no run, one has no record, or the format or folder cannot be written.
+        ConfigurationError: If there is no run, one has no record, the format is unknown, or the file cannot be written.
     """
     if form not in FORMATS:
         raise ConfigurationError(
@@ -69,10 +74,12 @@ def _text(runs: list[Run], form: str, title: str, layers: Sequence[str]) -> str:
         return render(runs, title, layers)
     if form == "csv":
         return as_csv(runs)
-    return (as_markdown if form == "md" else as_latex)(title, all_tables(runs))
+    tables = all_tables(runs)
+    return as_markdown(title, tables) if form == "md" else as_latex(title, tables)
 
 
 def _write_figures(folder: Path, figures: Sequence[Any], form: str, strict: bool) -> None:
+    """Write a file for each figure; ``strict`` refuses links out of a folder that the user did not name."""
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         path = folder / f"{figure.anchor}.{form}"
@@ -80,29 +87,32 @@ def _write_figures(folder: Path, figures: Sequence[Any], form: str, strict: bool
 
 
 def _own(path: Path) -> Path:
-    """Return a path in a folder that may be somebody else's, unless writing there would write elsewhere."""
-    if leads_out(path) or leads_out(path.with_name(f"{path.name}.part")):  # beside it, a draft is written first
+    """Return a path, unless it is a link by which someone else who wrote the folder would redirect the report."""
+    draft = path.with_name(f"{path.name}.part")  # written first by :func:`replacing`
+    if leads_out(path) or leads_out(draft):
         raise ConfigurationError(f"{path} is a link that leads out of its folder. Remove it, or give --output.")
     return path
 
 
 def _place(sources: Sequence[str | Path], form: str) -> Path:
-    only = _folder(sources[0])
-    folder = only if len(sources) == 1 and only.is_dir() else Path()
+    """Return the default path of a report."""
+    first = _folder(sources[0])
+    folder = first if len(sources) == 1 and first.is_dir() else Path()
     return folder / ("figures" if form in ("png", "pdf") else f"report.{form}")
 
 
 def _title(sources: Sequence[str | Path]) -> str:
+    """Return the default title of a report."""
     if len(sources) > 1:
         return f"{len(sources)} sources"
     folder = _folder(sources[0])
-    if not folder.exists():  # of W&B
+    if not folder.exists():  # a project of W&B
         return str(sources[0])
     parts = folder.absolute().parts
     return " / ".join(parts[-2:]) if (folder / RECORD_NAME).is_file() else parts[-1]
 
 
 def _folder(source: str | Path) -> Path:
-    """Return the folder of a run or study that may be given by its file."""
+    """Return the folder of a run or study that is given as a folder or as its file."""
     path = Path(source)
     return path.parent if path.name in (RECORD_NAME, STUDY_NAME) else path

@@ -1,4 +1,4 @@
-"""What a run ran on: versions and hardware, as far as can be told without importing anything."""
+"""Versions and hardware of a run, read without importing any further package."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PACKAGES = ("torch", "torchvision", "pytorch-lightning", "lightning", "torchmet
 
 
 def describe_environment() -> dict[str, str]:
-    """Return versions and hardware by name; accelerators only if torch has been imported.
+    """Return versions and hardware by name.
 
-    ``threads`` are those torch computes with.
+    ``threads``, the number of threads that torch computes with, and GPUs are included only if torch has been imported.
     """
     found = {
         "lightning-normgeo": __version__,
@@ -44,7 +44,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    """Return the processor's name; Linux tells it in a file only."""
+    """Return the processor's name; on Linux only a file has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

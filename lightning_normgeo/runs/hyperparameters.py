@@ -1,4 +1,4 @@
-"""Hyperparameters of any kind as nested dictionaries, lists, texts and numbers, nothing in them lost."""
+"""Conversion of hyperparameters of any type to nested dictionaries, lists, texts and numbers, without loss."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 _DEEPEST = 40
+"""Levels of nesting that are converted, in case an object contains itself."""
 
 
 def as_nested(params: Any) -> dict[str, Any]:
-    """Return hyperparameters by name, and whatever they hold as far as it has names or an order.
+    """Return hyperparameters as a nested dictionary.
 
     Mappings (``DictConfig`` among them), namespaces, dataclasses and pydantic's models become dictionaries, sequences
-    and sets lists. What holds nothing more stays as it is.
+    and sets become lists. All other values stay unchanged, except that scalars of numpy and torch become numbers.
 
     Args:
-        params: as given to ``log_hyperparams``; None are no hyperparameters.
+        params: Hyperparameters as given to ``log_hyperparams``. None: an empty dictionary. A value without named
+            fields is put under the key ``hyperparameters``.
     """
     found = {} if params is None else _nested(params, 0)
     return found if isinstance(found, dict) else {"hyperparameters": found}
@@ -33,7 +35,7 @@ def _nested(value: Any, depth: int) -> Any:
         for key, entry in fields.items():
             found[_key(key, found)] = _nested(entry, depth + 1)
         return found
-    if isinstance(value, set | frozenset):  # whose order is another one in each process
+    if isinstance(value, set | frozenset):  # sorted, because the order of a set differs between processes
         return [_nested(entry, depth + 1) for entry in sorted(value, key=lambda entry: (str(type(entry)), str(entry)))]
     if isinstance(value, Sequence):
         return [_nested(entry, depth + 1) for entry in value]
@@ -41,7 +43,7 @@ def _nested(value: Any, depth: int) -> Any:
 
 
 def _fields(value: Any) -> Mapping[Any, Any] | None:
-    """Return what has names within a value, or None."""
+    """Return the named fields of a value, or None if it has none."""
     if isinstance(value, Mapping):
         return value
     if isinstance(value, Namespace | SimpleNamespace):
@@ -54,15 +56,17 @@ def _fields(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _key(key: Any, taken: Mapping[str, Any]) -> str:
-    """Return a key as text, another one than those before it: 1 and "1" are two."""
-    text, number = str(key), 2
+    """Return a key as a text that is not taken: the keys 1 and "1" stay two."""
+    text = str(key)
     if text in taken:
         text = f"{text} ({type(key).__name__})"
+    number = 2
     while text in taken:
-        text, number = f"{key} ({number})", number + 1
+        text = f"{key} ({number})"
+        number += 1
     return text
 
 
 def _is_scalar(value: Any) -> bool:
-    """Whether it is a single number of numpy or torch."""
+    """Whether a value is a scalar of numpy or torch that has a value, which tensors on torch's meta device lack."""
     return getattr(value, "shape", None) == () and hasattr(value, "item") and not getattr(value, "is_meta", False)

@@ -13,15 +13,15 @@ class Quantity:
     """One logged quantity.
 
     Attributes:
-        key: metric key ``{group}/{name}`` of the aggregate; with ``*`` or ``{layer}`` it covers several keys.
-        unit: of its values.
-        meaning: one line for the key table; empty where a row with ``*`` covers the key.
-        label: in the legends of figures.
-        panel: title of its panel at W&B. Default: the label.
-        summary: line in the summary of a run.
-        condition: when the key is logged. Default: in every run whose monitors measure it.
-        in_wandb: whether W&B gets the key with ``wandb_keys="aggregates"``.
-        log_scale: whether it is drawn on a logarithmic axis.
+        key: Metric key ``{group}/{name}`` of the aggregate; with ``*`` or ``{layer}`` it covers several keys.
+        unit: Unit of its values.
+        meaning: One line for the key table; empty if a row with ``*`` covers the key.
+        label: Name in the legends of figures.
+        panel: Title of its panel at W&B. Default: the label.
+        summary: Name in the summary of a run; empty if the summary does not show it.
+        condition: Condition under which the key is logged. Default: in every run whose monitors measure it.
+        in_wandb: Whether W&B gets the key with ``wandb_keys="aggregates"``.
+        log_scale: Whether it is drawn on a logarithmic axis.
     """
 
     key: str
@@ -295,5 +295,5 @@ QUANTITIES: dict[str, Quantity] = {
 
 
 def labels(*keys: str) -> dict[str, str]:
-    """Return the labels of quantities by key, in the order given."""
+    """Return the labels of quantities by metric key, in the given order."""
     return {key: QUANTITIES[key].label for key in keys}

@@ -1,4 +1,4 @@
-"""Records of runs, read back: needs neither torch nor Lightning."""
+"""Reading the records of runs; needs neither torch nor Lightning."""
 
 from __future__ import annotations
 
@@ -19,46 +19,60 @@ from lightning_normgeo.utilities.notebook import Table, curves_frame, shortened,
 
 RECORD_NAME, STUDY_NAME = "record.jsonl", "study.json"
 _LARGEST = 8192 * MEBIBYTE
+"""Bytes of the largest record that is read."""
 GRADIENTS = "gradients"
-"""Those that monitors measured, where a metric has a key."""
+"""The key of :class:`NotFinite` for the gradients of measured steps, which are not a logged metric."""
 FINISHED_NAME = "run"
-"""The results that a run writes last, after its tests."""
+"""The name of the results that a run writes last, after its tests."""
 
 
 class NotFinite(NamedTuple):
-    """From when on a quantity is not finite: its key, and the step of the first such value."""
+    """A quantity whose values are NaN or infinite from some step on.
+
+    Attributes:
+        key: Key of the metric, or :data:`GRADIENTS`.
+        step: Step of the first value that is not finite.
+    """
 
     key: str
     step: int
 
     def __str__(self) -> str:
-        """In words."""
+        """Return the finding in words, such as "diverged: train/loss is not finite from step 12 on"."""
         verb = "are" if self.key == GRADIENTS else "is"
         return f"diverged: {self.key} {verb} not finite from step {self.step} on"
 
 
 def evaluation_stem(name: str | None) -> str:
-    """Return what the results, files and tables of a robustness evaluation begin with."""
+    """Return the common prefix of the results, files and tables of a robustness evaluation.
+
+    Args:
+        name: Name of the evaluation; None or empty for one without.
+
+    Returns:
+        ``robustness_<name>``, or ``robustness`` without a name.
+    """
     return f"{ROBUSTNESS}_{name}" if name else ROBUSTNESS
 
 
 @dataclass
 class Record:
-    """A record read back.
+    """The content of a run's record.
 
     Attributes:
-        folder: the run's folder.
-        metrics: for each key its (step, value) pairs in the order they were logged.
-        layers: for each quantity its (step, values by layer) pairs.
-        settings: everything passed to ``log_hyperparams``, later calls over earlier ones.
-        environment: versions and hardware, of the last process that wrote.
-        results: by name.
-        images: for each key the files and captions logged last.
-        observations: for each training what its monitors have measured, in a sentence, and what they left out.
-        lost: how many lines were not written while the disk was full.
-        complete: whether the last line says that the run ended, and not by an error or a signal.
-        begun: when the first line was written, in seconds since 1970.
-        ended: when the last one was.
+        folder: Folder of the run.
+        metrics: (step, value) pairs of each key, in the order they were logged.
+        layers: (step, values by layer) pairs of each quantity.
+        settings: Everything passed to ``log_hyperparams``; later calls override earlier ones.
+        environment: Versions and hardware of the last process that wrote the record.
+        results: Results by name.
+        images: Files and captions that were logged last, by key.
+        observations: One dictionary per training: a summary of its measurements (``summary``), the number of skipped
+            ones by reason (``left_out``), and the ``optimizers``.
+        lost: Number of lines that could not be written while the disk was full.
+        complete: Whether the last line says that the run ended without an error or a signal.
+        begun: Time of the first line, in seconds since 1970.
+        ended: Time of the last line, in seconds since 1970.
     """
 
     folder: Path
@@ -76,30 +90,39 @@ class Record:
 
     def __repr__(self) -> str:
         steps = [points[-1][0] for points in self.metrics.values()] + [points[-1][0] for points in self.layers.values()]
+        parts = [shortened(str(self.folder)), f"to step {max(steps)}" if steps else "no steps"]
+        parts.append(f"{len(self.metrics)} metrics")
+        if self.results:
+            parts.append(f"{len(self.results)} results")
         since = self.diverged
-        status = f"diverged at step {since.step}" if since else "complete" if self.complete else "not complete"
-        results = [f"{len(self.results)} results"] if self.results else []
-        counts = [f"to step {max(steps)}" if steps else "no steps", f"{len(self.metrics)} metrics", *results]
-        return summary("Record", [shortened(str(self.folder)), *counts, status])
+        if since is not None:
+            parts.append(f"diverged at step {since.step}")
+        else:
+            parts.append("complete" if self.complete else "not complete")
+        return summary("Record", parts)
 
     def _repr_html_(self) -> str:
         columns = ("metric", "points", "first step", "last step", "last value")
         rows = [(key, len(curve), curve[0][0], *curve[-1]) for key, curve in self.metrics.items()]
-        layers = [f"values by layer, as to_frame({name!r}): {', '.join(self.layers)}" for name in [*self.layers][:1]]
-        results = [f"results: {', '.join(self.results)}"] if self.results else []
-        return Table(repr(self), columns, rows, layers + results).to_html()
+        notes = []
+        if self.layers:
+            example = next(iter(self.layers))
+            notes.append(f"values by layer, as to_frame({example!r}): {', '.join(self.layers)}")
+        if self.results:
+            notes.append(f"results: {', '.join(self.results)}")
+        return Table(repr(self), columns, rows, notes).to_html()
 
     def to_frame(self, quantity: str | None = None) -> Any:
-        """Return curves as a data frame of pandas: a row for each step, NaN where nothing was logged at it.
+        """Return curves as a data frame of pandas: a row for each step, NaN where nothing was logged at that step.
 
         Args:
-            quantity: one with values by layer, as ``norm_growth/weight_norm``, for a column for each layer; a metric,
-                or a glob as ``robustness/*/accuracy``, for a column for each that matches. Default: all metrics, also
-                those that have layers.
+            quantity: A quantity with values by layer, such as ``norm_growth/weight_norm``, gives a column for each
+                layer; a metric, or a glob such as ``robustness/*/accuracy``, a column for each metric that matches.
+                Default: all metrics, including those that have values by layer.
 
         Raises:
-            UnknownNameError: a KeyError and a ConfigurationError, for a quantity that was not recorded.
-            ConfigurationError: where pandas is not installed.
+            UnknownNameError: For a quantity that was not recorded; it is a KeyError and a ConfigurationError.
+            ConfigurationError: If pandas is not installed.
 
         Example:
             >>> read_record("runs/mine").to_frame("norm_growth/weight_norm").plot(logy=True)
@@ -115,30 +138,31 @@ class Record:
 
     @property
     def diverged(self) -> NotFinite | None:
-        """Since when the losses of a run are not finite, which they were no more until its end; None if they are.
+        """The first step from which the losses stay NaN or infinite until the end of the run; None if they do not.
 
-        What counts are metrics with ``loss`` in the last part of their key, and the gradients of the steps that
-        monitors measured. A loss that is finite later than that, as of a training in half precision that skips a step
-        or of a batch without a label, refutes it.
+        Losses are all metrics with ``loss`` in the last part of their key; the gradients of measured steps are treated
+        like one. A loss that is finite at a later step refutes what came before: training in half precision skips
+        single steps, and a batch without a label has no finite loss.
         """
         losses = {key: points for key, points in self.metrics.items() if "loss" in key.rpartition("/")[2].lower()}
         finite = [step for points in losses.values() for step, value in points if math.isfinite(value)]
         found = [NotFinite(key, since) for key, points in losses.items() if (since := _since(points)) is not None]
         if self.observations:
             step = self.observations[-1].get("not_finite_since")
-            found += [NotFinite(GRADIENTS, step)] if isinstance(step, int) else []
+            if isinstance(step, int):
+                found.append(NotFinite(GRADIENTS, step))
         found = [one for one in found if one.step >= max(finite, default=one.step)]
         return min(found, key=lambda one: one.step, default=None)
 
     def is_at_wandb(self, key: str) -> bool:
-        """Whether a metric went to W&B as well, which gets a part of what monitors measure; True where none says so."""
+        """Whether a metric was also sent to W&B, which gets only part of the measured ones; True if unknown."""
         sent = [found for one in self.observations if isinstance(found := one.get("wandb_keys"), list)]
         groups = {str(name).partition("/")[0] for found in sent for name in found}
         return key.partition("/")[0] not in groups or any(key in found for found in sent)
 
     @property
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """The robustness evaluations by name, which is empty for one without."""
+        """The robustness evaluations by name; the key of one without a name is empty."""
         return {
             name.removeprefix(ROBUSTNESS).removeprefix("_"): found
             for name, found in self.results.items()
@@ -147,7 +171,7 @@ class Record:
 
     @property
     def examples(self) -> list[tuple[str, str]]:
-        """The files and captions of attacked images, of all evaluations."""
+        """The files and captions of the example images of all evaluations."""
         return [
             picture
             for key, pictures in self.images.items()
@@ -165,12 +189,12 @@ def _by_layer(points: list[tuple[int, dict[str, float]]]) -> dict[str, list[tupl
 
 
 def finite_points(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The points of a curve that can be drawn."""
+    """Return the (step, value) pairs of a curve whose value is finite, in their order."""
     return [point for point in points if math.isfinite(point[1])]
 
 
 def _since(points: Sequence[tuple[int, float]]) -> int | None:
-    """The step from which on all values of a curve are not finite; None if the last one is."""
+    """Return the step from which no value of a curve is finite; None if the last one is finite."""
     found = None
     for step, value in points:
         if math.isfinite(value):
@@ -181,17 +205,16 @@ def _since(points: Sequence[tuple[int, float]]) -> int | None:
 
 
 def read_record(run: str | Path) -> Record:
-    """Read a run's record, also of a run that is under way or was killed.
+    """Read a run's record, also while the run is under way or after it was killed.
 
-    Where a run was killed and went on from a checkpoint, the steps that were lost are left out: steps rise. So are
-    lines that are damaged or of an unknown kind, with one warning.
+    Where a killed run resumed from a checkpoint, the steps after that checkpoint are those of the resumed run, so that
+    the steps of each curve increase. Damaged lines and lines of an unknown kind are skipped, with one warning.
 
     Args:
-        run: the run's folder, or the record itself.
+        run: Folder of the run, or path of the record itself.
 
     Raises:
-        ConfigurationError: if there is no record, what has its name is no ordinary file of the folder, or it cannot be
-            read.
+        ConfigurationError: If there is no record, it is not an ordinary file of the folder, or it cannot be read.
     """
     if not isinstance(run, (str, PathLike)):
         raise ConfigurationError(f"read_record({shown(run)}): give the path of a run's folder.")
@@ -206,7 +229,7 @@ def read_record(run: str | Path) -> Record:
     earlier: set[tuple[str, str]] = set()
     try:
         for line in whole_lines(path):
-            if line["kind"] == "environment":  # a process begins
+            if line["kind"] == "environment":  # the first line of every process that writes the record
                 earlier = {(kind, key) for kind in ("metrics", "layers") for key in getattr(record, kind)}
             _add(record, line, earlier)
     except OSError as error:
@@ -217,10 +240,13 @@ def read_record(run: str | Path) -> Record:
 
 
 def read_records(runs: Sequence[str | Path]) -> list[Record]:
-    """Read the records of several runs; those that cannot be read are left out, with a warning each.
+    """Read the records of several runs; those that cannot be read are left out, with a warning for each.
+
+    Args:
+        runs: Folders of the runs, or paths of their records.
 
     Raises:
-        ConfigurationError: if none can.
+        ConfigurationError: If none of the records can be read.
     """
     records, problems = [], []
     for run in runs:
@@ -236,14 +262,16 @@ def read_records(runs: Sequence[str | Path]) -> list[Record]:
 
 
 def _add(record: Record, line: dict[str, Any], earlier: set[tuple[str, str]]) -> None:
+    """Add a line to a record; ``earlier`` has the curves that only previous processes have written so far."""
     record.complete = line.get("name") == FINISHED_NAME or line.get("status", "failed") != "failed"
-    record.begun, record.ended = record.begun or line["time"], max(record.ended, line["time"])
+    record.begun = record.begun or line["time"]
+    record.ended = max(record.ended, line["time"])
     match line["kind"]:
         case "metrics" | "layers":
             curves: dict[str, list[tuple[int, Any]]] = getattr(record, line["kind"])
             for key, value in line["values"].items():
                 curve, step = curves.setdefault(key, []), line["step"]
-                if (line["kind"], key) in earlier:  # a run that goes on replaces what was logged beyond its checkpoint
+                if (line["kind"], key) in earlier:  # a resumed run logs again what came after its checkpoint
                     earlier.discard((line["kind"], key))
                     curve[:] = [point for point in curve if point[0] < step]
                 curve.append((step, value))

@@ -1,4 +1,4 @@
-"""The lines of a record: how they are written, and what each kind of them has to hold when it is read."""
+"""Lines of a record: writing them, and checking the fields of each kind of line when it is read."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from lightning_normgeo.utilities.files import parsed, raw_lines
 
 _NUMBER = (int, float)
 _NOT_FINITE = ("nan", "inf", "-inf")
-"""How numbers are written that JSON does not have."""
+"""Texts for the numbers that JSON does not have."""
 _LAST_YEAR = 2.5e11
-"""Seconds since 1970, about the year 9999: later times have no date."""
+"""Seconds since 1970, about the year 9999: dates cannot express later times."""
 _BEGINNING = b'{"kind": "'
+"""The beginning of every line, by which a line that was cut off can be told from other damage."""
 ROBUSTNESS = "robustness"
-"""The results of an evaluation; those of one with a name are called ``robustness_{name}``, also in files and W&B."""
+"""The name of an evaluation's results, also in files and W&B; ``robustness_{name}`` for an evaluation with a name."""
 
 
 def as_line(kind: str, fields: Mapping[str, Any]) -> str:
-    """A line of a record, with the time."""
+    """Return a line of a record as JSON text, with the current time."""
     return json.dumps({"kind": kind, "time": round(time.time(), 3), **plain(fields)}, allow_nan=False)
 
 
 def plain(value: Any) -> Any:
-    """``value`` as what JSON has; anything else becomes its text, numbers that are not finite among it."""
+    """Return a value in the types of JSON; numbers that are not finite and all other objects become their text."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -40,12 +41,13 @@ def plain(value: Any) -> Any:
 
 
 def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a record that hold what their kind has to; the others are counted in one warning.
+    """Yield the valid lines of a record, and count the others in one warning.
 
-    No warning is due to the half line that a killed process leaves, or one that is just being written.
+    A line that was cut off because its process was killed, or that is being written right now, causes no warning.
     """
     left_out: Counter[str] = Counter()
-    count, half = 0, ""
+    count = 0
+    cut_off = ""  # the reason counted for the previous line, if that may be incomplete instead of damaged
     for raw in raw_lines(path):
         if raw.isspace():
             continue
@@ -54,22 +56,25 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
             line = checked(parsed(raw))
         except ValueError as error:
             left_out[str(error)] += 1
-            half = str(error) if _BEGINNING.startswith(raw.strip()[: len(_BEGINNING)]) else ""
+            cut_off = str(error) if _BEGINNING.startswith(raw.strip()[: len(_BEGINNING)]) else ""
             continue
-        if half and line["kind"] == "environment":  # another process went on
-            left_out[half] -= 1
-        half = ""
+        if cut_off and line["kind"] == "environment":  # a new process begins: the one before it was killed
+            left_out[cut_off] -= 1
+        cut_off = ""
         yield line
-    if half and not raw.endswith(b"\n"):
-        left_out[half] -= 1
-    _warn(path, count, +left_out)
+    if cut_off and not raw.endswith(b"\n"):
+        left_out[cut_off] -= 1
+    _warn(path, count, +left_out)  # the sign removes reasons whose count is zero
 
 
 def checked(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line with its numbers as numbers.
+    """Return a line with the fields of its kind, checked and converted.
+
+    Args:
+        line: Line of a record, as parsed from JSON.
 
     Raises:
-        ValueError: saying in a few words what is wrong with it.
+        ValueError: If a field is missing or wrong; the message is a short reason that lines can be counted by.
     """
     kind = line.get("kind")
     if not isinstance(kind, str):
@@ -125,15 +130,21 @@ def _check_evaluation(values: Any) -> None:
 
 
 def _check_row(row: Any) -> None:
-    """Check the counts of an attack; of no sample there is no accuracy."""
+    """Check the counts of an attack; its accuracy may be null if it was evaluated on no sample."""
     _text(row["attack"])
     n = _finite(row["n"])
     if not 0 <= n < 2**53 or not 0 <= _optional(row, "correct", int, 0) <= n:
         raise ValueError(row)
-    for name in ("accuracy", "accuracy_drop"):
-        _finite(row[name]) if n else _known(row[name])
-    for name in ("ci_low", "ci_high"):
-        _finite(row.get(name, 0.0)) if n else _known(row.get(name))
+    if n:
+        _finite(row["accuracy"])
+        _finite(row["accuracy_drop"])
+        _finite(row.get("ci_low", 0.0))
+        _finite(row.get("ci_high", 0.0))
+    else:
+        _known(row["accuracy"])
+        _known(row["accuracy_drop"])
+        _known(row.get("ci_low"))
+        _known(row.get("ci_high"))
     for name in ("eps", "std"):
         _optional(row, name, _NUMBER)
     for name in ("loss", "linf", "l2"):
@@ -141,14 +152,17 @@ def _check_row(row: Any) -> None:
 
 
 def _known(value: Any) -> float | None:
-    """A number, or None where there is none."""
+    """Return a number, or None for null."""
     return None if value is None else _number(value)
 
 
 def _optional(values: Any, name: str, kind: Any, default: Any = None) -> Any:
-    """An entry that may be missing, but is nothing else than of a kind; a number may be null."""
-    found = values.get(name, kind() if default is None and isinstance(kind, type) else default)
-    if not isinstance(found, kind) and not (found is None and kind == _NUMBER):
+    """Return an entry that may be missing, after a check of its type; numbers may be null."""
+    if default is None and isinstance(kind, type):
+        default = kind()  # an empty list or dictionary
+    found = values.get(name, default)
+    may_be_null = kind == _NUMBER
+    if not isinstance(found, kind) and not (found is None and may_be_null):
         raise TypeError(found)
     return found
 
@@ -185,7 +199,7 @@ _KINDS = {
 def _step(line: Mapping[str, Any]) -> int:
     step = line.get("step")
     whole = 0 if step is None else int(_finite(step))
-    if abs(whole) >= 2**53:  # no figure could tell it from its neighbor
+    if abs(whole) >= 2**53:  # a float64, as figures use, could not tell it from its neighbor
         raise ValueError(whole)
     return whole
 
@@ -228,7 +242,7 @@ def _text(value: Any) -> str:
 
 
 def _warn(path: Path, count: int, left_out: Counter[str]) -> None:
-    """Say what was left out of a record; nothing of what it holds."""
+    """Warn of the skipped lines by reason; their content is not shown, as it may be anything."""
     if left_out:
         reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
         warn_once(f"{path}: {left_out.total()} of {count} lines are left out ({reasons}). The rest is read.")

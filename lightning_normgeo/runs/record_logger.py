@@ -1,4 +1,4 @@
-"""The run's own durable record: JSON lines, flushed one by one, readable after any crash."""
+"""Logger that writes the run's own record: JSON lines, flushed one by one, readable after any crash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_normgeo.utilities.files import as_json
 from lightning_normgeo.utilities.spool import MOST_WAITING, Spool, reason_of
 
 _SPARE = ("metrics", "layers")
-"""Kinds of lines that a run is readable without."""
+"""Kinds of lines that are dropped first when too many wait in memory: a record is readable without them."""
 
 
 class RecordLogger(Logger):
@@ -32,24 +32,29 @@ class RecordLogger(Logger):
     operating system, so a run that is killed keeps every line up to the last call. Results and images are files
     beside the record. Only rank zero writes.
 
-    Nothing that is logged stops a training. While the disk is full, or away, lines and files wait in memory (16 MiB)
-    and are written with the first line for which there is room; that is said when it begins and at the end, and the
-    record has a line ``outage`` with the number of lines that waited and that were lost.
+    A failure to write never stops a training. While the disk is full or unavailable, lines and files wait in memory (at
+    most 16 MiB) and are written with the first line for which there is room. The logger warns when such an outage
+    begins and reports at the end, and the record gets a line ``outage`` with the numbers of lines that waited and that
+    were lost.
 
     Args:
-        save_dir: where all runs live; made if needed.
-        name: of the experiment.
-        version: of the run; the time it starts if left out. Giving an existing one appends to its record.
+        save_dir: Folder of all runs; created if needed.
+        name: Name of the experiment, a folder in ``save_dir``.
+        version: Name of the run, a folder in the experiment's; an existing one is appended to. Default: the time at
+            which the run starts.
 
     Raises:
-        ConfigurationError: if the folder cannot be written.
+        ConfigurationError: If the folder cannot be written.
     """
 
     def __init__(self, save_dir: str = "runs", name: str = "normgeo", version: str | None = None) -> None:
         super().__init__()
-        self._save_dir, self._name, self._version = save_dir, name, version
+        self._save_dir = save_dir
+        self._name = name
+        self._version = version
         self._spool: Spool | None = None
-        self._described, self._ended = False, True
+        self._described = False
+        self._ended = True
         self._waited = 0
         self._said: set[str] = set()
         check_writable(save_dir, name)
@@ -83,56 +88,68 @@ class RecordLogger(Logger):
 
     @property
     def path(self) -> Path:
-        """The record."""
+        """The path of the record."""
         return self.folder / RECORD_NAME
 
     @property
     def experiment(self) -> Any:
-        """Something that takes whatever projects call on other loggers' experiments, and does nothing with it."""
+        """An object that accepts every method call and ignores it, for code written for other loggers' experiments."""
         return _NoExperiment()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record scalars at a step, also those that are not finite; what is no number is left out."""
+        """Record scalars at an optimizer step, also NaN and infinite ones; other values are left out with a warning."""
         values = {key: number for key, value in metrics.items() if (number := _number(key, value)) is not None}
         if values:
             self._write("metrics", step=step, values=values)
 
     @rank_zero_only
     def log_layers(self, layers: Mapping[str, Mapping[str, float]], step: int | None = None) -> None:
-        """Record one value per layer for several quantities."""
+        """Record the values by layer of several quantities at an optimizer step."""
         if layers:
             self._write("layers", step=step, values=layers)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None, *args: Any, **kwargs: Any) -> None:
-        """Record settings."""
+        """Record hyperparameters of any type; see :func:`as_nested`."""
         values = as_nested(params)
         if values:
             self._write("settings", values=values)
 
     @rank_zero_only
     def log_results(self, name: str, results: Mapping[str, Any]) -> bool:
-        """Record results and write ``<name>.json`` into the run's folder; return whether both are on the disk.
+        """Record results and write them to ``<name>.json`` in the run's folder, atomically replacing an earlier file.
 
-        The file replaces an earlier one at once.
+        Args:
+            name: Name of the results.
+            results: Values of any type, nested; values that JSON does not have become their text.
+
+        Returns:
+            Whether both are on the disk.
         """
         recorded = self._write("results", name=name, values=results)
         return self.log_file(f"{name}.json", as_json(plain(results))) is True and recorded
 
     @rank_zero_only
     def log_file(self, name: str, content: bytes) -> bool:
-        """Write a file into the run's folder, replacing an earlier one at once; return whether it is on the disk."""
+        """Write a file into the run's folder, atomically replacing an earlier one; return whether it is on the disk."""
         return self._opened().put(self.folder / name, content)
 
     @rank_zero_only
     def log_observation(self, values: Mapping[str, Any]) -> None:
-        """Record what the monitors of a training have measured, what they left out, and why."""
+        """Record a summary of a training's measurements, with the number of skipped ones by reason."""
         self._write("observation", values=values)
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Save images as PNG files in the run's folder; ``caption`` may give one text for each."""
+        """Save images as PNG files in the run's folder.
+
+        Args:
+            key: Key of the images.
+            images: uint8 arrays of shape (height, width) or (height, width, 3).
+            step: Optimizer step.
+            kwargs: ``caption``, a list with one text for each image; other arguments are ignored.
+        """
         names = [f"images/{key.replace('/', '-')}-{number}.png" for number in range(len(images))]
         try:
             files = {name: _png(image) for name, image in zip(names, images, strict=True)}
@@ -145,12 +162,12 @@ class RecordLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Record how the run ended, and say what could not be written."""
+        """Record how the run ended, and report lines and files that could not be written."""
         if not self._ended:
             self._write("end", status=status)
             self._ended = True
         if self._spool is not None:
-            self._spool.close()
+            self._spool.close()  # may end an outage, whose line has to be written as well
             self._note_outage(self._spool)
             self._spool.close()
             self._say_what_is_missing(self._spool)
@@ -161,14 +178,15 @@ class RecordLogger(Logger):
         return self._spool
 
     def _write(self, kind: str, **fields: Any) -> bool:
-        """Append a line; return whether it is on the disk."""
+        """Append a line to the record; return whether it is on the disk."""
         if not self._described:
             self._described = True
             self._write("environment", values=_environment())
-        self._ended, spool = False, self._opened()
+        self._ended = False
+        spool = self._opened()
         try:
             line = as_line(kind, fields)
-        except Exception as error:  # of somebody's own class, whose text it is to have
+        except Exception as error:  # str() of an object of the user's own class failed
             warn_once(f"RecordLogger cannot keep {kind}: {error!r}.", about=f"RecordLogger {kind}")
             return False
         written = spool.append(line, spare=kind in _SPARE)
@@ -182,15 +200,18 @@ class RecordLogger(Logger):
         return written
 
     def _note_outage(self, spool: Spool) -> None:
-        """Record that lines could not be written for a time, once they can be."""
+        """Record an outage once it has ended."""
         outage = spool.ended_outage()
         if outage is not None:
             self._waited += outage.waited
             spool.append(as_line("outage", {"values": outage._asdict()}))
 
     def _say_what_is_missing(self, spool: Spool) -> None:
-        missing = [f"{spool.waiting} lines"] * bool(spool.waiting)
-        missing += [f"{spool.lost} earlier lines"] * bool(spool.lost)
+        missing = []
+        if spool.waiting:
+            missing.append(f"{spool.waiting} lines")
+        if spool.lost:
+            missing.append(f"{spool.lost} earlier lines")
         missing += [f"{path.name} ({why})" for path, why in spool.files.items()]
         if missing:
             self._say(f"{self.folder}: {', '.join(missing)} could not be written.")
@@ -205,7 +226,7 @@ class RecordLogger(Logger):
 
 
 class _NoExperiment:
-    """Has every method that a project may know from TensorBoard, W&B or others; none of them does anything."""
+    """An experiment with every method that those of TensorBoard, W&B or others have; none of them does anything."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -214,10 +235,10 @@ class _NoExperiment:
 
 
 def check_writable(save_dir: str, name: str) -> None:
-    """Make sure that runs can be written to ``save_dir/name``, on rank zero.
+    """Check on rank zero that runs can be written to ``save_dir/name``, which is created if needed.
 
     Raises:
-        ConfigurationError: naming the folder and the reason.
+        ConfigurationError: If they cannot; the message names the folder and the reason.
     """
     if not is_rank_zero():
         return
@@ -234,16 +255,16 @@ def check_writable(save_dir: str, name: str) -> None:
 
 
 def claim_version(folder: Path) -> str:
-    """Make and return a run folder that nobody else has; other ranks only need a name."""
+    """Create a run folder named after the current time that no other run has, and return its name; on rank zero."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for version in [stamp, *(f"{stamp}-{i}" for i in range(1, 1000))]:
-        if not is_rank_zero():
+        if not is_rank_zero():  # other ranks need a name, but write nothing
             return version
         try:
             (folder / version).mkdir(parents=True)
         except FileExistsError:
             continue
-        except OSError:  # a full disk: it is made with the first line for which there is room
+        except OSError:  # a full disk: the first line for which there is room creates it
             return version
         return version
     raise ConfigurationError(f"{folder} has a thousand runs that started at {stamp}; give version=… a name.")

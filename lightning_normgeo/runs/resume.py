@@ -1,4 +1,4 @@
-"""What ``normgeo fit --run`` adds to a Trainer so that a run goes on as if it had never stopped."""
+"""Callbacks of ``normgeo fit --run`` with which a resumed run continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lightning_normgeo.runs.run_folder import NEWEST, remove_checkpoint, waiting
 
 
 class RandomState(Callback):
-    """Keeps the state of the random numbers in checkpoints, so that a run goes on as if it had never stopped.
+    """Saves the states of the random number generators in checkpoints, and restores them when a run resumes.
 
     Args:
-        restore: whether to go on with the state of the checkpoint that fit starts from. Not where that is of another
-            run, whose random numbers would take the place of those that the seed stands for.
+        restore: Whether to restore the states from the checkpoint that ``fit`` starts from. False for a checkpoint of
+            another run: its random numbers would replace those that the seed of this run determines.
     """
 
     _KEY = "random_state"
@@ -32,8 +32,8 @@ class RandomState(Callback):
         self._restore = restore
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the state; as what ``torch.load`` takes for harmless."""
-        numbers: Any = np.random.get_state()  # noqa: NPY002 - the state that Lightning seeds
+        """Add the states, in types that ``torch.load`` accepts with ``weights_only=True``."""
+        numbers: Any = np.random.get_state()  # noqa: NPY002 - the generator that Lightning seeds
         kind, keys, *rest = numbers
         state = {"python": random.getstate(), "numpy": (kind, keys.tolist(), *rest), "torch": torch.get_rng_state()}
         if pl_module.device.type == "cuda":
@@ -41,7 +41,7 @@ class RandomState(Callback):
         checkpoint[self._KEY] = state
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on with it; tests and validations of a checkpoint do not."""
+        """Restore the states in ``fit``, not when a checkpoint is only tested or validated."""
         state = checkpoint.get(self._KEY)
         if state is None or not self._restore or trainer.state.fn != "fit":
             return
@@ -53,24 +53,27 @@ class RandomState(Callback):
 
 
 class NewestEpoch(ModelCheckpoint):
-    """Keeps the newest epoch beside checkpoints that keep the best: their ``save_last`` is the last of the best.
+    """Keeps a checkpoint of the newest epoch beside callbacks that keep the best ones.
 
-    It is written when the epoch has been validated, and becomes the one to go on from when all that the epoch logs at
-    its end is logged: whoever goes on from it logs that no more. Where it cannot be written, as on a full disk, the one
-    before stays, and training goes on.
+    It is needed because their ``save_last`` is the last one that was among the best, perhaps many epochs ago.
+
+    The checkpoint is written under a temporary name when the epoch has been validated. It is renamed, and thereby
+    becomes the one to resume from, when everything that the epoch logs at its end has been logged: a run that resumes
+    from it does not log that again. If it cannot be written, as on a full disk, the previous one stays and training
+    continues.
 
     Args:
-        folder: of the run.
+        folder: Folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
-        # a file of its own for every epoch: the one before is needed until the next is whole
+        # one file for each epoch: the previous one is needed until the next is complete
         super().__init__(folder / "checkpoints", filename=NEWEST + "{epoch}-{step}", save_top_k=1)
         self._next = ""
         self._folder = folder / "checkpoints"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave a word that the first checkpoint to go on from is waited for."""
+        """Create a marker file until the first checkpoint is complete; see :attr:`RunFolder.checkpoint`."""
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero and not any(self._folder.glob(f"{NEWEST}*.ckpt")):
             with suppress(OSError):
@@ -78,11 +81,11 @@ class NewestEpoch(ModelCheckpoint):
                 self._first.touch()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the checkpoint of the last epoch be the one to go on from."""
+        """Make the checkpoint of the previous epoch the one to resume from."""
         self._commit(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the checkpoint of the last epoch be the one to go on from."""
+        """Make the checkpoint of the last epoch the one to resume from."""
         self._commit(trainer)
 
     def _save_none_monitor_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
@@ -90,19 +93,21 @@ class NewestEpoch(ModelCheckpoint):
         path = self._get_metric_interpolated_filepath_name(monitor_candidates, trainer, self.best_model_path)
         try:
             self._save_checkpoint(trainer, waiting(path))
-        except Exception as error:  # torch has a kind of its own for a full disk
-            if self._last_checkpoint_saved != waiting(path):  # else a logger did not like it
+        except Exception as error:  # torch raises a RuntimeError for a full disk
+            if self._last_checkpoint_saved != waiting(path):  # else the file is written, and a logger failed after that
                 self._give_up(trainer, waiting(path), error)
                 return
         self._next = path
 
     @property
     def _first(self) -> Path:
+        """The marker file that says that there is no complete checkpoint yet."""
         return Path(waiting(f"{self._folder / NEWEST}first"))
 
     def _commit(self, trainer: Trainer) -> None:
-        """Put a checkpoint that waits in its place, and remove the one before."""
-        path, self._next = self._next, ""
+        """Rename the checkpoint with the temporary name, if there is one, and remove the previous one."""
+        path = self._next
+        self._next = ""
         if not path:
             return
         if trainer.is_global_zero:
@@ -114,20 +119,21 @@ class NewestEpoch(ModelCheckpoint):
         self.best_model_path = path
 
     def _give_up(self, trainer: Trainer, path: str, error: Exception) -> None:
+        """Warn that a checkpoint could not be written, and keep the previous one."""
         if trainer.is_global_zero:
             remove_checkpoint(Path(path))
         kept = f"{Path(self.best_model_path).name} stays" if self.best_model_path else "there is none yet"
         warn_once(
-            f"The checkpoint to go on from could not be written ({error}); {kept}. Training goes on.",
-            about="checkpoint to go on from",
+            f"The checkpoint to resume from could not be written ({error}); {kept}. Training goes on.",
+            about="checkpoint to resume from",
         )
-        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other processes wait for this one
+        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait for this one
 
     def state_dict(self) -> dict[str, Any]:
-        """Leave nothing in checkpoints: Lightning would ask whoever loads one for this callback."""
+        """Save no state: Lightning would warn whoever loads the checkpoint without this callback."""
         return {}
 
 
 def keeps_the_best(saver: Any) -> bool:
-    """Whether a callback keeps the best checkpoints, and was not told to keep no other."""
+    """Whether a checkpoint callback keeps the best checkpoints, and ``save_last`` was not set to False."""
     return getattr(saver, "monitor", None) is not None and saver.save_last is not False

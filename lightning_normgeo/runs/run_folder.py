@@ -1,4 +1,4 @@
-"""A run with a folder of its own choice: who writes it, how far it is, and where it goes on."""
+"""The folder of a run: its lock, its state, and the checkpoint from which it resumes."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from lightning_normgeo.runs.record import FINISHED_NAME, RECORD_NAME, NotFinite,
 from lightning_normgeo.utilities.files import parsed
 
 NEWEST = "resume-"
-"""What the names of checkpoints begin with that are for going on only."""
+"""Prefix of the names of checkpoints that serve only to resume a run."""
 DIVERGED = "diverged"
-"""The status of a run that went to its end with losses that are not finite; else it is ``finished``."""
+"""The status of a run that reached its end with losses that are not finite; otherwise it is ``finished``."""
 _WAITING = ".next"
+"""Ending of the temporary name of a checkpoint that is not yet the one to resume from."""
 _LOCK = ".lock"
 _PATIENCE = 1.0
-"""Seconds: whether a folder is in use is found out by locking it for a moment."""
+"""Seconds to wait for the lock: :attr:`RunFolder.in_use` of another process takes it for a moment."""
 
 
 class RunFolder:
     """The folder of one run, ``<save_dir>/<name>/<version>``, as :class:`RecordLogger` lays it out.
 
     Args:
-        path: of the folder; made when the run begins.
+        path: Path of the folder, which is created when the run begins.
 
     Raises:
-        ConfigurationError: if it names less than a folder in a folder.
+        ConfigurationError: If the path is not a folder within a folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -43,17 +44,17 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a record."""
+        """Whether the run has a record."""
         return (self.path / RECORD_NAME).is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether the run went to its end, tests and all."""
+        """Whether the run reached its end, including its tests."""
         return self.ending is not None
 
     @property
     def ending(self) -> dict[str, Any] | None:
-        """What the run said of itself at its end; None before, or where the file is damaged."""
+        """The results that the run wrote at its end; None before that, or if their file is damaged."""
         try:
             return parsed((self.path / f"{FINISHED_NAME}.json").read_bytes())
         except (OSError, ValueError):
@@ -61,7 +62,7 @@ class RunFolder:
 
     @property
     def divergence(self) -> str:
-        """From when on its losses were not finite, in words; empty where they were."""
+        """In words, the step from which the losses were not finite; empty for other runs and before the end."""
         match self.ending:
             case {"not_finite": {"key": str(key), "step": int(step)}}:
                 return str(NotFinite(key, step))
@@ -70,10 +71,10 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> str | None:
-        """The newest whole checkpoint, which an interrupted run goes on from.
+        """The newest complete checkpoint, from which an interrupted run resumes; None if there is none.
 
-        Those for going on only come first: others may be from before all was logged at the end of an epoch. That is
-        also why there is none while the first of them is waited for.
+        Checkpoints that serve only to resume a run take precedence: others may have been written before everything was
+        logged at the end of an epoch. For the same reason it is None until the first of them is complete.
         """
         folder = self.path / "checkpoints"
         own = sorted(folder.glob(f"{NEWEST}*.ckpt"), key=_age)
@@ -84,38 +85,40 @@ class RunFolder:
 
     @property
     def wandb_id(self) -> str | None:
-        """W&B's name of the run, so that what comes later joins it."""
+        """W&B's id of the run, so that a resumed run continues it; None if unknown."""
         try:
             found = read_record(self.path).settings.get("wandb") if self.begun else None
-        except ConfigurationError:  # a record that cannot be read is no reason not to go on
+        except ConfigurationError:  # a damaged record must not prevent resuming
             return None
         name = found.get("id") if isinstance(found, Mapping) else None
         return name if isinstance(name, str) else None
 
     def direct(self, loggers: Sequence[tuple[str, Any]]) -> None:
-        """Change the settings of the loggers about to be built so that the run is written here.
+        """Change the settings of loggers that are not built yet so that the run is written into this folder.
 
         Args:
-            loggers: class names and settings.
+            loggers: Class name and settings of each logger.
 
         Raises:
-            ConfigurationError: if the first logger, which checkpoints are beside, is not a RecordLogger.
+            ConfigurationError: If the first logger, into whose folder Lightning writes checkpoints, is no RecordLogger.
         """
         if not loggers or loggers[0][0] != "RecordLogger":
             raise ConfigurationError(f"--run {self.path} needs a RecordLogger as the first of trainer.logger.")
         study = self.path.parent
         for kind, settings in loggers:
             if kind == "RecordLogger":
-                settings["save_dir"], settings["name"] = str(study.parent), study.name
+                settings["save_dir"] = str(study.parent)
+                settings["name"] = study.name
                 settings["version"] = self.path.name
             elif kind == "WandbLogger":
-                settings["name"], settings["id"] = self.path.name, self.wandb_id
+                settings["name"] = self.path.name
+                settings["id"] = self.wandb_id
 
     def claim(self) -> None:
-        """Keep other processes from writing here until this one ends; on rank zero.
+        """Create and lock the folder on rank zero, so that no other process writes into it until this one ends.
 
         Raises:
-            ConfigurationError: if another one is writing, or the folder cannot be written.
+            ConfigurationError: If another process is writing into the folder, or it cannot be written.
         """
         if not is_rank_zero():
             return
@@ -132,12 +135,12 @@ class RunFolder:
             ) from error
 
     def release(self) -> None:
-        """Let others write."""
+        """Release the lock."""
         self._lock.release()
 
     @property
     def in_use(self) -> bool:
-        """Whether some process is writing here."""
+        """Whether a process is writing into the folder."""
         if not (self.path / _LOCK).is_file():
             return False
         try:
@@ -145,11 +148,16 @@ class RunFolder:
                 return False
         except Timeout:
             return True
-        except OSError:  # somebody else's, who is not writing as far as can be told
+        except OSError:  # the lock file belongs to another user: assume that nobody is writing
             return False
 
     def finish(self, logger: Any, seconds: float) -> None:
-        """Write down that the run went to its end, and how; leave one of the checkpoints for going on."""
+        """Record that the run reached its end and whether it diverged; keep only the newest checkpoint to resume from.
+
+        Args:
+            logger: The RecordLogger of the run.
+            seconds: Duration of the run.
+        """
         ending = {"status": "finished", "seconds": round(seconds, 1)}
         if is_rank_zero():
             folder = self.path / "checkpoints"
@@ -158,36 +166,41 @@ class RunFolder:
                 remove_checkpoint(path)
             with suppress(ConfigurationError):  # a record that could not be written at all
                 found = read_record(self.path).diverged
-                ending |= {"status": DIVERGED, "not_finite": found._asdict()} if found else {}
+                if found is not None:
+                    ending |= {"status": DIVERGED, "not_finite": found._asdict()}
         logger.log_results(FINISHED_NAME, ending)
         logger.finalize("success")
 
 
 def waiting(checkpoint: str) -> str:
-    """Where a checkpoint for going on is until it is one to go on from."""
+    """Return the temporary path of a checkpoint, which it has until it becomes the one to resume from."""
     return f"{checkpoint}{_WAITING}"
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint, of one file or many, as far as that is possible."""
+    """Remove a checkpoint, which is a file or a folder; errors of the file system are ignored."""
     with suppress(OSError):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _age(path: Path) -> float:
+    """Return the negative time of modification, so that sorting puts the newest file first."""
     try:
         return -path.stat().st_mtime
-    except OSError:  # just replaced
+    except OSError:  # replaced in the meantime
         return 0.0
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether training can go on from a checkpoint: it was written to its end, and not of the weights alone."""
-    if path.is_dir():  # one file for each rank; Lightning writes this one last
+    """Whether training can resume from a checkpoint: it is complete, and not of the weights alone."""
+    if path.is_dir():  # a sharded checkpoint with one file per rank; Lightning writes this file last
         return (path / "meta.pt").is_file()
     try:
         with zipfile.ZipFile(path) as archive:
             (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             return b"optimizer_states" in archive.read(index)
-    except Exception:  # a dozen kinds, for as many ways in which an archive can be damaged
+    except Exception:  # a damaged archive can raise a dozen kinds of errors
         return False

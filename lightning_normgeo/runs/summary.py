@@ -1,4 +1,4 @@
-"""A run on one screen: the geometry at its first and last measured step, and the accuracies."""
+"""Summary of a run on one screen: the geometry at its first and last measured step, and the accuracies."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ _SUMMARY = {quantity.key: quantity.summary for quantity in QUANTITIES.values() i
 _EQ16, _WITH_MOMENTUM = "norm_growth/predicted", "norm_growth/predicted_momentum"
 _EQ16_APPLIES = "norm_growth/eq16_applies"
 _NAMED = ("orthogonality/", "affine/")
-"""Quantities that are large where something is remarkable: for these the layer with the largest value is named."""
+"""Prefixes of quantities for which the layer with the largest value is shown: a large value is remarkable there."""
 _REASONS = {
     "momentum": "momentum",
     "weight_decay": "weight decay",
     "nesterov": "Nesterov momentum",
     "dampening": "dampening",
 }
+"""Settings of SGD that eq 16 does not cover, with their names in the summary."""
 _WIDTH = 100
 
 
 def summarize(run: str | Path | Record) -> str:
-    """Return a run on one screen as text, with its folder: what ``normgeo fit`` prints at its end.
+    """Return the summary of a run as text, with the run's folder, as ``normgeo fit`` prints it at its end.
 
     Args:
-        run: the folder of a run that was logged with RecordLogger, or its record.
+        run: Folder of a run that was logged with RecordLogger, or its record.
 
     Raises:
-        ConfigurationError: if there is no record.
+        ConfigurationError: If there is no record.
     """
     record = run if isinstance(run, Record) else read_record(run)
     text = io.StringIO()
@@ -49,15 +50,19 @@ def summarize(run: str | Path | Record) -> str:
 
 
 def summary_table(record: Record) -> Group:
-    """Return the geometry at the first and last measured step, and the accuracies, for the terminal."""
+    """Return the summary of a run for a console of rich: its geometry, notes on it, and the accuracies."""
     parts: list[RenderableType] = []
     if record.diverged is not None:
         parts.append(Text(plain_line(f"The run {record.diverged}."), style="bold red"))
-    geometry, accuracies = _geometry(record), _accuracies(record)
-    parts += [geometry] if geometry.row_count else []
+    geometry = _geometry(record)
+    if geometry.row_count:
+        parts.append(geometry)
     notes = [Text(f"  {plain_line(note)}", style="yellow") for note in _notes(record)]
-    parts += [*notes, Text("")] if notes else []
-    parts += [accuracies] if accuracies.row_count else []
+    if notes:
+        parts += [*notes, Text("")]
+    accuracies = _accuracies(record)
+    if accuracies.row_count:
+        parts.append(accuracies)
     if not geometry.row_count and not accuracies.row_count:
         parts.append(Text("Nothing was measured or evaluated in this run."))
     return Group(*parts)
@@ -79,41 +84,46 @@ def _geometry(record: Record) -> Table:
 
 
 def _shown(record: Record) -> list[str]:
-    """Return the quantities: eq 16 only where it is about the optimizer, and else the same law with momentum."""
+    """Return the keys of the quantities to show: the prediction of eq 16 if it applies, else that with momentum."""
     hidden = _WITH_MOMENTUM if _covered(record) else _EQ16
     return [key for key in _SUMMARY if key != hidden]
 
 
 def _covered(record: Record) -> bool:
-    """Whether the paper's eq 16 covers the steps that were measured."""
+    """Whether eq 16 of the paper applies to the measured steps; True if the record does not say so."""
     applies = finite_points(record.metrics.get(_EQ16_APPLIES, []))
     return not applies or any(value for _, value in applies)
 
 
 def _largest_layer(record: Record, key: str) -> str:
-    """Return the layer with the largest value at the last step; empty where that says nothing."""
+    """Return the layer with the largest value at the last step; empty if that would not be informative."""
     points = record.layers.get(key, [])
-    values = {layer: value for layer, value in (points[-1][1] if points else {}).items() if math.isfinite(value)}
-    return max(values, key=lambda layer: abs(values[layer])) if key.startswith(_NAMED) and len(values) > 1 else ""
+    last = points[-1][1] if points else {}
+    values = {layer: value for layer, value in last.items() if math.isfinite(value)}
+    if not key.startswith(_NAMED) or len(values) < 2:
+        return ""
+    return max(values, key=lambda layer: abs(values[layer]))
 
 
 def _notes(record: Record) -> Iterator[str]:
-    """Yield what does not apply, and what was left out."""
+    """Yield a note if eq 16 does not apply, and one for each reason for which measurements were skipped."""
     if record.metrics.get(_EQ16) and not _covered(record):
         yield f"eq 16, Δ‖W‖² = η²‖∇‖², is about plain SGD; here {_why_not_covered(record)}"
     found = record.observations[-1] if record.observations else {}
     left_out = found.get("left_out")
-    for reason, count in left_out.items() if isinstance(left_out, Mapping) else ():
-        yield f"left out {count} x: {reason}"
+    if isinstance(left_out, Mapping):
+        for reason, count in left_out.items():
+            yield f"left out {count} x: {reason}"
 
 
 def _why_not_covered(record: Record) -> str:
-    """Return what the optimizer has that plain SGD has not."""
+    """Return, in words, the difference between the optimizers and plain SGD."""
     known = record.observations[-1].get("optimizers", []) if record.observations else []
     optimizers: Sequence[Any] = known if isinstance(known, list) else []
     reasons = []
     for optimizer in optimizers:
-        name, settings = str(optimizer.get("class", "")), optimizer.get("settings", {})
+        name = str(optimizer.get("class", ""))
+        settings = optimizer.get("settings", {})
         extra = [f"{word} {_plain(settings[key])}" for key, word in _REASONS.items() if settings.get(key)]
         if name != "SGD":
             reasons.append(name)
@@ -139,7 +149,7 @@ def _accuracies(record: Record) -> Table:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    """Return an accuracy with its interval; of no samples there is none."""
+    """Return the cells of an accuracy with its interval and drop; "none" for an attack on no samples."""
     known = all(isinstance(row.get(key), (int, float)) for key in ("accuracy", "ci_low", "ci_high", "accuracy_drop"))
     if not known:
         return ["none", "", "", str(row.get("n", 0))]

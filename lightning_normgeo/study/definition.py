@@ -1,4 +1,4 @@
-"""What a study runs: a grid of options over configurations of ``normgeo fit``, as one YAML file."""
+"""Definition of a study: a grid of options over configurations of ``normgeo fit``, read from one YAML file."""
 
 from __future__ import annotations
 
@@ -19,28 +19,34 @@ from lightning_normgeo.utilities.notebook import summary
 
 _SHORT = {"seed_everything": "seed"}
 CONFIG = "config"
-"""The option whose values are files, which go over those of the study."""
+"""The option whose values are configuration files; these override the files of the study."""
 _NOT_OF_THE_RUN = ("wandb", "report")
-"""Options that make no difference to what a run finds."""
+"""Options that do not influence the results of a run."""
 _LONGEST_VALUE, _LONGEST_NAME = 48, 255
+"""Characters of a value in the name of a run, and bytes of the whole name, which is that of a folder."""
 _CLASS = re.compile(r'"class_path": "(?:[\w.]*\.)?(\w+)"(?:, "init_args":)?')
+"""The class in a value, of which a short name keeps only the last part."""
 _NOT_FINITE = {"Infinity": ".inf", "-Infinity": "-.inf", "NaN": ".nan"}
-"""Numbers that JSON has no text for: what Python writes, and what YAML reads."""
+"""Numbers that JSON does not have: the texts that Python writes, and those that YAML reads."""
 _JSON_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|-?Infinity|NaN')
+"""Such a number, or a text, which is matched so that nothing inside it is replaced."""
 _Values = TypeVar("_Values")
 
 
 @dataclass(frozen=True)
 class Study:
-    """A grid: every combination of the values becomes one run of ``normgeo fit``.
+    """A grid of runs: every combination of the values is one run of ``normgeo fit``.
+
+    More specific settings override more general ones: first ``configs``, then ``settings``, then files in the grid, and
+    last the other options of the grid.
 
     Attributes:
-        name: of the study; its runs are ``<save_dir>/<name>/<run>``.
-        grid: for each option its values. Options are those of ``normgeo fit``, with dots. The option ``config`` takes
-            files, for values that change several options at once.
-        configs: configuration files of ``normgeo fit`` that every run starts from, relative to the study's file.
-        settings: options for every run, over those files.
-        save_dir: where studies live.
+        name: Name of the study; its runs are written to ``<save_dir>/<name>/<run>``.
+        grid: Values of each option. Options are those of ``normgeo fit``, with dots. The option ``config`` takes
+            files, relative to the study's file, for values that change several options at once.
+        configs: Configuration files of ``normgeo fit`` for all runs, relative to the study's file.
+        settings: Options for all runs.
+        save_dir: Folder of all studies.
     """
 
     name: str
@@ -54,16 +60,16 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """The study's folder."""
+        """The folder of the study."""
         return Path(self.save_dir) / self.name
 
     @property
     def shared(self) -> list[str]:
-        """The arguments that all runs have."""
+        """The arguments that all runs have in common."""
         return [f"--{CONFIG}={path}" for path in self.configs] + arguments_of(self.settings)
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        """Return the runs: for each name the options that are its own; the last option varies fastest."""
+        """Return the grid options of each run by the name of the run; the last option of the grid varies fastest."""
         short = _short_names(list(self.grid))
         runs = {}
         for values in itertools.product(*self.grid.values()):
@@ -72,22 +78,36 @@ class Study:
         return runs
 
     def digest(self, options: Mapping[str, Any]) -> str:
-        """Return a number that changes with whatever the run with these options is told, files included."""
-        files = [*self.configs, *([options[CONFIG]] if CONFIG in options else [])]
+        """Return a hash of everything that a run is told, by which a changed study is recognized.
+
+        Args:
+            options: Grid options of the run.
+
+        Returns:
+            12 hexadecimal digits, from the study's settings, the options, and the contents of all configuration files.
+
+        Raises:
+            OSError: If a file cannot be read.
+        """
+        files = list(self.configs)
+        if CONFIG in options:
+            files.append(options[CONFIG])
         settings = {key: value for key, value in self.settings.items() if key not in _NOT_OF_THE_RUN}
-        own = {key: value for key, value in options.items() if key != CONFIG}  # files count for what is in them
+        # files count by their content, not their path
+        own = {key: value for key, value in options.items() if key != CONFIG}
         told = [settings, own, [_lines(Path(file)) for file in files]]
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def load_study(path: str | Path) -> Study:
-    """Read a study's file.
+    """Read the definition of a study.
 
     Args:
-        path: of the file, or the name of a study that comes with the package: ``paper_small``.
+        path: YAML file of the study, or the name of a study that comes with the package, such as ``paper_small``.
 
     Raises:
-        ConfigurationError: if it is missing, is no study, or has options without values or with the same twice.
+        ConfigurationError: If the file or one of those it names is missing, it is not a study, an option has no values
+            or equal ones, or an option is given twice or belongs elsewhere.
     """
     path = Path(find_config(str(path), "normgeo study"))
     study = _read(path)
@@ -102,17 +122,17 @@ def load_study(path: str | Path) -> Study:
 
 
 def arguments_of(options: Mapping[str, Any]) -> list[str]:
-    """Return options as arguments of the command line; a file comes first, so that the others go over it."""
+    """Return options as arguments of the command line; a file comes first, so that the others override it."""
     return [f"--{option}={text_of(value)}" for option, value in files_first(options).items()]
 
 
 def files_first(options: Mapping[str, _Values]) -> dict[str, _Values]:
-    """Return options in the order in which a command needs them."""
+    """Return options with ``config`` first, because later arguments of a command override earlier ones."""
     return dict(sorted(options.items(), key=lambda entry: entry[0] != CONFIG))
 
 
 def text_of(value: Any) -> str:
-    """Return a value as the command line reads it."""
+    """Return the text of a value that the command line reads as this value."""
     if isinstance(value, str):
         return value
     return _JSON_TOKEN.sub(lambda token: _NOT_FINITE.get(token[0], token[0]), json.dumps(value, default=str))
@@ -128,12 +148,13 @@ def _read(path: Path) -> Study:
             f"{path} is not a study ({' '.join(str(error).split())}). It needs name and grid, and may have configs, "
             "settings, save_dir."
         ) from error
-    # the values as they are written: the parser takes those with a class_path for its own, and fills in all defaults
+    # the values as written: the parser would expand those with a class_path by all defaults of the class
     written = get_loader("yaml")(path.read_text(encoding="utf-8"))
     return replace(study, grid=written["grid"], settings=written.get("settings") or {})
 
 
 def _check_options(study: Study, path: Path) -> None:
+    """Raise a ConfigurationError for options that are reserved, given twice, or cannot name a run."""
     if not study.grid:
         raise ConfigurationError(f"{path}: the grid is empty. Give options with their values.")
     if not re.fullmatch(r"\w[\w.+-]*", study.name):
@@ -160,6 +181,11 @@ def _check_options(study: Study, path: Path) -> None:
 
 
 def _found(folder: Path, file: Any) -> str:
+    """Return the path of a file that is given relative to a folder.
+
+    Raises:
+        ConfigurationError: If there is no such file.
+    """
     found = (folder / str(file)).resolve()
     if not found.is_file():
         raise ConfigurationError(f"{found} does not exist; files of a study are relative to the study's own.")
@@ -170,30 +196,30 @@ def _found(folder: Path, file: Any) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a configuration without those of comments alone."""
+    """Return the lines of a configuration, without empty ones and those that are only a comment."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [line.rstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def _short_names(options: Sequence[str]) -> dict[str, str]:
-    """Return for each option its last parts, as many as it takes to tell them apart."""
+    """Return for each option the shortest end of its name that no other option has."""
     short: dict[str, str] = {}
     for option in options:
         parts = option.split(".")
         tails = [_SHORT.get(option, ""), *(".".join(parts[-k:]) for k in range(1, len(parts) + 1))]
         others = [f".{other}" for other in options if other != option]
         free = [tail for tail in tails if tail and not any(other.endswith(f".{tail}") for other in others)]
-        short[option] = free[0] if free else option  # the end of another one
+        short[option] = free[0] if free else option  # none is free if the whole name is the end of another
     return short
 
 
 def _readable(value: Any) -> str:
-    """Return a value as part of a folder's name."""
+    """Return a value as part of a folder's name; a long one is cut off and ends in a hash of the whole value."""
     text = Path(value).stem if isinstance(value, str) and value.endswith((".yaml", ".yml")) else text_of(value)
     plain = _plain(text)
     if len(plain) <= _LONGEST_VALUE:
         return plain
-    short = _plain(_CLASS.sub(r"\1", text))  # where a class comes from says less of it than its arguments
+    short = _plain(_CLASS.sub(r"\1", text))  # the module of a class is less informative than its arguments
     return f"{short[: _LONGEST_VALUE - 8]}-{hashlib.sha256(text.encode()).hexdigest()[:7]}"
 
 

@@ -1,4 +1,4 @@
-"""A study in the terminal: what it will run, a line for each run under way, and how it ended."""
+"""Terminal output of a study: the list of its runs, their progress, and their failures."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lightning_normgeo.study.run_progress import RunProgress
 from lightning_normgeo.study.study_index import Index, IndexEntry
 from lightning_normgeo.utilities.plain_text import plain_line
 
-_HALF = ("failed", "interrupted")
+_UNFINISHED = ("failed", "interrupted")
 _ENDED = {"finished": "[green]finished[/]", "failed": "[red]failed[/]", "interrupted": "[yellow]interrupted[/]"}
 
 
 class ProgressDisplay:
-    """One progress line per run under way, and one of plain text for each that begins or ends.
+    """Shows a progress bar for each run under way, and prints a line for each run that begins or ends.
 
     Args:
-        console: where it is shown; lines that move are left out where that is no terminal.
+        console: Console to print on; without a terminal there are no progress bars.
     """
 
     def __init__(self, console: Console) -> None:
@@ -49,7 +49,12 @@ class ProgressDisplay:
         self._progress.stop()
 
     def update(self, entry: IndexEntry, watch: RunProgress) -> None:
-        """Show how far a run is, or how it ended."""
+        """Display the progress of a run, or how it ended.
+
+        Args:
+            entry: Entry of the run in the study's index.
+            watch: Progress of the run.
+        """
         if entry.status == "running":
             if entry.name not in self._tasks:
                 self._tasks[entry.name] = self._progress.add_task(entry.name, total=1.0, text="")
@@ -64,15 +69,16 @@ class ProgressDisplay:
             self._console.print(f"  {plain_line(entry.error)}", style="red", markup=False, soft_wrap=True)
 
     def stopping(self, count: int) -> None:
-        """Say that so many runs were asked to end."""
-        self._say(f"stopping {count} run{'s' * (count > 1)}; once more to stop at once")
+        """Print that ``count`` runs were asked to end."""
+        plural = "s" if count > 1 else ""
+        self._say(f"stopping {count} run{plural}; interrupt again to stop at once")
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
 
 
 def listing(index: Index) -> Table:
-    """Return the runs of a study and how far each of them is."""
+    """Return a table of a study's runs with their states."""
     table = Table(box=box.SIMPLE, title=f"{index.study.name}: {len(index.entries)} runs", title_justify="left")
     for name in ("run", "status"):
         table.add_column(name, overflow="fold")
@@ -82,34 +88,34 @@ def listing(index: Index) -> Table:
 
 
 def _notes(index: Index, entry: IndexEntry) -> list[str]:
-    """Return how far a run is, and what becomes of it."""
+    """Return the status of a run, and notes on how it will resume."""
     notes: list[str] = [entry.status]
     if entry.status == "finished" and entry.error:
         notes.append(entry.error)
-    if entry.status in _HALF:
+    if entry.status in _UNFINISHED:
         if index.would_mix(entry):
-            return [*notes, "began with other settings and does not go on"]
-        notes.append("goes on from its checkpoint" if index.folder_of(entry).checkpoint else "begins anew")
+            return [*notes, "began with other settings and is not resumed"]
+        notes.append("resumes from its checkpoint" if index.folder_of(entry).checkpoint else "begins anew")
     if index.is_outdated(entry):
         notes.append("with other settings")
     return notes
 
 
 def outdated(index: Index) -> str:
-    """Return what to know about runs that had other settings than the study has now; empty if none has."""
+    """Return warnings about runs that began with other settings than the study has now; empty if there are none."""
     finished = sum(entry.status == "finished" and index.is_outdated(entry) for entry in index.entries)
-    half = sum(entry.status in _HALF and index.would_mix(entry) for entry in index.entries)
-    said = {
+    unfinished = sum(entry.status in _UNFINISHED and index.would_mix(entry) for entry in index.entries)
+    warnings = {
         "finished run{} had other settings than the study has now, and stay as they are. "
         "Remove their folders to run them again, or give the study another name.": finished,
-        "half run{} began with other settings than the study has now: not continued. "
-        "Remove their folders to begin anew, or restore the settings.": half,
+        "unfinished run{} began with other settings than the study has now: not resumed. "
+        "Remove their folders to begin anew, or restore the settings.": unfinished,
     }
-    return "\n".join(f"{count} {text.format('s' * (count > 1))}" for text, count in said.items() if count)
+    return "\n".join(f"{count} {text.format('s' if count > 1 else '')}" for text, count in warnings.items() if count)
 
 
 def failures(index: Index) -> Iterable[str]:
-    """Return a line for each run that failed: why, and where the rest is."""
+    """Yield a line for each failed run, with its error and the path of its whole output."""
     for entry in index.entries:
         if entry.status == "failed":
             where = index.folder_of(entry).path / OUTPUT_NAME

@@ -1,4 +1,4 @@
-"""What each of several runs at a time gets of this machine."""
+"""CPU threads and GPUs of each concurrent run."""
 
 from __future__ import annotations
 
@@ -6,29 +6,39 @@ import os
 
 
 def resource_share(slot: int, jobs: int) -> dict[str, str]:
-    """Return the environment that gives one of several runs its share of the cores and GPUs.
+    """Return the environment variables that give one of several concurrent runs its share of the cores and GPUs.
 
     Args:
-        slot: which of them it is, from 0.
-        jobs: how many there are at a time. With more runs than GPUs, several have one in common.
+        slot: Number of the run among the concurrent ones, in [0, jobs).
+        jobs: Number of concurrent runs, at least 1.
+
+    Returns:
+        ``OMP_NUM_THREADS``, which stays unchanged if it is set, and ``CUDA_VISIBLE_DEVICES`` if there are GPUs; several
+        runs share a GPU if there are more runs than GPUs. Nothing for a single run, which has the whole machine.
     """
     if jobs == 1:
         return {}
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // jobs))
+    share = {"OMP_NUM_THREADS": threads}
     devices = _devices()
-    mine = devices[slot::jobs] or devices[slot % len(devices) :][:1] if devices else []
-    return {"OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": ",".join(mine)} if mine else {})}
+    if devices:
+        own = devices[slot::jobs] or [devices[slot % len(devices)]]
+        share["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+    return share
 
 
 def _cores() -> int:
-    """Return the cores that this process may use, which a batch system may have made fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use; a batch system may allow fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _devices() -> list[str]:
+    """Return the GPUs that this process may use, as in ``CUDA_VISIBLE_DEVICES``."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip()]
-    import torch  # takes seconds, which the help of the command does without
+    import torch  # takes seconds, which the command's help need not wait for
 
     return [str(i) for i in range(torch.cuda.device_count())]

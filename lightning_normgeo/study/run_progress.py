@@ -1,4 +1,4 @@
-"""How far a run is, read from the record that it is writing."""
+"""Progress of a run, read from the record that it is writing."""
 
 from __future__ import annotations
 
@@ -14,46 +14,53 @@ _Before = TypeVar("_Before")
 
 
 class RunProgress:
-    """Reads what is new in a run's record.
+    """Follows a record while it is being written, and keeps the progress of its run.
 
     Args:
-        folder: of the run, which need not exist yet.
+        folder: Folder of the run, which need not exist yet.
 
     Attributes:
-        epoch: finished epochs.
-        epochs: how many there will be at most; None if that is not known.
-        step: the last one that was logged.
-        accuracy: on the validation data, None before the first.
-        testing: whether training has come to its end.
+        epoch: Number of finished epochs.
+        epochs: Largest number of epochs; None if it is unknown or unlimited.
+        step: Last step that was logged.
+        accuracy: Last validation accuracy, in [0, 1]; None before the first.
+        testing: Whether training has ended, so that the run is being tested.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path, self._at = folder / RECORD_NAME, 0
-        self.epoch, self.step = 0, 0
+        self._path = folder / RECORD_NAME
+        self._at = 0
+        self.epoch = 0
+        self.step = 0
         self.epochs: int | None = None
         self.accuracy: float | None = None
         self.testing = False
 
     @property
     def text(self) -> str:
-        """One line about it."""
+        """The progress in one line."""
         if self.testing:
             return "testing"
         if not self._at:
             return "starting"
-        parts = [f"epoch {self.epoch + 1}{f'/{self.epochs}' if self.epochs else ''}", f"step {self.step}"]
-        return ", ".join([*parts, *([f"val {100 * self.accuracy:.1f} %"] if self.accuracy is not None else [])])
+        of_all = f"/{self.epochs}" if self.epochs else ""
+        parts = [f"epoch {self.epoch + 1}{of_all}", f"step {self.step}"]
+        if self.accuracy is not None:
+            parts.append(f"val {100 * self.accuracy:.1f} %")
+        return ", ".join(parts)
 
     @property
     def fraction(self) -> float:
         """The finished part of the training, in [0, 1]."""
-        return 1.0 if self.testing else min(1.0, self.epoch / self.epochs) if self.epochs else 0.0
+        if self.testing:
+            return 1.0
+        return min(1.0, self.epoch / self.epochs) if self.epochs else 0.0
 
     def look(self) -> None:
-        """Read the lines that were finished since the last look; those that are damaged are left out."""
+        """Read the lines that were completed since the last call; damaged ones are skipped."""
         try:
             with self._path.open("rb") as file:
-                if file.seek(0, 2) < self._at:  # it was begun anew
+                if file.seek(0, 2) < self._at:  # shorter than before: the record was begun anew
                     self._at = 0
                 file.seek(self._at)
                 new = file.read()
@@ -68,8 +75,9 @@ class RunProgress:
                 continue
 
     def _take(self, line: dict[str, Any]) -> None:
+        """Update the progress by a line of the record."""
         values = line.get("values", {})
-        if line["kind"] == "environment":  # the run begins, or goes on
+        if line["kind"] == "environment":  # a process begins or resumes the run
             self.testing = False
         elif line["kind"] == "settings":
             match values.get("config"):
@@ -84,4 +92,5 @@ class RunProgress:
 
 
 def _finite(value: float | None, before: _Before) -> float | _Before:
+    """Return a value, or the previous one if it is missing or not finite."""
     return value if value is not None and math.isfinite(value) else before

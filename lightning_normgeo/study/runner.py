@@ -1,4 +1,4 @@
-"""Runs what a study has left to run on this machine, one after another or several at a time."""
+"""Execution of a study's unfinished runs on this machine, one after another or several at a time."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from lightning_normgeo.study.run_progress import RunProgress
 from lightning_normgeo.study.study_index import Index, IndexEntry, Status
 
 NORMGEO = (sys.executable, "-m", "lightning_normgeo")
+"""The command ``normgeo`` in the current environment."""
 
 
 class Display(Protocol):
-    """Shows how far runs are."""
+    """Interface of a class that shows the progress of runs."""
 
     def update(self, entry: IndexEntry, watch: RunProgress) -> None:
-        """Show a run; called when it begins, from time to time, and when it has ended."""
+        """Display the progress of a run; called when it begins, periodically, and when it has ended."""
 
     def stopping(self, count: int) -> None:
-        """Say that so many runs were asked to end."""
+        """Display that ``count`` runs were asked to end."""
 
 
 class Runner:
-    """Runs what a study has left to run.
+    """Executes the unfinished runs of a study.
 
     Args:
-        index: of the study.
-        display: is told what happens.
-        jobs: how many runs at a time.
-        program: what is called with the arguments of each run.
-        patience: seconds that runs get to end by themselves when they are interrupted.
+        index: Index of the study.
+        display: Shows the progress.
+        jobs: Number of concurrent runs, at least 1.
+        program: Command that is called with the arguments of each run.
+        patience: Seconds that interrupted runs have to end by themselves before they are killed.
 
     Attributes:
-        signal: the number of the one that has interrupted it.
+        signal: Number of the last signal that interrupted the runner.
     """
 
     def __init__(
@@ -52,8 +53,11 @@ class Runner:
         program: Sequence[str] = NORMGEO,
         patience: float = 20.0,
     ) -> None:
-        self._index, self._display, self._jobs = index, display, jobs
-        self._program, self._patience = program, patience
+        self._index = index
+        self._display = display
+        self._jobs = jobs
+        self._program = program
+        self._patience = patience
         self._active: list[RunProcess] = []
         self._left: list[IndexEntry] = []
         self._interrupts = 0
@@ -61,22 +65,29 @@ class Runner:
 
     @property
     def interrupted(self) -> bool:
-        """Whether it was told to stop."""
+        """Whether the runner was interrupted."""
         return self._interrupts > 0
 
     def interrupt(self, number: int = signal.SIGINT, *_: Any) -> None:
-        """Stop soon; the second time at once. A handler of signals: it does nothing itself, wherever it comes."""
+        """Stop the study: the first call lets active runs end by themselves, the second kills them.
+
+        This is a signal handler, which can run between any two instructions. It therefore only sets a flag.
+
+        Args:
+            number: Number of the signal.
+        """
         self._interrupts += 1
         self.signal = int(number)
 
     def run(self, every: float = 0.5) -> None:
-        """Run everything that has not finished, also what failed before; return when nothing is left.
+        """Execute all runs that have not finished, also those that failed before, and return when none is left.
 
         Args:
-            every: seconds between two looks at the runs.
+            every: Seconds between two checks of the active runs.
         """
         left = [entry for entry in self._index.entries if entry.status != "finished"]
-        self._left = sorted(left, key=lambda entry: entry.status != "running")  # these have their share already
+        # first those that processes of an earlier command are running: they use the machine already
+        self._left = sorted(left, key=lambda entry: entry.status != "running")
         try:
             while (self._left or self._active) and not self.interrupted:
                 while self._left and len(self._active) < self._jobs:
@@ -87,6 +98,7 @@ class Runner:
             self._stop()
 
     def _begin(self, entry: IndexEntry) -> None:
+        """Start a run, or watch it if a process of an earlier command is still running it."""
         taken = {attempt.slot for attempt in self._active}
         slot = next(k for k in range(self._jobs) if k not in taken)
         attempt = RunProcess(entry, self._index.folder_of(entry), slot)
@@ -101,7 +113,7 @@ class Runner:
             self._save()
 
     def _start(self, attempt: RunProcess) -> str:
-        """Start the process of an attempt and return why it cannot be; nothing if it was."""
+        """Start the process of an attempt; return why that is impossible, or an empty text."""
         entry, folder = attempt.entry, attempt.folder.path
         try:
             if self._index.would_mix(entry):
@@ -120,8 +132,9 @@ class Runner:
         return {**resource_share(slot, self._jobs), "WANDB_RUN_GROUP": group}
 
     def _look(self) -> None:
+        """Update the display, and conclude the attempts that have ended."""
         for attempt in list(self._active):
-            ended = attempt.ended  # before the last look, which then misses nothing
+            ended = attempt.ended  # asked before reading the record, which is then read to its end
             attempt.watch.look()
             if ended and attempt.is_ours and not attempt.folder.finished:
                 attempt.kill()
@@ -133,7 +146,7 @@ class Runner:
             elif attempt.is_ours:
                 attempt.entry.error = attempt.error
                 self._conclude(attempt, "failed")
-            else:  # it was killed as well, as whoever started it
+            else:  # left by an earlier command, and killed like it: start it again
                 self._conclude(attempt, "interrupted")
                 self._left.insert(0, attempt.entry)
 
@@ -146,11 +159,11 @@ class Runner:
         self._display.update(attempt.entry, attempt.watch)
 
     def _save(self) -> None:
-        with suppress(OSError):  # a full disk: runs matter more, and their folders say how far they are
+        with suppress(OSError):  # a full disk must not stop the runs, whose folders tell their state anyway
             self._index.save()
 
     def _stop(self) -> None:
-        """Ask all runs to end, and make them; those of others go on alone."""
+        """Ask the runs that were started here to end, and kill those that do not; others continue on their own."""
         ours = [attempt for attempt in self._active if attempt.is_ours]
         for attempt in ours:
             attempt.terminate()
@@ -160,7 +173,7 @@ class Runner:
             deadline = time.monotonic() + self._patience
             while not all(attempt.ended for attempt in ours) and time.monotonic() < deadline and self._interrupts < 2:
                 time.sleep(0.1)
-        finally:  # whatever cannot be shown
+        finally:  # even if the display fails
             for attempt in ours:
                 attempt.kill()
         for attempt in ours:
@@ -168,5 +181,11 @@ class Runner:
 
 
 def arguments_for(study: Study, options: Mapping[str, Any], folder: Path) -> list[str]:
-    """Return the arguments of the run with these options, after ``normgeo``."""
+    """Return the arguments of ``normgeo`` for one run of a study.
+
+    Args:
+        study: The study.
+        options: Grid options of the run.
+        folder: Folder of the run.
+    """
     return ["fit", *study.shared, *arguments_of(options), f"--run={folder}"]

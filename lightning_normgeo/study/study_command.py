@@ -1,4 +1,4 @@
-"""``normgeo study``."""
+"""The command ``normgeo study``."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from lightning_normgeo.study.study_index import Index
 from lightning_normgeo.study.wandb_sweep import write_sweep
 from lightning_normgeo.terminal.safe_streams import PipeSafeStream
 
-_DESCRIPTION = """Run a grid of trainings, each a process of its own with a folder of its own, and report on all of
-them. The same command again goes on: runs that have finished are left alone, half runs go on from their last
-checkpoint, failed ones are tried again."""
+_DESCRIPTION = """Run a grid of trainings, each in a process and a folder of its own, and report on all of them. The
+same command again resumes the study: finished runs are left alone, unfinished ones resume from their last checkpoint,
+failed ones are tried again."""
 _BY_SIGNAL = 128
-"""What shells add to the number of a signal for the status of a command that it has ended."""
+"""Exit status of a command that a signal ended, as in shells: this plus the number of the signal."""
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-"""As from a terminal, from a batch system at the end of a job's time, and from a connection that is lost."""
+"""Sent by Ctrl-C in a terminal, by a batch system at the end of a job's time, and when a connection is lost."""
 
 
 def study_parser() -> ArgumentParser:
-    """Return the parser of the command."""
+    """Return the parser of ``normgeo study``."""
     parser = ArgumentParser(prog="normgeo study", description=_DESCRIPTION)
     parser.add_argument(
         "study", type=str, help="YAML file of the study, or the name of one that comes with the package: paper_small."
     )
-    parser.add_argument("--dry-run", action="store_true", help="List the runs and how far they are; run nothing.")
-    parser.add_argument("--jobs", type=int, default=1, help="How many runs at a time; they share cores and GPUs.")
+    parser.add_argument("--dry-run", action="store_true", help="List the runs and their states; run nothing.")
+    parser.add_argument("--jobs", type=int, default=1, help="Number of concurrent runs, which share cores and GPUs.")
     parser.add_argument(
         "--report", type=bool, default=True, help="Write report.html into the study's folder at the end."
     )
@@ -49,7 +49,17 @@ def study_parser() -> ArgumentParser:
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit status: 1 if a run failed, 130 or 143 if it was interrupted."""
+    """Run ``normgeo study`` and return its exit status.
+
+    Args:
+        args: Arguments after ``normgeo study``.
+
+    Returns:
+        0; 1 if a run failed; 128 plus the number of the signal, such as 130 for Ctrl-C, if it was interrupted.
+
+    Raises:
+        ConfigurationError: If the study cannot work.
+    """
     options = study_parser().parse_args(args)
     if options.jobs < 1:
         raise ConfigurationError(f"--jobs {options.jobs} must be at least 1.")
@@ -72,6 +82,7 @@ def main(args: list[str]) -> int:
 
 
 def _run(study: Study, options: Namespace, console: Console) -> int:
+    """Execute a study and return the exit status."""
     with _claimed(study) as index:
         _list(index, console)
         with ProgressDisplay(console) as display, _listening(runner := Runner(index, display, options.jobs)):
@@ -84,14 +95,14 @@ def _run(study: Study, options: Namespace, console: Console) -> int:
 
 def check(study: Study, name: str) -> Any:
     """Check a study before its first run; see :func:`lightning_normgeo.study.validation.check`."""
-    from lightning_normgeo.study import validation  # takes seconds, which the help of the command does without
+    from lightning_normgeo.study import validation  # takes seconds, which the command's help need not wait for
 
     return validation.check(study, name)
 
 
 @contextmanager
 def _claimed(study: Study) -> Iterator[Index]:
-    """Keep other processes from running a study, and give its index."""
+    """Lock a study against other processes, and yield its index."""
     with ExitStack() as claim:
         try:
             study.folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +117,7 @@ def _claimed(study: Study) -> Iterator[Index]:
 
 
 def _conclude(index: Index, options: Namespace, console: Console) -> int:
+    """Print failures, write the report, and return the exit status."""
     failed = list(failures(index))
     for line in failed:
         console.print(line, style="red", markup=False, soft_wrap=True)
@@ -123,7 +135,7 @@ def _list(index: Index, console: Console) -> None:
 
 @contextmanager
 def _listening(runner: Runner) -> Iterator[None]:
-    """Let signals interrupt a runner, but for those that somebody has this process ignore, as ``nohup`` does."""
+    """Let signals interrupt a runner, except those that this process was told to ignore, as by ``nohup``."""
     heard = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
     before: dict[int, Any] = {number: signal.getsignal(number) for number in heard}
     heard = [number for number in heard if before[number] is not signal.SIG_IGN]

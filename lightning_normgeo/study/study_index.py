@@ -1,4 +1,4 @@
-"""The index of a study: what its runs are, and how far each of them is."""
+"""Index of a study: its runs with their states."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class IndexEntry:
     """One run of a study.
 
     Attributes:
-        name: of the run, and of its folder within the study's.
-        options: what is its own among the study's options.
-        status: waiting, running, finished, failed, interrupted.
-        seconds: that its last attempt took.
-        error: what went wrong, in one line; also of a run that finished, but diverged.
-        digest: of everything it was told when it last began; see :meth:`Study.digest`.
+        name: Name of the run, and of its folder within the study's.
+        options: Grid options of the run.
+        status: ``waiting``, ``running``, ``finished``, ``failed`` or ``interrupted``.
+        seconds: Duration of its last attempt.
+        error: Why it failed, in one line; for a finished run, that it diverged.
+        digest: Hash of everything that it was told when it last began; see :meth:`Study.digest`.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Index:
     """The runs of a study, kept in ``study.json`` in its folder.
 
     Args:
-        study: whose runs; what an earlier attempt left in its folder is taken up.
+        study: The study. The states of its runs are read from its folder and from an earlier index.
     """
 
     def __init__(self, study: Study) -> None:
@@ -53,7 +53,7 @@ class Index:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The path of the index file."""
         return self.study.folder / STUDY_NAME
 
     def folder_of(self, entry: IndexEntry) -> RunFolder:
@@ -65,20 +65,22 @@ class Index:
         return entry.digest not in ("", self.study.digest(entry.options))
 
     def would_mix(self, entry: IndexEntry) -> bool:
-        """Whether a run, if it went on, would be one of two settings: its checkpoint's, and the study's."""
+        """Whether resuming a run would mix two settings: those of its checkpoint, and those of the study."""
         return self.is_outdated(entry) and self.folder_of(entry).checkpoint is not None
 
     def save(self) -> None:
-        """Write the file, replacing the earlier one at once."""
+        """Write the index file, atomically replacing an earlier one."""
         study = {key: value for key, value in asdict(self.study).items() if key != "save_dir"}
         runs = [asdict(entry) for entry in self.entries]
         write_document(self.path, {"version": __version__, **study, "runs": runs})
 
     def _take_up(self, entry: IndexEntry, before: Mapping[str, Any]) -> None:
-        folder, failed = self.folder_of(entry), before.get("status") == "failed"
+        """Set the state of a run from its folder and its entry in an earlier index."""
+        folder = self.folder_of(entry)
+        failed = before.get("status") == "failed"
         if folder.finished:
             entry.status = "finished"
-        elif folder.in_use:  # a process that outlived whoever started it
+        elif folder.in_use:  # its process outlived the command that started it
             entry.status = "running"
         elif failed or folder.begun:
             entry.status = "failed" if failed else "interrupted"
@@ -91,7 +93,7 @@ class Index:
 
 
 def _known(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Return the runs of an earlier index; nothing of one that cannot be read, as the runs speak for themselves."""
+    """Return the runs of an earlier index by name; none if it is damaged, since the folders tell the states too."""
     try:
         runs = parsed((folder / STUDY_NAME).read_bytes())["runs"]
         return {run["name"]: run for run in runs if isinstance(run, dict) and isinstance(run.get("name"), str)}

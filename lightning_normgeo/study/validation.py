@@ -1,4 +1,4 @@
-"""Finds what cannot work in a study before its first run, so that it does not turn up in the middle of the night."""
+"""Validation of a study before its first run, so that a wrong value does not stop it in the middle of the night."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lightning_normgeo.study.definition import Study, arguments_of
 
 
 class Checker(NormgeoCLI):
-    """The command line, stopped where it would parse."""
+    """The command line of ``normgeo fit`` as a checker: it parses arguments and builds models, but runs nothing."""
 
     def __init__(self) -> None:
         self._built: set[str] = set()
         super().__init__([])
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse nothing."""
+        """Skip the parsing in the constructor of LightningCLI."""
         self.config = {"subcommand": None}
 
     def before_instantiate_classes(self) -> None:
         """Do nothing."""
 
     def instantiate_classes(self) -> None:
-        """Build nothing."""
+        """Do nothing: no Trainer, data or model is built."""
 
     def after_instantiate_classes(self) -> None:
         """Do nothing."""
@@ -37,7 +37,7 @@ class Checker(NormgeoCLI):
         pass
 
     def longer(self, option: str) -> list[str]:
-        """Return the options of ``fit`` that begin like this one, if it is none itself."""
+        """Return the options of ``fit`` that an unknown option abbreviates; none for an option that exists."""
         known = [text.removeprefix("--") for text in self._parser("fit")._option_string_actions]
         return [] if option in known else [name for name in known if name.startswith(option)]
 
@@ -45,21 +45,21 @@ class Checker(NormgeoCLI):
         """Parse a command and return its settings.
 
         Raises:
-            ConfigurationError: if it cannot be parsed.
+            ConfigurationError: If the command cannot be parsed.
         """
         try:
-            with redirect_stderr(StringIO()) as said:
+            with redirect_stderr(StringIO()) as printed:
                 config = self._parsed(self.parser, args)
         except SystemExit as error:
-            reason = said.getvalue().rpartition("error: ")[2]
+            reason = printed.getvalue().rpartition("error: ")[2]
             raise ConfigurationError(" ".join(reason.split())) from error
         return config[config.subcommand]
 
     def check(self, args: list[str]) -> Any:
-        """Parse a command, build its model without memory for its weights, and return the settings.
+        """Parse a command, build its model on torch's meta device, which needs no memory, and return the settings.
 
         Raises:
-            ConfigurationError: if either does not work.
+            ConfigurationError: If the command cannot be parsed or the model cannot be built.
         """
         settings = self.parse(args)
         model = settings.model.as_dict()
@@ -69,25 +69,28 @@ class Checker(NormgeoCLI):
         return settings
 
     def _build(self, model: dict[str, Any]) -> None:
-        # a spectral normalization of a hundred layers takes seconds; what is refused of it does not depend on the depth
+        # Two quick builds instead of one, as spectral normalization of a hundred layers takes seconds: the architecture
+        # with batch normalization, and the normalization with few layers, on which its errors do not depend.
         for other in ({"norm": "bn", "groups": None}, {"arch": "resnet18"}):
             with torch.device("meta"):
                 self._model_class(**{**model, **other})
 
 
 def check(study: Study, name: str = "study") -> Any:
-    """Check every option with every value once; return the settings of the first run.
+    """Check every option of a study with every value once, and return the settings of the first run.
+
+    Cost: one parse for each value of the grid, and two small models for each different model setting.
 
     Args:
-        study: what is checked.
-        name: of the study in what is said about it.
+        study: Study to check.
+        name: Name of the study in error messages.
 
     Raises:
-        ConfigurationError: for the first value that cannot work, with the reason.
+        ConfigurationError: For the first value that cannot work, with the reason.
     """
     checker = Checker()
     for option in (*study.settings, *study.grid):
-        if longer := checker.longer(option):  # argparse would take it, even beside the same option in full
+        if longer := checker.longer(option):  # argparse accepts abbreviations, even beside the full option
             raise ConfigurationError(
                 f"{name}: {option} is short for {nearest_names(option, longer)}; write it in full."
             )

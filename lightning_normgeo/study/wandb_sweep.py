@@ -1,4 +1,4 @@
-"""A study as a sweep of W&B, so that many machines can share it."""
+"""Export of a study as a W&B sweep, so that several machines can share it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _METRIC = {"name": "val/accuracy", "goal": "maximize"}
 
 
 def sweep_of(study: Study, project: str | None = None) -> dict[str, Any]:
-    """Return the configuration of a W&B grid sweep that runs what the study runs.
+    """Return the configuration of a W&B grid sweep with the same runs as a study.
 
     Args:
-        study: what is run.
-        project: of W&B where the sweep will be; the one that ``wandb sweep`` is told if left out.
+        study: Study to export.
+        project: W&B project of the sweep. Default: the one given to ``wandb sweep``.
 
     Raises:
-        ConfigurationError: for a value that W&B cannot hand on.
+        ConfigurationError: For a value that ``wandb agent`` would pass to the runs as a different one.
     """
     for option, values in study.grid.items():
         for value in _changed(values):
@@ -31,7 +31,7 @@ def sweep_of(study: Study, project: str | None = None) -> dict[str, Any]:
                 f"grid.{option} has the value {text_of(value)}, which wandb agent hands on as the text '{value}'. "
                 "Leave it out, or put it into a file and give that as a value of the option config."
             )
-    # python is named by its module, so that it is the agent's own environment that runs
+    # run as a module, so that the agent's own Python environment is used
     command = ["${env}", "${interpreter}", "-m", "lightning_normgeo", "fit", *study.shared, "--wandb=online", "${args}"]
     return {
         **({"project": project} if project else {}),
@@ -45,7 +45,16 @@ def sweep_of(study: Study, project: str | None = None) -> dict[str, Any]:
 
 
 def write_sweep(study: Study, settings: Any, path: str | Path) -> Path:
-    """Write :func:`sweep_of` as YAML, for the project that the runs' settings name."""
+    """Write the configuration of a W&B sweep as YAML; see :func:`sweep_of`.
+
+    Args:
+        study: Study to export.
+        settings: Settings of a run, whose WandbLogger names the project.
+        path: File to write.
+
+    Raises:
+        ConfigurationError: If the file cannot be written, or W&B cannot pass a value on.
+    """
     path = Path(path)
     text = yaml.safe_dump(sweep_of(study, _project(settings)), sort_keys=False, allow_unicode=True)
     try:
@@ -56,6 +65,7 @@ def write_sweep(study: Study, settings: Any, path: str | Path) -> Path:
 
 
 def _project(settings: Any) -> str | None:
+    """Return the W&B project of a run's settings; None without a WandbLogger."""
     loggers = settings.trainer.get("logger")
     entries = loggers if isinstance(loggers, list) else [loggers]
     ours = [entry for entry in entries if str(getattr(entry, "class_path", "")).endswith(".WandbLogger")]
@@ -63,7 +73,7 @@ def _project(settings: Any) -> str | None:
 
 
 def _changed(value: Any) -> Iterator[float | None]:
-    """Yield what is within a value and means something else once Python has written it and YAML has read it."""
+    """Yield the parts of a value that change when ``str`` writes them and YAML reads them: null, infinities and NaN."""
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _changed(part)

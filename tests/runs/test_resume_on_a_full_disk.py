@@ -1,4 +1,4 @@
-"""The checkpoint to go on from: where it cannot be written, the one before stays, and training goes on."""
+"""The checkpoint to resume from: where it cannot be written, the previous one stays, and training continues."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_one_before_stays(epochs: set[int], error: Exception, tmp_path: Path
     folder = tmp_path / "study" / "one"
     run = trainer(NewestEpoch(folder), max_steps=-1, max_epochs=3, enable_checkpointing=True, limit_train_batches=2)
     run.strategy.checkpoint_io.save_checkpoint = Full(epochs, error)
-    with pytest.warns(MeasurementWarning, match="checkpoint to go on from could not be written .*Training goes on"):
+    with pytest.warns(MeasurementWarning, match="checkpoint to resume from could not be written .*Training goes on"):
         run.fit(Project(), images(16, batch_size=8))
     assert run.current_epoch == 3
     newest = max({0, 1, 2} - epochs, default=None)

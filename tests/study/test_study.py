@@ -272,7 +272,7 @@ def test_lines_of_plain_text_elsewhere() -> None:
         display.update(entry, RunProgress(Path("none")))
     assert text.getvalue().rstrip().splitlines() == [
         f"{entry.name}: begins",
-        "stopping 1 run; once more to stop at once",
+        "stopping 1 run; interrupt again to stop at once",
         f"{entry.name}: interrupted after 0 s",
     ]
 
@@ -294,7 +294,7 @@ def test_listing_and_what_is_said_of_other_settings() -> None:
     rows = [line.split(maxsplit=1) for line in text.getvalue().splitlines() if "norm=" in line]
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["norm=bn", "finished, with other settings"],
-        ["norm=gn", "interrupted, goes on from its checkpoint"],
+        ["norm=gn", "interrupted, resumes from its checkpoint"],
         ["norm=ln", "failed, begins anew"],
         ["norm=wn", "waiting"],
     ]
@@ -318,11 +318,11 @@ def test_listing_of_half_runs_with_other_settings() -> None:
     console.print(listing(index))
     rows = [" ".join(line.split()) for line in text.getvalue().splitlines() if "norm=" in line]
     assert rows == [
-        "norm=bn interrupted, began with other settings and does not go on",
+        "norm=bn interrupted, began with other settings and is not resumed",
         "norm=gn interrupted, begins anew, with other settings",
     ]
     assert outdated(index) == (
-        "1 half run began with other settings than the study has now: not continued. "
+        "1 unfinished run began with other settings than the study has now: not resumed. "
         "Remove their folders to begin anew, or restore the settings."
     )
 

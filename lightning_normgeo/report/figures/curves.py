@@ -1,4 +1,4 @@
-"""From runs to the rows that figures draw: one row for each curve, its points as two lists."""
+"""Rows of data for figures: one row for each curve, with its points as two lists."""
 
 from __future__ import annotations
 
@@ -11,22 +11,29 @@ from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.runs.record import finite_points
 
 ALL = "all layers"
-"""The choice of a layer that stands for the aggregate over all of them."""
+"""The choice of a layer that stands for the aggregate over all layers."""
 _POINTS, _FEWEST, _MOST = 60_000, 24, 150
+"""Points of all curves of a page, and the smallest and largest share of one curve."""
 _LAYERS = 12
+"""Layers that the reader of a page with one run can choose; with several runs there are fewer."""
 _QUANTITIES = 24
-"""Roughly as many quantities are drawn."""
+"""Rough number of the quantities that a page draws."""
 
 Row = dict[str, Any]
 
 
 class Curves:
-    """The curves of several runs, thinned so that a page with all of them stays small; extremes stay.
+    """The curves of several runs, thinned so that a page with all of them stays small; extreme values stay.
 
     Args:
-        runs: of the report.
-        patterns: globs of the layers to choose from; if left out, those that the run's monitors gave keys of their own
-            (by default the first residual block) and some between input and output.
+        runs: Runs of the report.
+        patterns: Globs of the layers that the reader can choose. Default: the layers with metric keys of their own
+            (those of the first residual block, unless the monitors were set otherwise), and some between input and
+            output.
+
+    Attributes:
+        runs: The same.
+        layers: Names of the layers that the reader can choose.
     """
 
     def __init__(self, runs: Sequence[Run], patterns: Sequence[str] = ()) -> None:
@@ -39,11 +46,12 @@ class Curves:
         """Return the curves of metrics.
 
         Args:
-            names: for each metric key what the figure calls it.
+            names: Label of each metric key in the figure.
 
         Returns:
-            For each run, metric and layer (:data:`ALL` among them) that has points a row with ``panel``, ``series``,
-            ``run``, ``group``, ``quantity``, ``layer``, ``step`` and ``value``; values are finite, of five digits.
+            A row for each run, metric and layer (:data:`ALL` among them) that has points, with the fields ``panel``,
+            ``series``, ``run``, ``group``, ``quantity``, ``layer``, ``step`` and ``value``; values are finite and
+            rounded to five digits.
         """
         return [
             {
@@ -62,19 +70,20 @@ class Curves:
         ]
 
     def _layers_of(self, run: Run, key: str) -> Iterator[tuple[str, Sequence[tuple[int, float]]]]:
+        """Yield the name and points of the aggregate and of each layer that can be chosen."""
         yield ALL, finite_points(run.record.metrics.get(key, []))
         for layer in self.layers:
             yield layer, layer_curve(run, key, layer)
 
 
 def layer_curve(run: Run, key: str, layer: str) -> list[tuple[int, float]]:
-    """Return one layer's finite (step, value) pairs: from the record's layers, or else its own key."""
+    """Return the finite (step, value) pairs of one layer, from the record's values by layer or else its own key."""
     recorded = [(step, values[layer]) for step, values in run.record.layers.get(key, []) if layer in values]
     return finite_points(recorded or run.record.metrics.get(f"{key}/{layer}", []))
 
 
 def last_by_layer(run: Run, key: str) -> dict[str, float]:
-    """Return the last value of every layer that is finite, from input to output."""
+    """Return the last value of each layer if it is finite, from input to output."""
     points = run.record.layers.get(key, [])
     own = [name for name in run.record.metrics if name.startswith(f"{key}/")]
     keyed = {name.removeprefix(f"{key}/"): run.record.metrics[name][-1][1] for name in own}
@@ -83,7 +92,7 @@ def last_by_layer(run: Run, key: str) -> dict[str, float]:
 
 
 def _choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[str]:
-    """Return layers that the reader can choose, in the order of the network."""
+    """Return the layers that the reader can choose, in the order of the network."""
     layers = dict.fromkeys(layer for run in runs for layer in last_by_layer(run, "norm_growth/weight_norm"))
     layers |= dict.fromkeys(
         layer for run in runs for layer in last_by_layer(run, "affine/abs_gamma2_minus_sigma2_mean")
@@ -92,17 +101,18 @@ def _choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[str]:
         return [layer for layer in layers if any(fnmatch.fnmatch(layer, pattern) for pattern in patterns)]
     keyed = {layer for layer in layers if any(key.endswith(f"/{layer}") for run in runs for key in run.record.metrics)}
     few = max(4, _LAYERS // max(1, len(runs)))
-    chosen = {*list(filter(keyed.__contains__, layers))[:few], *list(layers)[:: max(1, -(-len(layers) // few))]}
+    stride = max(1, math.ceil(len(layers) / few))
+    chosen = {*[layer for layer in layers if layer in keyed][:few], *list(layers)[::stride]}
     return [layer for layer in layers if layer in chosen]
 
 
 def _share(curves: int) -> int:
-    """Return how many points each of so many curves of every quantity can have."""
+    """Return the number of points that a curve can have, if each quantity has the given number of curves."""
     return max(_FEWEST, min(_MOST, _POINTS // max(1, _QUANTITIES * curves)))
 
 
 def _columns(points: Sequence[tuple[int, float]], most: int) -> dict[str, list[float]]:
-    """Return points as two lists, hardly more than so many: first, last, and those of extreme magnitude among them."""
+    """Return points as two lists; of many only ``most`` in even spacing, and those of extreme magnitude."""
     count = len(points)
     if count > most:
         sizes = [abs(value) for _, value in points]

@@ -1,4 +1,4 @@
-"""What a figure is, and what all of them are made of."""
+"""Figures of a report, and the charts, axes and legends that they are made of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ _DASHES = [[1, 0], [5, 3], [1.5, 2.5], [6, 2, 1.5, 2]]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: what it shows, how to read it, the chart, and whether it needs the whole width."""
+    """One figure of a report.
+
+    Attributes:
+        anchor: Name of the figure in links and files.
+        title: Title above the figure.
+        caption: Text on what is shown and how to read it.
+        chart: Altair chart.
+        wide: Whether the figure takes the whole width of the page.
+    """
 
     anchor: str
     title: str
@@ -40,18 +48,18 @@ def lines(
     shared: bool = False,
     known: Sequence[str] = (),
 ) -> tuple[Any, bool]:
-    """Return curves over the training step, in a panel each, and whether there are several panels.
+    """Return a chart of curves over the training step, and whether it has several panels.
 
     Args:
-        rows: from :class:`Curves`.
-        title: of the vertical axis.
-        panel: the field that has a panel for each of its values.
-        color: the field that has a color.
-        dash: the field that has a dash pattern.
-        log: whether the axis is logarithmic; points that have no place on it are left out.
-        signed: whether values may be negative where the axis is logarithmic: then magnitudes are drawn.
-        shared: whether all panels have the same axis.
-        known: all quantities that there can be, so that each keeps its color where others are missing.
+        rows: Rows of :class:`Curves`.
+        title: Title of the vertical axis.
+        panel: Field whose values have a panel each.
+        color: Field whose values have a color each.
+        dash: Field whose values have a dash pattern each. Default: all lines are solid.
+        log: Whether the vertical axis is logarithmic; values that are not positive are left out of it.
+        signed: Whether to draw magnitudes, because values may be negative and the axis is logarithmic.
+        shared: Whether all panels have the same vertical axis.
+        known: All possible quantities, so that each has the same color in figures where others are missing.
     """
     height = "magnitude" if signed else "value"
     scale = alt.Scale(type="log", nice=False, padding=6) if log else alt.Scale(zero=False)
@@ -65,7 +73,7 @@ def lines(
     tooltip = [*(f"{name}:N" for name in shown), "layer:N", "step:Q", alt.Tooltip("value:Q", format=".4g")]
     pattern = {"strokeDash": dash_of(dash, unique(rows, dash), known, alone=dash != color)} if dash else {}
     line = base.mark_line(strokeWidth=1.6, clip=True).encode(**pattern)
-    # what reacts to the pointer is larger than what is seen
+    # large invisible points, so that the pointer need not hit the line exactly
     touched = base.mark_point(size=90, opacity=0, filled=True, clip=True).encode(tooltip=tooltip)
     several = len(unique(rows, panel)) > 1
     chart = panels(alt.layer(line, touched.add_params(_zoom(both=shared or not several))), rows, panel, shared)
@@ -77,7 +85,7 @@ def lines(
 
 
 def panels(chart: Any, rows: Sequence[Row], panel: str, shared: bool) -> Any:
-    """Return a chart with its data, divided into panels if there are several."""
+    """Return a chart with its data, with a panel for each value of a field if there are several."""
     names, data = unique(rows, panel), alt.Data(values=list(rows))
     if len(names) < 2:
         return chart.properties(data=data, width=WIDTH, height=HEIGHT)
@@ -88,12 +96,12 @@ def panels(chart: Any, rows: Sequence[Row], panel: str, shared: bool) -> Any:
 
 
 def unique(rows: Sequence[Row], field: str) -> list[str]:
-    """Return the values of a field in the order they come."""
+    """Return the different values of a field in the order of their first occurrence."""
     return list(dict.fromkeys(row[field] for row in rows))
 
 
 def value_axis() -> Any:
-    """Return an axis with numbers as people write them."""
+    """Return an axis whose numbers are decimal if neither large nor small, and otherwise have an exponent."""
     plain = "(datum.value == 0 || (abs(datum.value) >= 0.001 && abs(datum.value) < 10000))"
     return alt.Axis(labelExpr=f"format(datum.value, {plain} ? '~g' : '~e')", tickCount=5, labelOverlap=True)
 
@@ -104,14 +112,27 @@ def step_axis() -> Any:
 
 
 def color_of(field: str, domain: Sequence[str], known: Sequence[str] = ()) -> Any:
-    """Return a color for each value of a field, with a legend if there are several."""
+    """Return a color for each value of a field, with a legend if there are several.
+
+    Args:
+        field: Name of the field.
+        domain: Its values in the chart.
+        known: All its possible values, so that each has the same color in all charts.
+    """
     drawn = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=320, symbolOpacity=1)
     legend = drawn if len(domain) > 1 else None
     return alt.Color(f"{field}:N", scale=_scale(domain, known, COLORS), legend=legend)
 
 
 def dash_of(field: str, domain: Sequence[str], known: Sequence[str] = (), alone: bool = True) -> Any:
-    """Return a dash pattern for each value of a field; where it has no color as well, its legend is gray."""
+    """Return a dash pattern for each value of a field, with a legend if there are several.
+
+    Args:
+        field: Name of the field.
+        domain: Its values in the chart.
+        known: All its possible values, so that each has the same pattern in all charts.
+        alone: Whether the field has no colors, so that its legend is gray.
+    """
     gray = {"symbolStrokeColor": "#808893"} if alone else {}
     shape = {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 1.6}
     drawn = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=320, **shape, **gray)
@@ -120,16 +141,19 @@ def dash_of(field: str, domain: Sequence[str], known: Sequence[str] = (), alone:
 
 
 def _scale(domain: Sequence[str], known: Sequence[str], choices: Sequence[Any]) -> Any:
+    """Return a scale that gives each value a color or dash pattern, the same in all charts if it is known."""
     order = list(known) if set(domain) <= set(known) else list(domain)
     ordered = [value for value in order if value in domain]
     return alt.Scale(domain=ordered, range=[choices[order.index(value) % len(choices)] for value in ordered])
 
 
 def _zoom(both: bool) -> Any:
-    """Zoom with Shift and the wheel, move with Shift and the pointer: else the page could not be scrolled.
+    """Return the interaction that zooms with Shift and the wheel, and moves with Shift and the pointer.
+
+    Without Shift the page could not be scrolled over a figure.
 
     Args:
-        both: whether both axes do; panels with vertical axes of their own have only the horizontal one in common.
+        both: Whether it changes both axes. False for panels that have only the horizontal axis in common.
     """
     held = "[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!"
     axes = {} if both else {"encodings": ["x"]}

@@ -1,4 +1,4 @@
-"""The report's figures of the geometry, from runs to Altair charts. Nothing is computed here but what is drawn."""
+"""Figures of the geometry, as Altair charts of recorded values; nothing is measured here."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from lightning_normgeo.runs.quantities import labels
 
 _STATISTICS = {"mean": "mean of all channels", "median": "median", "q90": "90 % quantile", "channel": "one channel"}
 _BY_QUANTITY: dict[str, Any] = {"color": "quantity", "dash": "quantity", "log": True, "signed": True}
+"""Options of figures that compare quantities whose values can be negative."""
 
 
 def all_figures(runs: Sequence[Run], layers: Sequence[str] = ()) -> list[Figure]:
-    """Return the figures that the runs have data for, in the order of the story.
+    """Return the figures for which the runs have data, in the order of the page.
 
     Args:
-        runs: to compare; one is enough.
-        layers: globs of the layers that the reader can choose; see :class:`Curves`.
+        runs: Runs to compare; one is enough.
+        layers: Globs of the layers that the reader can choose; see :class:`Curves`.
     """
     curves = Curves(runs, layers)
     geometry = (_affine, _norms, _increments, _terms, _cumulative, _orthogonality, _orthogonality_by_layer, _angles)
@@ -44,7 +45,7 @@ def all_figures(runs: Sequence[Run], layers: Sequence[str] = ()) -> list[Figure]
 def _drawn(
     rows: Sequence[Row], anchor: str, section: Section, axis: str, wide: bool = False, **options: Any
 ) -> Figure | None:
-    """Return a figure of curves, drawn by :func:`lines`; it is wide where there are several panels, or if it has to."""
+    """Return a figure of curves drawn by :func:`lines`, None without rows; with several panels it is always wide."""
     if not rows:
         return None
     chart, several = lines(rows, axis, **options)
@@ -73,13 +74,14 @@ def _affine(curves: Curves) -> Figure | None:
 
 
 def _first_channel(curves: Curves, quantity: str) -> list[Row]:
-    """Return the curve of one channel where the reader has chosen no layer: that of the first layer that has one."""
+    """Return the curve of one channel for the choice of all layers: that of the first layer that has one."""
     start = f"{quantity}_channel/"
     keys = [key for run in curves.runs for key in run.record.metrics if key.startswith(start)][:1]
     return curves.of(dict.fromkeys(keys, _STATISTICS["channel"]))
 
 
 def _color(rows: Sequence[Row]) -> str:
+    """Return the field to color by: the series if there are several, else the quantity."""
     return "series" if len(unique(rows, "series")) > 1 else "quantity"
 
 
@@ -103,7 +105,7 @@ def _increments(curves: Curves) -> Figure | None:
 
 def _terms(curves: Curves) -> Figure | None:
     names = labels(*TERMS.keys)
-    rows = [row for row in curves.of(names) if any(row["value"])]  # without momentum there is no curve of it
+    rows = [row for row in curves.of(names) if any(row["value"])]  # without momentum its term is zero at all steps
     return _drawn(
         rows,
         "terms",

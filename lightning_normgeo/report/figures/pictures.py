@@ -1,4 +1,4 @@
-"""Pictures of runs, inside the page: PNG and JPEG files of the run's own folder, and nothing else."""
+"""Example images of runs, embedded in the page: only PNG and JPEG files of the run's own folder."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, read_contained
 
 _PICTURES = 8
+"""Pictures of all runs together, and at least one of each run."""
 _MOST, _MOST_PIXELS = 8 * MEBIBYTE, 40_000_000
-"""Bytes of a file and pixels that it may unpack to; a strip of attacked images has about a thousandth of either."""
+"""Largest size of a file in bytes, and of its picture in pixels; example images have about a thousandth of either."""
 _BEGINNINGS = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
 
 
@@ -26,9 +27,9 @@ class Picture:
     """One picture of the page.
 
     Attributes:
-        uri: what the page shows; empty for a picture that is left out.
-        caption: what is seen on it.
-        problem: why it is left out.
+        uri: Data URI with the picture; empty if it is left out.
+        caption: Caption of the picture.
+        problem: Reason for which the picture is left out; empty if it is shown.
     """
 
     uri: str
@@ -37,7 +38,7 @@ class Picture:
 
 
 def pictures_of(runs: Sequence[Run]) -> list[Picture]:
-    """Return a few of the example images of every run."""
+    """Return the first few example images of each run."""
     each = max(1, _PICTURES // max(1, len(runs)))
     found = []
     for run in runs:
@@ -51,10 +52,15 @@ def pictures_of(runs: Sequence[Run]) -> list[Picture]:
 
 
 def data_uri(folder: Path, name: object) -> str:
-    """Return a picture of a run's folder as an address that holds it.
+    """Return a picture in a run's folder as a data URI.
+
+    Args:
+        folder: Folder of the run.
+        name: Path of the file within the folder, as read from the record.
 
     Raises:
-        ConfigurationError: if it is elsewhere, no PNG or JPEG, or too large; see :func:`contained_file`.
+        ConfigurationError: If the file is outside the folder (see :func:`contained_file`), is not a PNG or JPEG
+            picture, or is too large.
     """
     content = read_contained(folder, name, _MOST)
     form = next((form for form, beginning in _BEGINNINGS.items() if content.startswith(beginning)), None)
@@ -64,7 +70,7 @@ def data_uri(folder: Path, name: object) -> str:
         with warnings.catch_warnings(action="error"), Image.open(io.BytesIO(content), formats=(form,)) as image:
             width, height = image.size
             image.verify()
-    except Exception as error:  # whatever PIL makes of a broken file
+    except Exception as error:  # PIL raises many kinds of errors for a broken file
         raise ConfigurationError(f"{name} is no PNG or JPEG picture") from error
     if width * height > _MOST_PIXELS:
         raise ConfigurationError(f"{name} has {width}×{height} pixels, more than {_MOST_PIXELS:,}")

@@ -1,4 +1,4 @@
-"""The report's figures of accuracy under attack."""
+"""Figures of the accuracy under attack, as Altair charts."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ _PERCENT = alt.Axis(format="%", tickCount=5)
 
 
 def accuracies(runs: Sequence[Run]) -> Figure | None:
-    """Return the accuracy of every run under every attack, with intervals, but for the control with longer weights."""
+    """Return the figure of the accuracy of each run under each attack, without the control of rescaled weights."""
     found = [(run, result) for run in runs for result in run.results]
     rows = [_row(run, result, result["attack"]) for run, result in found if not is_control(result["attack"])]
     if not rows:
         return None
     several = len(unique(rows, "group")) > 1
-    of_one = "group" if several else "attack"
+    vertical = "group" if several else "attack"
     base = alt.Chart().encode(
-        y=alt.Y(f"{of_one}:N", sort=unique(rows, of_one), title=None, axis=alt.Axis(labelLimit=260)),
+        y=alt.Y(f"{vertical}:N", sort=unique(rows, vertical), title=None, axis=alt.Axis(labelLimit=260)),
         color=color_of("series", unique(rows, "series")),
         tooltip=["run:N", "attack:N", *_numbers("accuracy", "ci_low", "ci_high"), "correct:Q", "n:Q"],
     )
     x = alt.X("accuracy:Q", scale=alt.Scale(domain=[0, 1]), title="accuracy, with 95 % interval", axis=_PERCENT)
     interval = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x="ci_low:Q", x2="ci_high:Q")
     chart = alt.layer(interval, base.mark_point(filled=True, size=55, opacity=0.9).encode(x=x))
-    size = {"width": SMALL["width"] - 20, "height": max(60, 24 * len(unique(rows, of_one)))}
-    divided = panels(chart, rows, "attack", shared=True) if several else chart.properties(data=alt.Data(values=rows))
-    if several and hasattr(divided, "spec"):
-        divided.spec = divided.spec.properties(**size)
+    size = {"width": SMALL["width"] - 20, "height": max(60, 24 * len(unique(rows, vertical)))}
+    chart = panels(chart, rows, "attack", shared=True) if several else chart.properties(data=alt.Data(values=rows))
+    if several and hasattr(chart, "spec"):  # several panels, whose size is that of each
+        chart.spec = chart.spec.properties(**size)
     else:
-        divided = divided.properties(width=WIDTH - 90, height=34 * len(unique(rows, of_one)))
+        chart = chart.properties(width=WIDTH - 90, height=34 * len(unique(rows, vertical)))
     return Figure(
         "accuracies",
         "Accuracy under attack",
         "One point for each run, with its Wilson interval at 95 %: how sure the accuracy of this network is, not how "
         "much another training would differ.",
-        divided,
+        chart,
         wide=several,
     )
 
 
 def against_eps(runs: Sequence[Run]) -> Figure | None:
-    """Return accuracy against the radius, where an attack was evaluated with several."""
+    """Return the figure of the accuracy against the radius, for attacks that were evaluated with several radii."""
     rows = [row for run in runs for row in _by_radius(run)]
     if not rows:
         return None
     norms = unique(rows, "norm")
-    if len(norms) > 1:  # their radii have nothing in common
+    if len(norms) > 1:  # radii in different norms cannot share an axis
         rows = [{**row, "panel": ", ".join(filter(None, (row["panel"], row["norm"])))} for row in rows]
     families = unique(rows, "attack")
     own_color = "series" if len(unique(rows, "series")) > 1 else "attack"
@@ -82,13 +82,14 @@ def against_eps(runs: Sequence[Run]) -> Figure | None:
 
 
 def _row(run: Run, result: dict[str, Any], attack: str) -> Row:
+    """Return the data of one point."""
     shown = ("accuracy", "ci_low", "ci_high", "correct", "n")
     labels = {"panel": run.panel, "series": run.series, "group": run.group, "run": run.name, "attack": attack}
     return {**labels, **{name: result.get(name) for name in shown}}
 
 
 def _by_radius(run: Run) -> Iterable[Row]:
-    """Return the rows of attacks with several radii, each beginning with the clean accuracy at zero."""
+    """Yield the data of attacks with several radii, each with the clean accuracy as the point at radius zero."""
     swept = [row for row in run.results if row.get("eps") is not None and "_eps" in row["attack"]]
     rows = {row["attack"]: row for row in run.results}
     for family in dict.fromkeys(_family(row["attack"]) for row in swept):
@@ -101,12 +102,12 @@ def _by_radius(run: Run) -> Iterable[Row]:
 
 
 def _family(attack: str) -> str:
-    """Return the name of an attack without its radius: ``bim_eps0.03_rescaled`` is one of ``bim_rescaled``."""
+    """Return the name of an attack without its radius: ``bim_rescaled`` for ``bim_eps0.03_rescaled``."""
     return re.sub(r"_eps[\d.e-]*\d", "", attack)
 
 
 def _norm(attack: str) -> str:
-    """Return the norm that an attack's radius is measured in."""
+    """Return the norm in which the radius of an attack is measured."""
     return "l2" if "_l2" in attack else "l∞"
 
 

@@ -1,4 +1,4 @@
-"""From runs to one self-contained HTML page."""
+"""Report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from lightning_normgeo.report.tables import all_tables
 
 _DIFFERS = "differs between the runs"
 _FIRST = "robustness"
-"""Tables whose name begins so come before the figures."""
+"""Prefix of the anchors of tables that come before the figures."""
 
 
 def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
-    """Return the page of some runs. It holds its scripts, data and pictures, and needs no network.
+    """Return the HTML page of some runs, with its scripts, data and pictures, so that it needs no network.
 
     Args:
-        runs: to compare; one is enough.
-        title: of the page.
-        layers: globs of the layers that the reader can choose.
+        runs: Runs to compare; one is enough.
+        title: Title of the page.
+        layers: Globs of the layers that the reader can choose; see :class:`Curves`.
     """
     environment = Environment(
         loader=PackageLoader("lightning_normgeo.report.formats", "."),
@@ -59,13 +59,15 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
 
 
 def _summary(runs: Sequence[Run]) -> str:
-    steps = sorted({_last_step(run) + 1 for run in runs})
+    """Return the number of runs and of their training steps, in words."""
+    steps = [_last_step(run) + 1 for run in runs]
+    span = f"{min(steps)} to {max(steps)}" if min(steps) != max(steps) else f"{steps[0]}"
     count = f"{len(runs)} runs of " if len(runs) > 1 else ""
-    return f"{count}{' to '.join(str(step) for step in dict.fromkeys((steps[0], steps[-1])))} training steps"
+    return f"{count}{span} training steps"
 
 
 def _last_step(run: Run) -> int:
-    """Return the last training step; what the test loop logs has a step of its own."""
+    """Return the last training step; metrics of the test loop are left out, as they have a step of their own."""
     tested = ("test/", "robustness/", "epoch")
     return max(
         (s for key, points in run.record.metrics.items() if not key.startswith(tested) for s, _ in points), default=-1
@@ -77,7 +79,7 @@ def _evaluations(runs: Sequence[Run]) -> list[tuple[Run, Mapping[str, Any]]]:
 
 
 def _common(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return the settings of all runs, and where they are not the same."""
+    """Return the common value of each setting, or a note if it differs between the runs."""
     names = dict.fromkeys(name for one in settings for name in one)
     values = {name: {one.get(name) for one in settings} for name in names}
     return {name: str(settings[0].get(name)) if len(values[name]) == 1 else _DIFFERS for name in names}
@@ -85,12 +87,12 @@ def _common(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 @functools.cache
 def _library() -> str:
-    """Return the drawing library, safe inside a script element."""
+    """Return the JavaScript of Vega-Lite, safe inside a script element."""
     bundle: str = vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION.rpartition(".")[0])  # type: ignore[call-arg]
     # only the end of a script has to be hidden: "</" alone also occurs in regular expressions
     return bundle.replace("</script", "<\\/script")
 
 
 def _inline_json(text: str) -> str:
-    """Make JSON safe inside a script element, which "</script" would end and "<!--<script" would not let end."""
+    """Return JSON that is safe in a script element, which "</script" would end and "<!--<script" would keep open."""
     return text.replace("<", "\\u003c")

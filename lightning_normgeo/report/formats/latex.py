@@ -1,4 +1,4 @@
-"""Tables as LaTeX."""
+"""Tables of a report as a LaTeX document."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lightning_normgeo.report.tables.table import Table, is_number
 
 _ROWS = 40
-"""So many fit on a page; longer tables are continued."""
+"""Rows that fit on a page; longer tables continue in another one."""
 _HEAD = r"""% To use a table elsewhere, copy it and load booktabs, graphicx and fontenc with T1.
 \documentclass{article}
 \usepackage[T1]{fontenc}
@@ -67,17 +67,23 @@ _TOKEN = re.compile(
 
 
 def as_latex(title: str, tables: Sequence[Table]) -> str:
-    """Return tables as a LaTeX document, each of them on its own for a paper to take."""
+    """Return tables as a LaTeX document, in which each table can be copied into a paper.
+
+    Args:
+        title: Title of the document.
+        tables: Tables of the report.
+    """
     drawn = [_table(table, at) for table in tables for at in range(0, max(len(table.rows), 1), _ROWS)]
     return f"{_HEAD}\\section*{{{escaped(title)}}}\n{''.join(drawn)}\n\\end{{document}}\n"
 
 
 def escaped(text: str) -> str:
-    """Return LaTeX that shows the text; symbols become formulas, and what fonts lack its number in Unicode."""
+    """Return LaTeX that shows a text; symbols become formulas, and characters that fonts lack their Unicode number."""
     return _TOKEN.sub(_translated, re.sub(r"\s+", " ", text))
 
 
 def _table(table: Table, at: int) -> str:
+    """Return the part of a table that begins at a row; only the first part has the caption and the label."""
     first = f"\\textbf{{{escaped(table.title)}.}} {escaped(table.caption)}"
     return _TABLE % {
         "caption": f"\\textbf{{{escaped(table.title)}}} (continued)" if at else first,
@@ -90,10 +96,13 @@ def _table(table: Table, at: int) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     line = " & ".join(map(escaped, cells))
-    return ("{}" if line.startswith(("[", "*")) else "") + line + r" \\"  # after a line these would be its options
+    if line.startswith(("[", "*")):  # LaTeX would read these as options of the preceding line break
+        line = "{}" + line
+    return line + r" \\"
 
 
 def _translated(token: re.Match[str]) -> str:
+    """Return the LaTeX of a token of :data:`_TOKEN`."""
     match token.lastgroup:
         case "power":
             mantissa, _, exponent = token[0].partition("e")
@@ -104,12 +113,15 @@ def _translated(token: re.Match[str]) -> str:
             return f"${_formula(token[0])}$"
         case "ligature":
             return f"{token[0]}{{}}"
-    return _TEXT.get(
-        token[0], token[0] if " " <= token[0] <= "~" or token[0] in _LETTERS else f"[U+{ord(token[0]):04X}]"
-    )
+    character = token[0]
+    if character in _TEXT:
+        return _TEXT[character]
+    has_glyph = " " <= character <= "~" or character in _LETTERS
+    return character if has_glyph else f"[U+{ord(character):04X}]"
 
 
 def _formula(symbols: str) -> str:
+    """Return symbols as the content of a LaTeX formula."""
     raised = re.sub(f"[{''.join(_SUPERSCRIPT)}]+", lambda run: f"^{{{run[0].translate(_UP)}}}", symbols)
     lowered = re.sub(f"[{''.join(_SUBSCRIPT)}]+", lambda run: f"_{{{run[0].translate(_DOWN)}}}", raised)
     named = "".join(f"\\{_MATH[symbol]} " if symbol in _MATH else symbol for symbol in lowered)

@@ -1,4 +1,4 @@
-"""Reports as text: Markdown, LaTeX, and comma-separated values."""
+"""Reports as text: Markdown and comma-separated values; LaTeX is imported from its own module."""
 
 from __future__ import annotations
 
@@ -19,27 +19,37 @@ from lightning_normgeo.utilities.plain_text import plain
 _COLUMNS = ("run", "folder", "group", "complete", "attack", "correct", "n", "accuracy", "ci_low", "ci_high")
 _DROP_COLUMNS = ("drop", "drop_ci_low", "drop_ci_high", "only_clean", "only_attack")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""Beginnings of texts that spreadsheets take for a formula."""
 _STRENGTH_COLUMNS = ("eps", "std", "loss", "linf", "l2")
 
 
 def as_markdown(title: str, tables: Sequence[Table]) -> str:
-    """Return tables as Markdown with GitHub's tables."""
+    """Return tables as Markdown, in GitHub's syntax.
+
+    Args:
+        title: Title of the report.
+        tables: Tables of the report.
+    """
     return "\n".join([f"# {_escaped(title)}", *(_markdown_section(table) for table in tables)])
 
 
 def markdown_table(table: Table) -> str:
-    """Return the columns and rows of a table, without its title and caption."""
+    """Return the columns and rows of a table as Markdown, without its title and caption."""
     marks = ["---:" if is_number(table, k) else "---" for k in range(len(table.columns))]
     lines = [map(_escaped, table.columns), marks, *([_escaped(cell.text) for cell in row] for row in table.rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def as_csv(runs: Sequence[Run]) -> str:
-    """Return a row for each run and attack: its settings that differ, counts, accuracies and drops, in full precision.
+    """Return comma-separated values in full precision, with a row for each run and attack.
 
-    Shares are between 0 and 1. ``drop_ci_low`` and ``drop_ci_high`` are the ends of the paired interval, and
-    ``only_clean`` and ``only_attack`` the counts it is from: empty where what became of each sample was not kept.
-    Settings that are called like another column have ``setting.`` in front. Runs without an evaluation have no row.
+    The columns are the settings that differ, counts, accuracies and drops. Accuracies and drops are shares between 0
+    and 1. ``drop_ci_low`` and ``drop_ci_high`` are the ends of the paired 95 % interval, and ``only_clean`` and
+    ``only_attack`` the counts from which it is computed; all four are empty if there are no per-sample results.
+    Settings with the name of another column get the prefix ``setting.``. Runs without an evaluation have no row.
+
+    Args:
+        runs: Runs of the report.
     """
     evaluations = evaluations_of(runs)
     own = (*_COLUMNS, *_DROP_COLUMNS, *_STRENGTH_COLUMNS)
@@ -57,15 +67,18 @@ def as_csv(runs: Sequence[Run]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Return what a spreadsheet takes for text or a number, but for no formula.
+    """Return a value that a spreadsheet reads as a text or a number, never as a formula.
 
-    A text that begins like one gets an apostrophe in front, which spreadsheets do not show; numbers stay what they are.
+    A text that begins like a formula gets an apostrophe in front, which spreadsheets do not show; numbers do not.
     """
     text = plain(value) if isinstance(value, str | Path) else ""
-    return f"'{text}" if text.startswith(_FORMULA) and number_of(text) is None else text or value
+    if text.startswith(_FORMULA) and number_of(text) is None:
+        return f"'{text}"
+    return text or value
 
 
 def _values(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    """Yield the values by column for each attack of an evaluation."""
     run = evaluation.run
     which = {"run": run.name, "folder": run.record.folder, "group": run.group, "complete": run.record.complete}
     for attack, row in evaluation.rows.items():
@@ -86,6 +99,6 @@ def _markdown_section(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return what Markdown shows as the text; an underscore inside a word is none of its marks."""
+    """Return Markdown that shows a text; underscores inside a word mean nothing in Markdown and stay."""
     text = re.sub(r"([\\`*<|$~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;))", r"\\\1", re.sub(r"\s+", " ", text))
     return text.replace("](", "]\\(")

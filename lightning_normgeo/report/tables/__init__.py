@@ -1,4 +1,4 @@
-"""The report's tables, from runs to cells. Each figure in them is of a record or counted from kept decisions."""
+"""Tables of a report; each number in them is from a record, or counted from per-sample results."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from lightning_normgeo.report.tables.table import Table
 
 
 def all_tables(runs: Sequence[Run]) -> list[Table]:
-    """Return the tables that there is data for, in the order of the story.
+    """Return the tables for which there is data, in the order of the report.
 
-    Accuracies and drops for each data set and what was not evaluated (``robustness…``), a table of paired differences
-    for each setting in which runs differ (``paired-…``), ``control`` for longer weights, ``geometry``, ``settings`` and
-    ``environment``.
+    Their anchors are ``robustness…`` for accuracies and drops on each data set and for attacks that were not evaluated,
+    ``paired-…`` for paired differences by each setting in which runs differ, ``control`` for the control with rescaled
+    weights, ``geometry``, ``settings`` and ``environment``.
+
+    Args:
+        runs: Runs of the report.
     """
     evaluations = evaluations_of(runs)
     background = [control_table(evaluations), geometry_table(runs), settings_table(runs), environment_table(runs)]

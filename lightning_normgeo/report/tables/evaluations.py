@@ -1,4 +1,4 @@
-"""What is known of a run's robustness: the counts of its record, and what became of each sample where that was kept."""
+"""Robustness of runs: the counts in their records, and the per-sample results if these were saved."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from lightning_normgeo.robustness.settings import RESCALED
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
 
 _LARGEST = 1024 * MEBIBYTE
-"""Bytes of decisions: a hundred attacks on half a million samples have as many."""
+"""Largest file of per-sample results in bytes, enough for a hundred attacks on half a million samples."""
 UNKNOWN_DATA = "the test data"
+"""The name of data of which the settings tell nothing."""
 _RANDOM = ("gaussian", "pgd", "torchattacks")
-"""What the names of attacks that draw random numbers begin with."""
+"""Beginnings of the names of attacks that draw random numbers."""
 _SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
@@ -27,10 +28,10 @@ class Evaluation:
     """The robustness of one run.
 
     Attributes:
-        run: the run.
-        rows: by attack, ``clean`` first.
-        decisions: for each test loader what became of its samples; without those that cannot be used.
-        problem: why some are left out, if any.
+        run: The run.
+        rows: Counts and accuracies by attack, ``clean`` first.
+        decisions: Per-sample results by test loader; those that cannot be used are left out.
+        problem: Why per-sample results are left out; empty if none are.
     """
 
     run: Run
@@ -40,17 +41,25 @@ class Evaluation:
 
     @property
     def data(self) -> str:
-        """The name of what it was evaluated on."""
+        """The name of the data that the run was evaluated on."""
         return data_of(self.run)
 
     def changed(self, attack: str) -> int | None:
-        """Return how many decisions differ between an attack and its control; None where they were not kept."""
-        (name, loader), (control, _) = split_attack(attack), split_attack(control_of(attack))
-        kept = self.decisions.get(loader)
-        return None if kept is None else int((kept.of(name).correct != kept.of(control).correct).sum())
+        """Return the number of samples that only one of an attack and its control gets right.
+
+        Args:
+            attack: Name of the attack.
+
+        Returns:
+            The number of samples; None without per-sample results.
+        """
+        name, loader = split_attack(attack)
+        control, _ = split_attack(control_of(attack))
+        found = self.decisions.get(loader)
+        return None if found is None else int((found.of(name).correct != found.of(control).correct).sum())
 
     def conditions(self, attack: str) -> dict[str, str]:
-        """Return all settings of the evaluation that decide what an attack does."""
+        """Return all settings of the evaluation that influence an attack, by dotted name."""
         row, loader = split_attack(attack)
         settings = self.run.evaluation_settings(loader)
         threat = settings.get("threat", {})
@@ -64,15 +73,22 @@ class Evaluation:
         return flat(found)
 
     def drop(self, attack: str) -> dict[str, Any] | None:
-        """Return the drop from the clean accuracy, sample by sample, where it is one and decisions are kept."""
+        """Return the paired drop from the clean accuracy; None for ``clean`` itself and without per-sample results."""
         name, loader = split_attack(attack)
         return paired_drop(self.decisions[loader], name) if loader in self.decisions and name != "clean" else None
 
     def against(self, other: Evaluation, attack: str) -> dict[str, Any]:
-        """Compare this evaluation, the first, with another on the samples that both have.
+        """Compare this evaluation, as the first, with another one on the samples that both share.
+
+        Args:
+            other: The second evaluation.
+            attack: Name of the attack under which they are compared.
+
+        Returns:
+            The result of :func:`lightning_normgeo.robustness.results.attack_results.compare`.
 
         Raises:
-            ConfigurationError: if they cannot be compared, with the reason.
+            ConfigurationError: If they cannot be compared, with the reason.
         """
         name, loader = split_attack(attack)
         for one in (self, other):
@@ -89,29 +105,29 @@ class Evaluation:
 
 
 def evaluations_of(runs: Iterable[Run]) -> list[Evaluation]:
-    """Return the evaluations of those runs that have one."""
+    """Return the evaluations of the runs that have one."""
     return [_evaluation(run) for run in runs if run.results]
 
 
 def attacks_of(evaluations: Iterable[Evaluation]) -> list[str]:
-    """Return the names of all attacks but the control's, in the order of the evaluations."""
+    """Return the names of all attacks without their controls, in the order of the evaluations."""
     names = dict.fromkeys(attack for evaluation in evaluations for attack in evaluation.rows)
     return [attack for attack in names if not is_control(attack)]
 
 
 def is_control(attack: str) -> bool:
-    """Whether it is an attack's control, with longer weights."""
+    """Whether an attack is the control of another one, with rescaled weights."""
     return split_attack(attack)[0].endswith(RESCALED)
 
 
 def control_of(attack: str) -> str:
-    """Return the name of an attack's control, with longer weights."""
+    """Return the name of the control of an attack, with rescaled weights."""
     name, loader = split_attack(attack)
     return f"{name}{RESCALED}{loader}"
 
 
 def data_of(run: Run) -> str:
-    """Return the name of the data that a run is about, as far as its settings tell."""
+    """Return the name of a run's data from its settings, or :data:`UNKNOWN_DATA`."""
 
     def given(name: str) -> str:
         return run.settings.get(f"data.init_args.{name}", run.settings.get(f"data.{name}", ""))
@@ -124,7 +140,7 @@ def data_of(run: Run) -> str:
 
 
 def problems_of(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
-    """Return what is wrong with decisions, and the runs where it is."""
+    """Return the runs' names by the problem with their per-sample results."""
     found: dict[str, list[str]] = {}
     for evaluation in evaluations:
         if evaluation.problem:
@@ -133,6 +149,7 @@ def problems_of(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
 
 
 def _evaluation(run: Run) -> Evaluation:
+    """Return the evaluation of a run, with per-sample results if their counts match those of the record."""
     rows = {row["attack"]: _completed(row) for row in run.results}
     decisions, problems = {}, []
     for loader in dict.fromkeys(split_attack(attack)[1] for attack in rows):
@@ -156,17 +173,18 @@ def _evaluation(run: Run) -> Evaluation:
 
 
 def _counts(decisions: SampleResults) -> dict[str, tuple[int, int]]:
+    """Return the numbers of correct and of all samples by attack."""
     rows = {attack: decisions.of(attack) for attack in decisions.attacks}
     return {attack: (int(found.correct.sum()), len(found.index)) for attack, found in rows.items()}
 
 
 def _completed(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with its count, which metrics alone do not have."""
-    accuracy = row["accuracy"] if isinstance(row["accuracy"], (int, float)) else 0.0  # of no samples there is none
+    """Return a row with the number of correct samples, which a row downloaded from W&B may lack."""
+    accuracy = row["accuracy"] if isinstance(row["accuracy"], (int, float)) else 0.0  # null if there are no samples
     return {"correct": round(accuracy * row["n"]), **row, "n": int(row["n"])}
 
 
 def split_attack(attack: str) -> tuple[str, str]:
-    """Return the attack's name and what tells its test loader, with the slash."""
+    """Return the name of an attack without its test loader, and the ending for the loader, slash included or empty."""
     name, slash, loader = attack.partition("/")
     return name, slash + loader

@@ -1,4 +1,4 @@
-"""The geometry that runs ended with."""
+"""Table of the geometry at the last measured step of each run."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ _EQUILIBRIUM = " The turn per step approaches its equilibrium only after many st
 _CUMULATIVE = " Σ: over all steps so far."
 
 Quantity = Callable[[Record], Cell | None]
+"""A column of the table: from a record to its cell, or None if the quantity was not measured."""
 
 
 def geometry_table(runs: Sequence[Run]) -> Table | None:
-    """Return a row for each run that measured something; None if none did."""
+    """Return a table with a row for each run that measured the geometry; None if no run did."""
     measured = [run for run in runs if any(_is_geometry(key) for key in run.record.metrics)]
     cells = {name: [quantity(run.record) for run in measured] for name, quantity in _QUANTITIES.items()}
     shown = {name: column for name, column in cells.items() if any(column)}
     if not shown:
         return None
-    caption = _CAPTION + _EQUILIBRIUM * ("turn / equilibrium" in shown) + _CUMULATIVE * ("Σ Δ‖W‖²" in shown)
+    caption = _CAPTION
+    if "turn / equilibrium" in shown:
+        caption += _EQUILIBRIUM
+    if "Σ Δ‖W‖²" in shown:
+        caption += _CUMULATIVE
     rows = [
         [text(run.name), number(_last_step(run.record), "d"), *(column[k] or NOTHING for column in shown.values())]
         for k, run in enumerate(measured)
@@ -47,12 +52,12 @@ def _last_step(record: Record) -> int:
 
 
 def _points(record: Record, key: str) -> list[tuple[int, float]]:
-    """Return what is finite of a curve: a run that diverged has nothing to show from then on."""
+    """Return the finite points of a curve; a run that diverged has none from that step on."""
     return finite_points(record.metrics.get(key, []))
 
 
 def _last(key: str) -> Quantity:
-    """Return the quantity's last value."""
+    """Return a column with the last value of a metric."""
 
     def quantity(record: Record) -> Cell | None:
         points = _points(record, key)
@@ -62,7 +67,7 @@ def _last(key: str) -> Quantity:
 
 
 def _ratio(above: str, below: str) -> Quantity:
-    """Return the ratio of two magnitudes at the last step that has both, and a divisor."""
+    """Return a column with the ratio of two metrics' magnitudes at the last step that has both, the second not zero."""
 
     def quantity(record: Record) -> Cell | None:
         divisors = {step: abs(value) for step, value in _points(record, below) if value}
@@ -73,7 +78,7 @@ def _ratio(above: str, below: str) -> Quantity:
 
 
 def _growth(record: Record) -> Cell | None:
-    """Return the first and the last length of the weights, sorted by their ratio."""
+    """Return the cell of the first and the last norm of the weights, which sorts by their ratio."""
     points = _points(record, "norm_growth/weight_norm")
     if not points:
         return None

@@ -1,4 +1,4 @@
-"""The control with longer weights: does their length alone change anything?"""
+"""Table of the control with rescaled weights, which shows whether the norm of the weights alone has any effect."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ _CAPTION = (
 
 
 def control_table(evaluations: Sequence[Evaluation]) -> Table | None:
-    """Return a row for each run that was evaluated with longer weights as well."""
+    """Return a table with a row for each run that was also evaluated with rescaled weights; None if no run was."""
     rows = [_row(evaluation) for evaluation in evaluations if _pairs(evaluation)]
+    if not rows:
+        return None
     columns = ["network", "factor", "conditions", "decisions that differ", "of", "largest difference"]
-    return (
-        Table("control", "The control: the same function with longer weights", _CAPTION, columns, rows)
-        if rows
-        else None
-    )
+    return Table("control", "The control: the same function with longer weights", _CAPTION, columns, rows)
 
 
 def _pairs(evaluation: Evaluation) -> list[str]:
+    """Return the attacks of an evaluation that have a control."""
     return [attack for attack in attacks_of([evaluation]) if control_of(attack) in evaluation.rows]
 
 

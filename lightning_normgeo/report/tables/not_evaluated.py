@@ -1,4 +1,4 @@
-"""Attacks that have no result, and why."""
+"""Table of the attacks without a result, with the reasons."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ _CAPTION = (
 
 
 def not_evaluated_table(runs: Sequence[Run]) -> Table | None:
-    """Return a row for each attack that was asked for and has no result."""
+    """Return a table with a row for each requested attack that has no result; None if all have one."""
     rows = [
         [text(run.name), text(attack), text(reason)]
         for run in runs
         for evaluation in run.record.evaluations.values()
         for attack, reason in evaluation.get("not_evaluated", {}).items()
     ]
-    return (
-        Table("robustness-not-evaluated", "Not evaluated", _CAPTION, ["network", "attack", "why"], rows)
-        if rows
-        else None
-    )
+    if not rows:
+        return None
+    return Table("robustness-not-evaluated", "Not evaluated", _CAPTION, ["network", "attack", "why"], rows)

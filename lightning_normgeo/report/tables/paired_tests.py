@@ -1,4 +1,4 @@
-"""Differences between runs, sample by sample: McNemar's test and what several seeds say."""
+"""Tables of paired differences between runs: McNemar's test on the same samples, and means over several seeds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.statistics import holm, mean_interval
 
 _TABLES, _ROWS = 6, 50
+"""Largest number of tables, and of the rows of each."""
 _MEAN = "mean of "
+"""Beginning of the seed's cell in a row with the mean of several pairs."""
 _LAST_NAME = 2
+"""Index in ``_COLUMNS`` of the last column that only tells rows apart."""
 _LEAST = 1e-300
-"""No smaller p is told from zero."""
+"""A smaller p-value is shown as smaller than this."""
 _COLUMNS = ["compared", "among", "seed", "attack", "accuracy", "difference", "won", "lost", "n", "p", "p (Holm)"]
 _READ = (
     "Accuracy of the reference → of what is compared with it, and their difference in percentage points, with a 95 % "
@@ -36,7 +39,14 @@ _TOGETHER = "The runs differ in {settings} at once: a difference cannot be put d
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became of one contrast under one attack."""
+    """The comparisons of one contrast under one attack.
+
+    Attributes:
+        contrast: The contrast.
+        attack: Name of the attack.
+        pairs: The pairs of evaluations that could be compared.
+        found: Result of the comparison of each pair; see :meth:`Evaluation.against`.
+    """
 
     contrast: Contrast
     attack: str
@@ -45,7 +55,7 @@ class _Outcome:
 
 
 def paired_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
-    """Return a table for each setting in which runs differ that are equal in all else."""
+    """Return a table for each setting in which runs differ that are otherwise equal; see :func:`contrasts_of`."""
     contrasts = contrasts_of(evaluations)
     shown = [_table(settings, found) for settings, found in list(contrasts.items())[:_TABLES]]
     left_out = list(contrasts)[_TABLES:]
@@ -57,6 +67,7 @@ def paired_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
 
 
 def _table(settings: Sequence[str], contrasts: Sequence[Contrast]) -> Table:
+    """Return the table of the contrasts by one setting, or by several settings at once."""
     outcomes, refused = _outcomes(contrasts)
     adjusted = iter(holm([one["p_value"] for outcome in outcomes for one in outcome.found]))
     several = any(len(outcome.found) > 1 for outcome in outcomes)
@@ -73,7 +84,7 @@ def _table(settings: Sequence[str], contrasts: Sequence[Contrast]) -> Table:
 
 
 def _outcomes(contrasts: Sequence[Contrast]) -> tuple[list[_Outcome], list[str]]:
-    """Return the comparisons, and in words which were refused."""
+    """Return the comparisons by contrast and attack, and sentences about the pairs that could not be compared."""
     outcomes, refused = [], dict[str, list[str]]()
     for contrast in contrasts:
         for attack in attacks_of(pair.first for pair in contrast.pairs):
@@ -93,7 +104,7 @@ def _outcomes(contrasts: Sequence[Contrast]) -> tuple[list[_Outcome], list[str]]
 
 
 def _rows(outcome: _Outcome, adjusted: Iterator[float]) -> list[list[Cell]]:
-    """Return a row for each pair, and one for all of them if there are several."""
+    """Return a row for each pair, and one with their mean if there are several; takes p-values from ``adjusted``."""
     head = [text(outcome.contrast.name), text(outcome.contrast.rest)]
     rows = [
         [
@@ -118,7 +129,7 @@ def _p_value(p: float) -> Cell:
 
 
 def _difference(found: Sequence[dict[str, Any]], low: float, high: float) -> list[Cell]:
-    """Return the cells from the accuracies to the counts, of one comparison or of the mean of several."""
+    """Return the cells of accuracies, difference and counts, of one comparison or of the mean of several."""
     lost, won, n = (sum(one[key] for one in found) for key in ("only_first", "only_second", "n"))
     first, second = (
         fmean((one["both"] + one[key]) / one["n"] for one in found) for key in ("only_first", "only_second")
@@ -132,7 +143,7 @@ def _difference(found: Sequence[dict[str, Any]], low: float, high: float) -> lis
 
 
 def _cut(rows: list[list[Cell]]) -> tuple[list[list[Cell]], str]:
-    """Return the rows that there is room for, and in words what was left out: single seeds first."""
+    """Return at most ``_ROWS`` rows, and a sentence on those left out: first rows of single pairs that have a mean."""
     if len(rows) <= _ROWS:
         return rows, ""
     averaged = {_case(row) for row in rows if _is_mean(row)}
@@ -144,6 +155,7 @@ def _cut(rows: list[list[Cell]]) -> tuple[list[list[Cell]], str]:
 
 
 def _case(row: list[Cell]) -> tuple[str, ...]:
+    """Return the columns of a row that are the same for all its seeds: contrast and attack."""
     return tuple(cell.text for cell in (row[0], row[1], row[3]))
 
 
@@ -152,14 +164,20 @@ def _is_mean(row: list[Cell]) -> bool:
 
 
 def _without_empty(rows: list[list[Cell]]) -> tuple[list[str], list[list[Cell]]]:
-    """Leave out columns that are empty, and those that would tell rows apart where all rows say the same."""
+    """Return columns and rows without empty columns, and without names that are the same in all rows."""
     if not rows:
         return _COLUMNS[_LAST_NAME + 1 :], []
-    kept = [k for k in range(len(_COLUMNS)) if len({row[k].text for row in rows} - {NOTHING.text}) > (k <= _LAST_NAME)]
+    kept = []
+    for k in range(len(_COLUMNS)):
+        texts = {row[k].text for row in rows} - {NOTHING.text}
+        is_name = k <= _LAST_NAME
+        if len(texts) > 1 or (texts and not is_name):
+            kept.append(k)
     return [_COLUMNS[k] for k in kept], [[row[k] for k in kept] for row in rows]
 
 
 def _titled(settings: Sequence[str]) -> str:
+    """Return the end of the title of a table with several contrasts."""
     if len(settings) > 1:
         return "several settings at once"
     return "by normalization" if is_norm(settings[0]) else f"by {settings[0].rpartition('.')[2].replace('_', ' ')}"

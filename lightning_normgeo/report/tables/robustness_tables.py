@@ -1,4 +1,4 @@
-"""The paper's Tables 1 and 2: accuracies under attack, and what each attack takes."""
+"""Tables of accuracies under attack and of the drops by each attack, as Tables 1 and 2 of the paper."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.statistics import mean_interval, wilson_interval
 
 _BESIDE = 6
-"""So many attacks, ``clean`` among them, have a column each; more have a row each, which a narrow screen can show."""
+"""Up to so many attacks, ``clean`` included, have a column each; more have a row each, to fit a narrow screen."""
 _SINGLE = "In brackets Wilson's 95 % interval of this one network's accuracy: another seed gives another network."
 _SEVERAL = (
     "Accuracies are means over runs, in brackets Student's 95 % interval over runs that differ in their seed, on the "
@@ -33,14 +33,15 @@ _OVER_RUNS = ", of several runs Student's over runs"
 _LOW = "A network that is hardly right to begin with has little to lose: read a drop beside the clean accuracy."
 
 Groups = dict[str, list[Evaluation]]
+"""Evaluations by :attr:`Run.group`: those of a group differ in their seeds only."""
 
 
 def robustness_tables(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> list[Table]:
-    """Return for each data set a table of accuracies and one of drops.
+    """Return a table of accuracies and one of drops for each data set.
 
     Args:
-        evaluations: of the runs.
-        runs: all of the report, also those without an evaluation.
+        evaluations: Evaluations of the runs.
+        runs: All runs of the report, also those without an evaluation.
     """
     sets = list(dict.fromkeys(evaluation.data for evaluation in evaluations))
     tables = []
@@ -49,7 +50,8 @@ def robustness_tables(evaluations: Sequence[Evaluation], runs: Sequence[Run]) ->
         for evaluation in evaluations:
             if evaluation.data == data:
                 groups.setdefault(evaluation.run.group, []).append(evaluation)
-        suffix, of_data = (anchor(data) if len(sets) > 1 else ""), "" if data == UNKNOWN_DATA else f": {data}"
+        suffix = anchor(data) if len(sets) > 1 else ""
+        of_data = "" if data == UNKNOWN_DATA else f": {data}"
         tables.append(_accuracies(f"robustness-{suffix}".rstrip("-"), of_data, groups, runs))
         if len(attacks_of(_all(groups))) > 1:
             tables.append(_drops(f"robustness-drops-{suffix}".rstrip("-"), of_data, groups))
@@ -57,6 +59,7 @@ def robustness_tables(evaluations: Sequence[Evaluation], runs: Sequence[Run]) ->
 
 
 def _accuracies(name: str, of_data: str, groups: Groups, runs: Sequence[Run]) -> Table:
+    """Return the table of accuracies on one data set."""
     data = {evaluation.data for evaluation in _all(groups)}
     without = [run.name for run in runs if not run.results and data_of(run) in data]
     caption = sentences(
@@ -73,6 +76,7 @@ def _accuracies(name: str, of_data: str, groups: Groups, runs: Sequence[Run]) ->
 
 
 def _drops(name: str, of_data: str, groups: Groups) -> Table:
+    """Return the table of drops from the clean accuracy on one data set."""
     missing = [f"{reason} ({named(names)})" for reason, names in problems_of(_all(groups)).items()]
     caption = sentences(
         _DROP,
@@ -88,7 +92,7 @@ def _drops(name: str, of_data: str, groups: Groups) -> Table:
 def _laid_out(
     groups: Groups, attacks: Sequence[str], quantity: str, cell: Callable[[Sequence[Evaluation], str], Cell]
 ) -> tuple[list[str], list[list[Cell]]]:
-    """Return columns and rows: attacks beside each other, or below each other where they are many."""
+    """Return the columns and rows of a table: a column for each attack, or a row for each if there are many."""
     titles = {attack: _titled(attack, _all(groups)) for attack in attacks}
     if len(attacks_of(_all(groups))) <= _BESIDE:
         return ["network", "runs", *titles.values()], [
@@ -103,22 +107,27 @@ def _laid_out(
 
 
 def _accuracy(members: Sequence[Evaluation], attack: str) -> Cell:
+    """Return the mean accuracy of a group with its 95 % interval and counts: Wilson's of one run, else Student's."""
     rows = [member.rows[attack] for member in members if attack in member.rows and member.rows[attack]["n"]]
     if not rows:
         return NOTHING
-    values, correct, n = [row["accuracy"] for row in rows], *(sum(row[key] for row in rows) for key in ("correct", "n"))
+    values = [row["accuracy"] for row in rows]
+    correct = sum(row["correct"] for row in rows)
+    n = sum(row["n"] for row in rows)
     low, high = mean_interval(values) if len(rows) > 1 else _wilson(rows[0])
     shown = f"{percent(fmean(values))} {interval(low, high, least=0.0)} {correct}/{n}"
     return Cell(shown + _fewer(rows, members), fmean(values))
 
 
 def _wilson(row: dict[str, float]) -> tuple[float, float]:
+    """Return the Wilson interval of a row, computed if the row lacks it."""
     if "ci_low" in row and "ci_high" in row:
         return row["ci_low"], row["ci_high"]
     return wilson_interval(int(row["correct"]), int(row["n"]))
 
 
 def _drop(members: Sequence[Evaluation], attack: str) -> Cell:
+    """Return the mean drop of a group with its 95 % interval: the paired one of one run, else Student's."""
     having = [member for member in members if attack in member.rows and member.rows[attack]["n"]]
     if not having:
         return NOTHING
@@ -131,12 +140,12 @@ def _drop(members: Sequence[Evaluation], attack: str) -> Cell:
 
 
 def _fewer(having: Sequence[object], members: Sequence[Evaluation]) -> str:
-    """Say of how many runs a cell is, where it is not of all."""
+    """Return a note with the number of runs behind a cell; empty if it has all of them."""
     return "" if len(having) == len(members) else f" ({len(having)} of {len(members)} runs)"
 
 
 def _titled(attack: str, evaluations: Sequence[Evaluation]) -> str:
-    """Return an attack's name with its strength, if that is the same everywhere and not in the name."""
+    """Return the name of an attack with its strength, if all runs have the same and the name lacks it."""
     for key, symbol in (("eps", "ε"), ("std", "σ")):
         strengths = {evaluation.rows[attack].get(key) for evaluation in evaluations if attack in evaluation.rows}
         strength = strengths.pop() if len(strengths) == 1 else None
@@ -146,7 +155,7 @@ def _titled(attack: str, evaluations: Sequence[Evaluation]) -> str:
 
 
 def _conditions(groups: Groups) -> str:
-    """Say which attacks are not the same for all runs."""
+    """Return a sentence about attacks whose settings differ between runs; empty if there are none."""
     found = []
     for attack in attacks_of(_all(groups)):
         conditions = [e.conditions(attack).items() for e in _all(groups) if attack in e.rows]
@@ -157,21 +166,24 @@ def _conditions(groups: Groups) -> str:
 
 
 def _repeated(groups: Groups) -> str:
-    """Name the networks with runs of the same seed."""
+    """Return a sentence about groups that have several runs with the same seed; empty if there are none."""
     found = [name for name, members in groups.items() if len({one.run.seeds for one in members}) < len(members)]
     return f"Runs with the same seed say nothing about other seeds: {named(found)}." if found else ""
 
 
 def _sizes(groups: Groups) -> str:
+    """Return a sentence about different numbers of samples; empty if all are the same."""
     sizes = {evaluation.rows[attack]["n"] for evaluation in _all(groups) for attack in evaluation.rows}
     return f"Runs were evaluated on {min(sizes)} to {max(sizes)} samples." if len(sizes) > 1 else ""
 
 
 def _by_runs(groups: Groups, single: str, several: str, mixed: str) -> str:
-    """Return what holds where every cell is of a single run, or of several, or some are of either."""
+    """Return one of three texts: for tables whose cells are of single runs, of several runs, or partly of each."""
     attacks = attacks_of(_all(groups))
     counts = [sum(attack in member.rows for member in members) for members in groups.values() for attack in attacks]
-    return single if max(counts) == 1 else mixed if 1 in counts else several
+    if max(counts) == 1:
+        return single
+    return mixed if 1 in counts else several
 
 
 def _all(groups: Groups) -> list[Evaluation]:

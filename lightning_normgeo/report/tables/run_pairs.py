@@ -1,4 +1,4 @@
-"""Which evaluations can be compared pair by pair: those of runs that are equal in all else, the seed included."""
+"""Pairs of evaluations for paired tests: of runs that differ in one setting and are otherwise equal, seed included."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_normgeo.report.tables.evaluations import Evaluation
 
 @dataclass(frozen=True)
 class Pair:
-    """Two evaluations.
+    """Two evaluations to compare.
 
     Attributes:
-        first: the reference.
-        second: what is compared with it.
-        repeat: the seed, or what else tells the pair from those like it.
+        first: The reference.
+        second: The evaluation that is compared with the reference.
+        repeat: Label of the seed, or of what else tells the pair from similar ones.
     """
 
     first: Evaluation
@@ -27,12 +27,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Contrast:
-    """One kind of runs against another.
+    """The comparison of one kind of runs with another.
 
     Attributes:
-        name: what differs.
-        rest: what they have in common, as far as runs of the report differ in it.
-        pairs: one for each seed.
+        name: Label of the difference, such as "gn against bn".
+        rest: Label of the settings that both kinds share and other runs of the report do not.
+        pairs: Pairs of evaluations, one for each seed.
     """
 
     name: str
@@ -41,10 +41,17 @@ class Contrast:
 
 
 def contrasts_of(evaluations: Sequence[Evaluation]) -> dict[tuple[str, ...], list[Contrast]]:
-    """Return for each setting but seeds its values against the first one: weight decay, normalization, then others.
+    """Return, for each setting except seeds, the contrasts of its values with a reference value.
 
-    Numbers are compared with the smallest, other values with what comes first. Where no two runs differ in one setting
-    alone, each kind of runs is compared with the first; the key then has all settings in which they differ.
+    The reference is the smallest value if all are numbers, otherwise the first one. Weight decay and the normalization
+    come first, then the other settings. If no two runs differ in a single setting alone, each kind of runs is compared
+    with the first kind, and the key has all settings in which runs differ.
+
+    Args:
+        evaluations: Evaluations of the runs.
+
+    Returns:
+        Contrasts by the names of the settings in which their runs differ; settings without contrasts are left out.
     """
     settings = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.run.kind))
     settings.sort(key=lambda name: (not is_weight_decay(name), not is_norm(name)))
@@ -55,6 +62,7 @@ def contrasts_of(evaluations: Sequence[Evaluation]) -> dict[tuple[str, ...], lis
 
 
 def _contrasts(setting: str, evaluations: Sequence[Evaluation]) -> list[Contrast]:
+    """Return the contrasts of a setting's values with the reference, for runs that are equal in all other settings."""
     alike: dict[tuple[str, ...], dict[str, list[Evaluation]]] = {}
     for evaluation in evaluations:
         rest = (value for name, value in evaluation.run.differing.items() if name != setting)
@@ -75,7 +83,7 @@ def _contrasts(setting: str, evaluations: Sequence[Evaluation]) -> list[Contrast
 
 
 def _kinds(evaluations: Sequence[Evaluation]) -> list[Contrast]:
-    """Return each kind of runs against the first, seed by seed."""
+    """Return the contrasts of each kind of runs with the first kind, paired by seed."""
     kinds: dict[str, dict[tuple[str, ...], list[Evaluation]]] = {}
     for evaluation in evaluations:
         seeds = (evaluation.data, *evaluation.run.seeds)
@@ -86,14 +94,14 @@ def _kinds(evaluations: Sequence[Evaluation]) -> list[Contrast]:
 
 
 def _pairs(first: Sequence[Evaluation], second: Sequence[Evaluation]) -> Iterator[Pair]:
-    """Pair runs of the same seed; several that have everything in common in the order they came."""
+    """Yield pairs of runs with the same seed; several runs with the same settings are paired in their order."""
     for one, other in zip(first, second, strict=False):
         folders = f"{one.run.record.folder.name}, {other.run.record.folder.name}"
         yield Pair(one, other, folders if max(len(first), len(second)) > 1 else one.run.repeat)
 
 
 def _ordered(values: Iterable[str]) -> list[str]:
-    """Return different values, rising if all of them are numbers."""
+    """Return the different values, in increasing order if all of them are numbers."""
     found = list(dict.fromkeys(values))
     try:
         return sorted(found, key=float)
@@ -102,7 +110,7 @@ def _ordered(values: Iterable[str]) -> list[str]:
 
 
 def _rest(setting: str, evaluation: Evaluation) -> str:
-    """Return the other settings, in short: the table of settings has all."""
+    """Return the label of the other settings, shortened because the table of settings has all of them."""
     return elided(
         ", ".join(choice(name, value) for name, value in evaluation.run.kind.items() if name != setting), LONGEST
     )

@@ -1,4 +1,4 @@
-"""What runs differ in, and what they ran on."""
+"""Tables of the settings in which runs differ, and of their versions and hardware."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from lightning_normgeo.report.setting_roles import titles
 from lightning_normgeo.report.tables.cells import NOTHING, named, sentences
 from lightning_normgeo.report.tables.table import Cell, Table, text
 
-_SETTINGS, _BESIDE, _BELOW, _NAMED = 20, 8, 200, 8
-"""Settings that have a column; more than so few have a row each if runs are fewer; so many rows; and names in a row."""
+_SETTINGS = 20
+"""Largest number of settings that have a column each."""
+_BESIDE = 8
+"""Number of settings above which they have a row each, if there are fewer runs than settings."""
+_BELOW = 200
+"""Largest number of settings that have a row each."""
+_NAMED = 8
+"""Number of settings without a place that the caption names."""
 _UNFINISHED = "not ended, or killed"
 
 
 def settings_table(runs: Sequence[Run]) -> Table | None:
-    """Return the settings in which runs differ, in full, whatever of them is in labels; None if they do not.
+    """Return a table of the settings in which runs differ, also those that labels leave out; None if there are none.
 
-    Each run has a row. Where settings are many and more than runs, each setting has one: no screen is as wide.
+    Each run has a row. If there are many settings and fewer runs, each setting has a row instead, to fit the screen.
     """
     names = list(runs[0].differing) if runs else []
     if not names:
@@ -26,10 +32,11 @@ def settings_table(runs: Sequence[Run]) -> Table | None:
     below = len(names) > max(_BESIDE, len(runs))
     shown = names[: _BELOW if below else _SETTINGS]
     left = names[len(shown) :]
+    ellipsis = " …" if len(left) > _NAMED else ""
     caption = sentences(
         "Settings that are the same in all runs, folders and loggers are left out.",
         "Names of runs have only what tells them apart." if below else "",
-        f"{len(left)} more are left out: {', '.join(left[:_NAMED])}{' …' * (len(left) > _NAMED)}." if left else "",
+        f"{len(left)} more are left out: {', '.join(left[:_NAMED])}{ellipsis}." if left else "",
     )
     title = "Settings that differ"
     if below:
@@ -42,7 +49,7 @@ def settings_table(runs: Sequence[Run]) -> Table | None:
 
 
 def environment_table(runs: Sequence[Run]) -> Table | None:
-    """Return versions, hardware and times, with a column for each environment that runs had."""
+    """Return a table of versions, hardware and times, with a column for each environment; None if none is known."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         groups.setdefault(tuple(sorted(run.record.environment.items())), []).append(run)
@@ -50,17 +57,15 @@ def environment_table(runs: Sequence[Run]) -> Table | None:
         return None
     names = dict.fromkeys(name for run in runs for name in run.record.environment)
     members = list(groups.values())
-    rows = [[text(name), *(text(of[0].record.environment.get(name, NOTHING.text)) for of in members)] for name in names]
-    rows.append(
-        [
-            text("begun (UTC)"),
-            *(text(_span(map(_begun, sorted(of, key=lambda run: run.record.begun)))) for of in members),
-        ]
-    )
-    rows.append([text("took"), *(text(_span(map(_took, sorted(of, key=_seconds)))) for of in members)])
+    known = [group[0].record.environment for group in members]
+    rows = [[text(name), *(text(found.get(name, NOTHING.text)) for found in known)] for name in names]
+    begun = [_span(map(_begun, sorted(group, key=lambda run: run.record.begun))) for group in members]
+    took = [_span(map(_took, sorted(group, key=_seconds))) for group in members]
+    rows.append([text("begun (UTC)"), *map(text, begun)])
+    rows.append([text("took"), *map(text, took)])
     columns = [f"all {len(runs)} runs" if len(runs) > 1 else runs[0].name]
     if len(members) > 1:
-        columns = [named(run.name for run in of) for of in members]
+        columns = [named(run.name for run in group) for group in members]
     caption = (
         "Of the last process that wrote each record. A run took from its first line to its last, pauses included; that "
         "is no measure of cost where runs shared a machine."
@@ -76,11 +81,14 @@ def _value(value: str) -> Cell:
 
 
 def _state(run: Run) -> str:
+    """Return whether a run ended, and whether it diverged, in words."""
     ended = "ended" if run.record.complete else _UNFINISHED
-    return "; ".join([ended, *([str(run.record.diverged)] if run.record.diverged else [])])
+    diverged = run.record.diverged
+    return ended if diverged is None else f"{ended}; {diverged}"
 
 
 def _span(values: Iterable[str]) -> str:
+    """Return the first and the last of sorted texts, or the only one if all are the same."""
     found = list(values)
     return found[0] if len(set(found)) == 1 else f"{found[0]} … {found[-1]}"
 
@@ -94,8 +102,11 @@ def _seconds(run: Run) -> float:
 
 
 def _took(run: Run) -> str:
+    """Return the duration of a run in its two largest units."""
     seconds = round(_seconds(run))
     minutes, hours = seconds // 60 % 60, seconds // 3600
-    return (
-        f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds % 60:02} s" if minutes else f"{seconds} s"
-    )
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    if minutes:
+        return f"{minutes} min {seconds % 60:02} s"
+    return f"{seconds} s"

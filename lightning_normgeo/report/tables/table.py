@@ -1,4 +1,4 @@
-"""What a table of a report is."""
+"""Tables of a report and their cells."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, and what its column is sorted by."""
+    """One cell of a table.
+
+    Attributes:
+        text: Text that the cell shows.
+        value: Number or text by which its column is sorted; empty for a missing value.
+    """
 
     text: str
     value: float | str
@@ -15,7 +20,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: what it shows, how to read it, its columns, and its rows of as many cells."""
+    """One table of a report.
+
+    Attributes:
+        anchor: Name of the table in links.
+        title: Title above the table.
+        caption: Text on what is shown and how to read it.
+        columns: Titles of the columns.
+        rows: Rows, each with a cell for every column.
+    """
 
     anchor: str
     title: str
@@ -25,15 +38,15 @@ class Table:
 
 
 def text(value: str) -> Cell:
-    """Return a cell of plain text."""
+    """Return a cell with a text."""
     return Cell(value, value)
 
 
 def number(value: float, form: str = ".4g") -> Cell:
-    """Return a cell with a number."""
+    """Return a cell with a number, shown in a format such as ``.4g``."""
     return Cell(f"{value:{form}}", value)
 
 
 def is_number(table: Table, column: int) -> bool:
-    """Whether a column has numbers and nothing else, but for cells that are empty."""
+    """Whether all cells of a column are numbers or missing values."""
     return all(not isinstance(row[column].value, str) or not row[column].value for row in table.rows)

@@ -1,1 +1,1 @@
-"""Reports of W&B, and records downloaded from it."""
+"""Publishing of reports at W&B, and download of runs from it."""

@@ -1,4 +1,4 @@
-"""Runs that are at W&B, as records."""
+"""Download of runs from W&B as records."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from lightning_normgeo.runs.record import ROBUSTNESS, Record
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, read_contained
 
 STEP = "trainer/global_step"
-"""The key that Lightning's WandbLogger logs beside everything: the axis of every curve."""
+"""The key of the training step, which Lightning's WandbLogger adds to everything it logs: the axis of all curves."""
 _PATIENCE = 30
 """Seconds until W&B has to answer."""
 _SETTLING = 0.5
-"""Seconds until W&B's service has noticed that nobody waits for an answer any more."""
+"""Seconds until W&B's service has dropped a request that was given up."""
 _MOST = 1024 * MEBIBYTE
-"""Bytes of one file."""
+"""Largest size of a downloaded file, in bytes."""
 _LONGEST_NAME = 100
 _TABLE, _LAYERS = "table", "geometry/layers"
 _METADATA, _REQUIREMENTS = "wandb-metadata.json", "requirements.txt"
@@ -39,15 +39,16 @@ _PACKAGES = ("lightning-normgeo", "torch", "torchvision", "pytorch-lightning", "
 def read_project(path: str, folder: Path | None = None) -> list[Record]:
     """Read the runs of a project of W&B, oldest first, or one of them.
 
-    What W&B lacks stays empty: layers that have neither a key nor a row in ``geometry/layers``.
+    Values that W&B does not have stay empty, such as those of layers without a key of their own and without a row in
+    ``geometry/layers``.
 
     Args:
         path: ``entity/project`` or ``entity/project/run``.
-        folder: where pictures and the decisions of evaluations are put, in a folder for each run; if left out, one that
-            is removed when the process ends.
+        folder: Folder for downloaded pictures and per-sample results, with a folder for each run. Default: a temporary
+            one, which is removed when the process ends.
 
     Raises:
-        ConfigurationError: if W&B cannot be reached, does not let us in, or has no such project or run.
+        ConfigurationError: If W&B cannot be reached, refuses the account, or has no such project or run.
     """
     api = connect()
     place = folder or _temporary()
@@ -63,7 +64,7 @@ def connect() -> Any:
     """Return W&B's public API, logged in.
 
     Raises:
-        ConfigurationError: saying what to do where there is no account or no network.
+        ConfigurationError: If there is no account or no network; the message says what to do.
     """
     import wandb
 
@@ -85,12 +86,20 @@ def connect() -> Any:
 
 @contextmanager
 def explained(what: str, hint: str) -> Iterator[None]:
-    """Turn whatever W&B raises into one clear line."""
+    """Turn every error of W&B into a ConfigurationError of one line.
+
+    Args:
+        what: What failed, as the beginning of the message.
+        hint: What to do, as the end of the message.
+
+    Raises:
+        ConfigurationError: If W&B raises an error.
+    """
     try:
         yield
     except ConfigurationError:
         raise
-    except Exception as error:  # W&B has a dozen kinds, not all of them public
+    except Exception as error:  # W&B raises a dozen kinds of errors, not all of them public
         _settle()
         raise ConfigurationError(f"{what} ({said_in_one_line(error)}). {hint}") from error
 
@@ -98,14 +107,14 @@ def explained(what: str, hint: str) -> Iterator[None]:
 def _settle() -> None:
     """Wait until W&B's service has dropped a request that was given up.
 
-    If the process ends before that, the service (wandb 0.31) stumbles over its late answer, misses the word that it
-    shall end, and the process waits ten minutes for it.
+    If the process ended before that, the service (wandb 0.31) would fail on the late answer and miss the request to
+    shut down, for which the process would wait ten minutes.
     """
     time.sleep(_SETTLING)
 
 
 def _names(runs: Sequence[Any]) -> list[str]:
-    """Return what each run is called, as the name of a folder."""
+    """Return the name of each run as that of a folder, with W&B's id added where names are equal."""
     names = [_safe(run.name or "") for run in runs]
     return [
         name if name and names.count(name) == 1 else f"{name} {_safe(run.id)}".strip()
@@ -114,18 +123,20 @@ def _names(runs: Sequence[Any]) -> list[str]:
 
 
 def _safe(name: str) -> str:
-    """Return a name that W&B gives as the name of a folder, which leads nowhere else."""
+    """Return a name from W&B in characters that are safe in the name of a folder, so that it cannot lead elsewhere."""
     return re.sub(r"[^\w=,.+ -]", "-", name).strip(". ")[:_LONGEST_NAME]
 
 
 def _record(run: Any, folder: Path) -> Record:
+    """Return the record of a run at W&B; its files are downloaded into the folder."""
     record = Record(folder, complete=run.state == "finished")
     record.settings = {**run.config, "wandb": _named(run)}
     record.environment = _environment(run, folder)
     media: dict[str, Mapping[str, Any]] = {}
     for row in run.scan_history():
         moment = float(row.get("_timestamp", 0.0))
-        record.begun, record.ended = record.begun or moment, max(record.ended, moment)
+        record.begun = record.begun or moment
+        record.ended = max(record.ended, moment)
         for key, value in row.items():
             if isinstance(value, Mapping):
                 media[key] = value
@@ -138,20 +149,20 @@ def _record(run: Any, folder: Path) -> Record:
         stem, _, what = key.partition("/")
         rows = _table(run, folder, entry) if what == _TABLE and stem.startswith(ROBUSTNESS) else []
         if rows:
-            others = _plain(run.summary.get(stem, {}))  # settings, warnings, what was not evaluated
+            others = _plain(run.summary.get(stem, {}))  # settings, warnings, and attacks that were not evaluated
             evaluated = [{k: v for k, v in row.items() if k != NOTE} for row in rows if not row.get(NOTE)]
             record.results[stem] = {**others, "results": _with_classes(evaluated, decisions)}
     return record
 
 
 def _named(run: Any) -> dict[str, Any]:
-    """Return W&B's name of the run where the command line logs it, beside a hyperparameter called ``wandb``."""
+    """Return W&B's id of a run, as the command line logs it, together with a user's hyperparameter ``wandb``."""
     own = _plain(run.config.get("wandb", {}))
     return {**(own if isinstance(own, Mapping) else {"wandb": own}), "id": run.id}
 
 
 def _environment(run: Any, folder: Path) -> dict[str, str]:
-    """Return versions and hardware, as far as W&B notes them."""
+    """Return the versions and hardware that W&B has recorded."""
     there = _download(run, folder, [_METADATA, _REQUIREMENTS])
     found: dict[str, str] = {}
     if _REQUIREMENTS in there:
@@ -168,7 +179,7 @@ def _environment(run: Any, folder: Path) -> dict[str, str]:
 
 
 def _add(record: Record, key: str, step: int, value: Any) -> None:
-    """Add a point to a curve. A run that goes on from a checkpoint logs again what was lost; the later one counts."""
+    """Add a point to a curve; it replaces later steps, which a resumed run logs again from its checkpoint on."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return
     curve = record.metrics.setdefault(key, [])
@@ -178,6 +189,7 @@ def _add(record: Record, key: str, step: int, value: Any) -> None:
 
 
 def _images(run: Any, folder: Path, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Download logged images, and return their files and captions."""
     names = list(entry["filenames"])
     captions = entry.get("captions") or [""] * len(names)
     found = _download(run, folder, names)
@@ -185,7 +197,7 @@ def _images(run: Any, folder: Path, entry: Mapping[str, Any]) -> list[tuple[str,
 
 
 def _table(run: Any, folder: Path, entry: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the rows of a table that was logged."""
+    """Download a logged table, and return its rows by column; empty if there is none."""
     if entry is None or "path" not in entry or entry["path"] not in _download(run, folder, [entry["path"]]):
         return []
     table = json.loads(read_contained(folder, entry["path"], _MOST))
@@ -193,7 +205,7 @@ def _table(run: Any, folder: Path, entry: Mapping[str, Any] | None) -> list[dict
 
 
 def _download(run: Any, folder: Path, names: Sequence[str]) -> set[str]:
-    """Bring files of a run, and return which there are; none whose name leads out of the folder, and no huge one."""
+    """Download files of a run, except too large ones and those outside the folder, and return their names."""
     folder.mkdir(parents=True, exist_ok=True)
     files = run.files(names=list(names))
     found = {file.name: file for file in files if _stays(file.name) and (getattr(file, "size", 0) or 0) <= _MOST}
@@ -203,7 +215,7 @@ def _download(run: Any, folder: Path, names: Sequence[str]) -> set[str]:
 
 
 def _layers(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, dict[str, float]]]]:
-    """Return the table of layers as the record has it: for each quantity, its values by layer at each step."""
+    """Return the values by layer as in :attr:`Record.layers`, from the rows of the logged table."""
     found: dict[str, dict[int, dict[str, float]]] = {}
     for row in rows:
         for key, value in row.items():
@@ -213,25 +225,30 @@ def _layers(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, dict
 
 
 def _decisions(run: Any, folder: Path) -> list[Path]:
-    """Bring the newest decisions of each evaluation."""
+    """Download the newest per-sample results of each evaluation, and return their files."""
     newest: dict[str, Any] = {}
     for artifact in run.logged_artifacts():
         name, _, _ = artifact.name.partition(":")
         if artifact.type == "evaluation" and name.startswith(f"{run.id}-robustness"):
-            newest[name] = max(newest.get(name, artifact), artifact, key=lambda one: int(one.version.removeprefix("v")))
+            newest[name] = max(newest.get(name, artifact), artifact, key=_version)
     entries = [entry for artifact in newest.values() for entry in map(artifact.get_entry, artifact.manifest.entries)]
-    # an entry that is a reference would be fetched from wherever it points, this machine's own files among it
+    # an entry that is a reference would be read from wherever it points to, even from a local file
     ours = [entry for entry in entries if entry.ref is None and entry.path.endswith(".npz") and _stays(entry.path)]
     return [Path(entry.download(str(folder))) for entry in ours if (entry.size or 0) <= _MOST]
 
 
+def _version(artifact: Any) -> int:
+    """Return the number of an artifact's version, such as 3 for ``v3``."""
+    return int(artifact.version.removeprefix("v"))
+
+
 def _stays(name: object) -> bool:
-    """Whether the name of a file stays within the folder that it is put in."""
+    """Whether a path that W&B gives stays within the folder that it is relative to."""
     return isinstance(name, str) and not re.search(r"^[/\\]|^\w:|[\0\\]", name) and ".." not in name.split("/")
 
 
 def _with_classes(rows: Sequence[dict[str, Any]], files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the rows with what only the decisions know, as the record has it."""
+    """Return the rows with counts by class, which only the per-sample results have, as in a local record."""
     known: dict[str, Any] = {}
     for file in files:
         loader = file.stem.removeprefix("robustness")
@@ -242,7 +259,7 @@ def _with_classes(rows: Sequence[dict[str, Any]], files: Sequence[Path]) -> list
 
 
 def _plain(value: Any) -> Any:
-    """Return W&B's own kind of dictionary as an ordinary one."""
+    """Return nested dictionaries of W&B's own type as ordinary ones."""
     return {key: _plain(entry) for key, entry in value.items()} if hasattr(value, "items") else value
 
 

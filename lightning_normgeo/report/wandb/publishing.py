@@ -1,4 +1,4 @@
-"""Publishing a report and a workspace view at W&B."""
+"""Publishing of a report and a workspace view at W&B."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from lightning_normgeo.report.wandb.runset import wandb_id
 
 
 def publish(runs: Sequence[Run], entity: str, project: str, tables: Sequence[Table], title: str) -> tuple[str, str]:
-    """Save a report and a workspace view in a project of W&B; each time new ones, which replace nothing.
+    """Save a new report and a new workspace view in a project of W&B; earlier ones are not replaced.
 
-    They show what W&B has: runs that were logged offline have to be uploaded first. A run that is missing there is
-    warned about.
+    They show only data that W&B has: runs that were logged offline have to be uploaded first. A warning names the runs
+    that W&B lacks.
 
     Args:
-        runs: of the report.
-        entity: who the project belongs to.
-        project: where the runs are.
-        tables: of the local report.
-        title: of both.
+        runs: Runs of the report.
+        entity: Owner of the project.
+        project: Project with the runs.
+        tables: Tables of the report, which are copied into it.
+        title: Title of the report and the view.
 
     Returns:
-        The addresses of the report and of the view.
+        The URLs of the report and of the view.
 
     Raises:
-        ConfigurationError: if wandb-workspaces, an account or the network is missing, if the project has none of the
-            runs, or if W&B refuses.
+        ConfigurationError: If wandb-workspaces, an account or the network is missing, the project has none of the runs,
+            or W&B refuses.
     """
     report = build_report(runs, entity, project, tables, title)
     workspace = build_workspace(runs, entity, project, title)
@@ -45,7 +45,7 @@ def publish(runs: Sequence[Run], entity: str, project: str, tables: Sequence[Tab
 
 
 def _check_uploaded(api: Any, runs: Sequence[Run], entity: str, project: str) -> None:
-    """Warn of runs that W&B does not have, and refuse if it has none of them, or no such project."""
+    """Warn about runs that W&B lacks; raise a ConfigurationError if it lacks all of them or the project."""
     known = {name: run for run in runs if (name := wandb_id(run)) is not None}
     there = _present(api, f"{entity}/{project}", list(known))
     missing = [name for name in known if there is None or name not in there]
@@ -61,7 +61,7 @@ def _check_uploaded(api: Any, runs: Sequence[Run], entity: str, project: str) ->
 
 
 def _present(api: Any, path: str, ids: list[str]) -> set[str] | None:
-    """Return which of the runs W&B has, or None if it has no such project."""
+    """Return the ids of the runs that W&B has, or None if it has no such project."""
     try:
         return {run.id for run in api.runs(path, filters={"name": {"$in": ids}})}
     except ValueError:
@@ -69,7 +69,7 @@ def _present(api: Any, path: str, ids: list[str]) -> set[str] | None:
 
 
 def _offline(known: Mapping[str, Run], missing: Sequence[str]) -> str:
-    """Return the folders that W&B wrote offline, those that are where the command line puts them."""
+    """Return W&B's offline folders of some runs for a shell command, if they are where the command line puts them."""
     places = {name: known[name].record.folder.parent.parent / "wandb" for name in missing}
     found = [folder for name, place in places.items() for folder in sorted(place.glob(f"offline-run-*-{name}"))]
     return shlex.join(map(str, found)) if found else "and the folders offline-run-… of these runs"

@@ -1,8 +1,9 @@
-"""The report and the workspace view for W&B, built without a network. Needs the extra ``wandb-reports``."""
+"""Report and workspace view for W&B, built without a network; they need the extra ``wandb-reports``."""
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,25 +19,27 @@ from lightning_normgeo.runs.quantities import QUANTITIES, Quantity
 from lightning_normgeo.runs.record import evaluation_stem
 
 _WIDTH, _HEIGHT, _COLUMNS = 24, 8, 3
+"""Width of a grid of panels and height of a panel, in W&B's units, and the number of panels in a row."""
 _MOST_RUNS = 100
 _TITLE = 128
-"""W&B's longest title."""
+"""Characters of W&B's longest title."""
 
 
 def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequence[Table], title: str) -> Any:
-    """Return the report, a ``wandb_workspaces.reports.v2.Report`` that nobody has saved.
+    """Return a report that is not saved yet, a ``wandb_workspaces.reports.v2.Report``.
 
-    It shows what W&B has of the runs, and the tables as they are given.
+    Its panels show the data that W&B has of the runs; the tables are copied as text.
 
     Args:
-        runs: of the report. Where W&B's name of each is known, the report shows these and no others.
-        entity: who the project belongs to.
-        project: where the runs are.
-        tables: of the local report.
-        title: of the report.
+        runs: Runs of the report. If W&B's id of each is known, its panels show only these runs, otherwise all runs of
+            the project.
+        entity: Owner of the project.
+        project: Project with the runs.
+        tables: Tables of the report.
+        title: Title of the report; W&B's limit of 128 characters cuts it off.
 
     Raises:
-        ConfigurationError: if wandb-workspaces is missing.
+        ConfigurationError: If wandb-workspaces is missing.
     """
     wr = _module("wandb_workspaces.reports.v2")
     blocks = [wr.P(_introduction(runs)), wr.TableOfContents()]
@@ -50,12 +53,18 @@ def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequenc
 
 
 def build_workspace(runs: Sequence[Run], entity: str, project: str, title: str) -> Any:
-    """Return a view of the project, a ``wandb_workspaces.workspaces.Workspace`` that nobody has saved.
+    """Return a workspace view that is not saved yet, a ``wandb_workspaces.workspaces.Workspace``.
 
-    It has the report's curves and shows all runs of the project, also those that are still to come.
+    It has the curves of the report, and shows all runs of the project, also future ones.
+
+    Args:
+        runs: Runs whose metrics and settings decide on the panels, groups and columns.
+        entity: Owner of the project.
+        project: Project with the runs.
+        title: Name of the view; W&B's limit of 128 characters cuts it off.
 
     Raises:
-        ConfigurationError: if wandb-workspaces is missing.
+        ConfigurationError: If wandb-workspaces is missing.
     """
     wr, ws = _module("wandb_workspaces.reports.v2"), _module("wandb_workspaces.workspaces")
     sections = [(section.title, _line_plots(wr, runs, section)) for section in WANDB_SECTIONS]
@@ -82,9 +91,12 @@ def _module(name: str) -> Any:
 
 
 def _introduction(runs: Sequence[Run]) -> str:
+    """Return the first paragraph of the report."""
     differing = list(runs[0].kind)
     count = f"{len(runs)} runs" if len(runs) > 1 else "One run"
-    groups = f" in {len({run.group for run in runs})} groups, which differ in {', '.join(differing)}" * bool(differing)
+    groups = ""
+    if differing:
+        groups = f" in {len({run.group for run in runs})} groups, which differ in {', '.join(differing)}"
     other = "" if ids(runs) else " W&B's name of some is not known, so panels show all runs of the project."
     return (
         f"{count}{groups}. A curve is the mean over the runs of a group, and its area reaches from the smallest to the "
@@ -93,20 +105,22 @@ def _introduction(runs: Sequence[Run]) -> str:
 
 
 def _section_blocks(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]:
+    """Return the blocks of a section; empty if no run has one of its curves."""
     panels = _line_plots(wr, runs, section)
     if not panels:
         return []
     parts = _by_weight_decay(runs) if section.by_weight_decay else {"": runs}
     blocks = [wr.H2(section.title), wr.P(section.wandb_text or section.caption)]
     for name, part in parts.items():
-        blocks += [wr.H3(name)] * bool(name)
-        # panels of their own: one that is in two grids would have the same id twice
+        if name:
+            blocks.append(wr.H3(name))
+        # new panels for each grid: a panel in two grids would have the same id twice
         blocks.append(wr.PanelGrid(runsets=[runset(wr, part, runs)], panels=_line_plots(wr, part, section)))
     return blocks
 
 
 def _line_plots(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]:
-    """Return a panel for each curve that some run has."""
+    """Return a panel for each curve of a section that at least one run has at W&B."""
     keys = dict.fromkeys(key for run in runs for key in run.record.metrics if run.record.is_at_wandb(key))
     wanted = [QUANTITIES[key] for key in section.wandb_keys or section.keys]
     found = [(quantity, key) for quantity in wanted for key in _matching(quantity.key, keys)]
@@ -128,7 +142,7 @@ def _line_plots(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]:
 
 
 def _matching(wanted: str, keys: Mapping[str, Any]) -> list[str]:
-    """Return the key if some run has it; of a key for single layers that of the first layer."""
+    """Return the wanted key, or of a key with a layer the first one that some run has; empty if there is none."""
     prefix, of_layers, _ = wanted.partition("{layer}")
     if of_layers:
         return [key for key in keys if key.startswith(prefix)][:1]
@@ -136,6 +150,7 @@ def _matching(wanted: str, keys: Mapping[str, Any]) -> list[str]:
 
 
 def _panel_title(quantity: Quantity, key: str) -> str:
+    """Return the title of a panel, with the layer if the quantity has a key for each layer."""
     if key == quantity.key:
         return quantity.wandb_title
     layer = key.rpartition("/")[2]
@@ -143,7 +158,7 @@ def _panel_title(quantity: Quantity, key: str) -> str:
 
 
 def _by_weight_decay(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the runs without and with weight decay, where there are both and W&B's names can tell them apart."""
+    """Return the runs without and with weight decay by title, if there are both and W&B's ids can select them."""
     names = [name for name in runs[0].differing if is_weight_decay(name)]
     parts: dict[str, list[Run]] = {}
     for run in runs:
@@ -160,10 +175,12 @@ def _is_zero(value: str) -> bool:
 
 
 def _robustness_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
+    """Return the blocks with accuracies, tables and example images; empty if no run was evaluated."""
     bars = _bar_plots(wr, runs)
     if not bars:
         return []
-    below, panels = -(-len(bars) // _COLUMNS) * _HEIGHT, list(bars)
+    below = math.ceil(len(bars) / _COLUMNS) * _HEIGHT
+    panels = list(bars)
     stems = [evaluation_stem(name) for name in dict.fromkeys(name for run in runs for name in run.record.evaluations)]
     for stem in stems:
         place = wr.Layout(x=0, y=below, w=_WIDTH, h=_HEIGHT + 2)
@@ -181,12 +198,13 @@ def _robustness_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
 
 
 def _bar_plots(wr: Any, runs: Sequence[Run]) -> list[Any]:
+    """Return panels with the accuracy and the drop under each attack."""
     quantities = (("accuracy", (0.0, 1.0)), ("accuracy_drop", (None, None)))
     bars = [
         (f"{attack}: {quantity.replace('_', ' ')}", f"robustness/{attack}/{quantity}", span)
         for attack in attacks(runs)
         for quantity, span in quantities
-        # of an attack with many radii only one panel each
+        # no panel of the drop at each radius of an attack, and none of the drop of clean images
         if quantity == "accuracy" or not (attack == "clean" or "_eps" in attack)
     ]
     return [
@@ -206,6 +224,7 @@ def _bar_plots(wr: Any, runs: Sequence[Run]) -> list[Any]:
 
 
 def _settings_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
+    """Return the blocks that compare the settings of several runs."""
     if len(runs) == 1:
         return []
     comparer = wr.RunComparer(diff_only="split", layout=wr.Layout(x=0, y=0, w=_WIDTH, h=_HEIGHT + 4))
@@ -217,6 +236,6 @@ def _settings_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
 
 
 def _place(wr: Any, index: int) -> Any:
-    """Return the place of a panel among others, in rows from left to right."""
+    """Return the layout of the panel with a given index, in rows from left to right."""
     width = _WIDTH // _COLUMNS
     return wr.Layout(x=index % _COLUMNS * width, y=index // _COLUMNS * _HEIGHT, w=width, h=_HEIGHT)

@@ -1,4 +1,4 @@
-"""Which runs a report of W&B shows, how they are grouped, and where W&B has what tells them apart."""
+"""Sets of runs in a W&B report: their filter, grouping and columns, with the paths of settings at W&B."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lightning_normgeo.report.setting_roles import is_norm
 
 
 def runset(wr: Any, runs: Sequence[Run], grouped: Sequence[Run], table: bool = False) -> Any:
-    """Return a set of runs, and no others where W&B's name of each is known.
+    """Return a set of runs of a report; if W&B's id of one run is unknown, the set has all runs of the project.
 
-    Its own entity and project stay empty, which means those of the report: naming them would ask the network.
+    Its entity and project stay empty, which stands for those of the report: setting them would need the network.
 
     Args:
-        wr: the module ``wandb_workspaces.reports.v2``.
-        runs: to show.
-        grouped: runs of which those that differ in their seed alone are a group; none if nothing is to be grouped.
-        table: whether the columns are chosen too.
+        wr: The module ``wandb_workspaces.reports.v2``.
+        runs: Runs to show.
+        grouped: Runs to group by all differing settings except seeds; empty for no grouping.
+        table: Whether to set the columns of the table of runs.
     """
     known = ids(runs)
     return wr.Runset(
@@ -32,7 +32,7 @@ def runset(wr: Any, runs: Sequence[Run], grouped: Sequence[Run], table: bool = F
 
 
 def columns(runs: Sequence[Run]) -> list[str]:
-    """Return the columns of the table of runs: what differs, and the accuracies."""
+    """Return the columns of the table of runs: the settings that differ, and the accuracies."""
     return [
         "run:displayName",
         *(f"config:{path}" for name in runs[0].differing if (path := _path(runs, name))),
@@ -41,41 +41,44 @@ def columns(runs: Sequence[Run]) -> list[str]:
 
 
 def grouping(runs: Sequence[Run]) -> list[str]:
-    """Return where W&B has the settings that tell groups apart, normalizations first."""
+    """Return the paths at W&B of the settings that tell groups apart, normalizations first."""
     names = list(runs[0].kind) if runs else []
     return [path for name in sorted(names, key=lambda name: not is_norm(name)) if (path := _path(runs, name))]
 
 
 def attacks(runs: Sequence[Run]) -> list[str]:
-    """Return the attacks that some run was evaluated under."""
+    """Return the names of all attacks under which at least one run was evaluated."""
     return list(dict.fromkeys(row["attack"] for run in runs for row in run.results))
 
 
 def ids(runs: Sequence[Run]) -> list[str]:
-    """Return W&B's names of the runs, or nothing if one of them is not known."""
+    """Return W&B's ids of the runs; empty if one of them is unknown."""
     found = [wandb_id(run) for run in runs]
     return [name for name in found if name is not None] if None not in found else []
 
 
 def wandb_id(run: Run) -> str | None:
-    """Return W&B's name of a run, if it was logged there."""
+    """Return W&B's id of a run; None if it is unknown or not a valid id."""
     known = run.record.settings.get("wandb")
     name = known.get("id") if isinstance(known, Mapping) else None
-    return name if isinstance(name, str) and re.fullmatch(r"[\w-]{1,128}", name) else None  # it gets into filters
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,128}", name):  # the id becomes part of a filter
+        return None
+    return name
 
 
 def _path(runs: Sequence[Run], setting: str) -> str | None:
-    """Return where W&B has a setting, or None: it cannot look into lists."""
+    """Return the path of a setting at W&B; None if it is within a list, into which W&B cannot look."""
     return next(filter(None, (_path_in(run.record.settings, setting) for run in runs)), None)
 
 
 def _path_in(settings: Mapping[str, Any], setting: str) -> str | None:
-    """Return where one run has a setting: ``value`` stands behind the name it was logged under, dots and all."""
+    """Return the path of a setting in one run: ``value`` follows the key it was logged under, which may have dots."""
     in_config = _path_to(settings, f"config.{setting}") if has_own_config(settings) else None
     return in_config or _path_to(settings, setting)
 
 
 def _path_to(settings: Mapping[str, Any], name: str) -> str | None:
+    """Return the path of a dotted name, of which the longest beginning that was logged as a key is the key."""
     parts = name.split(".")
     for k in range(len(parts), 0, -1):
         name, inside = ".".join(parts[:k]), parts[k:]
@@ -85,6 +88,7 @@ def _path_to(settings: Mapping[str, Any], name: str) -> str | None:
 
 
 def _has(value: Any, path: Sequence[str]) -> bool:
+    """Whether nested mappings have an entry at a path."""
     for part in path:
         if not isinstance(value, Mapping) or part not in value:
             return False
