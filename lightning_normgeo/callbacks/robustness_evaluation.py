@@ -71,39 +71,40 @@ class RobustnessEvaluation(RobustnessHooks):
         steps: Number of BIM and PGD iterations. Default: the preset's.
         noise_std: Standard deviation of the Gaussian noise in units of ``space``; a list adds one row per value.
             Default: the preset's.
-        attacks: Attacks to run besides ``clean``: any of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``, ``pgd_l2`` and
-            ``torchattacks.<name>``. Default: ``gaussian`` and ``bim``.
+        attacks: Attacks to run besides ``clean``: one or several of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``,
+            ``pgd_l2`` and ``torchattacks.<name>``. Default: ``gaussian`` and ``bim``.
         mean: Mean of the input normalization, one value or one per channel. Default: found in the data pipeline, in
             the model, or from 8-bit images; the table says "unconfirmed" if the images cannot confirm it. Not needed
             for pixels in [0, 1] that the model normalizes.
         std: Standard deviation of the input normalization, one value or one per channel; goes with ``mean``. Default:
             found as ``mean`` is.
-        max_samples: Evaluate only the first ``max_samples`` test samples. Default: all.
-        num_images: Number of example images to log. Default: 8.
-        after_fit: Also evaluate at the end of ``fit``, on the test loader with the last weights. Default: false.
-        seed: Seed of the noise and of the random starts. Default: 0.
+        max_samples: Evaluate only the first ``max_samples`` samples. Default: all.
+        num_images: Number of example images to log.
+        after_fit: Also evaluate at the end of ``fit``, on the test loader with the last weights.
+        seed: Seed of the noise and of the random starts.
         eps_l2: Radius of the l2 ball in units of ``space``; a list adds one row per radius. Default: the preset's.
-        lower: Smallest value an attacked image may have, in units of ``space``, one number or one per channel.
-            Default: the preset's.
-        upper: Largest value an attacked image may have, in units of ``space``, one number or one per channel.
-            Default: the preset's.
+        lower: Smallest value an attacked image may have, in units of ``space``, one number or one per channel. Default:
+            the preset's.
+        upper: Largest value an attacked image may have, in units of ``space``, one number or one per channel. Default:
+            the preset's.
         attack_options: Constructor arguments of torchattacks' attacks, as a dictionary for each attack's name, e.g.
-            ``{torchattacks.Square: {n_queries: 100}}``. Default: none.
+            ``{torchattacks.Square: {n_queries: 100}}``. In a pixel-space threat model, l∞ attacks take eps, step size
+            and steps from it unless given here.
         semantics: Iterates of BIM and PGD that count: ``final``, the last one (as in the papers and torchattacks), or
-            ``any``, the first misclassified one, the clean image included (as in AutoAttack), after which the sample
-            is attacked no further. Default: ``final``.
-        restarts: Number of random starts of PGD; a sample is robust only if it withstands all. Default: 1.
-        batch_size: Samples per forward pass. Default: the loader's, doubled while memory allows, up to 256 on a CPU
-            and 1024 on a GPU.
-        fold: Fold batch normalization into convolutions, which is faster and changes logits by rounding only. Default:
-            true.
+            ``any``, the first misclassified one, the clean image included (as in AutoAttack), after which the sample is
+            attacked no further.
+        restarts: Number of random starts of PGD; a sample is robust only if it withstands all.
+        batch_size: Samples per forward pass. Default: the loader's, doubled while memory allows, up to 256 on a CPU and
+            1024 on a GPU.
+        fold: Fold batch normalization into convolutions and store their weights in channels-last order, which is faster
+            and changes logits by rounding only.
         autocast: Compute in half precision: ``bf16`` or ``fp16``. Default: the model's own precision.
-        compile: Compile the model with ``torch.compile`` for the evaluation. Default: false.
-        rescale: Control: repeat the evaluation with every scale-invariant weight multiplied by this factor (> 0), as
-            rows ``…_rescaled``. The function is the same except for ε, so weight norms alone change no accuracy.
-            Default: no control.
+        compile: Compile the model with ``torch.compile`` for the evaluation.
+        rescale: Control: repeat the evaluation with every scale-invariant weight multiplied by this factor (> 0), and
+            with running statistics to match, as rows ``…_rescaled``. The function is the same except for ε, so weight
+            norms alone change no accuracy. Default: no control.
         resume: Keep a journal of finished samples in the Trainer's ``default_root_dir`` until the evaluation ends, so
-            that a killed one resumes. Default: true.
+            that a killed one resumes.
         name: Name of this evaluation in keys, files, tables and reports; needed if a Trainer has several. Default:
             none.
         normalized_by: ``data`` if the loader yields normalized images, ``model`` if it yields pixels and the model
@@ -112,8 +113,8 @@ class RobustnessEvaluation(RobustnessHooks):
             and ``std`` are.
         space: ``input`` to measure radii and noise in the inputs' own units (dB, standardized features); radii, noise,
             ``lower`` and ``upper`` are then required. Default: the preset's.
-        on_unsuitable: If the model or its data cannot be evaluated: ``skip`` warns and continues, ``raise`` stops.
-            Default: ``skip``.
+        on_unsuitable: If the model or its data cannot be evaluated, or an attack fails: ``raise`` stops, ``skip``
+            continues and gives the reason in the report.
 
     Raises:
         ConfigurationError: for settings out of range, on construction; for two evaluations with the same name, when a

@@ -71,28 +71,45 @@ def evaluate_robustness(
         model: the classifier; it is evaluated on the device of its parameters.
         dataloader: yields batches of tensors or arrays. To resume an evaluation, it has to yield them in the same order
             again.
-        preset: name of the threat model, one of :data:`PRESETS`.
-        attacks: one or several of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``, ``pgd_l2`` and ``torchattacks.<name>``.
-            Default: ``gaussian`` and ``bim``.
-        eps: radius of the l∞ ball in units of the threat model's space, or a list of radii. Default: the preset's.
-        eps_l2: radius of the l2 ball, or a list of radii. Default: the preset's.
-        step_size: step size of BIM and PGD in l∞. Default: keeps the preset's step-to-radius ratio.
-        steps: number of BIM and PGD iterations. Default: the preset's.
-        noise_std: standard deviation of the Gaussian noise, or a list. Default: the preset's.
-        lower: smallest value an attacked image may have, one number or one per channel. Default: the preset's.
-        upper: largest value an attacked image may have, one number or one per channel. Default: the preset's.
-        attack_options: constructor arguments of torchattacks' attacks, by name of the attack.
-        semantics: iterates of BIM and PGD that count: ``final``, the last one, or ``any``, the first misclassified one.
-        restarts: number of random starts of PGD.
-        seed: seed of the noise and of the random starts.
-        batch_size: samples per forward pass. Default: the loader's, doubled while memory allows.
-        fold: whether to fold batch normalization into convolutions.
-        autocast: ``bf16`` or ``fp16`` to compute in half precision. Default: the model's own precision.
-        compile: whether to compile the model with ``torch.compile``.
-        max_samples: evaluate only the first ``max_samples`` samples. Default: all.
-        rescale: factor > 0 of the control with rescaled scale-invariant weights. Default: no control.
-        space: ``input`` to measure in the inputs' own units. Default: the preset's.
-        on_unsuitable: ``raise`` an error if something cannot be evaluated, or ``skip`` it with a note in the report.
+        preset: Threat model: ``pixel-8-255`` (pixels in [0, 1]: eps 8/255, step 2/255, 10 steps, noise 0.05, l2 radius
+            0.5), ``galloway2019`` (normalized inputs: eps 0.03, step 0.003, 20 steps, noise 0.25 unclipped, values
+            clipped to ±2, l2 radius 0.03·√d for d values per image) or ``galloway2019-boxed`` (the same, clipped to
+            valid pixels).
+        attacks: Attacks to run besides ``clean``: one or several of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``,
+            ``pgd_l2`` and ``torchattacks.<name>``. Default: ``gaussian`` and ``bim``.
+        eps: Radius of the l∞ ball in units of ``space``; a list adds one row per radius. Default: the preset's.
+        eps_l2: Radius of the l2 ball in units of ``space``; a list adds one row per radius. Default: the preset's.
+        step_size: Step size of BIM and PGD in l∞, in units of ``space``, for every radius; l2 attacks keep its ratio to
+            ``eps``. Default: keeps the preset's step-to-radius ratio.
+        steps: Number of BIM and PGD iterations. Default: the preset's.
+        noise_std: Standard deviation of the Gaussian noise in units of ``space``; a list adds one row per value.
+            Default: the preset's.
+        lower: Smallest value an attacked image may have, in units of ``space``, one number or one per channel. Default:
+            the preset's.
+        upper: Largest value an attacked image may have, in units of ``space``, one number or one per channel. Default:
+            the preset's.
+        attack_options: Constructor arguments of torchattacks' attacks, as a dictionary for each attack's name, e.g.
+            ``{torchattacks.Square: {n_queries: 100}}``. In a pixel-space threat model, l∞ attacks take eps, step size
+            and steps from it unless given here.
+        semantics: Iterates of BIM and PGD that count: ``final``, the last one (as in the papers and torchattacks), or
+            ``any``, the first misclassified one, the clean image included (as in AutoAttack), after which the sample is
+            attacked no further.
+        restarts: Number of random starts of PGD; a sample is robust only if it withstands all.
+        seed: Seed of the noise and of the random starts.
+        batch_size: Samples per forward pass. Default: the loader's, doubled while memory allows, up to 256 on a CPU and
+            1024 on a GPU.
+        fold: Fold batch normalization into convolutions and store their weights in channels-last order, which is faster
+            and changes logits by rounding only.
+        autocast: Compute in half precision: ``bf16`` or ``fp16``. Default: the model's own precision.
+        compile: Compile the model with ``torch.compile`` for the evaluation.
+        max_samples: Evaluate only the first ``max_samples`` samples. Default: all.
+        rescale: Control: repeat the evaluation with every scale-invariant weight multiplied by this factor (> 0), and
+            with running statistics to match, as rows ``…_rescaled``. The function is the same except for ε, so weight
+            norms alone change no accuracy. Default: no control.
+        space: ``input`` to measure radii and noise in the inputs' own units (dB, standardized features); radii, noise,
+            ``lower`` and ``upper`` are then required. Default: the preset's.
+        on_unsuitable: If the model or its data cannot be evaluated, or an attack fails: ``raise`` stops, ``skip``
+            continues and gives the reason in the report.
         logits: maps images, as the loader yields them, to logits ``(batch, classes)`` or an output that holds them.
             Default: the model.
         unpack: maps a batch to (images, labels). Default: found in pairs, dictionaries, named tuples and dataclasses.

@@ -50,25 +50,26 @@ class RobustnessSettings:
         steps: Number of BIM and PGD iterations. Default: the preset's.
         noise_std: Standard deviation of the Gaussian noise in units of ``space``; a list adds one row per value.
             Default: the preset's.
-        lower: Smallest value an attacked image may have, in units of ``space``, one number or one per channel.
-            Default: the preset's.
-        upper: Largest value an attacked image may have, in units of ``space``, one number or one per channel.
-            Default: the preset's.
+        lower: Smallest value an attacked image may have, in units of ``space``, one number or one per channel. Default:
+            the preset's.
+        upper: Largest value an attacked image may have, in units of ``space``, one number or one per channel. Default:
+            the preset's.
         attacks: Attacks to run besides ``clean``: one or several of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``,
             ``pgd_l2`` and ``torchattacks.<name>``. Default: ``gaussian`` and ``bim``.
-        attack_options: Constructor arguments of torchattacks' attacks, as a dictionary for each attack's name. In a
-            pixel-space threat model, l∞ attacks take eps, step size and steps from it unless given here. Default: none.
+        attack_options: Constructor arguments of torchattacks' attacks, as a dictionary for each attack's name, e.g.
+            ``{torchattacks.Square: {n_queries: 100}}``. In a pixel-space threat model, l∞ attacks take eps, step size
+            and steps from it unless given here.
         semantics: Iterates of BIM and PGD that count: ``final``, the last one (as in the papers and torchattacks), or
-            ``any``, the first misclassified one, the clean image included (as in AutoAttack), after which the sample
-            is attacked no further. Default: ``final``.
-        restarts: Number of random starts of PGD; a sample is robust only if it withstands all. Default: 1.
-        seed: Seed of the noise and of the random starts. Default: 0.
-        batch_size: Samples per forward pass. Default: the loader's, doubled while memory allows, up to 256 on a CPU
-            and 1024 on a GPU.
-        fold: Fold batch normalization into convolutions and store their weights in channels-last order, which is
-            faster and changes logits by rounding only. Default: true.
+            ``any``, the first misclassified one, the clean image included (as in AutoAttack), after which the sample is
+            attacked no further.
+        restarts: Number of random starts of PGD; a sample is robust only if it withstands all.
+        seed: Seed of the noise and of the random starts.
+        batch_size: Samples per forward pass. Default: the loader's, doubled while memory allows, up to 256 on a CPU and
+            1024 on a GPU.
+        fold: Fold batch normalization into convolutions and store their weights in channels-last order, which is faster
+            and changes logits by rounding only.
         autocast: Compute in half precision: ``bf16`` or ``fp16``. Default: the model's own precision.
-        compile: Compile the model with ``torch.compile`` for the evaluation. Default: false.
+        compile: Compile the model with ``torch.compile`` for the evaluation.
         max_samples: Evaluate only the first ``max_samples`` samples. Default: all.
         rescale: Control: repeat the evaluation with every scale-invariant weight multiplied by this factor (> 0), and
             with running statistics to match, as rows ``…_rescaled``. The function is the same except for ε, so weight
@@ -76,7 +77,7 @@ class RobustnessSettings:
         space: ``input`` to measure radii and noise in the inputs' own units (dB, standardized features); radii, noise,
             ``lower`` and ``upper`` are then required. Default: the preset's.
         on_unsuitable: If the model or its data cannot be evaluated, or an attack fails: ``raise`` stops, ``skip``
-            continues and gives the reason in the report. Default: ``raise``.
+            continues and gives the reason in the report.
         sweep: The settings among ``eps``, ``eps_l2`` and ``noise_std`` that were given as lists, with their values.
     """
 

@@ -1,10 +1,14 @@
 """Settings of an evaluation: which attacks they make, and every one that is refused."""
 
+import inspect
 import json
 import math
+from dataclasses import fields
 
+import docstring_parser
 import pytest
 
+from lightning_normgeo import RobustnessEvaluation, evaluate_robustness
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness import ATTACKS, InputSpace, RobustnessSettings
 from lightning_normgeo.robustness.attacks.registry import Noise, ProjectedGradient
@@ -190,3 +194,19 @@ def test_what_decides_the_results_is_told_in_plain_values(settings, inputs):
 def test_whatever_changes_results_changes_the_description(changes):
     before = RobustnessSettings(attacks=["pgd"]) if "restarts" in changes else RobustnessSettings()
     assert RobustnessSettings(**changes).describe(PIXELS) != before.describe(PIXELS)
+
+
+def described(documented):
+    found = docstring_parser.parse(documented.__doc__).params
+    return {one.arg_name: " ".join((one.description or "").split()) for one in found}
+
+
+@pytest.mark.parametrize("user", [RobustnessEvaluation, evaluate_robustness])
+def test_a_setting_is_the_same_wherever_it_is_given(user):
+    """Name, default and description; the callback alone skips what it cannot evaluate, to stop no training."""
+    parameters, texts = inspect.signature(user).parameters, described(RobustnessSettings)
+    for setting in fields(RobustnessSettings):
+        if setting.init:
+            assert described(user)[setting.name] == texts[setting.name]
+            if setting.name != "on_unsuitable":
+                assert parameters[setting.name].default == setting.default
