@@ -44,6 +44,13 @@ class ReadPlan(NamedTuple):
     reads: WeightPass
 
 
+class Reading(NamedTuple):
+    """A parameter that was read before its update."""
+
+    plan: ReadPlan
+    products: WeightProducts
+
+
 class GroupTerms(NamedTuple):
     """Several parameters that one rule moves, one value per unit over all of them."""
 

@@ -213,10 +213,15 @@ class StepProbe:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None:
             pending.valid.append(found_inf.reshape(()) == 0)
-        if self.sums is not None and pending.follows:
-            self._count(optimizer, pending, self.sums)
-        if not pending.measured or self._measurement is None:
-            return
+        try:
+            if pending.measured and self._measurement is not None:
+                self._look(optimizer, pending)
+        finally:
+            if self.sums is not None and pending.follows:
+                self._count(optimizer, pending, self.sums)
+            self._reader.by_output_row = {}
+
+    def _look(self, optimizer: Optimizer, pending: _StepInProgress) -> None:
         self.before_update()
         if not self.gradients_are_fresh():
             self.skipped["no backward pass since the last step"] += 1
@@ -225,9 +230,9 @@ class StepProbe:
 
     @skipped_on_error
     def _count(self, optimizer: Optimizer, pending: _StepInProgress, sums: CumulativeIncrements) -> None:
-        """Guarded by itself: where the sums fail, the step is measured all the same."""
+        """Add the step to the cumulative sums; what the measurement has read is not read again."""
         pending.counted = True
-        sums.begin(optimizer, pending.moved)
+        sums.begin(optimizer, pending.moved, self._reader.by_output_row)
 
     @skipped_on_error
     def _commit(self, pending: _StepInProgress, sums: CumulativeIncrements, explained: bool) -> None:

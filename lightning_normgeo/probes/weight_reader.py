@@ -1,4 +1,4 @@
-"""Reads one weight at the moment its update begins, and again when it has ended."""
+"""Reader of weights: once when their update begins, and once when it has ended."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ from torch.optim import Optimizer
 from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, many_update_products
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.geometry.products.one_pass import many_weight_products, weight_products
+from lightning_normgeo.geometry.products.weight_pass import WeightProducts
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.normalization.units import WeightUnits
-from lightning_normgeo.probes.explain import ReadPlan, by_rule, explain, learning_rate, plan
+from lightning_normgeo.probes.explain import Reading, ReadPlan, by_rule, explain, learning_rate, plan
 from lightning_normgeo.probes.weight_step import Observed, WeightStep
 
 
 class WeightReader:
-    """Keeps copies of weights over a step, in memory that is allocated once: fresh pages cost more than the copy."""
+    """Reads weights before and after a step.
+
+    It keeps copies of them over the step, in memory that is allocated once: fresh pages cost more than the copy.
+
+    Attributes:
+        by_output_row: what the last :meth:`read` found of weights whose units are their output rows, by id of the
+            parameter. Cumulative sums use it, so that no weight is read twice in one step.
+    """
 
     def __init__(self) -> None:
         self._before: dict[int, Tensor] = {}
+        self.by_output_row: dict[int, Reading] = {}
 
     def clear(self) -> None:
         """Free the memory."""
         self._before.clear()
+        self.by_output_row = {}
 
     def remember(self, parameters: Iterable[nn.Parameter]) -> None:
         """Keep W as it is now: for an optimizer that may move it before the gradient is final."""
@@ -56,7 +66,13 @@ class WeightReader:
             )
             for units, parameter in parts
         ]
-        steps = iter(_steps([units for units, _ in parts], plans))
+        products = many_weight_products([plan.reads for plan in plans])
+        self.by_output_row = {
+            id(parameter): Reading(planned, found)
+            for (units, parameter), planned, found in zip(parts, plans, products, strict=True)
+            if self._is_by_output_row(units, parameter, found)
+        }
+        steps = iter(_steps([units for units, _ in parts], plans, products))
         return [self._together([next(steps) for _ in one.parameters]) for one in observed]
 
     def read_moved(self, observed: Sequence[Observed], groups: Mapping[int, Group]) -> list[WeightStep]:
@@ -81,6 +97,11 @@ class WeightReader:
     def _rows(self, units: WeightUnits, tensor: Tensor) -> Tensor:
         """View a parameter, or what belongs to one, with one row for each value of a step."""
         return units.rows(tensor)
+
+    def _is_by_output_row(self, units: WeightUnits, parameter: nn.Parameter, products: WeightProducts) -> bool:
+        """Whether a weight was read by its rows along dimension 0, as cumulative sums read it."""
+        part = self._part(parameter)
+        return part.ndim > 1 and part.numel() > 0 and units.dim == 0 and len(products.weight_sq) == part.shape[0]
 
     def _together(self, steps: Sequence[WeightStep]) -> WeightStep:
         """Return the step of units from those of their weight and, where it belongs to them, their bias."""
@@ -122,8 +143,9 @@ class WeightReader:
         return buffer
 
 
-def _steps(units: Sequence[WeightUnits], plans: Sequence[ReadPlan]) -> list[WeightStep]:
-    products = many_weight_products([plan.reads for plan in plans])
+def _steps(
+    units: Sequence[WeightUnits], plans: Sequence[ReadPlan], products: Sequence[WeightProducts]
+) -> list[WeightStep]:
     steps: dict[int, WeightStep] = {}
     for members in by_rule(plans):
         explained = explain([plans[k] for k in members], [products[k] for k in members])

@@ -16,7 +16,7 @@ from lightning_normgeo.geometry.products.one_pass import many_weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.rows import as_rows
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
-from lightning_normgeo.probes.explain import ReadPlan, by_rule, explain, plan
+from lightning_normgeo.probes.explain import Reading, ReadPlan, by_rule, explain, plan
 from lightning_normgeo.probes.momentum_buffers import first_state, next_state
 
 _BUFFER = slice(Totals._fields.index("buffer_inner"), Totals._fields.index("buffer_sq") + 1)
@@ -97,12 +97,14 @@ class CumulativeIncrements:
             self._sums = torch.cat([self._sums.to(starts), starts])
 
     @torch.no_grad()
-    def begin(self, optimizer: Optimizer, moved: bool) -> None:
-        """Read what this step will add, before it is taken.
+    def begin(self, optimizer: Optimizer, moved: bool, read: Mapping[int, Reading] | None = None) -> None:
+        """Find the increments of a step before it is taken.
 
         Args:
             optimizer: about to move weights.
             moved: whether it has moved them already, so that no gradient is the one at W.
+            read: parameters that have been read by output rows for a measurement of the same step, by id; only the
+                others are read here. Default: none.
         """
         moving = [
             (parameter, group)
@@ -116,7 +118,7 @@ class CumulativeIncrements:
             self._give_up(names)
             return
         try:
-            self._read([entry for entry in moving if not entry[0].grad.is_sparse], optimizer)
+            self._read([entry for entry in moving if not entry[0].grad.is_sparse], optimizer, read or {})
         except Exception:
             self._give_up(names)
             raise
@@ -189,15 +191,23 @@ class CumulativeIncrements:
         for name in ("unexplained", "unpredicted", "without_momentum_form"):
             setattr(self, name, set(state.get(name, ())))
 
-    def _read(self, moving: Sequence[tuple[nn.Parameter, dict[str, Any]]], optimizer: Optimizer) -> None:
+    def _read(
+        self,
+        moving: Sequence[tuple[nn.Parameter, dict[str, Any]]],
+        optimizer: Optimizer,
+        read: Mapping[int, Reading],
+    ) -> None:
         names = [self._name(parameter) for parameter, _ in moving]
-        plans = [plan(parameter, self._whole, optimizer, group) for parameter, group in moving]
-        products = many_weight_products([planned.reads for planned in plans])
+        missing = [(parameter, group) for parameter, group in moving if id(parameter) not in read]
+        planned = [plan(parameter, self._whole, optimizer, group) for parameter, group in missing]
+        found = iter(map(Reading, planned, many_weight_products([one.reads for one in planned])))
+        readings = [read[id(parameter)] if id(parameter) in read else next(found) for parameter, _ in moving]
+        plans, products = [one.plan for one in readings], [one.products for one in readings]
         for some in by_rule(plans):
             members = [names[k] for k in some]
-            chosen, read = [plans[k] for k in some], [products[k] for k in some]
-            added = _contributions(chosen, read)
-            self._add_momentum(members, chosen, read, added)
+            chosen, sums = [plans[k] for k in some], [products[k] for k in some]
+            added = _contributions(chosen, sums)
+            self._add_momentum(members, chosen, sums, added)
             self._pending.append((members, added))
         self.unexplained.update(name for name, planned in zip(names, plans, strict=True) if planned.reads.rule is None)
 

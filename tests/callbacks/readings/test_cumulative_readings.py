@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,10 @@ from pytorch_lightning.callbacks import LearningRateFinder, ModelCheckpoint, OnE
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 
-from lightning_normgeo import NormGrowthMonitor, describe_lion, register_optimizer
+from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, describe_lion, register_optimizer
 from lightning_normgeo.geometry import IncrementTerms
+from lightning_normgeo.geometry.products.one_pass import many_weight_products
+from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from support.projects import (
     OPTIMIZERS,
     SAM,
@@ -493,3 +496,26 @@ def test_a_search_for_a_learning_rate_in_the_middle_of_training_is_not_counted(t
     found = cumulative(rows.rows[-1][1], suffix="/net.0")
     assert found["increment"] == pytest.approx(truth, rel=1e-9)
     assert abs(found["residual"]) <= found["storage_floor"]
+
+
+@pytest.mark.parametrize("optimizers", [sgd(momentum=0.9), lambda m: torch.optim.AdamW(m.parameters())])
+@pytest.mark.parametrize("every", [1, 2])
+def test_no_parameter_is_read_twice_in_a_step(
+    optimizers: Optimizers, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in a measured step, where sums are of what the monitors have read, nor in another one."""
+    reads: Counter[int] = Counter()
+
+    def counted(passes: Sequence[WeightPass]) -> list[WeightProducts]:
+        reads.update(one.weight.data_ptr() for one in passes if one.gradient is not one.weight)
+        return many_weight_products(passes)
+
+    for module in ("weight_reader", "cumulative.increments"):
+        monkeypatch.setattr(f"lightning_normgeo.probes.{module}.many_weight_products", counted)
+    project = Project(optimizers)
+    monitors = [OrthogonalityMonitor(every), NormGrowthMonitor(every, cumulative=True)]
+    trainer(*monitors, steps=4, logger=Rows()).fit(project, images())
+    assert reads.keys() >= {
+        layer.weight.data_ptr() for layer in project.net if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+    assert set(reads.values()) == {4}
