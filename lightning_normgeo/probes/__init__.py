@@ -1,4 +1,4 @@
-"""Instruments that read a running training without changing it."""
+"""Probes that measure a running training without changing it: optimizer steps and batch statistics."""
 
 from lightning_normgeo.utilities.versions import require
 
