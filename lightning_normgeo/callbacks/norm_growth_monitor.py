@@ -74,28 +74,28 @@ class NormGrowthMonitor(GeometryMonitor):
     ) -> None:
         super().__init__(every_n_steps, layers, wandb_keys)
         self.cumulative = flag("cumulative", cumulative)
-        self._account: CumulativeIncrements | None = None
+        self._kept_sums: CumulativeIncrements | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start with cumulative increments of zero; a checkpoint is loaded later."""
         if stage == "fit":
-            self._account = None
+            self._kept_sums = None
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Remove every hook, but keep the cumulative increments: a checkpoint may still be saved."""
-        self._keep_account(trainer)
+        self._keep_sums(trainer)
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Remove every hook, but keep the cumulative increments: a checkpoint may still be saved."""
-        self._keep_account(trainer)
+        self._keep_sums(trainer)
         super().on_exception(trainer, pl_module, exception)
 
     @skipped_on_error
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save the cumulative increments."""
         if self.cumulative:
-            sums = Session.of(trainer).sums or self._account
+            sums = Session.of(trainer).sums or self._kept_sums
             checkpoint["lightning_normgeo"] = {"account": {} if sums is None else sums.state()}
 
     @skipped_on_error
@@ -106,9 +106,9 @@ class NormGrowthMonitor(GeometryMonitor):
             Session.of(trainer).restore_sums(saved.get("account", {}) if isinstance(saved, dict) else {})
 
     @skipped_on_error
-    def _keep_account(self, trainer: Any) -> None:
+    def _keep_sums(self, trainer: Any) -> None:
         """Keep the cumulative increments beyond the end of the session, which holds them during training."""
-        self._account = Session.of(trainer).sums
+        self._kept_sums = Session.of(trainer).sums
 
     def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
         """Return the readings of one step."""

@@ -36,7 +36,7 @@ class Sharding(NamedTuple):
     unsharded: UnshardedParameters
 
 
-_divisions: WeakKeyDictionary[Any, Sharding] = WeakKeyDictionary()
+_shardings: WeakKeyDictionary[Any, Sharding] = WeakKeyDictionary()
 
 
 def note_sharding(callback: str, trainer: Any, module: nn.Module) -> None:
@@ -53,17 +53,17 @@ def note_sharding(callback: str, trainer: Any, module: nn.Module) -> None:
     forget_sharding(trainer)
     shards = find_shards(callback, trainer, module)
     if shards is not None:
-        _divisions[trainer] = Sharding(shards, shards.weights(module), stand_ins_of(module, shards))
+        _shardings[trainer] = Sharding(shards, shards.weights(module), stand_ins_of(module, shards))
 
 
 def sharding_of(trainer: Any) -> Sharding | None:
     """Return the sharding found at the start of the fit; None for a model that is not sharded."""
-    return _divisions.get(trainer)
+    return _shardings.get(trainer)
 
 
 def forget_sharding(trainer: Any) -> None:
     """Forget the sharding of a Trainer's model, which releases the model."""
-    _divisions.pop(trainer, None)
+    _shardings.pop(trainer, None)
 
 
 def find_shards(callback: str, trainer: Any, module: nn.Module) -> Shards | None:
@@ -92,7 +92,7 @@ def find_shards(callback: str, trainer: Any, module: nn.Module) -> Shards | None
             raise ConfigurationError(f"{callback} cannot observe {name}: {why}. {_REMEDY}")
     if first is None:
         return None
-    _check_that_fully_shard_divided(callback, [name for name in weights if is_sharded(weights[name])], module)
+    _check_that_fully_shard_was_used(callback, [name for name in weights if is_sharded(weights[name])], module)
     along = next(d for d, placement in enumerate(first.placements) if placement.is_shard())
     place = first.device_mesh.get_coordinate()
     return Shards(
@@ -140,13 +140,13 @@ def _obstacle(parameter: Any, first: Any, processes: int) -> str | None:
     return None if rows == expected else f"this process has {rows} of its rows, where {expected} are expected"
 
 
-def _check_that_fully_shard_divided(callback: str, divided: list[str], module: nn.Module) -> None:
+def _check_that_fully_shard_was_used(callback: str, sharded: list[str], module: nn.Module) -> None:
     """Raise an error for weights sharded by tensor parallelism, which computes with the shards themselves."""
     kind = fully_sharded_kind()
     if kind is None:
         raise ConfigurationError(f"{callback} cannot observe sharded weights: torch is older than 2.6. Use ddp.")
     paths = [clean_name(name) for name, child in module.named_modules() if isinstance(child, kind)]
-    for name in divided:
+    for name in sharded:
         if not any(not path or name.startswith(f"{path}.") for path in paths):
             raise ConfigurationError(
                 f"{callback} cannot observe {name}: it is sharded, but not by fully_shard. {_REMEDY}"

@@ -57,9 +57,10 @@ class UnitConfirmation:
         columns, names = StackedUnits(asked), [step.units.name for step in asked]
         inner = columns.column("inner")
         parts = [epsilon.get(step.units.name) for step in asked]
-        rest = inner - torch.cat(
-            [torch.zeros_like(s.inner) if p is None else p for s, p in zip(asked, parts, strict=True)]
-        )
+        known_parts = [
+            torch.zeros_like(step.inner) if part is None else part for step, part in zip(asked, parts, strict=True)
+        ]
+        rest = inner - torch.cat(known_parts)
         squares = (
             cosine(i, columns.column("weight_sq"), columns.column("gradient_sq")).square() for i in (inner, rest)
         )

@@ -23,8 +23,10 @@ def for_wandb(scalars: Mapping[str, float], monitors: Iterable[Any]) -> dict[str
     monitors = list(monitors)
     whole = {group for monitor in monitors if monitor.wandb_keys == "all" for group in monitor.groups}
     chosen = {group for monitor in monitors if monitor.layers is not None for group in monitor.groups}
-    return {
-        key: value
-        for key, value in scalars.items()
-        if key in AGGREGATES or (group := key.partition("/")[0]) in whole or (group in chosen and key.count("/") > 1)
-    }
+    sent = {}
+    for key, value in scalars.items():
+        group = key.partition("/")[0]
+        is_of_one_layer = key.count("/") > 1
+        if key in AGGREGATES or group in whole or (group in chosen and is_of_one_layer):
+            sent[key] = value
+    return sent

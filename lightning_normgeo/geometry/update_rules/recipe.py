@@ -27,7 +27,7 @@ class Describe(Protocol):
     def __call__(self, group: Group, state: State, dtype: torch.dtype) -> Described | None:
         """Return the update rule and the state tensors that it reads, or None if the update has no known formula.
 
-        The tensors have the shape of the parameter.
+        The tensors of an elementwise rule have the shape of the parameter.
 
         Args:
             group: the parameter group. Read its values in this call: a scheduler changes ``lr`` right after the step.
