@@ -18,6 +18,8 @@ COMPLETE = (
     "angles",
     "batch_statistics",
     "equilibrium",
+    "increments.norm_increments",
+    "increments.rounding_floors",
     "orthogonality",
     "rows",
     "sphere",

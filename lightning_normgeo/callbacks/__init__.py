@@ -1,4 +1,4 @@
-"""Callbacks for any LightningModule: when to measure and whom to tell. The arithmetic is in ``geometry``."""
+"""Callbacks for any LightningModule: they schedule and log measurements, whose mathematics is in ``geometry``."""
 
 from lightning_normgeo.utilities.versions import require
 

@@ -1,4 +1,4 @@
-"""AffineConvergenceMonitor: do γ and β converge to the σ and μ of the pre-activations (section 2.2, Fig 2)?"""
+"""AffineConvergenceMonitor, which compares γ and β with σ and μ of the pre-activations (section 2.2, Fig 2)."""
 
 from __future__ import annotations
 
@@ -23,36 +23,39 @@ from lightning_normgeo.probes.batch_norm.probe import affine_batch_norms
 from lightning_normgeo.utilities.checked_values import whole
 
 _VIEWS = 8
-"""How many runs of one layer get keys of their own: multi-crop training has ten."""
+"""Largest number of passes of one layer that get keys of their own: multi-crop training has ten."""
 
 
 class AffineConvergenceMonitor(GeometryMonitor):
-    r"""Logs how far the γ, β of every batch normalization are from the σ, μ of the batch it normalizes.
+    r"""Logs the distances of γ, β from σ, μ for every batch normalization (section 2.2 and Fig 2 of Sun et al. 2020).
 
-    σ² is the biased variance and μ the mean of this device's batch in the forward pass of the measured step, γ and β
-    are those of the same forward pass. Read off the autograd node: nothing is computed twice.
+    σ² is the biased variance and μ the mean of the pre-activations, over this device's batch in the forward pass of
+    the measured step; γ and β are those of the same forward pass. All are read from the autograd node, so that nothing
+    is computed twice.
 
     Metric keys, units and meanings: the README's key table, made from
     :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
 
     A layer that runs several times in a step (two views, micro-batches) is compared with the σ, μ of each pass, and the
-    mean goes over passes too; only then there are the keys for passes pooled and for views apart (up to 8).
+    mean is over passes too. Such layers also have keys for the pooled statistics of all passes, and for each view
+    separately (at most 8).
 
     For one layer: ``affine/…_mean/{module path}``, and ``affine/…_channel/{module path}`` for one channel as in the
-    paper's Fig 2. \|γ² - σ²\| changes with the scale of a weight that has no effect on the function; read it beside
-    the scale-free ratio.
+    paper's Fig 2. \|γ² - σ²\| changes with the scale of the preceding weight, which does not affect the function; read
+    it together with the dimensionless ratio γ²/σ².
 
     Cost: no pass over data; a few operations on one value per channel.
 
     Args:
-        every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
-        layers: globs for the normalization layers that get keys of their own, up to 16; those of the first residual
-            block if left out.
-        channel_seed: chooses the one channel per layer that is logged by itself.
-        wandb_keys: whether W&B gets two dozen ``aggregates`` or ``all`` keys (see :class:`GeometryMonitor`).
+        every_n_steps: measure every n-th optimizer step. Default: the Trainer's ``log_every_n_steps``.
+        layers: globs for the normalization layers with metric keys of their own, at most 16; more layers go into one
+            table (see :class:`GeometryMonitor`). Default: those of the first residual block.
+        channel_seed: seed that selects the one channel per layer with a key of its own, at least 0. Default: 0.
+        wandb_keys: metric keys sent to W&B: two dozen ``aggregates`` or ``all`` (see :class:`GeometryMonitor`).
+            Default: ``aggregates``.
 
-    A model without such layers is trained as it is, with a warning, so that one list of callbacks serves all models
-    of a comparison.
+    A model without batch normalization is trained unchanged, with a warning, so that one list of callbacks can be used
+    for all models of a comparison.
     """
 
     groups = ("affine",)
@@ -96,11 +99,8 @@ class AffineConvergenceMonitor(GeometryMonitor):
             tuple(start + self.channel(name, n) for start, (name, _), n in zip(first, passes, channels, strict=False)),
             device,
         )
-        layers, picked, watch = (
-            LayerSegments(names, widths, device),
-            LayerSegments(names, runs, device),
-            measured.single_device,
-        )
+        layers, picked = LayerSegments(names, widths, device), LayerSegments(names, runs, device)
+        watch = measured.single_device
         for name, values in gaps.items():
             key = f"affine/{name}"
             yield layers.reading(f"{key}_mean", values, layers.mean, watch=watch)
@@ -110,19 +110,19 @@ class AffineConvergenceMonitor(GeometryMonitor):
         yield from _several_passes(measured.statistics)
 
     def _index(self, places: tuple[int, ...], device: torch.device) -> Tensor:
-        """Return the places of the channels that are logged by themselves; built once for the same layers."""
+        """Return the indices of the channels that are logged separately, as a tensor; cached for the same layers."""
         if self._places is None or self._places[0] != (places, device):
             self._places = (places, device), torch.tensor(places, device=device)
         return self._places[1]
 
     def channel(self, layer: str, channels: int) -> int:
-        """Return the channel of a layer that is logged by itself: the same for the same seed, name and width."""
+        """Return the channel of a layer that is logged separately: the same for the same seed, name and width."""
         digest = hashlib.sha256(f"{self.channel_seed}:{layer}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % channels
 
 
 def _gaps(passes: Sequence[BatchStatistics]) -> dict[str, Tensor]:
-    """Return how far γ, β are from σ, μ: one value for each pass and channel."""
+    """Return the distances of γ, β from σ, μ by quantity, with one value for each pass and channel."""
     columns = ([getattr(one, field) for one in passes] for field in ("scale", "shift", "variance", "mean"))
     scale, shift, variance, mean = map(torch.cat, columns)
     return {
@@ -133,7 +133,7 @@ def _gaps(passes: Sequence[BatchStatistics]) -> dict[str, Tensor]:
 
 
 def _several_passes(statistics: Mapping[str, Sequence[BatchStatistics]]) -> Iterator[Reading]:
-    """Return the same from pooled statistics, and for each view apart, where a layer ran more than once."""
+    """Yield the distances for pooled statistics and for each view, over the layers that ran more than once."""
     several = {name: found for name, found in statistics.items() if len(found) > 1}
     if not several:
         return
@@ -149,7 +149,7 @@ def _several_passes(statistics: Mapping[str, Sequence[BatchStatistics]]) -> Iter
 
 
 def _pooled(passes: Sequence[BatchStatistics]) -> BatchStatistics:
-    """Return the statistics of all passes of a layer as of one batch: σ² within them and between their means."""
+    """Return the statistics of all passes of a layer as of one batch: σ² within passes plus that of their means."""
     samples = sum(one.samples for one in passes)
     mean = sum(
         (one.mean * (one.samples / samples) for one in passes[1:]), passes[0].mean * (passes[0].samples / samples)

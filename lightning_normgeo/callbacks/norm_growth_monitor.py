@@ -1,4 +1,4 @@
-"""NormGrowthMonitor: what each optimizer step adds to ‖W‖², and why (eq 16)."""
+"""NormGrowthMonitor, which measures and explains the increment of ‖W‖² from each optimizer step (eq 16)."""
 
 from __future__ import annotations
 
@@ -29,35 +29,37 @@ from lightning_normgeo.utilities.checked_values import flag
 class NormGrowthMonitor(GeometryMonitor):
     r"""Logs weight norms and their increments: measured, predicted by eq 16, and explained term by term.
 
-    Eq 16 of the paper, :math:`\Delta\lVert W\rVert^2 = \eta^2\lVert g\rVert^2`, holds for scale-invariant weights
-    under plain SGD; ``eq16_applies`` says whether that is what runs. ``predicted_momentum`` is what the law behind it,
-    ⟨W, g⟩ = 0, says of SGD with momentum and weight decay. ``explained`` holds for any weight whose optimizer has a
-    known formula (:func:`~lightning_normgeo.probes.describe_update`): it is the sum of the ``term_…`` keys. With
-    several optimizers it is the sum over the weights that have one. The others, and all where a closure is evaluated
-    several times per step (LBFGS, SAM), have ``identity_…`` keys instead: a decomposition that holds for any update,
-    and is therefore no test of one. A residual far above what rounding can do is warned of once.
+    Eq 16 of Sun et al. 2020, :math:`\Delta\lVert W\rVert^2 = \eta^2\lVert g\rVert^2`, holds for scale-invariant
+    weights under plain SGD; ``eq16_applies`` is 1 if this is the case. ``predicted_momentum`` is the increment under
+    SGD with momentum and weight decay that follows from eq 15, ⟨W, g⟩ = 0. ``explained`` is the sum of the ``term_…``
+    keys. It is exact for any weight whose optimizer has a known formula
+    (:func:`~lightning_normgeo.probes.describe_update`), and with several optimizers it is the sum over those weights.
+    All other weights, and all weights if a closure is evaluated several times per step (LBFGS, SAM), have
+    ``identity_…`` keys instead: a decomposition that holds for any update, and therefore tests no formula. A residual
+    far above the rounding floor causes one warning.
 
     Metric keys, units and meanings: the README's key table, made from
     :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
 
     Aggregates treat all units as one vector, unless the table says otherwise. Add ``/{module path}`` for one layer.
 
-    With ``cumulative`` every optimizer step is counted, measured or not, so that what was added to ‖W‖² since training
-    began is explained to the last step: ``cumulative_increment`` is ‖W_T‖² - ‖W_0‖², ``cumulative_predicted`` Σ η²‖g‖²,
-    ``cumulative_predicted_momentum`` what ⟨W, g⟩ = 0 says of SGD with momentum, by a recursion over norms alone. They
-    are over all weights that were ever measured, frozen ones included. The sums are part of checkpoints and go on
-    exactly where a resumed training goes on. Weights changed by others than the optimizer (averaging, clipping) show as
-    ``cumulative_residual``.
+    With ``cumulative`` every optimizer step is counted, measured or not, so that the whole change of ‖W‖² since
+    training began is explained: ``cumulative_increment`` is ‖W_T‖² - ‖W_0‖², ``cumulative_predicted`` is Σ η²‖g‖², and
+    ``cumulative_predicted_momentum`` follows from ⟨W, g⟩ = 0 under SGD with momentum, by a recursion over norms alone.
+    The totals cover all weights that were ever measured, including weights frozen later. They are saved in
+    checkpoints, and a resumed training continues them exactly. Changes of weights by anything but the optimizer
+    (averaging, clipping) appear in ``cumulative_residual``.
 
     Cost: a copy of the observed weights, and two passes over weights, gradients and momentum per measured step; with
     ``cumulative`` one pass over the same per unmeasured step.
 
     Args:
-        every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
-        layers: globs for the layers that get keys of their own, up to 16; more go into one table (see
-            :class:`GeometryMonitor`). The first residual block if left out.
-        cumulative: whether to sum over all steps as well.
-        wandb_keys: whether W&B gets two dozen ``aggregates`` or ``all`` keys (see :class:`GeometryMonitor`).
+        every_n_steps: measure every n-th optimizer step. Default: the Trainer's ``log_every_n_steps``.
+        layers: globs for the layers with metric keys of their own, at most 16; more layers go into one table (see
+            :class:`GeometryMonitor`). Default: the first residual block.
+        cumulative: whether to log cumulative increments over all steps as well. Default: False.
+        wandb_keys: metric keys sent to W&B: two dozen ``aggregates`` or ``all`` (see :class:`GeometryMonitor`).
+            Default: ``aggregates``.
     """
 
     groups = ("norm_growth", "norm_growth_control")
@@ -72,40 +74,41 @@ class NormGrowthMonitor(GeometryMonitor):
     ) -> None:
         super().__init__(every_n_steps, layers, wandb_keys)
         self.cumulative = flag("cumulative", cumulative)
-        self._account: CumulativeIncrements | None = None
+        self._kept_sums: CumulativeIncrements | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Begin with sums of zero, unless a checkpoint is loaded."""
+        """Start with cumulative increments of zero; a checkpoint is loaded later."""
         if stage == "fit":
-            self._account = None
+            self._kept_sums = None
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Remove every hook; a checkpoint may still be asked for."""
-        self._keep_account(trainer)
+        """Remove every hook, but keep the cumulative increments: a checkpoint may still be saved."""
+        self._keep_sums(trainer)
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Remove every hook; a checkpoint may still be asked for."""
-        self._keep_account(trainer)
+        """Remove every hook, but keep the cumulative increments: a checkpoint may still be saved."""
+        self._keep_sums(trainer)
         super().on_exception(trainer, pl_module, exception)
 
     @skipped_on_error
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Save the sums."""
+        """Save the cumulative increments."""
         if self.cumulative:
-            sums = Session.of(trainer).sums or self._account
+            sums = Session.of(trainer).sums or self._kept_sums
             checkpoint["lightning_normgeo"] = {"account": {} if sums is None else sums.state()}
 
     @skipped_on_error
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Go on with the sums of a checkpoint that has them."""
+        """Resume from the cumulative increments in a checkpoint, if it has any."""
         if self.cumulative:
             saved = checkpoint.get("lightning_normgeo")
             Session.of(trainer).restore_sums(saved.get("account", {}) if isinstance(saved, dict) else {})
 
     @skipped_on_error
-    def _keep_account(self, trainer: Any) -> None:
-        self._account = Session.of(trainer).sums
+    def _keep_sums(self, trainer: Any) -> None:
+        """Keep the cumulative increments beyond the end of the session, which holds them during training."""
+        self._kept_sums = Session.of(trainer).sums
 
     def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
         """Return the readings of one step."""
@@ -132,7 +135,7 @@ def _growth(group: str, columns: StackedUnits, turned: bool) -> Iterator[Reading
         covered = not turned and all(step.is_plain_sgd and step.units.invariant for step in columns.steps)
         yield Reading(f"{group}/eq16_applies", increment.new_full((), float(covered)))
     squared_angle = split_update(update).angle.square()
-    if group.endswith("_control"):  # an embedding has many rows that no batch asked for
+    if group.endswith("_control"):  # most rows of an embedding are in no batch of a step, and do not move
         moved = update.update_sq > 0
         yield layers.reading_of_some(f"{group}/angular_update", squared_angle, moved, torch.sqrt, watch=True)
         yield layers.reading(f"{group}/rows_unmoved", (~moved).to(increment), layers.sum)
@@ -143,7 +146,7 @@ def _growth(group: str, columns: StackedUnits, turned: bool) -> Iterator[Reading
 
 
 def _explained(group: str, columns: StackedUnits) -> Iterator[Reading]:
-    """Return what formulas explain, over the weights that have one, and the floors of all."""
+    """Yield the increments that formulas explain, over the weights that have one, and the rounding floor of all."""
     known = [step for step in columns.steps if step.terms is not None]
     if known:
         explained = columns if len(known) == len(columns.steps) else StackedUnits(known)
@@ -168,7 +171,7 @@ def _by_formula(group: str, columns: StackedUnits) -> Iterator[Reading]:
 
 
 def _with_momentum(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]:
-    """Return the increment that follows from ⟨W, g⟩ = 0 under SGD with momentum and weight decay."""
+    """Yield the increment that follows from ⟨W, g⟩ = 0 under SGD with momentum and weight decay."""
     if not steps or not any(step.rule.momentum or step.rule.weight_decay for step in steps):  # type: ignore[union-attr]
         return
     columns = StackedUnits(steps)
@@ -180,7 +183,7 @@ def _with_momentum(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]
 
 
 def _cross_decay(rule: UpdateRule | None) -> Scalar:
-    """Return the factor of ⟨W, g⟩ in η²‖u‖²: coupled weight decay squares g + λW."""
+    """Return the coefficient of ⟨W, g⟩ in η²‖u‖², where ‖g + λW‖² has a mixed term."""
     assert isinstance(rule, SGDRule)  # noqa: S101
     c_g, _ = rule.coefficients
     sign = -1.0 if rule.maximize else 1.0
@@ -188,7 +191,7 @@ def _cross_decay(rule: UpdateRule | None) -> Scalar:
 
 
 def _by_identity(group: str, columns: StackedUnits) -> Iterator[Reading]:
-    """Return the decomposition that needs no formula, and can therefore not be wrong: an identity of W, W⁺ and ηλ."""
+    """Yield the decomposition that needs no formula of the optimizer: an identity of W, W⁺ and ηλ."""
     layers, update = columns.layers, columns.update
     shrink = columns.spread("shrink")
     terms = identity_terms(columns.column("weight_sq"), update.weight_update, update.update_sq, shrink)
@@ -199,7 +202,7 @@ def _by_identity(group: str, columns: StackedUnits) -> Iterator[Reading]:
 
 
 def _internal(columns: StackedUnits) -> Iterator[Reading]:
-    """Per-weight residuals for :mod:`._readings.residual_warnings`; none where sums are too coarse to tell."""
+    """Yield residuals per weight for :mod:`._readings.residual_warnings`; not on devices without float64."""
     layers, terms = columns.layers, columns.terms
     if not has_float64(columns.increment.device):
         return

@@ -1,4 +1,4 @@
-"""OrthogonalityMonitor: are weights orthogonal to their gradients (Lemmas 2 and 3)?"""
+"""OrthogonalityMonitor, which measures whether weights are orthogonal to their gradients (Lemmas 2 and 3)."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from lightning_normgeo.geometry.orthogonality import cosine
 class OrthogonalityMonitor(GeometryMonitor):
     r"""Logs cos(W, g) over the scale-invariant units of a model, and over its other weights as a control.
 
-    For a scale-invariant unit :math:`\langle W, \nabla W\rangle = 0` (Lemma 2). The ε of a batch normalization adds
-    a known part, which ``…_corrected`` takes off, summed over all forward and backward passes, micro-batches and
-    processes that made the gradient. It is logged where that is exact: not after clipping by value, nor in models
-    divided by ``fully_shard``, and under ``torch.compile`` for one pass on one device.
+    For a scale-invariant unit :math:`\langle W, g\rangle = 0` with the gradient g (Lemma 2; Lemma 3, eq 15 of Sun et
+    al. 2020). The ε of a batch normalization adds a known part to this inner product. The ``…_corrected`` keys
+    subtract it, summed over all forward and backward passes, micro-batches and processes that contribute to the
+    gradient. They are logged only where this is exact: not after clipping by value, not in models sharded by
+    ``fully_shard``, and under ``torch.compile`` only for one pass on one device.
 
-    Invariance is what the graphs of a step say, and what its numbers confirm: a layer whose root mean square cosine
-    exceeds 0.01, which ε does not explain, is a control from then on, with a warning.
+    Scale invariance is derived from the autograd graphs of a step and confirmed by its cosines: a layer whose root mean
+    square cosine exceeds 0.01 for another reason than ε becomes a control, with a warning.
 
     Metric keys, units and meanings: the README's key table, made from
     :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
 
-    Add ``/{module path}`` for one layer (not for the quantile). Typical values in float32: 1e-5 raw, below 1e-6
-    corrected; 1e-3 under bf16 autocast. Weights without invariance are around 0.01 to 0.5.
+    Add ``/{module path}`` for one layer (not for the quantile). Typical cosines in float32: 1e-5 raw, below 1e-6
+    corrected; 1e-3 under bf16 autocast. Weights that are not scale invariant have 0.01 to 0.5.
 
     Cost: one pass over weights and gradients per measured step.
 
     Args:
-        every_n_steps: measure each n-th optimizer step; the Trainer's ``log_every_n_steps`` if left out.
-        layers: globs for the layers that get keys of their own, up to 16; more go into one table (see
-            :class:`GeometryMonitor`). The first residual block if left out.
-        wandb_keys: whether W&B gets two dozen ``aggregates`` or ``all`` keys (see :class:`GeometryMonitor`).
+        every_n_steps: measure every n-th optimizer step. Default: the Trainer's ``log_every_n_steps``.
+        layers: globs for the layers with metric keys of their own, at most 16; more layers go into one table (see
+            :class:`GeometryMonitor`). Default: the first residual block.
+        wandb_keys: metric keys sent to W&B: two dozen ``aggregates`` or ``all`` (see :class:`GeometryMonitor`).
+            Default: ``aggregates``.
     """
 
     groups = ("orthogonality", "orthogonality_control")
@@ -74,7 +76,7 @@ def _cosines(group: str, suffix: str, columns: StackedUnits, inner: Tensor) -> I
 
 
 def _control(group: str, columns: StackedUnits) -> Iterator[Reading]:
-    """Cosines over the rows that have a gradient: those of an embedding that no batch asked for have none."""
+    """Yield cosines over the rows that have a gradient, which rows of an embedding that are in no batch have not."""
     layers, gradient_sq = columns.layers, columns.column("gradient_sq")
     cosines = cosine(columns.column("inner"), columns.column("weight_sq"), gradient_sq)
     sizes, has_gradient = cosines.abs(), gradient_sq > 0

@@ -1,4 +1,4 @@
-"""Probes that read weights, gradients and statistics of a running training without changing it."""
+"""Probes that measure a running training without changing it: optimizer steps and batch statistics."""
 
 from lightning_normgeo.utilities.versions import require
 

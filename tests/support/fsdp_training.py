@@ -82,10 +82,10 @@ def refused(devices: int) -> Report:
 
         fully_shard(net[1])
 
-    attempt(partial(parallel, RowwiseParallel()), r"net.1.weight: .*Shard\(dim=1\).*Divide the model by fully_shard")
-    attempt(partial(parallel, ColwiseParallel()), "net.1.weight: it is divided, but not by fully_shard")
-    attempt(but_one, "net.2.weight: .*not divided, so each process trains a copy of its own. .*remove the callback")
-    attempt(lambda net: None, "net.1.weight: .*not divided")
+    attempt(partial(parallel, RowwiseParallel()), r"net.1.weight: .*Shard\(dim=1\).*Shard the model by fully_shard")
+    attempt(partial(parallel, ColwiseParallel()), "net.1.weight: it is sharded, but not by fully_shard")
+    attempt(but_one, "net.2.weight: .*not sharded, so each process trains its own copy. .*remove the callback")
+    attempt(lambda net: None, "net.1.weight: .*not sharded")
     attempt(None, "bfloat16", dtype=torch.bfloat16)
     return {"refused": 5}
 

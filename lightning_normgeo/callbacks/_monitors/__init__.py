@@ -1,1 +1,1 @@
-"""Shared machinery of the geometry monitors: cadence, session, units and messages."""
+"""Shared parts of the geometry monitors: cadence, session, tracking of units, and console lines."""

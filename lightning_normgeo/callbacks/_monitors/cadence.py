@@ -1,4 +1,4 @@
-"""Which optimizers are to be measured next: each at its first step after every n steps of the training."""
+"""Schedule of the measurements: each optimizer is measured at its first step after every n steps of the training."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 PATIENCE = 16
-"""For how many batches an optimizer is waited for with everything armed, around the batch in which it should step."""
+"""Number of batches, before and after the batch in which an optimizer should step, in which hooks wait for its step."""
 
 
 class Cadence:
-    """The steps of every optimizer, and which of them are due.
+    """Counts the steps of every optimizer and decides which optimizers to measure next.
 
-    Steps of the training are counted as loggers count them. At every n-th one all optimizers become due, and each is
-    measured at its next step: one that steps rarely (the generator of a GAN) is seen as often as the others. How often
-    it steps is learned, so that nothing is armed while it is not expected.
+    Steps of the training are counted as loggers count them. At every n-th step all optimizers become due, and each is
+    measured at its next step, so that an optimizer that steps rarely (such as the generator's in a GAN) is measured as
+    often as the others. The interval between its steps is learned, so that hooks are active only while a step is
+    expected.
 
     Attributes:
-        taken: how many steps each optimizer has taken, by id.
-        measured: how many of them were measured.
-        missed: how often an n-th step came and no optimizer was measured until the next one was due.
+        taken: the number of steps that each optimizer has taken, by id.
+        measured: the number of its measured steps, by id.
+        missed: the number of times that no optimizer was measured between one n-th step and the next.
     """
 
     def __init__(self) -> None:
@@ -39,12 +40,12 @@ class Cadence:
         return any(self._due.values())
 
     def advance(self, step: int, cadences: Iterable[int], optimizers: Sequence[Any]) -> None:
-        """Go to a step of the training; nothing happens if it is the same as before (another micro-batch).
+        """Start a step of the training; does nothing if it is the current step (another micro-batch).
 
         Args:
-            step: counted from 1.
-            cadences: of all monitors; 0 means never.
-            optimizers: of the Trainer, now.
+            step: the step number, counted from 1.
+            cadences: the n of all monitors; 0 means never.
+            optimizers: the current optimizers of the Trainer.
         """
         if step == self.step:
             return
@@ -57,7 +58,7 @@ class Cadence:
             self._due[every] = {id(optimizer): step for optimizer in optimizers}
 
     def take(self, optimizer: Any) -> None:
-        """Note a step of an optimizer."""
+        """Count a step of an optimizer."""
         key = id(optimizer)
         self.taken[key] += 1
         last = self._last.get(key, self.step)
@@ -70,7 +71,7 @@ class Cadence:
         return {key for due in self._due.values() for key, since in due.items() if self._may_step(key, since)}
 
     def fulfil(self, optimizers: Iterable[int]) -> set[int]:
-        """Note that these were measured; return the cadences that they were due for."""
+        """Count these optimizers, given by id, as measured; return the cadences that they were due for."""
         measured = set(optimizers)
         self.measured.update(measured)
         self._unfulfilled = self._unfulfilled and not measured
@@ -82,7 +83,7 @@ class Cadence:
         return found
 
     def finish(self) -> None:
-        """Note that training ends: what was due until now is missed."""
+        """End the training: optimizers that are still due count as missed."""
         self.missed += self._unfulfilled
         self._unfulfilled = False
 

@@ -1,4 +1,4 @@
-"""The two lines that a training with monitors prints: what will be measured, and what was."""
+"""The two console lines of a training with monitors: measurements planned at its start, and made by its end."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_normgeo.normalization.names import named_weights
 
 
 def opening(monitors: Sequence[Any], trainer: Any, module: nn.Module, batch_norms: int | None) -> str:
-    """Return the line for the start: what will be measured, how often, and where it goes.
+    """Return the console line for the start: the planned measurements, their cadences, and their loggers.
 
     Args:
-        monitors: of the Trainer.
-        trainer: about to train.
+        monitors: the monitors of the Trainer.
+        trainer: the Trainer, before its first batch.
         module: the model.
-        batch_norms: how many batch normalizations with γ and β there are; None where no monitor looks at them.
+        batch_norms: the number of batch normalizations with γ and β; None where no monitor reads them.
     """
     steps = _steps_ahead(trainer)
     parts = []
@@ -30,36 +30,39 @@ def opening(monitors: Sequence[Any], trainer: Any, module: nn.Module, batch_norm
         groups = ", ".join(monitor.groups[0] for monitor in monitors if monitor.cadence() == every)
         parts.append(f"{groups} {_how_often(every, steps)}")
     what = _weights(trainer, module)
-    what += "" if batch_norms is None else f", {_count(batch_norms, 'batch normalization')}"
+    if batch_norms is not None:
+        what += f", {_count(batch_norms, 'batch normalization')}"
     device = trainer.strategy.root_device
     coarse = "" if has_float64(device) else f" {device.type} has no float64: numbers are good to about 1e-6."
     return f"normgeo measures {'; '.join(parts)}. {what}. Results go to {_places(trainer)}.{coarse}"
 
 
 def closing(cadence: Cadence, trainer: Any, rows: int, left_out: Counter[str], unexplained: Iterable[str]) -> str:
-    """Return the line for the end: what was measured how often, what was not, and why.
+    """Return the console line for the end: the measured steps, those left out with reasons, and the logged rows.
 
     Args:
-        cadence: the steps that were taken and measured.
-        trainer: that has trained.
-        rows: how many times something was logged.
-        left_out: what was not measured, by reason.
-        unexplained: optimizers without a formula, by class.
+        cadence: the counts of steps taken and measured.
+        trainer: the Trainer, after training.
+        rows: the number of logged rows.
+        left_out: the number of measurements that were left out, by reason.
+        unexplained: class names of optimizers without a formula.
     """
     kinds = _names_by_id(trainer)
     each = [f"{kinds.get(key, 'another')} {cadence.measured[key]} of {taken}" for key, taken in cadence.taken.items()]
     taken, measured = sum(cadence.taken.values()), sum(cadence.measured.values())
     line = f"normgeo measured {measured} of {_count(taken, 'optimizer step')}"
-    line += f" ({', '.join(each)})" if len(each) > 1 else ""
+    if len(each) > 1:
+        line += f" ({', '.join(each)})"
     line += f", {_count(rows, 'row')} logged"
     line += "".join(f"; left out {count} x: {reason}" for reason, count in left_out.items())
     names = sorted(set(unexplained))
-    line += f"; no formula for {', '.join(names)}, so identity_… keys in place of explained" if names else ""
+    if names:
+        line += f"; no formula for {', '.join(names)}, so identity_… keys in place of explained"
     return line + "."
 
 
 def nothing_measured(cadence: Cadence, trainer: Any, backwards: int) -> str | None:
-    """Return why no optimizer step was measured, or an optimizer was never; None where there is nothing to tell."""
+    """Return a warning if no step of the training, or of one optimizer, was measured; None if there is none to give."""
     kinds = _names_by_id(trainer)
     if not cadence.taken:
         if not backwards:
@@ -80,7 +83,7 @@ def nothing_measured(cadence: Cadence, trainer: Any, backwards: int) -> str | No
 
 
 def optimizers_of(trainer: Any) -> list[dict[str, Any]]:
-    """Return for each optimizer its class, and the numbers and switches of its first parameter group."""
+    """Return the class of each optimizer, with the numbers and flags of its first parameter group."""
     return [
         {
             "class": type(optimizer).__name__,
@@ -100,7 +103,7 @@ def _names_by_id(trainer: Any) -> dict[int, str]:
 
 
 def _weights(trainer: Any, module: nn.Module) -> str:
-    """Return how many weights there are, of which kinds, and which optimizers move them."""
+    """Return a phrase with the number of weights of each kind and the optimizers that move them."""
     held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     weights = [weight for _, weight in named_weights(module, frozen=True)]
     numbers = [weight for weight in weights if weight.is_floating_point() or weight.is_complex()]
@@ -122,10 +125,16 @@ def _how_often(every: int, steps: float) -> str:
 
 
 def _steps_ahead(trainer: Any) -> float:
-    """Return how many optimizer steps this training can take at most."""
+    """Return the largest number of optimizer steps that this training can take; ``inf`` if it is not limited."""
     batches, epochs = trainer.num_training_batches, trainer.max_epochs
     per_epoch = math.inf if batches == math.inf else math.ceil(batches / max(1, trainer.accumulate_grad_batches))
-    by_epochs = math.inf if epochs in (None, -1) else per_epoch * epochs if epochs else 0
+    by_epochs: float
+    if epochs in (None, -1):
+        by_epochs = math.inf
+    elif epochs == 0:
+        by_epochs = 0  # infinity times zero would be NaN
+    else:
+        by_epochs = per_epoch * epochs
     return min(by_epochs, trainer.max_steps if trainer.max_steps >= 0 else math.inf)
 
 
@@ -135,4 +144,5 @@ def _places(trainer: Any) -> str:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    plural = "" if number == 1 else "s"
+    return f"{number:,} {what}{plural}"

@@ -1,4 +1,4 @@
-"""What the three monitors have in common: when they measure, which layers they name, what they refuse."""
+"""Base class of the three monitors: cadence, choice of layers, and checks before training."""
 
 from __future__ import annotations
 
@@ -27,34 +27,36 @@ _REFUSED_STRATEGIES = {
     "XLAFSDPStrategy": "it shards weights without regard to filters. Use ddp",
 }
 SITE_LIMIT = 16
-"""How many layers of one monitor can have metric keys of their own. Each has up to two dozen, and W&B asks for fewer
-than 10,000 in a whole project, all models with layers of other names included."""
+"""Largest number of layers of one monitor that get metric keys of their own. Each layer has up to two dozen keys, and
+W&B recommends fewer than 10,000 in a whole project, over all models with different names of layers."""
 
 
 class GeometryMonitor(QuietCallback):
-    """Base of the monitors; not for use by itself.
+    """Abstract base of the monitors.
 
-    A monitor observes: weights, gradients, buffers, optimizer state and random numbers are bit for bit what they are
-    without it. It logs directly to every logger, at the step Lightning itself uses, and adds nothing to a step that
-    is not measured.
+    A monitor does not change the training: weights, gradients, buffers, optimizer state and random numbers are bitwise
+    equal to those without it. It logs directly to every logger, at Lightning's own step numbers, and costs nothing in
+    steps that are not measured.
 
-    In a model divided by ``fully_shard`` (FSDP2) every process reads the rows it has, and one collective per measured
-    step brings them together, so all processes have to take their optimizer steps together, as they have to anyway.
+    In a model sharded by ``fully_shard`` (FSDP2) every process reads its own rows, and one collective per measured
+    step combines them. This needs all processes to take their optimizer steps together, as sharded training does
+    anyway.
 
     Args:
-        every_n_steps: measure each optimizer at its next step after every n steps of the training; the Trainer's
-            ``log_every_n_steps`` if left out, where 0 means never.
-        layers: globs for the module paths that get metric keys of their own, ``"*"`` for all. If left out: the first
-            residual block as in the paper (``*layer1.0.*``), or the first three layers of other networks. More than 16
-            layers get none, but rows in the table ``geometry/layers``, which loggers that can (W&B) get when training
-            ends: at most 10,000 rows, from long runs every second, fourth, eighth … measured step. Aggregates over
-            all layers are always logged, and RecordLogger always keeps every layer.
-        wandb_keys: ``aggregates``: W&B, which draws a chart for each key, gets two dozen that tell the story, keys of
-            single layers only where ``layers`` are chosen, and else the table; ``all``: it gets what other loggers get.
+        every_n_steps: measure each optimizer at its next step after every n steps of the training, n ≥ 1. Default: the
+            Trainer's ``log_every_n_steps``, where 0 means never.
+        layers: glob or globs for the module paths of layers with metric keys of their own; ``"*"`` for all. More than
+            16 layers get no keys but rows in the table ``geometry/layers``, which W&B gets when training ends (at most
+            10,000 rows; from long runs every second, fourth, eighth … measured step). Aggregates over all layers are
+            always logged, and RecordLogger always keeps every layer. Default: the first residual block as in the paper
+            (``*layer1.0.*``), or the first three layers of other networks.
+        wandb_keys: metric keys sent to W&B, which draws a chart for each. ``aggregates``: the two dozen most important
+            ones, with keys of single layers only if ``layers`` is given, and otherwise the table; ``all``: all keys,
+            as for other loggers. Default: ``aggregates``.
 
     Attributes:
-        left_out: how many measured steps, or parts of them, are missing from the logs, by reason: steps that the
-            gradient scaler skipped, gradients that are not finite, closures evaluated several times.
+        left_out: the number of measured steps, or parts of them, that are missing from the logs, by reason: steps that
+            the gradient scaler skipped, gradients that are not finite, closures evaluated several times.
 
     Raises:
         ConfigurationError: for settings that cannot work, when constructed or before training starts.
@@ -107,20 +109,20 @@ class GeometryMonitor(QuietCallback):
         raise NotImplementedError
 
     def cadence(self) -> int:
-        """Return after how many optimizer steps it measures; 0 for never."""
+        """Return the number of optimizer steps between two measurements; 0 for never."""
         return self._cadence
 
     def chosen(self) -> dict[str, frozenset[str]]:
-        """Return for each metric group the sites that get keys of their own."""
+        """Return the layers that get metric keys of their own, by metric group."""
         return dict.fromkeys(self.groups, self._layers)
 
     def tabled(self) -> dict[str, frozenset[str]]:
-        """Return for each metric group the sites that have rows in the layer table, instead of keys."""
+        """Return the layers that get rows in the layer table instead of keys, by metric group."""
         only_table = self.layers is None and self.wandb_keys != "all"
         return dict.fromkeys(self.groups, self._tabled | (self._layers if only_table else frozenset()))
 
     def find_layers(self, layers: Iterable[str]) -> None:
-        """Choose from weights that were not there when training started."""
+        """Apply the choice of layers to layers that were added after training started."""
         if not self.needs_weights:
             return
         new = [layer for layer in layers if layer not in self._known_layers]
@@ -150,7 +152,7 @@ class GeometryMonitor(QuietCallback):
             warn_once(f"{type(self).__name__} measures nothing: it failed to prepare for this model ({error!r}).")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to observe."""
+        """Join the session of the Trainer, which measures for all monitors."""
         if self._ready:
             Session.of(trainer).join(self, trainer, pl_module)
 
@@ -164,7 +166,7 @@ class GeometryMonitor(QuietCallback):
         forget_sharding(trainer)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Let go of the model."""
+        """Forget the sharding, which holds references to the model."""
         forget_sharding(trainer)
 
     @skipped_on_error
@@ -175,12 +177,14 @@ class GeometryMonitor(QuietCallback):
         layers = self.observable_layers(module)
         self._known_layers = set(layers)
         chosen = self._choose(layers)
-        few = len(chosen) <= SITE_LIMIT
-        self._layers, self._tabled = (chosen, frozenset()) if few else (frozenset(), chosen)
-        if self._tabled:
+        if len(chosen) <= SITE_LIMIT:
+            self._layers, self._tabled = chosen, frozenset()
+        else:
+            self._layers, self._tabled = frozenset(), chosen
             self._ask_for_a_record(trainer.loggers)
 
     def _choose(self, layers: Sequence[str]) -> frozenset[str]:
+        """Return the layers that ``layers`` selects, or the default ones."""
         if self.layers is None:
             first_block = [layer for layer in layers if fnmatchcase(f".{layer}", "*.layer1.0.*")]
             return frozenset(first_block[:SITE_LIMIT] or layers[:3])
@@ -196,7 +200,7 @@ class GeometryMonitor(QuietCallback):
         return frozenset(chosen)
 
     def _ask_for_a_record(self, loggers: Sequence[Any]) -> None:
-        """Say before training starts if no logger keeps the curves of many layers."""
+        """Warn before training starts if no logger keeps the curves of many layers."""
         if loggers and not any(hasattr(logger, "log_table") or hasattr(logger, "log_layers") for logger in loggers):
             warn_once(
                 f"{type(self).__name__}(layers={self.layers!r}) chooses {len(self._tabled)} layers. More than "
@@ -204,6 +208,7 @@ class GeometryMonitor(QuietCallback):
             )
 
     def _refuse(self, trainer: Any, module: nn.Module) -> None:
+        """Raise an error for strategies, optimizers and dtypes that cannot be observed."""
         strategy = runs_under(trainer, *_REFUSED_STRATEGIES)
         if strategy is not None:
             raise ConfigurationError(

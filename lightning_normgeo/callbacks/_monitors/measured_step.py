@@ -1,4 +1,4 @@
-"""One measured optimizer step, and what the session asks of the callbacks that read it."""
+"""One measured optimizer step, and the protocol of the monitors that read it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lightning_normgeo.probes.weight_step import WeightStep
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """One measured optimizer step as the monitors see it.
+    """One measured optimizer step, as the monitors get it.
 
     Attributes:
-        steps: every weight that moved.
+        steps: the steps of all weights that moved.
         statistics: batch statistics of every forward pass, by module path.
-        single_device: whether every rank would see the same batch statistics.
-        epsilon: the ⟨W, g⟩ that the ε of batch normalizations causes, by weight, where it is known.
-        turned: whether gradients are clipped by value, which turns them.
-        sums: what all steps so far have added to ‖W‖², where a monitor asked for it.
+        single_device: whether there is only one process, so that all ranks have the same batch statistics.
+        epsilon: the part of ⟨W, g⟩ that the ε of batch normalizations causes, by weight, where it is known.
+        turned: whether gradients are clipped by value, which changes their direction.
+        sums: the cumulative increments of ‖W‖² over all steps so far; None where no monitor needs them.
     """
 
     steps: Sequence[WeightStep]
@@ -39,9 +39,9 @@ class MeasuredStep:
     _columns: dict[tuple[str, ...], StackedUnits] = field(default_factory=dict, repr=False)
 
     def without_invariance(self, names: Sequence[str]) -> MeasuredStep:
-        """Return the same step with these weights as controls.
+        """Return the same step with these weights as controls instead of scale-invariant weights.
 
-        Those whose units are no single rows are left out: a control is looked at row by row.
+        Weights whose units are not single rows are left out, since controls are measured row by row.
         """
         steps = [
             replace(step, units=step.units.without_invariance(REFUTED)) if step.units.name in names else step
@@ -51,11 +51,11 @@ class MeasuredStep:
         return replace(self, steps=steps, _columns={})
 
     def columns(self, invariant: bool, needs: Literal["gradient", "update"]) -> StackedUnits | None:
-        """Return the weights that are scale invariant, or those that are not, side by side.
+        """Return the concatenated quantities of all scale-invariant weights, or of all controls; None without any.
 
         Args:
-            invariant: which.
-            needs: ``"gradient"`` for those whose gradient is known, ``"update"`` for those whose update was measured.
+            invariant: True for scale-invariant weights, False for controls.
+            needs: ``"gradient"`` for weights whose gradient is known, ``"update"`` for those whose update was measured.
         """
         steps = [
             step
@@ -70,7 +70,7 @@ class MeasuredStep:
 
 
 class Monitor(Protocol):
-    """What the session asks of a callback."""
+    """Protocol of the callbacks that a session measures for."""
 
     needs_weights: bool
     needs_updates: bool
@@ -78,27 +78,27 @@ class Monitor(Protocol):
     cumulative: bool
 
     def cadence(self) -> int:
-        """Return after how many optimizer steps it measures."""
+        """Return the number of optimizer steps between two measurements; 0 for never."""
 
     def chosen(self) -> dict[str, frozenset[str]]:
-        """Return for each group the sites that get metric keys of their own."""
+        """Return the layers that get metric keys of their own, by metric group."""
 
     def tabled(self) -> dict[str, frozenset[str]]:
-        """Return for each group the sites that are rows of the layer table."""
+        """Return the layers that are rows of the layer table, by metric group."""
 
     def find_layers(self, layers: Iterable[str]) -> None:
-        """Choose from layers that were not there when training started."""
+        """Apply the choice of layers to layers that were added after training started."""
 
     def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
         """Return the readings of one step."""
 
 
 def clips_by_value(trainer: Any) -> bool:
-    """Whether Lightning clips each element of the gradients by itself."""
+    """Whether Lightning clips gradients by value, that is each element separately."""
     return bool(trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value")
 
 
 def scales_gradients_alike(trainer: Any) -> bool:
-    """Whether W and γ may have gradients with a common factor: not after clipping by value or by one's own method."""
+    """Whether clipping keeps a common factor for the gradients of W and γ: not by value, nor by a user's own method."""
     module = trainer.lightning_module
     return bool(is_lightnings_own(module, "configure_gradient_clipping") and not clips_by_value(trainer))

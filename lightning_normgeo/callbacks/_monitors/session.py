@@ -1,8 +1,8 @@
-"""What the monitors of one Trainer share: one probe, one walk over the graph, one transfer per measured step.
+"""Session of the monitors of one Trainer, which share one probe, one reading of the graph and one host transfer a step.
 
-Lightning calls every hook of every callback inside a profiler context, about two microseconds each even where the
-hook is empty, and skips hooks that are None. So the monitors have no per-batch hooks at all: one driver has them for
-all, and but one of them on batches that are not measured.
+Lightning calls every hook of every callback inside a profiler context, which takes about two microseconds even for an
+empty hook, and skips hooks that are None. The monitors therefore have no per-batch hooks: one driver callback has them
+for all monitors, and on batches that are not measured it has only one.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ _MEASURED_HOOKS = ("on_before_backward", "on_after_backward", "on_train_batch_en
 
 
 class MonitorHooks(QuietCallback):
-    """Stands in the Trainer's list of callbacks while monitors observe; has the hooks of the session."""
+    """The driver: a callback with the per-batch hooks of a session, in the Trainer's list while monitors observe."""
 
     def __init__(self, session: Session) -> None:
         super().__init__()
         self.__dict__["on_train_batch_start"] = session.batch_starts
 
     def lend(self, hooks: dict[str, Any]) -> None:
-        """Have these hooks, until others are lent; None takes one back."""
+        """Set hooks by name; None removes a hook."""
         self.__dict__.update(hooks)
 
     def __reduce__(self) -> tuple[type[QuietCallback], tuple[()]]:
-        """A copy of a Trainer's callbacks observes nothing."""
+        """Copy as a callback without hooks: a copied or pickled Trainer does not observe."""
         return QuietCallback, ()
 
 
 class Session:
-    """The shared instrument of one Trainer; ``Session.of(trainer)`` makes it on first use.
+    """The measurements shared by all monitors of one Trainer; ``Session.of(trainer)`` creates it on first use.
 
-    Every entrance is guarded: what fails in it is reported once, and training goes on.
+    An exception in any of its hooks becomes one warning, and the training is not interrupted.
     """
 
     _sessions: ClassVar[WeakKeyDictionary[Any, Session]] = WeakKeyDictionary()
@@ -68,17 +68,17 @@ class Session:
 
     @classmethod
     def of(cls, trainer: Any) -> Session:
-        """Return the session of ``trainer``."""
+        """Return the session of ``trainer``, created on first use."""
         return cls._sessions.setdefault(trainer, cls())
 
     @property
     def sums(self) -> CumulativeIncrements | None:
-        """The sums over all steps so far, or those of a checkpoint."""
+        """The cumulative increments over all steps so far, with those of a checkpoint; None if unused."""
         return self.counted.sums
 
     @skipped_on_error
     def join(self, monitor: Any, trainer: Any, module: nn.Module) -> None:
-        """Add a monitor when training starts."""
+        """Add a monitor when training starts; the first one creates the observer and its hooks."""
         if any(monitor is other for other in self.monitors):
             return
         if not self._joined:
@@ -94,13 +94,14 @@ class Session:
         if monitor.needs_statistics:
             self.observer.watch_batch_norms(module)
         if self.driver not in trainer.callbacks:
-            # a new list: Lightning is going through the old one; first, so that others see this step's numbers
+            # a new list, since Lightning is iterating over the old one; the driver comes first, so that other callbacks
+            # see the numbers of this step
             trainer.callbacks = [self.driver, *trainer.callbacks]
         if monitor.cumulative:
             self.counted.open(self.observer, module)
 
     def leave(self, monitor: Any, trainer: Any) -> None:
-        """Remove a monitor; the last one takes the hooks, the probe and the session with it."""
+        """Remove a monitor; after the last one all hooks, the probe and the session are removed."""
         self.monitors = [other for other in self.monitors if other is not monitor]
         if self.monitors or trainer not in self._sessions:
             return
@@ -115,7 +116,7 @@ class Session:
 
     @skipped_on_error
     def restore_sums(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of a checkpoint."""
+        """Resume from the cumulative increments in a checkpoint."""
         self.counted.restore(state)
 
     @skipped_on_error
@@ -138,7 +139,7 @@ class Session:
             self._disarm()
 
     def _open(self, trainer: Any, module: nn.Module) -> None:
-        """Say what will be measured, before the first batch."""
+        """Print the opening console line, before the first batch."""
         self._opened = True
         if self.observer is not None:
             self.observer.declare(self._cadences)
@@ -149,7 +150,7 @@ class Session:
 
     @skipped_on_error
     def _close(self, trainer: Any) -> None:
-        """Say what was measured, and keep it in the record."""
+        """Print the closing console line, and send the summary to the loggers that keep one."""
         self.cadence.finish()
         if self.cadence.missed:
             self.left_out["no optimizer took a step"] += self.cadence.missed
@@ -169,6 +170,7 @@ class Session:
             warn_once(nothing)
 
     def _arm(self, trainer: Any, expected: set[int]) -> None:
+        """Set the hooks that measure a step of the expected optimizers."""
         assert self.observer is not None  # noqa: S101
         if not self._armed:
             self._armed = True
@@ -181,6 +183,7 @@ class Session:
         self.observer.probe.wait_for(expected)
 
     def _disarm(self) -> None:
+        """Remove the hooks that only measured batches need."""
         self._armed = False
         if self.observer is not None:
             self.observer.disarm(waits=self.cadence.waits)
@@ -218,7 +221,7 @@ class Session:
             self.publisher.publish(row, trainer, step, monitors)
 
     def _row(self, monitors: list[Any], measured: MeasuredStep, valid: list[Tensor]) -> HostValues | None:
-        """Return the readings on the host; once more where they refute a unit, which is a control then."""
+        """Return the readings on the host; read again, with new controls, if they refute the invariance of weights."""
         assert self.observer is not None  # noqa: S101
         confirmation = self.observer.confirmation
         for monitor in monitors:
@@ -234,6 +237,7 @@ class Session:
         return row
 
     def _read(self, monitors: list[Any], measured: MeasuredStep, valid: list[Tensor]) -> HostValues | None:
+        """Return the readings of all monitors on the host, in one transfer; None for an invalid step."""
         assert self.observer is not None  # noqa: S101
         readings = [reading for monitor in monitors for reading in _readings(monitor, measured) or ()]
         readings += self.observer.confirmation.readings(measured)

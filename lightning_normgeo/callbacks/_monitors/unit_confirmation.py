@@ -1,4 +1,4 @@
-"""What the numbers say about structure: a unit whose gradient is not orthogonal to it is not measured as invariant."""
+"""Numerical check of scale invariance: weights that are not orthogonal to their gradients become controls."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, ep
 
 _RAW, _CORRECTED, _SHARE = "structure/rms_cos", "structure/rms_cos_corrected", "structure/epsilon_share"
 _REFUTED_ABOVE = 1e-2
-"""Root mean square cosine of a layer above which its invariance is not believed: broken ones have 0.02 and more, true
-ones at most a few 1e-3, under bf16 autocast."""
+"""Root mean square cosine of a layer above which its invariance counts as refuted: layers that are not invariant have
+0.02 and more, invariant ones at most a few 1e-3, under bf16 autocast."""
 _INVARIANT_BELOW = 1e-6
-"""And below which a layer without an established invariance looks like one, if it has enough units to tell."""
+"""Root mean square cosine below which a control looks scale invariant, if it has enough units to tell."""
 _ENOUGH_UNITS = 8
 _SAID_ABOVE = 0.1
-"""And above which what ε does is worth a word: in small networks a few channels of little variance reach 0.04."""
+"""Root mean square cosine above which an effect of ε gets a warning: in small networks a few channels with small
+variance reach 0.04."""
 _EXPLAINED = 0.1
-"""Share of a cosine up to which what is left of it counts as explained by ε."""
+"""Share of a cosine that may remain after the correction for ε, for ε to count as its explanation."""
 
 
 class Verdict(NamedTuple):
-    """What the numbers of one step say about the weights that graphs call invariant."""
+    """Result of the check of one step, for the weights that are invariant according to graphs."""
 
     refuted: list[str]
-    """Not orthogonal to their gradients, for no known reason."""
+    """Names of weights that are not orthogonal to their gradients, for no known reason."""
     by_epsilon: dict[str, float]
-    """Not orthogonal either, with their cosine, which the ε of their normalization explains."""
+    """Cosines, by name, of weights that are not orthogonal to their gradients because of their normalization's ε."""
 
 
 class UnitConfirmation:
-    """Looks at every measured step, in every kind of loop and precision.
+    """Checks the cosines of every measured step, in every kind of loop and precision.
 
     Args:
-        unit_tracker: tells what is invariant, and is told what is not.
+        unit_tracker: the tracker that finds invariant weights, and is told of those that are refuted.
     """
 
     def __init__(self, unit_tracker: UnitTracker) -> None:
@@ -49,16 +50,17 @@ class UnitConfirmation:
         self._compared = False
 
     def readings(self, measured: MeasuredStep) -> list[Reading]:
-        """Return the cosines of every weight that moved, and what is left of them without ε's part."""
+        """Return the cosines of every weight that moved, raw and corrected for the ε of batch normalizations."""
         asked, epsilon = [step for step in measured.steps if step.has_gradient], measured.epsilon
         if not asked:
             return []
         columns, names = StackedUnits(asked), [step.units.name for step in asked]
         inner = columns.column("inner")
         parts = [epsilon.get(step.units.name) for step in asked]
-        rest = inner - torch.cat(
-            [torch.zeros_like(s.inner) if p is None else p for s, p in zip(asked, parts, strict=True)]
-        )
+        known_parts = [
+            torch.zeros_like(step.inner) if part is None else part for step, part in zip(asked, parts, strict=True)
+        ]
+        rest = inner - torch.cat(known_parts)
         squares = (
             cosine(i, columns.column("weight_sq"), columns.column("gradient_sq")).square() for i in (inner, rest)
         )
@@ -70,7 +72,7 @@ class UnitConfirmation:
         ]
 
     def judge(self, row: HostValues, measured: MeasuredStep) -> Verdict:
-        """Return what the numbers refute, and say once what ε explains."""
+        """Return the weights that the cosines refute, and warn once about cosines that ε explains."""
         raw, corrected = row.internal.get(_RAW, {}), row.internal.get(_CORRECTED, {})
         units = {step.units.name: step.units for step in measured.steps}
         broken = [name for name, cos in raw.items() if name in units and units[name].invariant and cos > _REFUTED_ABOVE]
@@ -90,7 +92,7 @@ class UnitConfirmation:
         return Verdict(refuted, by_epsilon)
 
     def refute(self, names: Sequence[str], row: HostValues) -> None:
-        """Take weights for controls from here on, and say so once."""
+        """Treat weights as controls from now on, with one warning."""
         raw = row.internal.get(_RAW, {})
         largest = max(raw[name] for name in names)
         self._structure.refute(names)
@@ -98,9 +100,9 @@ class UnitConfirmation:
             why = "Under torch.compile, scale invariance is guessed from the order of layers, and the numbers refute it"
         else:
             share = row.internal.get(_SHARE, {}).get("", 0.0)
-            cause = f"the ε of a batch normalization, which is up to {share:.0%} of a variance with it, or " * (
-                share > 0.01
-            )
+            cause = ""
+            if share > 0.01:
+                cause = f"the ε of a batch normalization, which is up to {share:.0%} of a variance with it, or "
             why = (
                 f"The graph says that they are scale invariant, and the numbers refute it. Likely reasons: {cause}"
                 "something that changes gradients (a hook, clipping by value, a backward pass that was not seen), or "
@@ -109,7 +111,7 @@ class UnitConfirmation:
         warn_once(f"{_listed(names)}: controls from here on, with |cos(W, g)| up to {largest:.2g}. {why}.")
 
     def _compare(self, raw: Mapping[str, float]) -> None:
-        """Say once, at the first measured step, which controls look invariant."""
+        """Warn once, at the first measured step, about controls that look invariant."""
         if self._compared or not raw or self._structure.guessed:
             return
         self._compared = True

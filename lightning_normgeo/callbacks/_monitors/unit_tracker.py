@@ -1,4 +1,4 @@
-"""Which weights are measured as what: told from the graphs of every measured step, so that it is always up to date."""
+"""Tracker of the scale-invariant units of all weights, found anew from the autograd graphs of every measured step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_normgeo.probes.sharded.unsharded import UnshardedParameters
 from lightning_normgeo.probes.weight_step import Observed
 
 _GRAPHS = 16
-"""How many different graphs are remembered; reading one anew takes ten times longer than recognizing it."""
+"""Number of different graphs to remember: reading a new graph takes ten times as long as recognizing a known one."""
 _DIFFERENT = "the graphs of one step have different units for it"
 _THAWED = "its bias has a gradient from graphs that it was frozen in"
 REFUTED = "refuted by the numbers"
@@ -27,19 +27,19 @@ REFUTED = "refuted by the numbers"
 class UnitTracker:
     """The units of the weights behind the losses of one optimizer step.
 
-    A weight is invariant only if it is in every graph that its gradient came from: of all backward passes, losses and
-    micro-batches since it had none.
+    A weight is invariant only if it is invariant in every graph that contributed to its gradient: those of all backward
+    passes, losses and micro-batches since the gradient was last None.
 
     Args:
-        parameters: by name, and ``unsharded``, what forward passes compute with: of a model divided by fully_shard.
-        unsharded: see there.
+        parameters: the parameters of a model sharded by fully_shard, by name. Default: None, not sharded.
+        unsharded: tracker of the unsharded parameters of such a model. Default: None, not sharded.
 
     Attributes:
-        scales: the γ of batch normalizations behind weights, by name.
-        guessed: whether the units are a guess, as under ``torch.compile``.
-        searched: how many graphs were read anew.
-        asks_for_constants: whether a constant that graphs do not show decides about units: :meth:`watch_constants`
-            would find out whether it is zero.
+        scales: the γ of the batch normalizations that follow weights, by name.
+        guessed: whether the units are guessed from the order of layers, as under ``torch.compile``.
+        searched: the number of graphs that were not recognized and had to be read.
+        asks_for_constants: whether the units depend on a constant whose value graphs do not contain;
+            :meth:`watch_constants` finds out whether it is zero.
     """
 
     def __init__(
@@ -55,37 +55,37 @@ class UnitTracker:
         self.searched = 0
         self.asks_for_constants = False
         self._constants: ZeroConstants | None = None
-        # with the parameters themselves: their ids in the signature stay theirs
+        # the parameters are kept alive: signatures contain their ids, which Python could otherwise reuse
         self._known: dict[tuple[Any, ...], tuple[dict[str, Observed], list[Tensor]]] = {}
 
     @property
     def weights(self) -> list[Observed]:
-        """Every weight seen since :meth:`forget`, with its units."""
+        """Every weight found since :meth:`forget`, with its units."""
         return list(self._found.values())
 
     @property
     def divided(self) -> bool:
-        """Whether this process has a part of each weight only."""
+        """Whether the model is sharded, so that this process has only a part of each weight."""
         return self._parameters is not None
 
     def forget(self) -> None:
-        """Begin another step; layers may have been frozen, thawed or added."""
+        """Forget the weights of the last step; layers may since have been frozen, unfrozen or added."""
         self._found, self._unseen = {}, set()
         if self._stand_ins is not None:
             self._stand_ins.watch()
 
     def rest(self) -> None:
-        """Read no further steps until :meth:`forget`."""
+        """Stop tracking unsharded parameters until :meth:`forget`."""
         if self._stand_ins is not None:
             self._stand_ins.rest()
 
     def watch_constants(self) -> None:
-        """Note the zero constants of the coming forward pass, such as what a graph network sums its messages into."""
+        """Record the zero constants of the next forward pass, such as a graph network's buffer for messages."""
         self._constants = ZeroConstants()
         self._constants.begin()
 
     def leave_constants(self) -> frozenset[Any]:
-        """Stop noting them, and return the nodes that were noted."""
+        """Stop recording zero constants, and return the graph nodes that were recorded."""
         constants, self._constants = self._constants, None
         if constants is None:
             return frozenset()
@@ -93,7 +93,7 @@ class UnitTracker:
         return frozenset(constants.nodes)
 
     def read(self, module: nn.Module, loss: Tensor) -> None:
-        """Add the weights behind ``loss``, before its backward pass; several of them in a step are joined."""
+        """Add the weights in the graph of ``loss``, before its backward pass; losses of one step are combined."""
         watched, zeros = self._constants is not None, self.leave_constants()
         graph = Graph(loss, unsharded=None if self._stand_ins is None else self._stand_ins.names, zeros=zeros)
         known = self._known.get(graph.signature)
@@ -101,7 +101,7 @@ class UnitTracker:
         self._add(found, {id(leaf.variable) for leaf in graph.leaves})
 
     def report_none(self) -> None:
-        """Say once if a whole step has no invariant weight, unless numbers have refuted some, which was said then."""
+        """Warn once if a step has no invariant weight; not if some were refuted, for which there is another warning."""
         seen = [one.units for name, one in self._found.items() if name not in self._unseen]
         settled = not self._refuted and not self.asks_for_constants
         if seen and settled and not any(units.invariant for units in seen):
@@ -109,7 +109,7 @@ class UnitTracker:
             warn_once(f"None of {len(seen)} weights is scale invariant; all are controls: {listed}.")
 
     def refute(self, names: Iterable[str]) -> None:
-        """Take weights for controls from here on, whatever graphs say."""
+        """Treat weights as controls from now on, whatever later graphs show."""
         self._refuted.update(names)
         self._found = {name: self._believed(one) for name, one in self._found.items()}
         self._known = {
@@ -118,7 +118,7 @@ class UnitTracker:
         }
 
     def unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter], reason: str) -> list[Observed]:
-        """Return weights that have gradients though no graph showed them, as controls for ``reason``."""
+        """Return weights that have gradients but are in no graph, as controls with this reason."""
         names = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
         found = []
         for parameter in parameters:
@@ -131,6 +131,7 @@ class UnitTracker:
         return found
 
     def _search(self, module: nn.Module, graph: Graph, watched: bool) -> dict[str, Observed]:
+        """Find the units in a graph that was not recognized, and remember it if it can occur again."""
         self.searched += 1
         units, self.guessed = find_units(module, graph)
         hidden = [one.name for one in units if one.reason == REENTRANT]
@@ -144,7 +145,7 @@ class UnitTracker:
             observed[one.name] = self._believed(Observed(one, parameters[one.name], bias))
             if one.scale is not None and self._parameters is None:
                 self.scales[one.scale] = parameters[one.scale]
-        # not one with leaves of its own, such as an attacked image: it would be kept, and never recognized
+        # a graph with other leaves, such as an attacked image, would be kept in memory but never recognized
         own = {id(parameter) for parameter in parameters.values()} | (graph.unsharded or {}).keys()
         repeats = not self.guessed and all(id(leaf.variable) in own for leaf in graph.leaves)
         undecided = any(UNKNOWN_CONSTANT in one.reason for one in units)
@@ -155,31 +156,32 @@ class UnitTracker:
         return observed
 
     def _believed(self, one: Observed) -> Observed:
+        """Return the weight, as a control if measurements have refuted its invariance."""
         if one.units.name not in self._refuted or not one.units.invariant:
             return one
         return one.as_control(REFUTED)
 
     def _add(self, found: Mapping[str, Observed], leaves: set[int]) -> None:
-        """Join a graph with those before it; a weight without a gradient begins anew with it."""
+        """Combine the units of a graph with those of the step's earlier graphs, for weights that have a gradient."""
         for name, one in self._found.items():
             scale = None if one.units.scale is None else self.scales.get(one.units.scale)
             other = None if name not in found else found[name].units.scale
             if scale is not None and id(scale) in leaves and other != one.units.scale:
-                # γ's gradient holds the part of another weight too
+                # in this graph γ belongs to another weight, which its gradient then includes
                 self._found[name] = replace(one, units=replace(one.units, scale=None))
         for name, one, before in self._with_those_before(found):
             if one.bias is not None and one.weight.grad is None and one.bias.grad is not None:
                 one = one.as_control(_THAWED)
             fresh = before is None or one.weight.grad is None
             scale = None if one.units.scale is None else self.scales.get(one.units.scale)
-            if fresh and scale is not None and scale.grad is not None:  # of something else, until now
+            if fresh and scale is not None and scale.grad is not None:  # it comes from graphs without this weight
                 one = replace(one, units=replace(one.units, scale=None))
             self._found[name] = one if fresh or before is None else _joined(before, one)
 
     def _with_those_before(self, found: Mapping[str, Observed]) -> list[tuple[str, Observed, Observed | None]]:
-        """Return weights with what earlier graphs of the step say, told by parameter; the old names of some are gone.
+        """Return each weight with its units in earlier graphs of the step, which are matched by parameter, not by name.
 
-        Within a step a weight may be renamed, as pruning does, and another one may take its name.
+        Within a step a weight may be renamed, as by pruning, and another one may get its name.
         """
         known = {id(one.weight): (name, one) for name, one in self._found.items()}
         pairs: list[tuple[str, Observed, Observed | None]] = []
@@ -193,7 +195,7 @@ class UnitTracker:
 
 
 def _joined(first: Observed, second: Observed) -> Observed:
-    """Return the units that both graphs allow: the loss is the sum of both."""
+    """Return the units that are invariant in both graphs, and therefore for the sum of their losses."""
     a, b = first.units, second.units
     if a == b or not a.invariant:
         return first

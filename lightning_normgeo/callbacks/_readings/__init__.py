@@ -1,1 +1,1 @@
-"""Logged values of the geometry monitors: from tensors per unit to numbers in loggers."""
+"""Logged values of the geometry monitors, reduced from per-unit tensors to numbers for loggers."""

@@ -1,7 +1,7 @@
-r"""The part of ⟨W, g⟩ that the ε of batch normalizations causes, summed over every pass that made a gradient.
+r"""The part of ⟨W, g⟩ caused by the ε of batch normalizations, summed over all passes that contribute to a gradient.
 
 For one pass :math:`\langle W, g\rangle = \varepsilon/(\sigma^2 + \varepsilon)\,\gamma\,\partial L/\partial\gamma`. Over
-several passes, micro-batches or processes both sides add up, as long as ∂L/∂γ is known for each pass by itself.
+several passes, micro-batches or processes both sides add up, provided that ∂L/∂γ is known for each pass separately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, ep
 from lightning_normgeo.probes.weight_step import WeightStep
 
 _PROPORTIONAL = 1e-4
-"""Relative distance up to which two gradients of γ count as the same but for a factor: float32 sums differ by 1e-6."""
+"""Relative distance up to which two gradients of γ count as proportional: float32 sums differ by 1e-6."""
 
 
 class GammaSums(NamedTuple):
@@ -38,9 +38,9 @@ def gamma_sums(
     """Return the sums over passes, by layer; zeros for a layer that no backward pass went through.
 
     Args:
-        statistics: of each pass, by module path.
-        channels: of every layer that the sums are wanted of.
-        device: where zeros are put.
+        statistics: batch statistics of each pass, by module path.
+        channels: the number of channels of every layer to sum over.
+        device: the device for the zeros.
     """
     read = [(name, one) for name in channels for one in statistics.get(name, ()) if one.gradient is not None]
     sums: dict[str, GammaSums] = {}
@@ -60,14 +60,15 @@ def gamma_sums(
 
 
 def epsilon_inner(steps: Sequence[WeightStep], sums: Mapping[str, GammaSums]) -> dict[str, Tensor]:
-    """Return the ⟨W, g⟩ that ε causes for each unit, by weight, where it is known.
+    """Return the part of ⟨W, g⟩ that ε causes, ``(units,)`` for each weight where it is known.
 
-    The gradients that the optimizer got are those of the passes times a factor (clipping, unscaling, averaging), which
-    ∂L/∂γ tells. Where it is not one factor for all channels, the part is NaN: another gradient came in.
+    The optimizer's gradients are those of the passes times a factor (clipping, unscaling, averaging). The factor is
+    found by comparing ∂L/∂γ of the optimizer with that of the passes. If it differs between channels, another gradient
+    was added, and the part is NaN.
 
     Args:
-        steps: weights with their ∂L/∂γ as the optimizer got it.
-        sums: over the passes, by module path.
+        steps: weights with ∂L/∂γ as the optimizer got it.
+        sums: sums over the passes, by module path.
     """
     known: list[tuple[WeightStep, GammaSums]] = []
     for step in steps:
@@ -84,7 +85,7 @@ def epsilon_inner(steps: Sequence[WeightStep], sums: Mapping[str, GammaSums]) ->
     factor = torch.where(square > 0, layers.spread_sums(gradient * applied) / torch.where(square > 0, square, 1.0), 0.0)
     off = layers.spread_sums((applied - factor * gradient).square())
     same = off <= _PROPORTIONAL**2 * layers.spread_sums(applied.square())
-    if not all(step.scale_shared for step, _ in known):  # clipped apart, W and γ have factors of their own
+    if not all(step.scale_shared for step, _ in known):  # if W and γ are clipped separately, their factors differ
         same &= layers.spread([float(step.scale_shared) for step, _ in known]) > 0
     parts = torch.where(same, factor * inner, torch.nan)
     return {step.units.name: part for (step, _), part in zip(known, torch.split(parts, widths), strict=True)}
@@ -93,9 +94,10 @@ def epsilon_inner(steps: Sequence[WeightStep], sums: Mapping[str, GammaSums]) ->
 def with_whole_gradients(
     statistics: Mapping[str, Sequence[BatchStatistics]], steps: Sequence[WeightStep]
 ) -> dict[str, list[BatchStatistics]]:
-    """Return statistics in which the one pass of a layer has γ's whole gradient, where its own could not be followed.
+    """Return statistics in which layers with a single pass have the parameter's gradient of γ, where none was recorded.
 
-    So it is under ``torch.compile``. Right after one backward pass on one device.
+    Under ``torch.compile`` the gradient of a single pass cannot be recorded. With one pass, one backward pass and one
+    device it equals the gradient of the parameter γ; call this only then.
     """
     whole = {
         step.units.scale.removesuffix(".weight"): step.scale_gradient

@@ -1,4 +1,4 @@
-"""Reductions over the units of many layers at once."""
+"""Per-layer reductions over the units of many layers at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_normgeo.geometry.rows import has_float64, wide_dtype
 
 
 def _key(value: float | Tensor) -> float | int:
-    """Return what tells values apart without reading a tensor."""
+    """Return a key that is equal for equal numbers and for the same tensor, whose value is not read."""
     return id(value) if isinstance(value, Tensor) else value
 
 
 @functools.lru_cache(maxsize=256)
 def _on_device(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return lengths as a tensor, built once: from step to step the layers are the same."""
+    """Return lengths as a tensor on a device; cached, since the layers rarely change between steps."""
     return torch.tensor(lengths, device=device)
 
 
@@ -30,12 +30,12 @@ _WHOLE: dict[str, Any] = {"maximum": torch.amax, "sum": torch.sum, "mean": torch
 
 
 class LayerSegments:
-    """Layers with several units each; a value per unit is one flat tensor over all layers.
+    """Layers with several units each, whose per-unit values are stored in one flat tensor over all layers.
 
     Args:
-        names: the layers.
-        lengths: how many units each has.
-        device: where the values are.
+        names: names of the layers.
+        lengths: the number of units of each layer.
+        device: the device of the values.
     """
 
     def __init__(self, names: Sequence[str], lengths: Sequence[int], device: torch.device) -> None:
@@ -45,12 +45,12 @@ class LayerSegments:
         self._lengths = _on_device(self._each, device)
 
     def spread(self, values: Sequence[float | Tensor]) -> Tensor:
-        """Return one value per layer for each of its units."""
+        """Return a flat tensor that repeats the value of each layer for each of its units."""
         device, runs = self._lengths.device, []
         for _, both in itertools.groupby(zip(values, self._each, strict=True), key=lambda pair: _key(pair[0])):
             same = list(both)
             value, units = same[0][0], sum(length for _, length in same)
-            # filled on the device, from a kernel's argument: a tensor built here would be a transfer
+            # filled on the device, with the number as a kernel argument: a tensor built on the host would be a transfer
             runs.append(torch.full((units,), 1.0, dtype=wide_dtype(device), device=device).mul_(value))
         return torch.cat(runs)
 
@@ -77,11 +77,12 @@ class LayerSegments:
         return self.sum(values) / self._lengths
 
     def _whole(self, values: Tensor) -> Tensor:
-        """Return zeros, one per layer: devices without float64 (MPS) have no segment_reduce either."""
+        """Return zeros, one per layer, for devices without float64 (MPS), which have no segment_reduce either."""
         return values.new_zeros(len(self._each))
 
     @cached_property
     def _places(self) -> Tensor:
+        """The index of the layer of each unit."""
         layers = torch.arange(len(self._each), device=self._lengths.device)
         return layers.repeat_interleave(self._lengths, output_size=self._units)
 
@@ -93,14 +94,14 @@ class LayerSegments:
         finish: Callable[[Tensor], Tensor] = lambda x: x,
         watch: bool = False,
     ) -> Reading:
-        """Return the reading whose layers are ``finish(reduce(values))`` and whose total treats all units as one layer.
+        """Return a reading with ``finish(reduce(values))`` for each layer, and the same over all units as its total.
 
         Args:
             key: ``{group}/{quantity}``.
             values: one value per unit.
             reduce: a bound method of this object: maximum, sum or mean.
-            finish: applied to what was reduced, as the square root of a mean of squares.
-            watch: whether the total can be watched by other callbacks.
+            finish: applied to the reduced values, such as the square root of a mean of squares. Default: identity.
+            watch: whether the total also goes to ``trainer.callback_metrics``. Default: False.
         """
         whole: Callable[[Tensor], Tensor] = _WHOLE[reduce.__name__]
         return Reading(key, finish(whole(values)), finish(reduce(values)), self.names, watch)
@@ -113,7 +114,7 @@ class LayerSegments:
         finish: Callable[[Tensor], Tensor] = lambda x: x,
         watch: bool = False,
     ) -> Reading:
-        """Return the reading whose layers are means over the units that are ``chosen``; nothing for a layer without."""
+        """Return a reading of means over the ``chosen`` units: per layer (NaN for a layer without any) and in total."""
         weights = chosen.to(values)
         total = finish((values * weights).sum() / weights.sum())
         by_layer = finish(self.sum(values * weights) / self.sum(weights))

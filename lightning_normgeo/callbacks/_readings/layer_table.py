@@ -1,4 +1,4 @@
-"""The curves of many layers as one table: one key for a logger where there would be thousands."""
+"""A table with the curves of many layers, which gives a logger one key instead of thousands."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from lightning_normgeo.errors import is_rank_zero, warn_once
 
 KEY = "geometry/layers"
 _MAX_ROWS = 10_000
-"""W&B cuts the file of a longer table off."""
+"""W&B truncates the file of a longer table."""
 
 
 class LayerTable:
-    """The curves of one training, in at most 10,000 rows, for loggers that have tables.
+    """The per-layer curves of one training, in at most 10,000 rows, for loggers that have tables.
 
     A row is one layer at one measured step: ``step``, ``layer`` and one column for each quantity, by its metric key,
     None where a layer lacks it. When there would be too many rows, every second step is dropped, and from then on
-    every second one is left out; the first and the last are always kept. So memory and size are bounded, however long
-    the run. Which steps stay depends on their numbers alone (every second, fourth, eighth … of the cadence, counted
-    from the beginning of the training), so that monitors with different cadences keep steps they share, and so do a
-    run and its continuation. The local record keeps everything.
+    every second new one too; the first and the last step are always kept. Memory and file size are therefore bounded
+    for any length of the run. Which steps are kept depends on their numbers alone (every second, fourth, eighth … of
+    the cadence, counted from the beginning of the training), so that monitors with different cadences, or a run and
+    its continuation, keep the same steps. The local record keeps all steps.
 
     Args:
-        max_rows: how many rows there can be.
+        max_rows: the largest number of rows. Default: 10,000.
     """
 
     def __init__(self, max_rows: int = _MAX_ROWS) -> None:
@@ -34,12 +34,12 @@ class LayerTable:
     def add(
         self, step: int, layers: Mapping[str, Mapping[str, float]], tabled: Sequence[Mapping[str, frozenset[str]]]
     ) -> None:
-        """Add a measured step; does nothing on other ranks than zero.
+        """Add a measured step; does nothing on ranks other than zero.
 
         Args:
-            step: what loggers call it, counted from 0.
-            layers: for each quantity its values by layer.
-            tabled: from each monitor, for each metric group, the layers that belong into the table.
+            step: the step number in loggers, counted from 0.
+            layers: for each quantity, its values by layer.
+            tabled: for each monitor, the layers that belong in the table, by metric group.
         """
         rows = _by_layer(layers, tabled) if is_rank_zero() else {}
         if not rows:
@@ -56,19 +56,19 @@ class LayerTable:
         return ["step", "layer", *quantities]
 
     def rows(self) -> list[list[Any]]:
-        """Return the rows, by step."""
+        """Return the rows, ordered by step."""
         quantities = self.columns()[2:]
         rows = [
             [step, layer, *map(values.get, quantities)]
             for step, by_layer in self._steps.items()
             for layer, values in by_layer.items()
         ]
-        return rows[-self._max_rows :]  # the first and the last step of a giant can be too many already
+        return rows[-self._max_rows :]  # a huge model may exceed the limit with its first and last step alone
 
     def publish(self, loggers: Iterable[Any]) -> None:
-        """Log the table, once, with every logger that has a ``log_table`` method (WandbLogger), and forget it.
+        """Log the table with every logger that has a ``log_table`` method (WandbLogger), and clear it.
 
-        A logger that fails is reported and stops nothing.
+        A logger that fails causes a warning, not an error.
         """
         able = [logger for logger in loggers if self._steps and hasattr(logger, "log_table")]
         columns, rows = (self.columns(), self.rows()) if able else ([], [])
@@ -83,7 +83,7 @@ class LayerTable:
         return sum(map(len, self._steps.values()))
 
     def _drop(self) -> None:
-        """Drop what the stride passes over, but not the ends. Cadences count from 1, and so does this."""
+        """Drop steps that are no multiples of the stride (counted from 1, as in cadences), but not the ends."""
         ends = (min(self._steps), max(self._steps))
         self._steps = {
             step: rows for step, rows in self._steps.items() if step in ends or (step + 1) % self._stride == 0
@@ -93,7 +93,7 @@ class LayerTable:
 def _by_layer(
     layers: Mapping[str, Mapping[str, float]], tabled: Sequence[Mapping[str, frozenset[str]]]
 ) -> dict[str, dict[str, float]]:
-    """Return for each layer in the table its values by quantity."""
+    """Return the values of each layer in the table, by quantity."""
     found: dict[str, dict[str, float]] = {}
     for quantity, values in layers.items():
         group = quantity.partition("/")[0]

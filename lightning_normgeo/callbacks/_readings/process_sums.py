@@ -1,4 +1,4 @@
-"""Sums over the processes of a data-parallel training, where all of them observe it."""
+"""Averages over the processes of a data-parallel training, if monitors run in all of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ _fits = itertools.count()
 
 
 class ProcessSums:
-    """Knows whether every process observes, so that none waits for another one in a collective.
+    """Averages over all processes, computed only if monitors run in all of them: otherwise a collective would hang.
 
-    A process says in the store of the process group, before its first batch, what it observes, which waits for nobody.
-    By the first measured step all of them have taken part in a backward pass, so what the store holds is final.
+    Before its first batch, each process writes into the store of the process group what it observes; this does not
+    wait for other processes. By the first measured step all processes have taken part in a backward pass, so that the
+    store is complete.
 
     Args:
-        trainer: about to train.
+        trainer: the Trainer, before its first batch.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -31,10 +32,11 @@ class ProcessSums:
         self._store: Any = None
 
     def declare(self, what: object) -> None:
-        """Say what this process observes: all have to observe the same.
+        """Tell the other processes what this one observes; collectives are used only if all observe the same.
 
         Args:
-            what: anything whose text tells it, such as the cadences of all monitors.
+            what: a description whose text is equal in all processes that observe the same, such as the cadences of all
+                monitors.
         """
         if self.processes > 1 and torch.distributed.is_initialized():
             fit = next(_fits)
@@ -45,15 +47,15 @@ class ProcessSums:
 
     @property
     def everyone_observes(self) -> bool:
-        """Whether all processes have monitors; asked for the first time in a measured step."""
+        """Whether all processes observe the same; to be read no earlier than in a measured step."""
         if self._all is None:
             self._all = bool(self._store.check(self._keys))
         return self._all
 
     def averaged(self, sums: Mapping[str, GammaSums]) -> dict[str, GammaSums] | None:
-        """Return the means over processes, as data parallel training averages gradients; None where not all observe.
+        """Return the means over processes, as data-parallel training averages gradients; None if not all observe.
 
-        One collective, whose size depends on the model alone.
+        Cost: one collective, whose size depends on the model alone.
         """
         if not self.everyone_observes:
             return None

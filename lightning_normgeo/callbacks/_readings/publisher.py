@@ -1,4 +1,4 @@
-"""Where measured rows go: loggers, the layer table, and what other callbacks can watch."""
+"""Publisher of measured rows to loggers, the layer table and ``trainer.callback_metrics``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from lightning_normgeo.callbacks._readings.wandb_keys import for_wandb
 from lightning_normgeo.errors import skipped_on_error, warn_once
 
 _IN_A_ROW = 3
-"""So many measured steps at the end without finite gradients are more than one that a scaler of losses skips."""
+"""Number of measured steps in a row without finite gradients at which they are reported; a gradient scaler may skip a
+single step."""
 
 
 class Publisher:
-    """Sends rows to every logger of a Trainer.
+    """Sends the rows of measured steps to every logger of a Trainer.
 
     Attributes:
-        rows: how many there were.
+        rows: the number of rows sent so far.
     """
 
     def __init__(self) -> None:
@@ -34,18 +35,18 @@ class Publisher:
         self._not_finite: list[int] = []
 
     def check(self, row: HostValues, measured: MeasuredStep, verdict: Verdict | None) -> None:
-        """Say what is remarkable in a row before it goes out, and correct what the numbers have refuted."""
+        """Warn about large residuals in a row, and set ``eq16_applies`` to 0 where ε makes weights not orthogonal."""
         report_residuals(row, measured.steps)
         covered = "norm_growth/eq16_applies"
         if covered in row.scalars and verdict is not None and verdict.by_epsilon:
             row.scalars[covered] = 0.0
 
     def witness(self, finite: bool, step: int) -> None:
-        """Keep since when the gradients of measured steps are not finite."""
+        """Record whether the gradients of a measured step are finite."""
         self._not_finite = [] if finite else [*self._not_finite, step]
 
     def publish(self, row: HostValues, trainer: Any, step: int, monitors: list[Any]) -> None:
-        """Log a row at a step."""
+        """Send a row to all loggers, to the layer table and to ``trainer.callback_metrics``."""
         self.rows += 1
         if row.dropped:
             warn_once("Values that are not finite are left out of the logs.")
@@ -57,12 +58,14 @@ class Publisher:
 
     @skipped_on_error
     def finish(self, loggers: Iterable[Any]) -> None:
-        """Log the table, once."""
+        """Log the layer table, once."""
         self._table.publish(loggers)
 
     def note(self, loggers: Iterable[Any], observation: Mapping[str, Any]) -> None:
-        """Keep in every record what was measured and left out, what moved the weights, and since when in vain."""
-        values = {**observation, **({"wandb_keys": sorted(self._at_wandb)} if self._at_wandb else {})}
+        """Send the summary of the training to every logger that keeps one, with steps left out and their reasons."""
+        values = dict(observation)
+        if self._at_wandb:
+            values["wandb_keys"] = sorted(self._at_wandb)
         if self.rows and len(self._not_finite) >= _IN_A_ROW:
             values["not_finite_since"] = self._not_finite[0]
         for logger in loggers:

@@ -1,4 +1,4 @@
-"""From per-unit tensors to numbers in loggers: one stacked device tensor, one host transfer, all loggers."""
+"""Readings: measured quantities on the device, their single transfer to the host, and their way to all loggers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lightning_normgeo.errors import warn_once
 
 @dataclass(frozen=True)
 class Reading:
-    """One quantity at one step.
+    """One measured quantity at one step, still on the device.
 
     Attributes:
         key: ``{group}/{quantity}``.
-        total: the aggregate, a scalar on the device, or None.
-        by_layer: one value per site, or None.
-        layers: what the entries of ``by_layer`` belong to.
+        total: the aggregate over all layers, a scalar on the device, or None.
+        by_layer: one value per layer, ``(layers,)``, or None.
+        layers: names of the layers in ``by_layer``.
         watch: whether the aggregate also goes to ``trainer.callback_metrics``.
-        internal: whether it is for the session alone and goes to no logger.
-        partial: whether it is NaN where it is not known, which is no reason to say anything.
+        internal: whether only the session uses the reading, and no logger gets it.
+        partial: whether NaN means that the value is not known, which needs no warning.
     """
 
     key: str
@@ -39,14 +39,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class HostValues:
-    """Readings on the host.
+    """The readings of one measured step on the host: one row for the loggers.
 
     Attributes:
-        scalars: finite aggregates and chosen sites, by metric key.
-        layers: for each quantity its finite values by site, for records that keep every layer.
+        scalars: finite aggregates and finite values of chosen layers, by metric key.
+        layers: for each quantity its finite values by layer, for records that keep every layer.
         watched: the aggregates for ``trainer.callback_metrics``.
-        dropped: how many values were not finite.
-        internal: what is for the session alone, by key and site.
+        dropped: the number of values that were not finite and are missing.
+        internal: values that only the session uses, by key and layer.
     """
 
     scalars: dict[str, float]
@@ -63,11 +63,11 @@ def transfer(
 
     Args:
         readings: quantities on one device.
-        valid: boolean scalars; unless all hold the readings describe a step that did not happen.
-        chosen: for each group the sites that get metric keys of their own.
+        valid: boolean scalars on the device. The step is invalid unless all are true.
+        chosen: for each metric group, the layers that get metric keys of their own.
 
     Returns:
-        The row, or None for an invalid step.
+        The row, or None for an invalid step, such as one with gradients that are not finite.
     """
     parts = [flag.reshape(1) for flag in valid]
     for reading in readings:
@@ -105,15 +105,15 @@ def _unpack(reading: Reading, values: Any, chosen: dict[str, frozenset[str]], ro
 
 
 def publish(row: HostValues, loggers: Iterable[Any], step: int, for_wandb: Mapping[str, float]) -> None:
-    """Send a row to every logger; one that fails is reported and never stops the training.
+    """Send a row to every logger; a logger that fails causes a warning and never stops the training.
 
-    Loggers with a ``log_layers`` method (RecordLogger) also get every layer.
+    Loggers with a ``log_layers`` method (RecordLogger) also get the values of every layer.
 
     Args:
-        row: of a measured step.
-        loggers: of the Trainer.
-        step: as Lightning counts.
-        for_wandb: the part of the scalars that W&B gets.
+        row: the row of a measured step.
+        loggers: the loggers of the Trainer.
+        step: the step number as Lightning counts it.
+        for_wandb: the scalars that are sent to W&B.
     """
     for logger in loggers:
         try:

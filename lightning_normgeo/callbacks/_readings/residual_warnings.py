@@ -1,4 +1,4 @@
-"""What a residual says: an increment that rounding cannot explain is what the instrument is for, so it is reported."""
+"""Warnings about residuals: increments of ‖W‖² that neither an optimizer's formula nor rounding explains."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lightning_normgeo.errors import warn_once
 from lightning_normgeo.probes.weight_step import WeightStep
 
 RESIDUAL, FLOOR, NORM_SQ = "residuals/residual", "residuals/floor", "residuals/weight_sq"
-"""Internal readings by weight."""
+"""Keys of internal readings with one value per weight: residual, rounding floor and ‖W‖²."""
 _FAR_ABOVE = 100.0
-"""How many times its floor a residual is when something else than rounding must have moved the weight."""
+"""Ratio of a residual to its rounding floor above which something other than rounding must have moved the weight."""
 
 
 def report_residuals(row: HostValues, steps: Sequence[WeightStep]) -> None:

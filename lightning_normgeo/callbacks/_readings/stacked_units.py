@@ -1,6 +1,6 @@
-"""All weights of one step side by side: one flat tensor per quantity instead of one for each weight.
+"""Per-unit quantities of all weights of one step, concatenated into one flat tensor per quantity.
 
-An operation on a hundred small tensors costs a hundred times what it costs on their concatenation.
+An operation on a hundred small tensors costs a hundred times as much as on their concatenation.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from lightning_normgeo.probes.weight_step import WeightStep
 
 
 class StackedUnits:
-    """Quantities of several weights; each is one value per unit, over all units of all weights.
+    """Quantities of several weights, each with one value per unit, over all units of all weights.
 
     Args:
-        steps: at least one.
+        steps: the steps of the weights, at least one.
     """
 
     def __init__(self, steps: Sequence[WeightStep]) -> None:
@@ -35,39 +35,39 @@ class StackedUnits:
         self._joined: dict[str, Tensor] = {}
 
     def column(self, name: str) -> Tensor:
-        """Return a tensor of the steps, such as ``weight_sq``."""
+        """Return a per-unit tensor of the steps, such as ``weight_sq``, concatenated over all weights."""
         if name not in self._joined:
             self._joined[name] = torch.cat([getattr(step, name) for step in self.steps])
         return self._joined[name]
 
     def spread(self, name: str) -> Tensor:
-        """Return a number of the steps, such as ``lr``, for each unit."""
+        """Return a number of each step, such as ``lr``, repeated for each unit of its weight."""
         return self.layers.spread([getattr(step, name) for step in self.steps])
 
     @cached_property
     def update(self) -> UpdateProducts:
-        """The inner products of all updates."""
+        """The inner products of the updates of all weights."""
         return UpdateProducts(*map(torch.cat, zip(*(step.update for step in self.steps if step.update), strict=True)))
 
     @cached_property
     def terms(self) -> IncrementTerms | None:
-        """The terms of all increments; None if one of them has no known decomposition."""
+        """The terms of the increments of all weights; None if one of them has no known decomposition."""
         known = [step.terms for step in self.steps if step.terms is not None]
         return IncrementTerms(*map(torch.cat, zip(*known, strict=True))) if len(known) == len(self.steps) else None
 
     @cached_property
     def increment(self) -> Tensor:
-        """The measured ‖W⁺‖² - ‖W‖²."""
+        """The measured increment ‖W⁺‖² - ‖W‖²."""
         return measured_increment(self.update.weight_update, self.update.update_sq)
 
     @property
     def has_gradient(self) -> bool:
-        """Whether every weight's gradient is the one at W."""
+        """Whether the gradient of every weight was computed at W."""
         return all(step.has_gradient for step in self.steps)
 
     @cached_property
     def floors(self) -> tuple[Tensor, Tensor]:
-        """What rounding in storage adds at random, and what the optimizer's arithmetic adds systematically."""
+        """The rounding floors per unit: of random errors in storage, and of systematic errors."""
         kinds = {(step.dtype, 1 if step.rule is None else step.rule.stores) for step in self.steps}
         parts = [self] if len(kinds) == 1 else [StackedUnits([step]) for step in self.steps]
         stored = [replace(part.steps[0], quartic=part.column("quartic")).storage_floor for part in parts]
@@ -75,11 +75,12 @@ class StackedUnits:
 
     @cached_property
     def floor_by_layer(self) -> Tensor:
-        """Both together for each weight: errors in storage are independent, the others add up as they are."""
+        """The rounding floor of each weight: random errors add up as squares, systematic ones linearly."""
         stored, computed = self.floors
         return self.layers.sum(stored.square()).sqrt() + self.layers.sum(computed)
 
     def _systematic(self) -> Tensor:
+        """Return the floor of systematic errors; zero where the increment has no known decomposition."""
         weight_sq, dtype = self.column("weight_sq"), self.steps[0].dtype
         if self.terms is None:
             return torch.zeros_like(weight_sq)

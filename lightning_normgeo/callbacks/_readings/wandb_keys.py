@@ -1,4 +1,4 @@
-"""Selection of the metric keys that W&B gets: it draws a chart for each, so a plain run has about twenty."""
+"""Selection of the metric keys sent to W&B: by default about twenty, since W&B draws a chart for each key."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ AGGREGATES = frozenset(quantity.key for quantity in QUANTITIES.values() if quant
 
 
 def for_wandb(scalars: Mapping[str, float], monitors: Iterable[Any]) -> dict[str, float]:
-    """Return the numbers of a measured step that W&B gets.
+    """Return the numbers of a measured step that are sent to W&B.
 
     Args:
-        scalars: all of them, by key.
-        monitors: those that measured it. One with ``wandb_keys="all"`` has all keys of its groups there; one whose
-            ``layers`` were chosen has the keys of these layers.
+        scalars: all numbers of the step, by metric key.
+        monitors: the monitors that measured the step. A monitor with ``wandb_keys="all"`` sends all keys of its groups;
+            a monitor with chosen ``layers`` also sends the keys of these layers.
     """
     monitors = list(monitors)
     whole = {group for monitor in monitors if monitor.wandb_keys == "all" for group in monitor.groups}
     chosen = {group for monitor in monitors if monitor.layers is not None for group in monitor.groups}
-    return {
-        key: value
-        for key, value in scalars.items()
-        if key in AGGREGATES or (group := key.partition("/")[0]) in whole or (group in chosen and key.count("/") > 1)
-    }
+    sent = {}
+    for key, value in scalars.items():
+        group = key.partition("/")[0]
+        is_of_one_layer = key.count("/") > 1
+        if key in AGGREGATES or group in whole or (group in chosen and is_of_one_layer):
+            sent[key] = value
+    return sent

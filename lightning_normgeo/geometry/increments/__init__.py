@@ -1,1 +1,1 @@
-"""Equation 16 and its exact generalization: what optimizer steps add to ‖W‖², by terms and over many steps."""
+"""Increments of ‖W‖² from optimizer steps: eq 16 of Sun et al. 2020, its generalization, and rounding errors."""

@@ -1,8 +1,8 @@
-r"""Norm increments of SGD with momentum that follow from ⟨W, g⟩ = 0 alone (eq 16), as a recursion over steps.
+r"""Norm increments of SGD with momentum that follow from ⟨W, g⟩ = 0 alone, as a recursion over steps.
 
-With momentum a step does not add η²‖g‖² to ‖W‖², but ⟨W, g⟩ = 0 still determines the increment. The inner product of W
-with the momentum buffer then obeys, for :math:`d = g + \lambda W`, :math:`b = \mu b^- + c\,d`,
-:math:`W^+ = W - \eta u` and u = b (Nesterov: d + μb),
+With momentum, a step no longer adds η²‖g‖² to ‖W‖² as in eq 16 of Sun et al. 2020, but eq 15, ⟨W, g⟩ = 0, still
+determines the increment. For :math:`d = g + \lambda W`, :math:`b = \mu b^- + c\,d`, :math:`W^+ = W - \eta u` and u = b
+(Nesterov: d + μb), the inner product of W with the momentum buffer obeys
 
 .. math:: \langle W, b\rangle = \mu\langle W, b^-\rangle + c\lambda\lVert W\rVert^2, \qquad
           \langle W^+, b\rangle = \langle W, b\rangle - \eta\langle u, b\rangle
@@ -23,7 +23,7 @@ from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 
 
 class MomentumState(NamedTuple):
-    """Inner products of the momentum buffers b of several weights, each ``(weights,)``."""
+    """Inner products of the momentum buffers b of several weights, each ``(weights,)``; zeros before the first step."""
 
     inner: Tensor
     """⟨W, b⟩ with W and b after the same step, in units of loss."""
@@ -38,11 +38,11 @@ def momentum_increment(
 
     Args:
         rule: the update rule of this step.
-        weight_sq: ‖W‖² before the step, ``(weights,)``.
-        gradient_sq: ‖g‖², ``(weights,)``.
-        direction_sq: ‖u‖² of the step's direction, ``(weights,)``; None where there is no buffer yet: it then follows
-            from the other arguments.
-        state: the state before the step; not read where there is no buffer yet.
+        weight_sq: ‖W‖² before the step, ``(weights,)``, in units of weight².
+        gradient_sq: ‖g‖², ``(weights,)``, in units of (loss per weight)².
+        direction_sq: ‖u‖² of the step's direction, ``(weights,)``, in units of (loss per weight)²; None where no
+            weight has a momentum buffer yet, since ‖u‖² then follows from the other arguments.
+        state: the state before the step; not used where there is no buffer yet.
 
     Returns:
         ‖W⁺‖² - ‖W‖², in units of weight², and the state after the step.

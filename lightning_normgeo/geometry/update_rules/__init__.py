@@ -1,1 +1,1 @@
-"""Update rules of optimizers: the terms of one step for any weight, as pure functions."""
+"""Update rules of optimizers: the formula of one step and the terms it adds to ‖W‖², as pure functions."""

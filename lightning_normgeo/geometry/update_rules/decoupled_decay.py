@@ -1,4 +1,4 @@
-"""How much decoupled weight decay shrinks a weight, of optimizers whose step has no formula."""
+"""Shrink factor of decoupled weight decay, for optimizers whose step has no known formula."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from lightning_normgeo.geometry.update_rules.registry import recipe_of
 from lightning_normgeo.geometry.update_rules.timm_options import corrected
 
 _FLAGS = ("decoupled_weight_decay", "weight_decouple", "decoupled_decay", "decoupled")
-"""Options that say so, in torch, pytorch-optimizer and timm."""
+"""Names of the option that makes weight decay decoupled, in torch, pytorch-optimizer and timm."""
 _ADAPTED = ("d", "fallback_lr_scale")
-"""Options of optimizers whose own learning rate, not η, multiplies the decay: D-Adaptation, Prodigy, timm's Muon."""
+"""Options of optimizers that multiply the decay with an adapted learning rate instead of η: D-Adaptation, Prodigy,
+timm's Muon."""
 _UNEXPLAINED = {
     "pytorch_optimizer.optimizer.soap.SOAP",
     "soap.SOAP",
@@ -21,19 +22,22 @@ _UNEXPLAINED = {
     "muon.MuonWithAuxAdam",
     "muon.SingleDeviceMuonWithAuxAdam",
 }
-"""Classes without a recipe that always multiply W with 1 - ηλ: SOAP and Muon, also as their authors' single files."""
+"""Classes without a recipe that always multiply W with 1 - ηλ: SOAP and Muon, in pytorch-optimizer and as published by
+their authors."""
 
 
 def shrink_of(optimizer: Optimizer, group: Group) -> Scalar:
-    """Return s of W⁺ = sW - U, for :func:`~lightning_normgeo.geometry.identity_terms`.
+    """Return the factor s of decoupled weight decay, in W⁺ = sW - U.
+
+    :func:`~lightning_normgeo.geometry.identity_terms` takes it as ``shrink``.
 
     Args:
-        optimizer: any.
+        optimizer: any optimizer.
         group: one of its parameter groups, read before the step.
 
     Returns:
-        1 - ηλ where the group or the class says that decay is decoupled, 1 - λ where it is also fixed; else 1, also
-        where that is unknown: decay then counts as part of the step.
+        1 - ηλ where the group or the class says that decay is decoupled, and 1 - λ where it also has
+        ``fixed_decay``. Otherwise 1, also where this is unknown: decay then counts as part of the step U.
     """
     decay = scalar(group.get("weight_decay") or 0.0)
     if not _is_decoupled(optimizer, group) or (isinstance(decay, float | int) and decay == 0):

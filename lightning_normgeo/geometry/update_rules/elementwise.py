@@ -1,13 +1,14 @@
-r"""What the update rules of Adam and its relatives have in common: they scale each element by itself.
+r"""Base class of the update rules of Adam and its relatives, which scale each element separately.
 
-All of them move a weight by :math:`W^+ = sW - (G + M + \Lambda)`, elementwise parts that come from the gradient, from
-the momentum before the step, and from weight decay inside the gradient; s is decoupled weight decay. Hence
+All of them move a weight by :math:`W^+ = sW - (G + M + \Lambda)`. G, M and Λ are the parts of the step that come from
+the gradient, from the momentum before the step, and from weight decay added to the gradient; s is the factor of
+decoupled weight decay. Hence
 
 .. math:: \Delta\lVert W\rVert^2 = (s^2-1)\lVert W\rVert^2 - 2s\langle W, G + M + \Lambda\rangle
           + \lVert G + M + \Lambda\rVert^2
 
-⟨W, G⟩ is not zero for scale-invariant weights, since G is not along the gradient: eq 16 does not cover these
-optimizers.
+⟨W, G⟩ is not zero for scale-invariant weights, since G is not parallel to the gradient: eq 16 of Sun et al. 2020 does
+not cover these optimizers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from lightning_normgeo.geometry.rows import dot
 
 
 class StepParts(NamedTuple):
-    """What one step takes off sW, elementwise; None for a part that the optimizer does not have."""
+    """Parts G, M and Λ that one step subtracts from sW, of the shape of W; None for parts that the optimizer lacks."""
 
     gradient: Tensor
     momentum: Tensor | None = None
@@ -33,15 +34,17 @@ class StepParts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ElementwiseRule(ABC):
-    r"""Base of rules :math:`W^+ = sW - (G + M + \Lambda)`; for an optimizer of your own write :meth:`parts`.
+    r"""Base of the rules :math:`W^+ = sW - (G + M + \Lambda)`. For your own optimizer, implement :meth:`parts`.
 
     Args:
         lr: learning rate η at this step.
-        weight_decay: λ.
-        decoupled: whether decay is outside the gradient, as in AdamW.
-        maximize: as in torch, g → -g.
-        dtype: what 1 - ηλ is rounded to, the same way for every element: the weight's, or float32 for one of 16 bits,
-            with which torch computes in float32; float64 where decay is subtracted instead, ηλW by ηλW.
+        weight_decay: λ. Default: 0.
+        decoupled: whether decay multiplies the weight with 1 - ηλ, as in AdamW, instead of being added to the
+            gradient. Default: False.
+        maximize: whether the optimizer follows +g instead of -g, as in torch. Default: False.
+        dtype: type that 1 - ηλ is rounded to, in the same way for every element: the weight's, or float32 for weights
+            of 16 bits, for which torch computes in float32. Default: float64, also right for optimizers that subtract
+            ηλW instead of multiplying with 1 - ηλ.
     """
 
     lr: Scalar
@@ -53,29 +56,29 @@ class ElementwiseRule(ABC):
 
     @abstractmethod
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return what this step takes off sW, from wide ``(rows, n)`` blocks.
+        """Return the parts G, M and Λ that this step subtracts from sW, η included, each ``(rows, n)``.
 
         Args:
-            weight: W.
-            gradient: g as the optimizer reads it.
-            state: the optimizer's state before the step, as described with the rule.
+            weight: W before the step, ``(rows, n)``, in float64 (float32 on devices without it).
+            gradient: g as the optimizer reads it, ``(rows, n)``.
+            state: the optimizer's state before the step, as the rule's docstring describes it.
         """
 
     @property
     def stores(self) -> int:
-        """How many times a step stores the weight: decoupled decay does so by itself."""
+        """The number of times that one step stores the weight: decoupled decay is one more operation on it."""
         return 2 if self.decoupled and some(self.weight_decay) else 1
 
     @property
     def shrink(self) -> Scalar:
-        """s: what decoupled weight decay multiplies W with, else 1."""
+        """The factor s that decoupled weight decay multiplies W with; 1 without it."""
         if not self.decoupled:
             return 1.0
         return shrunk(1 - self.lr * self.weight_decay, self.dtype)
 
     @property
     def coupled(self) -> Scalar:
-        """λ where decay is added to the gradient, else 0."""
+        """The weight decay λ that is added to the gradient; 0 where decay is decoupled."""
         return 0.0 if self.decoupled else self.weight_decay
 
     def products(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -83,7 +86,7 @@ class ElementwiseRule(ABC):
         return self.reduced(weight, self.parts(weight, gradient, *state))
 
     def reduced(self, weight: Tensor, parts: StepParts, shrink: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return the products of rows of W and of the parts, and behind them an s that is not the rule's."""
+        """Return the products of the rows of W with the parts, followed by ``shrink`` for each row if it is given."""
         none = weight.new_zeros(weight.shape[0])
         inner = [none if part is None else dot(weight, part) for part in parts]
         whole = sum((part for part in parts[1:] if part is not None), parts.gradient)
@@ -98,13 +101,13 @@ class ElementwiseRule(ABC):
         return IncrementTerms(
             gradient=-2 * shrink * by_gradient,
             momentum=-2 * shrink * by_momentum,
-            # (s² - 1) as (s - 1)(s + 1): nothing is lost where ηλ is tiny
+            # (s² - 1) as (s - 1)(s + 1): no cancellation where ηλ is tiny
             weight_decay=(shrink - 1) * (shrink + 1) * weight_sq - 2 * shrink * by_decay,
             quadratic=whole_sq,
         )
 
     def full(self, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g with the sign it is followed in, and g̃ = g + λW where decay is coupled."""
+        """Return g, negated if the optimizer maximizes, and g̃ = g + λW (g̃ = g where decay is decoupled)."""
         gradient = -gradient if self.maximize else gradient
         return gradient, gradient + self.coupled * weight if some(self.coupled) else gradient
 
@@ -116,7 +119,15 @@ class ElementwiseRule(ABC):
         rates: tuple[Scalar, Scalar],
         by: Tensor | float,
     ) -> StepParts:
-        """Return G = r_g g/D, M = r_m m/D and Λ = r_g λW/D."""
+        """Return the parts G = r_g g/D, M = r_m m/D and Λ = r_g λW/D.
+
+        Args:
+            weight: W.
+            gradient: g.
+            momentum: m before the step; None where there is none yet.
+            rates: (r_g, r_m).
+            by: D.
+        """
         by_gradient, by_momentum = rates
         return StepParts(
             gradient * by_gradient / by,
@@ -126,19 +137,19 @@ class ElementwiseRule(ABC):
 
 
 def average(before: Tensor | None, value: Tensor, decay: Scalar) -> Tensor:
-    """Return the exponential moving average after ``value``; None for one that is zero so far."""
+    """Return the exponential moving average after ``value``; ``before`` is None for an average that starts at zero."""
     fresh = value * (1 - decay)
     return fresh if before is None else before * decay + fresh
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return what torch computes elementwise in where ``dtype`` is stored: float32 for 16 bits, and real numbers."""
+    """Return the real type in which torch computes elementwise on tensors of ``dtype``: float32 for 16-bit types."""
     real = dtype.to_real()
     return torch.float32 if torch.finfo(real).bits < 32 else real
 
 
 def shrunk(factor: Scalar, dtype: torch.dtype) -> Scalar:
-    """Return 1 - ηλ as torch multiplies a tensor with it that is stored in ``dtype``."""
+    """Return the factor 1 - ηλ, rounded as torch rounds it before multiplying a tensor of ``dtype`` with it."""
     exact = arithmetic_dtype(dtype)
     if isinstance(factor, Tensor):
         return factor.to(exact).to(factor.dtype)
@@ -146,5 +157,7 @@ def shrunk(factor: Scalar, dtype: torch.dtype) -> Scalar:
 
 
 def some(value: Scalar) -> bool:
-    """Whether a hyperparameter may differ from zero; on a device nobody waits for the answer."""
-    return True if isinstance(value, Tensor) and value.device.type != "cpu" else bool(value != 0)
+    """Whether a hyperparameter may differ from zero; True for any tensor on an accelerator."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return True  # comparing it would make the CPU wait for the device
+    return bool(value != 0)

@@ -1,4 +1,4 @@
-"""Descriptions of optimizers: from a parameter group and a state to an update rule."""
+"""Descriptions of optimizers, which turn a parameter group and an optimizer state into an update rule."""
 
 from __future__ import annotations
 
@@ -18,31 +18,34 @@ Group = dict[str, Any]
 State = dict[str, Any]
 Described = tuple[UpdateRule, tuple[Tensor, ...]]
 _NEUTRAL = frozenset({"params", "foreach", "fused", "capturable", "differentiable", "initial_lr"})
-"""Options that say how a step is computed, and not which."""
+"""Options that change how a step is computed, but not its result."""
 
 
 class Describe(Protocol):
-    """Tells the rule of one parameter's next update, and the optimizer state it reads, before the step."""
+    """Protocol of a function that describes one parameter's next update, before the step."""
 
     def __call__(self, group: Group, state: State, dtype: torch.dtype) -> Described | None:
-        """Return the rule and the tensors that its ``parts`` get, each of the parameter's shape; None if unknown.
+        """Return the update rule and the state tensors that it reads, or None if the update has no known formula.
+
+        The tensors of an elementwise rule have the shape of the parameter.
 
         Args:
-            group: the parameter group, read now: a scheduler changes ``lr`` right after the step.
-            state: ``optimizer.state[parameter]`` before the step; usually empty at the first.
-            dtype: what the parameter is stored in.
+            group: the parameter group. Read its values in this call: a scheduler changes ``lr`` right after the step.
+            state: ``optimizer.state[parameter]`` before the step; usually empty before the first step.
+            dtype: the type that the parameter is stored in.
         """
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A description of somebody's optimizer that says for which of its options it holds.
+    """A description of one class of optimizers, with the options for which it is valid.
 
     Attributes:
-        describe: gets the group with all options, what ``reads`` finds, and only the one parameter that it is about.
-        options: which of them it understands.
-        reads: what it has to know of the optimizer itself.
-        refuses: options that only a group can have, which change the step when they are set.
+        describe: the description. It gets the group with all options, the values that ``reads`` returns, and in
+            ``params`` only the parameter to describe.
+        options: names of the options that the description understands.
+        reads: functions of the optimizer; their values are added to the group by name.
+        refuses: options that are not in ``optimizer.defaults`` and change the step when they are set.
         always_decoupled: whether the class multiplies W with 1 - ηλ whatever its options are.
     """
 
@@ -53,16 +56,16 @@ class Recipe:
     always_decoupled: bool = False
 
     def __call__(self, group: Group, state: State, dtype: torch.dtype) -> Described | None:
-        """Describe an update of a group that is covered."""
+        """Describe the next update of one parameter of a group that :meth:`covers` accepts."""
         return self.describe(group, state, dtype)
 
     def covers(self, optimizer: Optimizer, group: Group) -> bool:
-        """Whether all options are understood; one that a later version has brought may stay switched off."""
+        """Whether the description understands all options of the group; unknown ones must be switched off."""
         unknown = (set(optimizer.defaults) | self.refuses) - self.options - _NEUTRAL
         return not any(_is_set(group.get(name, optimizer.defaults.get(name))) for name in unknown)
 
     def view(self, optimizer: Optimizer, group: Group, parameter: Tensor | None) -> Group:
-        """Return the group that ``describe`` gets."""
+        """Return the group as ``describe`` gets it."""
         own = {name: read(optimizer) for name, read in self.reads.items()}
         return {**group, "params": [] if parameter is None else [parameter], **own}
 
@@ -74,7 +77,7 @@ def recipe(
     always_decoupled: bool = False,
     **reads: Callable[[Optimizer], Any],
 ) -> Recipe:
-    """Return a :class:`Recipe` from names of options that are separated by spaces."""
+    """Return a :class:`Recipe`; ``options`` and ``refuses`` are names separated by spaces."""
     return Recipe(describe, frozenset(options.split()), reads, frozenset(refuses.split()), always_decoupled)
 
 
@@ -83,45 +86,48 @@ def _is_set(value: Any) -> bool:
 
 
 def scalar(value: float | Tensor) -> float | Tensor:
-    """Return a hyperparameter that may be a tensor, as torch allows, in wide precision and as it is now."""
+    """Return the current value of a hyperparameter: a number, or a wide copy of a tensor on an accelerator."""
     if not isinstance(value, Tensor):
         return value
     return float(value) if value.device.type == "cpu" else value.detach().to(wide_dtype(value.device), copy=True)
 
 
 def shared(group: Group, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what all elementwise rules have."""
+    """Return the arguments that all elementwise rules have."""
     lr, exact = group["lr"], arithmetic_dtype(dtype)
     return {
         "lr": scalar(lr),
         "weight_decay": scalar(group["weight_decay"]),
         "decoupled": bool(group.get("decoupled_weight_decay", False)),
         "maximize": bool(group.get("maximize", False)),
-        # torch computes 1 - ηλ in the dtype of a tensor η, then rounds it to the weight's: the coarser one is left
+        # torch computes 1 - ηλ in the dtype of a tensor η, then rounds it to the weight's: the coarser one decides
         "dtype": max(exact, lr.dtype, key=lambda d: torch.finfo(d).eps) if isinstance(lr, Tensor) else exact,
     }
 
 
 def pair(betas: tuple[Any, ...]) -> tuple[Scalar, Scalar]:
-    """Return (β₁, β₂)."""
+    """Return the pair (β₁, β₂) as numbers or wide tensors."""
     return scalar(betas[0]), scalar(betas[1])
 
 
 def moments(group: Group, state: State) -> dict[str, Any]:
-    """Return what Adam and its relatives have; torch creates the state, as zeros, inside the first step."""
+    """Return the arguments that the rules of Adam and its relatives share.
+
+    The state is empty before the first step, in which torch creates it as zeros.
+    """
     step = state["step"] + 1 if state else 1.0
     if not (group.get("capturable") or group.get("differentiable")) or group.get("fused"):
         step = scalar(step)
-    elif not isinstance(step, Tensor):  # there β^t is a tensor of float32, and 1 - β^t has few digits at first
+    elif not isinstance(step, Tensor):  # there β^t is a float32 tensor, so 1 - β^t loses digits in the first steps
         step = torch.tensor(step, dtype=scalar_dtype())
     return {"betas": pair(group["betas"]), "eps": group["eps"], "step": step}
 
 
 def scalar_dtype() -> torch.dtype:
-    """Return what torch keeps numbers of a state in."""
+    """Return the type in which torch stores scalars of an optimizer state."""
     return torch.promote_types(torch.get_default_dtype(), torch.float32)
 
 
 def averages(state: State, *names: str) -> tuple[Tensor, ...]:
-    """Return the tensors of a state; none before there is one."""
+    """Return tensors of an optimizer state by name; none where the state is empty."""
     return tuple(state[name] for name in names) if state else ()

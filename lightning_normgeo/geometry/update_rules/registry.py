@@ -1,4 +1,4 @@
-"""Registry of optimizers: from an optimizer to the update rule that explains its norm increments."""
+"""Registry of optimizers, which finds the update rule that explains the norm increments of an optimizer."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ from lightning_normgeo.utilities.checked_values import shown
 
 
 def register_optimizer(optimizer: type[Optimizer], describe: Describe) -> None:
-    """Explain the increments of an optimizer of your own, in every monitor.
+    """Register the update rule of your own optimizer, so that every monitor can explain its norm increments.
 
-    The registered rule holds for the class and for subclasses that keep its ``step``. Registering a class again
-    replaces its rule.
+    The registered rule holds for the class and for subclasses that do not override its ``step``. Registering a class
+    again replaces its rule.
 
     Args:
-        optimizer: the class.
-        describe: returns the rule of a parameter's next update, such as
-            :class:`~lightning_normgeo.geometry.LionRule` or an
-            :class:`~lightning_normgeo.geometry.ElementwiseRule` of your own, and the state it reads.
+        optimizer: the class, derived from ``torch.optim.Optimizer``.
+        describe: a function of a parameter group, an optimizer state and a dtype. It returns the rule of the
+            parameter's next update, such as :class:`~lightning_normgeo.geometry.LionRule` or your own
+            :class:`~lightning_normgeo.geometry.ElementwiseRule`, and the state tensors that the rule reads; None where
+            the update has no known formula.
 
     Raises:
-        ConfigurationError: if ``optimizer`` is not a class of optimizers, or ``describe`` no function.
+        ConfigurationError: if ``optimizer`` is not a class of optimizers, or ``describe`` is not a function.
 
     Example:
         >>> class Lion(torch.optim.Optimizer):
@@ -62,19 +63,19 @@ def describe_update(
     dtype: torch.dtype = torch.float64,
     parameter: Tensor | None = None,
 ) -> Described | None:
-    """Return the rule of one parameter's next update, and the optimizer state it reads, before the step.
+    """Return the rule of one parameter's next update, and the state tensors it reads, before the step.
 
     Args:
-        optimizer: any; known are those of torch but LBFGS and SparseAdam, many of timm, lion-pytorch and
-            pytorch-optimizer, what :func:`register_optimizer` added, and subclasses that keep their ``step``.
+        optimizer: any optimizer. Known are those of torch except LBFGS and SparseAdam, many of timm, lion-pytorch and
+            pytorch-optimizer, those added by :func:`register_optimizer`, and subclasses that do not override ``step``.
         group: the parameter group.
         state: ``optimizer.state[parameter]``.
-        dtype: what the parameter is stored in.
-        parameter: the parameter; some rules depend on its shape.
+        dtype: the type that the parameter is stored in. Default: float64.
+        parameter: the parameter, which rules that depend on its shape need. Default: None.
 
     Returns:
-        The rule and its state tensors, or None for an optimizer whose increments have no known decomposition, and for
-        one with an option that its rule does not know.
+        The rule and its state tensors; None for an optimizer whose increments have no known decomposition, or which
+        has an option switched on that its rule does not know.
     """
     describe = description_of(type(optimizer))
     if isinstance(describe, Recipe):
@@ -85,7 +86,7 @@ def describe_update(
 
 
 def described_safely(optimizer: Optimizer, group: Group, state: State, parameter: nn.Parameter) -> Described | None:
-    """Return :func:`describe_update` for a training that nothing may stop: None where it fails for this parameter."""
+    """Return the result of :func:`describe_update`; None with one warning, instead of an exception, where it fails."""
     try:
         described = describe_update(optimizer, group, state, parameter.dtype.to_real(), parameter)
         if described is None or not _fits(described, parameter):
@@ -102,29 +103,29 @@ def described_safely(optimizer: Optimizer, group: Group, state: State, parameter
 
 
 def warn_unexplained(what: object, error: Exception) -> None:
-    """Say once that the formula of an optimizer could not be applied."""
+    """Warn once that the formula of an optimizer could not be applied."""
     warn_once(f"Increments of some weights are not explained, since {type(what).__name__} failed: {error!r}.")
 
 
 def decays_in_double(group: Group, device: torch.device) -> bool:
-    """Whether decoupled decay is W - ηλW with ηλ in double precision, as in torch's fused kernel for CUDA.
+    """Whether decoupled decay is computed as W - ηλW with ηλ in double precision, as in torch's fused CUDA kernel.
 
-    Everywhere else torch multiplies W with 1 - ηλ, rounded as W is.
+    Everywhere else torch multiplies W with 1 - ηλ, rounded to the precision of W.
     """
     return bool(group.get("fused")) and device.type == "cuda"
 
 
 def _rounds_decay(rule: UpdateRule, group: Group, parameter: Tensor) -> bool:
-    """Whether torch rounds 1 - ηλ to 16 bits, as its foreach operations do on a CPU and nothing else does."""
+    """Whether torch rounds 1 - ηλ to 16 bits, as only its foreach operations on a CPU do."""
     short = torch.finfo(parameter.dtype).bits < 32 and parameter.device.type == "cpu" and bool(group.get("foreach"))
     return short and isinstance(rule, ElementwiseRule) and bool(rule.shrink != 1)
 
 
 def description_of(kind: type[Optimizer]) -> Describe | None:
-    """Return what describes a class of optimizers: its own entry, or that of the nearest base whose step it keeps."""
+    """Return the description of an optimizer class: its own, or that of the nearest base whose step it inherits."""
     for base in kind.__mro__:
         describe = _DESCRIPTIONS.get(base) or recipe_of(base)
-        if describe is describe_lion:  # which holds for a Lion as published, and no library's is only that
+        if describe is describe_lion:  # it covers the published Lion only; libraries add options, which recipes check
             describe = recipe_of(base) or OWN_LION
         if describe is not None:
             return describe if _keeps_step(kind, base) else None
@@ -132,25 +133,26 @@ def description_of(kind: type[Optimizer]) -> Describe | None:
 
 
 def recipe_of(kind: type) -> Recipe | None:
-    """Return the recipe of a class by its name, whatever its bases are."""
+    """Return the recipe of a class by its qualified name alone; base classes are not searched."""
     return RECIPES.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
 def _keeps_step(kind: type[Optimizer], base: type[Optimizer]) -> bool:
-    """Whether a class has the step of its base, and what its base has written for it."""
+    """Whether a class inherits ``step`` and all its helper methods from ``base`` unchanged."""
     family = [known for known in base.__mro__ if issubclass(known, Optimizer) and known is not Optimizer]
     helpers = {name for known in family for name in vars(known) if not name.startswith("__")} - set(vars(Optimizer))
     return all(_same(getattr(kind, name, None), getattr(base, name, None)) for name in helpers | {"step"})
 
 
 def _same(one: object, other: object) -> bool:
+    """Whether two attributes are the same function; other values count as the same."""
     if callable(one) and callable(other):
         return inspect.unwrap(one) is inspect.unwrap(other)
     return True
 
 
 def _fits(described: Described, parameter: Tensor) -> bool:
-    """Whether a state can be read with the parameter, element by element."""
+    """Whether all state tensors match the parameter elementwise, in shape and kind of numbers."""
     rule, tensors = described
     if isinstance(rule, WholeTensorRule):
         return True
@@ -164,13 +166,13 @@ def _fits(described: Described, parameter: Tensor) -> bool:
 
 
 def _collected() -> dict[str, Recipe]:
-    """Return the recipes of all files in ``optimizers``."""
+    """Return the recipes of all modules in ``optimizers``, by the qualified name of the optimizer."""
     files = (info.name for info in pkgutil.iter_modules(optimizers.__path__))
     modules = [importlib.import_module(f"{optimizers.__name__}.{name}") for name in files]
     return {name: recipe for module in modules for name, recipe in module.RECIPES.items()}
 
 
 RECIPES: Mapping[str, Recipe] = _collected()
-"""Recipes by the qualified name of the class, so that no library is imported to recognize its optimizers."""
+"""Recipes by the qualified name of the class: recognizing an optimizer needs no import of its library."""
 _DESCRIPTIONS: dict[type[Optimizer], Describe] = {}
-"""Descriptions that users have registered."""
+"""Descriptions that :func:`register_optimizer` added."""

@@ -1,4 +1,4 @@
-"""Options that the optimizers of timm share: corrected weight decay and caution."""
+"""Options that several optimizers of timm share: corrected weight decay and caution."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ ADAM_STATE = ("exp_avg", "exp_avg_sq")
 
 
 def corrected(group: Group) -> Group:
-    """Return the group with λη/η_max in place of λ where timm corrects weight decay: s = 1 - λη²/η_max."""
+    """Return the group with λ replaced by λη/η_max where timm corrects weight decay, so that s = 1 - λη²/η_max."""
     if not group.get("corrected_weight_decay", False):
         return group
     return {**group, "weight_decay": group["weight_decay"] * scalar(group["lr"]) / group["max_lr_snapshot"]}
 
 
 def with_caution(rule: ElementwiseRule, group: Group) -> ElementwiseRule:
-    """Return the rule, masked where the group asks for timm's caution (Liang et al. 2024)."""
+    """Return the rule, as a :class:`CautiousRule` if the group has timm's option ``caution`` (Liang et al. 2024)."""
     return cautious(rule) if group.get("caution", False) else rule
 
 
 def with_decoupled_decay(group: Group, dtype: torch.dtype, subtracted: bool = False) -> dict[str, Any]:
-    """Return the options of all rules with decoupled decay.
+    """Return the arguments that all rules with decoupled decay share.
 
     Args:
         group: the parameter group.
-        dtype: of the parameter.
-        subtracted: whether the optimizer subtracts ηλW, instead of multiplying W with s = 1 - ηλ.
+        dtype: the type that the parameter is stored in.
+        subtracted: whether the optimizer subtracts ηλW instead of multiplying W with s = 1 - ηλ.
     """
     found = shared({**corrected(group), "decoupled_weight_decay": True}, dtype)
     return found | {"dtype": torch.float64} if subtracted else found

@@ -1,8 +1,8 @@
-"""Rules of optimizers that look at a whole weight before they move an element: by a norm, a mean or a matrix.
+"""Base class of update rules whose step depends on a whole weight: on a norm, a mean or a matrix product of it.
 
-Where :class:`~lightning_normgeo.geometry.ElementwiseRule` reads blocks of rows, these read tensors as the optimizer has
-them, and take norms in its own precision: a norm of a million float32 numbers is off by 1e-5 on a CPU, far more than
-everything else in a step. The terms are the same.
+:class:`~lightning_normgeo.geometry.ElementwiseRule` reads blocks of rows. These rules read tensors as the optimizer has
+them, and compute norms in the optimizer's precision: a norm of a million float32 numbers has an error of 1e-5 on a CPU,
+far more than all other errors of a step. The terms of the increment are the same.
 """
 
 from __future__ import annotations
@@ -21,32 +21,36 @@ from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule,
 
 
 class Direction(NamedTuple):
-    """What one step of a whole weight does."""
+    """The parts of one step of a whole weight, and the factor of its decoupled decay."""
 
     parts: StepParts
     shrink: Tensor | None = None
-    """s, a scalar, where the step itself finds it out; None where it is the rule's."""
+    """s, a scalar tensor, where it depends on the tensors of the step; None where it is the rule's ``shrink``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeTensorRule(ElementwiseRule):
-    """Base of rules :math:`W^+ = sW - (G + M + Λ)` with parts that depend on all of a weight; write :meth:`direction`.
+    """Base of the rules :math:`W^+ = sW - (G + M + Λ)` whose parts depend on the whole weight.
 
-    Cost: the optimizer's own arithmetic once more, and its scratch memory for one weight at a time.
+    Subclasses implement :meth:`direction`.
+
+    Cost: the arithmetic of one optimizer step, and its scratch memory for one weight at a time.
     """
 
     @abstractmethod
     def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return what this step takes off sW, η included, from whole tensors.
+        """Return the parts that this step subtracts from sW, η included, computed from whole tensors.
+
+        No argument may be modified.
 
         Args:
             weight: W as it is stored, of any shape.
-            gradient: g as the optimizer reads it, unscaled.
-            state: the optimizer's state before the step, as described with the rule. Nothing of this may be written to.
+            gradient: g as the optimizer reads it, unscaled, of the same shape.
+            state: the optimizer's state before the step, as the rule's docstring describes it.
         """
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return what :meth:`direction` found, read as state."""
+        """Return the parts that :meth:`direction` computed before, which are passed here as ``state``."""
         del weight, gradient
         return StepParts(*state)
 
@@ -54,14 +58,14 @@ class WholeTensorRule(ElementwiseRule):
 def whole_products(
     rule: WholeTensorRule, rows: Callable[[Tensor], Tensor], weight: Tensor, gradient: Tensor, *state: Tensor
 ) -> tuple[Tensor, ...]:
-    """Return the ``products`` of a rule by unit, from whole tensors.
+    """Return the per-unit ``products`` of a rule, each ``(units,)``, computed from whole tensors.
 
     Args:
-        rule: of the optimizer.
-        rows: views a tensor of the weight's shape with one unit per row.
-        weight: W.
-        gradient: g.
-        state: what ``rule`` reads.
+        rule: the optimizer's rule.
+        rows: a function that views a tensor of the weight's shape as a matrix with one unit per row.
+        weight: W before the step, of its original shape.
+        gradient: g, of the same shape.
+        state: the state tensors that ``rule`` reads.
     """
     parts, shrink = rule.direction(weight, gradient, *state)
     there = {name: part for name, part in parts._asdict().items() if part is not None}
@@ -74,14 +78,15 @@ def whole_products(
 
 @dataclass(frozen=True, kw_only=True)
 class CautiousRule(WholeTensorRule):
-    r"""A cautious optimizer: only elements whose step agrees with the gradient move (Liang et al. 2024).
+    r"""A cautious optimizer, which moves only the elements whose step has the gradient's sign (Liang et al. 2024).
 
     With the step U of ``base`` and the mask :math:`m = [U \odot \tilde g > 0]`, the step is :math:`U \odot m / \bar m`.
-    G, M and Λ are those of the base, masked alike. The state is the base's.
+    G, M and Λ are those of the base, with the same mask. The state is the base's.
 
     Args:
         base: the rule without caution; its η, λ and s are used.
-        scale: what m is divided by: its mean, at least 1e-3 (timm), or (Σm + 1)/n (pytorch-optimizer).
+        scale: the divisor of m. ``mean``: its mean, at least 1e-3 (timm); ``count``: (Σm + 1)/n (pytorch-optimizer).
+            Default: ``mean``.
     """
 
     base: ElementwiseRule
@@ -89,16 +94,16 @@ class CautiousRule(WholeTensorRule):
 
     @property
     def stores(self) -> int:
-        """How many times a step stores the weight: as often as without caution."""
+        """The number of times that one step stores the weight: the same as without caution."""
         return self.base.stores
 
     @property
     def shrink(self) -> Scalar:
-        """What decay multiplies W with: s of the base."""
+        """The factor s that decoupled weight decay multiplies W with: that of the base."""
         return self.base.shrink
 
     def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return G, M and Λ behind the mask."""
+        """Return the parts G, M and Λ of the base, masked."""
         wide = wide_dtype(weight.device)
         w, g, *states = (tensor.to(wide) for tensor in (weight, gradient, *state))
         parts = self.base.parts(w, g, *states)
@@ -106,7 +111,7 @@ class CautiousRule(WholeTensorRule):
 
 
 def masked(parts: StepParts, gradient: Tensor, scale: Literal["mean", "count"] = "mean") -> StepParts:
-    """Return the parts of a step where it agrees with the gradient, scaled as :class:`CautiousRule` says."""
+    """Return the parts of a step, multiplied with the scaled mask of :class:`CautiousRule`."""
     whole = sum((part for part in parts[1:] if part is not None), parts.gradient)
     mask = (whole * gradient > 0).to(gradient.dtype)
     mask = mask / mask.mean().clamp_min(1e-3) if scale == "mean" else mask * (mask.numel() / (mask.sum() + 1))
@@ -114,24 +119,24 @@ def masked(parts: StepParts, gradient: Tensor, scale: Literal["mean", "count"] =
 
 
 def scaled(parts: StepParts, by: Tensor | Scalar) -> StepParts:
-    """Return all parts of a step times one factor, or elementwise."""
+    """Return the parts of a step, each multiplied with the same scalar or elementwise factor."""
     momentum, decay = (None if part is None else part * by for part in parts[1:])
     return StepParts(parts.gradient * by, momentum, decay)
 
 
 def cautious(base: ElementwiseRule, scale: Literal["mean", "count"] = "mean") -> CautiousRule:
-    """Return the cautious form of a rule."""
+    """Return the :class:`CautiousRule` of a base rule."""
     return CautiousRule(
         base=base, scale=scale, lr=base.lr, weight_decay=base.weight_decay, decoupled=base.decoupled, dtype=base.dtype
     )
 
 
 def own_norm(tensor: Tensor) -> Tensor:
-    """Return ‖x‖ as an optimizer has it, rounded in the precision of its tensors, in wide precision."""
+    """Return ‖x‖ computed in the precision of the tensor, as the optimizer does, and converted to wide precision."""
     norm: Tensor = tensor.norm(2.0)
     return norm.to(wide_dtype(tensor.device))
 
 
 def zeros_if_new(state: tuple[Tensor, ...], like: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Return the state, which is zero at a weight's first step."""
+    """Return the state tensors, or ``count`` zero tensors before a weight's first step."""
     return state or tuple(torch.zeros_like(like) for _ in range(count))

@@ -1,1 +1,1 @@
-"""One file per optimizer family: its update rule, its description, and the names of its classes."""
+"""Update rules by optimizer family: one module each, with the rules, their descriptions and recipes by class name."""

@@ -1,4 +1,4 @@
-"""Adafactor of torch: second moments of a matrix as an outer product."""
+"""Adafactor of torch, which keeps the second moments of a matrix as an outer product."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from lightning_normgeo.geometry.update_rules.whole_tensor import Direction, Whol
 
 @dataclass(frozen=True, kw_only=True)
 class AdafactorRule(WholeTensorRule):
-    r"""torch.optim.Adafactor: a step of the length of the weight, with a v of rank one, Shazeer & Stern 2018.
+    r"""torch.optim.Adafactor: steps proportional to rms(W), with a v of rank one (Shazeer & Stern 2018).
 
-    G = α g/√v̂ / max(1, rms(g/√v̂)/d), α = max(ε₂, rms(W)) min(η, 1/√t). The state is (r⁻, c⁻) of a matrix, (v⁻,) of a
-    vector, or nothing at the first step.
+    G = α g/√v̂ / max(1, rms(g/√v̂)/d), α = max(ε₂, rms(W)) min(η, 1/√t). The state is (r⁻, c⁻), the means over rows
+    and columns, for a matrix, (v⁻,) for a vector, and empty before the first step.
 
     Args:
-        decay: the exponent of t that gives 1 - β₂.
+        decay: the exponent of t that gives 1 - β₂. Default: -0.8.
         eps: (ε₁, ε₂).
-        clip: d.
-        step: t of this step, from 1.
+        clip: d. Default: 1.
+        step: number t of this step, from 1.
     """
 
     decay: float = -0.8
@@ -44,7 +44,7 @@ class AdafactorRule(WholeTensorRule):
     step: Scalar = 1.0
 
     def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return G, by torch's operations in its own precision."""
+        """Return the part G, by the same operations as in torch, in the optimizer's precision."""
         gradient = -gradient if self.maximize else gradient
         size = weight.numel() ** 0.5
         update = self._estimate(gradient, *state).clamp_(min=self.eps[0] ** 2).rsqrt_().mul_(gradient)
@@ -53,6 +53,7 @@ class AdafactorRule(WholeTensorRule):
         return Direction(StepParts(update.to(wide_dtype(weight.device)) * (rate / by)))
 
     def _estimate(self, gradient: Tensor, *state: Tensor) -> Tensor:
+        """Return v̂, of the shape of the gradient."""
         share = self.step**self.decay
         if gradient.dim() < 2:
             before = state[0] if state else torch.zeros_like(gradient)
@@ -80,7 +81,7 @@ def _adafactor(group: Group, state: State, dtype: torch.dtype) -> Described:
 
 
 _RECIPE = recipe(_adafactor, "lr beta2_decay eps d weight_decay maximize", always_decoupled=True)
-RECIPES: dict[str, Recipe] = {  # the module's name has changed
+RECIPES: dict[str, Recipe] = {  # the module's name differs between versions of torch
     "torch.optim.Adafactor": _RECIPE,
     "torch.optim._adafactor.Adafactor": _RECIPE,
 }

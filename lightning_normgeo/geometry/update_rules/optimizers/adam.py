@@ -31,19 +31,20 @@ from lightning_normgeo.geometry.update_rules.timm_options import (
 
 @dataclass(frozen=True, kw_only=True)
 class AdamRule(ElementwiseRule):
-    r"""torch.optim.Adam and AdamW: W⁺ = sW - ηA with A = m̂ / (√v̂ + ε), Kingma & Ba 2015, Loshchilov & Hutter 2019.
+    r"""torch.optim.Adam and AdamW: W⁺ = sW - ηA with A = m̂ / (√v̂ + ε) (Kingma & Ba 2015, Loshchilov & Hutter 2019).
 
     g̃ = g + λW and s = 1 for Adam, g̃ = g and s = 1 - ηλ for AdamW (decoupled). With D = √v̂ + ε, v̂ after the step:
 
     .. math:: G = \frac{\eta(1-\beta_1)}{1-\beta_1^t}\frac{g}{D},\quad M = \frac{\eta\beta_1}{1-\beta_1^t}\frac{m^-}{D},
               \quad \Lambda = \frac{\eta(1-\beta_1)}{1-\beta_1^t}\frac{\lambda W}{D}
 
-    The state is (m⁻, v⁻) before the step, with amsgrad also the running maximum of v, or nothing at the first step.
+    The state is (m⁻, v⁻) before the step, with amsgrad also the running maximum of v; it is empty before the first
+    step.
 
     Args:
-        betas: (β₁, β₂).
-        eps: ε.
-        step: t of this step, from 1.
+        betas: (β₁, β₂). Default: (0.9, 0.999).
+        eps: ε. Default: 1e-8.
+        step: number t of this step, from 1.
     """
 
     betas: tuple[Scalar, Scalar] = (0.9, 0.999)
@@ -51,7 +52,7 @@ class AdamRule(ElementwiseRule):
     step: Scalar = 1.0
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
+        """Return the parts G, M and Λ."""
         beta1, beta2 = self.betas
         first, second, *maximum = state or (None, None)
         gradient, full = self.full(weight, gradient)
@@ -66,11 +67,11 @@ class AdamRule(ElementwiseRule):
 class NAdamRule(AdamRule):
     r"""torch.optim.NAdam: Adam with Nesterov's momentum (Dozat 2016).
 
-    :math:`\mu_t = \beta_1(1 - 0.96^{t\psi}/2)`; the gradient enters by itself and in m. State as for Adam.
+    :math:`\mu_t = \beta_1(1 - 0.96^{t\psi}/2)`. The gradient enters the step directly and through m. State as for Adam.
 
     Args:
-        momentum_decay: ψ.
-        product: Π μ up to the step before this one; as a tensor it is multiplied in its own dtype, as torch does.
+        momentum_decay: ψ. Default: 4e-3.
+        product: Π μ up to the step before this one; a tensor is multiplied in its own dtype, as in torch.
     """
 
     momentum_decay: float = 4e-3
@@ -78,11 +79,11 @@ class NAdamRule(AdamRule):
 
     @property
     def stores(self) -> int:
-        """How many times a step stores the weight: gradient and momentum are taken off one after the other."""
+        """The number of times that one step stores the weight: gradient and momentum are subtracted separately."""
         return super().stores + 1
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
+        """Return the parts G, M and Λ."""
         beta1, beta2 = self.betas
         first, second = state or (None, None)
         gradient, full = self.full(weight, gradient)
@@ -99,12 +100,12 @@ class NAdamRule(AdamRule):
 class RAdamRule(AdamRule):
     r"""torch.optim.RAdam: Adam that divides by √v̂ only once its variance is tractable (Liu et al. 2020).
 
-    :math:`\rho_t = \rho_\infty - 2t\beta_2^t/(1-\beta_2^t)`, :math:`\rho_\infty = 2/(1-\beta_2) - 1`; above 5 the
-    step is Adam's times the rectification, below it is momentum's without any division. State as for Adam.
+    :math:`\rho_t = \rho_\infty - 2t\beta_2^t/(1-\beta_2^t)`, :math:`\rho_\infty = 2/(1-\beta_2) - 1`. For
+    :math:`\rho_t > 5` the step is Adam's times a rectification factor, otherwise it is ηm̂. State as for Adam.
     """
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
+        """Return the parts G, M and Λ."""
         beta1, beta2 = self.betas
         first, second = state or (None, None)
         gradient, full = self.full(weight, gradient)
@@ -122,10 +123,10 @@ class RAdamRule(AdamRule):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamaxRule(AdamRule):
-    r"""torch.optim.Adamax: Adam with D = max(β₂D⁻, |g̃| + ε), Kingma & Ba 2015, section 7.1. The state is (m⁻, D⁻)."""
+    r"""torch.optim.Adamax: Adam with D = max(β₂D⁻, |g̃| + ε) (Kingma & Ba 2015, section 7.1). The state is (m⁻, D⁻)."""
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
+        """Return the parts G, M and Λ."""
         beta1, beta2 = self.betas
         first, largest = state or (None, None)
         gradient, full = self.full(weight, gradient)
@@ -137,10 +138,10 @@ class AdamaxRule(AdamRule):
 
 @dataclass(frozen=True, kw_only=True)
 class NAdamWRule(AdamRule):
-    """Adam that looks ahead by averaging g into m once more, timm's NAdamW; not torch's NAdam. State as for Adam."""
+    """timm's NAdamW: Adam whose step averages g into m once more. It differs from torch's NAdam. State as for Adam."""
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G and M."""
+        """Return the parts G and M."""
         beta1, beta2 = self.betas
         first, second = state or (None, None)
         gradient, full = self.full(weight, gradient)
@@ -150,13 +151,15 @@ class NAdamWRule(AdamRule):
 
 
 def _rectification(length: Scalar, longest: Scalar) -> Scalar:
-    """Return RAdam's variance rectification from ρ_t and ρ∞; as a tensor NaN where the variance is not tractable."""
+    """Return RAdam's rectification factor from ρ_t and ρ∞; for tensors NaN where the variance is not tractable."""
     squared = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
     return squared**0.5
 
 
 def _adam(group: Group, state: State, dtype: torch.dtype) -> Described:
-    names = ["exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * bool(group["amsgrad"])]
+    names = ["exp_avg", "exp_avg_sq"]
+    if group["amsgrad"]:
+        names.append("max_exp_avg_sq")
     return AdamRule(**shared(group, dtype), **moments(group, state)), averages(state, *names)
 
 
@@ -183,7 +186,9 @@ def _adamax(group: Group, state: State, dtype: torch.dtype) -> Described:
 
 def _decoupled_adam(rule: type[AdamRule]) -> Describe:
     def describe(group: Group, state: State, dtype: torch.dtype) -> Described:
-        names = [*ADAM_STATE, *["max_exp_avg_sq"] * bool(group.get("amsgrad"))]
+        names = list(ADAM_STATE)
+        if group.get("amsgrad"):
+            names.append("max_exp_avg_sq")
         described = rule(**with_decoupled_decay(group, dtype), **moments(group, state))
         return with_caution(described, group), averages(state, *names)
 

@@ -35,9 +35,9 @@ from lightning_normgeo.geometry.update_rules.timm_options import (
 
 @dataclass(frozen=True, kw_only=True)
 class AdEMAMixRule(AdamRule):
-    r"""AdEMAMix: Adam with a second, slow momentum, A = (m̂₁ + αm₂)/(√v̂ + ε), Pagliardini et al. 2024.
+    r"""AdEMAMix: Adam with a second, slow momentum, A = (m̂₁ + αm₂)/(√v̂ + ε) (Pagliardini et al. 2024).
 
-    M comes from both momenta. The state is (m₁⁻, v⁻, m₂⁻), or nothing at the first step.
+    M comes from both momenta. The state is (m₁⁻, v⁻, m₂⁻), and empty before the first step.
 
     Args:
         alpha: α at this step.
@@ -48,7 +48,7 @@ class AdEMAMixRule(AdamRule):
     slow: float = 0.9999
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
+        """Return the parts G, M and Λ."""
         beta1, beta2 = self.betas
         first, second, late = state or (None, None, None)
         gradient, full = self.full(weight, gradient)
@@ -64,26 +64,26 @@ class AdEMAMixRule(AdamRule):
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptRule(AdamRule):
-    r"""ADOPT: Adam that divides by the v of the step before, and before the average, Taniguchi et al. 2024.
+    r"""ADOPT: Adam that divides g by the v of the previous step before averaging it (Taniguchi et al. 2024).
 
-    m = β₁m⁻ + (1-β₁)n with n = g̃/max(√v⁻, ε), cut to ±c, W⁺ = sW - ηm; nothing moves at a weight's first step, where
-    decay is not decoupled either. The state is (m⁻, v⁻), or nothing at the first step.
+    W⁺ = sW - ηm with m = β₁m⁻ + (1-β₁)n and n = g̃/max(√v⁻, ε), clipped to ±c. A weight's first step moves nothing, and
+    applies no decoupled decay. The state is (m⁻, v⁻), and empty before the first step.
 
     Args:
-        bound: c at this step; None where nothing is cut.
+        bound: c at this step; None without clipping. Default: None.
     """
 
     bound: float | None = None
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
+        """Return the parts G, M and Λ."""
         if not state:
             return StepParts(torch.zeros_like(weight))
         beta1, (first, second) = self.betas[0], state
         gradient, full = self.full(weight, gradient)
         by = second.sqrt().clamp_min(self.eps)
         if self.bound is not None:
-            by = torch.maximum(by, full.abs() / self.bound)  # |n| = c where it is cut
+            by = torch.maximum(by, full.abs() / self.bound)  # |n| = c where it is clipped
         return self.divided(weight, gradient, first, (self.lr * (1 - beta1), 0.0), by)._replace(
             momentum=first * (self.lr * beta1)
         )
@@ -91,20 +91,20 @@ class AdoptRule(AdamRule):
 
 @dataclass(frozen=True, kw_only=True)
 class LaPropRule(AdamRule):
-    r"""LaProp: momentum of the scaled gradient, W⁺ = s(W - ρm), m = β₁m⁻ + η(1-β₁)g/(√v̂ + ε), Ziyin et al. 2020.
+    r"""LaProp: momentum of the scaled gradient, W⁺ = s(W - ρm), m = β₁m⁻ + η(1-β₁)g/(√v̂ + ε) (Ziyin et al. 2020).
 
     As in timm, decay comes last. State as for Adam.
 
     Args:
         size: ρ.
-        correction: what v is divided by.
+        correction: the number that v is divided by to get v̂.
     """
 
     size: Scalar = 1.0
     correction: Scalar = 1.0
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G and M."""
+        """Return the parts G and M."""
         beta1, beta2 = self.betas
         first, second = state or (None, None)
         gradient, _ = self.full(weight, gradient)
@@ -143,7 +143,7 @@ def _laprop(group: Group, state: State, dtype: torch.dtype) -> Described:
 
 def _ademamix(group: Group, state: State, dtype: torch.dtype) -> Described | None:
     if group.get("fixed_decay") and group["weight_decay"]:
-        return None  # 1 - λ, whatever η is
+        return None  # decay by 1 - λ, independent of η, which the rule does not cover
     step, warmup = group.get("step", 0) + 1, group["t_alpha_beta3"]
     (beta1, _, slow), alpha = group["betas"], group["alpha"]
     if warmup is not None:

@@ -1,4 +1,4 @@
-"""AdamP and SGDP: steps projected onto the tangent space of scale-invariant weights."""
+"""AdamP and SGDP, which project the steps of scale-invariant weights onto the plane orthogonal to W."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from lightning_normgeo.geometry.update_rules.whole_tensor import Direction, Whol
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectedRule(WholeTensorRule):
-    r"""What AdamP and SGDP share: a step without its part along W, if W looks scale invariant (Heo et al. 2021).
+    r"""Base of AdamP and SGDP, which remove the step's part along W if W looks scale invariant (Heo et al. 2021).
 
-    W counts as scale invariant, by channel or as a whole, where |cos(W, g)| < δ/√n. Then s = 1 - ηλρ. By the
-    optimizer's operations in its own precision: what is left along W is rounding. All of the step is G.
+    W counts as scale invariant, by channel or as a whole, where |cos(W, g)| < δ/√n. Then s = 1 - ηλρ. The rule repeats
+    the optimizer's operations in its precision, since the remaining part along W consists of rounding errors. All of
+    the step counts as G.
 
     Args:
-        delta: δ.
-        ratio: ρ.
-        eps: of the norms.
-        caution: whether the step is masked, see :class:`CautiousRule`.
+        delta: δ. Default: 0.1.
+        ratio: ρ. Default: 0.1.
+        eps: added to the norms that are divided by. Default: 1e-8.
+        caution: whether the step is masked, see :class:`CautiousRule`. Default: False.
     """
 
     delta: float = 0.1
@@ -38,15 +39,28 @@ class ProjectedRule(WholeTensorRule):
     caution: bool = False
 
     def projected(self, weight: Tensor, gradient: Tensor, step: Tensor, size: Scalar, decay: Scalar) -> Direction:
-        """Return a step times its size, and s for a decay that ρ multiplies."""
+        """Return the projected step times its size, and s, in which ρ multiplies the decay of invariant weights.
+
+        Args:
+            weight: W.
+            gradient: g.
+            step: the step before projection, without the learning rate.
+            size: the factor of the step, that is the learning rate with its corrections.
+            decay: 1 - s of weights that are not scale invariant.
+        """
         step, invariant = self._project(weight, gradient, step)
         wide = wide_dtype(weight.device)
         shrink = shrunk(1 - decay * (self.ratio if invariant else 1.0), self.dtype) if self.weight_decay else 1.0
         return Direction(StepParts(step.to(wide) * size), torch.as_tensor(shrink, dtype=wide, device=weight.device))
 
     def _project(self, weight: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, bool]:
+        """Return the step, projected if the weight looks scale invariant, and whether it does."""
         shape = (-1,) + (1,) * (weight.ndim - 1)
-        for rows in (weight.shape[0], 1) if weight.ndim > 1 else ():
+        if weight.ndim <= 1:
+            units: tuple[int, ...] = ()
+        else:
+            units = (weight.shape[0], 1)  # by channel, then as a whole
+        for rows in units:
             w, g = weight.reshape(rows, -1), gradient.reshape(rows, -1)
             cosine = F.cosine_similarity(g, w, dim=1, eps=self.eps).abs_()
             if cosine.max() < self.delta / math.sqrt(w.size(1)):
@@ -56,22 +70,26 @@ class ProjectedRule(WholeTensorRule):
                     return x - unit * (unit * x).reshape(rows, -1).sum(dim=1).reshape(shape)
 
                 step = tangential(step)
-                return (tangential(_masked(step, tangential(gradient))) if self.caution else step), True
-        return (_masked(step, gradient) if self.caution else step), False
+                if self.caution:
+                    step = tangential(_masked(step, tangential(gradient)))
+                return step, True
+        if self.caution:
+            step = _masked(step, gradient)
+        return step, False
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamPRule(ProjectedRule, AdamRule):
-    """AdamP as in timm and adamp: the step of AdamW, projected. State as for Adam.
+    """AdamP as in timm and adamp: the projected step of AdamW. State as for Adam.
 
     Args:
-        nesterov: whether g is averaged in once more.
+        nesterov: whether the step averages g into m once more. Default: False.
     """
 
     nesterov: bool = False
 
     def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return G and s."""
+        """Return the part G and the factor s of decay."""
         first, second = zeros_if_new(state, weight, 2)
         beta1, beta2 = self.betas
         first = first.mul(beta1).add_(gradient, alpha=float(1 - beta1))
@@ -83,12 +101,14 @@ class AdamPRule(ProjectedRule, AdamRule):
 
 @dataclass(frozen=True, kw_only=True)
 class SGDPRule(ProjectedRule):
-    """SGDP as in timm and adamp: the step of SGD, projected; decay ηλρ/(1-μ). The state is (b⁻,), or nothing.
+    """SGDP as in timm and adamp: the projected step of SGD, with decay ηλρ/(1-μ).
+
+    The state is (b⁻,), and empty before the first step.
 
     Args:
-        momentum: μ.
-        dampening: τ.
-        nesterov: whether the step is g + μb.
+        momentum: μ. Default: 0.
+        dampening: τ. Default: 0.
+        nesterov: whether the step is g + μb instead of b. Default: False.
     """
 
     momentum: float = 0.0
@@ -96,7 +116,7 @@ class SGDPRule(ProjectedRule):
     nesterov: bool = False
 
     def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return G and s."""
+        """Return the part G and the factor s of decay."""
         (buffer,) = zeros_if_new(state, weight, 1)
         buffer = buffer.mul(self.momentum).add_(gradient, alpha=1.0 - self.dampening)
         step = gradient + self.momentum * buffer if self.nesterov else buffer
@@ -104,6 +124,7 @@ class SGDPRule(ProjectedRule):
 
 
 def _masked(step: Tensor, gradient: Tensor) -> Tensor:
+    """Return a step masked as by :class:`CautiousRule`, with the optimizer's operations."""
     mask = (step * gradient > 0).to(gradient.dtype)
     return step * mask.div_(mask.mean().clamp_(min=1e-3))
 

@@ -1,4 +1,4 @@
-"""Optimizers of torch with a step size per element and no bias correction: RMSprop, Adagrad, Adadelta, Rprop."""
+"""Optimizers of torch with a step size for each element, without bias correction: RMSprop, Adagrad, Adadelta, Rprop."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from lightning_normgeo.geometry.update_rules.recipe import (
 
 @dataclass(frozen=True, kw_only=True)
 class RMSpropRule(ElementwiseRule):
-    r"""torch.optim.RMSprop: G = ηg/D with D = √v + ε, centered D = √(v - ā²) + ε (Tieleman & Hinton 2012).
+    r"""torch.optim.RMSprop: G = ηg/D with D = √v + ε, or centered D = √(v - ā²) + ε (Tieleman & Hinton 2012).
 
-    With momentum μ the buffer is b = μb⁻ + g̃/D and the step ηb, so M = ημb⁻. The state is (v⁻,) before the step, then
-    b⁻ with momentum and ā⁻ if centered.
+    With momentum μ the buffer is b = μb⁻ + g̃/D and the step is ηb, so M = ημb⁻. The state before the step is v⁻,
+    followed by b⁻ with momentum, and by ā⁻ if centered.
 
     Args:
-        alpha: the average's decay.
-        eps: ε.
-        momentum: μ.
-        centered: whether the mean gradient is taken off v.
+        alpha: the decay of the averages. Default: 0.99.
+        eps: ε. Default: 1e-8.
+        momentum: μ. Default: 0.
+        centered: whether the squared mean gradient ā² is subtracted from v. Default: False.
     """
 
     alpha: float = 0.99
@@ -42,7 +42,7 @@ class RMSpropRule(ElementwiseRule):
     centered: bool = False
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
+        """Return the parts G, M and Λ."""
         rest = list(state)
         second = rest.pop(0) if rest else None
         buffer = rest.pop(0) if rest and self.momentum > 0 else None
@@ -57,12 +57,14 @@ class RMSpropRule(ElementwiseRule):
 
 @dataclass(frozen=True, kw_only=True)
 class AdagradRule(ElementwiseRule):
-    r"""torch.optim.Adagrad: G = ηg / ((1 + (t-1)κ)(√Σg̃² + ε)), Duchi et al. 2011. The state is (Σg̃²,) before the step.
+    r"""torch.optim.Adagrad: G = ηg / ((1 + (t-1)κ)(√Σg̃² + ε)) (Duchi et al. 2011).
+
+    The state is (Σg̃²,) before the step.
 
     Args:
-        lr_decay: κ.
-        eps: ε.
-        step: t of this step, from 1.
+        lr_decay: κ. Default: 0.
+        eps: ε. Default: 1e-10.
+        step: number t of this step, from 1.
     """
 
     lr_decay: float = 0.0
@@ -70,7 +72,7 @@ class AdagradRule(ElementwiseRule):
     step: Scalar = 1.0
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
+        """Return the parts G, M and Λ."""
         gradient, full = self.full(weight, gradient)
         by = (state[0] + full.square()).sqrt() + self.eps
         return self.divided(weight, gradient, None, (self.lr / (1 + (self.step - 1) * self.lr_decay), 0.0), by)
@@ -78,18 +80,18 @@ class AdagradRule(ElementwiseRule):
 
 @dataclass(frozen=True, kw_only=True)
 class AdadeltaRule(ElementwiseRule):
-    r"""torch.optim.Adadelta: G = ηg √(a⁻+ε)/√(v+ε), Zeiler 2012. The state is (v⁻, a⁻) before the step.
+    r"""torch.optim.Adadelta: G = ηg √(a⁻+ε)/√(v+ε) (Zeiler 2012). The state is (v⁻, a⁻) before the step.
 
     Args:
-        rho: the averages' decay.
-        eps: ε.
+        rho: the decay of the averages. Default: 0.9.
+        eps: ε. Default: 1e-6.
     """
 
     rho: Scalar = 0.9
     eps: float = 1e-6
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G and Λ."""
+        """Return the parts G and Λ."""
         second, moved = state or (None, torch.zeros_like(weight))
         gradient, full = self.full(weight, gradient)
         by = ((average(second, full.square(), self.rho) + self.eps) / (moved + self.eps)).sqrt()
@@ -98,21 +100,21 @@ class AdadeltaRule(ElementwiseRule):
 
 @dataclass(frozen=True, kw_only=True)
 class RpropRule(ElementwiseRule):
-    r"""torch.optim.Rprop: G = sign(g) δ with a step δ of each element's own, Riedmiller & Braun 1993.
+    r"""torch.optim.Rprop: G = sign(g) δ with a step size δ for each element (Riedmiller & Braun 1993).
 
-    δ = δ⁻ times η⁺ where g keeps its sign, times η⁻ where it changes, where also nothing moves; then cut to the range.
-    The state is (g⁻, δ⁻) before the step; δ⁻ = η at the first.
+    δ is δ⁻ times η⁺ where g keeps its sign, and δ⁻ times η⁻ where the sign changes; it is then clamped to its range.
+    Elements whose sign changes do not move. The state is (g⁻, δ⁻) before the step; δ⁻ = η before the first step.
 
     Args:
-        etas: (η⁻, η⁺).
-        sizes: the range of δ.
+        etas: (η⁻, η⁺). Default: (0.5, 1.2).
+        sizes: the smallest and the largest δ. Default: (1e-6, 50).
     """
 
     etas: tuple[float, float] = (0.5, 1.2)
     sizes: tuple[float, float] = (1e-6, 50.0)
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G."""
+        """Return the part G."""
         before, size = state or (torch.zeros_like(weight), torch.ones_like(weight) * self.lr)
         gradient, _ = self.full(weight, gradient)
         agrees, shrinks, grows = gradient * before, *self.etas
@@ -122,7 +124,11 @@ class RpropRule(ElementwiseRule):
 
 def _rmsprop(group: Group, state: State, dtype: torch.dtype) -> Described:
     numbers: dict[str, Any] = {name: scalar(group[name]) for name in ("alpha", "eps", "momentum")}
-    names = ["square_avg", *["momentum_buffer"] * (group["momentum"] > 0), *["grad_avg"] * bool(group["centered"])]
+    names = ["square_avg"]
+    if group["momentum"] > 0:
+        names.append("momentum_buffer")
+    if group["centered"]:
+        names.append("grad_avg")
     rule = RMSpropRule(**shared(group, dtype), **numbers, centered=bool(group["centered"]))
     return rule, averages(state, *names)
 
@@ -132,7 +138,7 @@ def _adagrad(group: Group, state: State, dtype: torch.dtype) -> Described:
     rule = AdagradRule(**shared(group, dtype), lr_decay=group["lr_decay"], eps=group["eps"], step=step)
     if state:
         return rule, (state["sum"],)
-    (parameter,) = group["params"]  # of a group that was added later: torch creates its state inside the step
+    (parameter,) = group["params"]  # torch creates the state of groups that were added later inside their first step
     start = group["initial"]
     value = complex(start, start) if parameter.is_complex() else start
     return rule, (torch.full_like(parameter, value, requires_grad=False),)
@@ -145,7 +151,7 @@ def _adadelta(group: Group, state: State, dtype: torch.dtype) -> Described:
 
 def _rprop(group: Group, state: State, dtype: torch.dtype) -> Described | None:
     if dtype == torch.float16:
-        return None  # products of two gradients, whose sign is asked for, underflow
+        return None  # the products of two gradients, whose sign decides, underflow in float16
     rule = RpropRule(
         **shared({"weight_decay": 0.0, **group}, dtype), etas=group["etas"], sizes=tuple(group["step_sizes"])
     )

@@ -38,14 +38,14 @@ from lightning_normgeo.geometry.update_rules.whole_tensor import (
 
 @dataclass(frozen=True, kw_only=True)
 class LarsRule(WholeTensorRule):
-    r"""LARS as in timm: SGD of r(g + λW) with r = κ‖W‖/(‖g‖ + λ‖W‖ + ε), You et al. 2017. State as for SGD.
+    r"""LARS as in timm: SGD of r(g + λW) with r = κ‖W‖/(‖g‖ + λ‖W‖ + ε) (You et al. 2017). State as for SGD.
 
     Args:
-        sgd: the SGD that moves the weight; its η, μ, τ and Nesterov's form are used.
-        trust: κ.
-        eps: ε.
-        clip: whether r/η is cut at one, as in LARC.
-        adapts: whether r differs from one, with λ then unused; timm adapts where there is decay.
+        sgd: the SGD that moves the weight; its η, μ, τ and ``nesterov`` are used.
+        trust: κ. Default: 1e-3.
+        eps: ε. Default: 1e-8.
+        clip: whether r/η is limited to at most 1, as in LARC. Default: False.
+        adapts: whether r is used; if not, r = 1 and λ is unused. timm adapts weights with decay. Default: True.
     """
 
     sgd: SGDRule
@@ -55,7 +55,7 @@ class LarsRule(WholeTensorRule):
     adapts: bool = True
 
     def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return G, M and Λ."""
+        """Return the parts G, M and Λ."""
         ratio = self._ratio(own_norm(weight), own_norm(gradient)) if self.adapts else 1.0
         w, g, *buffer = (tensor.to(wide_dtype(weight.device)) for tensor in (weight, gradient, *state))
         c_g, c_m = self.sgd.coefficients
@@ -71,16 +71,18 @@ class LarsRule(WholeTensorRule):
 
 @dataclass(frozen=True, kw_only=True)
 class LambRule(WholeTensorRule, AdamRule):
-    r"""LAMB as in timm: W⁺ = sW - ηr(A + λW), r = ‖sW‖/‖A + λW‖, A that of Adam, You et al. 2020. State as for Adam.
+    r"""LAMB as in timm: W⁺ = sW - ηr(A + λW), r = ‖sW‖/‖A + λW‖, with A as in Adam (You et al. 2020).
+
+    State as for Adam.
 
     Args:
-        clip: what gradients are divided by, from the norm of all; None without.
-        averaging: whether m takes (1-β₁)g, or g.
-        corrected: whether m and v are corrected for their start at zero.
-        trust_clip: whether r is cut at one.
-        adapts: whether r differs from one; timm adapts where there is decay.
-        caution: whether A is masked, see :class:`CautiousRule`.
-        folded: whether the corrections come last, as in timm's foreach implementation.
+        clip: the divisor of all gradients, from their joint norm; None without clipping. Default: None.
+        averaging: whether m accumulates (1-β₁)g instead of g. Default: True.
+        corrected: whether m and v are corrected for their start at zero. Default: True.
+        trust_clip: whether r is limited to at most 1. Default: False.
+        adapts: whether r is used; if not, r = 1. timm adapts weights with decay. Default: True.
+        caution: whether A is masked, see :class:`CautiousRule`. Default: False.
+        folded: whether the corrections come last, as in timm's foreach implementation. Default: False.
     """
 
     clip: Tensor | None = None
@@ -93,11 +95,12 @@ class LambRule(WholeTensorRule, AdamRule):
 
     @property
     def _corrections(self) -> tuple[Scalar, Scalar]:
+        """The divisors that turn m into m̂ and v into v̂."""
         beta1, beta2 = self.betas
         return (1 - beta1**self.step, 1 - beta2**self.step) if self.corrected else (1.0, 1.0)
 
     def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return G, M and Λ."""
+        """Return the parts G, M and Λ."""
         own = gradient if self.clip is None else gradient / self.clip
         ratio: Tensor | float = self._ratio(weight, own, *state) if self.adapts else 1.0
         w, g, *states = (tensor.to(wide_dtype(weight.device)) for tensor in (weight, own, *state))
@@ -112,7 +115,7 @@ class LambRule(WholeTensorRule, AdamRule):
         return Direction(scaled(parts._replace(weight_decay=decay), self.lr * ratio))
 
     def _ratio(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Tensor:
-        """Return r, by the optimizer's operations in its own precision: a norm depends on the order of sums."""
+        """Return r, by the optimizer's operations in its precision: rounding depends on the order of sums."""
         first, second = (tensor.clone() for tensor in zeros_if_new(state, weight, 2))
         beta1, beta2 = self.betas
         for_mean, for_square = self._corrections
@@ -135,6 +138,7 @@ class LambRule(WholeTensorRule, AdamRule):
 
 
 def _least(a: Scalar, b: Scalar) -> Scalar:
+    """Return the smaller of two values, as a tensor if one of them is a tensor."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
     return min(a, b)
@@ -176,10 +180,14 @@ def _lamb(group: Group, state: State, dtype: torch.dtype) -> Described:
 
 
 _clips: WeakKeyDictionary[Optimizer, tuple[list[tuple[int, int]], Tensor]] = WeakKeyDictionary()
+"""For each optimizer the last divisor of :func:`_clip`, and the identities and versions of the gradients it is for."""
 
 
 def _clip(optimizer: Optimizer) -> Tensor | None:
-    """Return what LAMB divides all gradients by; once for all weights of a step, that is while no gradient changes."""
+    """Return the divisor of LAMB's gradient clipping, or None without clipping.
+
+    It is computed once per step, for all weights: while no gradient changes, the last value is returned again.
+    """
     limit = optimizer.defaults["max_grad_norm"]
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if limit is None or not gradients:

@@ -1,4 +1,4 @@
-"""Lion, of which every library has its own: lion-pytorch, timm, pytorch-optimizer."""
+"""Lion, as in lion-pytorch, timm and pytorch-optimizer, whose options differ."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from lightning_normgeo.geometry.update_rules.whole_tensor import cautious
 
 @dataclass(frozen=True, kw_only=True)
 class LionRule(ElementwiseRule):
-    r"""Lion: W⁺ = sW - η sign(c), c = β₁m⁻ + (1-β₁)g (Chen et al. 2023), not in torch.
+    r"""Lion: W⁺ = sW - η sign(c) with c = β₁m⁻ + (1-β₁)g (Chen et al. 2023); torch has no Lion.
 
-    sign(c) = c/|c| splits as c does. The state is (m⁻,) before the step, or nothing at the first.
+    Since sign(c) = c/|c|, the step splits into G and M in the same proportions as c. The state is (m⁻,) before the
+    step, and empty before the first step.
 
     Args:
-        betas: (β₁, β₂).
+        betas: (β₁, β₂). Default: (0.9, 0.99).
     """
 
     betas: tuple[Scalar, Scalar] = (0.9, 0.99)
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G, M and Λ."""
+        """Return the parts G, M and Λ."""
         beta1 = self.betas[0]
         gradient, full = self.full(weight, gradient)
         whole = full * (1 - beta1) + (state[0] * beta1 if state else 0.0)
@@ -37,10 +38,19 @@ class LionRule(ElementwiseRule):
 
 
 def describe_lion(group: Group, state: State, dtype: torch.dtype) -> Described:
-    """Describe a Lion of your own, as published, for :func:`register_optimizer`.
+    """Describe your own implementation of the published Lion, for :func:`register_optimizer`.
 
-    Reads ``lr``, ``betas`` and ``weight_decay`` from the group and ``exp_avg`` from the state; decay is
-    decoupled, s = 1 - ηλ. The Lions of lion-pytorch, of timm and of pytorch-optimizer are known with all their options.
+    It reads ``lr``, ``betas`` and ``weight_decay`` from the group and ``exp_avg`` from the state; decay is decoupled,
+    s = 1 - ηλ. The Lions of lion-pytorch, timm and pytorch-optimizer need no registration: they are known with all
+    their options.
+
+    Args:
+        group: the parameter group.
+        state: ``optimizer.state[parameter]`` before the step.
+        dtype: the type that the parameter is stored in.
+
+    Returns:
+        A :class:`~lightning_normgeo.geometry.LionRule`, and (m⁻,) or, before the first step, ().
     """
     return _lion(group, state, dtype)
 
@@ -53,7 +63,7 @@ def _lion(
 
 
 def _lion_pytorch(group: Group, state: State, dtype: torch.dtype) -> Described:
-    """Describe lion-pytorch's; with ``decoupled_weight_decay`` it divides λ by the η that it was made with."""
+    """Describe the Lion of lion-pytorch, which divides λ by the initial η with ``decoupled_weight_decay``."""
     decay = group["weight_decay"] / group["first_lr"] if group["decoupled"] else group["weight_decay"]
     return describe_lion({**group, "weight_decay": decay}, state, dtype)
 
@@ -66,7 +76,7 @@ def _of_timm(group: Group, state: State, dtype: torch.dtype) -> Described:
 
 def _of_pytorch_optimizer(group: Group, state: State, dtype: torch.dtype) -> Described | None:
     if group.get("fixed_decay") and group["weight_decay"]:
-        return None  # 1 - λ, whatever η is
+        return None  # decay by 1 - λ, independent of η, which the rule does not cover
     rule, tensors = _lion(group, state, dtype, bool(group["weight_decouple"]))
     return cautious(rule, "count") if group.get("cautious") else rule, tensors
 

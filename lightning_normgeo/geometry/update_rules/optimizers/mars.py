@@ -1,4 +1,4 @@
-"""MARS: Adam or Lion with a variance-reduced gradient."""
+"""MARS, which is Adam or Lion with a variance-reduced gradient."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lightning_normgeo.geometry.update_rules.whole_tensor import Direction, Whol
 
 @dataclass(frozen=True, kw_only=True)
 class MarsRule(WholeTensorRule, AdamRule):
-    r"""MARS as in timm: Adam or Lion of c = g + γβ₁/(1-β₁)(g - g⁻), at most of length one, Yuan et al. 2024.
+    r"""MARS as in timm: Adam or Lion of c = g + γβ₁/(1-β₁)(g - g⁻), clipped to ‖c‖ ≤ 1 (Yuan et al. 2024).
 
-    W⁺ = W - η(λW + A) with A = m̂/(√v̂ + ε) or sign(m). G is what comes from c. The state is (m⁻, v⁻, g⁻), or nothing at
-    the first step, where c = g.
+    W⁺ = W - η(λW + A) with A = m̂/(√v̂ + ε) or sign(m). G is the part that comes from c. The state is (m⁻, v⁻, g⁻), and
+    empty before the first step, where c = g.
 
     Args:
-        gamma: γ; None where c = g of any length, as for vectors.
-        sign: whether A is that of Lion.
-        caution: whether m is masked, see :class:`CautiousRule`.
+        gamma: γ; None where c = g without clipping, as for vectors. Default: 0.025.
+        sign: whether A is that of Lion. Default: False, that of Adam.
+        caution: whether m is masked, see :class:`CautiousRule`. Default: False.
     """
 
     gamma: float | None = 0.025
@@ -34,11 +34,11 @@ class MarsRule(WholeTensorRule, AdamRule):
 
     @property
     def stores(self) -> int:
-        """How many times a step stores the weight: once, with its decay."""
+        """The number of times that one step stores the weight: once, since decay is part of the same subtraction."""
         return 1
 
     def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return G and M."""
+        """Return the parts G and M."""
         wide, (beta1, beta2) = wide_dtype(weight.device), self.betas
         change, g = self._change(gradient, *state).to(wide), gradient.to(wide)
         first, second = (tensor.to(wide) for tensor in state[:2]) if state else (None, None)
@@ -54,7 +54,7 @@ class MarsRule(WholeTensorRule, AdamRule):
         return Direction(scaled(parts, self.lr / by))
 
     def _change(self, gradient: Tensor, *state: Tensor) -> Tensor:
-        """Return c, in the precision of the optimizer."""
+        """Return c, computed in the precision of the optimizer."""
         if self.gamma is None:
             return gradient
         beta1 = self.betas[0]

@@ -1,4 +1,4 @@
-"""Muon of torch: momentum orthogonalized by Newton-Schulz iterations."""
+"""Muon of torch, which orthogonalizes the momentum by Newton-Schulz iterations."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ from lightning_normgeo.geometry.update_rules.whole_tensor import Direction, Whol
 
 @dataclass(frozen=True, kw_only=True)
 class MuonRule(WholeTensorRule):
-    r"""torch.optim.Muon: W⁺ = sW - η'O, O close to the nearest orthogonal matrix of the momentum, Jordan et al. 2024.
+    r"""torch.optim.Muon: W⁺ = sW - η'O with O close to the orthogonal matrix nearest to the momentum.
 
-    O is what torch's Newton-Schulz iteration in bfloat16 returns, recomputed; s = 1 - ηλ with η, η' adjusted to the
-    shape. All of the step is G: O does not split. ⟨W, O⟩ is not zero for scale-invariant weights, and ‖O‖² is close to
-    the rank, whatever ‖g‖ is: eq 16 does not predict Muon. The state is (b⁻,), or nothing at the first step.
+    O is recomputed by torch's Newton-Schulz iteration in bfloat16 (Jordan et al. 2024); s = 1 - ηλ, and η' is η,
+    adjusted to the shape. All of the step counts as G, since O cannot be split. ⟨W, O⟩ is not zero for scale-invariant
+    weights, and ‖O‖² is close to the rank of the momentum whatever ‖g‖ is, so eq 16 does not predict Muon. The state
+    is (b⁻,), and empty before the first step.
 
     Args:
-        momentum: μ.
-        nesterov: whether g is averaged in once more.
-        coefficients: of the iteration.
-        iterations: how many.
-        eps: the least norm that is divided by.
-        adjusted: η'/η.
+        momentum: μ. Default: 0.95.
+        nesterov: whether the step averages g into the momentum once more. Default: True.
+        coefficients: the three coefficients of the iteration.
+        iterations: the number of iterations. Default: 5.
+        eps: the smallest norm that is divided by. Default: 1e-7.
+        adjusted: the ratio η'/η. Default: 1.
     """
 
     momentum: Scalar = 0.95
@@ -49,7 +50,7 @@ class MuonRule(WholeTensorRule):
     adjusted: float = 1.0
 
     def direction(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> Direction:
-        """Return η'O."""
+        """Return the step η'O as the part G."""
         from torch.optim._muon import _zeropower_via_newtonschulz  # torch >= 2.9
 
         (buffer,) = zeros_if_new(state, gradient, 1)
@@ -85,7 +86,7 @@ def _muon(group: Group, state: State, dtype: torch.dtype) -> Described | None:
 _RECIPE = recipe(
     _muon, "lr weight_decay momentum nesterov ns_coefficients eps ns_steps adjust_lr_fn", always_decoupled=True
 )
-RECIPES: dict[str, Recipe] = {  # the module's name has changed
+RECIPES: dict[str, Recipe] = {  # the module's name differs between versions of torch
     "torch.optim.Muon": _RECIPE,
     "torch.optim._muon.Muon": _RECIPE,
 }

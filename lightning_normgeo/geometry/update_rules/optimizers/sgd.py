@@ -28,20 +28,20 @@ from lightning_normgeo.geometry.update_rules.timm_options import TIMM_OPTIONS, w
 class SGDRule:
     r"""torch.optim.SGD: d = g + λW, b = μb⁻ + (1-τ)d, u = b (Nesterov: d + μb), W⁺ = W - ηu.
 
-    On a weight's first step torch sets b = d, without dampening. The state is the buffer b⁻ before the step, or
-    nothing where there is none. With :math:`u = c_g (g + \lambda W) + c_m b^-`:
+    On a weight's first step torch sets b = d, without dampening. The state is (b⁻,), the momentum buffer before the
+    step, and empty where there is none. With :math:`u = c_g (g + \lambda W) + c_m b^-`:
 
     .. math:: \Delta\lVert W\rVert^2 = -2\eta c_g\langle W,g\rangle - 2\eta c_m\langle W,b^-\rangle
               - 2\eta c_g\lambda\lVert W\rVert^2 + \eta^2\lVert u\rVert^2
 
     Args:
         lr: learning rate η at this step.
-        momentum: μ.
-        dampening: τ.
-        weight_decay: λ.
-        nesterov: as in torch.
-        maximize: as in torch, g → -g.
-        first: whether there is no momentum buffer yet.
+        momentum: μ. Default: 0.
+        dampening: τ. Default: 0.
+        weight_decay: λ. Default: 0.
+        nesterov: whether u = d + μb, as in torch. Default: False.
+        maximize: whether the optimizer follows +g instead of -g, as in torch. Default: False.
+        first: whether there is no momentum buffer yet. Default: True.
     """
 
     lr: Scalar
@@ -54,24 +54,24 @@ class SGDRule:
 
     @property
     def is_plain_sgd(self) -> bool:
-        """Whether it is what eq 16 is about: neither momentum nor weight decay."""
+        """Whether there is neither momentum nor weight decay, as eq 16 assumes."""
         return not self.momentum and not self.weight_decay
 
     @property
     def stores(self) -> int:
-        """How many times a step stores the weight: once."""
+        """The number of times that one step stores the weight: once."""
         return 1
 
     @property
     def coefficients(self) -> tuple[float, float]:
-        """(c_g, c_m): how the step direction weighs g + λW and the buffer before the step."""
+        """The coefficients (c_g, c_m) of g + λW and of the buffer b⁻ in the step direction u."""
         gradient = 1.0 if self.first else 1.0 - self.dampening
         if self.nesterov:
             return 1.0 + self.momentum * gradient, 0.0 if self.first else self.momentum**2
         return gradient, 0.0 if self.first else self.momentum
 
     def products(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Return ⟨W, b⁻⟩ and ‖u‖², or nothing where the buffer plays no part."""
+        """Return ⟨W, b⁻⟩ and ‖u‖², or nothing where there is no buffer."""
         if not state:
             return ()
         direction = self._direction(weight, gradient, state[0])
@@ -95,6 +95,7 @@ class SGDRule:
         )
 
     def _direction(self, weight: Tensor, gradient: Tensor, buffer: Tensor) -> Tensor:
+        """Return the step direction u."""
         c_g, c_m = self.coefficients
         direction = torch.mul(gradient, -c_g if self.maximize else c_g)
         if self.weight_decay:
@@ -104,28 +105,29 @@ class SGDRule:
 
 @dataclass(frozen=True, kw_only=True)
 class ASGDRule(ElementwiseRule):
-    r"""torch.optim.ASGD: W⁺ = (1 - λ₀η_t)W - η_t(g + λW), Polyak & Juditsky 1992; the average is not the weight.
+    r"""torch.optim.ASGD: W⁺ = (1 - λ₀η_t)W - η_t(g + λW) (Polyak & Juditsky 1992).
 
-    No state; ``lr`` is η_t, which torch keeps for each weight.
+    The rule is about the weight W itself, not about its average. It reads no state; ``lr`` is η_t, which torch keeps
+    for each weight.
 
     Args:
-        decay_term: λ₀, ``lambd``.
+        decay_term: λ₀, torch's ``lambd``. Default: 1e-4.
     """
 
     decay_term: Scalar = 1e-4
 
     @property
     def stores(self) -> int:
-        """How many times a step stores the weight: after the decay term and after the gradient."""
+        """The number of times that one step stores the weight: after the decay term and after the gradient."""
         return 2
 
     @property
     def shrink(self) -> Scalar:
-        """What W is multiplied with: s = 1 - λ₀η_t."""
+        """The factor s = 1 - λ₀η_t that W is multiplied with."""
         return shrunk(1 - self.decay_term * self.lr, self.dtype)
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G and Λ."""
+        """Return the parts G and Λ."""
         del state
         return self.divided(weight, self.full(weight, gradient)[0], None, (self.lr, 0.0), 1.0)
 
@@ -134,12 +136,12 @@ class ASGDRule(ElementwiseRule):
 class SGDWRule(ElementwiseRule):
     r"""SGD with decoupled weight decay, as in timm: W⁺ = sW - ηu, b = μb⁻ + (1-τ)g, u = b (Nesterov: g + μb).
 
-    As in torch b = g at the first step. The state is (b⁻,), or nothing.
+    As in torch, b = g at the first step. The state is (b⁻,), and empty before the first step.
 
     Args:
-        momentum: μ.
-        dampening: τ.
-        nesterov: as in torch.
+        momentum: μ. Default: 0.
+        dampening: τ. Default: 0.
+        nesterov: whether u = g + μb, as in torch. Default: False.
     """
 
     momentum: float = 0.0
@@ -147,7 +149,7 @@ class SGDWRule(ElementwiseRule):
     nesterov: bool = False
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
-        """Return G and M."""
+        """Return the parts G and M."""
         share = 1.0 - self.dampening if state and self.momentum else 1.0
         ahead = self.momentum if self.nesterov else 1.0
         by_gradient = 1.0 + ahead * share if self.nesterov else share
@@ -178,7 +180,7 @@ def _sgdw(group: Group, state: State, dtype: torch.dtype) -> Described:
         nesterov=bool(group["nesterov"]),
     )
     if not momentum:
-        return SGDWRule(**with_decoupled_decay(group, dtype)), ()  # nor any caution
+        return SGDWRule(**with_decoupled_decay(group, dtype)), ()  # without momentum timm ignores caution too
     return with_caution(rule, group), () if buffer is None else (buffer,)
 
 
