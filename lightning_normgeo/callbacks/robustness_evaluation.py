@@ -14,7 +14,7 @@ from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labe
 from lightning_normgeo.robustness.results.attack_results import AttackResult
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.settings import OnUnsuitable, RobustnessSettings
-from lightning_normgeo.utilities.checked_values import flag, shown, whole
+from lightning_normgeo.utilities.checked_values import flag, short_repr, whole
 from lightning_normgeo.utilities.notebook import one_line
 
 _T = TypeVar("_T")
@@ -163,7 +163,7 @@ class RobustnessEvaluation(RobustnessHooks):
             )
         if name is not None and not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9.-]+", name)):
             raise ConfigurationError(
-                f"name={shown(name)} becomes part of keys and files: use letters, digits, '-' and '.'."
+                f"name={short_repr(name)} becomes part of keys and files: use letters, digits, '-' and '.'."
             )
         self.name = name
         self.num_images = whole("num_images", num_images, 0)

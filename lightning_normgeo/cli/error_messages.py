@@ -22,7 +22,7 @@ _NO_YAML = "Problems parsing config"
 _SHORT = {type(None): "null", int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
-def explain(message: str, arguments: Sequence[str], parser: Any, command: str) -> str:
+def explain_mistake(message: str, arguments: Sequence[str], parser: Any, command: str) -> str:
     """Return the error of a parser as one line.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
-from lightning_normgeo.cli.error_messages import explain
+from lightning_normgeo.cli.error_messages import explain_mistake
 from lightning_normgeo.errors import refused
 
 
@@ -27,4 +27,4 @@ class OneLineParser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         command = next((word for word in self.given if word in self.commands), "")
-        refused(explain(message, self.given, self.commands.get(command, self), command))
+        refused(explain_mistake(message, self.given, self.commands.get(command, self), command))

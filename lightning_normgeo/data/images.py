@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.utilities.checked_values import flag, is_number, shown, whole
+from lightning_normgeo.utilities.checked_values import flag, is_number, short_repr, whole
 
 
 class Batch(NamedTuple):
@@ -80,7 +80,7 @@ class ImageDataModule(pl.LightningDataModule):
         name = type(self).__name__
         whole(f"{name}: batch_size", batch_size, 1)
         if not (is_number(val_fraction) and 0 < val_fraction < 1):
-            raise ConfigurationError(f"{name}: val_fraction={shown(val_fraction)} must be between 0 and 1.")
+            raise ConfigurationError(f"{name}: val_fraction={short_repr(val_fraction)} must be between 0 and 1.")
         whole(f"{name}: crop_padding", crop_padding, 0)
         whole(f"{name}: num_workers", num_workers, 0)
         flag(f"{name}: flip", flip)

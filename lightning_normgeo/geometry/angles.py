@@ -70,7 +70,7 @@ def many_update_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[UpdateP
     """Return :func:`update_products` of several weights, with threads started once for all of them."""
     chosen = {k: pair for k, pair in enumerate(pairs) if readable(pair)}
     elements = sum(pair[0].numel() for pair in chosen.values())
-    sums = fast(lambda loops: loops.update_products(list(chosen.values())), elements)
+    sums = fast(lambda loops: loops.update_sums(list(chosen.values())), elements)
     found = {} if sums is None else dict(zip(chosen, sums, strict=True))
     return [
         _over_segments(UpdateProducts(*found[k]), pair[0].shape[0]) if k in found else _by_torch(*pair)

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.models.architecture import ARCHITECTURES, Stem, build_resnet, smallest_map
 from lightning_normgeo.normalization.registry import NORMS, find_norm
-from lightning_normgeo.utilities.checked_values import entry_of, is_number, numbers_of, shown, whole
+from lightning_normgeo.utilities.checked_values import entry_of, is_number, numbers_of, short_repr, whole
 
 Decayed = Literal["all", "weights", "none"]
 # a Literal, so that --help lists the names; "| str", so that other names get this package's error with similar names
@@ -239,7 +239,7 @@ def _check(
     if stem not in ("cifar", "imagenet"):
         raise ConfigurationError(f"stem={stem!r} is unknown; choose 'cifar' or 'imagenet'.")
     if not (is_number(label_smoothing) and 0 <= label_smoothing < 1):
-        raise ConfigurationError(f"label_smoothing={shown(label_smoothing)} must be in [0, 1).")
+        raise ConfigurationError(f"label_smoothing={short_repr(label_smoothing)} must be in [0, 1).")
     means, stds = (
         numbers_of(f"input_{name}", values, "three numbers") for name, values in (("mean", mean), ("std", std))
     )
@@ -256,7 +256,7 @@ def _check_block(option: str, block: Any) -> None:
     held = getattr(block, "as_dict", lambda: block)()
     if block is not None and not (isinstance(held, dict) and "class_path" in held):
         raise ConfigurationError(
-            f"{option}={shown(block)} must be a dictionary with class_path and init_args, as "
+            f"{option}={short_repr(block)} must be a dictionary with class_path and init_args, as "
             "{'class_path': 'torch.optim.SGD', 'init_args': {'lr': 0.1}}."
         )
 

@@ -102,9 +102,9 @@ def scale_and_shift(norm_layer: NormLayer, dtype: torch.dtype) -> tuple[Tensor, 
     if variance is not None:
         factors = torch.rsqrt(variance.to(dtype) + cast("float", norm_layer.layer.eps))
     if norm_layer.gamma is not None:
-        factors = factors * per_channel(norm_layer.gamma).to(dtype)
+        factors = factors * channel_values(norm_layer.gamma).to(dtype)
     offset = offset if mean is None else -mean.to(dtype) * factors
-    return factors, offset if norm_layer.beta is None else offset + per_channel(norm_layer.beta).to(dtype)
+    return factors, offset if norm_layer.beta is None else offset + channel_values(norm_layer.beta).to(dtype)
 
 
 @torch.no_grad()
@@ -182,6 +182,6 @@ def _scalable(layer: nn.Module) -> bool:
     return "weight" in layer._parameters if gain is None else gain.numel() == outputs_of(layer)
 
 
-def per_channel(values: Tensor) -> Tensor:
+def channel_values(values: Tensor) -> Tensor:
     """Return γ or β with one value per channel, averaged over positions where it has several."""
     return values.detach() if values.ndim == 1 else values.detach().flatten(1).mean(1)

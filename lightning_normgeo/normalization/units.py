@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_normgeo.geometry.rows import as_rows
 from lightning_normgeo.normalization.names import layer_name
-from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, shown
-from lightning_normgeo.utilities.notebook import Table, summary
+from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
+from lightning_normgeo.utilities.notebook import NotebookTable, summary
 
 Kind = Literal["filter", "group", "layer", "matrix", "none"]
 
@@ -109,7 +109,7 @@ class Units:
             if key in (units.name, units.layer):
                 return units
         layers = [units.layer for units in self.weights]
-        raise UnknownNameError(f"{shown(key)} is none of the {len(self)} weights; {nearest(key, layers)}.")
+        raise UnknownNameError(f"{short_repr(key)} is none of the {len(self)} weights; {nearest(key, layers)}.")
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -120,13 +120,13 @@ class Units:
         kinds = [f"{n} {kind}" for kind, n in self.kinds.items()]
         return summary("Units", [f"{len(self)} weights" + (f": {kinds[0]}" if kinds else ""), *kinds[1:]])
 
-    def _table(self) -> Table:
+    def _table(self) -> NotebookTable:
         columns = ("weight", "unit", "count", "with bias", "why")
         rows = [
             (units.layer, units.kind, units.count, bool(units.bias), units.normalization or units.reason)
             for units in self.weights
         ]
-        return Table("Scale-invariant units", columns, rows)
+        return NotebookTable("Scale-invariant units", columns, rows)
 
     def _repr_html_(self) -> str:
         return self._table().to_html()

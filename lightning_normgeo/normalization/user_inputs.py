@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.parametrizations import Linear
-from lightning_normgeo.utilities.checked_values import shown
+from lightning_normgeo.utilities.checked_values import short_repr
 
 
 def check_module(call: str, module: Any) -> None:
@@ -27,7 +27,9 @@ def check_module(call: str, module: Any) -> None:
         return
     if isinstance(module, type) and issubclass(module, nn.Module):
         raise ConfigurationError(f"{call} got the class {module.__name__}. Give a model of it, as {module.__name__}().")
-    raise ConfigurationError(f"{call} got {shown(module)} as its model. Give a torch.nn.Module first, then the rest.")
+    raise ConfigurationError(
+        f"{call} got {short_repr(module)} as its model. Give a torch.nn.Module first, then the rest."
+    )
 
 
 def as_tensor(value: Any) -> Any:

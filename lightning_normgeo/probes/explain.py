@@ -44,7 +44,7 @@ class ReadPlan(NamedTuple):
     reads: WeightPass
 
 
-class Reading(NamedTuple):
+class ParameterReading(NamedTuple):
     """A parameter that was read before its update."""
 
     plan: ReadPlan

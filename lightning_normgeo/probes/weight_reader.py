@@ -16,7 +16,7 @@ from lightning_normgeo.geometry.products.weight_pass import WeightProducts
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.normalization.units import WeightUnits
-from lightning_normgeo.probes.explain import Reading, ReadPlan, by_rule, explain, learning_rate, plan
+from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, learning_rate, plan
 from lightning_normgeo.probes.weight_step import Observed, WeightStep
 
 
@@ -32,7 +32,7 @@ class WeightReader:
 
     def __init__(self) -> None:
         self._before: dict[int, Tensor] = {}
-        self.by_output_row: dict[int, Reading] = {}
+        self.by_output_row: dict[int, ParameterReading] = {}
 
     def clear(self) -> None:
         """Free the memory."""
@@ -68,7 +68,7 @@ class WeightReader:
         ]
         products = many_weight_products([plan.reads for plan in plans])
         self.by_output_row = {
-            id(parameter): Reading(planned, found)
+            id(parameter): ParameterReading(planned, found)
             for (units, parameter), planned, found in zip(parts, plans, products, strict=True)
             if self._is_by_output_row(units, parameter, found)
         }

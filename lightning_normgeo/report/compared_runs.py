@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.report.plain_records import shown
+from lightning_normgeo.report.plain_records import plain_record
 from lightning_normgeo.report.run_labels import Labels, numbered, told_apart
 from lightning_normgeo.report.run_settings import MISSING, settings_of, without_empty
 from lightning_normgeo.report.setting_roles import elided
@@ -110,7 +110,7 @@ def compare_runs(records: Sequence[Record]) -> list[Run]:
     values = {name: [compared.get(name, MISSING) for _, compared in settings] for name in names}
     differing = without_empty({name: values[name] for name in names if len(set(values[name])) > 1})
     runs = [
-        Run(shown(record), every, {name: values[name][k] for name in differing})
+        Run(plain_record(record), every, {name: values[name][k] for name in differing})
         for k, (record, (every, _)) in enumerate(zip(records, settings, strict=True))
     ]
     labels = Labels([run.differing for run in runs])

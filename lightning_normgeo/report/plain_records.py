@@ -10,7 +10,7 @@ from lightning_normgeo.runs.record import Record
 from lightning_normgeo.utilities.plain_text import plain
 
 
-def shown(record: Record) -> Record:
+def plain_record(record: Record) -> Record:
     """Return a record with its texts made :func:`plain`, except names of files and of settings, which are looked up.
 
     Names of layers and metrics, captions, attacks, reasons and versions go into figures, tables, text files and

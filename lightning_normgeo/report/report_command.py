@@ -90,7 +90,7 @@ def _publish(options: Namespace) -> Sequence[str]:
         raise ConfigurationError(f"--wandb {options.wandb} is not entity/project.")
     from lightning_normgeo.report.compared_runs import load_runs
     from lightning_normgeo.report.tables import all_tables
-    from lightning_normgeo.report.wandb.publishing import publish
+    from lightning_normgeo.report.wandb.publishing import publish_report
 
     runs = load_runs(options.runs)
-    return publish(runs, match[1], match[2], all_tables(runs), options.title or match[2])
+    return publish_report(runs, match[1], match[2], all_tables(runs), options.title or match[2])

@@ -32,12 +32,12 @@ class Section:
 
 AFFINE = Section(
     "γ, β against σ, μ (Fig 2)",
-    "The paper says both distances settle at small values. |γ² − σ²| changes with the scale of weights that has no "
-    "effect on the function; γ²/σ² is free of it. One channel, drawn at random by a seed, as in the paper.",
+    "The paper says both distances settle at small values. σ, and so each of the three, changes with the scale of the "
+    "weights in front, which has no effect on the function. One channel, drawn at random by a seed, as in the paper.",
     ("affine/abs_gamma2_minus_sigma2_mean", "affine/abs_beta_minus_mu_mean", "affine/gamma2_over_sigma2_mean"),
-    "The paper says that both distances settle at small values. |γ² − σ²| changes with the scale of weights that "
-    "has no effect on the function; γ²/σ² is free of it. Means over all channels, and one channel drawn by a seed, "
-    "as in the paper.",
+    "The paper says that both distances settle at small values. σ, and so each of the three, changes with the scale "
+    "of the weights in front, which has no effect on the function. Means over all channels, and one channel drawn by a "
+    "seed, as in the paper.",
     (
         "affine/abs_gamma2_minus_sigma2_mean",
         "affine/abs_beta_minus_mu_mean",

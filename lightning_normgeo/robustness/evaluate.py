@@ -23,7 +23,7 @@ from lightning_normgeo.robustness.results.journal import size_of
 from lightning_normgeo.robustness.results.process_shares import ProcessShare, report_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.settings import OnUnsuitable, RobustnessSettings, Semantics
-from lightning_normgeo.utilities.checked_values import flag, shown, whole
+from lightning_normgeo.utilities.checked_values import flag, short_repr, whole
 
 
 def evaluate_robustness(
@@ -142,7 +142,7 @@ def evaluate_robustness(
     whole("num_images", num_images, 0)
     flag("progress", progress)
     if resume_dir is not None and not isinstance(resume_dir, (str, PathLike)):
-        raise ConfigurationError(f"resume_dir={shown(resume_dir)} must be the path of a folder.")
+        raise ConfigurationError(f"resume_dir={short_repr(resume_dir)} must be the path of a folder.")
     declared = declared_inputs(mean, std, normalized_by, value_range)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     samples = min((n for n in (size_of(dataloader), chosen.max_samples) if n is not None), default=None)
@@ -186,13 +186,13 @@ def _check_given(model: Any, dataloader: Any, **functions: Any) -> None:
     check_module("evaluate_robustness(model, dataloader)", model)
     for name, function in functions.items():
         if function is not None and not callable(function):
-            raise ConfigurationError(f"{name}={shown(function)} must be a function, or left out.")
+            raise ConfigurationError(f"{name}={short_repr(function)} must be a function, or left out.")
     weight = weight_of(model)
     if weight is not None and weight.is_meta:
         raise ConfigurationError("The model is on the meta device and has no weights. Load them first.")
     advice = _advice(dataloader)
     if advice:
-        raise ConfigurationError(f"dataloader={shown(dataloader)} yields no batches (images, labels). {advice}")
+        raise ConfigurationError(f"dataloader={short_repr(dataloader)} yields no batches (images, labels). {advice}")
 
 
 def _advice(dataloader: Any) -> str:

@@ -20,7 +20,15 @@ from lightning_normgeo.robustness.attacks.registry import (
     step_size,
 )
 from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel, threat_model
-from lightning_normgeo.utilities.checked_values import flag, is_number, one_or_more, plain, shown, strings, whole
+from lightning_normgeo.utilities.checked_values import (
+    flag,
+    is_number,
+    one_or_more,
+    plain_values,
+    short_repr,
+    strings,
+    whole,
+)
 
 Semantics = Literal["final", "any"]
 OnUnsuitable = Literal["skip", "raise"]
@@ -125,17 +133,17 @@ class RobustnessSettings:
             if getattr(self, name) is not None or name == "restarts":
                 whole(name, getattr(self, name), 1, "Leave it out for the default.")
         if type(self.seed) is not int:
-            raise ConfigurationError(f"seed={shown(self.seed)} must be an integer.")
+            raise ConfigurationError(f"seed={short_repr(self.seed)} must be an integer.")
         for name in ("fold", "compile"):
             flag(name, getattr(self, name))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 allowed = " or ".join(repr(choice) for choice in choices if choice is not None)
-                raise ConfigurationError(f"{name}={shown(getattr(self, name))} is unknown; choose {allowed}.")
+                raise ConfigurationError(f"{name}={short_repr(getattr(self, name))} is unknown; choose {allowed}.")
         if self.rescale is not None and not (is_number(self.rescale) and 0 < self.rescale < math.inf):
             raise ConfigurationError(
-                f"rescale={shown(self.rescale)} must be a positive number, as 10.0: only positive factors leave the "
-                "function unchanged."
+                f"rescale={short_repr(self.rescale)} must be a positive number, as 10.0: only positive factors leave "
+                "the function unchanged."
             )
         self._check_sweep()
         self.all_attacks  # noqa: B018 - the cached property checks the names of attacks now instead of when it is used
@@ -207,13 +215,13 @@ class RobustnessSettings:
             is_collection = isinstance(given, Iterable) and not isinstance(given, (str, bytes, list, tuple, Mapping))
             is_array = hasattr(given, "tolist")
             value = one_or_more(given) if is_collection and not is_array else given
-            object.__setattr__(self, name, plain(value))
+            object.__setattr__(self, name, plain_values(value))
         if self.attacks is not None:
             object.__setattr__(self, "attacks", strings("attacks", self.attacks, "the name of an attack, as 'bim'"))
         options = {} if self.attack_options is None else self.attack_options
         if not isinstance(options, Mapping) or not all(isinstance(one, Mapping) for one in options.values()):
             raise ConfigurationError(
-                f"attack_options={shown(options)} must have for each attack a dictionary of its options, as "
+                f"attack_options={short_repr(options)} must have for each attack a dictionary of its options, as "
                 "{'torchattacks.Square': {'n_queries': 100}}."
             )
 
@@ -229,7 +237,7 @@ class RobustnessSettings:
             if not isinstance(values, (list, tuple)):
                 continue
             if not values or any(entry is None or values.count(entry) > 1 for entry in values):
-                raise ConfigurationError(f"{name}={shown(list(values))} must be different values, at least one.")
+                raise ConfigurationError(f"{name}={short_repr(list(values))} must be different values, at least one.")
             self.sweep[name] = tuple(values)
             for value in values:
                 threat_model(self.preset, self.space, **{name: value})

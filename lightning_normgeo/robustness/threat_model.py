@@ -14,7 +14,7 @@ from lightning_normgeo.robustness.attacks.projected_gradient import Bound
 from lightning_normgeo.robustness.inputs.input_space import InputSpace as InputSpace
 from lightning_normgeo.robustness.inputs.input_space import Space as Space
 from lightning_normgeo.robustness.inputs.input_space import per_channel
-from lightning_normgeo.utilities.checked_values import entry_of, is_number, shown
+from lightning_normgeo.utilities.checked_values import entry_of, is_number, short_repr
 
 Limit = float | tuple[float, ...] | None
 """A bound on image values: one number, one per channel, or None for the value of a black or white pixel."""
@@ -77,21 +77,23 @@ class ThreatModel:
             ConfigurationError: naming the setting, its value and what is allowed.
         """
         if self.space not in _UNITS:
-            raise ConfigurationError(f"space={shown(self.space)} is unknown; choose 'pixel', 'normalized' or 'input'.")
+            raise ConfigurationError(
+                f"space={short_repr(self.space)} is unknown; choose 'pixel', 'normalized' or 'input'."
+            )
         for name in ("eps", "step_size", "noise_std", "eps_l2"):
             value = getattr(self, name)
             if not ((is_number(value) and 0 <= value < math.inf) or (name == "eps_l2" and value is None)):
                 hint = " Give a number, without quotes." if isinstance(value, str) else ""
                 raise ConfigurationError(
-                    f"{name}={shown(value)} must be at least 0 and finite, in {_UNITS[self.space]}.{hint}"
+                    f"{name}={short_repr(value)} must be at least 0 and finite, in {_UNITS[self.space]}.{hint}"
                 )
         if type(self.steps) is not int or self.steps < 1:
-            raise ConfigurationError(f"steps={shown(self.steps)} must be an integer, at least 1.")
+            raise ConfigurationError(f"steps={short_repr(self.steps)} must be an integer, at least 1.")
         for name in ("lower", "upper"):
             limit = getattr(self, name)
             numbers = limit if isinstance(limit, tuple) else (limit,)
             if not numbers or not (limit is None or all(is_number(number) for number in numbers)):
-                raise ConfigurationError(f"{name}={shown(limit)} must be a number, or one for each channel.")
+                raise ConfigurationError(f"{name}={short_repr(limit)} must be a number, or one for each channel.")
         ends = _pairs(self.lower, self.upper)
         if not all(low < high for low, high in ends):
             raise ConfigurationError(f"lower={self.lower!r} must be less than upper={self.upper!r}.")

@@ -255,7 +255,7 @@ _AFFINE = (
     Quantity(
         "affine/gamma2_over_sigma2_mean",
         "1",
-        "γ²/(σ² + ε), the scale-free form of the first; also `_median` and `_q90`",
+        "γ²/(σ² + ε), the first as a ratio; also `_median` and `_q90`",
         label="γ²/σ²",
         in_wandb=True,
         log_scale=True,

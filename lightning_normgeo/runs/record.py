@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.runs.record_lines import ROBUSTNESS as ROBUSTNESS
 from lightning_normgeo.runs.record_lines import whole_lines
-from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, shown
+from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
-from lightning_normgeo.utilities.notebook import Table, curves_frame, shortened, summary
+from lightning_normgeo.utilities.notebook import NotebookTable, curves_frame, shortened, summary
 
 RECORD_NAME, STUDY_NAME = "record.jsonl", "study.json"
 _LARGEST = 8192 * MEBIBYTE
@@ -110,7 +110,7 @@ class Record:
             notes.append(f"values by layer, as to_frame({example!r}): {', '.join(self.layers)}")
         if self.results:
             notes.append(f"results: {', '.join(self.results)}")
-        return Table(repr(self), columns, rows, notes).to_html()
+        return NotebookTable(repr(self), columns, rows, notes).to_html()
 
     def to_frame(self, quantity: str | None = None) -> Any:
         """Return curves as a data frame of pandas: a row for each step, NaN where nothing was logged at that step.
@@ -217,7 +217,7 @@ def read_record(run: str | Path) -> Record:
         ConfigurationError: If there is no record, it is not an ordinary file of the folder, or it cannot be read.
     """
     if not isinstance(run, (str, PathLike)):
-        raise ConfigurationError(f"read_record({shown(run)}): give the path of a run's folder.")
+        raise ConfigurationError(f"read_record({short_repr(run)}): give the path of a run's folder.")
     path = Path(run)
     path = path / RECORD_NAME if path.is_dir() else path
     try:

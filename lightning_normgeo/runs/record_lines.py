@@ -26,15 +26,15 @@ ROBUSTNESS = "robustness"
 
 def as_line(kind: str, fields: Mapping[str, Any]) -> str:
     """Return a line of a record as JSON text, with the current time."""
-    return json.dumps({"kind": kind, "time": round(time.time(), 3), **plain(fields)}, allow_nan=False)
+    return json.dumps({"kind": kind, "time": round(time.time(), 3), **plain_json(fields)}, allow_nan=False)
 
 
-def plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """Return a value in the types of JSON; numbers that are not finite and all other objects become their text."""
     if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {str(key): plain_json(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(entry) for entry in value]
+        return [plain_json(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -17,7 +17,7 @@ from lightning_normgeo.errors import ConfigurationError, is_rank_zero, warn_once
 from lightning_normgeo.runs.environment import describe_environment
 from lightning_normgeo.runs.hyperparameters import as_nested
 from lightning_normgeo.runs.record import RECORD_NAME
-from lightning_normgeo.runs.record_lines import as_line, plain
+from lightning_normgeo.runs.record_lines import as_line, plain_json
 from lightning_normgeo.utilities.files import as_json
 from lightning_normgeo.utilities.spool import MOST_WAITING, Spool, reason_of
 
@@ -128,7 +128,7 @@ class RecordLogger(Logger):
             Whether both are on the disk.
         """
         recorded = self._write("results", name=name, values=results)
-        return self.log_file(f"{name}.json", as_json(plain(results))) is True and recorded
+        return self.log_file(f"{name}.json", as_json(plain_json(results))) is True and recorded
 
     @rank_zero_only
     def log_file(self, name: str, content: bytes) -> bool:

@@ -67,7 +67,7 @@ def main(args: list[str]) -> int:
     outlet = cast(TextIO, PipeSafeStream(sys.stdout))
     console = Console(file=outlet, soft_wrap=not terminal, width=None if terminal else 160)
     study = load_study(options.study)
-    settings = check(study, options.study)
+    settings = check_study(study, options.study)
     if options.wandb_sweep:
         path = write_sweep(study, settings, options.wandb_sweep)
         console.print(f"Now: wandb sweep {path}, and on each machine wandb agent with what it prints.", highlight=False)
@@ -93,7 +93,7 @@ def _run(study: Study, options: Namespace, console: Console) -> int:
     return _conclude(index, options, console)
 
 
-def check(study: Study, name: str) -> Any:
+def check_study(study: Study, name: str) -> Any:
     """Check a study before its first run; see :func:`lightning_normgeo.study.validation.check`."""
     from lightning_normgeo.study import validation  # takes seconds, which the command's help need not wait for
 

@@ -40,7 +40,7 @@ class _Short(reprlib.Repr):
         return super().repr1(x, level)
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return a value as messages show it, in one line of at most 80 characters."""
     text = " ".join(_Short().repr(value).split())
     return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
@@ -83,16 +83,16 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text.casefold()))
 
 
-def plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Convert numbers and arrays of numpy and torch, and fractions, to Python's numbers and lists.
 
     Lists and tuples are converted entry by entry. Other values are returned unchanged, as are subclasses of list and
     tuple.
     """
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return plain_values(value.tolist())
     if type(value) in (list, tuple):
-        return type(value)(map(plain, value))
+        return type(value)(map(plain_values, value))
     return float(value) if isinstance(value, Fraction) else value
 
 
@@ -101,7 +101,7 @@ def one_or_more(value: Any) -> Any:
 
     Sets are sorted, as their order may differ between processes.
     """
-    value = plain(value)
+    value = plain_values(value)
     if value is None:
         return None
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
@@ -122,7 +122,7 @@ def strings(option: str, value: Any, what: str) -> list[str]:
     """
     found = one_or_more(value)
     if found is None or not all(isinstance(entry, str) for entry in found):
-        raise ConfigurationError(f"{option}={shown(value)} must be {what}, or a list of these.")
+        raise ConfigurationError(f"{option}={short_repr(value)} must be {what}, or a list of these.")
     return list(found)
 
 
@@ -139,7 +139,7 @@ def numbers_of(option: str, value: Any, what: str) -> tuple[float, ...] | None:
     """
     found = one_or_more(value.reshape(-1) if hasattr(value, "reshape") else value)
     if found is not None and not all(is_number(entry) and math.isfinite(entry) for entry in found):
-        raise ConfigurationError(f"{option}={shown(value)} must be {what}, without quotes.")
+        raise ConfigurationError(f"{option}={short_repr(value)} must be {what}, without quotes.")
     return None if found is None else tuple(map(float, found))
 
 
@@ -160,9 +160,11 @@ def whole(option: str, value: Any, least: int, advice: str = "") -> int:
     Raises:
         ConfigurationError: for anything else, or less than ``least``.
     """
-    found = plain(value)
+    found = plain_values(value)
     if type(found) is not int or found < least:
-        raise ConfigurationError(f"{option}={shown(value)} must be an integer, at least {least}. {advice}".rstrip())
+        raise ConfigurationError(
+            f"{option}={short_repr(value)} must be an integer, at least {least}. {advice}".rstrip()
+        )
     return found
 
 
@@ -176,9 +178,9 @@ def flag(option: str, value: Any) -> bool:
     Raises:
         ConfigurationError: for anything else, also for text: ``"false"`` would count as true.
     """
-    found = plain(value)
+    found = plain_values(value)
     if not isinstance(found, bool):
-        raise ConfigurationError(f"{option}={shown(value)} must be True or False.")
+        raise ConfigurationError(f"{option}={short_repr(value)} must be True or False.")
     return found
 
 
@@ -195,5 +197,5 @@ def entry_of(option: str, name: Any, known: Mapping[str, _T], meanings: Mapping[
         ConfigurationError: for an unknown name; the message lists similar names and the known ones.
     """
     if not isinstance(name, str) or name not in known:
-        raise ConfigurationError(f"{option}={shown(name)} is unknown; {nearest(name, known, meanings)}.")
+        raise ConfigurationError(f"{option}={short_repr(name)} is unknown; {nearest(name, known, meanings)}.")
     return known[name]

@@ -47,7 +47,7 @@ def summary(kind: str, parts: Sequence[str], end: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class Table:
+class NotebookTable:
     """A table with named columns.
 
     Attributes:
@@ -66,15 +66,16 @@ class Table:
         """Return the first 60 rows in HTML, with all text escaped and in the colors of the surrounding page."""
         sides = [_style(next((cell for cell in cells if cell is not None), "")) for cells in self._by_column()]
         head = "".join(
-            f'<th style="{side}; {_RULE}">{escaped(name)}</th>' for name, side in zip(self.columns, sides, strict=True)
+            f'<th style="{side}; {_RULE}">{html_escaped(name)}</th>'
+            for name, side in zip(self.columns, sides, strict=True)
         )
         body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows[:_ROWS])
         hidden = len(self.rows) - _ROWS
         notes = list(self.notes)
         if hidden > 0:
             notes.insert(0, f"… {hidden} more rows: print it, or use to_frame()")
-        below = "".join(f'<div style="margin: 0.3em 0">{escaped(note)}</div>' for note in notes)
-        title = f'<div style="margin: 0.3em 0; font-weight: bold">{escaped(self.caption)}</div>'
+        below = "".join(f'<div style="margin: 0.3em 0">{html_escaped(note)}</div>' for note in notes)
+        title = f'<div style="margin: 0.3em 0; font-weight: bold">{html_escaped(self.caption)}</div>'
         table = f'<table style="border-collapse: collapse"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
         return f'<div style="max-width: 100%; overflow-x: auto">{title}{table}{below}</div>'
 
@@ -123,7 +124,7 @@ def pandas() -> Any:
         raise ConfigurationError("to_frame() makes a data frame of pandas: pip install pandas.") from error
 
 
-def escaped(text: str) -> str:
+def html_escaped(text: str) -> str:
     """Return a text escaped for HTML, with question marks in place of characters that cannot be encoded."""
     return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
 
@@ -140,4 +141,4 @@ def _cell(cell: object) -> str:
         text = "yes"
     else:
         text = f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-    return f'<td style="{_style(cell)}">{escaped(text)}</td>'
+    return f'<td style="{_style(cell)}">{html_escaped(text)}</td>'

@@ -34,7 +34,7 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization import find_norm, normalize_weight
 from lightning_normgeo.robustness import RobustnessSettings
 from lightning_normgeo.robustness.inputs import declared_inputs
-from lightning_normgeo.utilities.checked_values import nearest, plain, shown
+from lightning_normgeo.utilities.checked_values import nearest, plain_values, short_repr
 
 torch.manual_seed(0)
 IMAGES, LABELS = torch.randint(0, 256, (8, 3, 8, 8)) / 255, torch.arange(8) % 5
@@ -389,15 +389,23 @@ def test_constants_of_a_normalization_have_any_shape() -> None:
 
 
 def test_values_become_plain() -> None:
-    found = plain({"a": 1}), plain((np.float32(0.5), [torch.tensor([1, 2])])), plain("x"), plain(True), plain(None)
+    found = (
+        plain_values({"a": 1}),
+        plain_values((np.float32(0.5), [torch.tensor([1, 2])])),
+        plain_values("x"),
+        plain_values(True),
+        plain_values(None),
+    )
     assert found == ({"a": 1}, (0.5, [[1, 2]]), "x", True, None)
 
 
 def test_values_are_shown_in_short() -> None:
-    assert shown([IMAGES] * 100).startswith("[Tensor of shape (8, 3, 8, 8), ")
-    assert all(len(shown(value)) <= 80 for value in ([IMAGES] * 100, Net(), "x" * 999, {1: {2: {3: IMAGES}}}, range(9)))
-    assert shown("a\nb") == r"'a\nb'"
-    assert shown(8 / 255) == repr(8 / 255)
+    assert short_repr([IMAGES] * 100).startswith("[Tensor of shape (8, 3, 8, 8), ")
+    assert all(
+        len(short_repr(value)) <= 80 for value in ([IMAGES] * 100, Net(), "x" * 999, {1: {2: {3: IMAGES}}}, range(9))
+    )
+    assert short_repr("a\nb") == r"'a\nb'"
+    assert short_repr(8 / 255) == repr(8 / 255)
 
 
 @pytest.mark.parametrize(

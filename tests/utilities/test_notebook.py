@@ -31,7 +31,7 @@ from lightning_normgeo.robustness import RobustnessReport, RobustnessSettings, S
 from lightning_normgeo.runs.record import Record
 from lightning_normgeo.study import load_study
 from lightning_normgeo.utilities.checked_values import UnknownNameError
-from lightning_normgeo.utilities.notebook import LINE, Table, one_line, summary
+from lightning_normgeo.utilities.notebook import LINE, NotebookTable, one_line, summary
 from support.isolation import REPOSITORY
 from support.records import write_run
 from support.small_models import conv_bn, x2d
@@ -164,7 +164,7 @@ def test_a_notebook_shows_a_table(report: RobustnessReport, run: Path) -> None:
 
 
 def test_tables_take_the_colours_of_the_page() -> None:
-    html = Table("a", ["b", "c"], [["d", 1.23456], [None, 3]]).to_html()
+    html = NotebookTable("a", ["b", "c"], [["d", 1.23456], [None, 3]]).to_html()
     assert "1.235" in html
     assert not re.search(r"#[0-9a-f]{3,6}\b|rgb|white|black", html)
     assert "currentColor" in html

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lightning_normgeo.__main__ import main
 from lightning_normgeo.report.compared_runs import compare_runs
-from lightning_normgeo.report.formats.latex import escaped
+from lightning_normgeo.report.formats.latex import latex_escaped
 from lightning_normgeo.report.formats.text import as_csv, as_markdown
 from lightning_normgeo.report.tables.table import Table, text
 from lightning_normgeo.runs.record import Record
@@ -201,4 +201,4 @@ def test_markdown_shows_any_text_as_it_is(source: str) -> None:
 @example("\\\\end{document}^^5cinput ^^M")
 @example(HOSTILE)
 def test_latex_runs_no_text(source: str) -> None:
-    check_latex(escaped(source))
+    check_latex(latex_escaped(source))

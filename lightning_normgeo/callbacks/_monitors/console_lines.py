@@ -10,12 +10,13 @@ from typing import Any
 from torch import nn
 
 from lightning_normgeo.callbacks._monitors.cadence import Cadence
+from lightning_normgeo.callbacks._monitors.measured_step import Monitor
 from lightning_normgeo.geometry.rows import has_float64
 from lightning_normgeo.geometry.update_rules.registry import description_of
 from lightning_normgeo.normalization.names import named_weights
 
 
-def opening(monitors: Sequence[Any], trainer: Any, module: nn.Module, batch_norms: int | None) -> str:
+def opening(monitors: Sequence[Monitor], trainer: Any, module: nn.Module, batch_norms: int | None) -> str:
     """Return the console line for the start: the planned measurements, their cadences, and their loggers.
 
     Args:

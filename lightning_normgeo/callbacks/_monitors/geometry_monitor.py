@@ -18,7 +18,7 @@ from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.wandb_keys import WandbKeys
 from lightning_normgeo.errors import ConfigurationError, nearest_names, skipped_on_error, warn_once
 from lightning_normgeo.normalization.names import layer_name, named_weights
-from lightning_normgeo.utilities.checked_values import plain, shown, strings
+from lightning_normgeo.utilities.checked_values import plain_values, short_repr, strings
 from lightning_normgeo.utilities.notebook import one_line
 
 _REFUSED_STRATEGIES = {
@@ -79,10 +79,10 @@ class GeometryMonitor(QuietCallback):
             known = nearest_names(str(wandb_keys), get_args(WandbKeys))
             raise ConfigurationError(f"{type(self).__name__}(wandb_keys={wandb_keys!r}): choose one of {known}.")
         name = type(self).__name__
-        every_n_steps = plain(every_n_steps)
+        every_n_steps = plain_values(every_n_steps)
         if every_n_steps is not None and (type(every_n_steps) is not int or every_n_steps < 1):
             raise ConfigurationError(
-                f"{name}(every_n_steps={shown(every_n_steps)}): must be an integer, at least 1. "
+                f"{name}(every_n_steps={short_repr(every_n_steps)}): must be an integer, at least 1. "
                 "Leave it out to measure at the Trainer's log_every_n_steps; remove the callback to not measure at all."
             )
         self.every_n_steps = every_n_steps

@@ -72,6 +72,9 @@ class MeasuredStep:
 class Monitor(Protocol):
     """Protocol of the callbacks that a session measures for."""
 
+    groups: tuple[str, ...]
+    layers: str | list[str] | None
+    wandb_keys: WandbKeys
     needs_weights: bool
     needs_updates: bool
     needs_statistics: bool

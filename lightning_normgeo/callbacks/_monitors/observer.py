@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, clips_by_value, scales_gradients_alike
+from lightning_normgeo.callbacks._monitors.measured_step import (
+    MeasuredStep,
+    Monitor,
+    clips_by_value,
+    scales_gradients_alike,
+)
 from lightning_normgeo.callbacks._monitors.sharded_models import Sharding
 from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirmation
 from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
 from lightning_normgeo.callbacks._readings.epsilon_part import (
     GammaSums,
-    epsilon_inner,
+    epsilon_inner_by_weight,
     gamma_sums,
     with_whole_gradients,
 )
@@ -96,7 +101,7 @@ class Observer:
         if self.batch_norms is not None:
             self.batch_norms.detach()
 
-    def arm(self, monitors: Sequence[Any]) -> None:
+    def arm(self, monitors: Sequence[Monitor]) -> None:
         """Read what follows, until :meth:`disarm`."""
         if not self._carries:
             self.unit_tracker.forget()
@@ -189,7 +194,7 @@ class Observer:
         if self._agreement.processes > 1 and channels:
             # a process that could not read any sends zeros
             sums = self._agreement.averaged(sums or gamma_sums({}, channels, self._device))
-        return epsilon_inner(steps, sums or {})
+        return epsilon_inner_by_weight(steps, sums or {})
 
     @skipped_on_error
     def _sums(self, statistics: dict[str, list[BatchStatistics]], channels: dict[str, int]) -> dict[str, GammaSums]:

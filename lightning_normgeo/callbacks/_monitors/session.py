@@ -18,7 +18,7 @@ from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks._monitors import console_lines
 from lightning_normgeo.callbacks._monitors.cadence import Cadence
 from lightning_normgeo.callbacks._monitors.cumulative_state import CumulativeState
-from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
 from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.callbacks._monitors.sharded_models import sharding_of
 from lightning_normgeo.callbacks._readings.publisher import Publisher
@@ -54,7 +54,7 @@ class Session:
     _sessions: ClassVar[WeakKeyDictionary[Any, Session]] = WeakKeyDictionary()
 
     def __init__(self) -> None:
-        self.monitors: list[Any] = []
+        self.monitors: list[Monitor] = []
         self.driver = MonitorHooks(self)
         self.cadence = Cadence()
         self.left_out: Counter[str] = Counter()
@@ -220,7 +220,7 @@ class Session:
             step = trainer.fit_loop.epoch_loop._batches_that_stepped
             self.publisher.publish(row, trainer, step, monitors)
 
-    def _row(self, monitors: list[Any], measured: MeasuredStep, valid: list[Tensor]) -> HostValues | None:
+    def _row(self, monitors: list[Monitor], measured: MeasuredStep, valid: list[Tensor]) -> HostValues | None:
         """Return the readings on the host; read again, with new controls, if they refute the invariance of weights."""
         assert self.observer is not None  # noqa: S101
         confirmation = self.observer.confirmation
@@ -236,7 +236,7 @@ class Session:
             self.publisher.check(row, measured, verdict)
         return row
 
-    def _read(self, monitors: list[Any], measured: MeasuredStep, valid: list[Tensor]) -> HostValues | None:
+    def _read(self, monitors: list[Monitor], measured: MeasuredStep, valid: list[Tensor]) -> HostValues | None:
         """Return the readings of all monitors on the host, in one transfer; None for an invalid step."""
         assert self.observer is not None  # noqa: S101
         readings = [reading for monitor in monitors for reading in _readings(monitor, measured) or ()]
@@ -249,7 +249,7 @@ class Session:
         return row
 
 
-def _chosen(monitors: list[Any]) -> dict[str, frozenset[str]]:
+def _chosen(monitors: list[Monitor]) -> dict[str, frozenset[str]]:
     chosen: dict[str, frozenset[str]] = {}
     for monitor in monitors:
         for group, layers in monitor.chosen().items():

@@ -59,7 +59,7 @@ def gamma_sums(
     return {name: sums[name] if name in sums else GammaSums(none[name], none[name]) for name in channels}
 
 
-def epsilon_inner(steps: Sequence[WeightStep], sums: Mapping[str, GammaSums]) -> dict[str, Tensor]:
+def epsilon_inner_by_weight(steps: Sequence[WeightStep], sums: Mapping[str, GammaSums]) -> dict[str, Tensor]:
     """Return the part of ⟨W, g⟩ that ε causes, ``(units,)`` for each weight where it is known.
 
     The optimizer's gradients are those of the passes times a factor (clipping, unscaling, averaging). The factor is

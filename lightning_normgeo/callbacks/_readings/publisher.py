@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from lightning_normgeo._lightning import is_wandb
-from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
 from lightning_normgeo.callbacks._monitors.unit_confirmation import Verdict
 from lightning_normgeo.callbacks._readings.layer_table import LayerTable
-from lightning_normgeo.callbacks._readings.readings import HostValues, publish
+from lightning_normgeo.callbacks._readings.readings import HostValues, log_readings
 from lightning_normgeo.callbacks._readings.residual_warnings import report_residuals
 from lightning_normgeo.callbacks._readings.wandb_keys import for_wandb
 from lightning_normgeo.errors import skipped_on_error, warn_once
@@ -45,14 +45,14 @@ class Publisher:
         """Record whether the gradients of a measured step are finite."""
         self._not_finite = [] if finite else [*self._not_finite, step]
 
-    def publish(self, row: HostValues, trainer: Any, step: int, monitors: list[Any]) -> None:
+    def publish(self, row: HostValues, trainer: Any, step: int, monitors: list[Monitor]) -> None:
         """Send a row to all loggers, to the layer table and to ``trainer.callback_metrics``."""
         self.rows += 1
         if row.dropped:
             warn_once("Values that are not finite are left out of the logs.")
         sent = for_wandb(row.scalars, monitors) if any(map(is_wandb, trainer.loggers)) else {}
         self._at_wandb.update(sent)
-        publish(row, trainer.loggers, step, sent)
+        log_readings(row, trainer.loggers, step, sent)
         self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.watched.items()})
 

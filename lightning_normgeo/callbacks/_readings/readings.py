@@ -104,7 +104,7 @@ def _unpack(reading: Reading, values: Any, chosen: dict[str, frozenset[str]], ro
     return 0 if reading.partial or reading.internal else sum(not math.isfinite(value) for value in found)
 
 
-def publish(row: HostValues, loggers: Iterable[Any], step: int, for_wandb: Mapping[str, float]) -> None:
+def log_readings(row: HostValues, loggers: Iterable[Any], step: int, for_wandb: Mapping[str, float]) -> None:
     """Send a row to every logger; a logger that fails causes a warning and never stops the training.
 
     Loggers with a ``log_layers`` method (RecordLogger) also get the values of every layer.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
+from lightning_normgeo.callbacks._monitors.measured_step import Monitor
 from lightning_normgeo.runs.quantities import QUANTITIES
 
 WandbKeys = Literal["aggregates", "all"]
@@ -12,7 +13,7 @@ WandbKeys = Literal["aggregates", "all"]
 AGGREGATES = frozenset(quantity.key for quantity in QUANTITIES.values() if quantity.in_wandb)
 
 
-def for_wandb(scalars: Mapping[str, float], monitors: Iterable[Any]) -> dict[str, float]:
+def for_wandb(scalars: Mapping[str, float], monitors: Iterable[Monitor]) -> dict[str, float]:
     """Return the numbers of a measured step that are sent to W&B.
 
     Args:

@@ -46,7 +46,7 @@ def document_of(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
     return found
 
 
-def publish(trainer: Any, reports: Mapping[str, RobustnessReport], name: str | None, count: int) -> bool:
+def log_evaluation(trainer: Any, reports: Mapping[str, RobustnessReport], name: str | None, count: int) -> bool:
     """Write the results to files and to every logger; a logger that fails does not stop the others.
 
     Args:

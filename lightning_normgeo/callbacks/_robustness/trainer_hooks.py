@@ -17,7 +17,7 @@ from lightning_normgeo.callbacks._robustness.dataloaders import (
     test_source,
     testing,
 )
-from lightning_normgeo.callbacks._robustness.logging import metrics_of, publish
+from lightning_normgeo.callbacks._robustness.logging import log_evaluation, metrics_of
 from lightning_normgeo.callbacks._robustness.loop_evaluation import LoopEvaluation
 from lightning_normgeo.errors import ConfigurationError, UnsuitableError, warn_once
 from lightning_normgeo.robustness.inputs import DeclaredInputs
@@ -195,7 +195,7 @@ class RobustnessHooks(QuietCallback):
     def _finish(self, trainer: Any) -> None:
         assert self._run is not None  # noqa: S101
         self.reports = self._run.finish()
-        written = self._guarded(lambda: publish(trainer, self.reports, self.name, self.num_images))
+        written = self._guarded(lambda: log_evaluation(trainer, self.reports, self.name, self.num_images))
         self._run.end(bool(written))
         self._run = None
 

@@ -187,12 +187,12 @@ def _update(weight: Any, new_weight: Any, out: Any, at: int, start: int, stop: i
         )
 
 
-def weight_products(passes: Sequence[WeightPass]) -> list[list[Tensor]]:
+def weight_sums(passes: Sequence[WeightPass]) -> list[list[Tensor]]:
     """Return ‖W‖², ⟨W, g⟩, ‖g‖², ΣW⁴ and the rule's products of each weight, each ``(units * segments,)``."""
     return _run([_loop(one) for one in passes])
 
 
-def update_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
+def update_sums(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
     """Return ‖W‖², ⟨W, D⟩, ‖D‖² and ‖D_⊥‖² of each weight, each ``(units * segments,)``."""
     return _run([(_update, pair, (), 4) for pair in pairs])
 

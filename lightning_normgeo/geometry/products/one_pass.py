@@ -88,7 +88,7 @@ def many_weight_products(passes: Sequence[WeightPass]) -> list[WeightProducts]:
 def _read(passes: Sequence[WeightPass]) -> list[WeightProducts]:
     chosen = {k: one for k, one in enumerate(passes) if _has_loop(one)}
     elements = sum(one.weight.numel() for one in chosen.values())
-    sums = fast(lambda loops: loops.weight_products(list(chosen.values())), elements)
+    sums = fast(lambda loops: loops.weight_sums(list(chosen.values())), elements)
     found = {} if sums is None else dict(zip(chosen, sums, strict=True))
     return [
         _products(*(_over_segments(part, one.weight.shape[0]) for part in found[k])) if k in found else _by_torch(one)

@@ -20,7 +20,7 @@ from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
 from lightning_normgeo.geometry.update_rules.optimizers.lion import OWN_LION, describe_lion
 from lightning_normgeo.geometry.update_rules.recipe import Describe, Described, Group, Recipe, State
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule
-from lightning_normgeo.utilities.checked_values import shown
+from lightning_normgeo.utilities.checked_values import short_repr
 
 
 def register_optimizer(optimizer: type[Optimizer], describe: Describe) -> None:
@@ -46,12 +46,12 @@ def register_optimizer(optimizer: type[Optimizer], describe: Describe) -> None:
     """
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
         raise ConfigurationError(
-            f"register_optimizer({shown(optimizer)}): give the class, derived from torch.optim.Optimizer, not an "
+            f"register_optimizer({short_repr(optimizer)}): give the class, derived from torch.optim.Optimizer, not an "
             "instance."
         )
     if not callable(describe):
         raise ConfigurationError(
-            f"register_optimizer({optimizer.__name__}, {shown(describe)}): give a function, as describe_lion."
+            f"register_optimizer({optimizer.__name__}, {short_repr(describe)}): give a function, as describe_lion."
         )
     _DESCRIPTIONS[optimizer] = describe
 

@@ -20,7 +20,7 @@ from lightning_normgeo.normalization.invariance.row_layout import (
     ScaleState,
     broadcast,
     fused,
-    plain,
+    plain_axis,
     split,
 )
 
@@ -85,7 +85,7 @@ class NodeContext:
         if same:
             return left
         self.merge([left, right])
-        return plain(left.size)
+        return plain_axis(left.size)
 
     def combined(self, a: ScaleState, b: ScaleState, degree: float) -> ScaleState:
         """Return the state of an elementwise function of two tensors that both scale."""

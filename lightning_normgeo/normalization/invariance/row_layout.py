@@ -81,7 +81,7 @@ class ScaleState:
         return replace(self, axes=tuple(axes))
 
 
-def plain(size: int) -> Axis:
+def plain_axis(size: int) -> Axis:
     """Return an axis along which the row does not change, such as the batch."""
     return Axis(size, (Piece(size, 0),))
 
@@ -176,10 +176,10 @@ def regroup(axes: Sequence[Axis], shape: Sequence[int]) -> tuple[Axis, ...] | No
 
 def broadcast(a: Sequence[Axis], shape: Sequence[int]) -> tuple[Axis, ...]:
     """Return the axes of a tensor broadcast to ``shape``."""
-    padded = [plain(1)] * (len(shape) - len(a)) + list(a)  # torch aligns shapes at their last dimension
+    padded = [plain_axis(1)] * (len(shape) - len(a)) + list(a)  # torch aligns shapes at their last dimension
     return tuple(
         # a repeated axis holds one row throughout; if it was cut out of several, that is still to be remembered
-        axis if axis.size == size else plain(size)._replace(cut=axis.cut)
+        axis if axis.size == size else plain_axis(size)._replace(cut=axis.cut)
         for axis, size in zip(padded, shape, strict=True)
     )
 

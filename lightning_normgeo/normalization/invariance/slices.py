@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor
 
-from lightning_normgeo.normalization.invariance.row_layout import Axis, Piece, ScaleState, plain, rows
+from lightning_normgeo.normalization.invariance.row_layout import Axis, Piece, ScaleState, plain_axis, rows
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Slices:
             # shape (inputs, outputs per group, ...): the group of an output channel is the leading digit of its input
             inputs, each, *kernel = weight.shape
             first = Axis(inputs, (Piece(self.groups, each), Piece(inputs // self.groups, 0)))
-            return ScaleState((first, rows(each), *map(plain, kernel)))
-        axes = [plain(size) for size in weight.shape]
+            return ScaleState((first, rows(each), *map(plain_axis, kernel)))
+        axes = [plain_axis(size) for size in weight.shape]
         stride = 1
         for d in reversed(range(self.dim, self.dim + self.leading)):
             axes[d] = rows(weight.shape[d], stride)

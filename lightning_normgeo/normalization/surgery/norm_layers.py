@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.layers import MeanOnlyBatchNorm
-from lightning_normgeo.utilities.checked_values import nearest, shown, strings
+from lightning_normgeo.utilities.checked_values import nearest, short_repr, strings
 
 Layers = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MeanOnlyBatchNorm)
 """Classes of normalization layers that can be replaced."""
@@ -139,7 +139,7 @@ def matching(found: Sequence[NormLayer], layers: str | Sequence[str]) -> list[No
     idle = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
     if idle or not globs:
         raise ConfigurationError(
-            f"layers={shown(layers)}: {idle[0] if idle else 'an empty list'!r} matches none of the {len(names)} "
+            f"layers={short_repr(layers)}: {idle[0] if idle else 'an empty list'!r} matches none of the {len(names)} "
             f"normalization layers; {nearest(idle[0] if idle else '', names)}."
         )
     return [

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_normgeo.normalization.folding import (
+    channel_values,
     fold,
     gain_of,
     normalize_scaled,
-    per_channel,
     scale_rows,
     without_place,
 )
@@ -143,7 +143,7 @@ def copy_state(norm_layer: NormLayer, layer: nn.Module, like: Tensor | None, els
         if old is not None and new is not None and old.shape == new.shape:
             layer._parameters[name] = old
         elif old is not None and new is not None:
-            new.data.copy_(per_channel(old))
+            new.data.copy_(channel_values(old))
             new.requires_grad_(old.requires_grad)
             lost.append(f"{symbol} averaged over positions")
         elif name == "bias" and new is not None and norm_layer.gamma is not None:

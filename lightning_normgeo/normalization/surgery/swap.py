@@ -19,7 +19,7 @@ from lightning_normgeo.normalization.surgery.preceding_layers import NormInputs,
 from lightning_normgeo.normalization.surgery.swap_report import LeftAlone, SwapReport
 from lightning_normgeo.normalization.surgery.trial import Trial, keeps
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
-from lightning_normgeo.utilities.checked_values import flag, shown, whole
+from lightning_normgeo.utilities.checked_values import flag, short_repr, whole
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
@@ -146,12 +146,16 @@ def _checked(module: Any, to: Any, groups: Any, unbiased: Any, optimizer: Any) -
     check_module("swap_norm(module, to)", module)
     target = find_norm(to, "to")
     if groups is not None and target.data != "gn":
-        raise ConfigurationError(f"groups={shown(groups)} is for group normalization, not for {to!r}. Leave it out.")
+        raise ConfigurationError(
+            f"groups={short_repr(groups)} is for group normalization, not for {to!r}. Leave it out."
+        )
     if groups is not None:
         whole("groups", groups, 1, "Leave it out for the default.")
     flag("unbiased", unbiased)
     if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise ConfigurationError(f"optimizer={shown(optimizer)} must be a torch.optim.Optimizer that exists already.")
+        raise ConfigurationError(
+            f"optimizer={short_repr(optimizer)} must be a torch.optim.Optimizer that exists already."
+        )
     return target
 
 

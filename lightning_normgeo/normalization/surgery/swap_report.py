@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_normgeo.normalization.registry import NORMS
 from lightning_normgeo.normalization.surgery.function_change import LAYER_KEPT, MODEL_KEPT
-from lightning_normgeo.utilities.notebook import Table, summary
+from lightning_normgeo.utilities.notebook import NotebookTable, summary
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,16 @@ class SwapReport:
         counts = [f"to {self.to}: {len(self.changes)} changed", f"{len(self.left)} left alone"]
         return summary("SwapReport", [*counts, f"function {function}"])
 
-    def _table(self) -> Table:
+    def _table(self) -> NotebookTable:
         columns = ("layer", "before", "after", "weights", "note", "change")
         rows: list[tuple[object, ...]] = [
             (c.name, c.before, c.after, ", ".join(c.weights), c.note, c.change) for c in self.changes
         ]
         rows += [(entry.name, "", "left alone", "", entry.reason, None) for entry in self.left]
         parameters = f"{self.parameters_before:,} -> {self.parameters_after:,} parameters"
-        return Table(f"To {self.to}, {parameters}", columns, rows, [f"function in evaluation mode: {self._verdict}"])
+        return NotebookTable(
+            f"To {self.to}, {parameters}", columns, rows, [f"function in evaluation mode: {self._verdict}"]
+        )
 
     def _repr_html_(self) -> str:
         return self._table().to_html()

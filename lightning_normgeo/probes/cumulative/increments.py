@@ -16,7 +16,7 @@ from lightning_normgeo.geometry.products.one_pass import many_weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.rows import as_rows
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
-from lightning_normgeo.probes.explain import Reading, ReadPlan, by_rule, explain, plan
+from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, plan
 from lightning_normgeo.probes.momentum_buffers import first_state, next_state
 
 _BUFFER = slice(Totals._fields.index("buffer_inner"), Totals._fields.index("buffer_sq") + 1)
@@ -97,7 +97,7 @@ class CumulativeIncrements:
             self._sums = torch.cat([self._sums.to(starts), starts])
 
     @torch.no_grad()
-    def begin(self, optimizer: Optimizer, moved: bool, read: Mapping[int, Reading] | None = None) -> None:
+    def begin(self, optimizer: Optimizer, moved: bool, read: Mapping[int, ParameterReading] | None = None) -> None:
         """Find the increments of a step before it is taken.
 
         Args:
@@ -195,12 +195,12 @@ class CumulativeIncrements:
         self,
         moving: Sequence[tuple[nn.Parameter, dict[str, Any]]],
         optimizer: Optimizer,
-        read: Mapping[int, Reading],
+        read: Mapping[int, ParameterReading],
     ) -> None:
         names = [self._name(parameter) for parameter, _ in moving]
         missing = [(parameter, group) for parameter, group in moving if id(parameter) not in read]
         planned = [plan(parameter, self._whole, optimizer, group) for parameter, group in missing]
-        found = iter(map(Reading, planned, many_weight_products([one.reads for one in planned])))
+        found = iter(map(ParameterReading, planned, many_weight_products([one.reads for one in planned])))
         readings = [read[id(parameter)] if id(parameter) in read else next(found) for parameter, _ in moving]
         plans, products = [one.plan for one in readings], [one.products for one in readings]
         for some in by_rule(plans):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lightning_normgeo.report.tables.table import Table, is_number
+from lightning_normgeo.report.tables.table import Table, holds_number
 
 _ROWS = 40
 """Rows that fit on a page; longer tables continue in another one."""
@@ -74,28 +74,28 @@ def as_latex(title: str, tables: Sequence[Table]) -> str:
         tables: Tables of the report.
     """
     drawn = [_table(table, at) for table in tables for at in range(0, max(len(table.rows), 1), _ROWS)]
-    return f"{_HEAD}\\section*{{{escaped(title)}}}\n{''.join(drawn)}\n\\end{{document}}\n"
+    return f"{_HEAD}\\section*{{{latex_escaped(title)}}}\n{''.join(drawn)}\n\\end{{document}}\n"
 
 
-def escaped(text: str) -> str:
+def latex_escaped(text: str) -> str:
     """Return LaTeX that shows a text; symbols become formulas, and characters that fonts lack their Unicode number."""
     return _TOKEN.sub(_translated, re.sub(r"\s+", " ", text))
 
 
 def _table(table: Table, at: int) -> str:
     """Return the part of a table that begins at a row; only the first part has the caption and the label."""
-    first = f"\\textbf{{{escaped(table.title)}.}} {escaped(table.caption)}"
+    first = f"\\textbf{{{latex_escaped(table.title)}.}} {latex_escaped(table.caption)}"
     return _TABLE % {
-        "caption": f"\\textbf{{{escaped(table.title)}}} (continued)" if at else first,
+        "caption": f"\\textbf{{{latex_escaped(table.title)}}} (continued)" if at else first,
         "label": "" if at else f"\\label{{tab:{table.anchor}}}\n",
-        "alignment": "".join("r" if is_number(table, k) else "l" for k in range(len(table.columns))),
+        "alignment": "".join("r" if holds_number(table, k) else "l" for k in range(len(table.columns))),
         "head": _line(table.columns),
         "body": "".join(f"{_line([cell.text for cell in row])}\n" for row in table.rows[at : at + _ROWS]),
     }
 
 
 def _line(cells: Sequence[str]) -> str:
-    line = " & ".join(map(escaped, cells))
+    line = " & ".join(map(latex_escaped, cells))
     if line.startswith(("[", "*")):  # LaTeX would read these as options of the preceding line break
         line = "{}" + line
     return line + r" \\"

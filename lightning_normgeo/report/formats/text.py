@@ -13,7 +13,7 @@ from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.formats.latex import as_latex as as_latex
 from lightning_normgeo.report.run_settings import number_of
 from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
-from lightning_normgeo.report.tables.table import Table, is_number
+from lightning_normgeo.report.tables.table import Table, holds_number
 from lightning_normgeo.utilities.plain_text import plain
 
 _COLUMNS = ("run", "folder", "group", "complete", "attack", "correct", "n", "accuracy", "ci_low", "ci_high")
@@ -35,7 +35,7 @@ def as_markdown(title: str, tables: Sequence[Table]) -> str:
 
 def markdown_table(table: Table) -> str:
     """Return the columns and rows of a table as Markdown, without its title and caption."""
-    marks = ["---:" if is_number(table, k) else "---" for k in range(len(table.columns))]
+    marks = ["---:" if holds_number(table, k) else "---" for k in range(len(table.columns))]
     lines = [map(_escaped, table.columns), marks, *([_escaped(cell.text) for cell in row] for row in table.rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

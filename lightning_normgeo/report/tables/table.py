@@ -47,6 +47,6 @@ def number(value: float, form: str = ".4g") -> Cell:
     return Cell(f"{value:{form}}", value)
 
 
-def is_number(table: Table, column: int) -> bool:
+def holds_number(table: Table, column: int) -> bool:
     """Whether all cells of a column are numbers or missing values."""
     return all(not isinstance(row[column].value, str) or not row[column].value for row in table.rows)

@@ -14,7 +14,9 @@ from lightning_normgeo.report.wandb.report_spec import build_report, build_works
 from lightning_normgeo.report.wandb.runset import wandb_id
 
 
-def publish(runs: Sequence[Run], entity: str, project: str, tables: Sequence[Table], title: str) -> tuple[str, str]:
+def publish_report(
+    runs: Sequence[Run], entity: str, project: str, tables: Sequence[Table], title: str
+) -> tuple[str, str]:
     """Save a new report and a new workspace view in a project of W&B; earlier ones are not replaced.
 
     They show only data that W&B has: runs that were logged offline have to be uploaded first. A warning names the runs

@@ -21,7 +21,7 @@ from lightning_normgeo.robustness.attacks.projected_gradient import (
 )
 from lightning_normgeo.robustness.attacks.torchattacks_attack import check_torchattacks, torchattacks_attack
 from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel
-from lightning_normgeo.utilities.checked_values import nearest, shown
+from lightning_normgeo.utilities.checked_values import nearest, short_repr
 
 ATTACKS = ("gaussian", "bim", "pgd", "bim_l2", "pgd_l2")
 """Names of the attacks, besides ``torchattacks.<name>``; ``clean`` is always evaluated."""
@@ -215,7 +215,7 @@ def attack_list(
     for name in names:
         if name not in ATTACKS and not name.startswith(FOREIGN):
             raise ConfigurationError(
-                f"attacks={shown(list(names))}: {name!r} is unknown; {nearest(name, ATTACKS)}, and any attack of "
+                f"attacks={short_repr(list(names))}: {name!r} is unknown; {nearest(name, ATTACKS)}, and any attack of "
                 "torchattacks as 'torchattacks.…'."
             )
     return [

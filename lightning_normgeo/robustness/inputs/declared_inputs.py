@@ -8,7 +8,7 @@ from typing import Literal
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.inputs.input_space import InputSpace
-from lightning_normgeo.utilities.checked_values import numbers_of, shown
+from lightning_normgeo.utilities.checked_values import numbers_of, short_repr
 
 Normalizer = Literal["data", "model"]
 _NARROW = 0.6
@@ -41,7 +41,9 @@ class DeclaredInputs:
         """
         InputSpace(self.mean, self.std, normalized_data=True)
         if self.normalized_by not in ("data", "model", None):
-            raise ConfigurationError(f"normalized_by={shown(self.normalized_by)} is unknown; choose 'data' or 'model'.")
+            raise ConfigurationError(
+                f"normalized_by={short_repr(self.normalized_by)} is unknown; choose 'data' or 'model'."
+            )
         if self.value_range is None:
             return
         if self.mean is not None:
@@ -90,7 +92,7 @@ def declared_inputs(
     stds = numbers_of("std", std, "a number, or one for each channel, as [0.25, 0.25, 0.25]")
     ends = numbers_of("value_range", value_range, _ENDS)
     if ends is not None and len(ends) != 2:
-        raise ConfigurationError(f"value_range={shown(value_range)} must be {_ENDS}.")
+        raise ConfigurationError(f"value_range={short_repr(value_range)} must be {_ENDS}.")
     return DeclaredInputs(means, stds, normalized_by, ends)
 
 

@@ -21,7 +21,7 @@ _WRAPPED = ("dataset", "datasets", "base", "data", "subset", "sampler", "batch_s
 """Names of attributes that hold a wrapped data set, loader or sampler."""
 
 
-class Normalization(NamedTuple):
+class PixelNormalization(NamedTuple):
     """The normalization (x - mean) / std, with one value or one per channel, and its origin in words."""
 
     mean: tuple[float, ...]
@@ -29,7 +29,7 @@ class Normalization(NamedTuple):
     source: str
 
 
-def pipeline_normalizations(loader: Any) -> Iterator[Normalization]:
+def pipeline_normalizations(loader: Any) -> Iterator[PixelNormalization]:
     """Yield the normalizations in a data loader or a collection of loaders, the last one of each sequence first.
 
     The search goes through data sets, transforms and collate functions: their attributes, sequences, dictionaries,
@@ -43,7 +43,7 @@ def pipeline_normalizations(loader: Any) -> Iterator[Normalization]:
             yield found
 
 
-def model_normalization(module: nn.Module | None) -> Normalization | None:
+def model_normalization(module: nn.Module | None) -> PixelNormalization | None:
     """Return the normalization of its inputs that a model holds, or None if it holds none or several.
 
     The search takes the attribute ``input_normalization``, else submodules whose class is called ``…Normaliz…``, else
@@ -63,7 +63,7 @@ def model_normalization(module: nn.Module | None) -> Normalization | None:
         and (found := _numbers(child, f"{prefix}mean", f"{prefix}std", "the model")) is not None
     ]
     different = list(dict.fromkeys((found.mean, found.std) for found in inside or held))
-    return Normalization(*different[0], "the model") if len(different) == 1 else None
+    return PixelNormalization(*different[0], "the model") if len(different) == 1 else None
 
 
 def _is_sequence(value: Any) -> bool:
@@ -144,7 +144,7 @@ def _rank(name: str) -> int:
     return 1
 
 
-def _as_normalization(thing: Any) -> Normalization | None:
+def _as_normalization(thing: Any) -> PixelNormalization | None:
     """Return the normalization that an object applies to images, or None for an object of another kind."""
     name = type(thing).__name__
     if name == "PrefetchLoader":  # timm's loader normalizes images in 0…255 on the GPU, with constants for 0…255
@@ -152,7 +152,7 @@ def _as_normalization(thing: Any) -> Normalization | None:
         if found is None:
             return None
         mean, std = (tuple(value / 255 for value in part) for part in (found.mean, found.std))
-        return Normalization(_plain(mean), _plain(std), name)
+        return PixelNormalization(_plain(mean), _plain(std), name)
     if _attributes(thing).get("do_normalize") is True:  # an image processor of transformers
         return _numbers(thing, "image_mean", "image_std", name)
     if "ormaliz" not in name:
@@ -173,7 +173,7 @@ class _Flags:
         self.mean, self.std = flags.get("mean"), flags.get("std")
 
 
-def _numbers(thing: Any, mean: str, std: str, source: str) -> Normalization | None:
+def _numbers(thing: Any, mean: str, std: str, source: str) -> PixelNormalization | None:
     """Return two attributes as a normalization, or None if their values cannot be a mean and a standard deviation."""
     if thing is None or isinstance(thing, nn.modules.batchnorm._NormBase):
         return None
@@ -187,7 +187,7 @@ def _numbers(thing: Any, mean: str, std: str, source: str) -> Normalization | No
     if len(means) != len(stds):  # torchvision accepts one value for all channels beside one per channel
         means, stds = (one * (max(len(means), len(stds)) // len(one)) for one in (means, stds))
     usable = 0 < len(means) == len(stds) <= 4096 and all(map(math.isfinite, means)) and min(stds) > 0
-    return Normalization(_plain(means), _plain(stds), source) if usable and max(stds) < math.inf else None
+    return PixelNormalization(_plain(means), _plain(stds), source) if usable and max(stds) < math.inf else None
 
 
 def _plain(values: tuple[float, ...]) -> tuple[float, ...]:

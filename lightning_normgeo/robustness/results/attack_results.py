@@ -15,7 +15,7 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.registry import Attack, Noise, ProjectedGradient
 from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows, load_decisions
 from lightning_normgeo.robustness.results.statistics import mcnemar, paired_interval, wilson_interval
-from lightning_normgeo.utilities.checked_values import shown
+from lightning_normgeo.utilities.checked_values import short_repr
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _decisions_of(name: str, given: SampleResults | HasSampleResults | str | Pat
     if isinstance(given, HasSampleResults) and isinstance(given.decisions, SampleResults):
         return given.decisions
     raise ConfigurationError(
-        f"compare({name}={shown(given)}): give a report of evaluate_robustness, its decisions (the per-sample "
+        f"compare({name}={short_repr(given)}): give a report of evaluate_robustness, its decisions (the per-sample "
         "results), or the folder it was saved in."
     )
 

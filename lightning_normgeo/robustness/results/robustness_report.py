@@ -11,9 +11,9 @@ from lightning_normgeo.robustness.results.attack_results import AttackResult
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.sample_results import SampleResults
 from lightning_normgeo.robustness.settings import RESCALED
-from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, shown
+from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.files import finite, write_document
-from lightning_normgeo.utilities.notebook import Table, summary
+from lightning_normgeo.utilities.notebook import NotebookTable, summary
 
 COLUMNS = (
     "attack",
@@ -66,7 +66,7 @@ class RobustnessReport:
             return self.results[attack]
         why = self.not_evaluated.get(attack) if isinstance(attack, str) else None
         because = f"was not evaluated: {why}" if why else "was not evaluated"
-        raise UnknownNameError(f"{shown(attack)} {because}; {nearest(attack, self.results)}.")
+        raise UnknownNameError(f"{short_repr(attack)} {because}; {nearest(attack, self.results)}.")
 
     def __contains__(self, attack: object) -> bool:
         return isinstance(attack, str) and attack in self.results
@@ -127,7 +127,7 @@ class RobustnessReport:
         missing = [f"{name} not evaluated" for name in self.not_evaluated]
         return summary("RobustnessReport", found + missing, "" if samples is None else f" of {samples}")
 
-    def _table(self) -> Table:
+    def _table(self) -> NotebookTable:
         columns = ("attack", "accuracy, %", "95 % interval", "drop, points", "correct", "n")
         rows: list[tuple[object, ...]] = [
             (
@@ -141,7 +141,7 @@ class RobustnessReport:
             for name, r in self.results.items()
         ]
         missing = [f"{name}: not evaluated: {why}" for name, why in self.not_evaluated.items()]
-        return Table("Robustness", columns, rows, [*missing, *self._unconfirmed, *self.warnings])
+        return NotebookTable("Robustness", columns, rows, [*missing, *self._unconfirmed, *self.warnings])
 
     def _repr_html_(self) -> str:
         return self._table().to_html()
@@ -152,7 +152,7 @@ class RobustnessReport:
         Raises:
             ConfigurationError: if pandas is not installed.
         """
-        return Table("", COLUMNS, [[row[name] for name in COLUMNS] for row in self.rows()]).to_frame("attack")
+        return NotebookTable("", COLUMNS, [[row[name] for name in COLUMNS] for row in self.rows()]).to_frame("attack")
 
     @property
     def _unconfirmed(self) -> list[str]:

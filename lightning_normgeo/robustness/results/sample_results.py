@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.projected_gradient import lengths, predicted
 from lightning_normgeo.robustness.results.npz_columns import read_columns
-from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, shown
+from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.files import replacing
 from lightning_normgeo.utilities.notebook import summary
 
@@ -159,7 +159,7 @@ class SampleResults:
             UnknownNameError: a KeyError and a ConfigurationError, for an attack that was not evaluated.
         """
         if attack not in self.attacks:
-            raise UnknownNameError(f"attack={shown(attack)} was not evaluated; {nearest(attack, self.attacks)}.")
+            raise UnknownNameError(f"attack={short_repr(attack)} was not evaluated; {nearest(attack, self.attacks)}.")
         parts = self._rows[attack]
         if not parts:
             return no_rows()

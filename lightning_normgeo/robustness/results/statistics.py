@@ -8,7 +8,7 @@ from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.utilities.checked_values import is_number, numbers_of, one_or_more, plain, shown
+from lightning_normgeo.utilities.checked_values import is_number, numbers_of, one_or_more, plain_values, short_repr
 
 
 def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
@@ -30,7 +30,7 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
     Raises:
         ConfigurationError: for a count or a level out of range.
     """
-    correct, total = _counts(plain(total), correct=correct, total=total)
+    correct, total = _counts(plain_values(total), correct=correct, total=total)
     level = _level(level)
     if total == 0:
         return 0.0, 1.0
@@ -91,7 +91,7 @@ def paired_interval(only_first: int, only_second: int, n: int, level: float = 0.
     Raises:
         ConfigurationError: for a count or a level out of range.
     """
-    only_first, only_second, n = _counts(plain(n), only_first=only_first, only_second=only_second, n=n)
+    only_first, only_second, n = _counts(plain_values(n), only_first=only_first, only_second=only_second, n=n)
     _counts(n, **{"only_first + only_second": only_first + only_second})
     level = _level(level)
     if n == 0:
@@ -159,7 +159,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     wrong = [p for p in p_values if not (is_number(p) and 0 <= p <= 1)]
     if wrong:
         raise ConfigurationError(
-            f"p={shown(wrong[0])} is no probability; p-values are in [0, 1]. Leave out tests without a p-value."
+            f"p={short_repr(wrong[0])} is no probability; p-values are in [0, 1]. Leave out tests without a p-value."
         )
     adjusted, least = [0.0] * len(p_values), 0.0
     for rank, k in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -180,21 +180,21 @@ def _counts(most: Any, **counts: Any) -> list[int]:
     """
     found = []
     for name, given in counts.items():
-        count = plain(given)
+        count = plain_values(given)
         if not is_number(count) or count != count // 1 or count < 0 or (is_number(most) and count > most):
             allowed = "an integer, at least 0"
             if most is not None:
-                allowed += f" and at most {shown(most)}"
-            raise ConfigurationError(f"{name}={shown(count)} must be {allowed}.")
+                allowed += f" and at most {short_repr(most)}"
+            raise ConfigurationError(f"{name}={short_repr(count)} must be {allowed}.")
         found.append(int(count))
     return found
 
 
 def _level(level: Any) -> float:
     """Return a confidence level as a float, after a check of its range."""
-    found = plain(level)
+    found = plain_values(level)
     if not (is_number(found) and 0 < found < 1):
-        raise ConfigurationError(f"level={shown(found)} must be between 0 and 1, as 0.95.")
+        raise ConfigurationError(f"level={short_repr(found)} must be between 0 and 1, as 0.95.")
     return float(found)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lightning_normgeo.geometry import weight_gradient_cosine
 from lightning_normgeo.normalization import WeightUnits, scale_invariant_units, units_from_graph
-from lightning_normgeo.normalization.invariance.row_layout import ScaleState, plain
+from lightning_normgeo.normalization.invariance.row_layout import ScaleState, plain_axis
 from lightning_normgeo.normalization.invariance.rules.by_node_name import linear_maps
 
 EPS = 1e-60
@@ -438,7 +438,7 @@ def test_the_bias_of_a_linear_map_in_one_node_varies_along_the_last_axis(bias: b
     edges = ((None, 0), (object(), 0), (object() if bias else None, 0))
     walk: Any = SimpleNamespace(
         node=SimpleNamespace(next_functions=edges),
-        operands=[None, ScaleState((plain(6), plain(4))), None],
+        operands=[None, ScaleState((plain_axis(6), plain_axis(4))), None],
         shape=(5, 3, 6),
         reduce=lambda axes: None,
     )

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_normgeo.report.compared_runs import Run, load_runs
-from lightning_normgeo.report.formats.latex import escaped
+from lightning_normgeo.report.formats.latex import latex_escaped
 from lightning_normgeo.report.formats.text import as_csv, as_latex, as_markdown
 from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.tables.table import Table, number, text
@@ -105,7 +105,7 @@ def test_numbers_are_on_the_right():
 @PROPERTY
 @given(st.text(st.sampled_from("abW |‖γσ²³⁻₂∇−-–—…,'\"`<>[]{}()\\$%&#_^~/·×→é日𝛾€\n\t\x001e+.5")))
 def test_any_text_is_escaped(source: str):
-    check_latex(escaped(source))
+    check_latex(latex_escaped(source))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_any_text_is_escaped(source: str):
     ],
 )
 def test_symbols_become_formulas(source: str, expected: str):
-    found = escaped(source)
+    found = latex_escaped(source)
     assert re.sub(r" +", " ", found) == re.sub(r" +", " ", expected)
     check_latex(found)
 
@@ -159,12 +159,13 @@ def test_latex_has_every_cell():
         for line, row in zip(lines, cells, strict=True):
             assert line.endswith(r" \\")
             assert re.split(r"(?<!\\)&", line[:-3]) == [
-                (" " if k else "") + escaped(cell) + (" " if k < len(row) - 1 else "") for k, cell in enumerate(row)
+                (" " if k else "") + latex_escaped(cell) + (" " if k < len(row) - 1 else "")
+                for k, cell in enumerate(row)
             ]
             for cell in row:
-                check_latex(escaped(cell))
+                check_latex(latex_escaped(cell))
         assert f"\\label{{tab:{table.anchor}}}" in page
-        assert escaped(table.caption) in page
+        assert latex_escaped(table.caption) in page
     assert all(ord(x) < 256 for x in page)
 
 

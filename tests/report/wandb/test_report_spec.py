@@ -17,7 +17,7 @@ from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.report.compared_runs import Run, compare_runs
 from lightning_normgeo.report.story import WANDB_SECTIONS
 from lightning_normgeo.report.tables.table import Table, number, text
-from lightning_normgeo.report.wandb.publishing import publish
+from lightning_normgeo.report.wandb.publishing import publish_report
 from lightning_normgeo.report.wandb.report_spec import build_report, build_workspace
 from lightning_normgeo.runs.record import Record
 from support.isolation import REPOSITORY
@@ -319,7 +319,7 @@ def server() -> Iterator[WandbBackend]:
 
 @needs_pinned_wandb
 def test_publishing_saves_what_was_built(server: WandbBackend) -> None:
-    urls = publish(study(), ENTITY, PROJECT, [TABLE], "Two norms")
+    urls = publish_report(study(), ENTITY, PROJECT, [TABLE], "Two norms")
     assert server.refused == []
     report, view = server.views
     assert (report["type"], view["type"]) == ("runs", "project-view")
@@ -337,7 +337,7 @@ def test_publishing_saves_what_was_built(server: WandbBackend) -> None:
 
 @needs_pinned_wandb
 def test_publishing_again_replaces_nothing(server: WandbBackend) -> None:
-    first, second = (publish(study(), ENTITY, PROJECT, [], "Two norms") for _ in range(2))
+    first, second = (publish_report(study(), ENTITY, PROJECT, [], "Two norms") for _ in range(2))
     assert not set(first) & set(second)
     assert not any(view.get("id") for view in server.views)
 
@@ -350,7 +350,7 @@ def test_runs_that_were_not_uploaded_are_named_with_the_command(server: WandbBac
     folders = " ".join(f"runs/wandb/offline-run-20260101_00000{i}-run{i}" for i in (2, 5))
     said = rf"lacks 2 of 8 runs \(run2, run5\)\..*Upload with wandb sync -e {ENTITY} -p {PROJECT} {folders}$"
     with pytest.warns(MeasurementWarning, match=said):
-        publish(study(), ENTITY, PROJECT, [], "Two norms")
+        publish_report(study(), ENTITY, PROJECT, [], "Two norms")
     assert len(server.views) == 2
 
 
@@ -367,7 +367,7 @@ def test_runs_that_were_not_uploaded_are_named_with_the_command(server: WandbBac
 def test_an_empty_report_is_refused(project: str, unknown: Sequence[int], message: str, server: WandbBackend) -> None:
     server.runs = {(ENTITY, PROJECT, "another"): StoredRun((ENTITY, PROJECT, "another"))}
     with pytest.raises(ConfigurationError, match=message):
-        publish(study(unknown), ENTITY, project, [], "Two norms")
+        publish_report(study(unknown), ENTITY, project, [], "Two norms")
     assert server.views == []
 
 
@@ -380,7 +380,7 @@ def test_what_wandb_refuses_is_said_in_one_line(server: WandbBackend, monkeypatc
     with pytest.raises(
         ConfigurationError, match=r"^lab/geometry cannot be written \(.*may.*not write.*\)\. Check.*$"
     ) as refused:
-        publish(study(), ENTITY, PROJECT, [], "Two norms")
+        publish_report(study(), ENTITY, PROJECT, [], "Two norms")
     assert "\n" not in str(refused.value)
 
 
@@ -393,5 +393,5 @@ def test_what_wandb_refuses_is_said_in_one_line(server: WandbBackend, monkeypatc
 def test_account(key: str | None, message: str, server: WandbBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY") if key is None else monkeypatch.setenv("WANDB_API_KEY", key)
     with pytest.raises(ConfigurationError, match=message):
-        publish(study(), ENTITY, PROJECT, [], "Two norms")
+        publish_report(study(), ENTITY, PROJECT, [], "Two norms")
     assert server.views == []

@@ -17,7 +17,7 @@ from lightning_normgeo.normalization.invariance.node_context import (
     the_operand,
     without_offset,
 )
-from lightning_normgeo.normalization.invariance.row_layout import ScaleState, broadcast, plain
+from lightning_normgeo.normalization.invariance.row_layout import ScaleState, broadcast, plain_axis
 
 
 def homogeneous(walk: NodeContext) -> ScaleState | None:
@@ -56,7 +56,7 @@ def reduction(*degrees: float) -> Callable[[NodeContext], ScaleState | None]:
         gone = dimensions(getattr(walk.node, "_saved_dim", None), len(state.axes))
         walk.reduce([state.axes[d] for d in gone])
         if len(walk.shape) == len(state.axes):
-            axes = [plain(1) if d in gone else axis for d, axis in enumerate(state.axes)]
+            axes = [plain_axis(1) if d in gone else axis for d, axis in enumerate(state.axes)]
         else:
             axes = [axis for d, axis in enumerate(state.axes) if d not in gone]
         return replace(state, axes=tuple(axes), degree=state.degree * degrees[walk.output], statistic=True)
@@ -69,7 +69,7 @@ def along(walk: NodeContext) -> ScaleState | None:
     state = without_offset(the_operand(walk))
     (dim,) = dimensions(walk.node._saved_dim, len(state.axes))
     walk.reduce([state.axes[dim]])
-    new = [plain(walk.shape[dim])] if len(walk.shape) == len(state.axes) else []
+    new = [plain_axis(walk.shape[dim])] if len(walk.shape) == len(state.axes) else []
     return state.over([*state.axes[:dim], *new, *state.axes[dim + 1 :]])
 
 

@@ -19,7 +19,7 @@ from lightning_normgeo.normalization.invariance.node_context import (
     the_operand,
     without_offset,
 )
-from lightning_normgeo.normalization.invariance.row_layout import Axis, ScaleState, broadcast, picked, plain
+from lightning_normgeo.normalization.invariance.row_layout import Axis, ScaleState, broadcast, picked, plain_axis
 
 
 def select(walk: NodeContext) -> ScaleState | None:
@@ -40,7 +40,7 @@ def index(walk: NodeContext) -> ScaleState | None:
     kept = [axis for d, axis in enumerate(state.axes) if d not in taken]
     neighbors = taken == list(range(taken[0], taken[0] + len(taken)))
     at = taken[0] if neighbors else 0  # torch puts the new axes first if the indexed dimensions are not adjacent
-    return state.over([*kept[:at], *map(plain, walk.shape[at : at + rank]), *kept[at:]])
+    return state.over([*kept[:at], *map(plain_axis, walk.shape[at : at + rank]), *kept[at:]])
 
 
 def embedding(walk: NodeContext) -> ScaleState | None:
@@ -56,7 +56,7 @@ def gather(walk: NodeContext) -> ScaleState | None:
     old = state.axes[dim]
     if old.digits or old.cut or state.offset == dim:
         raise NotInvariantError("its outputs are picked by indices that differ from place to place")
-    axes = [plain(size) if d == dim else part(walk, state.axes[d], size) for d, size in enumerate(walk.shape)]
+    axes = [plain_axis(size) if d == dim else part(walk, state.axes[d], size) for d, size in enumerate(walk.shape)]
     return state.over(axes)
 
 
@@ -80,7 +80,7 @@ def put(walk: NodeContext) -> ScaleState | None:
         return _into(walk, state, taken[0])
     if any(axis.cut or axis.digits for axis in state.axes) or walk.operands[0] is not None:
         raise NotInvariantError("its outputs are written into another tensor by several indices")
-    return state.over([plain(size) for size in walk.shape])
+    return state.over([plain_axis(size) for size in walk.shape])
 
 
 def where(walk: NodeContext) -> ScaleState | None:
@@ -108,7 +108,7 @@ def pad(walk: NodeContext) -> ScaleState | None:
         if size == axis.size:
             axes.append(axis)
         elif rowless and walk.beside_zeros():
-            axes.append(plain(size))  # zeros scale with every row
+            axes.append(plain_axis(size))  # zeros scale with every row
         else:
             axes.append(Axis(size, axis.pieces, _here(walk)))
     return state.over(axes)
@@ -118,7 +118,7 @@ def part(walk: NodeContext, axis: Axis, size: int) -> Axis:
     """Return an axis of which only ``size`` entries are left, at unknown positions."""
     if size == axis.size:
         return axis
-    return Axis(size, axis.pieces, _here(walk)) if axis.digits or axis.cut else plain(size)
+    return Axis(size, axis.pieces, _here(walk)) if axis.digits or axis.cut else plain_axis(size)
 
 
 def _first(walk: NodeContext) -> ScaleState:
@@ -137,14 +137,14 @@ def _at(walk: NodeContext, state: ScaleState, dim: int, rank: int) -> ScaleState
     old, sizes = state.axes[dim], walk.shape[dim : dim + rank]
     if state.offset == dim and rank != 1:
         raise BiasNotScaledError("a bias is added before its entries are picked")
-    new = [plain(size) for size in sizes]
+    new = [plain_axis(size) for size in sizes]
     if old.digits or old.cut:
         if rank == 0:
             raise NotInvariantError("only some of its outputs are selected")
         new = [picked(size, prod(sizes[i + 1 :]), _here(walk)) for i, size in enumerate(sizes)]
         # one axis with the mark of the cut is enough; without it an axis of length 1 can be squeezed away later
         if prod(sizes) > 1:
-            new = [axis if axis.size > 1 else plain(1) for axis in new]
+            new = [axis if axis.size > 1 else plain_axis(1) for axis in new]
     offset = state.offset
     if offset is not None and offset > dim:
         offset += rank - 1
@@ -200,7 +200,7 @@ def _into_saved_zeros(walk: NodeContext) -> bool:
 def _into(walk: NodeContext, values: ScaleState, dim: int) -> ScaleState:
     """Move entries to other positions along one axis, where entries of several positions may be added up."""
     walk.reduce([values.axes[dim]])
-    axes = [plain(size) if d == dim else _fitting(values.axes[d], size) for d, size in enumerate(walk.shape)]
+    axes = [plain_axis(size) if d == dim else _fitting(values.axes[d], size) for d, size in enumerate(walk.shape)]
     written = values.over(axes)
     base = walk.operands[0]
     return written if base is None else walk.alike(base, written)
@@ -211,7 +211,7 @@ def _fitting(axis: Axis, size: int) -> Axis:
         return axis
     if axis.digits or axis.cut:
         raise NotInvariantError("its outputs are written into some places of a larger tensor")
-    return plain(size)
+    return plain_axis(size)
 
 
 def _beside_zeros(walk: NodeContext) -> ScaleState:

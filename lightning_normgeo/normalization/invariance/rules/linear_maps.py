@@ -13,7 +13,7 @@ from lightning_normgeo.normalization.invariance.node_context import (
     shape_of,
     without_offset,
 )
-from lightning_normgeo.normalization.invariance.row_layout import Axis, ScaleState, fused, plain, split
+from lightning_normgeo.normalization.invariance.row_layout import Axis, ScaleState, fused, plain_axis, split
 
 _ADDED = "a bias that is computed from it is added to other outputs"
 
@@ -46,7 +46,7 @@ def _by_weight(walk: NodeContext, weight: ScaleState, transposed: bool, groups: 
         walk.merge(parts[1])
         walk.reduce(weight.axes[2:])
     batch, out, *space = walk.shape
-    axes = (plain(batch), Axis(out, channels, weight.axes[0].cut), *map(plain, space))
+    axes = (plain_axis(batch), Axis(out, channels, weight.axes[0].cut), *map(plain_axis, space))
     return ScaleState(axes, weight.degree, None, True)
 
 
@@ -61,11 +61,11 @@ def _by_input(walk: NodeContext, x: ScaleState, groups: int) -> ScaleState:
     parts = split(x.axes[1], groups)
     if parts is None:
         walk.reduce(x.axes[1:])
-        return ScaleState((x.axes[0], plain(out), *map(plain, space)), x.degree, None, True)
+        return ScaleState((x.axes[0], plain_axis(out), *map(plain_axis, space)), x.degree, None, True)
     walk.merge(parts[1])
     walk.reduce(x.axes[2:])
-    channels = fused((*parts[0], *plain(out // groups).pieces))
-    return ScaleState((x.axes[0], Axis(out, channels), *map(plain, space)), x.degree, None, True)
+    channels = fused((*parts[0], *plain_axis(out // groups).pieces))
+    return ScaleState((x.axes[0], Axis(out, channels), *map(plain_axis, space)), x.degree, None, True)
 
 
 def matrix_product(walk: NodeContext) -> ScaleState | None:
@@ -82,7 +82,7 @@ def matrix_product(walk: NodeContext) -> ScaleState | None:
         walk.reduce([one.axes[contracted]])
         lead = one.axes[:-2]
         rows = one.axes[kept]
-        axes = (*lead, rows, plain(walk.shape[-1])) if a is not None else (*lead, plain(walk.shape[-2]), rows)
+        axes = (*lead, rows, plain_axis(walk.shape[-1])) if a is not None else (*lead, plain_axis(walk.shape[-2]), rows)
         state = ScaleState(axes, one.degree, None, True)
     bias = walk.operands[0] if has_bias else None
     added, output = walk.node.next_functions[0]
@@ -98,12 +98,12 @@ def linear(walk: NodeContext) -> ScaleState | None:
         state = _all_together(walk, x, weight)
     elif weight is not None:
         walk.reduce(without_offset(weight).axes[1:])
-        state = ScaleState((*map(plain, walk.shape[:-1]), weight.axes[0]), weight.degree, None, True)
+        state = ScaleState((*map(plain_axis, walk.shape[:-1]), weight.axes[0]), weight.degree, None, True)
     elif x is None:
         raise NotInvariantError(_ADDED)
     else:
         walk.reduce([without_offset(x).axes[-1]])
-        state = ScaleState((*x.axes[:-1], plain(walk.shape[-1])), x.degree, None, True)
+        state = ScaleState((*x.axes[:-1], plain_axis(walk.shape[-1])), x.degree, None, True)
     has_bias = len(walk.node.next_functions) > 2 and walk.node.next_functions[2][0] is not None
     return _with_bias(walk, state, bias, len(walk.shape) - 1, has_bias)
 
@@ -114,7 +114,7 @@ def sparse_product(walk: NodeContext) -> ScaleState | None:
     if dense is None or added is not None or sparse is not None or walk.node._saved_beta != 0:
         raise NotInvariantError("a matrix is added to its output, or it is multiplied from the right")
     walk.reduce([without_offset(dense).axes[0]])
-    return ScaleState((plain(walk.shape[0]), dense.axes[1]), dense.degree, None, True)
+    return ScaleState((plain_axis(walk.shape[0]), dense.axes[1]), dense.degree, None, True)
 
 
 def attention(walk: NodeContext) -> ScaleState | None:
@@ -126,7 +126,7 @@ def attention(walk: NodeContext) -> ScaleState | None:
     walk.reduce([tokens])
     if walk.shape[:-2] != values.shape[:-2] or walk.shape[-1] != features.size:
         raise NotInvariantError("several heads share its values")
-    return ScaleState((*lead, plain(walk.shape[-2]), features), values.degree, None, True)
+    return ScaleState((*lead, plain_axis(walk.shape[-2]), features), values.degree, None, True)
 
 
 def vector_product(walk: NodeContext) -> ScaleState | None:
@@ -139,7 +139,7 @@ def vector_product(walk: NodeContext) -> ScaleState | None:
     if len(scaled) > 1:
         raise NotInvariantError(f"both sides of {name_of(walk.node)} depend on it")
     walk.reduce(state.axes[-1:])
-    kept = state.axes[:-1] if len(state.axes) == 2 else map(plain, walk.shape)
+    kept = state.axes[:-1] if len(state.axes) == 2 else map(plain_axis, walk.shape)
     return replace(state, axes=tuple(kept), statistic=True)
 
 
@@ -150,7 +150,7 @@ def _all_together(walk: NodeContext, a: ScaleState, b: ScaleState) -> ScaleState
     """
     without_offset(a), without_offset(b)
     walk.reduce([*a.axes, *b.axes])
-    return ScaleState(tuple(map(plain, walk.shape)), a.degree + b.degree, None, True)
+    return ScaleState(tuple(map(plain_axis, walk.shape)), a.degree + b.degree, None, True)
 
 
 def _with_bias(walk: NodeContext, state: ScaleState, bias: ScaleState | None, axis: int, present: bool) -> ScaleState:

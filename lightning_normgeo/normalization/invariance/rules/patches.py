@@ -13,7 +13,7 @@ from lightning_normgeo.normalization.invariance.node_context import (
     the_operand,
     without_offset,
 )
-from lightning_normgeo.normalization.invariance.row_layout import Axis, ScaleState, plain, regroup
+from lightning_normgeo.normalization.invariance.row_layout import Axis, ScaleState, plain_axis, regroup
 
 
 def pixel_shuffle(walk: NodeContext) -> ScaleState | None:
@@ -47,8 +47,8 @@ def im2col(walk: NodeContext) -> ScaleState | None:
     *lead, channels, height, width = state.axes
     walk.reduce([height, width])
     kernel = prod(walk.node._saved_kernel_size)
-    rows = _reshaped([channels, plain(kernel)], [channels.size * kernel])
-    return state.over([*lead, *rows, plain(walk.shape[-1])])
+    rows = _reshaped([channels, plain_axis(kernel)], [channels.size * kernel])
+    return state.over([*lead, *rows, plain_axis(walk.shape[-1])])
 
 
 def col2im(walk: NodeContext) -> ScaleState | None:
@@ -58,7 +58,7 @@ def col2im(walk: NodeContext) -> ScaleState | None:
     kernel = prod(walk.node._saved_kernel_size)
     channels, *within = _reshaped([rows], [rows.size // kernel, kernel])
     walk.reduce([*within, places])
-    return state.over([*lead, channels, *map(plain, walk.shape[-2:])])
+    return state.over([*lead, channels, *map(plain_axis, walk.shape[-2:])])
 
 
 def restride(walk: NodeContext) -> ScaleState | None:

@@ -20,7 +20,7 @@ from lightning_normgeo.normalization.invariance.row_layout import (
     ScaleState,
     broadcast,
     fused,
-    plain,
+    plain_axis,
     regroup,
 )
 
@@ -50,7 +50,7 @@ def view(walk: NodeContext) -> ScaleState | None:
         if any(axis.cut for axis in state.axes) or state.offset is not None:
             raise NotInvariantError(f"reshaped from {state.shape} to {walk.shape} before a normalization")
         walk.merge(state.axes)  # under a common factor for all rows, their positions do not matter
-        return state.over([plain(size) for size in walk.shape])
+        return state.over([plain_axis(size) for size in walk.shape])
     return replace(state, axes=axes, offset=_moved_offset(state, axes))
 
 
@@ -86,7 +86,7 @@ def spatial(walk: NodeContext) -> ScaleState | None:
     if ("Max" not in name and "Nearest" not in name) or (state.offset or 0) >= kept:
         without_offset(state)
     walk.reduce(state.axes[kept:])
-    return state.over([*state.axes[:kept], *map(plain, walk.shape[kept:])])
+    return state.over([*state.axes[:kept], *map(plain_axis, walk.shape[kept:])])
 
 
 def cut(walk: NodeContext) -> ScaleState | None:
@@ -101,7 +101,7 @@ def cut(walk: NodeContext) -> ScaleState | None:
     if walk.shape[axis] == old.size:
         return state
     cut_here = (walk.node, walk.output) if old.digits or old.cut else None
-    new = Axis(walk.shape[axis], old.pieces, cut_here) if cut_here else plain(walk.shape[axis])
+    new = Axis(walk.shape[axis], old.pieces, cut_here) if cut_here else plain_axis(walk.shape[axis])
     return state.over([new if d == axis else entry for d, entry in enumerate(state.axes)])
 
 
@@ -119,7 +119,7 @@ def repeat(walk: NodeContext) -> ScaleState | None:
     state = the_operand(walk)
     shift = len(walk.shape) - len(state.axes)
     axes = []
-    for axis, size in zip([plain(1)] * shift + list(state.axes), walk.shape, strict=True):
+    for axis, size in zip([plain_axis(1)] * shift + list(state.axes), walk.shape, strict=True):
         copies = (Piece(size // max(1, axis.size), 0), *axis.pieces)
         axes.append(axis if size == axis.size else Axis(size, fused(copies), (walk.node, 0) if axis.cut else None))
     return replace(state, axes=tuple(axes), offset=None if state.offset is None else state.offset + shift)
@@ -131,8 +131,8 @@ def windows(walk: NodeContext) -> ScaleState | None:
     (dim,) = dimensions(walk.node._saved_dimension, len(state.axes))
     if state.axes[dim].digits or state.axes[dim].cut or state.offset == dim:
         raise NotInvariantError("windows are taken over its outputs")
-    axes = [plain(walk.shape[dim]) if d == dim else axis for d, axis in enumerate(state.axes)]
-    return state.over([*axes, plain(walk.shape[-1])])
+    axes = [plain_axis(walk.shape[dim]) if d == dim else axis for d, axis in enumerate(state.axes)]
+    return state.over([*axes, plain_axis(walk.shape[-1])])
 
 
 def stack(walk: NodeContext) -> ScaleState | None:
@@ -144,7 +144,7 @@ def stack(walk: NodeContext) -> ScaleState | None:
     axes = list(scaled[0].axes)
     for other in scaled[1:]:
         axes = [walk.joined(a, b) for a, b in zip(axes, other.axes, strict=True)]
-    new = plain(walk.shape[dim])
+    new = plain_axis(walk.shape[dim])
     axes.insert(dim, new if len(scaled) == len(walk.operands) else new._replace(cut=(walk.node, walk.output)))
     offset = scaled[0].offset
     return replace(scaled[0], axes=tuple(axes), offset=None if offset is None else offset + (offset >= dim))
@@ -163,7 +163,7 @@ def concatenate(walk: NodeContext) -> ScaleState | None:
             axes[d] = walk.joined(axes[d], other.axes[d])
     everything = len(scaled) == len(walk.operands) or (state.offset is None and walk.beside_zeros())
     if everything and not any(other.axes[axis].digits or other.axes[axis].cut for other in scaled):
-        axes[axis] = plain(walk.shape[axis])
+        axes[axis] = plain_axis(walk.shape[axis])
     else:
         axes[axis] = Axis(walk.shape[axis], axes[axis].pieces, (walk.node, walk.output))
     return state.over(axes)
