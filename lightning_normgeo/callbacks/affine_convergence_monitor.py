@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
-from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, WandbKeys
 from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
 from lightning_normgeo.callbacks._readings.readings import Reading
-from lightning_normgeo.callbacks._readings.wandb_keys import WandbKeys
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.batch_statistics import scale_gap, shift_gap, squared_gain
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons

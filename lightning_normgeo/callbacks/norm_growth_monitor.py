@@ -8,13 +8,12 @@ from typing import Any
 import torch
 
 from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
-from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, WandbKeys
 from lightning_normgeo.callbacks._monitors.session import Session
 from lightning_normgeo.callbacks._readings.cumulative_readings import cumulative_readings
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.residual_warnings import FLOOR, NORM_SQ, RESIDUAL
 from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
-from lightning_normgeo.callbacks._readings.wandb_keys import WandbKeys
 from lightning_normgeo.errors import skipped_on_error
 from lightning_normgeo.geometry.angles import effective_lr, split_update
 from lightning_normgeo.geometry.increments.increment_terms import Scalar, UpdateRule

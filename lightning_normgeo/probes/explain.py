@@ -1,4 +1,4 @@
-"""What the formulas of optimizers say about a step, for all weights that one rule moves at once."""
+"""Explanation of a step by the optimizer's formula, for all weights that one rule moves at once."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def groups_of(optimizer: Optimizer) -> dict[int, Group]:
 
 
 def gradient_scale(optimizer: Optimizer) -> Tensor | None:
-    """Return what the gradients have to be divided by: fused optimizers unscale them inside their step."""
+    """Return the factor that scales the gradients, or None: fused optimizers unscale them inside their step."""
     scale: Tensor | None = getattr(optimizer, "grad_scale", None)
     return scale
 
 
 def learning_rate(group: Group) -> Scalar:
-    """Return η of a parameter group, now: a scheduler changes it right after the step. NaN where it has none."""
+    """Return the current η of a parameter group, NaN if it has none; a scheduler changes it right after the step."""
     return scalar(group.get("lr", math.nan))
 
 
@@ -52,7 +52,7 @@ class ParameterReading(NamedTuple):
 
 
 class GroupTerms(NamedTuple):
-    """Several parameters that one rule moves, one value per unit over all of them."""
+    """Terms of several parameters that one rule moves, one value per unit over all of them."""
 
     weight_sq: Tensor
     predicted: Tensor
@@ -66,7 +66,7 @@ def plan(
     group: Group,
     keep: Tensor | None = None,
 ) -> ReadPlan:
-    """Return how to read a parameter.
+    """Plan how to read a parameter.
 
     Args:
         parameter: with a gradient.
@@ -95,7 +95,7 @@ def _known(
     state: tuple[Tensor, ...],
     scale: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Return the products of a rule that looks at whole tensors; none where it fails or there is only a part of one."""
+    """Return the products of a rule that needs whole tensors; empty if it fails or the tensor is sharded."""
     if is_sharded(parameter) or parameter.is_complex() or parameter.grad is None:
         return ()
     gradient = parameter.grad if scale is None else parameter.grad / scale
@@ -117,7 +117,7 @@ def by_rule(plans: Sequence[ReadPlan]) -> list[list[int]]:
 
 
 def explain(plans: Sequence[ReadPlan], products: Sequence[WeightProducts]) -> GroupTerms:
-    """Apply the rule that all ``plans`` share to what was read."""
+    """Apply the rule that all ``plans`` share to the products that were read."""
     columns = zip(*((p.weight_sq, p.inner, p.gradient_sq, *p.rule) for p in products), strict=True)
     weight_sq, inner, gradient_sq, *rest = (torch.cat(column) for column in columns)
     rule = plans[0].reads.rule

@@ -1,4 +1,4 @@
-"""The optimizer step seen exactly: weights, the gradients really applied, optimizer state, and the weights after it.
+"""Probe of optimizer steps: the weights before and after, the gradients that were applied, and optimizer state.
 
 Lightning runs forward, backward, unscaling and clipping *inside* ``optimizer.step(closure)``. Whatever is read in a
 Lightning hook is therefore stale, scaled, unclipped, or belongs to another learning rate. The probe wraps the closure
@@ -121,11 +121,11 @@ class StepProbe:
         self._due = optimizers
 
     def reset(self) -> None:
-        """Forget a step that an exception has ended."""
+        """Forget a step that ended in an exception."""
         self._pending = None
 
     def collect(self) -> MeasuredWeights | None:
-        """Return what was measured since :meth:`arm` and disarm; None while no optimizer took a step."""
+        """Return the measurement since :meth:`arm` and disarm; None while no optimizer took a step."""
         if self._measurement is None or not self._measurement.optimizers:
             return None
         measurement = self._measurement
@@ -164,7 +164,7 @@ class StepProbe:
 
     @skipped_on_error
     def _open_account(self, optimizer: Optimizer, sums: CumulativeIncrements) -> bool:
-        """Guarded by itself: where the sums fail, the step is measured all the same."""
+        """Open the cumulative sums; if they fail, the step is measured all the same."""
         sums.open(optimizer)
         return True
 
@@ -236,7 +236,7 @@ class StepProbe:
 
     @skipped_on_error
     def _commit(self, pending: _StepInProgress, sums: CumulativeIncrements, explained: bool) -> None:
-        """Guarded by itself, likewise."""
+        """Commit the cumulative sums; if they fail, the measurement is kept."""
         sums.commit(pending.valid, explained)
 
     def _measure(self, optimizer: Optimizer, pending: _StepInProgress) -> None:
@@ -271,7 +271,7 @@ class StepProbe:
 
 
 def _shrink(optimizer: Optimizer, group: Group) -> Scalar:
-    """Return what decoupled decay multiplies weights with; 1 where a group is not as its optimizer says."""
+    """Return the factor s of decoupled decay; 1 if the group lacks an option that its optimizer has."""
     try:
         return shrink_of(optimizer, group)
     except Exception:

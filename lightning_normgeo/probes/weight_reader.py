@@ -40,14 +40,14 @@ class WeightReader:
         self.by_output_row = {}
 
     def remember(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Keep W as it is now: for an optimizer that may move it before the gradient is final."""
+        """Copy W now, for an optimizer that may move it before the gradient is final."""
         for parameter in parameters:
             self._buffer(parameter).copy_(self._part(parameter))
 
     def read(
         self, observed: Sequence[Observed], optimizer: Optimizer, groups: Mapping[int, Group], keep: bool
     ) -> list[WeightStep]:
-        """Return what can be known before the update.
+        """Read weights before their update.
 
         Args:
             observed: weights of ``optimizer`` with gradients.
@@ -76,11 +76,11 @@ class WeightReader:
         return [self._together([next(steps) for _ in one.parameters]) for one in observed]
 
     def read_moved(self, observed: Sequence[Observed], groups: Mapping[int, Group]) -> list[WeightStep]:
-        """Return what is known of weights that were moved after they were remembered: no gradient is the one at W."""
+        """Return steps of weights that were moved after they were remembered, so that no gradient is the one at W."""
         return [self._together([self._moved(one.units, p, groups[id(p)]) for p in one.parameters]) for one in observed]
 
     def add_updates(self, steps: Sequence[WeightStep], observed: Sequence[Observed]) -> None:
-        """Measure D = W⁺ - W of weights whose W was kept."""
+        """Measure D = W⁺ - W of weights of which a copy was kept."""
         pairs = [
             (self._rows(one.units, self._before[id(p)]), self._rows(one.units, p.detach()))
             for one in observed
@@ -91,11 +91,11 @@ class WeightReader:
             step.update = self._joined([next(parts) for _ in one.parameters])
 
     def _part(self, parameter: Tensor) -> Tensor:
-        """Return what there is of a parameter in this process."""
+        """Return the part of a parameter that this process has."""
         return parameter
 
     def _rows(self, units: WeightUnits, tensor: Tensor) -> Tensor:
-        """View a parameter, or what belongs to one, with one row for each value of a step."""
+        """View a tensor of a parameter's shape as a matrix with one row for each value of a step."""
         return units.rows(tensor)
 
     def _is_by_output_row(self, units: WeightUnits, parameter: nn.Parameter, products: WeightProducts) -> bool:
@@ -104,15 +104,15 @@ class WeightReader:
         return part.ndim > 1 and part.numel() > 0 and units.dim == 0 and len(products.weight_sq) == part.shape[0]
 
     def _together(self, steps: Sequence[WeightStep]) -> WeightStep:
-        """Return the step of units from those of their weight and, where it belongs to them, their bias."""
+        """Return the step of units from the steps of their weight and, if it belongs to them, their bias."""
         return steps[0] if len(steps) == 1 else steps[0].with_bias(steps[1])
 
     def _joined(self, parts: Sequence[UpdateProducts]) -> UpdateProducts:
-        """Return the update of units, likewise."""
+        """Return the update of units from those of their weight and bias."""
         return joined_products(*parts)
 
     def _kept(self, units: WeightUnits, parameter: nn.Parameter) -> Tensor | None:
-        """Return where to keep W while it is read, or keep it right now where its rows are not a view."""
+        """Return the buffer that takes a copy of W while it is read; None if W had to be copied now, its rows being no view."""
         buffer = self._buffer(parameter)
         rows = self._rows(units, buffer)
         if rows.untyped_storage()._cdata == buffer.untyped_storage()._cdata:

@@ -1,4 +1,4 @@
-"""The sums over all steps of one training, from its start or from a checkpoint."""
+"""Cumulative increments of one training: opened at its start, saved in checkpoints, restored from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 
 
 class CumulativeState:
-    """Holds the account of a training, and that of a checkpoint until a training goes on with it."""
+    """Cumulative increments of a training, and those of a checkpoint until a training resumes from it."""
 
     def __init__(self) -> None:
         self._account: CumulativeIncrements | None = None
@@ -21,7 +21,7 @@ class CumulativeState:
 
     @property
     def sums(self) -> CumulativeIncrements | None:
-        """The sums over all steps so far, or those of a checkpoint."""
+        """The increments summed over all steps so far, or those of a checkpoint."""
         if self._account is None and self._saved:
             waiting = CumulativeIncrements()
             _load(waiting, self._saved)
@@ -29,7 +29,7 @@ class CumulativeState:
         return self._account
 
     def open(self, observer: Observer, module: nn.Module) -> None:
-        """Count every step from here on: all weights, and the biases that may belong to their units."""
+        """Sum up every step from now on: of all weights, and of biases that may belong to their units."""
         if self._account is not None:
             return
 
@@ -46,12 +46,12 @@ class CumulativeState:
         self._account = observer.probe.sums = sums
 
     def close(self) -> None:
-        """Let go of the model; what has the account may still ask for its sums."""
+        """Release the model; the sums can still be read."""
         if self._account is not None:
             self._account.rest()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of a checkpoint."""
+        """Resume from the sums of a checkpoint."""
         self._saved = state if isinstance(state, dict) else {}
         if self._account is not None:
             _load(self._account, self._saved)
@@ -63,4 +63,6 @@ def _load(sums: CumulativeIncrements, state: dict[str, Any]) -> None:
         sums.load(state)
     except Exception as error:  # of another version, or damaged
         sums.load({})
-        warn_once(f"The sums in the checkpoint cannot be gone on with ({error}): cumulative_… keys begin anew.")
+        warn_once(
+            f"The cumulative sums of the checkpoint cannot be used ({error}): cumulative_… keys start again from zero."
+        )

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from lightning_normgeo._lightning import QuietCallback
-from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, WandbKeys
 from lightning_normgeo.callbacks._monitors.session import Session
 from lightning_normgeo.callbacks._monitors.sharded_models import forget_sharding, note_sharding, runs_under
 from lightning_normgeo.callbacks._readings.readings import Reading
-from lightning_normgeo.callbacks._readings.wandb_keys import WandbKeys
 from lightning_normgeo.errors import ConfigurationError, nearest_names, skipped_on_error, warn_once
 from lightning_normgeo.normalization.names import layer_name, named_weights
 from lightning_normgeo.utilities.checked_values import plain_values, short_repr, strings

@@ -16,6 +16,9 @@ from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.weight_step import WeightStep
 
+WandbKeys = Literal["aggregates", "all"]
+"""Metric keys of a monitor that W&B gets: a few aggregates, or all."""
+
 
 @dataclass(frozen=True)
 class MeasuredStep:

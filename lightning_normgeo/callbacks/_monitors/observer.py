@@ -1,4 +1,4 @@
-"""The instruments of one training, and what a measured step looks like when all of them have read it."""
+"""Observer of one training: its probe, its units and its batch statistics, put together as measured steps."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed
 
 
 class Observer:
-    """Probe, structure and batch statistics of one training.
+    """Probe, units and batch statistics of one training.
 
     Args:
         trainer: about to train.
         module: the model.
-        sharding: how it is divided over processes, if it is.
+        sharding: how the model is sharded over processes; None if it is not.
         left_out: counts what is not measured, by reason.
 
     Attributes:
@@ -79,11 +79,11 @@ class Observer:
         self._agreement.declare((tuple(cadences), sum(self._channels.values())))
 
     def watch_batch_norms(self, module: nn.Module) -> None:
-        """Read batch statistics too."""
+        """Also read batch statistics."""
         if self.batch_norms is None:
             layers = affine_batch_norms(module)
             self.batch_norms = BatchNormProbe(layers, is_compiled(module), self.all_reduce is not None)
-            # as it is now: what is sent between processes must not depend on what one of them sees later
+            # fixed now: messages between processes must not depend on layers that only one of them sees later
             self._channels = {name: layer.num_features for name, layer in layers.items()}
 
     @skipped_on_error
@@ -102,7 +102,7 @@ class Observer:
             self.batch_norms.detach()
 
     def arm(self, monitors: Sequence[Monitor]) -> None:
-        """Read what follows, until :meth:`disarm`."""
+        """Start to read, until :meth:`disarm`."""
         if not self._carries:
             self.unit_tracker.forget()
             self.probe.gradients.forget()
@@ -122,12 +122,12 @@ class Observer:
             self.batch_norms.pause()
 
     def resume(self) -> None:
-        """Go on with another batch of the same step."""
+        """Resume with another batch of the same step."""
         if self.batch_norms is not None:
             self.batch_norms.resume()
 
     def disarm(self, waits: bool = False) -> None:
-        """Read nothing more; with ``waits`` the graphs of gradients that are not applied yet are kept."""
+        """Stop reading; with ``waits`` the graphs of gradients that are not yet applied are kept."""
         self._carries = waits
         self.unit_tracker.leave_constants()
         self.probe.disarm()
@@ -161,7 +161,7 @@ class Observer:
     def measured(
         self, trainer: Any, measurement: MeasuredWeights, sums: CumulativeIncrements | None
     ) -> tuple[MeasuredStep, list[Tensor]] | None:
-        """Return a step as the monitors see it, and what has to hold for it; None where no gradient was fresh."""
+        """Return the measured step and the conditions under which it is valid; None if no gradient was fresh."""
         if self.all_reduce is not None and self._reads_weights:  # before anything can fail on one process: all wait
             measurement, sums = self.all_reduce(measurement, sums)
         statistics = (None if self.batch_norms is None else self._collect(self.batch_norms)) or {}
@@ -202,12 +202,12 @@ class Observer:
 
     @skipped_on_error
     def _before_update(self) -> None:
-        """Read what ran inside the backward pass (reentrant checkpoints), while γ is the one that it used."""
+        """Read forward passes inside the backward pass (reentrant checkpoints) before the optimizer changes their γ."""
         if self.batch_norms is not None:
             self.batch_norms.close()
 
     def _unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter]) -> list[Observed]:
-        """Measure weights that no graph showed as controls, and say why once."""
+        """Measure weights that no graph contained as controls, and warn once with the reason."""
         if self.unit_tracker.divided:
             return []
         if not self._automatic and not self._backwards:

@@ -1,4 +1,4 @@
-"""What all steps so far have added to ‖W‖², as readings: over every weight that was ever measured."""
+"""Readings of the cumulative increments of ‖W‖², over every weight that was ever measured."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lightning_normgeo.probes.weight_step import WeightStep
 def cumulative_readings(
     group: str, invariant: bool, steps: Sequence[WeightStep], sums: CumulativeIncrements
 ) -> Iterator[Reading]:
-    """Return the sums over all steps, of the weights of this step and of those that are frozen or not due now.
+    """Return the sums over all steps: of the weights of this step, and of those that are frozen or not due.
 
     Args:
         group: of the metric keys.
         invariant: whether of scale-invariant weights or of the others.
         steps: weights whose update was measured.
-        sums: what was counted.
+        sums: the cumulative increments.
     """
     moved = {step.units.name: step for step in steps}
     sums.look_for(moved)
@@ -43,7 +43,7 @@ def cumulative_readings(
 def _resting_norms(
     sums: CumulativeIncrements, members: Mapping[str, SummedWeight], moved: Mapping[str, WeightStep]
 ) -> dict[str, Tensor]:
-    """Return ‖W‖² of what did not move in this step."""
+    """Return ‖W‖² of the weights that did not move in this step."""
     resting = {name: one.names(name) for name, one in members.items() if name not in moved}
     norms = sums.norms_sq([part for parts in resting.values() for part in parts])
     known = {name: parts for name, parts in resting.items() if all(part in norms for part in parts)}
@@ -93,5 +93,5 @@ def _norm_sq(step: WeightStep) -> Tensor:
 
 
 def _floor(step: WeightStep) -> Tensor:
-    """Return what storing W once adds at random; over n steps √n as much, W taken as long as it is now."""
+    """Return the random rounding error of storing W once; over n steps it is √n times as large for a W of this length."""
     return step.storage_floor.square().sum().sqrt()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 from lightning_normgeo.callbacks._monitors.measured_step import Monitor
 from lightning_normgeo.runs.quantities import QUANTITIES
-
-WandbKeys = Literal["aggregates", "all"]
 
 AGGREGATES = frozenset(quantity.key for quantity in QUANTITIES.values() if quantity.in_wandb)
 

@@ -1,4 +1,4 @@
-"""The norm's account: what every optimizer step adds to ‖W‖², summed over a whole run."""
+"""Cumulative increments: the terms of ‖W⁺‖² - ‖W‖² of every optimizer step, summed over a whole run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CumulativeIncrements:
         self._indices: dict[tuple[str, ...], Tensor] = {}
 
     def follow(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Count these parameters, by name, from their next step on; sums go with a parameter that is renamed."""
+        """Sum up these parameters, by name, from their next step on; a renamed parameter keeps its sums."""
         self._rename({self._name(p): name for name, p in parameters.items() if self._name(p) not in ("", name)})
         for key, (name, parameter) in self._names.items():
             if parameters.get(name, parameter) is not parameter:  # of a layer that was replaced
@@ -69,16 +69,16 @@ class CumulativeIncrements:
                 self.parameters[name] = parameter
 
     def look_for(self, moved: Collection[str]) -> None:
-        """Look up the parameters once more where one that moved has no account, or a weight did not move.
+        """Look up the parameters again if one that moved has no sums, or a weight did not move.
 
-        It may be called otherwise by now, or be another parameter.
+        It may have another name by now, or may have been replaced.
         """
         if not self._rows.keys() >= set(moved) >= self.members.keys():
             self.follow(self._look_up())
 
     @torch.no_grad()
     def open(self, optimizer: Optimizer) -> None:
-        """Note ‖W_0‖² of what ``optimizer`` moves and what has no account yet, before anything is moved."""
+        """Store ‖W_0‖² of the parameters of ``optimizer`` that have no sums yet, before anything is moved."""
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         strangers = [parameter for parameter in held if id(parameter) not in self._names]
         if strangers:
@@ -126,7 +126,7 @@ class CumulativeIncrements:
 
     @torch.no_grad()
     def commit(self, valid: list[Tensor], explained: bool) -> None:
-        """Add what :meth:`begin` read.
+        """Add the increments that :meth:`begin` has found.
 
         Args:
             valid: boolean scalars on the device; unless all hold the step did not happen.
@@ -142,7 +142,7 @@ class CumulativeIncrements:
             self._sums.index_add_(0, self._index(names, added.device), added)
 
     def entry(self, *names: str) -> Totals | None:
-        """Return the account of parameters together, or None if one of them has none."""
+        """Return the sums of parameters together; None if one of them has none."""
         if any(name not in self._rows for name in names):
             return None
         sums = torch.stack([self._sums[self._rows[name]] for name in names])
@@ -155,7 +155,7 @@ class CumulativeIncrements:
         return dict(zip(known, self._norms([self.parameters[name] for name in known]), strict=True)) if known else {}
 
     def rest(self) -> None:
-        """Let go of the model; the sums stay."""
+        """Release the model; the sums stay."""
         self._look_up = dict
         self._names, self.parameters = {}, {}
 
@@ -175,7 +175,7 @@ class CumulativeIncrements:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; from nothing where it is empty.
+        """Resume from a checkpoint; from zero where it is empty.
 
         Raises:
             ValueError: for sums of another form than :meth:`state` returns.
@@ -214,7 +214,7 @@ class CumulativeIncrements:
     def _add_momentum(
         self, names: list[str], plans: Sequence[ReadPlan], products: Sequence[WeightProducts], added: Tensor
     ) -> None:
-        """Write what follows from ⟨W, g⟩ = 0, and where the momentum buffer is after this step."""
+        """Write the increments that follow from ⟨W, g⟩ = 0, and the state of the momentum buffer after this step."""
         before = self._sums[self._index(names, added.device)]
         fresh = [name not in self._counted for name in names]
         state = first_state(MomentumState(*before[:, _BUFFER].T), fresh, plans, products)
@@ -228,7 +228,7 @@ class CumulativeIncrements:
         added[:, _BUFFER] = torch.stack(list(after), 1) - before[:, _BUFFER]
 
     def _rename(self, called: Mapping[str, str]) -> None:
-        """Call parameters otherwise, from old to new names, as pruning and parametrizations do; nothing on a clash."""
+        """Rename parameters, from old to new names, as pruning and parametrizations do; nothing on a clash."""
 
         def now(name: str) -> str:
             return called.get(name, name)
@@ -263,12 +263,12 @@ class CumulativeIncrements:
         return self._names[id(parameter)][0] if id(parameter) in self._names else ""
 
     def _whole(self, tensor: Tensor) -> Tensor:
-        """View a tensor by output row: what rounding adds to one row does not cancel that of another."""
+        """View a tensor by output row, so that the rounding errors of one row do not cancel those of another."""
         return as_rows(tensor, tensor.shape[0] if tensor.ndim > 1 else 1)
 
 
 def _contributions(plans: Sequence[ReadPlan], products: Sequence[WeightProducts]) -> Tensor:
-    """Return what one step adds to each field of :class:`Totals`, one row per parameter; zero for momentum's fields."""
+    """Return the contributions of one step to :class:`Totals`, one row per parameter; zero in the momentum fields."""
     weight_sq, predicted, terms = explain(plans, products)
     none, dtype = torch.zeros_like(weight_sq), plans[0].dtype
     known = terms or IncrementTerms(none, none, none, none)

@@ -1,4 +1,4 @@
-"""What the norm's account holds of each parameter."""
+"""Totals of cumulative increments for each parameter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 
 
 class Totals(NamedTuple):
-    """The account of one parameter, or of several: wide scalars in units of weight², and a count."""
+    """Totals of one parameter, or of several together: float64 scalars in units of weight², and a count."""
 
     start: Tensor
     """‖W_0‖² before the first step that was counted."""
@@ -23,9 +23,9 @@ class Totals(NamedTuple):
     weight_decay: Tensor
     quadratic: Tensor
     rounding: Tensor
-    """Σ of what the optimizer's rounding adds systematically, see ``systematic_floor``."""
+    """Sum of the systematic rounding errors of the optimizer, see ``systematic_floor``."""
     buffer_inner: Tensor
-    """⟨W, b⟩ after the last step, as it follows from ⟨W, g⟩ = 0; no sum over steps."""
+    """⟨W, b⟩ after the last step, as it follows from ⟨W, g⟩ = 0; not summed over steps."""
     buffer_sq: Tensor
     """‖b‖² after the last step, likewise."""
     steps: Tensor
@@ -38,13 +38,13 @@ class Totals(NamedTuple):
 
 
 class SummedWeight(NamedTuple):
-    """A weight that sums are read of."""
+    """A weight whose totals are logged."""
 
     invariant: bool
     bias: str | None = None
     """The bias that belongs to its units."""
     floor: Tensor | float = 0.0
-    """What storing it once can add to ‖W‖² at random."""
+    """Random rounding error in ‖W‖² of storing it once."""
 
     def names(self, weight: str) -> list[str]:
         """Return the parameters of a weight and its bias, where that belongs to it."""
