@@ -112,7 +112,7 @@ class WeightReader:
         return joined_products(*parts)
 
     def _kept(self, units: WeightUnits, parameter: nn.Parameter) -> Tensor | None:
-        """Return the buffer that takes a copy of W while it is read; None if W had to be copied now, its rows being no view."""
+        """Return the buffer for a copy of W while it is read; None if its rows are no view, and it was copied now."""
         buffer = self._buffer(parameter)
         rows = self._rows(units, buffer)
         if rows.untyped_storage()._cdata == buffer.untyped_storage()._cdata:

@@ -63,6 +63,4 @@ def _load(sums: CumulativeIncrements, state: dict[str, Any]) -> None:
         sums.load(state)
     except Exception as error:  # of another version, or damaged
         sums.load({})
-        warn_once(
-            f"The cumulative sums of the checkpoint cannot be used ({error}): cumulative_… keys start again from zero."
-        )
+        warn_once(f"The cumulative sums of the checkpoint cannot be used ({error}): cumulative_… keys start from zero.")

@@ -93,5 +93,5 @@ def _norm_sq(step: WeightStep) -> Tensor:
 
 
 def _floor(step: WeightStep) -> Tensor:
-    """Return the random rounding error of storing W once; over n steps it is √n times as large for a W of this length."""
+    """Return the random rounding error of storing W once; n steps make it √n times as large while ‖W‖ stays."""
     return step.storage_floor.square().sum().sqrt()
