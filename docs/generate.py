@@ -114,7 +114,8 @@ def key_table() -> str:
 def functions() -> str:
     """Return the page of the geometry: a table of functions for each topic."""
     lines, topic = [], ""
-    found = [value for value in vars(geometry).values() if inspect.isfunction(value)]
+    public = [value for value in vars(geometry).values() if inspect.isfunction(value)]
+    found = [value for value in public if value.__module__.startswith(geometry.__name__)]
     for function in sorted(found, key=lambda value: (value.__module__, value.__code__.co_firstlineno)):
         if function.__module__ != topic:
             topic = function.__module__
