@@ -16,28 +16,8 @@ from lightning_normgeo.geometry.increments.increment_terms import UpdateRule
 from lightning_normgeo.geometry.products.compiled import fast, readable
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.rows import column_blocks, concatenated, dot, row_blocks, wide_dtype
-from lightning_normgeo.geometry.update_rules.optimizers.adam import (
-    AdamaxRule,
-    AdamRule,
-    NAdamRule,
-    NAdamWRule,
-    RAdamRule,
-)
-from lightning_normgeo.geometry.update_rules.optimizers.adam_variants import AdEMAMixRule, AdoptRule, LaPropRule
-from lightning_normgeo.geometry.update_rules.optimizers.adaptive_rates import (
-    AdadeltaRule,
-    AdagradRule,
-    RMSpropRule,
-    RpropRule,
-)
-from lightning_normgeo.geometry.update_rules.optimizers.lion import LionRule
-from lightning_normgeo.geometry.update_rules.optimizers.sgd import ASGDRule, SGDRule, SGDWRule
-
-_ELEMENTWISE = (
-    *(SGDRule, AdamRule, NAdamRule, RAdamRule, RMSpropRule, AdagradRule, AdamaxRule, LionRule),
-    *(AdadeltaRule, RpropRule, ASGDRule, SGDWRule, NAdamWRule, AdEMAMixRule, AdoptRule, LaPropRule),
-)
-"""Rules whose products of a row are sums over its elements, so that rows can be cut; others may need whole rows."""
+from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 
 
 def weight_products(
@@ -122,10 +102,15 @@ def _by_torch(one: WeightPass) -> WeightProducts:
         return concatenated(parts)
 
     wide = wide_dtype(one.weight.device)
-    additive = one.rule is None or type(one.rule) in _ELEMENTWISE
+    additive = one.rule is None or _is_additive(one.rule)
     blocks = column_blocks(one.weight) if additive else [slice(None)]
     by_block = [reduce_columns(columns) for columns in blocks]
     return _products(*(sum(parts[1:], parts[0]) for parts in zip(*by_block, strict=True)))
+
+
+def _is_additive(rule: UpdateRule) -> bool:
+    """Whether the class itself, and not only a base, says that products of a row are sums over its elements."""
+    return bool(vars(type(rule)).get("additive", False))
 
 
 def _has_loop(one: WeightPass) -> bool:

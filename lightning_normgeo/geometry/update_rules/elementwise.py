@@ -53,6 +53,9 @@ class ElementwiseRule(ABC):
     maximize: bool = False
     dtype: torch.dtype = torch.float64
     is_plain_sgd: ClassVar[bool] = False
+    additive: ClassVar[bool] = False
+    """Whether products of a row are sums over its elements, so that long rows can be cut. It holds for the class that
+    sets it and for no subclass, whose ``parts`` may need whole rows."""
 
     @abstractmethod
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:

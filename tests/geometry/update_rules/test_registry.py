@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop
 
+from lightning_normgeo import geometry
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.geometry import (
     AdadeltaRule,
@@ -26,6 +27,7 @@ from lightning_normgeo.geometry import (
     SGDRule,
     StepParts,
 )
+from lightning_normgeo.geometry.products import one_pass
 from lightning_normgeo.geometry.update_rules import registry
 from lightning_normgeo.geometry.update_rules.optimizers.lion import describe_lion
 from lightning_normgeo.geometry.update_rules.registry import describe_update, register_optimizer
@@ -305,3 +307,13 @@ def test_rules_know_how_often_a_step_rounds_the_weight(make, flags, stores):
     optimizer = make([parameter], lr=0.1, **flags)
     rule, _ = describe_update(optimizer, optimizer.param_groups[0], {})
     assert rule.stores == stores
+
+
+def test_rules_of_known_optimizers_say_whether_rows_can_be_cut():
+    """A rule that looks at whole rows must not say so; that of a subclass, which may, does not inherit it."""
+    rules = {value for value in vars(geometry).values() if isinstance(value, type) and value.__name__.endswith("Rule")}
+    bases = {geometry.UpdateRule, geometry.ElementwiseRule}
+    whole = {rule for rule in rules if issubclass(rule, geometry.WholeTensorRule)}
+    assert {rule for rule in rules if vars(rule).get("additive")} == rules - bases - whole
+    assert not one_pass._is_additive(type("Mine", (geometry.AdamRule,), {})(lr=0.1))
+    assert one_pass._is_additive(geometry.AdamRule(lr=0.1))

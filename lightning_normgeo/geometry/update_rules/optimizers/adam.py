@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class AdamRule(ElementwiseRule):
     betas: tuple[Scalar, Scalar] = (0.9, 0.999)
     eps: float = 1e-8
     step: Scalar = 1.0
+    additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G, M and Λ."""
@@ -76,6 +78,7 @@ class NAdamRule(AdamRule):
 
     momentum_decay: float = 4e-3
     product: Scalar = 1.0
+    additive: ClassVar[bool] = True
 
     @property
     def stores(self) -> int:
@@ -104,6 +107,8 @@ class RAdamRule(AdamRule):
     :math:`\rho_t > 5` the step is Adam's times a rectification factor, otherwise it is ηm̂. State as for Adam.
     """
 
+    additive: ClassVar[bool] = True
+
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G, M and Λ."""
         beta1, beta2 = self.betas
@@ -125,6 +130,8 @@ class RAdamRule(AdamRule):
 class AdamaxRule(AdamRule):
     r"""torch.optim.Adamax: Adam with D = max(β₂D⁻, |g̃| + ε) (Kingma & Ba 2015, section 7.1). The state is (m⁻, D⁻)."""
 
+    additive: ClassVar[bool] = True
+
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G, M and Λ."""
         beta1, beta2 = self.betas
@@ -139,6 +146,8 @@ class AdamaxRule(AdamRule):
 @dataclass(frozen=True, kw_only=True)
 class NAdamWRule(AdamRule):
     """timm's NAdamW: Adam whose step averages g into m once more. It differs from torch's NAdam. State as for Adam."""
+
+    additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G and M."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ class AdEMAMixRule(AdamRule):
 
     alpha: float = 5.0
     slow: float = 0.9999
+    additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G, M and Λ."""
@@ -74,6 +76,7 @@ class AdoptRule(AdamRule):
     """
 
     bound: float | None = None
+    additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G, M and Λ."""
@@ -102,6 +105,7 @@ class LaPropRule(AdamRule):
 
     size: Scalar = 1.0
     correction: Scalar = 1.0
+    additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G and M."""

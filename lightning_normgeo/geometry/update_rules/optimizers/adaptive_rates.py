@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class RMSpropRule(ElementwiseRule):
     eps: float = 1e-8
     momentum: float = 0.0
     centered: bool = False
+    additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G, M and Λ."""
@@ -70,6 +71,7 @@ class AdagradRule(ElementwiseRule):
     lr_decay: float = 0.0
     eps: float = 1e-10
     step: Scalar = 1.0
+    additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G, M and Λ."""
@@ -89,6 +91,7 @@ class AdadeltaRule(ElementwiseRule):
 
     rho: Scalar = 0.9
     eps: float = 1e-6
+    additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G and Λ."""
@@ -112,6 +115,7 @@ class RpropRule(ElementwiseRule):
 
     etas: tuple[float, float] = (0.5, 1.2)
     sizes: tuple[float, float] = (1e-6, 50.0)
+    additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the part G."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class LionRule(ElementwiseRule):
     """
 
     betas: tuple[Scalar, Scalar] = (0.9, 0.99)
+    additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G, M and Λ."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class SGDRule:
     nesterov: bool = False
     maximize: bool = False
     first: bool = True
+    additive: ClassVar[bool] = True
 
     @property
     def is_plain_sgd(self) -> bool:
@@ -115,6 +116,7 @@ class ASGDRule(ElementwiseRule):
     """
 
     decay_term: Scalar = 1e-4
+    additive: ClassVar[bool] = True
 
     @property
     def stores(self) -> int:
@@ -147,6 +149,7 @@ class SGDWRule(ElementwiseRule):
     momentum: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
+    additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G and M."""
