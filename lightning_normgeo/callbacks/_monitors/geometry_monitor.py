@@ -25,7 +25,7 @@ _REFUSED_STRATEGIES = {
     "DeepSpeedStrategy": "its engine owns the optimizer step. Use ddp",
     "XLAFSDPStrategy": "it shards weights without regard to filters. Use ddp",
 }
-SITE_LIMIT = 16
+LAYER_LIMIT = 16
 """Largest number of layers of one monitor that get metric keys of their own. Each layer has up to two dozen keys, and
 W&B recommends fewer than 10,000 in a whole project, over all models with different names of layers."""
 
@@ -130,7 +130,7 @@ class GeometryMonitor(QuietCallback):
             return
         globs = [self.layers] if isinstance(self.layers, str) else self.layers
         chosen = {layer for layer in new if any(fnmatchcase(layer, glob) for glob in globs)}
-        if self._tabled or len(self._layers | chosen) > SITE_LIMIT:
+        if self._tabled or len(self._layers | chosen) > LAYER_LIMIT:
             self._tabled |= chosen
         else:
             self._layers |= chosen
@@ -176,7 +176,7 @@ class GeometryMonitor(QuietCallback):
         layers = self.observable_layers(module)
         self._known_layers = set(layers)
         chosen = self._choose(layers)
-        if len(chosen) <= SITE_LIMIT:
+        if len(chosen) <= LAYER_LIMIT:
             self._layers, self._tabled = chosen, frozenset()
         else:
             self._layers, self._tabled = frozenset(), chosen
@@ -186,7 +186,7 @@ class GeometryMonitor(QuietCallback):
         """Return the layers that ``layers`` selects, or the default ones."""
         if self.layers is None:
             first_block = [layer for layer in layers if fnmatchcase(f".{layer}", "*.layer1.0.*")]
-            return frozenset(first_block[:SITE_LIMIT] or layers[:3])
+            return frozenset(first_block[:LAYER_LIMIT] or layers[:3])
         chosen: set[str] = set()
         for glob in [self.layers] if isinstance(self.layers, str) else self.layers:
             matches = [layer for layer in layers if fnmatchcase(layer, glob)]
@@ -203,7 +203,7 @@ class GeometryMonitor(QuietCallback):
         if loggers and not any(hasattr(logger, "log_table") or hasattr(logger, "log_layers") for logger in loggers):
             warn_once(
                 f"{type(self).__name__}(layers={self.layers!r}) chooses {len(self._tabled)} layers. More than "
-                f"{SITE_LIMIT} get no metric keys, and no logger has tables. Add RecordLogger() to keep their curves."
+                f"{LAYER_LIMIT} get no metric keys, and no logger has tables. Add RecordLogger() to keep their curves."
             )
 
     def _refuse(self, trainer: Any, module: nn.Module) -> None:

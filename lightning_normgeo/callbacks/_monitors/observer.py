@@ -106,7 +106,7 @@ class Observer:
         if not self._carries:
             self.unit_tracker.forget()
             self.probe.gradients.forget()
-        if self.unit_tracker.asks_for_constants and not self.unit_tracker.divided:
+        if self.unit_tracker.asks_for_constants and not self.unit_tracker.sharded:
             self.unit_tracker.watch_constants()
         self._backwards = 0
         self._reads_weights = any(monitor.needs_weights for monitor in monitors)
@@ -208,7 +208,7 @@ class Observer:
 
     def _unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter]) -> list[Observed]:
         """Measure weights that no graph contained as controls, and warn once with the reason."""
-        if self.unit_tracker.divided:
+        if self.unit_tracker.sharded:
             return []
         if not self._automatic and not self._backwards:
             why = "no backward pass of Lightning's was seen (in manual optimization call self.manual_backward(loss))"

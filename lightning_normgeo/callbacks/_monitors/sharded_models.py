@@ -53,7 +53,7 @@ def note_sharding(callback: str, trainer: Any, module: nn.Module) -> None:
     forget_sharding(trainer)
     shards = find_shards(callback, trainer, module)
     if shards is not None:
-        _shardings[trainer] = Sharding(shards, shards.weights(module), stand_ins_of(module, shards))
+        _shardings[trainer] = Sharding(shards, shards.weights(module), unsharded_of(module, shards))
 
 
 def sharding_of(trainer: Any) -> Sharding | None:
@@ -105,7 +105,7 @@ def find_shards(callback: str, trainer: Any, module: nn.Module) -> Shards | None
     )
 
 
-def stand_ins_of(module: nn.Module, shards: Shards) -> UnshardedParameters:
+def unsharded_of(module: nn.Module, shards: Shards) -> UnshardedParameters:
     """Return the tracker that names unsharded parameters during a forward pass."""
     names = {id(parameter): name for name, parameter in shards.parameters.items()}
     return UnshardedParameters(module, names, fully_sharded_kind() or nn.Module, is_compiled(module))

@@ -46,7 +46,7 @@ class UnitTracker:
         self, parameters: dict[str, nn.Parameter] | None = None, unsharded: UnshardedParameters | None = None
     ) -> None:
         self._parameters = parameters
-        self._stand_ins = unsharded
+        self._unsharded = unsharded
         self._found: dict[str, Observed] = {}
         self._refuted: set[str] = set()
         self._unseen: set[str] = set()
@@ -64,20 +64,20 @@ class UnitTracker:
         return list(self._found.values())
 
     @property
-    def divided(self) -> bool:
+    def sharded(self) -> bool:
         """Whether the model is sharded, so that this process has only a part of each weight."""
         return self._parameters is not None
 
     def forget(self) -> None:
         """Forget the weights of the last step; layers may since have been frozen, unfrozen or added."""
         self._found, self._unseen = {}, set()
-        if self._stand_ins is not None:
-            self._stand_ins.watch()
+        if self._unsharded is not None:
+            self._unsharded.watch()
 
     def rest(self) -> None:
         """Stop tracking unsharded parameters until :meth:`forget`."""
-        if self._stand_ins is not None:
-            self._stand_ins.rest()
+        if self._unsharded is not None:
+            self._unsharded.rest()
 
     def watch_constants(self) -> None:
         """Record the zero constants of the next forward pass, such as a graph network's buffer for messages."""
@@ -95,7 +95,7 @@ class UnitTracker:
     def read(self, module: nn.Module, loss: Tensor) -> None:
         """Add the weights in the graph of ``loss``, before its backward pass; losses of one step are combined."""
         watched, zeros = self._constants is not None, self.leave_constants()
-        graph = Graph(loss, unsharded=None if self._stand_ins is None else self._stand_ins.names, zeros=zeros)
+        graph = Graph(loss, unsharded=None if self._unsharded is None else self._unsharded.names, zeros=zeros)
         known = self._known.get(graph.signature)
         found = self._search(module, graph, watched) if known is None else known[0]
         self._add(found, {id(leaf.variable) for leaf in graph.leaves})

@@ -79,12 +79,12 @@ class ForwardPass:
 
 
 @skipped_on_error
-def note_pass(passes: list[ForwardPass], divided: bool, layer: _BatchNorm, args: tuple[Any, ...], output: Any) -> None:
+def note_pass(passes: list[ForwardPass], sharded: bool, layer: _BatchNorm, args: tuple[Any, ...], output: Any) -> None:
     """Forward hook of a layer: record the pass and its saved statistics.
 
     Args:
         passes: to which the pass is added.
-        divided: whether the model is sharded, so that γ and β have to be copied now.
+        sharded: whether the model is sharded, so that γ and β have to be copied now.
         layer: the batch normalization.
         args: its inputs.
         output: its output.
@@ -96,7 +96,7 @@ def note_pass(passes: list[ForwardPass], divided: bool, layer: _BatchNorm, args:
         return
     node = own_node(layer, output.grad_fn)
     saved = None if hooked or node is None else saved_statistics(node)
-    affine = (widened(layer.weight), widened(layer.bias)) if divided else None
+    affine = (widened(layer.weight), widened(layer.bias)) if sharded else None
     place = sum(not one.closed for one in passes)
     one = ForwardPass(output.numel() // output.shape[1], place, saved, affine)
     passes.append(one)

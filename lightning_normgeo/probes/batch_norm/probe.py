@@ -50,17 +50,17 @@ class BatchNormProbe:
     Args:
         layers: batch normalizations with γ and β, by module path.
         compiled: whether they run under ``torch.compile``.
-        divided: whether the model is sharded (``fully_shard``), so that γ and β are complete only during the forward
+        sharded: whether the model is sharded (``fully_shard``), so that γ and β are complete only during the forward
             pass.
 
     Attributes:
         skipped: number of measurements that were left out, by reason.
     """
 
-    def __init__(self, layers: dict[str, _BatchNorm], compiled: bool = False, divided: bool = False) -> None:
+    def __init__(self, layers: dict[str, _BatchNorm], compiled: bool = False, sharded: bool = False) -> None:
         self.layers = layers
         self.compiled = compiled
-        self.divided = divided
+        self.sharded = sharded
         self.skipped: Counter[str] = Counter()
         self._handles: list[RemovableHandle] = []
         self._passes: dict[str, list[ForwardPass]] = {name: [] for name in layers}
@@ -92,7 +92,7 @@ class BatchNormProbe:
         self.pause()
         for name, layer in self.layers.items():
             if layer.training and not self.compiled:
-                note = partial(note_pass, self._passes[name], self.divided)
+                note = partial(note_pass, self._passes[name], self.sharded)
                 # prepended, so that it runs before the hook of fully_shard that shards γ and β again
                 self._handles.append(layer.register_forward_hook(note, prepend=True))
 
@@ -123,7 +123,7 @@ class BatchNormProbe:
         fresh = {name: passes for name, passes in fresh.items() if passes}
         if not fresh:
             return
-        if self.divided and any(one.affine is None for passes in fresh.values() for one in passes):
+        if self.sharded and any(one.affine is None for passes in fresh.values() for one in passes):
             self.skipped["γ and β are sharded over processes, and it runs under torch.compile"] += 1
         self._read_nodes([(name, one) for name, passes in fresh.items() for one in passes if one.saved is not None])
         for name, passes in fresh.items():
@@ -174,7 +174,7 @@ class BatchNormProbe:
 
     def _read_nodes(self, read: list[tuple[str, ForwardPass]]) -> None:
         """Read the saved statistics of all passes, concatenated: one operation for each would cost more to launch."""
-        read = [(name, one) for name, one in read if not (self.divided and one.affine is None)]
+        read = [(name, one) for name, one in read if not (self.sharded and one.affine is None)]
         self._by_difference -= {name for name, _ in read}
         if not read:
             return
@@ -196,7 +196,7 @@ class BatchNormProbe:
             self.skipped["ran several times in one step"] += 1
             return
         (one,), layer = passes, self.layers[name]
-        if self.divided and one.affine is None:
+        if self.sharded and one.affine is None:
             return
         pair = self._from_difference(name, layer, one)
         if pair is not None:

@@ -22,7 +22,7 @@ from lightning_normgeo import (
     RecordLogger,
     read_record,
 )
-from lightning_normgeo.callbacks._monitors.geometry_monitor import SITE_LIMIT
+from lightning_normgeo.callbacks._monitors.geometry_monitor import LAYER_LIMIT
 from lightning_normgeo.callbacks._readings import publisher
 from lightning_normgeo.callbacks._readings.layer_table import KEY, LayerTable
 from lightning_normgeo.runs.record import Record
@@ -244,21 +244,21 @@ def test_wandb_has_few_keys_and_none_for_a_layer(logged: tuple[WandbRun, Record]
 
 @pytest.mark.parametrize("monitor", MONITORS)
 def test_so_many_layers_have_keys_and_one_more_none(monitor: Any) -> None:
-    assert SITE_LIMIT == DOCUMENTED_SITES
+    assert LAYER_LIMIT == DOCUMENTED_SITES
     tables, record = fit(monitor(), layers=20)
     first = monitor.groups[0]
     quantity = next(key for key in record.layers if key.startswith(f"{first}/"))
     layers = sorted(record.layers[quantity][0][1])
-    for count, has_table in ((SITE_LIMIT, False), (SITE_LIMIT + 1, True)):
+    for count, has_table in ((LAYER_LIMIT, False), (LAYER_LIMIT + 1, True)):
         tables, record = fit(monitor(layers=layers[:count]), layers=20)
-        assert keys_of_layers(record) == ({} if has_table else {first: set(layers[:SITE_LIMIT])})
+        assert keys_of_layers(record) == ({} if has_table else {first: set(layers[:LAYER_LIMIT])})
         assert len(tables.tables) == has_table
         assert all({row[1] for row in rows} == set(layers[:count]) for _, _, rows in tables.tables)
         assert set(record.layers[quantity][0][1]) == set(layers), "it keeps all"
 
 
 def test_a_run_with_as_many_keys_as_possible_stays_within_what_is_documented() -> None:
-    chosen = [f"net.{3 * i}" for i in range(SITE_LIMIT)], [f"net.{3 * i + 1}" for i in range(SITE_LIMIT)]
+    chosen = [f"net.{3 * i}" for i in range(LAYER_LIMIT)], [f"net.{3 * i + 1}" for i in range(LAYER_LIMIT)]
     monitors = [OrthogonalityMonitor(layers=chosen[0]), NormGrowthMonitor(layers=chosen[0], cumulative=True)]
     tables, record = fit(*monitors, AffineConvergenceMonitor(layers=chosen[1]))
     robustness = 15
@@ -289,7 +289,7 @@ def test_a_large_first_block_is_cut_to_what_can_have_keys() -> None:
             return self.layer1(x)
 
     tables, record = fit(NormGrowthMonitor(), project=Project(net=Deep()))
-    assert len(keys_of_layers(record)["norm_growth"]) == SITE_LIMIT
+    assert len(keys_of_layers(record)["norm_growth"]) == LAYER_LIMIT
     ((_, _, rows),) = tables.tables
     assert {row[1] for row in rows} == keys_of_layers(record)["norm_growth"]
 
