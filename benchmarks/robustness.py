@@ -27,8 +27,8 @@ from lightning_normgeo.robustness import RobustnessSettings, folded_model
 from lightning_normgeo.robustness.attacks.batch_size import fitting_batch
 from lightning_normgeo.robustness.attacks.projected_gradient import ascent
 from lightning_normgeo.robustness.inputs import DeclaredInputs
-from lightning_normgeo.robustness.inputs.checks import undisturbed
 from lightning_normgeo.robustness.loader_evaluation import LoaderEvaluation
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.results.process_shares import report_of
 
 _CLASSES = 10
@@ -137,7 +137,7 @@ def ours(joined: bool = True, **settings: Any) -> Contender:
         given = RobustnessSettings(attacks=["bim"], batch_size=size, **ball, **settings)
         evaluation = LoaderEvaluation(task.net, task.net, given, DeclaredInputs(), None)
         for images, labels in task.batches():
-            with undisturbed(task.net):
+            with preserved_state(task.net):
                 evaluation.add(images, labels)
         decisions = report_of([evaluation.finish()], given, evaluation.shown).decisions
         answer = final(task, [(decisions.of("clean").correct, decisions.of("bim").correct)])
