@@ -1,8 +1,8 @@
-"""What the monitors cost, beside what else people use to look at weights and gradients.
+"""Benchmark of the monitors against other ways to watch weights and gradients during training.
 
 Run it as a plain script: ``python benchmarks/geometry.py [--arch resnet101] [--batch 64] [--rounds 20]``. Steps with
-and without the work in question alternate within one fit, and the floor, reading every weight and gradient once, is
-timed between them: quote ratios, not milliseconds. On a GPU every time includes the device.
+and without the measured work alternate within one fit. The floor, reading every weight and gradient once, is timed
+between them: quote ratios, not milliseconds. On a GPU every time includes waiting for the device.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ OPTIMIZERS = {
 
 
 def now() -> float:
-    """Return the time in milliseconds, when everything that was started has ended."""
+    """Wait until the GPU has finished all work; return the time in milliseconds."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return 1e3 * time.perf_counter()
 
 
 def monitors(every: int) -> list[Any]:
-    """Return all three monitors."""
+    """Return all three monitors, measuring at every ``every``-th step."""
     return [OrthogonalityMonitor(every), NormGrowthMonitor(every), AffineConvergenceMonitor(every)]
 
 
 class Start(pl.Callback):
-    """The first callback: a step begins. Every second step, from the second, does the work in question."""
+    """First callback of a fit: starts the timer. Every second step, from the second on, does the measured work."""
 
     def __init__(self) -> None:
         self.began = 0.0
@@ -64,14 +64,14 @@ class Start(pl.Callback):
 
 
 class End(pl.Callback):
-    """The last callback: the step has ended. Then the floor is timed."""
+    """Last callback of a fit: stops the timer, then times the floor."""
 
     def __init__(self, start: Start) -> None:
         self.start = start
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         took = now() - self.start.began
-        if batch_idx >= 4:  # the first ones allocate, compile and remember
+        if batch_idx >= 4:  # the first steps allocate memory, compile and fill caches
             self.start.times[batch_idx % 2 == 1].append(took)
             began = now()
             for _, weight in named_weights(pl_module):
@@ -81,7 +81,7 @@ class End(pl.Callback):
 
 
 class GradNorm(pl.Callback):
-    """Lightning's own recipe: self.log_dict(grad_norm(self, 2))."""
+    """Gradient norms as Lightning's documentation logs them: self.log_dict(grad_norm(self, 2))."""
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if trainer.fit_loop.epoch_loop._batches_that_stepped % 2 == 1:
@@ -89,7 +89,7 @@ class GradNorm(pl.Callback):
 
 
 class PlainLoop(pl.Callback):
-    """What one writes by hand: a loop over the layers, cosine, norms and update of each filter, .item() for each."""
+    """Handwritten loop over the layers: cosine, norms, increment and angle, with one .item() for each value."""
 
     def __init__(self) -> None:
         self.before: dict[str, Any] = {}
@@ -117,7 +117,7 @@ class PlainLoop(pl.Callback):
 
 
 class Watch(pl.Callback):
-    """WandbLogger.watch(model, log="all")."""
+    """W&B's histograms of weights and gradients: WandbLogger.watch(model, log="all")."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         trainer.logger.watch(pl_module.model, log="all", log_freq=2, log_graph=False)
@@ -139,7 +139,7 @@ CASES: dict[str, Callable[[], list[Any]]] = {
 
 
 def fit(options: Any, optimizer: str, batch: int, steps: int, callbacks: list[Any], logger: Any) -> Start:
-    """Train a few steps on random images and return their times."""
+    """Train a few steps on random images; return the first callback, which holds the times in milliseconds."""
     torch.manual_seed(0)
     model = ResNetClassifier(arch=options.arch, stem="imagenet", optimizer=OPTIMIZERS[optimizer])
     data = TensorDataset(torch.rand(batch * steps, 3, 32, 32), torch.randint(10, (batch * steps,)))
@@ -158,7 +158,7 @@ def fit(options: Any, optimizer: str, batch: int, steps: int, callbacks: list[An
 
 
 class UnmeasuredStep(pl.Callback):
-    """In the middle of a fit, times everything that happens per batch because of the callbacks."""
+    """Times all callback and optimizer hooks of one batch, in the middle of a fit."""
 
     def __init__(self, rounds: int) -> None:
         self.rounds = rounds
@@ -175,7 +175,7 @@ class UnmeasuredStep(pl.Callback):
             "three monitors": (ours, step_hooks),
         }
         everyone, times = trainer.callbacks, {name: [] for name in cases}
-        for _ in range(10 * self.rounds):  # in turn, so that the machine's drift hits all
+        for _ in range(10 * self.rounds):  # alternating, so that drift of the machine's speed affects all cases equally
             for name, (callbacks, hooks) in cases.items():
                 trainer.callbacks = callbacks
                 times[name].append(self._dispatch(trainer, batch, outputs, optimizer, hooks))
@@ -199,7 +199,7 @@ class UnmeasuredStep(pl.Callback):
 
 
 def unmeasured_table(rounds: int) -> Result:
-    """Time the step that is not measured."""
+    """Return the table of a step that is not measured."""
     unmeasured = UnmeasuredStep(rounds)
     data = TensorDataset(torch.rand(16, 3, 32, 32), torch.randint(10, (16,)))
     everyone = [unmeasured, *monitors(1000)]
@@ -212,7 +212,7 @@ def unmeasured_table(rounds: int) -> Result:
 
 
 def measured_table(options: Any, optimizer: str, logger: Any) -> Result:
-    """Time the step that is measured, and the alternatives."""
+    """Return the table of a measured step and of the alternatives to the monitors."""
     bare = fit(options, optimizer, options.batch, 4 + options.rounds, [], logger)
     step = statistics.median(bare.times[True] + bare.times[False])
     title = (
@@ -222,7 +222,7 @@ def measured_table(options: Any, optimizer: str, logger: Any) -> Result:
     for name, make in CASES.items():
         found = fit(options, optimizer, options.small, 4 + 2 * options.rounds, make(), logger)
         without = found.times[False]
-        if "unmeasured" in name:  # then every step is alike: compare with a fit without
+        if "unmeasured" in name:  # then all steps do the same work: compare with a fit without callbacks
             without = fit(options, optimizer, options.small, 4 + 2 * options.rounds, [], logger).times[True]
         more, floor = statistics.median(found.times[True]) - statistics.median(without), statistics.median(found.floors)
         share = "" if "unmeasured" in name else f"{100 * more / step / _CADENCE:.2f} %"
@@ -234,11 +234,11 @@ def measured_table(options: Any, optimizer: str, logger: Any) -> Result:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", default="resnet101")
-    parser.add_argument("--batch", type=int, default=64, help="of the training step that costs are compared with")
-    parser.add_argument("--small", type=int, default=4, help="of the steps whose difference is taken")
+    parser.add_argument("--batch", type=int, default=64, help="batch size of the step that costs are compared with")
+    parser.add_argument("--small", type=int, default=4, help="batch size of the steps whose time difference is taken")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--markdown", action="store_true", help="print tables for a document")
     options = parser.parse_args()

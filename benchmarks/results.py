@@ -1,4 +1,4 @@
-"""What the benchmarks print."""
+"""Tables of benchmark results, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from rich.table import Column, Table
 
 
 class Result(NamedTuple):
-    """A table."""
+    """Table of benchmark results."""
 
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
 
     def show(self, console: Console) -> None:
-        """Print it for people."""
+        """Print the table to a terminal."""
         table = Table(*(Column(name, justify="right") for name in self.columns), title=self.title)
         for row in self.rows:
             table.add_row(*row)
         console.print(table)
 
     def markdown(self) -> str:
-        """Return it for documents."""
+        """Return the table as Markdown."""
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]
         return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,9 +1,10 @@
-"""What clean accuracy and accuracy under BIM cost, beside the libraries people use for it.
+"""Benchmark of clean accuracy and accuracy under BIM against other libraries.
 
-Run it as a plain script: ``python benchmarks/robustness.py [--weights FILE --images FILE] [--rounds 5]``. Everybody
-evaluates the same network on the same images in turn, and the floor is timed between them: quote ratios, not seconds.
-The floor is the passes that are needed, one forward and one backward to the input each, times the time of one pass
-through the network with batch normalization folded and channels last. Libraries that are not installed are left out.
+Run it as a plain script: ``python benchmarks/robustness.py [--weights FILE --images FILE] [--rounds 5]``. Every
+library evaluates the same network on the same images in turn, and the floor is timed between them: quote ratios, not
+seconds. A pass is one forward pass and one backward pass to the input. The floor is the number of passes that are
+needed, times the time of one pass through the network with batch normalization folded and channels last. Libraries
+that are not installed are skipped.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from lightning_normgeo.robustness.results.process_shares import report_of
 
 _CLASSES = 10
 _FORWARD = 1 / 3
-"""A forward pass, as part of one forward and backward to the input."""
+"""Cost of a forward pass, as a fraction of one forward pass plus one backward pass to the input."""
 REFERENCE = "torchattacks.BIM"
 
 
 class Task(NamedTuple):
-    """What everybody does."""
+    """Network, images and attack settings that every library gets."""
 
     net: ResNetClassifier
     images: Tensor
@@ -52,21 +53,21 @@ class Task(NamedTuple):
         return self.eps / 4
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images and labels."""
+        """Yield the images and labels of each batch."""
         yield from zip(self.images.split(self.batch), self.labels.split(self.batch), strict=True)
 
     def right(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return which images the network gets right."""
+        """Return a boolean for each image: True if the network classifies it correctly."""
         with torch.no_grad():
             return self.net(images).argmax(1) == labels
 
     def first(self) -> Task:
-        """Return the same for one batch."""
+        """Return a task that has only the first batch."""
         return self._replace(images=self.images[: self.batch], labels=self.labels[: self.batch])
 
 
 class Answer(NamedTuple):
-    """Which samples are right, clean and under attack, and how many passes of one sample that takes."""
+    """Per-sample results, clean and under attack, and the number of passes that they need at least."""
 
     clean: Tensor
     attacked: Tensor
@@ -77,20 +78,20 @@ Contender = Callable[[Task], Answer]
 
 
 def now() -> float:
-    """Return the time in seconds, when everything that was started has ended."""
+    """Wait until the GPU has finished all work; return the time in seconds."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def final(task: Task, parts: list[tuple[Tensor, Tensor]]) -> Answer:
-    """Join batches of an attack whose last iterate decides; the first pass tells the clean decision as well."""
+    """Join the batches of an attack whose last iterate counts; its first pass also classifies the clean images."""
     clean, attacked = (torch.cat(column) for column in zip(*parts, strict=True))
     return Answer(clean, attacked, len(clean) * (task.steps + _FORWARD))
 
 
 def with_torchattacks(task: Task) -> Answer:
-    """Torchattacks."""
+    """Evaluate with torchattacks."""
     import torchattacks
 
     attack = torchattacks.BIM(task.net, eps=task.eps, alpha=task.step_size, steps=task.steps)
@@ -98,7 +99,7 @@ def with_torchattacks(task: Task) -> Answer:
 
 
 def with_foolbox(task: Task) -> Answer:
-    """Foolbox, which tells what is adversarial."""
+    """Evaluate with foolbox, which returns whether each image is adversarial."""
     import foolbox
 
     model = foolbox.PyTorchModel(task.net, bounds=(0, 1))
@@ -109,7 +110,7 @@ def with_foolbox(task: Task) -> Answer:
 
 
 def with_art(task: Task) -> Answer:
-    """The adversarial robustness toolbox, from and to numpy."""
+    """Evaluate with the Adversarial Robustness Toolbox, which takes and returns numpy arrays."""
     from art.attacks.evasion import BasicIterativeMethod
     from art.estimators.classification import PyTorchClassifier
 
@@ -129,7 +130,7 @@ def with_art(task: Task) -> Answer:
 
 
 def ours(joined: bool = True, **settings: Any) -> Contender:
-    """Return an evaluation of a loader's batches with the given settings; they are joined, or those of the others."""
+    """Return an evaluation by this package, in joined batches or in the batch size of the other libraries."""
 
     def evaluate(task: Task) -> Answer:
         ball = {"eps": task.eps, "step_size": task.step_size, "steps": task.steps}
@@ -173,7 +174,7 @@ class Floor:
         self.seconds: list[float] = []
 
     def measure(self, repeats: int = 3) -> None:
-        """Time a few passes of one batch."""
+        """Time a few passes of one batch, in seconds per image."""
         with self.folded.active() if self.folded is not None else nullcontext():
             for _ in range(repeats):
                 began = now()
@@ -185,7 +186,7 @@ class Floor:
 
 
 def structured(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return coarse patterns, one for each class, in noise, as uint8, with their labels."""
+    """Return uint8 images of coarse patterns, one for each class, with noise, and their labels."""
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.rand(_CLASSES, 3, 4, 4, generator=torch.Generator().manual_seed(0)) - 0.5
     labels = torch.randint(_CLASSES, (n,), generator=generator)
@@ -196,7 +197,7 @@ def structured(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def train(net: ResNetClassifier, device: str, steps: int = 60) -> None:
-    """Train a network briefly on such images."""
+    """Train a network briefly on images of :func:`structured`."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     images, labels = structured(32 * steps, seed=1)
     for x, y in zip(images.split(32), labels.split(32), strict=True):
@@ -208,7 +209,7 @@ def train(net: ResNetClassifier, device: str, steps: int = 60) -> None:
 
 
 def prepare(options: Any) -> Task:
-    """Load or make the network and the images."""
+    """Load or generate the network and the images."""
     torch.manual_seed(0)
     net = ResNetClassifier(num_classes=_CLASSES, arch=options.arch, stem=options.stem).to(options.device)
     if options.weights:
@@ -224,15 +225,15 @@ def prepare(options: Any) -> Task:
 
 
 def measured(task: Task, rounds: int) -> tuple[dict[str, list[float]], dict[str, Answer], Floor, list[str]]:
-    """Let everybody work in turn; return times, answers, the floor, and who is not installed."""
+    """Run all contenders in turn; return times, answers, the floor, and a line for each missing library."""
     floor, missing = Floor(task), []
     times: dict[str, list[float]] = {}
     answers: dict[str, Answer] = {}
     for name, contender in CONTENDERS.items():
         try:
-            contender(task.first())  # allocates, compiles and chooses algorithms
+            contender(task.first())  # warm-up: allocates memory, compiles and chooses algorithms
         except ImportError as error:
-            missing.append(f"{name}: left out, {error}")
+            missing.append(f"{name}: skipped, {error}")
         else:
             times[name] = []
     floor.measure()
@@ -248,7 +249,7 @@ def measured(task: Task, rounds: int) -> tuple[dict[str, list[float]], dict[str,
 
 
 def table(options: Any, task: Task) -> tuple[Result, list[str]]:
-    """Measure everybody."""
+    """Return the table of all contenders, and a line for each missing library."""
     times, answers, floor, missing = measured(task, options.rounds)
     single = statistics.median(floor.seconds)
     reference = answers.get(REFERENCE, answers["ours, final"])
@@ -271,16 +272,16 @@ def table(options: Any, task: Task) -> tuple[Result, list[str]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", help="state_dict of a ResNetClassifier; trained briefly if left out")
-    parser.add_argument("--images", help="torch.save'd (uint8 images, labels); generated if left out")
+    parser.add_argument("--weights", help="state_dict of a ResNetClassifier. Default: trained briefly")
+    parser.add_argument("--images", help="torch.save'd (uint8 images, labels). Default: generated")
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--stem", default="imagenet")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--eps", type=float, default=8, help="in 255ths")
+    parser.add_argument("--eps", type=float, default=8, help="radius, in units of 1/255")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

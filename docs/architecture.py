@@ -1,7 +1,7 @@
-"""Picture of the package's parts and their imports: docs/pictures/architecture.svg, read from the source files.
+"""Generator of docs/pictures/architecture.svg, the parts of the package and their imports, read from the source.
 
-Run it after a part or an import between parts was added: ``python docs/architecture.py``. A test holds the picture to
-the source.
+Run it after a part or an import between parts was added: ``python docs/architecture.py``. A test checks that the
+picture is up to date.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PARTS = {
     "cli": "normgeo fit, test, …",
     "study": "normgeo study",
 }
-"""Parts that the picture shows, in plain words; ``utilities`` and ``errors`` serve all of them."""
+"""Parts in the picture and their captions; ``utilities`` and ``errors`` are omitted because all parts use them."""
 _WIDTH, _HEIGHT, _GAP, _RISE, _MARGIN = 186, 48, 22, 40, 16
 
 
@@ -48,7 +48,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def floors(edges: dict[str, set[str]]) -> list[list[str]]:
-    """Return the parts by floor, the lowest first: each part stands right below the lowest part that imports it."""
+    """Return the rows of the picture, the lowest first: each part is one row below the lowest part that imports it."""
     depth: dict[str, int] = {}
 
     def below_top(part: str) -> int:
@@ -62,7 +62,7 @@ def floors(edges: dict[str, set[str]]) -> list[list[str]]:
 
 
 def direct(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """Return the imports that are no detour of others: the arrows of the picture."""
+    """Return the arrows of the picture: the imports that do not follow from a chain of other imports."""
 
     def reached(part: str) -> set[str]:
         return edges[part].union(*(reached(other) for other in edges[part])) if edges[part] else set()
@@ -76,7 +76,7 @@ def direct(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
 
 
 def svg() -> str:
-    """Return the picture."""
+    """Return the picture as SVG."""
     edges = imports()
     levels = floors(edges)
     width = 2 * _MARGIN + max(map(len, levels)) * (_WIDTH + _GAP) - _GAP

@@ -26,14 +26,14 @@ def _isolated(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder for what the tests of one module share; it is isolated like a single test."""
+    """Return an isolated folder that the tests of one module share."""
     with isolated(tmp_path_factory.mktemp("workplace")) as folder:
         yield folder
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Start headless Chromium; tests are skipped where there is none."""
+    """Start headless Chromium; without it the tests are skipped."""
     from support.browser import chromium
 
     with chromium() as started:

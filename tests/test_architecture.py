@@ -1,4 +1,4 @@
-"""Imports run one way, and the small parts stay small."""
+"""Architecture rules: imports run in one direction, and the small parts stay small."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LIMIT = 300
 HEADLESS = re.compile(r"(\w+ )?(what|which|who|whom|whose|where|how|why|when)\b", re.IGNORECASE)
 
-# what every part may use for its words: errors, checked values, tables in notebooks
+# small helpers that every part may use: errors, checked values, tables in notebooks
 _WORDS = {"errors"} | {f"utilities.{name}" for name in ("plain_text", "versions", "checked_values", "notebook")}
 _FILES = {"utilities.contained_files", "utilities.files", "utilities.spool"}
-# what each part of the package may import of it beside these; a part may only name parts above it
+# for each part, the parts that it may import besides these; only parts listed above it
 ALLOWED = {
     "_version": set(),
     "utilities.__init__": set(),
@@ -52,22 +52,22 @@ ALLOWED = {
     "study": {"_version", "cli", "report", "runs", "terminal"} | _FILES,
     "__main__": {"_version", "cli", "report", "study", "terminal"},
 }
-# what the parts without a Trainer may import from elsewhere
+# external packages that the parts without a Trainer may import
 THIRD_PARTY = {
     "_version": set(),
     "utilities.plain_text": set(),
     "errors": {"lightning_utilities"},  # for the rank: a package of two dozen helpers, not Lightning
     "utilities.versions": {"packaging"},
     "utilities.checked_values": set(),
-    "utilities.notebook": set(),  # pandas where it is installed and asked for
+    "utilities.notebook": set(),  # pandas if it is installed and requested
     "utilities.contained_files": set(),
     "utilities.files": set(),
     "utilities.spool": set(),
     "utilities.checkpoints": {"torch"},
     "terminal": set(),
-    "geometry": {"torch", "numba"},  # numba only where it is installed
+    "geometry": {"torch", "numba"},  # numba only if it is installed
     "normalization": {"torch"},
-    "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last only where it is installed and asked for
+    "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last one only if it is installed and requested
     "probes": {"torch"},
     "runs": {"filelock", "lightning_utilities", "numpy", "PIL", "pytorch_lightning", "rich", "torch"},
     "report": {"altair", "jinja2", "jsonargparse", "numpy", "PIL", "scipy", "vl_convert", "wandb", "wandb_workspaces"},
@@ -79,7 +79,7 @@ UTILITIES = {name for name in ALLOWED if name.startswith("utilities.")}
 
 
 def part(name: str) -> str:
-    """Return the part of a dotted name below the package; of the utilities each file is a part of its own."""
+    """Return the part of a dotted name below the package; each file of the utilities is a part of its own."""
     first, second = [*name.split("."), "__init__", "__init__"][1:3]
     return f"{first}.{second}" if first == "utilities" else first
 
@@ -179,7 +179,7 @@ def test_docstrings_name_what_they_are_about() -> None:
 
 
 def test_imports_have_no_circle() -> None:
-    """Not even inside functions or for types."""
+    """This includes imports inside functions and for types."""
     modules = {".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts)): file for file in FILES}
     edges = {}
     for name, file in modules.items():

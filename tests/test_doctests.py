@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the geometry hold, and every public function has one."""
+"""The examples in the docstrings of the geometry are correct, and every public function has one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's Python, commands and key table are what the package does."""
+"""The README's Python code, commands and key table match the package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support.projects import Project, images, sgd, trainer
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONDITIONS = ("with weight decay", "with `cumulative=True`")
-"""Of quantities that the README's blocks log in these tests."""
+"""Conditions of quantities that the README's code logs in these tests."""
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -101,7 +101,7 @@ def test_the_test_command_is_the_one_ci_runs() -> None:
     ],
 )
 def test_commands_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Everything is parsed as on the shell; building and training are other tests."""
+    """Everything is parsed as in a shell; models are built and trained in other tests."""
     parsed: list[Any] = []
     monkeypatch.setattr(NormgeoCLI, "instantiate_classes", lambda self: parsed.append(self.config))
     monkeypatch.setattr(NormgeoCLI, "after_instantiate_classes", lambda self: None)

@@ -1,4 +1,4 @@
-"""Two real processes with gloo: every rank watches the same numbers, samples are counted once."""
+"""DDP with two real gloo processes: every rank can monitor the same numbers, samples are counted once."""
 
 from __future__ import annotations
 

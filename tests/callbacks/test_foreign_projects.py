@@ -1,4 +1,4 @@
-"""Projects that know nothing of the package, with the README's lines: training is the same, the numbers are right."""
+"""Foreign projects with only the README's lines added: training is unchanged, the numbers are right."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from lightning_normgeo import (
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.runs.record import Record
 
-# a few steps make networks that are wildly sure of themselves
+# after a few steps networks are extremely confident
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The gradient is zero for:lightning_normgeo.errors.MeasurementWarning"),
     pytest.mark.filterwarnings("ignore:bim does not raise the loss:lightning_normgeo.errors.MeasurementWarning"),
@@ -64,7 +64,7 @@ def bits(value: Any) -> Any:
 
 
 def everything(trainer: Any, module: Any) -> dict[str, Any]:
-    """Return all that a step leaves behind, by name."""
+    """Return the whole state after a step, by name."""
     return {
         **bits({f"state {name}": tensor for name, tensor in module.state_dict().items()}),
         **bits({f"gradient {name}": parameter.grad for name, parameter in module.named_parameters()}),
@@ -77,7 +77,7 @@ def everything(trainer: Any, module: Any) -> dict[str, Any]:
 
 
 class Run(pl.Callback):
-    """A fit: what each batch left behind; weights before and after it, and their gradients."""
+    """Result of one fit: the state after each batch, weights before and after it, and their gradients."""
 
     def __init__(self) -> None:
         self.trainer: Any = None
@@ -96,7 +96,7 @@ class Run(pl.Callback):
 
 
 def fit(make: Callable[[], Any], data: Any, callbacks: Sequence[Any], logger: Any, settings: dict[str, Any]) -> Run:
-    """Train for a few steps in the namespace of the module."""
+    """Train for a few steps with the Trainer of the module's namespace."""
     pl.seed_everything(3)
     module, run = make(), Run()
     namespace = lightning.pytorch if isinstance(module, lightning.pytorch.LightningModule) else pl
@@ -118,7 +118,7 @@ def compare(plain: Run, observed: Run) -> None:
 
 @dataclass(repr=False)
 class Observed:
-    """A project trained with and without the callbacks, and the record of the first."""
+    """A project trained with and without the callbacks, and the record of the run with them."""
 
     plain: Run
     run: Run
@@ -139,7 +139,7 @@ class Observed:
 
     def _layers(self, *keys: str) -> set[str]:
         layers = [self.record.layers.get(key, [(0, {})]) for key in keys]
-        # the first step is where numbers may refute a joint unit, which is then left out of that row
+        # in the first step the numbers may refute a joint unit, which is then missing in that row
         found = {frozenset(layers) for points in layers for _, layers in points[1:] or points}
         assert len(found) == 1, "the monitors saw different weights, or other ones at another step"
         return set(*found)
@@ -151,12 +151,12 @@ class Observed:
 def observe(
     make: Callable[[], Any], data: Any = None, warns: Iterable[str] = (), joint: Iterable[str] = (), **settings: Any
 ) -> Observed:
-    """Train without and with the callbacks; check that nothing differs, and the numbers against what was trained.
+    """Train without and with the callbacks; check that nothing differs, and the logged numbers against the training.
 
     Args:
         make: returns the project.
         data: its training data, if it brings none.
-        warns: what is warned of.
+        warns: the expected warnings.
         joint: the layers whose weight and bias are one unit.
         settings: of the Trainer.
     """
@@ -184,7 +184,7 @@ def rows(tensors: dict[str, Tensor], layer: str, joint: set[str]) -> Tensor:
 
 
 def check_increments(observed: Observed, group: str, joint: set[str]) -> None:
-    """Increments are those of the training without callbacks, and explained as far as can be told."""
+    """Check that increments are those of the training without callbacks, and explained if there is a formula."""
     for step, layers in observed.record.layers.get(f"{group}/increment", []):
         for layer, increment in layers.items():
             w, after = (rows(weights, layer, joint) for weights in observed.plain.weights[step : step + 2])
@@ -203,7 +203,7 @@ def check_residuals(record: Record, group: str) -> None:
 
 
 def check_cosines(observed: Observed, group: str, joint: set[str]) -> None:
-    """Cosines are those of the weights and gradients of the training without callbacks."""
+    """Check that cosines are those of the training without callbacks."""
     for step, layers in observed.record.layers.get(f"{group}/max_abs_cos", []):
         for layer, largest in layers.items():
             w, g = (rows(of[step], layer, joint) for of in (observed.plain.weights, observed.plain.gradients))
@@ -212,7 +212,7 @@ def check_cosines(observed: Observed, group: str, joint: set[str]) -> None:
 
 
 def write_text(words: int = 3000) -> None:
-    """Put a text where Lightning's language models look for one before they download it."""
+    """Write a text file to the place where Lightning's language models look before they download it."""
     vocabulary, draw = [f"word{i}" for i in range(60)], random.Random(1)
     lines = [" ".join(draw.choices(vocabulary, k=20)) for _ in range(words // 20)]
     Path("data").mkdir()
@@ -265,7 +265,7 @@ def test_demo_model_of_lightning(namespace: Any) -> None:
 
 
 class Classifier(pl.LightningModule):
-    """What users write around a network."""
+    """A common form of LightningModule around a network."""
 
     def __init__(self, network: nn.Module, optimizer: Callable[..., Any]) -> None:
         super().__init__()
@@ -382,7 +382,7 @@ class GAN(pl.LightningModule):
             nn.Linear(8, 32),
             nn.LeakyReLU(0.2, inplace=True),
             nn.Linear(32, 64),
-            nn.BatchNorm1d(64, 0.8),  # a large ε, as found in many of them
+            nn.BatchNorm1d(64, 0.8),  # a large ε, common in such models
             nn.LeakyReLU(0.2, inplace=True),
             nn.Linear(64, 3 * 8 * 8),
             nn.Sigmoid(),
@@ -427,8 +427,8 @@ class GAN(pl.LightningModule):
 
 @pytest.mark.parametrize(("toggle", "one_backward"), [(True, True), (True, False), (False, True), (False, False)])
 def test_gan(toggle: bool, one_backward: bool) -> None:
-    joint = ["discriminator.0"]  # what follows up to the normalization is homogeneous
-    # 0.8, as in Lightning's example; what it does to a layer further in front is not known
+    joint = ["discriminator.0"]  # all operations up to the normalization are homogeneous
+    # ε = 0.8 as in Lightning's example; its effect on a layer further in front is unknown
     large = [
         r"The ε of the normalization behind (generator|discriminator)\.2",
         r"generator\.0\.weight: controls.*the ε of",
@@ -449,7 +449,7 @@ def test_gan_with_images_between_minus_one_and_one_trains() -> None:
 
 
 class SimSiam(pl.LightningModule):
-    """Two views of each image, one of them without gradient."""
+    """SimSiam: two views of each image, one of them without gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -480,7 +480,7 @@ def test_siamese_network() -> None:
 
 
 class ZeroHead(pl.LightningModule):
-    """The last layer begins with zeros, as in torchvision's vision transformers: at first only weight decay moves."""
+    """Network whose last layer starts at zero, as in vision transformers: at first only weight decay moves weights."""
 
     def __init__(self, weight_decay: float) -> None:
         super().__init__()
@@ -522,7 +522,7 @@ def test_a_warning_is_shown_once_whatever_the_project_does_with_warnings() -> No
 
 
 class Annealed(pl.LightningModule):
-    """A threshold that is raised while it trains: a ReLU at first, which is homogeneous, and then none."""
+    """Network with a threshold that rises during training: first a ReLU, which is homogeneous, later not."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""``lightning.pytorch`` and ``pytorch_lightning``: the callbacks serve Trainers and command lines of both.
+"""``lightning.pytorch`` and ``pytorch_lightning``: the callbacks work with Trainers and command lines of both.
 
 What depends on the order of imports is checked in a process that has imported neither. This file is its script.
 """
@@ -41,7 +41,7 @@ QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summa
 
 
 def project(namespace: Any) -> tuple[type, type]:
-    """Return the classes of somebody who works in this namespace."""
+    """Return the classes of a user project in this namespace."""
 
     class Project(namespace.LightningModule):
         def __init__(self, width: int = 4) -> None:
@@ -71,7 +71,7 @@ def project(namespace: Any) -> tuple[type, type]:
 
 
 def check_trainer(name: str, early: list[Any]) -> None:
-    """Fit and test, with loggers and callbacks of the namespace that watch our numbers."""
+    """Fit and test, with loggers and callbacks of the namespace that monitor our keys."""
     import lightning_normgeo as ng
 
     namespace, callbacks = importlib.import_module(name), importlib.import_module(f"{name}.callbacks")
@@ -87,7 +87,7 @@ def check_trainer(name: str, early: list[Any]) -> None:
     project_class, data_class = project(namespace)
     model, data = project_class(), data_class()
     trainer.fit(model, data)
-    assert trainer.current_epoch == 2  # stopped: weights in front of a normalization only grow under plain SGD
+    assert trainer.current_epoch == 2  # stopped early: in front of a normalization norms only grow under plain SGD
     assert checkpoint.best_model_score == trainer.callback_metrics["norm_growth/weight_norm"] > 0
     assert trainer.callback_metrics["affine/abs_beta_minus_mu_mean"] > 0
     assert trainer.callback_metrics["orthogonality/max_abs_cos"] < 0.1
@@ -131,7 +131,7 @@ def check_saved_configuration(name: str, fitted: Any) -> None:
 
 
 class Absent:
-    """Finder that makes a package look as if it was not installed."""
+    """Import finder that hides a package, as if it was not installed."""
 
     def __init__(self, package: str) -> None:
         self.package = package
@@ -142,7 +142,7 @@ class Absent:
 
 
 def check(order: str) -> None:
-    """Import in this order, and check every namespace that is there."""
+    """Import in the given order, and check every installed namespace."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     names: dict[str, Any] = {"absent": lambda package: sys.meta_path.insert(0, Absent(package))}
@@ -161,7 +161,7 @@ def check(order: str) -> None:
 
 
 def serve() -> None:
-    """Fork a child for every order that is asked for: what takes long to import is imported once, Lightning by each."""
+    """Fork a child for each requested order, so that slow imports happen once; each child imports Lightning itself."""
     import fsspec.implementations.local  # noqa: F401
     import jsonargparse  # noqa: F401
     import rich.progress  # noqa: F401
@@ -187,7 +187,7 @@ def serve() -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Callable[[Path, str], str]]:
-    """Return what runs :func:`check` in a process of its own, and returns what that printed."""
+    """Return a function that runs :func:`check` in a process of its own and returns its output."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env

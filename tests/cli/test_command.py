@@ -1,4 +1,4 @@
-"""The command line, in process: what a run leaves behind, and what is refused before any training."""
+"""The command line, in process: the files a run writes, and the mistakes refused before training."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(workplace: Path) -> Finished:
-    """Run ``normgeo fit`` once, with W&B offline, for all tests that look at what it leaves."""
+    """Run ``normgeo fit`` once, with W&B offline, for all tests that inspect its results."""
     import wandb
 
     (workplace / "tiny.yaml").write_text(TINY)
@@ -107,7 +107,7 @@ def test_run_folder_holds_everything(finished: Finished) -> None:
 def test_saved_configuration_is_complete_and_runs_again(finished: Finished) -> None:
     saved = yaml.safe_load((finished.folder / "config.yaml").read_text())
     assert saved["seed_everything"] == 0
-    assert saved["model"]["label_smoothing"] == 0.0  # also what was left out
+    assert saved["model"]["label_smoothing"] == 0.0  # also skipped steps
     assert saved["optimizer"]["init_args"]["lr"] == 0.05
     assert saved == read_record(finished.folder).settings["config"]
     again = run(["fit", "--config", str(finished.folder / "config.yaml"), *OFF])
@@ -174,7 +174,7 @@ def test_other_commands_on_the_checkpoint(finished: Finished, tiny: str, command
         assert set(read_record(folder).metrics) >= {"val/loss", "val/accuracy"}
 
 
-@pytest.mark.filterwarnings("ignore::lightning_normgeo.errors.MeasurementWarning")  # so little training says little
+@pytest.mark.filterwarnings("ignore::lightning_normgeo.errors.MeasurementWarning")  # few steps: low accuracy
 def test_resuming_goes_on_after_the_last_step(
     finished: Finished, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +260,7 @@ def test_wandb_that_cannot_start_does_not_stop_the_run(tiny: str, monkeypatch: p
 
 @pytest.fixture
 def no_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail if a training or test step is taken."""
+    """Make every training or test step fail."""
     steps: list[str] = []
     for name in ("training_step", "test_step"):
         monkeypatch.setattr(ResNetClassifier, name, lambda *_, name=name: steps.append(name))
@@ -269,7 +269,7 @@ def no_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that has to end with status 2 and return what it says."""
+    """Run a command that has to end with status 2, and return its message."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         main(args)

@@ -1,4 +1,4 @@
-"""Every configuration in the repository runs, through the command line it is for."""
+"""Every configuration in the repository runs through its command line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from support.isolation import REPOSITORY
 pytestmark = [
     # Lightning's LightningCLI calls what jsonargparse 4.49 renamed
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-    # two steps make networks that are wildly sure of themselves
+    # after two steps networks are extremely confident
     pytest.mark.filterwarnings("ignore:The gradient is zero for:lightning_normgeo.errors.MeasurementWarning"),
     pytest.mark.filterwarnings("ignore:bim does not raise the loss:lightning_normgeo.errors.MeasurementWarning"),
 ]
@@ -101,7 +101,7 @@ def test_configuration_runs(path: Path, tmp_path: Path) -> None:
 
 
 def test_configurations_of_the_normalizations_are_those_of_the_table() -> None:
-    """Not one too many, none out of date; short, and different from the base in the norm and weight decay alone."""
+    """None too many and none out of date; short, and different from the base only in the norm and weight decay."""
     spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
     assert spec is not None
     generate = importlib.util.module_from_spec(spec)
@@ -139,7 +139,7 @@ def test_a_normalization_goes_over_the_base(decay: float, parse: Callable[[list[
 
 @pytest.mark.parametrize("path", STUDIES, ids=named)
 def test_study_is_listed_and_its_runs_are_those_of_the_paper(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All values, through the command; and each normalization with each weight decay in full."""
+    """Checks all values through the command, and each normalization with each weight decay in full."""
     with pytest.raises(SystemExit) as stopped:
         main(["study", str(path), "--dry-run"])
     assert stopped.value.code == 0
@@ -161,7 +161,7 @@ def test_study_is_listed_and_its_runs_are_those_of_the_paper(path: Path, capsys:
 
 
 class InProcess(RunProcess):
-    """An attempt without a process of its own, which would take longer to start than all it does."""
+    """An attempt without a process of its own, which would take longer to start than to run."""
 
     pid = 0
     ended = True
@@ -180,17 +180,17 @@ def test_study_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         {"class_path": entry["class_path"]} for entry in yaml.safe_load(small.read_text())["trainer"]["callbacks"]
     ]
     (attacked,) = [entry for entry in callbacks if entry["class_path"].endswith("RobustnessEvaluation")]
-    attacked["init_args"] = {"steps": 1}  # what is not named stays what it is
+    attacked["init_args"] = {"steps": 1}  # settings that are not named keep their values
     (tmp_path / "tiny.yaml").write_text(
         yaml.safe_dump({**TINY, "trainer": {**TINY["trainer"], "callbacks": callbacks}})
     )
     settings = {"data.init_args.batch_size": 4, "wandb": "disabled", "report": False}
     decay = "optimizer.init_args.weight_decay"
-    grid = {**text["grid"], decay: text["grid"][decay][-1:]}  # half of it says as much
+    grid = {**text["grid"], decay: text["grid"][decay][-1:]}  # half of the samples suffice
     tiny = {**text, "configs": [str(small), "tiny.yaml"], "settings": settings, "grid": grid}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny, sort_keys=False))
     monkeypatch.setattr(runner, "RunProcess", InProcess)
-    warnings.simplefilter("ignore", MeasurementWarning)  # one step makes no network worth attacking
+    warnings.simplefilter("ignore", MeasurementWarning)  # one step: low accuracy
     with pytest.raises(SystemExit) as stopped:
         main(["study", "study.yaml", "--report", "false"])
     assert stopped.value.code == 0
@@ -205,7 +205,7 @@ def test_study_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ForeignModel(pl.LightningModule):
-    """Somebody else's project: it normalizes in the model and knows nothing of this package."""
+    """A user project that normalizes in the model and does not know this package."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Interrupted and failed commands: what they say, their status, what they leave; and loggers that fail."""
+"""Interrupted and failed commands: their messages, exit status and files; and loggers that fail."""
 
 from __future__ import annotations
 
@@ -73,17 +73,17 @@ def stopped(number: int, batch: int, monkeypatch: pytest.MonkeyPatch, *options: 
     """Run fit, stop it, and return its exit status."""
     made: Any = Trainer.__init__
 
-    @functools.wraps(made)  # whose signature becomes options
+    @functools.wraps(made)  # its signature defines command line options
     def with_stop(self: Trainer, *args: Any, **kwargs: Any) -> None:
         made(self, *args, **kwargs)
         self.callbacks.append(Stop(number, batch))  # type: ignore[attr-defined]
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the process that runs the tests may ignore the signal
     monkeypatch.setattr(Trainer, "__init__", with_stop)
     with pytest.raises(SystemExit) as end:
         main(["fit", "--config", "tiny.yaml", "--wandb", "disabled", *options])
     monkeypatch.setattr(Trainer, "__init__", made)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which Lightning ignores from then on
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from then on Lightning ignores the signal
     return int(end.value.code or 0)
 
 
@@ -134,7 +134,7 @@ def test_failed_commands_leave_nothing_behind(
     with pytest.raises(SystemExit) as end:
         main(["fit", *arguments])
     assert end.value.code == 2
-    of_the_tests = ".wandb_"  # where the tests send W&B's own caches
+    of_the_tests = ".wandb_"  # the folder of W&B's own caches in these tests
     assert [path.name for path in tiny.iterdir() if not path.name.startswith(of_the_tests)] == ["tiny.yaml"]
 
 
@@ -155,7 +155,7 @@ def test_a_logger_that_fails_does_not_stop_a_command(tiny: Path) -> None:
         main(["fit", "--config", "tiny.yaml", "--wandb", "disabled", "--test_after_fit", "false", *arguments])
     (run,) = (tiny / "runs" / "normgeo").iterdir()
     assert len(read_record(run).metrics["train/loss"]) == 6
-    assert Broken.calls == 3  # a service that is gone can take minutes for each call
+    assert Broken.calls == 3  # an unreachable service can take minutes for each call
 
 
 def test_a_logger_that_recovers_is_kept() -> None:

@@ -1,4 +1,4 @@
-"""W&B: what is in its own offline log after fit and test, against the run's own record."""
+"""W&B's own offline log after fit and test, compared with the run's own record."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def logged(workplace: Path) -> tuple[WandbRun, Record]:
     data = DigitsDataModule(batch_size=16)
     trainer.fit(model, datamodule=data)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MeasurementWarning)  # four steps do not make a network worth attacking
+        warnings.simplefilter("ignore", MeasurementWarning)  # few steps: low accuracy
         trainer.test(model, datamodule=data, verbose=False)
     record.finalize("success")
     wandb.finish()
@@ -73,7 +73,7 @@ def test_log_ended_well(logged: tuple[WandbRun, Record]) -> None:
 
 
 def sent(record: Record) -> dict[str, list[tuple[int, float]]]:
-    """Return the curves that W&B gets: aggregates of what monitors measure, and all of the project's own."""
+    """Return the curves that W&B gets: aggregates of the monitors, and all metrics of the project."""
     groups = {key.partition("/")[0] for key in AGGREGATES}
     return {key: v for key, v in record.metrics.items() if key in AGGREGATES or key.partition("/")[0] not in groups}
 

@@ -1,4 +1,4 @@
-"""``wandb sync`` of an offline run: what arrives is what was recorded, key by key, step by step, byte by byte."""
+"""``wandb sync`` of an offline run sends what was recorded, key by key, step by step, byte by byte."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [needs_pinned_wandb, lightning_cli, pytest.mark.timeout(180)]
 
 @dataclass
 class Synced:
-    """An offline run of the command line, and what the server got of it."""
+    """An offline run of the command line, and what the server received."""
 
     record: Record
     log: WandbRun
@@ -48,7 +48,7 @@ def synced(workplace: Path) -> Iterator[Synced]:
 
 
 def wandb_command(*arguments: str) -> str:
-    """Run W&B's command line and return what it prints."""
+    """Run W&B's command line and return its output."""
     command = [sys.executable, "-m", "wandb", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
@@ -156,7 +156,7 @@ def test_a_run_that_went_on_offline_is_one_run_after_sync(tmp_path: Path) -> Non
         for step in steps:
             run.log({"loss": 1 / step, "trainer/global_step": step})
         run.finish()
-        (tmp_path / "wandb").rename(tmp_path / f"wandb{len(folders)}")  # begun in the same second, they share a folder
+        (tmp_path / "wandb").rename(tmp_path / f"wandb{len(folders)}")  # runs started in the same second share a folder
         folders[-1] = folders[-1].replace("/wandb/", f"/wandb{len(folders)}/")
     wandb.teardown()
     with serve() as server:
@@ -169,7 +169,7 @@ def test_a_run_that_went_on_offline_is_one_run_after_sync(tmp_path: Path) -> Non
 
 
 def _found(value: Any, name: str) -> list[dict[str, Any]]:
-    """Return the entries of all lists of that name, at any depth."""
+    """Return the entries of all lists with a given name, at any depth."""
     if isinstance(value, list):
         return [entry for one in value for entry in _found(one, name)]
     if not isinstance(value, dict):
@@ -179,7 +179,7 @@ def _found(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row as W&B's reader does: a dictionary's entries are joined to its key by dots."""
+    """Return a row in W&B's reader's form: a nested dictionary's keys are joined by dots."""
     found = {}
     for key, value in row.items():
         nested = {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {}

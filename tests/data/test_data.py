@@ -1,4 +1,4 @@
-"""Data modules: splits, pixels, augmentation, and what is wrong with a data folder."""
+"""Data modules: splits, pixels, augmentation, and errors of data folders."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_digits_sizes_and_shapes() -> None:
 def test_digits_splits_do_not_overlap() -> None:
     data = ready(DigitsDataModule())
     train, val, test = (rows(data._sets[name].images) for name in ("train", "val", "test"))
-    assert (len(train), len(val), len(test)) == (1295, 143, 359)  # no digit occurs twice
+    assert (len(train), len(val), len(test)) == (1295, 143, 359)  # no image is in two splits
     assert len(train | val | test) == 1797
 
 
@@ -77,7 +77,7 @@ def test_digits_keep_the_values_of_the_source() -> None:
     small = torch.as_tensor(source.images).float()[:, None] / 16
     large = torch.nn.functional.interpolate(small, (32, 32), mode="bilinear", align_corners=False)
     distance, nearest = torch.cdist(images[:, 0].flatten(1) / 255, large.flatten(1)).min(1)
-    assert distance.max() < 32 * 0.5 / 255  # nothing but rounding to 8 bits
+    assert distance.max() < 32 * 0.5 / 255  # only rounding to 8 bits
     assert torch.equal(torch.as_tensor(source.target)[nearest], labels)
 
 
@@ -223,7 +223,7 @@ def test_folder_is_read_resized_and_labelled(folder: Path) -> None:
 
 
 def test_the_first_part_of_a_folder_stands_for_all_classes(folder: Path) -> None:
-    """``limit_test_batches`` takes the first batches; sorted by class they would hold a single one."""
+    """``limit_test_batches`` takes the first batches; sorted by class they would contain only one class."""
     _, labels = ImageFolderDataModule(str(folder), image_size=16).load("train")
     _, again = ImageFolderDataModule(str(folder), image_size=16).load("train")
     assert labels.tolist() == again.tolist() != sorted(labels.tolist())

@@ -1,4 +1,4 @@
-"""Angles and parts of an update, down to angles where acos sees nothing."""
+"""Angles and parts of an update, down to angles that acos cannot resolve."""
 
 import math
 
@@ -22,7 +22,7 @@ NUMBER = st.floats(-10, 10, allow_subnormal=False).map(lambda x: x if abs(x) > 1
 
 
 def turned(theta, radial=0.0, n=50):
-    """A weight, and the same turned by about ``theta`` and stretched by 1 + ``radial``."""
+    """Return a weight, and the same rotated by about ``theta`` and scaled by 1 + ``radial``."""
     weight, other = draw(1, n), draw(1, n, seed=1)
     across = other - (other @ weight.T) / (weight @ weight.T) * weight
     across *= weight.norm() / across.norm()

@@ -1,4 +1,4 @@
-"""Batch normalization against the batch: gaps, gain, rank and kernel of the covariance."""
+"""Statistics of batch normalization against the batch: gaps, gain, rank and kernel of the covariance."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ PROPERTY = settings(deadline=None, derandomize=True, max_examples=80)
 
 @st.composite
 def integer_data(draw, max_n=6, max_samples=7):
-    """(n, samples) of small integers, where the rank is known exactly and often deficient."""
+    """Return (n, samples) small integers, for which the rank is known exactly and often deficient."""
     n, samples = draw(st.integers(1, max_n)), draw(st.integers(1, max_samples))
     column = st.lists(st.integers(-3, 3), min_size=n, max_size=n)
     return torch.tensor(draw(st.lists(column, min_size=samples, max_size=samples)), dtype=torch.float64).T
@@ -95,7 +95,7 @@ def test_a_generic_weight_has_its_share_of_dimensions_in_the_kernel():
 
 
 def test_a_weight_in_the_kernel_has_no_effect_on_batch_norm():
-    """BN(w x) ≡ β, while its complement passes."""
+    """BN(w x) ≡ β, while the complement of w in the row space has an effect."""
     x = draw(6, 4)
     basis = torch.linalg.svd(x - x.mean(1, keepdim=True)).U
     inside, outside = basis[:, 3:].T, basis[:, :3].T

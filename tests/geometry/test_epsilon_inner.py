@@ -1,4 +1,4 @@
-"""Exactly what ε adds to the inner product of scale-invariant weights and their gradients, on torch's layers."""
+"""The exact part of ⟨W, g⟩ that ε causes for scale-invariant weights, on torch's layers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from support.tensors import draw, readout
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=20)
 SEED, SCALE, EPS = st.integers(0, 10**6), st.floats(0.01, 2), st.sampled_from([1e-5, 1e-3, 0.1])
 IMAGE, FEATURES, TOKENS = (3, 4, 5, 5), (6, 4), (2, 3, 4)
-# input, layer of eight channels behind the weight, units, instances of a unit, whether a bias belongs to the unit
+# input, layer of eight channels behind the weight, units, instances per unit, whether a bias is part of the unit
 NORMALIZATIONS = {
     "bn-image": (IMAGE, lambda eps: nn.BatchNorm2d(8, eps), 8, batch_instances, False),
     "bn-features": (FEATURES, lambda eps: nn.BatchNorm1d(8, eps), 8, batch_instances, False),
@@ -45,7 +45,7 @@ NORMALIZATIONS = {
 
 
 class Measured:
-    """One backward pass through a weight, its bias and a real normalization layer with a random affine."""
+    """One backward pass through a weight, its bias and a real normalization layer with a random affine map."""
 
     def __init__(self, kind, eps, scale, seed):
         shape, make, self.units, self.instances, _ = NORMALIZATIONS[kind]
@@ -70,7 +70,7 @@ class Measured:
         self.upstream = self.instances(by_output * self.gamma)
 
     def inner(self, units, with_bias):
-        """⟨W, g⟩ of each unit, and what rounding may be off."""
+        """Return ⟨W, g⟩ of each unit, and a bound on its rounding error."""
         parts = [(self.weight, self.by_weight), *([(self.bias, self.by_bias)] if with_bias else [])]
         pairs = [(as_rows(value, units), as_rows(gradient, units)) for value, gradient in parts]
         size = sum(value.norm(dim=1) * gradient.norm(dim=1) for value, gradient in pairs)
@@ -81,7 +81,7 @@ class Measured:
 @PROPERTY
 @given(SEED, SCALE, EPS)
 def test_epsilon_causes_the_inner_product_of_weight_and_gradient_of_every_normalization(kind, seed, scale, eps):
-    """Jointly over the unit, with the bias where it does not cancel; where it does, its gradient is 0."""
+    """Jointly over the unit, including the bias unless it cancels; if it cancels, its gradient is 0."""
     measured, joint = Measured(kind, eps, scale, seed), NORMALIZATIONS[kind][-1]
     torch.testing.assert_close(measured.normalized, standardize(measured.rows, eps), rtol=1e-8, atol=1e-10)
     normalized = standardize(measured.rows, eps)
@@ -140,7 +140,7 @@ def test_gamma_and_its_gradient_give_the_same_for_batch_norm():
 
 @pytest.mark.parametrize(("kind", "with_bias", "finer"), [("gn", True, 8), ("ln-tokens", True, 8), ("gn", False, 4)])
 def test_the_identity_holds_for_no_finer_unit_and_not_without_the_bias(kind, with_bias, finer):
-    """Nor with each channel's own share of the sum."""
+    """Nor does it hold with each channel's own share of the sum."""
     measured = Measured(kind, 0.1, 0.3, 1)
     shares = (0.1 / (measured.variance + 0.1))[..., None] * measured.upstream * measured.normalized
     channels = shares.unflatten(-1, (finer // measured.units, -1)).sum((1, 3)).flatten()
@@ -157,7 +157,7 @@ def test_the_identity_needs_the_biased_variance(kind):
 
 
 def test_under_gradient_accumulation_the_terms_of_the_batches_add_up():
-    """A single application to the sum does not do."""
+    """The formula has to be applied to each batch; applied to the sum over batches it is wrong."""
     weight, batches = draw(3, 4, seed=1), [draw(5, 4, seed=seed) * (seed - 1) for seed in (2, 3)]
     total, terms, sides = 0, [], []
     for x in batches:
@@ -189,7 +189,7 @@ def test_rms_normalization_obeys_it_with_mean_squares(seed, scale):
 @PROPERTY
 @given(SEED, SCALE, st.floats(1e-5, 0.1), st.booleans(), st.sampled_from([0, 1]))
 def test_epsilon_causes_the_inner_product_of_weight_standardization(seed, scale, eps, unbiased, dim):
-    """And the sums over rows stay 0; the library's parametrization is what is measured."""
+    """The sums over rows stay 0; the test measures the library's own parametrization."""
     v, layer = (scale * draw(3, 4, 2, seed=seed)).requires_grad_(), WeightStandardization(dim, unbiased, eps)
     weight = layer(v)
     upstream, gradient = torch.autograd.grad(readout(weight), (weight, v))

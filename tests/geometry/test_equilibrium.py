@@ -1,4 +1,4 @@
-"""Equilibria of weight decay and gradient noise: closed forms against responses, and both against random walks."""
+"""Equilibria of weight decay and gradient noise: closed forms against impulse responses and random walks."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ def test_sgd_follows_from_the_impulse_response(lr, decay, momentum, kind, first)
 @PROPERTY
 @given(lr=LR, decay=LAMBDA, betas=st.tuples(st.floats(0.01, 0.97), st.floats(0, 0.999)))
 def test_adamw_turns_by_the_angle_of_an_average(lr, decay, betas):
-    """Decoupled decay and a direction m̂ = (1-β₁)Σβ₁ʲĝ: SGD with momentum β₁ and dampening β₁."""
+    """Decoupled decay with the direction m̂ = (1-β₁)Σβ₁ʲĝ is SGD with momentum β₁ and dampening β₁."""
     rule = AdamRule(lr=lr, betas=betas, weight_decay=decay, decoupled=True)
     expected = ref.equilibrium_angle(lr, decay, momentum=betas[0], dampening=betas[0])
     assert equilibrium_angle(rule) == pytest.approx(expected, rel=1e-9)
@@ -79,11 +79,11 @@ def test_lion_is_close_at_the_usual_betas_and_exact_for_signs_of_gradients(betas
 
 @pytest.mark.parametrize("betas", [(0.9, 0.9), (0.5, 0.8), (0.0, 0.5)], ids=str)
 def test_signs_of_gaussian_noise_correlate_by_the_arcsine(betas):
-    """The distance that Lion covers without decay, rms over many elements, tells the sum of the correlations."""
+    """The distance that Lion moves without decay, rms over many elements, gives the sum of the correlations."""
     weight, steps = nn.Parameter(torch.zeros(20000).double()), 100
     optimizer = Lion([weight], lr=1.0, betas=betas)
     for step in range(60 + steps):
-        if step == 60:  # stationary by now
+        if step == 60:  # stationary from here on
             weight.data.zero_()
         weight.grad = draw(20000, seed=step)
         optimizer.step()
@@ -113,7 +113,7 @@ def test_there_is_none_without_a_closed_form(rule):
 
 
 def test_dampening_without_momentum_has_no_effect():
-    """Torch ignores it."""
+    """Torch ignores dampening in that case."""
     plain, damped = (SGDRule(lr=0.1, weight_decay=0.1, dampening=t) for t in (0.0, 0.5))
     assert equilibrium_angle(plain) == equilibrium_angle(damped) == pytest.approx(math.sqrt(0.02))
     assert steps_to_equilibrium(plain) == steps_to_equilibrium(damped) == pytest.approx(25)
@@ -145,7 +145,7 @@ def test_plain_sgd_agrees_with_the_norm_of_balance():
 # --- random walks -----------------------------------------------------------------------------------------------------
 
 UNITS, N = 64, 200
-# optimizer, the power of ‖W‖ that relaxes exponentially, time constants to run
+# optimizer, the power of ‖W‖ that relaxes exponentially, length of the run in time constants
 WALKS = {
     "sgd": (SGD, {"lr": 0.05, "weight_decay": 0.04}, 4, 8),
     "momentum": (SGD, {"lr": 0.05, "weight_decay": 0.004, "momentum": 0.9}, 4, 8),
@@ -162,13 +162,13 @@ LONG = [name for name, (*_, times) in WALKS.items() if times > 4]
 class Walk(NamedTuple):
     rule: object
     angle: float
-    """Root mean square over units and the second half of the steps."""
+    """Angle per step, root mean square over units and the second half of the steps."""
     norms: torch.Tensor
     """Mean ‖W‖² over units for each step."""
 
 
 def starting_norm(rule) -> float:
-    """About the norm of equilibrium: ‖W‖⁴ = ηG²Σh/(2λ) for SGD, the length of an update over its angle for others."""
+    """Return about the equilibrium norm: ‖W‖⁴ = ηG²Σh/(2λ) for SGD, else update length over angle."""
     if isinstance(rule, SGDRule):
         return (rule.lr * (N - 1) * (1 - rule.dampening) / (2 * rule.weight_decay * (1 - rule.momentum))) ** 0.25
     beta1 = rule.betas[0]
@@ -177,7 +177,7 @@ def starting_norm(rule) -> float:
 
 
 def noise(weight, generator):
-    """Isotropic, orthogonal to W and ∝ 1/‖W‖: the gradient of something scale invariant."""
+    """Return isotropic noise orthogonal to W and ∝ 1/‖W‖, like the gradient of a scale-invariant loss."""
     gradient = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
     squared = weight.square().sum(1, keepdim=True)
     radial = (gradient * weight).sum(1, keepdim=True) / squared
@@ -186,7 +186,7 @@ def noise(weight, generator):
 
 @cache
 def walk(name) -> Walk:
-    """Start 25 % above equilibrium, or at it where there is no time to relax."""
+    """Start 25 % above equilibrium, or at equilibrium if the walk is too short to relax."""
     make, flags, _, times = WALKS[name]
     generator = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(UNITS, N, generator=generator, dtype=torch.float64))
@@ -219,7 +219,7 @@ def test_norms_approach_equilibrium_at_the_predicted_rate(name):
     expected, norms = steps_to_equilibrium(walk(name).rule), walk(name).norms
     powers = norms ** (WALKS[name][2] / 2)
     apart = powers / powers[len(powers) // 2 :].mean() - 1
-    start, end = round(0.2 * expected), round(1.2 * expected)  # after momentum has set in
+    start, end = round(0.2 * expected), round(1.2 * expected)  # after the momentum buffer has filled up
     measured = (end - start) / math.log(apart[start] / apart[end])
     print(f"{name}: measured steps / predicted = {measured / expected:.3f}")
     assert measured == pytest.approx(expected, rel=0.1)

@@ -1,4 +1,4 @@
-"""Lemmas 2 and 3, the exact effect of ε, and the row reductions that every statistic uses."""
+"""Lemmas 2 and 3, the exact effect of ε, and the row reductions behind every statistic."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_group_norm_is_orthogonal_per_group_but_not_per_row():
 @pytest.mark.parametrize("eps", [1e-5, 1e-3, 1e-1])
 @pytest.mark.parametrize("scale", [1.0, 0.01])
 def test_epsilon_identity_is_what_autograd_finds(kind, eps, scale):
-    """⟨W, g⟩ = ε/(σ²+ε)·γ·∂L/∂γ, and both are -2ε ∂L/∂ε."""
+    """Both are equal: ⟨W, g⟩ = ε/(σ²+ε)·γ·∂L/∂γ = -2ε ∂L/∂ε."""
     apply, x_shape, w_shape, _ = LAYERS[kind]
     weight, gamma, beta = (scale * draw(*w_shape, seed=1)).requires_grad_(), draw(4, seed=2).requires_grad_(), draw(4)
     y = apply(draw(*x_shape), weight)
@@ -112,7 +112,7 @@ def test_epsilon_identity_is_what_autograd_finds(kind, eps, scale):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_low_precision_inputs_lose_nothing_beyond_their_storage(dtype):
-    """The statistics of the stored values, as if they were float64; summing in the dtype itself is off."""
+    """The statistics are those of the stored values as if in float64; summing in the low precision would be off."""
     weight, gradient = draw(3, 300).to(dtype), draw(3, 300, seed=1).to(dtype)
     values = weight_gradient_cosine(weight, gradient)
     assert values.dtype == torch.float64
@@ -124,7 +124,7 @@ def test_low_precision_inputs_lose_nothing_beyond_their_storage(dtype):
 @pytest.mark.parametrize("units", [1, 2, 3, 4, 7, 50])
 @pytest.mark.parametrize("block", [1, 10, 11, 20, 10**6])
 def test_blocks_of_rows_change_nothing(units, block, monkeypatch):
-    """Rows longer than a block, several rows a block, a ragged last block."""
+    """Covers rows longer than a block, several rows per block, and an incomplete last block."""
     monkeypatch.setattr(rows, "_BLOCK", block)
     weight, gradient = draw(units, 10), draw(units, 10, seed=1)
     sizes = []

@@ -42,12 +42,12 @@ def conv(x, weight):
 
 @functools.cache
 def frozen_spectral_norm():
-    """Torch's own with the singular vectors of another matrix: as far from converged as can be."""
+    """Return torch's spectral norm with the singular vectors of another matrix, as far from converged as possible."""
     torch.manual_seed(0)
     return parametrizations._SpectralNorm(draw(8, 4, seed=77)).eval()
 
 
-# loss from (x, W), input, number of units, and a finer number for which nothing holds
+# loss from (x, W), input, number of units, and a finer number for which the identity fails
 INVARIANT = {
     "bn": (lambda x, w: F.batch_norm(conv(x, w), None, None, training=True, eps=TINY), IMAGE, 8, None),
     "bn-relu": (lambda x, w: F.batch_norm(conv(x, w).relu(), None, None, training=True, eps=TINY), IMAGE, 8, None),
@@ -84,7 +84,7 @@ def gradient_of(kind, weight, seed=0):
 def test_scale_invariant_units_are_orthogonal_to_their_gradients_and_no_finer_ones(kind, seed, scale):
     weight, (units, finer) = start(kind, seed, scale), INVARIANT[kind][2:]
     gradient = gradient_of(kind, weight, seed)
-    assume(gradient.abs().max() > 1e-9)  # not where the readout saturates
+    assume(gradient.abs().max() > 1e-9)  # fails where the readout saturates
     assert weight_gradient_cosine(as_rows(weight, units), as_rows(gradient, units)).abs().max() <= 1e-12
     if finer:
         assert weight_gradient_cosine(as_rows(weight, finer), as_rows(gradient, finer)).abs().max() > 1e-2
@@ -102,7 +102,7 @@ def test_centered_weights_are_exactly_orthogonal_to_gradient_and_ones(seed, scal
 
 
 def test_what_is_invariant_to_shifts_has_gradients_that_sum_to_zero():
-    """Centered rows: over each row. LN over channels: over all rows. Not LN over images."""
+    """Centered rows: over each row. LN over channels: over all rows. Not so for LN over images."""
     for kind, dim in (("cwn", 1), ("ws", 1), ("ln-features", 0)):
         gradient = gradient_of(kind, start(kind, 1))
         assert gradient.sum(dim).abs().max() <= 1e-12 * gradient.abs().sum()
@@ -143,7 +143,7 @@ def test_negative_scales_are_not_symmetries(kind):
 
 
 def train(kind, seed, steps, **flags):
-    """Take steps of torch's SGD; yield W, g and W⁺ of each with one unit per row."""
+    """Take steps of torch's SGD; yield W, g and W⁺ of each step, with one unit per row."""
     units, weight = INVARIANT[kind][2], start(kind, seed)
     optimizer = torch.optim.SGD([weight], **flags)
     for step in range(steps):
@@ -157,7 +157,7 @@ def train(kind, seed, steps, **flags):
 @PROPERTY
 @given(SEED, st.floats(0.001, 0.5))
 def test_plain_sgd_adds_the_squared_length_of_the_step_to_the_squared_norm(kind, seed, lr):
-    """Per unit and step, and cumulated: ‖W_T‖² - ‖W₀‖² = Σ η²‖g‖²."""
+    """Per unit and step, and summed over steps: ‖W_T‖² - ‖W₀‖² = Σ η²‖g‖²."""
     total, path = 0.0, list(train(kind, seed, 4, lr=lr))
     for before, gradient, after in path:
         squared = gradient.square().sum(1)
@@ -181,7 +181,7 @@ def test_norms_never_shrink_without_weight_decay_whatever_the_momentum(kind):
 @PROPERTY
 @given(SEED, st.floats(0.01, 0.5), st.floats(0.01, 1))
 def test_weight_decay_shrinks_what_is_longer_than_the_balance_and_keeps_the_symmetry(kind, seed, lr, decay):
-    """Δ = ((1-ηλ)² - 1)‖W‖² + η²‖g‖² < 0 just where ‖W‖⁴ > ηG²/(λ(2-ηλ)), with G = ‖g‖‖W‖."""
+    """Δ = ((1-ηλ)² - 1)‖W‖² + η²‖g‖² < 0 exactly if ‖W‖⁴ > ηG²/(λ(2-ηλ)), with G = ‖g‖‖W‖."""
     ((before, gradient, after),) = train(kind, seed, 1, lr=lr, weight_decay=decay)
     norm, by_norm = before.norm(dim=1), gradient.norm(dim=1)
     assume(by_norm.min() > 0)

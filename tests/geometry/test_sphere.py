@@ -1,4 +1,4 @@
-"""Lemma 1: what normalization does to a vector."""
+"""Lemma 1: the effect of normalization on a vector."""
 
 import math
 
@@ -79,7 +79,7 @@ def test_a_vector_is_gamma_times_its_standardization_plus_beta(v):
 @PROPERTY
 @given(vectors(), NUMBER, NUMBER, st.sampled_from([0.0, 1e-3, 2.0]))
 def test_affine_output_lies_on_the_predicted_sphere(v, gamma, beta, eps):
-    """Around βe with radius |γ|√n·√(σ²/(σ²+ε)), for γ of either sign."""
+    """The sphere has center βe and radius |γ|√n·√(σ²/(σ²+ε)), for γ of either sign."""
     n, output = v.numel(), gamma * standardize(v, eps) + beta
     radius = sphere_radius(torch.tensor(gamma, dtype=torch.float64), n, v.var(correction=0), eps)
     assert radius.item() == pytest.approx((output - beta).norm().item(), rel=1e-12, abs=1e-12)

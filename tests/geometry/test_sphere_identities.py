@@ -1,4 +1,4 @@
-"""The paper's identities for what data-based normalizations do: spheres, ellipsoids, kernels. As corrected."""
+"""The paper's identities for data-based normalizations, with corrections: spheres, ellipsoids, kernels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from support.tensors import EPS, POSITIVE, PROPERTY, SEED, SIZE, close, draw
 
 
 def batch_norm(y, gamma=None, beta=None, eps=1e-60):
-    """Torch's batch normalization of ``(units, samples)``, the paper's layout."""
+    """Return torch's batch normalization of ``(units, samples)``, the paper's layout."""
     return F.batch_norm(y.T, None, None, gamma, beta, training=True, eps=eps).T
 
 
@@ -66,7 +66,7 @@ def test_the_biased_variance_is_the_squared_length_of_the_centered_vector_over_n
 @PROPERTY
 @given(SEED, SIZE, POSITIVE, st.floats(-50, 50))
 def test_standardized_vectors_have_norm_root_n_and_flip_with_the_sign_of_the_scale(seed, n, alpha, shift):
-    """N(αv + te) = N(v) for α > 0 only; the paper says for all α."""
+    """N(αv + te) = N(v) for α > 0 only; the paper claims it for all α."""
     v = draw(n, seed=seed)
     once, tolerance = standardize(v), 1e-12 * (1 + (1 + abs(shift)) / (alpha * v.std()))
     close(once.norm(), math.sqrt(n))
@@ -91,7 +91,7 @@ def test_a_vector_splits_orthogonally_into_gamma_and_beta(seed, n):
 @PROPERTY
 @given(SEED, st.integers(2, 9), st.sampled_from([(), (3, 4)]), st.sampled_from([1e-60, 1e-5, 0.1]), st.floats(-2, 2))
 def test_batch_norm_maps_every_channel_onto_a_sphere_around_beta(seed, batch, image, eps, offset):
-    """Of radius |γ|√n·σ/√(σ²+ε) with n = B, or B·H·W for images; for ε = 0 its points have norm √(n(γ²+β²))."""
+    """The radius is |γ|√n·σ/√(σ²+ε) with n = B, or B·H·W for images; for ε = 0 points have norm √(n(γ²+β²))."""
     layer = (nn.BatchNorm2d if image else nn.BatchNorm1d)(5, eps=eps).double()
     nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(seed))
     nn.init.normal_(layer.bias, mean=offset, generator=torch.Generator().manual_seed(seed))
@@ -165,7 +165,7 @@ def test_patches_equal_their_twin_and_carry_the_convolution(window):
 @PROPERTY
 @given(SEED, st.integers(4, 9), st.integers(2, 4), EPS, st.floats(-3, 3))
 def test_a_weight_in_the_kernel_of_sigma_gives_beta_for_every_sample(seed, n, samples, eps, beta):
-    """The sphere collapses to its center; with ε > 0 the output stays finite and exact. A generic weight does not."""
+    """The sphere shrinks to its center; with ε > 0 the output is finite and exact. A generic weight is no such case."""
     x, generic = draw(n, samples, seed=seed) + 1, draw(3, n, seed=seed + 1)
     basis = torch.linalg.svd(center(x)).U
     inside = generic @ basis[:, samples - 1 :] @ basis[:, samples - 1 :].T
@@ -179,7 +179,7 @@ def test_a_weight_in_the_kernel_of_sigma_gives_beta_for_every_sample(seed, n, sa
 @PROPERTY
 @given(SEED, SIZE, st.integers(3, 12), st.sampled_from([1e-60, 1e-3, 0.5]))
 def test_batch_norm_applies_an_effective_weight_on_the_ellipsoid_of_gamma_squared(seed, n, samples, eps):
-    """γBN(WX + c) + β = W'X + b' and W'ΣW'ᵀ = γ²·σ²/(σ²+ε); any c cancels."""
+    """γBN(WX + c) + β = W'X + b' and W'ΣW'ᵀ = γ²·σ²/(σ²+ε); any constant c cancels."""
     weight, x = draw(4, n, seed=seed), draw(n, samples, seed=seed + 1) + 1
     gamma, beta, bias = draw(3, 4, seed=seed + 2)
     y = weight @ x
@@ -194,7 +194,7 @@ def test_batch_norm_applies_an_effective_weight_on_the_ellipsoid_of_gamma_square
 @PROPERTY
 @given(SEED, st.integers(5, 9), st.integers(2, 5), POSITIVE)
 def test_the_ellipsoid_is_an_unbounded_cylinder_where_sigma_has_no_full_rank(seed, n, samples, far):
-    """The paper calls it compact."""
+    """The paper calls the ellipsoid compact."""
     weight, x = draw(1, n, seed=seed), draw(n, samples, seed=seed + 1)
     along = torch.linalg.svd(center(x)).U[:, -1]
     once, moved = (preactivation_variance(w, covariance(x)) for w in (weight, weight + far * along))
@@ -220,7 +220,7 @@ def test_the_gradient_through_two_values_vanishes_like_eps_over_the_cubed_distan
     y = y.detach()
     value, deviation = pair_gradient(y, upstream, eps), (y.var(1, correction=0) + eps).sqrt()
     size = upstream.abs().amax(1) / deviation * (1 + y.abs().amax(1) / deviation)
-    for other in (gradient, standardize_gradient(y, upstream, eps)):  # differences that cancel, unlike ours
+    for other in (gradient, standardize_gradient(y, upstream, eps)):  # which subtracts nearly equal numbers
         assert ((value - other).abs().amax(1) <= 1e-14 * size).all()
     exact = [ref.standardize_gradient(*pair, eps) for pair in zip(y.tolist(), upstream.tolist(), strict=True)]
     torch.testing.assert_close(value, torch.tensor(exact, dtype=torch.float64), rtol=1e-12, atol=0)
@@ -246,7 +246,7 @@ def test_batch_norm_is_odd_so_weights_are_invariant_to_positive_scales_only(seed
 @PROPERTY
 @given(SEED, st.integers(2, 5), st.integers(7, 12))
 def test_batch_norm_of_white_data_is_weight_norm_with_a_bias(seed, n, samples):
-    """Σ = I ⇒ BN(WX) = WN(W, γ)X + β - γŴX̄. Uncorrelated is not enough: variances must be 1."""
+    """Σ = I ⇒ BN(WX) = WN(W, γ)X + β - γŴX̄. Uncorrelated inputs are not enough: variances must be 1."""
     basis = torch.linalg.qr(torch.cat([torch.ones(1, samples).double(), draw(n, samples, seed=seed)]).T).Q[:, 1:]
     white = math.sqrt(samples) * basis.T + 3 * draw(n, 1, seed=seed + 1)
     weight, (gamma, beta) = draw(4, n, seed=seed + 2), draw(2, 4, seed=seed + 3)

@@ -1,4 +1,4 @@
-"""Weight decay of scale-invariant weights: the norm of balance, and the equivalent learning-rate schedule."""
+"""Weight decay of scale-invariant weights: the equilibrium norm, and the equivalent learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_balanced_norm_equals_its_twin(lr, decay, gradient):
 
 
 def follow(seed, steps, rates, momentum, decay, buffer=None):
-    """Train a toy of which only the direction counts, from a point and a momentum buffer; return its path."""
+    """Train a toy loss that depends only on the direction, from a point and a momentum buffer; return its path."""
     weight = draw(6, seed=seed).requires_grad_()
     optimizer = torch.optim.SGD([weight], lr=1.0, momentum=momentum, weight_decay=decay)
     if momentum and buffer is not None:
@@ -40,7 +40,7 @@ def follow(seed, steps, rates, momentum, decay, buffer=None):
 @PROPERTY
 @given(SEED, st.floats(0.01, 0.1), st.sampled_from([0.0, 0.3, 0.9]), st.floats(0, 1))
 def test_weight_decay_is_an_exponentially_growing_learning_rate(seed, lr, momentum, share):
-    """θ_k = α^k θ̃_k at every step, up to and including the double root of the momentum's equation."""
+    """θ_k = α^k θ̃_k at every step, up to and including the double root of the momentum's characteristic equation."""
     limit = min((1 - momentum**0.5) ** 2, 0.1)
     schedule = ExponentialSchedule(lr, share * limit / lr * (1 - 1e-14), momentum)
     decayed = follow(seed, 20, lambda _: lr, momentum, schedule.weight_decay)

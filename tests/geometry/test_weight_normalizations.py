@@ -1,4 +1,4 @@
-"""The paper's identities for what weight-based normalizations do, and exact twins. As corrected."""
+"""The paper's identities for weight-based normalizations, with corrections, and exact reference values."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_spectral_norm_is_the_limit_of_torchs_power_iteration():
 @PROPERTY
 @given(SEED, SIZE, POSITIVE, st.floats(-5, 5))
 def test_weight_standardization_is_root_n_times_centered_weight_normalization(seed, n, alpha, shift):
-    """√n for the biased deviation of the formula, √(n-1) for the unbiased one of Qiao's code."""
+    """The factor is √n for the biased deviation of the formula, √(n-1) for the unbiased one of Qiao's code."""
     v = draw(4, n, seed=seed)
     unit = centered_weight_normalization(v)
     close(unit.norm(dim=1), torch.ones(4))

@@ -1,4 +1,4 @@
-"""ResNetClassifier: what is built, what is decayed, what is refused."""
+"""ResNetClassifier: architectures, decayed parameters, and refused settings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def trainer(**settings: Any) -> pl.Trainer:
 
 
 def builds() -> list[Any]:
-    """Every architecture with every normalization; a spectral one of a hundred layers takes ten seconds."""
+    """Return every architecture with every normalization; a spectral one of a hundred layers takes ten seconds."""
     slow = {(arch, norm) for arch in ARCHITECTURES[2:] for norm in ("sn", "bn+sn")}
     pairs = itertools.product(ARCHITECTURES, NORMS)
     return [pytest.param(*pair, marks=pytest.mark.slow if pair in slow else (), id="-".join(pair)) for pair in pairs]
@@ -102,7 +102,7 @@ def test_units_of_every_normalization(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_residual_branches_start_at_zero_where_asked(norm: str) -> None:
-    """At zero the network is its skip connections: scaling a branch's inner weights changes nothing."""
+    """At zero the network consists of its skip connections: scaling a branch's inner weights changes nothing."""
     images = torch.rand(2, 3, 16, 16)
     torch.manual_seed(0)
     model = build_resnet("resnet18", norm, "cifar", 4, zero_init_residual=True)

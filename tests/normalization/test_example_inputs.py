@@ -1,4 +1,4 @@
-"""swap_norm without an example: inputs that are made up, guesses that are left alone, normalizations of few values."""
+"""swap_norm without an example: generated inputs, ambiguous layers that are skipped, normalizations of few values."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_without_any_example_guesses_are_left_alone() -> None:
 
 
 def test_a_made_up_input_does_not_show_what_the_last_dimension_is() -> None:
-    """A model that takes (N, C) often takes (N, T, C) too, and its layer normalization then is not one of channels."""
+    """A model that takes (N, C) often takes (N, T, C) too, and its layer normalization is then not over channels."""
     net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 9), nn.BatchNorm1d(9))
     assert [entry.name for entry in swap_norm(net, "gn").left] == ["1"]
 
@@ -112,7 +112,7 @@ def test_an_mlp_gets_groups_that_leave_something_to_learn_from(given: bool) -> N
     swap_norm(net, "gn", example_batch=x if given else None)
     assert (net[1].num_groups, net[4].num_groups) == (8, 8)
     assert ((net(x).abs() - 1).abs() < 1e-2).double().mean() < 0.1
-    swap_norm(net, "gn", groups=16, example_batch=x if given else None)  # four values: as was asked for
+    swap_norm(net, "gn", groups=16, example_batch=x if given else None)  # four values, as requested
     assert net[1].num_groups == 16
 
 
@@ -139,11 +139,11 @@ def test_instance_normalization_of_small_maps_is_left_alone(positions: int, why:
     made_up.train()(x2d()).sum().backward()
 
 
-# weights that their layer does not use as they are
+# weights that their layer transforms before use
 
 
 class StandardizedConv2d(nn.Conv2d):
-    """As timm's StdConv2d: the weight is standardized whenever it is used."""
+    """Like timm's StdConv2d: the weight is standardized at every use."""
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.weight.flatten(1)
@@ -152,14 +152,14 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 class SameConv2d(nn.Conv2d):
-    """As timm's Conv2dSame: padding of its own, and a weight that acts as it is."""
+    """Like timm's Conv2dSame: its own padding, with an unchanged weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(F.pad(x, (0, 2, 0, 2)), self.weight, self.bias)
 
 
 class ScaledLinear(nn.Linear):
-    """As with an equalized learning rate."""
+    """Linear layer with an equalized learning rate."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * 0.3, self.bias)

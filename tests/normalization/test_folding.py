@@ -1,4 +1,4 @@
-"""swap_norm to weight-based normalizations: what is folded exactly, and what cannot be."""
+"""swap_norm to weight-based normalizations: exact folding, and normalizations that cannot be folded."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_grouped_transposed_convolutions_are_folded_but_not_parametrized() -> No
 
 @pytest.mark.parametrize("to", ["none", *WEIGHT, "wn+mbn"])
 def test_a_gamma_of_zero_keeps_the_direction_of_its_row(to: str) -> None:
-    """Residual branches often start with γ = 0; rows of zeros would be NaN, or never learn."""
+    """Residual branches often start with γ = 0; rows of zeros would give NaN, or never learn."""
     net = conv_bn()
     with torch.no_grad():
         net[1].weight.zero_()
@@ -123,7 +123,7 @@ def test_a_single_gamma_of_zero_under_spectral_normalization() -> None:
 
 @pytest.mark.parametrize("traced", [False, True])
 def test_weights_with_a_gain_take_the_scale_into_it(traced: bool) -> None:
-    """A weight that is normalized already, in front of a normalization that goes."""
+    """A weight that is already normalized, in front of a normalization that is removed."""
     x = x2d().double()
     for first, then in [("wn+mbn", "wn"), ("wn+mbn", "none"), ("wn+mbn", "bn"), ("wn", "wn"), ("wn", "none")]:
         net = worn(conv_bn(bias=True).double()).eval()
@@ -140,7 +140,7 @@ def test_weights_with_a_gain_take_the_scale_into_it(traced: bool) -> None:
             )
         torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
     net = worn(conv_bn().double()).eval()
-    parametrizations.weight_norm(net[0], dim=None)  # one length for all rows
+    parametrizations.weight_norm(net[0], dim=None)  # one norm for all rows
     with pytest.raises(ConfigurationError, match="the weight of 0 is parametrized without a gain for each row"):
         swap_norm(net, "none")
 
@@ -163,7 +163,7 @@ def test_what_is_frozen_stays_frozen() -> None:
         assert not any(p.requires_grad for p in frozen.parameters())
     for to in ("cwn", "ws", "sn", "wn"):
         tuned = copy.deepcopy(net)
-        tuned[1].requires_grad_(True)  # only γ and β are trained: their places are, and the directions are not
+        tuned[1].requires_grad_(True)  # only γ and β are trained, so not the directions of the new weights
         swap_norm(tuned, to)
         trained = {name.rpartition(".")[2] for name, p in tuned.named_parameters() if p.requires_grad}
         assert trained == {"bias", "original0" if to == "wn" else "gain"}
@@ -183,7 +183,7 @@ def test_nothing_is_folded_where_nothing_is_to_be_folded() -> None:
     assert net[0].bias is None
 
 
-# what cannot be folded
+# normalizations that cannot be folded
 
 NOT_FOLDED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "dropout": (lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.Dropout(), nn.BatchNorm2d(6)), "is not directly in front"),
@@ -205,7 +205,7 @@ def test_what_cannot_be_folded_is_dropped_where_it_does_nothing_and_else_left_al
     weight = net[0].weight.detach().clone()
     for to in ("none", "wn", "wn+mbn"):
         swapped = copy.deepcopy(net)
-        if case != "subclass":  # that one gives a single channel, and its normalization never ran
+        if case != "subclass":  # in that case there is a single channel, and the normalization never ran
             report = swap_norm(swapped, to)
             assert "dropped" in report.changes[0].note
             assert why in report.changes[0].note
@@ -271,7 +271,7 @@ def test_tied_weights_are_neither_folded_nor_parametrized() -> None:
 
 
 def test_a_view_between_hides_which_channels_are_meant() -> None:
-    """A linear layer over the last dimension, as wide as the second one that the normalization works on."""
+    """A linear layer over the last dimension, whose width equals the second one, over which the normalization works."""
     net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8))
     report = swap_norm(net, "none", example_batch=torch.randn(3, 8, 5))
     assert "not directly in front" in report.changes[0].note

@@ -1,4 +1,4 @@
-"""Names of weights: those they had before they were pruned or normalized, and each once."""
+"""Names of weights: the original names of pruned or normalized weights, each listed once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_normgeo.normalization.names import by_clean_name, layer_name, nam
 
 
 class LowRank(nn.Module):
-    """W = U V."""
+    """Parametrization W = U V."""
 
     def forward(self, u: Tensor, v: Tensor) -> Tensor:
         return u @ v

@@ -1,4 +1,4 @@
-"""Models, batches and settings as users give them: what is taken as it is meant, and what is refused in their words."""
+"""Models, batches and settings in the forms that users pass: accepted as meant, or refused in the user's words."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Samples(Dataset[Any]):
 
 
 class BatchesByNumber:
-    """A sequence of batches that is no iterator, as Keras has them."""
+    """A sequence of batches that is not an iterator, as in Keras."""
 
     def __len__(self) -> int:
         return len(BATCHES)

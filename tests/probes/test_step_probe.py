@@ -1,4 +1,4 @@
-"""The step probe sees W, the gradient really applied, η and W⁺, in whatever way Lightning takes its steps."""
+"""The step probe sees W, the gradient really applied, η and W⁺, however Lightning takes its steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.projects import Account, Optimizers, Project, Rows, images, sgd, tr
 
 
 class Spy(NormGrowthMonitor):
-    """Keeps what it is given, beside an independent account of the same step."""
+    """Records the probe's results beside an independent measurement of the same step."""
 
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps)
@@ -52,7 +52,7 @@ class Manual(Project):
 
 
 class Wrapped(torch.optim.SGD):
-    """An optimizer whose step calls its parent's: torch runs the step hooks twice."""
+    """An optimizer whose step calls its parent's, so that torch runs the step hooks twice."""
 
     def step(self, closure: Any = None) -> Any:
         return super().step(closure)
@@ -107,7 +107,7 @@ def check(seen: list[dict[str, Any]], increments: list[dict[str, float]], exact:
 
 
 def check_unexplained(steps: dict[str, Any], truth: dict[str, float]) -> None:
-    """A step without a known decomposition is measured all the same."""
+    """Check that a step without a known formula is measured all the same."""
     assert steps
     for name, step in steps.items():
         assert step.terms is None
@@ -191,7 +191,7 @@ def test_closures_called_several_times_leave_out_what_one_gradient_explains() ->
 
 
 def test_a_skipped_step_leaves_the_others_as_they_were() -> None:
-    """After a step that did not happen nothing may stay armed, nor may the next measured step inherit from it."""
+    """After a skipped step the probe is inactive, and the next measured step does not inherit its data."""
 
     class Overflowing(Project):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -214,7 +214,7 @@ def test_a_skipped_step_leaves_the_others_as_they_were() -> None:
 
 
 def test_adamw_is_explained_down_to_the_rounding_of_its_decay() -> None:
-    """float32(1 - ηλ) shrinks every element the same way, which adds up over a large layer."""
+    """float32(1 - ηλ) shrinks every element in the same direction, which adds up over a large layer."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4096), nn.BatchNorm1d(4096), nn.Linear(4096, 4))
     spy = Spy()
     trainer(spy, steps=2).fit(
@@ -275,7 +275,7 @@ def test_swa_statistics_refresh_is_no_step() -> None:
 
 
 def unknown(kind: Any) -> Any:
-    """Return an optimizer that nobody has described: its step is its own."""
+    """Return an optimizer that is not registered and has its own step."""
 
     def step(self: Any, closure: Any = None) -> Any:
         return kind.step(self, closure)

@@ -1,4 +1,4 @@
-"""Every optimizer in every way of taking a step: what is measured is explained, and measuring changes nothing."""
+"""Every optimizer in every way of taking a step: the increment is explained, and measuring changes nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_steps_are_explained_and_unchanged(name: str, way: Loop) -> None:
 
 @pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
 def test_the_table_clips(wide: bool) -> None:
-    """The rows of the table that clip would show little if nothing were clipped."""
+    """The rows of the table that clip would test little if nothing were clipped."""
     by_norm, by_value = (observe("sgd", LOOPS[loop], wide)[1].gradients for loop in ("clip-norm", "clip-value"))
     for first, second in zip(by_norm, by_value, strict=True):
         assert sum(float(g.square().sum()) for g in first.values()) ** 0.5 == pytest.approx(0.05, rel=1e-4)
@@ -57,12 +57,12 @@ SAME_SIZE = {
     "nadam": partial(torch.optim.NAdam, lr=1e-3),
     "adagrad": partial(torch.optim.Adagrad, lr=1e-3),
 }
-"""Steps that move all elements by the same amount: Lion's always, those of others before they have an average."""
+"""Steps that move all elements by the same amount: always for Lion, for others until they have an average."""
 
 
 @cache
 def large(name: str) -> dict[str, list[tuple[int, float]]]:
-    """Return the curves of a network with large layers."""
+    """Return the logged curves of a network with large layers."""
     torch.manual_seed(0)
     layers = [nn.Flatten(), nn.Linear(192, 1024, bias=False), nn.BatchNorm1d(1024), nn.ReLU()]
     layers += [nn.Linear(1024, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 4)]
@@ -82,7 +82,7 @@ def test_steps_of_one_size_are_explained_down_to_rounding(name: str, residual: s
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """Train all cells in one pair of processes; return what failed on each rank."""
+    """Train all cells of the table in one pair of processes; return the failures of each rank."""
     folder = tmp_path_factory.mktemp("ddp")
     return reports_of(SCRIPT, folder, timeout=300)
 

@@ -1,4 +1,4 @@
-"""Optimizers in what trainings do to them, end to end: every increment is explained, or nothing is claimed of it."""
+"""Optimizers under the changes that trainings make, end to end: every increment is explained, or not claimed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ALL = KNOWN | UNKNOWN
 
 
 class Net(nn.Module):
-    """Invariant by batch and by layer normalization, and not; ``late`` is trained once it has a group."""
+    """Layers invariant by batch and layer normalization, and a control; ``late`` is trained once it has a group."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Net(nn.Module):
 
 
 class Automatic(pl.LightningModule):
-    """Trains all but ``late``, or matrices alone, with one optimizer."""
+    """Automatic optimization of all but ``late``, or of matrices only, by one optimizer."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Automatic(pl.LightningModule):
 
 
 class WarmUp(Automatic):
-    """With η = 0 in the first step."""
+    """Warm-up with η = 0 in the first step."""
 
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
@@ -107,7 +107,7 @@ class WarmUp(Automatic):
 
 
 class Joining(Automatic):
-    """With another group from the third batch on."""
+    """Another parameter group from the third batch on."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 2:
@@ -116,7 +116,7 @@ class Joining(Automatic):
 
 
 class ByHand(Automatic):
-    """With two backward passes of a batch's halves, and a closure for whom needs one."""
+    """Manual optimization with two backward passes of half a batch, and a closure if the optimizer needs one."""
 
     automatic_optimization = False
 
@@ -144,7 +144,7 @@ class ByHand(Automatic):
 
 
 class Mixture(ByHand):
-    """Beside AdamW, which has what is left."""
+    """The tested optimizer for matrices, beside AdamW for the other parameters."""
 
     def configure_optimizers(self) -> Any:
         chosen = [p for p in self.chosen() if p is not self.net.head.weight][:3]
@@ -179,7 +179,7 @@ def train(name: str, situation: str, *callbacks: Any, **more: Any) -> Automatic:
 
 
 def observe(name: str, situation: str) -> tuple[Layers, Witness]:
-    """Train with and without monitors, bit for bit the same."""
+    """Train with and without monitors, which has to be equal bit for bit."""
     bare, observed, rows, witness = Fingerprint(), Fingerprint(), Layers(), Witness()
     train(name, situation, bare)
     monitors = NormGrowthMonitor(1, layers="*", cumulative=True), OrthogonalityMonitor(1, layers="*")
@@ -190,7 +190,7 @@ def observe(name: str, situation: str) -> tuple[Layers, Witness]:
 
 
 def check(rows: Layers, witness: Witness, unknown: set[str]) -> None:
-    """Compare every layer of every step, and count what has no formula: all that ``unknown`` optimizers move."""
+    """Check every layer of every step, and the number of weights without a formula, those of ``unknown`` optimizers."""
     assert rows.layers
     assert rows.layers.keys() == witness.moved.keys()
     for step, moved in witness.moved.items():
@@ -211,7 +211,7 @@ def check(rows: Layers, witness: Witness, unknown: set[str]) -> None:
 def check_layer(own: dict[str, float], weight: Moved, bias: Moved | None) -> None:
     parts = [weight]
     if bias is not None and own["weight_norm"] ** 2 > weight.weight_sq * (1 + 1e-9):
-        parts.append(bias)  # of joint units
+        parts.append(bias)  # for joint units
     weight_sq, truth = sum(p.weight_sq for p in parts), sum(p.increment for p in parts)
     rounding = 1e-12 * (sum(p.size for p in parts) + 1e-3 * weight_sq)
     assert own["weight_norm"] ** 2 == pytest.approx(weight_sq, rel=1e-12)
@@ -232,7 +232,7 @@ def check_layer(own: dict[str, float], weight: Moved, bias: Moved | None) -> Non
 
 
 def check_sums(rows: Layers, witness: Witness) -> None:
-    """Compare what was added since training began."""
+    """Check the cumulative increments since training began."""
     last = max(rows.layers)
     for group in ("norm_growth", "norm_growth_control"):
         for name, own in rows.by_layer(last, group).items():
@@ -249,7 +249,7 @@ def check_sums(rows: Layers, witness: Witness) -> None:
 
 
 def is_possible(name: str, situation: str) -> bool:
-    """SAM as written here has one group; LBFGS moves what it was made with."""
+    """Return whether the optimizer supports the situation: this SAM has one group; LBFGS keeps its first parameters."""
     return not (name in ("SAM", "LBFGS") and situation == "joining")
 
 

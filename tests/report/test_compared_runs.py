@@ -1,4 +1,4 @@
-"""Which runs a report is about, what tells them apart, and which of their points are drawn."""
+"""Runs of a report: their selection, the settings in which they differ, and the points of their curves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_normgeo.runs.record import Record
 def record(name: str = "one", **settings: Any) -> Record:
     """Return a record with the settings of a run of ``normgeo fit``."""
     values = {"run": f"runs/s/{name}", "trainer": {"logger": [{"init_args": {"version": name}}]}, **settings}
-    values["test_after_fit"] = True  # which no other project's configuration has
+    values["test_after_fit"] = True  # a key that no other project's configuration has
     return Record(Path("runs") / "s" / name, settings={"config": values})
 
 

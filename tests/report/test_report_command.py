@@ -1,4 +1,4 @@
-"""``normgeo report``: where it writes, in which formats, and what it refuses."""
+"""``normgeo report``: output paths, formats, and refused arguments."""
 
 from __future__ import annotations
 

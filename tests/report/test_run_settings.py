@@ -1,4 +1,4 @@
-"""What differs between runs is found whatever it is called and however it is nested; what does not differ is not."""
+"""Settings that differ between runs are found under any name and nesting; equal settings are not listed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def compared(*parameters: Any) -> list[Run]:
 
 
 def logged(*parameters: Any, version: str = "one") -> Record:
-    """Return the record of a run that logs hyperparameters one after the other."""
+    """Return the record of a run that logs hyperparameters one after another."""
     logger = RecordLogger("out", version=version)
     for given_ in parameters:
         logger.log_hyperparams(given_)
@@ -55,7 +55,7 @@ def same_kind(runs: list[Run]) -> bool:
 
 
 def canonical(value: Any) -> Any:
-    """Return nested settings as a report takes them: scalars by what is shown, and nothing of None or of emptiness."""
+    """Return nested settings in the report's form: scalars as displayed, without None and empty containers."""
     if isinstance(value, dict):
         return {k: c for k, v in value.items() if (c := canonical(v)) is not None}
     if isinstance(value, list):
@@ -140,7 +140,7 @@ Pair = namedtuple("Pair", "x y")
 
 
 class Mapped(dict[str, Any]):
-    """A dictionary that is also an object, as DictConfig and Lightning's AttributeDict are."""
+    """A dictionary that is also an object, like DictConfig and Lightning's AttributeDict."""
 
 
 NESTINGS = {
@@ -277,7 +277,7 @@ def test_titles_are_as_short_as_they_can_be() -> None:
 
 
 def unlike(k: int) -> dict[str, Any]:
-    """Return settings of a run that has little in common with the others."""
+    """Return settings of a run that shares few settings with the others."""
     return {f"setting_{k}_{i}": f"value {i} " * 9 for i in range(12)} | {"arch": f"network{k}", "width": 8 + k // 2}
 
 

@@ -1,4 +1,4 @@
-"""Where runs are found, and what is said where there is none."""
+"""Sources of a report: finding runs in folders, and the errors if there are none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folders(*given: Any) -> list[str]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> list[str]:
-    """Write runs at several depths, beside folders that have none; return them as a report of all finds them."""
+    """Write runs at several depths, beside folders without runs; return them in the form that a report finds."""
     for hidden in ("runs/.trash/x/y", "runs/normgeo/b/checkpoints/x", "runs/wandb/run-1/x", "runs/a/b/c/d/too/deep"):
         run(hidden)
     found = [run(path) for path in ("runs/normgeo/a", "runs/normgeo/b10", "runs/normgeo/b9", "runs/z/y/x/w")]
@@ -54,7 +54,7 @@ def test_folders_that_hold_runs_stand_for_them(tree: list[str]) -> None:
 def test_a_report_of_them_is_written_there(tree: list[str]) -> None:
     assert write_report("runs/normgeo", form="md") == Path("runs/normgeo/report.md")
     assert Path("runs/normgeo/report.md").read_text(encoding="utf-8").startswith("# normgeo\n")
-    write_report("runs/normgeo", form="md")  # also beside its own report
+    write_report("runs/normgeo", form="md")  # also if a report of it exists in the folder
     assert write_report(["runs"], form="csv") == Path("runs/report.csv")
 
 

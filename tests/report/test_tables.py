@@ -1,4 +1,4 @@
-"""The tables of a report: each figure is that of the records, or counted from the kept decisions by other means."""
+"""The tables of a report: each number equals the records' or is recomputed from the per-sample results."""
 
 from __future__ import annotations
 
@@ -381,7 +381,7 @@ def test_without_usable_decisions_drops_have_no_interval_and_runs_no_pairs(spoil
 
 
 def check_pairs(table: Table, pairs: list[tuple[Run, Run]], attacks: list[str]) -> None:
-    """Compare the last columns of a table without rows over seeds with what numpy counts."""
+    """Compare the last columns of a table without rows over seeds with counts by numpy."""
     cases = [(first, second, attack) for first, second in pairs for attack in attacks]
     p_values = []
     for row, (first, second, attack) in zip(table.rows, cases, strict=True):

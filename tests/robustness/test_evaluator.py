@@ -1,4 +1,4 @@
-"""The evaluator against the attacks by hand, one sample at a time, and however the samples come."""
+"""The evaluator against attacks by hand on one sample at a time, for any order and batches of samples."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ IMAGES = pixels(COUNT, 3, 8, 8, seed=2)
 LABELS = NET(IMAGES).argmax(1)
 LABELS[[2, 9]] = (LABELS[[2, 9]] + 1) % 5
 ATTACKS = ["gaussian", "bim", "pgd", "bim_l2", "pgd_l2"]
-# radii at which about half of the images fall
+# radii at which about half of the images become wrong
 SETTINGS = {"eps": 0.02, "step_size": 0.006, "eps_l2": 0.3, "steps": 5, "noise_std": 0.1, "attacks": ATTACKS, "seed": 8}
 
 
@@ -40,7 +40,7 @@ def evaluated(parts=(range(COUNT),), net=NET, images=IMAGES, **changes):
 
 
 def same(first, second, attack, other=None, tolerance=1e-6):
-    """Exactly the same decisions, and the same numbers to float32's rounding."""
+    """Check that per-sample results are equal, and numbers equal up to float32's rounding."""
     one, two = first.of(attack), second.of(other or attack)
     for k in range(3):
         assert torch.equal(one[k], two[k])
@@ -52,7 +52,7 @@ def same(first, second, attack, other=None, tolerance=1e-6):
 
 
 def by_hand(attack, restarts=1):
-    """The images that decide: of the first start that a sample does not withstand, or of the last."""
+    """Return the images that count: those of the first successful start, or else of the last."""
     if attack == "gaussian":
         return gaussian_noise(IMAGES, 0.1, 8, range(COUNT), (0.0, 1.0))
     ball, step = (Ball("l2", 0.3, 0, 1), 0.09) if attack.endswith("l2") else (Ball("linf", 0.02, 0, 1), 0.006)

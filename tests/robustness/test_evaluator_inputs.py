@@ -1,4 +1,4 @@
-"""What an evaluator takes and refuses, in which precision and with which weights it computes, and what it tells."""
+"""Inputs of the evaluator: accepted and refused arguments, its precision, its weights, and its messages."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ LABELS = [0, 0, 0, 1, 1]  # clean: right, right, wrong, wrong, right
 
 
 def brightness(x):
-    """Class 1 where the image is brighter than 0.5."""
+    """Return logits of a classifier with class 1 if the image is brighter than 0.5."""
     return torch.stack([torch.zeros(len(x), dtype=x.dtype), x.flatten(1).mean(1) - 0.5], 1)
 
 

@@ -1,4 +1,4 @@
-"""Settings of an evaluation: which attacks they make, and every one that is refused."""
+"""Settings of an evaluation: the attacks that follow from them, and every refused setting."""
 
 import inspect
 import json
@@ -203,7 +203,7 @@ def described(documented):
 
 @pytest.mark.parametrize("user", [RobustnessEvaluation, evaluate_robustness])
 def test_a_setting_is_the_same_wherever_it_is_given(user):
-    """Name, default and description; the callback alone skips what it cannot evaluate, to stop no training."""
+    """Name, default and description are equal; only the callback skips unsuitable models and continues."""
     parameters, texts = inspect.signature(user).parameters, described(RobustnessSettings)
     for setting in fields(RobustnessSettings):
         if setting.init:

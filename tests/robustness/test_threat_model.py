@@ -176,7 +176,7 @@ def test_ends_that_fit_no_image_are_refused():
 
 
 def evaluated(preset, inputs, pixels, **changes):
-    """Every attack's images as pixels, and what the model saw last."""
+    """Return every attack's images as pixels, and the model's last input."""
     loaded, seen = by_hand(pixels) if inputs.normalized_data else pixels, []
 
     def logits(x):
@@ -192,7 +192,7 @@ def evaluated(preset, inputs, pixels, **changes):
 
 @pytest.mark.parametrize("inputs", [PIXELS, NORMALIZED], ids=["loader yields pixels", "loader yields normalized"])
 def test_galloways_noise_is_unclipped_and_its_bim_stays_within_two(inputs):
-    """In normalized space, whatever the loader yields; the model sees the loader's form."""
+    """In normalized space, for any form of the loader's images; the model gets the loader's form."""
     pixels = images(6, 3, 4, 4)
     pixels[:, :, 0], pixels[:, :, 1] = 0.0, 1.0  # beyond ±2 after normalization
     shown, seen = evaluated("galloway2019", inputs, pixels, seed=5)

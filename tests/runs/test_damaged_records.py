@@ -1,4 +1,4 @@
-"""Records that something has damaged are read as far as they are whole, with one warning; nothing ends over them."""
+"""Damaged records are read as far as they are intact, with one warning, and never cause an error."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ JUNK: Any = st.sampled_from(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to every entry."""
+    """Yield the path to every entry."""
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
         yield (*path, key)
@@ -217,7 +217,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_field_may_hold_anything(data: st.DataObject, lines: list[dict[str, Any]]) -> None:
-    """A line is refused, or what it holds can be reported."""
+    """A line is refused, or its content can be reported."""
     damaged = copy.deepcopy(lines)
     for _ in range(data.draw(st.integers(1, 4))):
         number = data.draw(st.integers(0, len(damaged) - 1))

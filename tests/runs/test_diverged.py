@@ -1,4 +1,4 @@
-"""Runs whose losses are not finite any more say so: in the record, at the end, in studies and reports."""
+"""Runs whose losses are no longer finite are reported: in the record, at the end, in studies and reports."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def record(**curves: list[float]) -> Record:
         ({"train__loss": [1.0, INF, 2.0]}, None),  # a step that was skipped
         ({"train__loss": [NAN, 1.0, NAN]}, ("train/loss", 2)),
         ({"train__loss": [1.0, 2.0], "val__auroc": [0.5, NAN]}, None),  # one class in a batch
-        ({"train__loss": [1.0, 2.0, 3.0], "aux_loss": [NAN, NAN, NAN]}, None),  # nothing to learn from
+        ({"train__loss": [1.0, 2.0, 3.0], "aux_loss": [NAN, NAN, NAN]}, None),  # no gradient
         ({"d_loss": [1.0, NAN, NAN], "g_loss": [1.0, 1.0, NAN]}, ("d_loss", 1)),
         ({"train_loss_step": [1.0, -INF]}, ("train_loss_step", 1)),
     ],
@@ -60,7 +60,7 @@ def test_gradients_tell_where_no_loss_says_otherwise(since: Any, found: Any) -> 
 
 
 class Exploding(Project):
-    """Its weights are not finite from the sixth step on."""
+    """Model whose weights are not finite from the sixth step on."""
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = super().training_step(batch, batch_idx)

@@ -1,4 +1,4 @@
-"""RecordLogger and read_record: nothing that was logged is lost, whatever ends the run."""
+"""RecordLogger and read_record: no logged value is lost, however the run ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 
 @pytest.fixture(autouse=True)
 def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close what tests leave open on purpose: a logger that nobody finalizes."""
+    """Close loggers that tests leave open on purpose."""
     written: list[RecordLogger] = []
     original = RecordLogger._write
 

@@ -1,4 +1,4 @@
-"""The checkpoint to resume from: where it cannot be written, the previous one stays, and training continues."""
+"""The checkpoint to resume from: if it cannot be written, the previous one stays, and training continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists a
 
 
 class Full:
-    """A strategy's way to write, which fails in some epochs after half a file."""
+    """A strategy whose writing fails in some epochs after half a file."""
 
     def __init__(self, epochs: set[int], error: Exception) -> None:
         self.epochs, self.error = epochs, error
@@ -49,7 +49,7 @@ def test_the_one_before_stays(epochs: set[int], error: Exception, tmp_path: Path
 
 
 def test_a_run_goes_on_from_what_is_logged_to_its_end(tmp_path: Path) -> None:
-    """Lightning logs what an epoch has gathered after every hook of its end, and no more in a run that goes on."""
+    """Lightning logs the average of an epoch after all its end hooks, and a resumed run does not log it again."""
     folder, seen = RunFolder(tmp_path / "study" / "one"), []
 
     class Watching(Project):

@@ -1,4 +1,4 @@
-"""``normgeo fit --run``: one process at a time in a folder of the caller's choice, and on from where it was."""
+"""``normgeo fit --run``: one process at a time in a chosen folder, and resuming from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from support.wandb_log import read_finished
 pytestmark = [
     # Lightning's LightningCLI calls what jsonargparse 4.49 renamed
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-    # Lightning, wherever a run goes on
+    # Lightning warns at every resumption
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning"),
 ]
 
@@ -69,12 +69,12 @@ RUN = "runs/study/one"
 
 
 class StoppedError(RuntimeError):
-    """Stands for whatever ends a training."""
+    """Stands for any error that ends a training."""
 
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Run ``normgeo fit`` in one folder, with whatever else."""
+    """Run ``normgeo fit`` in one folder, with further options."""
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def fit(*args: str, place: str = RUN) -> Any:
@@ -86,14 +86,14 @@ def fit(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def wandb_too() -> list[str]:
-    """Give the options that add W&B."""
+    """Return the options that add W&B."""
     Path("wandb.yaml").write_text(WITH_WANDB)
     return ["--config", "wandb.yaml"]
 
 
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Let the training end with an error at a step; -1 for not at all."""
+    """Make the training fail with an error at a step; -1 for never."""
     at = [-1]
     original = ResNetClassifier.training_step
 
@@ -138,7 +138,7 @@ def test_goes_on_after_its_last_epoch_again_and_again(fit: Any, stop_at: Any) ->
         with pytest.raises(StoppedError):
             fit("--trainer.max_epochs", "4")
         assert not RunFolder(RUN).finished
-        assert not RunFolder(RUN).in_use  # although the traceback keeps all that was built
+        assert not RunFolder(RUN).in_use  # although the traceback keeps references to all objects
     stop_at(-1)
     cli = fit("--trainer.max_epochs", "4")
     assert cli.trainer.global_step == 8
@@ -155,10 +155,10 @@ def test_goes_on_after_its_last_epoch_again_and_again(fit: Any, stop_at: Any) ->
         5,
         6,
         7,
-    ]  # the first epoch once, though the checkpoint's is the second newest
+    ]  # the first epoch appears once, though the checkpoint is the second newest
     assert steps() == list(range(8))
     saved = yaml.safe_load((Path(RUN) / "config.yaml").read_text())
-    assert saved["ckpt_path"] is None  # the configuration makes the run anew, from its beginning
+    assert saved["ckpt_path"] is None  # so that the configuration starts the run from its beginning
     assert [path.name for path in Path(RUN, "checkpoints").glob("resume*")] == ["resume-epoch=3-step=8.ckpt"]
 
 
@@ -363,7 +363,7 @@ def test_a_wandb_that_cannot_start_does_not_stop_the_run(
     assert RunFolder(RUN).finished
 
 
-# As processes.
+# Real processes
 
 
 def test_two_devices_share_a_run_of_which_nothing_is_left_when_it_is_killed(fit: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a study's file may hold: values of all kinds, options by their full names, files wherever they are."""
+"""The study's file: values of all kinds, options by their full names, files in any folder."""
 
 from __future__ import annotations
 
@@ -151,11 +151,11 @@ def test_options_of_all_kinds_are_known() -> None:
     assert (found.optimizer.init_args.lr, found.data.init_args.batch_size) == (0.25, 8)
 
 
-# What a run was told.
+# The settings that a run gets.
 
 
 def digest_from(folder: str) -> str:
-    """Return the digest of a run, as it is where the command is given in a folder."""
+    """Return the digest of a run, for a command given in a folder."""
     here, path = Path.cwd(), Path("study.yaml").absolute()
     os.chdir(folder)
     try:

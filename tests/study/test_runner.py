@@ -1,4 +1,4 @@
-"""How a study runs its runs: signals, kills, failures, shares. The processes are real, what they do is not."""
+"""A study's runner: signals, kills, failures, CPU and GPU shares, with real processes that do not train."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Shown = list[tuple[str, str]]
 
 
 class Recorder:
-    """A display that remembers each change of a status, and acts when it is told to."""
+    """A display that records each change of status, and acts on request."""
 
     def __init__(self, act: Callable[[IndexEntry, RunProgress], None] = lambda entry, watch: None) -> None:
         self.shown: Shown = []
@@ -60,12 +60,12 @@ def run(study: Study, jobs: int = 1, display: Recorder | None = None, **settings
 
 
 def statuses(study: Study) -> dict[str, str]:
-    """Return what the study's file says."""
+    """Return the status of each run from the study's index."""
     return {run["name"]: run["status"] for run in json.loads((study.folder / "study.json").read_text())["runs"]}
 
 
 def starts(study: Study, name: str) -> list[dict[str, Any]]:
-    """Return what each process of a run said when it started."""
+    """Return the start messages of each process of a run."""
     path = study.folder / name / "starts"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -132,7 +132,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(behave: str, error: s
     index, _ = run(study)
     assert statuses(study) == {f"behave={behave}": "failed", "behave=finish": "finished"}
     assert index.entries[0].error == error
-    again = Index(study)  # it is remembered
+    again = Index(study)  # the failure is stored
     assert (again.entries[0].status, again.entries[0].error) == ("failed", error)
     run(study)  # and tried again
     assert [len(starts(study, name)) for name in study.runs()] == [2, 1]
@@ -142,7 +142,7 @@ def test_the_error_is_that_of_the_last_attempt() -> None:
     study = study_of("fail")
     run(study)
     (study.folder / "behave=fail" / "starts").unlink()
-    (study.folder / "behave=fail" / "starts").mkdir()  # which the next one stumbles over before it says a word
+    (study.folder / "behave=fail" / "starts").mkdir()  # the next attempt fails on it before it prints anything
     index, _ = run(study)
     assert index.entries[0].error.startswith("IsADirectoryError")
     assert "out of cheese" in (study.folder / "behave=fail" / "output.log").read_text()
@@ -163,7 +163,7 @@ def test_nothing_is_left_of_a_run_that_died() -> None:
     run(study)
     left = int((study.folder / "behave=leave" / "left").read_text())
     eventually(lambda: not alive(left))
-    assert statuses(study) == {"behave=leave": "failed"}  # nobody else is writing, if only after a moment
+    assert statuses(study) == {"behave=leave": "failed"}  # no other process is writing, perhaps after a moment
 
 
 def alive(pid: int) -> bool:
@@ -205,12 +205,12 @@ def test_changed_settings_are_told_from_the_run(tmp_path: Path) -> None:
     assert not any(map(Index(same).is_outdated, Index(same).entries))
     (tmp_path / "base.yaml").write_text("model: {arch: resnet34}\n")
     assert all(map(Index(study).is_outdated, Index(study).entries))
-    run(study)  # the finished one stays what it is, the other one begins with what is there now
+    run(study)  # the finished run is kept, the other one starts with the current settings
     assert [Index(study).is_outdated(entry) for entry in Index(study).entries] == [True, False]
 
 
 def left_half(study: Study, behave: str) -> Path:
-    """Leave a run of a study with a checkpoint, and return its folder."""
+    """Create an unfinished run of a study with a checkpoint, and return its folder."""
     run(study)
     folder = study.folder / f"behave={behave}"
     (folder / "checkpoints").mkdir()
@@ -221,7 +221,7 @@ def left_half(study: Study, behave: str) -> Path:
 def test_a_run_with_a_checkpoint_of_other_settings_does_not_go_on() -> None:
     before, changed = study_of("fail", lr=0.02), study_of("fail", "finish", lr=0.7)
     folder = left_half(before, "fail")
-    for _ in range(2):  # it is not forgotten
+    for _ in range(2):  # it stays in the index
         index, _ = run(changed)
         assert [entry.status for entry in index.entries] == ["failed", "finished"]
         assert (
@@ -255,7 +255,7 @@ def test_a_configuration_that_disappears_fails_its_run_alone(forked: Any) -> Non
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Study], int]]:
-    """Run ``normgeo study`` in a process of its own and return its number; all ends with the test."""
+    """Run ``normgeo study`` in a process of its own and return its process id; it ends with the test."""
     monkeypatch.setattr(study_command, "Runner", partial(Runner, program=PROGRAM, patience=1.0))
     monkeypatch.setattr(study_command, "check_study", lambda *args: None)
     runners: list[int] = []
@@ -263,7 +263,7 @@ def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
     def start(study: Study) -> int:
         monkeypatch.setattr(study_command, "load_study", lambda path: study)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the child starts none, and uses no tensor
+            warnings.simplefilter("ignore", DeprecationWarning)  # about threads: the child starts none
             pid = os.fork()
         if pid == 0:
             code = 99
@@ -283,7 +283,7 @@ def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
 
 @pytest.fixture(autouse=True)
 def _signals_are_heard() -> Iterator[None]:
-    """Hear what a shell's background jobs and nohup ignore: a forked runner would ignore it as well."""
+    """Enable signals that background jobs and nohup ignore: a forked runner would inherit that."""
     ours = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL, signal.SIGTERM: signal.SIG_DFL}
     before = {number: signal.signal(number, handler) for number, handler in ours.items()}
     yield
@@ -297,7 +297,7 @@ def exit_status(pid: int) -> int:
 
 @contextmanager
 def waiting_run(study: Study) -> Iterator[int]:
-    """Wait until a run of the study has begun to wait, and give its process."""
+    """Wait until a run of the study waits for its file, and return its process id."""
     eventually(lambda: list(study.folder.glob("*/waits")))
     (waits,) = study.folder.glob("*/waits")
     yield starts(study, waits.parent.name)[-1]["pid"]
@@ -388,7 +388,7 @@ def test_a_run_that_was_only_starting_when_its_runner_was_killed_is_waited_for(f
 
     def act(entry: IndexEntry, watch: RunProgress) -> None:
         looks.append(not alive(starts(study, name)[-1]["pid"]))
-        if sum(looks) > 3 and len(starts(study, name)) == 2:  # the second one was refused, and that was seen
+        if sum(looks) > 3 and len(starts(study, name)) == 2:  # the second command was refused, with a message
             Path("go").touch()
 
     index, shown = run(study, display=Recorder(act))
@@ -399,11 +399,11 @@ def test_a_run_that_was_only_starting_when_its_runner_was_killed_is_waited_for(f
 
 @pytest.fixture
 def reader(forked: Any) -> Callable[[Study], tuple[int, int]]:
-    """Run a study whose output goes into a pipe; return the study's process, and the end that reads."""
+    """Run a study whose output goes to a pipe; return the study's process and the reading end."""
 
     def start(study: Study) -> tuple[int, int]:
         os.mkfifo("said")
-        return forked(study), os.open("said", os.O_RDONLY | os.O_NONBLOCK)  # in this order: the child has no such end
+        return forked(study), os.open("said", os.O_RDONLY | os.O_NONBLOCK)  # this order keeps the end from the child
 
     return start
 
@@ -483,7 +483,7 @@ def test_exit_status_and_what_is_said_of_failures(forked: Any) -> None:
     assert exit_status(forked(study_of("finish"))) == 0
 
 
-# Shares of the machine.
+# Shares of CPU threads and GPUs.
 
 
 @pytest.mark.parametrize(

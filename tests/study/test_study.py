@@ -1,4 +1,4 @@
-"""What a study is, what is refused of it, what it shows; and one that is real: killed twice, and as if it never was."""
+"""Studies: definition, refused files, display; and a real study that is killed twice and ends as if it never was."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def loaded(text: str) -> Study:
     return load_study(written(text))
 
 
-# What a study is.
+# Definition of a study.
 
 
 def test_runs_are_the_product_and_the_last_option_varies_fastest() -> None:
@@ -170,7 +170,7 @@ def test_no_file() -> None:
         load_study("no.yaml")
 
 
-# What is found before the first run.
+# Errors found before the first run.
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_every_key_of_the_index_is_documented() -> None:
     assert named == {*document, *(f"runs[].{key}" for key in entries[0])}
 
 
-# What is shown.
+# Display.
 
 
 def screen(**settings: Any) -> tuple[Console, StringIO]:
@@ -400,15 +400,15 @@ def test_dry_run_lists_and_runs_nothing(base: str, capsys: pytest.CaptureFixture
     assert not Path("runs").exists()
 
 
-# A real one. Its runs are killed while they train; its runner is killed, too.
+# A real study whose runs are killed while they train, and whose runner is killed, too.
 
 
 class Killed:
-    """A study of two runs, and how it came to its end.
+    """A study of two runs that is killed twice.
 
-    The runner is killed while the first run is under way, which then goes on alone. A second runner waits for it,
-    and its second run is killed after an epoch, and goes on with the third runner. ``whole`` is the second run under
-    another name, which nobody killed.
+    The runner is killed during the first run, which then continues alone. A second runner waits for it, and its
+    second run is killed after an epoch and resumes with the third runner. ``whole`` is the second run under another
+    name, which is never killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -504,7 +504,7 @@ def test_a_killed_run_was_reported_and_went_on_from_its_checkpoint(killed: Kille
 
 @pytest.mark.usefixtures("_there")
 def test_a_killed_run_is_the_one_that_was_not_bit_for_bit(killed: Killed) -> None:
-    """The batches and crops, so the random numbers; momentum; the learning rate; sums over all steps."""
+    """Compares batches and crops, and so the random numbers; momentum; the learning rate; sums over all steps."""
     main(["fit", "--config", "base.yaml", "--model.norm", "gn", "--run", "runs/whole/gn"])
     whole, parts = read_record("runs/whole/gn"), read_record(killed.gn)
     assert {"train/loss", "val/loss", "test/accuracy", "norm_growth/increment"} <= set(whole.metrics)

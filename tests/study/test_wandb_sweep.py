@@ -1,4 +1,4 @@
-"""A study as a W&B sweep: what is written is what W&B's agent runs, and the command line takes every value of it."""
+"""A study as a W&B sweep: W&B's agent runs the same runs, and the command line accepts every value."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def study(tmp_path: Path) -> str:
 
 
 def command_of(sweep: dict[str, Any], values: dict[str, Any]) -> list[str]:
-    """Return the command that an agent runs for the values that the server gave it."""
+    """Return the command that an agent runs for the server's values."""
     flags = create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})["args"]
     filled = [flags if word == "${args}" else [word] for word in sweep["command"]]
     return [word for words in filled for word in words]
@@ -105,7 +105,7 @@ def test_the_agents_command_is_taken_and_means_the_same(study: str, capsys: pyte
         assert settings.lr_scheduler.init_args.step_size == 3
         assert settings.trainer.max_epochs == 3
         assert (settings.model.label_smoothing, settings.model.groups) in {(0.25, None), (0.0, 16)}
-        assert settings.wandb == "online"  # else the server would never hear of the run
+        assert settings.wandb == "online"  # else the server would never learn of the run
 
 
 def test_sweep_is_one_of_wandb(study: str) -> None:

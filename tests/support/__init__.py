@@ -1,1 +1,1 @@
-"""Helpers of the tests: models, projects, float64 twins, stand-ins for services, scripts of several processes."""
+"""Helpers of the tests: models, projects, float64 reference code, fake services, scripts of several processes."""

@@ -1,4 +1,4 @@
-"""A logger that fails, named on command lines."""
+"""A logger whose service fails, for use on command lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 
 class Broken(CSVLogger):
-    """A logger whose service is gone."""
+    """A logger that raises as if its service were down."""
 
     calls = 0
 

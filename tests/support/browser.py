@@ -1,4 +1,4 @@
-"""Pages in headless Chromium: without a network, and with an eye on everything they ask for or complain about."""
+"""Pages in headless Chromium, without a network, recording all requests and complaints."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Shown:
     """A page that is open.
 
     Attributes:
-        page: of playwright.
-        requests: the addresses that it asked for.
+        page: the page of playwright.
+        requests: the addresses that it requested.
         complaints: errors, warnings and dialogs.
     """
 
@@ -83,7 +83,7 @@ class Shown:
         return self.page.evaluate("[...document.querySelectorAll('.chart')].map((place) => place.id.slice(6))")
 
     def drawn(self, anchor: str) -> list[dict[str, Any]]:
-        """Return the data of a figure's points, where each of them is, and whether the pointer can reach it."""
+        """Return the data of a figure's points, their positions, and whether the pointer can reach them."""
         return self.page.evaluate(_DRAWN, anchor)
 
     def shapes(self, anchor: str) -> list[str]:
@@ -95,7 +95,7 @@ class Shown:
         return sorted(text for text, of in self.page.evaluate(_LABELS, anchor) if of in axis)
 
     def hover(self, anchor: str, **wanted: Any) -> tuple[dict[str, Any], dict[str, str]]:
-        """Move the pointer to a point that no other covers; return its data and the tooltip by name."""
+        """Move the pointer to a point that no other point covers; return its data and the tooltip by name."""
         self.page.mouse.move(1, 1)
         self.page.evaluate(
             "anchor => document.getElementById('chart-' + anchor).scrollIntoView({block: 'center'})", anchor
@@ -108,26 +108,26 @@ class Shown:
         raise AssertionError(f"{anchor} has no point {wanted} that the pointer can reach")
 
     def choose(self, layer: str) -> None:
-        """Choose a layer, and wait until all figures have followed."""
+        """Choose a layer, and wait until all figures show it."""
         self.page.select_option("#layer", layer)
         self.page.wait_for_function("(layer) => document.body.dataset.layer === layer", arg=layer)
 
     def settle(self) -> None:
-        """Wait until what the last event asked for is drawn: it may be due in the next frame."""
+        """Wait until the effect of the last event is drawn, which may be in the next frame."""
         self.page.evaluate(
             "new Promise((done) => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 60))"
         )
 
     def texts(self) -> list[dict[str, Any]]:
-        """Return every visible text with its color, what is behind it, and its size."""
+        """Return every visible text with its color, its background and its size."""
         return self.page.evaluate(_TEXTS)
 
 
 class Browser:
-    """Chromium.
+    """A running Chromium.
 
     Args:
-        chromium: of playwright.
+        chromium: the browser object of playwright.
     """
 
     def __init__(self, chromium: Any) -> None:
@@ -135,7 +135,7 @@ class Browser:
 
     @contextmanager
     def open(self, file: Path, **options: Any) -> Iterator[Shown]:
-        """Open a file without a network; at the end, it must have asked for nothing and complained about nothing."""
+        """Open a file without a network; at the end, check that it made no requests and no complaints."""
         context = self._chromium.new_context(offline=True, **{**DESK, **options})
         try:
             shown = Shown(context.new_page(), file)
@@ -149,7 +149,7 @@ class Browser:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Start the system's Chromium, or else playwright's own; without either the test is skipped."""
+    """Start the system's Chromium, else playwright's own; if neither is installed the test is skipped."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     with sync_api.sync_playwright() as playwright:
         try:

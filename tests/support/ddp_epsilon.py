@@ -1,4 +1,4 @@
-"""Run by tests/callbacks/readings/test_epsilon_part.py: ε's part in two processes, averaged over both."""
+"""Script of tests/callbacks/readings/test_epsilon_part.py: the ε part in two processes, averaged over both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.projects import ConvNet, Project, images, sgd, trainer  # noqa: E40
 
 
 class Watched(pl.Callback):
-    """Every rank can watch the aggregates."""
+    """Records the monitored aggregates of each step, on every rank."""
 
     def __init__(self) -> None:
         self.seen: dict[str, list[float]] = {"corrected": [], "raw": []}

@@ -1,4 +1,4 @@
-"""Run by tests/callbacks/robustness/test_processes.py: a test loop for each order and division of samples."""
+"""Script of tests/callbacks/robustness/test_processes.py: a test loop for each order and sharding of samples."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ RANK, WORLD = int(os.environ.get("LOCAL_RANK", "0")), 1
 
 
 def data() -> TensorDataset:
-    """Images of which two are the same, with the same label."""
+    """Return images, two of which are equal, with the same label."""
     x, y = images(COUNT, dtype=torch.float64).dataset.tensors
     x[4], y[4] = x[3], y[3]
     return TensorDataset(x, y)
 
 
 def sensitive() -> ConvNet:
-    """A network whose decisions are mixed, and easily changed."""
+    """Return a network with mixed predictions that are easily changed."""
     net, x = ConvNet().double().eval(), data().tensors[0]
     with torch.no_grad():
         torch.nn.init.normal_(net[-1].weight, std=30.0)
@@ -50,7 +50,7 @@ def sensitive() -> ConvNet:
 
 
 class OwnBatches(Sampler[list[int]]):
-    """Deals out batches by itself, in an order of its own."""
+    """A batch sampler that distributes batches over processes itself, in an order of its own."""
 
     def __iter__(self) -> Iterator[list[int]]:
         mine = list(range(COUNT))[::-1][RANK::WORLD]
@@ -61,7 +61,7 @@ class OwnBatches(Sampler[list[int]]):
 
 
 class Repeating(Sampler[int]):
-    """Yields some samples twice, to whatever process."""
+    """A sampler that yields some samples twice, to any process."""
 
     def __iter__(self) -> Iterator[int]:
         yield from [*range(COUNT), *range(9)][RANK::WORLD]
@@ -75,12 +75,12 @@ class Stream(IterableDataset[Any]):
         self.sharded = sharded
 
     def __iter__(self) -> Iterator[Any]:
-        whole = [(x, y) for k, (x, y) in enumerate(data()) if k != 4]  # nobody can tell one of two from the other here
+        whole = [(x, y) for k, (x, y) in enumerate(data()) if k != 4]  # two equal samples cannot be told apart here
         yield from whole[RANK::WORLD] if self.sharded else whole
 
 
 def ways() -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Loaders, and settings of the Trainer."""
+    """Return loaders, and settings of the Trainer."""
     found: Dataset[Any] = data()
     seeded = torch.Generator().manual_seed(3)
     own: dict[str, Any] = {"use_distributed_sampler": False}
@@ -138,7 +138,7 @@ def main(folder: str, devices: int) -> None:
 
 
 def without_a_batch(folder: str, spread: dict[str, Any]) -> list[str]:
-    """Lightning leaves the loop out where a project allows for processes without a batch: nobody waits for them."""
+    """Lightning skips the loop if a project allows processes without a batch: no process may wait for another."""
     project = Several()
     project.allow_zero_length_dataloader_with_multiple_devices = True
     callback = RobustnessEvaluation(steps=1)
@@ -156,7 +156,7 @@ class Fragile(TensorDataset):
 
 
 def after_fit(folder: str, spread: dict[str, Any]) -> list[str]:
-    """Test data that fail on one process alone."""
+    """Test data that raise on one process only."""
 
     class Own(Several):
         def test_dataloader(self) -> Any:

@@ -1,4 +1,4 @@
-"""Run by tests/probes/optimizers/test_step_table.py: every optimizer of the table in two processes."""
+"""Script of tests/probes/test_step_table.py: every optimizer of the table in two processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check(cell: tuple[str, str]) -> None:
 
 
 def failure(cell: tuple[str, str]) -> str:
-    """Return what failed, or nothing."""
+    """Return a description of the failure, or an empty string."""
     try:
         check(cell)
     except AssertionError:

@@ -1,4 +1,4 @@
-"""Run by tests/normalization/surgery/test_swap_architectures.py: swapped models trained on two processes."""
+"""Script of tests/normalization/surgery/test_swap_architectures.py: swapped models trained on two processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.projects import Project, images, sgd, trainer
 
 
 class Meddler(pl.Callback):
-    """Tries to swap while the Trainer is at work."""
+    """A callback that tries to swap during training."""
 
     def __init__(self) -> None:
         self.message = ""
@@ -37,7 +37,7 @@ class Meddler(pl.Callback):
 
 
 def swapped_and_trained(to: str, devices: int) -> dict[str, Any]:
-    """Train for three steps on batches of eight, dealt to the processes, and return what became of the weights."""
+    """Train for three steps on batches of eight, distributed over the processes, and return the final weights."""
     pl.seed_everything(0, verbose=False)
     project, meddler = Project(sgd(momentum=0.9)), Meddler()
     swap_norm(project, to)

@@ -1,4 +1,4 @@
-"""Run by tests/callbacks/test_ddp.py: training and robustness evaluation, on as many processes as asked for."""
+"""Script of tests/callbacks/test_ddp.py: training and robustness evaluation, on any number of processes."""
 
 from __future__ import annotations
 

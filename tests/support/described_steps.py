@@ -1,4 +1,4 @@
-"""One optimizer step: described before it is taken, compared with exact increments; and an optimizer torch lacks."""
+"""Optimizer steps, described before they are taken and compared with exact increments; and an optimizer torch lacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNITS, LRS = 3, [0.2, 0.2, 0.05, 0.1, 0.02]
 
 
 def set_lr(optimizer, lr):
-    """Change the learning rate as schedulers do: a tensor is written to."""
+    """Change the learning rate as schedulers do: a tensor is written in place."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(lr)
@@ -22,7 +22,7 @@ def set_lr(optimizer, lr):
 
 
 def take_step(optimizer, parameter, gradient, lr, units=UNITS):
-    """Describe the step before it is taken, take it; return W, the terms, and the exact increments."""
+    """Describe the step before taking it; return W, the terms, and the exact increments."""
     set_lr(optimizer, lr)
     parameter.grad = gradient.clone()
     before = parameter.detach().clone()
@@ -37,7 +37,7 @@ def take_step(optimizer, parameter, gradient, lr, units=UNITS):
 
 
 def assert_explains(terms, exact, weight, relative=1e-12):
-    """To ``relative`` of the terms, and to the rounding of the stored W⁺."""
+    """Check that terms explain the increments up to ``relative`` of the terms and the rounding of the stored W⁺."""
     tolerance = relative * sum(term.abs() for term in terms) + 1e-15 * weight.square().sum(1)
     assert ((terms.total - exact).abs() <= tolerance).all()
 
@@ -48,7 +48,7 @@ def assert_terms(terms, expected):
 
 
 class Lion(torch.optim.Optimizer):
-    """As in lion-pytorch."""
+    """Lion as in lion-pytorch."""
 
     def __init__(self, parameters, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
         super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})

@@ -35,7 +35,7 @@ def write_run(
     metrics: dict[str, list[tuple[int, float]]] | None = None,
     loader: str = "",
 ) -> Path:
-    """Write a run whose samples are right by chance; the samples are those from ``first`` on."""
+    """Write a run with random per-sample results; the indices of its samples start at ``first``."""
     logger = RecordLogger("out", version=name)
     config = {
         "test_after_fit": True,
@@ -69,7 +69,7 @@ def write_run(
 
 
 def correct(run: Run, attack: str) -> Any:
-    """Which samples of a run are right, as numpy reads them."""
+    """Return whether each sample of a run is classified correctly, as numpy reads the file."""
     with np.load(run.record.folder / "robustness.npz") as file:
         return (file[f"{attack}/prediction"] == file["label"]).astype(int)
 

@@ -1,4 +1,4 @@
-"""Models whose batch normalizations can be folded, and what is seen of them."""
+"""Models whose batch normalizations can be folded, and checks of the folded model."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ def images(*shape, seed=0, dtype=torch.float64):
 
 
 def seen(net, x):
-    """Logits and their gradient in the direction of varied weights."""
+    """Return logits, and their gradient with respect to the images along a fixed direction."""
     x = x.clone().requires_grad_()
     logits = net(x)
     weights = torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view_as(logits)
@@ -21,7 +21,7 @@ def seen(net, x):
 
 
 def folds(net, x, tolerance=1e-12, channels_last=True):
-    """Fold, check that the function is the same, and return the names of what was folded."""
+    """Fold, check that the function is the same, and return the names of the folded layers."""
     expected = seen(net, x)
     folded = FoldedModel(net, net, x, channels_last)
     with folded.active():

@@ -1,4 +1,4 @@
-"""Networks, and a LightningModule that divides them by fully_shard where there are several processes."""
+"""Networks, and a LightningModule that shards them by fully_shard if there are several processes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from support.projects import Optimizers, sgd, trainer
 
 BATCH = 8
-"""Samples per step, of all processes together."""
+"""Samples per step of all processes together."""
 
 
 class Zoo(nn.Module):
-    """Every kind of unit, in float64 on normalizations of single samples: the batch may be divided at will."""
+    """Units of every kind, in float64, normalized per sample, so that the batch may be distributed in any way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Zoo(nn.Module):
 
 
 class Branches(nn.Module):
-    """Each process uses a layer that the others do not."""
+    """Network in which each process uses a layer that the others do not use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Branches(nn.Module):
 
 
 class Attention(nn.Module):
-    """Uses the weight of a layer that it does not call, in a method that is not forward."""
+    """Network that uses the weight of a layer without calling the layer, in a method other than forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def grouped() -> nn.Module:
 
 
 def decaying(make: Any, **settings: Any) -> Any:
-    """An optimizer whose learning rate changes after every step."""
+    """Return an optimizer whose learning rate changes after every step."""
 
     def configure(module: nn.Module) -> Any:
         optimizer = make([p for p in module.parameters() if p.requires_grad], **settings)
@@ -98,7 +98,7 @@ def decaying(make: Any, **settings: Any) -> Any:
 
 
 class Unknown(torch.optim.Adadelta):
-    """An optimizer that nobody has described: its step is its own."""
+    """Optimizer that is not registered and has its own step."""
 
     def step(self, closure: Any = None) -> Any:
         return super().step(closure)
@@ -117,16 +117,16 @@ SAME_AS_ONE: dict[str, tuple[Any, dict[str, Any]]] = {
     "without a formula": (decaying(Unknown, lr=1.0), {}),
     "adadelta": (decaying(torch.optim.Adadelta, lr=1.0), {}),
 }
-"""Optimizers and settings under which two processes have to find what one does."""
+"""Optimizers and settings for which two processes have to give the results of one."""
 
 
 class Divided(pl.LightningModule):
-    """A classifier whose network is made, and divided, where Lightning wants it.
+    """A classifier whose network is created and sharded in configure_model.
 
     Args:
-        make: the network.
-        parts: names of submodules that are divided by themselves; a list of names is divided as one.
-        optimizers: what steps.
+        make: creates the network.
+        parts: names of submodules that are sharded separately; a list of names is sharded as one.
+        optimizers: creates the optimizers.
         settings: for fully_shard.
     """
 
@@ -166,7 +166,7 @@ class Divided(pl.LightningModule):
         return self.optimizers_of(self)
 
     def train_dataloader(self) -> Any:
-        """Return the part of this process of a global batch that is the same for any number of processes."""
+        """Return this process's part of a global batch that is the same for any number of processes."""
         ranks, rank = self.trainer.world_size, self.trainer.global_rank
         x, y = samples(self.dtype_of_data)
         return DataLoader(TensorDataset(x[rank::ranks], y[rank::ranks]), batch_size=BATCH // ranks)

@@ -1,4 +1,4 @@
-"""What tests/support/fsdp_training.py has two processes do besides the same as one."""
+"""Scenarios of tests/support/fsdp_training.py for two processes that have no equivalent on one process."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Collectives(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(kind.__name__ == "DTensor" for kind in types):
-            return NotImplemented  # what it is made of comes by again
+            return NotImplemented  # its local tensors are dispatched again
         self.count += func.namespace in ("c10d", "_c10d_functional") and "wait" not in func.__name__
         return func(*args, **(kwargs or {}))
 
 
 class Counting(pl.Callback):
-    """Collectives of each batch, and calls of all_reduce among them."""
+    """Records the collectives of each batch, and the calls of all_reduce among them."""
 
     def __init__(self) -> None:
         self.mode = Collectives()
@@ -71,7 +71,7 @@ class Counting(pl.Callback):
 
 
 class State(pl.Callback):
-    """What this process has of weights, gradients, optimizer state, buffers and random numbers after each step."""
+    """Records weights, gradients, optimizer state, buffers and random numbers of this process after each step."""
 
     def __init__(self) -> None:
         self.states: list[Any] = []
@@ -89,7 +89,7 @@ class State(pl.Callback):
 
 
 def collectives(devices: int) -> Report:
-    """Compare runs that are measured at every other step with one that is not."""
+    """Compare runs that are measured at every second step with one that is not measured."""
     every = {
         "bare": [],
         "observed": [OrthogonalityMonitor(2), NormGrowthMonitor(2), AffineConvergenceMonitor(2)],
@@ -105,7 +105,7 @@ def collectives(devices: int) -> Report:
 
 
 def unchanged(devices: int) -> Report:
-    """Train in float32 with batch normalization, observed and not, and compare all that is left behind."""
+    """Train in float32 with batch normalization, with and without monitors, and compare the whole state."""
 
     def states(*monitors: Any, logger: Any = False) -> list[Any]:
         state = State()
@@ -130,7 +130,7 @@ def mixed_precision(devices: int) -> Report:
 
 
 def replicated(devices: int) -> Report:
-    """Keep several copies, each divided over some of the processes (HSDP)."""
+    """Train several copies of the model, each sharded over some of the processes (HSDP)."""
     found = {}
     for name, shape in {"copies": (devices, 1), "parts": (1, devices)}.items():
         rows, module = Rows(), Divided(optimizers=SAME_AS_ONE["sgd"][0])
@@ -148,7 +148,7 @@ def replicated(devices: int) -> Report:
 
 
 def found_by(devices: int) -> Report:
-    """Read the units of a network from the graph in all the ways in which it can be called."""
+    """Find the units of a network from the graph for every way of calling it."""
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     found = {}
@@ -167,7 +167,7 @@ def found_by(devices: int) -> Report:
 
 
 def batch_statistics(devices: int) -> Report:
-    """Compare γ, β, σ and μ with those that a hook of our own sees on this process."""
+    """Compare γ, β, σ and μ with those that a hook of the test records on this process."""
     rows, module, seen = Rows(), Divided(batch_norms, ["0", "1"], dtype=torch.float64), []
 
     class Watch(pl.Callback):
@@ -187,7 +187,7 @@ def batch_statistics(devices: int) -> Report:
 
 
 def failing_on_the_second_call(function: Any) -> Any:
-    """Fail once, on one of the processes."""
+    """Return a function that fails once, on one of the processes."""
     calls = itertools.count(1)
 
     def wrapped(*args: Any) -> Any:
@@ -199,7 +199,7 @@ def failing_on_the_second_call(function: Any) -> Any:
 
 
 def left_out(devices: int) -> Report:
-    """Train what cannot be measured everywhere; no process may wait for another."""
+    """Train models that cannot be measured on every process; no process may wait for another."""
     found = {}
 
     def run(name: str, module: Divided, *callbacks: Any, **settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""Run by tests/probes/sharded/test_step_table_of_fsdp.py: the step table under FSDP2."""
+"""Script of tests/probes/sharded/test_step_table_of_fsdp.py: the step table under FSDP2."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Report = dict[str, Any]
 
 
 class Shared(Divided):
-    """Is stepped by an optimizer of the table; divided in two parts, as every further one takes time in every step."""
+    """A model with an optimizer of the table, sharded in two parts, since each further part slows every step."""
 
     network: tuple[Any, list[str]] = Zoo, ["up"]
 
@@ -45,14 +45,14 @@ class ByHand(table.TwoByHand, Shared):
 
 
 class Alike(Shared):
-    """Has the same batches on all processes: the mean of their gradients is that of one however coarse it is."""
+    """A model with the same batches on all processes: the mean gradient is exact even in coarse precision."""
 
     def train_dataloader(self) -> Any:
         return DataLoader(TensorDataset(*samples(self.dtype_of_data)), batch_size=BATCH)
 
 
 class Narrow(Shared):
-    """Computes in bfloat16, which torch's spectral normalization cannot: its vectors stay in float32."""
+    """A model in bfloat16 whose spectral vectors stay in float32, as torch's spectral normalization requires."""
 
     network = group_norms, ["0"]
 
@@ -69,7 +69,7 @@ LOOPS = {
     "bf16-policy": table.Loop(wide=False),
     "manual": table.LOOPS["manual"],
 }
-"""Not those that are compiled, nor with fused optimizers."""
+"""All loops except the compiled ones and those with fused optimizers."""
 CELLS: list[Cell] = [(name, loop) for loop in LOOPS for name in OPTIMIZERS]
 
 
@@ -80,7 +80,7 @@ def train(devices: int, cell: Cell, *callbacks: pl.Callback, dtype: torch.dtype,
 
 
 def observed(devices: int, cell: Cell, *callbacks: pl.Callback, wide: bool) -> Any:
-    """Return every row of a training that is observed."""
+    """Return every logged row of a training with monitors."""
     rows, monitors = Rows(), [NormGrowthMonitor(layers="*", cumulative=True), OrthogonalityMonitor(layers="*")]
     dtype = torch.float64 if wide else torch.float32
     train(devices, cell, *monitors, *callbacks, dtype=dtype, logger=rows)
@@ -88,7 +88,7 @@ def observed(devices: int, cell: Cell, *callbacks: pl.Callback, wide: bool) -> A
 
 
 def report(cell: Cell) -> Report:
-    """Train unobserved, observed, and in float64 where that makes a difference."""
+    """Train without monitors, with monitors, and in float64 if that makes a difference."""
     bare, state = State(), State()
     train(2, cell, bare, dtype=torch.float32)
     found = {"float32": observed(2, cell, state, wide=False)}

@@ -1,4 +1,4 @@
-"""Run by tests/probes/sharded/test_fsdp.py on two processes, and imported by it for the same on one."""
+"""Script of tests/probes/sharded/test_fsdp.py for two processes; the test imports it for one process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Report = dict[str, Any]
 
 
 def observed(devices: int, name: str) -> Report:
-    """Train with every monitor and report every row and what can be watched."""
+    """Train with every monitor, and return every row and the metrics in callback_metrics."""
     optimizers, settings = SAME_AS_ONE[name]
     every = 2 if name in ("momentum", "adamw") else 1
     rows = Rows()
@@ -42,7 +42,7 @@ def observed(devices: int, name: str) -> Report:
 
 
 def resumed(devices: int, folder: Path, distributed: bool) -> Report:
-    """Train two epochs in one go, and again from a checkpoint after the first."""
+    """Train two epochs without interruption, and again from a checkpoint after the first."""
 
     class Save(pl.Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -63,7 +63,7 @@ def resumed(devices: int, folder: Path, distributed: bool) -> Report:
 
 
 def refused(devices: int) -> Report:
-    """Try what cannot be observed; every message comes before the first batch."""
+    """Try unsupported trainings; every error has to come before the first batch."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     def attempt(divide: Callable[[nn.Module], Any] | None, match: str, **settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""Disks that fail: with the operating system's own limit on sizes, or at a place of one's choice."""
+"""Disks that fail: by the operating system's own limit on file sizes, or at a chosen call."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 resource = pytest.importorskip("resource", reason="no such limit")
 
 PLACES = ("mkdir", "open", "write", "fsync", "replace")
-"""What writing a file consists of."""
+"""Calls that write a file."""
 
 
 @contextmanager
 def no_file_beyond(size: int) -> Iterator[None]:
-    """Let the operating system write files up to a size only: of what is longer it writes a part."""
+    """Limit the size of files by the operating system; of a longer file only the first part is written."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -31,7 +31,7 @@ def no_file_beyond(size: int) -> Iterator[None]:
 
 @contextmanager
 def failing(place: str, folder: Path, number: int = errno.ENOSPC) -> Iterator[None]:
-    """Let one call fail for all files below a folder; what is open already can be written unless it is ``write``."""
+    """Make one call fail for all files below a folder; files already open can be written unless it is ``write``."""
     with pytest.MonkeyPatch.context() as patch:
 
         def below(path: Any) -> bool:
@@ -68,7 +68,7 @@ def failing(place: str, folder: Path, number: int = errno.ENOSPC) -> Iterator[No
 
 
 class Unwritable:
-    """An open file that takes half of what is written to it, and then nothing."""
+    """An open file that accepts half of the first write, and then nothing."""
 
     def __init__(self, file: Any, number: int) -> None:
         self._file, self._number, self._half = file, number, False
@@ -80,7 +80,7 @@ class Unwritable:
         if not self._half:
             self._half = True
             count = int(self._file.write(data[: len(data) // 2]))
-            if count and isinstance(self._file, io.RawIOBase):  # others do not tell of half a success
+            if count and isinstance(self._file, io.RawIOBase):  # other files cannot report a partial write
                 return count
         raise OSError(self._number, os.strerror(self._number))
 

@@ -1,4 +1,4 @@
-"""A folder, an environment and random numbers of its own for whatever runs in a test."""
+"""An isolated folder, environment and random state for the code of a test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that tests sta
 
 @contextmanager
 def isolated(folder: Path) -> Iterator[Path]:
-    """Work in ``folder`` with W&B offline and inside it; put everything back at the end."""
+    """Work in ``folder`` with W&B offline and inside it; restore everything at the end."""
     environment, argv, here = dict(os.environ), sys.argv, Path.cwd()
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     os.environ.update({name: str(folder / f".{name.lower()}") for name in _WANDB_FOLDERS})

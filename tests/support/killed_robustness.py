@@ -1,4 +1,4 @@
-"""Run by tests/callbacks/robustness/test_resume.py: a test loop that may be killed in the middle."""
+"""Script of tests/callbacks/robustness/test_resume.py: a test loop that can be killed in the middle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.projects import Project, images, trainer  # noqa: E402
 
 
 class Killed(RobustnessEvaluation):
-    """Kills its process when the model is called for the given time."""
+    """An evaluation that kills its own process at a given call of the model."""
 
     def __init__(self, calls: int, **settings: Any) -> None:
         super().__init__(eps=0.1, steps=3, **settings)

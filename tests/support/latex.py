@@ -11,7 +11,7 @@ COMMANDS = (
 
 
 def check_latex(body: str) -> None:
-    """Check that LaTeX takes the text: braces, formulas and nothing but known commands and characters."""
+    """Check the LaTeX code: balanced braces and formulas, and only known commands and characters."""
     rest = re.sub(
         r"\\(textbackslash|textasciitilde|textasciicircum|textasciigrave|textquotedbl|dots|textdegree)\{\}", "", body
     )

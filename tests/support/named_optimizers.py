@@ -1,4 +1,4 @@
-"""Real optimizers by the names of tests, and steps of several weights read as the monitors read them."""
+"""Real optimizers by test name, and steps of several weights read as the monitors read them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ MATRICES_ONLY = {"Muon": partial(torch.optim.Muon, **DECAY)} if hasattr(torch.op
 
 
 class Steps(SimpleNamespace):
-    """What the formula says of one step of several weights, and what happened; one value per unit over all weights."""
+    """The formula's terms and the measured increments for one step of several weights; one value per unit."""
 
 
 def network(*shapes, dtype=torch.float64, seed=0):
@@ -95,14 +95,14 @@ def set_gradients(parameters, seed, scale=1.0):
 
 
 def read(optimizer):
-    """Plans and products of all weights with gradients, before a step."""
+    """Return plans and products of all weights with gradients, before a step."""
     moving = [(p, group) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     plans = [plan(parameter, rows, optimizer, group) for parameter, group in moving]
     return [parameter for parameter, _ in moving], plans, many_weight_products([one.reads for one in plans])
 
 
 def take_steps(optimizer, step=None):
-    """Take a step; return for each weight its terms (None if unexplained), the exact increments and what W was."""
+    """Take a step; return the terms (None if unexplained), exact increments and old value of each weight."""
     parameters, plans, products = read(optimizer)
     before = [rows(parameter.detach().clone()) for parameter in parameters]
     terms = [None] * len(plans)
@@ -122,7 +122,7 @@ def take_steps(optimizer, step=None):
 
 
 def increments(before, after):
-    """What was added to ‖W‖², exactly; of many numbers that are stored in float32 to the digits of float64."""
+    """Return the exact change of ‖W‖²; for large float32 tensors to the precision of float64."""
     if before.dtype == torch.float64:
         pairs = zip(before, after, strict=True)
         return torch.tensor([ref.increment(*map(ref.floats, pair)) for pair in pairs], dtype=torch.float64)
@@ -131,13 +131,13 @@ def increments(before, after):
 
 
 def residual(step):
-    """The largest residual of a step, over its terms and the rounding of what is stored."""
+    """Return the largest residual of a step, relative to its terms and the rounding of stored values."""
     size = sum(term.abs() for term in step.terms) + 1e-3 * step.weight.double().square().sum(1)
     return ((step.terms.total - step.exact).abs() / size).max().item()
 
 
 def over_floors(step):
-    """The largest residual of a step over what rounding may add, as the monitors show it: of all units together."""
+    """Return the largest residual of a step relative to the floors, as monitors show it: summed over all units."""
     dtype = step.weight.dtype
     weight_sq, quartic = step.weight.double().square().sum(1), step.weight.double().pow(4).sum()
     floor = storage_floor(quartic, dtype, step.rule.stores) + systematic_floor(step.terms, weight_sq, dtype).sum()

@@ -1,4 +1,4 @@
-"""Optimizers of one's own, for which nobody has a formula."""
+"""User-defined optimizers without a known formula."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Quantized(torch.optim.Optimizer):
-    """Momentum in 8 bits with a scale per tensor, as in libraries of such optimizers."""
+    """SGD with momentum in 8 bits and a scale per tensor, as in libraries of quantized optimizers."""
 
     def __init__(self, params: Any, lr: float = 0.05) -> None:
         super().__init__(params, {"lr": lr, "momentum": 0.9})
@@ -34,7 +34,7 @@ class Quantized(torch.optim.Optimizer):
 
 
 class SignOfRoot(torch.optim.Optimizer):
-    """Of one's own, after a pattern that no library has, with decoupled decay that its group tells of."""
+    """An update rule that no library has, with decoupled decay that its group declares."""
 
     def __init__(self, params: Any, lr: float = 0.05) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": 0.1, "decoupled_weight_decay": True})

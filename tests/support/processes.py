@@ -1,4 +1,4 @@
-"""Scripts that start real processes."""
+"""Scripts that run several real processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def reports_of(script: Path, folder: Path, *arguments: str, ranks: int = 2, timeout: float = 400) -> list[Any]:
-    """Run a script that trains on several processes, and return what each of them left in ``rank{k}.json``."""
+    """Run a script that trains on several processes, and return the content of each rank's ``rank{k}.json``."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, str(script), str(folder), *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
@@ -20,7 +20,7 @@ def reports_of(script: Path, folder: Path, *arguments: str, ranks: int = 2, time
 
 
 def leave_group() -> None:
-    """Take leave of the other processes: a group that is still there at exit can bring a process down."""
+    """Destroy the process group: a group that still exists at exit can crash a process."""
     import torch
 
     if torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""Small foreign projects: LightningModules that know nothing of the package, their data, and witnesses of training."""
+"""Small user projects: LightningModules that do not know this package, their data, and recorders of training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ConvNet(nn.Sequential):
 
 
 class Project(pl.LightningModule):
-    """A classifier as anybody writes it."""
+    """A classifier as users commonly write it."""
 
     def __init__(self, optimizers: Optimizers | None = None, net: nn.Module | None = None) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def images(n: int = 64, batch_size: int = 8, dtype: torch.dtype = torch.float32,
 
 
 class Resumed(DataLoader[Any]):
-    """Eight batches, or what is left of them: Lightning saves and restores a loader's state."""
+    """Eight batches, or the remaining ones after a restart: Lightning saves and restores a loader's state."""
 
     def __init__(self) -> None:
         super().__init__(images().dataset, batch_size=8)
@@ -103,7 +103,7 @@ def trainer(*callbacks: Any, steps: int = 4, **settings: Any) -> pl.Trainer:
 
 
 class Rows(pl.loggers.Logger):
-    """A logger that keeps the rows of the package's own metrics."""
+    """A logger that stores the rows of this package's metrics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Rows(pl.loggers.Logger):
 
     @property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
-        """The same by key."""
+        """The same values by key."""
         found: dict[str, list[tuple[int, float]]] = {}
         for step, metrics in self.rows:
             for key, value in metrics.items():
@@ -139,10 +139,10 @@ class Rows(pl.loggers.Logger):
 
 
 class Account(pl.Callback):
-    """What every batch does to the weights, the slow way: copies of all of them before and after, in float64.
+    """Slow reference of each batch's effect on the weights: copies before and after, in float64.
 
-    With ``twin_of`` also the gradients that the optimizer should get: those of a copy of the model on the same batches,
-    accumulated, averaged over ranks and clipped as the Trainer is told to. It stands first in the list of callbacks.
+    With ``twin_of`` it also has the gradients that the optimizer should get: those of a copy of the model on the same
+    batches, accumulated, averaged over ranks and clipped as set in the Trainer. It comes first among the callbacks.
     """
 
     def __init__(self, twin_of: Project | None = None) -> None:
@@ -215,7 +215,7 @@ class Account(pl.Callback):
 
 
 class Fingerprint(pl.Callback):
-    """Everything that training leaves behind after each batch, random numbers included."""
+    """Records all state of a training after each batch, random numbers included."""
 
     def __init__(self) -> None:
         self.states: list[Any] = []
@@ -235,7 +235,7 @@ class Fingerprint(pl.Callback):
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two nested states are equal bit for bit."""
+    """Return whether two nested states are equal bit for bit."""
     if isinstance(a, Tensor):
         return a.dtype == b.dtype and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
     if isinstance(a, np.ndarray):
@@ -274,7 +274,7 @@ class Lion(torch.optim.Optimizer):
 class SAM(torch.optim.Optimizer):
     """Sharpness-aware minimization (Foret et al. 2021): W moves along the gradient at W + e.
 
-    ``ahead`` takes e from the step before, so that the closure is evaluated once, with W moved already.
+    ``ahead`` takes e from the previous step, so that the closure is evaluated once, when W has already moved.
     """
 
     def __init__(self, params: Any, lr: float = 0.1, rho: float = 0.1, ahead: bool = False) -> None:
@@ -309,4 +309,4 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamax": partial(torch.optim.Adamax, lr=0.01, weight_decay=0.01),
     "lion": partial(Lion, lr=1e-3, weight_decay=0.1),
 }
-"""Every optimizer whose increments are explained; Lion once it is registered."""
+"""Every optimizer whose increments are explained; Lion after its registration."""

@@ -1,7 +1,7 @@
-"""Random trainings in float64: networks, optimizers, loops, and what is done to them while they run.
+"""Random trainings in float64: networks, optimizers, loops, and changes during training.
 
-Everything follows from a seed. No unit is dead, and the ε of normalizations is 1e-30: what is invariant is so to the
-rounding of float64.
+Everything follows from a seed. No unit is dead, and the ε of normalizations is 1e-30: invariant weights are invariant
+up to float64's rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Rng = random.Random
 
 
 class Block(nn.Module):
-    """A layer, its normalization and an activation; in a residual branch or used twice where it fits."""
+    """A layer, its normalization and an activation; in a residual branch or used twice if shapes allow."""
 
     def __init__(self, rng: Rng, inputs: int, image: bool) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def norm(rng: Rng, channels: int, image: bool) -> nn.Module:
 
 
 class Net(nn.Module):
-    """Two to five layers over eight features or small images; ``spare`` is in use but in no optimizer at first."""
+    """Two to five layers on eight features or small images; ``spare`` is used but at first in no optimizer."""
 
     def __init__(self, rng: Rng) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Net(nn.Module):
 
 
 def optimizer(rng: Rng, parameters: list[nn.Parameter], closures: bool) -> torch.optim.Optimizer:
-    """Return one with settings at random, half of them SGD."""
+    """Return an optimizer with random settings, half of them SGD."""
     lr, decay = rng.choice([0.1, 0.02, 3e-3]), rng.choice([0.0, 0.0, 0.1])
     if rng.random() < 0.4:
         momentum = rng.choice([0.0, 0.0, 0.5, 0.9])
@@ -144,7 +144,7 @@ def optimizer(rng: Rng, parameters: list[nn.Parameter], closures: bool) -> torch
 
 
 class Training(pl.LightningModule):
-    """One training by its seed; ``calm`` leaves out what a checkpoint does not bring back."""
+    """One training by its seed; ``calm`` omits what a checkpoint does not restore."""
 
     def __init__(self, seed: int, calm: bool = False) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Training(pl.LightningModule):
             clip = rng.choice([None, None, "norm", "value"])
             if clip:
                 self.settings |= {"gradient_clip_val": 0.02, "gradient_clip_algorithm": clip}
-                self.skips = 0.0  # torch cannot clip where there is no gradient
+                self.skips = 0.0  # torch cannot clip without gradients
         self._design = rng.random()
         self._seen = 0
         self.log_of_edits: list[str] = []
@@ -173,12 +173,12 @@ class Training(pl.LightningModule):
 
     @property
     def turned(self) -> bool:
-        """Whether gradients are clipped by value."""
+        """Return whether gradients are clipped by value."""
         return self.settings.get("gradient_clip_algorithm") == "value"
 
     @property
     def waits(self) -> bool:
-        """Whether there are gradients that no step was taken along."""
+        """Return whether there are gradients that no step has used yet."""
         if self.automatic_optimization:
             batch = self.trainer.fit_loop.epoch_loop.batch_idx
             return bool(batch % self.trainer.accumulate_grad_batches)
@@ -217,7 +217,7 @@ class Training(pl.LightningModule):
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def _by_hand(self, rng: Rng, batch: Any) -> None:
-        """Take several backward passes and some steps, a few of them with a closure."""
+        """Run several backward passes and some steps, a few of them with a closure."""
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         passes = rng.choice([1, 1, 2, 3])
@@ -256,7 +256,7 @@ def batches(seed: int, n: int) -> DataLoader[Any]:
 
 
 class Halved(nn.Module):
-    """A parametrization."""
+    """A parametrization that halves its weight."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight / 2
@@ -268,7 +268,7 @@ def _plain(training: Training) -> list[nn.Module]:
 
 
 def _renamable(training: Training) -> list[nn.Module]:
-    """Return layers whose weights may have another name from here on, which a step without a graph would not tell."""
+    """Return the layers whose weights may be renamed now; a step without a graph would not show a later renaming."""
     return [] if training.waits and training.skips else _plain(training)
 
 
@@ -342,7 +342,7 @@ def parametrize(training: Training, rng: Rng) -> bool:
 
 
 def replace(training: Training, rng: Rng) -> bool:
-    """Put another layer where one was; its parameters join the optimizer that the others stay in, with no gradients."""
+    """Replace a layer; its parameters join the same optimizer, without gradients."""
     block = rng.choice(list(training.net.blocks))
     old = block.layer
     holders = [one for one, group in _groups(training) if any(p is old.weight for p in group["params"])]
@@ -359,7 +359,7 @@ def replace(training: Training, rng: Rng) -> bool:
 
 
 def shrink(training: Training, rng: Rng) -> bool:
-    """Change a weight from outside, where no gradient waits that was orthogonal to it."""
+    """Change a weight outside of a step, unless a pending gradient exists: it was orthogonal to the old weight."""
     if training.waits:
         return False
     next(rng.choice(training.net.layers()).parameters()).data.mul_(0.9)

@@ -1,6 +1,6 @@
-"""Runs as their callbacks record them, written in milliseconds: for tests of whatever reads many runs.
+"""Runs as the callbacks record them, written in milliseconds, for tests that read many runs.
 
-Weights go where their increments lead, so that what was measured, explained and predicted fits together.
+Weights change by their increments, so that measured, explained and predicted values are consistent.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ CONVOLUTIONS = [
 BATCH_NORMS = [layer.replace("conv", "bn") for layer in CONVOLUTIONS]
 CONTROL = ["model.fc"]
 KEYED = ("model.layer1.0.",)
-"""What the names of layers that get keys of their own begin with."""
+"""Prefixes of the layers that get keys of their own."""
 STEPS = range(4, 60, 5)
 LR, SAMPLES, CLASSES = 0.1, 120, 10
 ATTACKS = RobustnessSettings(eps=[0.01, 0.02, 0.04])
 
 Readings = dict[str, dict[str, float]]
-"""For each quantity its value by layer."""
+"""Values by layer, for each quantity."""
 
 
 def write_run(
@@ -52,15 +52,15 @@ def write_run(
     """Write the record of a run and return its folder.
 
     Args:
-        folder: of the run, at least a folder in a folder.
+        folder: of the run, at least two levels below the root.
         norm: the normalization; only ``bn`` has γ and β to compare with σ and μ.
         weight_decay: of SGD.
-        seed: of everything.
-        steps: that are measured.
-        settings: more of them.
-        geometry: whether the monitors were there.
-        robustness: whether the evaluation was.
-        ended: whether the run went to its end.
+        seed: of all random numbers.
+        steps: the measured steps.
+        settings: further settings.
+        geometry: whether the monitors were active.
+        robustness: whether there was an evaluation.
+        ended: whether the run finished.
     """
     folder = Path(folder)
     generator = np.random.default_rng([seed, *norm.encode(), int(1e6 * weight_decay)])
@@ -74,7 +74,7 @@ def write_run(
     if ended:
         logger.log_results("run", {"status": "finished", "seconds": 12.5})
     logger.finalize("success" if ended else "failed")
-    if not ended:  # as a kill leaves it
+    if not ended:  # as after a kill
         logger.path.write_text("".join(logger.path.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]))
     return logger.folder
 
@@ -91,8 +91,8 @@ def write_study(
     Args:
         folder: of the study.
         norms: normalizations.
-        weight_decays: for each of them.
-        seeds: for each of both.
+        weight_decays: weight decays for each normalization.
+        seeds: seeds for each combination.
         options: of every run; see :func:`write_run`.
     """
     folder = Path(folder)
@@ -123,7 +123,7 @@ def _settings(norm: str, weight_decay: float, seed: int) -> dict[str, Any]:
 def _trained(
     generator: np.random.Generator, norm: str, weight_decay: float, steps: Sequence[int]
 ) -> Iterator[tuple[int, Readings]]:
-    """Return what the monitors read in each measured step."""
+    """Return the monitors' readings of each measured step."""
     squared = generator.uniform(80, 120, len(CONVOLUTIONS))
     sums: dict[str, Any] = {}
     for step in steps:
@@ -140,7 +140,7 @@ def _trained(
 
 
 def _growth(generator: np.random.Generator, squared: Any, weight_decay: float) -> dict[str, Any]:
-    """Return one step of SGD without momentum from weights of some squared norms."""
+    """Return one step of SGD without momentum from weights with given squared norms."""
     units = len(squared)
     predicted = generator.uniform(0.02, 0.06, units)
     terms = {
@@ -174,7 +174,7 @@ def _affine(generator: np.random.Generator) -> Readings:
 
 
 def _log(logger: RecordLogger, readings: Readings, step: int) -> None:
-    """Log what monitors do: aggregates, a few layers by key, and all layers of what has them."""
+    """Log as monitors do: aggregates, a few layers by key, and the tables of all layers."""
     by_layer = {key: values for key, values in readings.items() if not key.endswith(("_median", "_q90"))}
     metrics = {key: _over_all(key, list(v.values())) for key, v in readings.items() if not key.endswith("_channel")}
     for key, values in by_layer.items():
@@ -195,7 +195,7 @@ def _over_all(key: str, values: list[float]) -> float:
 
 
 def _evaluate(logger: RecordLogger, generator: np.random.Generator, step: int) -> None:
-    """Write what an evaluation leaves: counts, what became of each sample, numbers and two pictures."""
+    """Write the results of an evaluation: counts, per-sample results, statistics and two example images."""
     decisions = _decisions(generator)
     settings = ATTACKS.describe(InputSpace(None, None, normalized_data=False))
     report = RobustnessReport(results_of(decisions), settings, [], decisions)
@@ -209,7 +209,7 @@ def _evaluate(logger: RecordLogger, generator: np.random.Generator, step: int) -
 
 
 def _decisions(generator: np.random.Generator) -> SampleResults:
-    """Return decisions that are the more often wrong the stronger the attack; all runs see the same data."""
+    """Return per-sample results that are wrong more often for stronger attacks; all runs have the same data."""
     index = torch.arange(SAMPLES)
     label = index * 7 % CLASSES
     margin = torch.from_numpy(generator.normal(0.8, 0.7, SAMPLES))

@@ -1,6 +1,6 @@
-"""Slow twins of the package's formulas: one vector at a time, exact where possible, written from the textbook.
+"""Slow reference code for the package's formulas: one vector at a time, exact if possible, from the textbook.
 
-Nothing here calls the package. Sums are taken in rational arithmetic, so a twin's only error is its last rounding.
+Nothing here calls the package. Sums are taken in rational arithmetic, so the only error is the final rounding.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def sgd_direction(w, g, buffer, momentum, dampening, weight_decay, nesterov, max
 
 
 def sgd_terms(w, g, buffer, lr, *flags):
-    """The four terms: the step is linear in (g, W, b⁻), so each part is the step of that input alone."""
+    """Return the four terms: the step is linear in (g, W, b⁻), so each term is the step of that input alone."""
     nothing = [0.0] * len(w)
     silent = None if buffer is None else nothing
     by_gradient, _ = sgd_direction(nothing, g, silent, *flags)
@@ -116,12 +116,12 @@ def sgd_terms(w, g, buffer, lr, *flags):
 
 # --- optimizers that scale each element by itself ---------------------------------------------------------------------
 
-# Each takes (g̃, memory of one element, flags), moves the memory on, and returns what the step takes off that element
-# per η as a function of (gradient, momentum before): linear, since the divisor is settled by then.
+# Each function takes (g̃, memory of one element, flags), updates the memory, and returns the step of that element
+# per η as a function of (gradient, momentum before), which is linear because the divisor is already known.
 
 
 def single(x: float) -> float:
-    """What float32 stores for x."""
+    """Return x rounded to float32."""
     return struct.unpack("f", struct.pack("f", x))[0]
 
 
@@ -155,7 +155,7 @@ def nadam(full, memory, betas, eps, momentum_decay):
 
 
 def radam_length(beta2, t) -> tuple[float, float]:
-    """ρ_∞ and ρ_t."""
+    """Return ρ_∞ and ρ_t of RAdam."""
     longest = 2 / (1 - beta2) - 1
     return longest, longest - 2 * t * beta2**t / (1 - beta2**t)
 
@@ -204,7 +204,7 @@ def lion(full, memory, betas):
 
 
 def elementwise_step(optimizer, w, g, memories, lr, *, weight_decay=0.0, decoupled=False, maximize=False, **flags):
-    """One step of one of these; returns (terms, W⁺) and moves the memories, a defaultdict(float) per element, on."""
+    """Take one elementwise step; return (terms, W⁺) and update the memories, a defaultdict(float) per element."""
     coupled, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     parts = []
     for x, slope, memory in zip(w, g, memories, strict=True):
@@ -223,7 +223,7 @@ def elementwise_step(optimizer, w, g, memories, lr, *, weight_decay=0.0, decoupl
 
 
 def impulse_response(momentum, dampening, nesterov) -> Vector:
-    """h: what one gradient adds to the directions of the steps from its own on."""
+    """Return h, the contribution of one gradient to the directions of its own and all later steps."""
     response, buffer = [], None
     for step in range(3000):
         impulse = [1.0 if step == 1 else 0.0]  # not at step 0, where torch skips dampening
@@ -233,7 +233,7 @@ def impulse_response(momentum, dampening, nesterov) -> Vector:
 
 
 def equilibrium_angle(lr, decay, *, momentum=0.0, dampening=0.0, nesterov=False) -> float:
-    """Random-walk model: θ² = 2ηλ Σh² / Σh."""
+    """Return the angle of the random-walk model: θ² = 2ηλ Σh² / Σh."""
     response = impulse_response(momentum, dampening, nesterov)
     return math.sqrt(2 * lr * decay * math.fsum(h * h for h in response) / math.fsum(response))
 
@@ -294,7 +294,7 @@ def normal_quantile(level: float) -> float:
 
 
 def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Solve (p̂ - p)² = z² p (1 - p) / n for p."""
+    """Return Wilson's interval by solving (p̂ - p)² = z² p (1 - p) / n for p."""
     z, share = normal_quantile(level), correct / total
     a, b, c = 1 + z * z / total, -(2 * share + z * z / total), share**2
     width = math.sqrt(max(b * b - 4 * a * c, 0.0))
@@ -302,14 +302,14 @@ def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]
 
 
 def paired(only_first: int, only_second: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wald's interval for the mean of n + 2 differences of samples: those there are, one more of +1, one of -1."""
+    """Return Wald's interval for the mean of n + 2 differences: the samples', one more of +1, one of -1."""
     differences = [-1] * (only_first + 1) + [1] * (only_second + 1) + [0] * (n - only_first - only_second)
     half = normal_quantile(level) * root(variance(differences) / (n + 2))
     return max(-1.0, float(mean(differences)) - half), min(1.0, float(mean(differences)) + half)
 
 
 def holm(p_values: Vector) -> Vector:
-    """Closed testing: the largest Bonferroni p-value of all families that a hypothesis belongs to."""
+    """Return p-values of closed testing: the largest Bonferroni p-value of all families that contain a hypothesis."""
     members = range(len(p_values))
     families = [family for size in range(1, len(p_values) + 1) for family in itertools.combinations(members, size)]
     bonferroni = {family: min(1.0, len(family) * min(p_values[k] for k in family)) for family in families}
@@ -383,7 +383,7 @@ def attacked_until_wrong(logits, image, label, norm, eps, step_size, steps, box,
 
 
 def two_norm_squared(matrix) -> float:
-    """σ_max²: the smallest t for which t - A Aᵀ is not indefinite, by bisection; its pivots tell, in rationals."""
+    """Return σ_max²: the smallest t for which t - A Aᵀ is not indefinite, by bisection on its pivots in rationals."""
     gram = [[exact_dot(a, b) for b in matrix] for a in matrix]
 
     def above(t: float) -> bool:
@@ -468,7 +468,7 @@ def balanced_norm(lr: float, decay: float, unit_gradient_norm: float) -> float:
 
 
 def advertorch_iterates(x, slopes, norm, eps, step, low, high):
-    """The last image of advertorch's perturb_iterative for given gradients, written out for each image in numpy."""
+    """Return the last image of advertorch's perturb_iterative for given gradients, image by image in numpy."""
     delta, x = np.zeros(x.shape), x.numpy()
     for slope in slopes.numpy():
         for k in range(len(x)):

@@ -1,7 +1,7 @@
-"""Slow twins of more optimizers, from their papers: one weight at a time as a list of numbers, terms and W⁺.
+"""Slow reference code for more optimizers, from their papers: one weight as a list of numbers, terms and W⁺.
 
-Like :mod:`reference`, which has the elementwise frame: each twin takes (g̃, the memory of one element, flags), moves the
-memory on, and returns what the step takes off the element per η, as a function of (gradient, momentum before).
+Like :mod:`reference`, which has the elementwise frame: each function takes (g̃, the memory of one element, flags),
+updates the memory, and returns the step of that element per η, as a function of (gradient, momentum before).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def adadelta(full, memory, rho, eps):
 
 
 def rprop(full, memory, lr, etas, sizes):
-    """Per η = 1, since steps do not follow η."""
+    """Return Rprop's step per η = 1, since its steps do not depend on η."""
     agrees = full * memory["g"]
     size = memory.get("size", lr) * (etas[1] if agrees > 0 else etas[0] if agrees < 0 else 1)
     memory["size"] = min(max(size, sizes[0]), sizes[1])
@@ -53,7 +53,7 @@ def nadamw(full, memory, betas, eps):
 
 
 def ademamix(full, memory, betas, eps, alpha):
-    """With both momenta in one: the step is linear in (g, m₁, m₂), of which m₁ and m₂ come as a pair."""
+    """Return AdEMAMix's step, which is linear in (g, m₁, m₂); the pair (m₁, m₂) counts as one momentum."""
     (beta1, beta2, beta3), t = betas, memory["t"]
     divisor = math.sqrt(ref.moment(memory, "v", full**2, beta2) / (1 - beta2**t)) + eps
     late = memory["late"]
@@ -88,7 +88,7 @@ def norm(v):
 
 
 def whole_terms(w, parts, shrink=1.0):
-    """The terms and W⁺ of W⁺ = sW - Σ parts, with parts from the gradient, momentum and decay."""
+    """Return the terms and W⁺ of W⁺ = sW - Σ parts, with parts from the gradient, momentum and decay."""
     whole = [math.fsum(part) for part in zip(*parts, strict=True)]
     inner = [-2 * shrink * ref.dot(w, part) for part in parts]
     inner[2] += (shrink - 1) * (shrink + 1) * ref.dot(w, w)
@@ -97,14 +97,14 @@ def whole_terms(w, parts, shrink=1.0):
 
 
 def masked(parts, gradient, count=False):
-    """What a cautious optimizer leaves of its parts."""
+    """Return the parts of an update after a cautious optimizer's mask."""
     mask = [float(math.fsum(part) * g > 0) for *part, g in zip(*parts, gradient, strict=True)]
     scale = (sum(mask) + 1) / len(mask) if count else max(sum(mask) / len(mask), 1e-3)
     return [[x * m / scale for x, m in zip(part, mask, strict=True)] for part in parts]
 
 
 def adam_parts(g, memory, betas, eps, t, averaging=True):
-    """A = m̂/(√v̂ + ε) from the gradient and from the momentum before; moves the memory on."""
+    """Return A = m̂/(√v̂ + ε) from the gradient and from the previous momentum; updates the memory."""
     beta1, beta2 = betas
     m, v = memory.get("m", [0.0] * len(g)), memory.get("v", [0.0] * len(g))
     share = 1 - beta1 if averaging else 1.0
@@ -143,7 +143,7 @@ def cautious_adamw(w, g, memory, lr, t, betas, eps, decay):
 
 
 def sgdp(w, g, memory, lr, t, momentum, decay, delta, ratio):
-    """Of one channel: as a whole and by channel are then the same."""
+    """Return SGDP's step of one channel, for which whole-tensor and per-channel projections agree."""
     memory["b"] = [momentum * b + x for b, x in zip(memory.get("b", [0.0] * len(w)), g, strict=True)]
     step, shrink = memory["b"], decay
     if abs(ref.cosine(w, g)) < delta / math.sqrt(len(w)):
@@ -154,7 +154,7 @@ def sgdp(w, g, memory, lr, t, momentum, decay, delta, ratio):
 
 
 def adafactor(w, g, memory, lr, t, decay, eps, clip):
-    """Of a matrix of one row: its rank-one v is v."""
+    """Return Adafactor's step of a matrix with one row, for which the rank-one v is v."""
     share = t**-0.8
     row = memory["r"] = (1 - share) * memory.get("r", 0.0) + share * math.fsum(x * x for x in g) / len(g)
     before = memory.get("c", [0.0] * len(g))

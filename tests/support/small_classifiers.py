@@ -13,7 +13,7 @@ def pixels(*shape, seed=0, dtype=torch.float64):
 
 
 def two_classes(w):
-    """Logits (0, w·x): the loss of label 0 grows along sign(w)."""
+    """Return logits (0, w·x): the loss of label 0 increases along sign(w)."""
     return lambda x: torch.stack([torch.zeros(len(x), dtype=x.dtype), x.flatten(1) @ w], 1)
 
 

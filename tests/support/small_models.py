@@ -1,4 +1,4 @@
-"""Small models whose normalizations are swapped or whose units are found, and what is seen of them."""
+"""Small models for tests of swapped normalizations and units, and checks of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAIRS = [name for name, norm in NORMS.items() if norm.data is not None and norm.
 
 
 class Net(nn.Module):
-    """Layers by name and how to run them."""
+    """Layers by name, and a function that runs them."""
 
     def __init__(self, run: Callable[..., Tensor], **layers: nn.Module) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def conv_bn(outputs: int = 6, bias: bool = False) -> nn.Sequential:
 
 
 def worn(net: nn.Module) -> nn.Module:
-    """Make parameters and statistics what training might have made of them."""
+    """Change parameters and statistics randomly, as training would."""
     for layer in net.modules():
         if isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, MeanOnlyBatchNorm)):
             for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:

@@ -1,4 +1,4 @@
-"""The table of every optimizer in every way of taking a step: its cells, their trainings, and what has to hold."""
+"""The table of every optimizer in every way of taking a step: its cells, their trainings, and the checks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dropping() -> nn.Module:
 
 
 class Automatic(Project):
-    """Leaves everything to Lightning."""
+    """Project with automatic optimization."""
 
     def __init__(self, name: str, **settings: Any) -> None:
         super().__init__(lambda module: OPTIMIZERS[name](module.parameters(), **settings), dropping())
@@ -41,7 +41,7 @@ class Automatic(Project):
 
 
 class Overflow:
-    """Of a project: its gradients are infinite in the second step."""
+    """Project whose gradients are infinite in the second step."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
@@ -49,7 +49,7 @@ class Overflow:
 
 
 class TwoByHand:
-    """Of a project: it steps two optimizers itself."""
+    """Project that steps two optimizers itself."""
 
     automatic_optimization = False
 
@@ -76,7 +76,7 @@ class ByHand(TwoByHand, Automatic):
 
 @cache
 def compiled(dtype: torch.dtype) -> nn.Module:
-    """Return one network for all that train a compiled one: compiling takes longer than training."""
+    """Return one network for all cells with a compiled one: compiling takes longer than training."""
     net = dropping().to(dtype)
     net.compile(backend="aot_eager")
     return net
@@ -98,7 +98,7 @@ class Loop:
     stepped: tuple[int, ...] = tuple(range(STEPS))
     names: list[str] = field(default_factory=lambda: list(OPTIMIZERS))
     wide: bool = True
-    """Whether it makes a difference to train in float64: autocast leaves it alone."""
+    """Whether training in float64 makes a difference: autocast ignores it."""
 
 
 UNSCALED = {"project": Overflowing, "settings": half, "stepped": (0, 2, 3)}
@@ -119,7 +119,7 @@ CELLS_OF_TWO = [
     *((name, "plain") for name in OPTIMIZERS),
     *(("adamw", loop) for loop in ("clip-norm", "clip-value", "accumulate", "bf16-mixed", "manual")),
 ]
-"""Those that two processes share as well."""
+"""Cells that are also trained by two processes."""
 
 
 def train(name: str, way: Loop, *callbacks: Any, wide: bool = False, **settings: Any) -> Project:
@@ -142,7 +142,7 @@ def observe(name: str, way: Loop, wide: bool = False, **settings: Any) -> tuple[
 
 
 def assert_explained(rows: Rows, account: Account, steps: tuple[int, ...], wide: bool) -> None:
-    """The increment is that of the weights, and what the formula does not explain is rounding."""
+    """Check that the increment is that of the weights, and that the residual is rounding."""
     assert [step for step, metrics in rows.rows if "norm_growth/increment" in metrics] == list(steps)
     increments = account.increments()
     for step, metrics in rows.rows:
@@ -158,7 +158,7 @@ def assert_explained(rows: Rows, account: Account, steps: tuple[int, ...], wide:
 
 
 def assert_at_the_floor(metrics: dict[str, float], group: str, suffix: str, wide: bool) -> None:
-    """The floor is that of rounding, and the residual is below it."""
+    """Check that the floor is of the size of rounding, and the residual below it."""
     size = sum(abs(metrics[f"{group}/term_{name}{suffix}"]) for name in IncrementTerms._fields)
     floor = metrics[f"{group}/storage_floor{suffix}"]
     assert floor <= (1e-14 if wide else 1e-6) * max(size, metrics[f"{group}/weight_norm{suffix}"] ** 2)
@@ -167,7 +167,7 @@ def assert_at_the_floor(metrics: dict[str, float], group: str, suffix: str, wide
 
 
 def assert_cumulative(metrics: dict[str, float], group: str, suffix: str, increments: list[dict[str, float]]) -> None:
-    """So it is for the sums over all steps so far."""
+    """Check the same for the sums over all steps so far."""
     layers = [suffix.strip("/")] if suffix else SITES[group]
     truth = sum(increment[f"{layer}.weight"] for increment in increments for layer in layers)
     rounding = 1e-15 * metrics[f"{group}/weight_norm{suffix}"] ** 2
@@ -177,7 +177,7 @@ def assert_cumulative(metrics: dict[str, float], group: str, suffix: str, increm
 
 
 def assert_cosines(rows: Rows, account: Account, steps: tuple[int, ...], tolerance: float = 1e-9) -> None:
-    """Cosines are those of a gradient that was computed elsewhere."""
+    """Check that cosines are those of an independently computed gradient."""
     curves = rows.curves
     for group, layers in SITES.items():
         orthogonality = group.replace("norm_growth", "orthogonality")

@@ -1,9 +1,9 @@
-"""Stands in for ``normgeo`` as a study calls it: a process that behaves as told, and starts in no time.
+"""Fake ``normgeo`` command for studies: a process that behaves as told, and starts in no time.
 
-It locks and writes the run's folder as the real one does, without importing it. ``--behave`` says what it does then:
-``finish``, ``fail``, ``refuse``, ``end`` early and without a word, ``die``, ``wait`` for a file ``go`` in the working
-folder, be ``stubborn`` and not end when asked to, ``leave`` behind a process that has the lock as well, or be ``late``:
-the first process locks when there is a second one, which is refused.
+It locks and writes the run's folder as the real command does, without importing it. ``--behave`` selects its behavior:
+``finish``, ``fail``, ``refuse``, ``end`` early without a message, ``die``, ``wait`` for a file ``go`` in the working
+folder, be ``stubborn`` and ignore requests to end, ``leave`` behind a process that has the lock as well, or be
+``late``: the first process takes the lock when there is a second one, which is refused.
 """
 
 from __future__ import annotations

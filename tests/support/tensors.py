@@ -1,4 +1,4 @@
-"""Random tensors in float64, a loss of them, what is close, and what properties of identities are drawn from."""
+"""Random float64 tensors, a loss of them, comparison with tolerance, and strategies for property tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def readout(y, seed=9):
 
 
 def close(value, expected, tolerance=1e-12):
-    """To ``tolerance`` of the largest value."""
+    """Return whether values agree to ``tolerance`` of the largest value."""
     expected = torch.as_tensor(expected, dtype=torch.float64)
     assert value.shape == expected.shape
     assert (value - expected).abs().max() <= tolerance * (1e-30 + expected.abs().max())

@@ -1,4 +1,4 @@
-"""What W&B's protocol is about, as far as the tests need it: runs, artifacts, reports, and the operations on them."""
+"""Objects and operations of W&B's protocol, as far as the tests need them: runs, artifacts, reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WHEN = "2026-01-01T00:00:00Z"
 
 @dataclass
 class StoredRun:
-    """What the server knows of one run.
+    """A run as the server stores it.
 
     Attributes:
         path: entity, project and id.
@@ -39,7 +39,7 @@ class StoredRun:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One dictionary for each call of ``log``; what is no number in JSON is text, as the real server says it."""
+        """Return one dictionary for each call of ``log``; numbers that JSON lacks are text, as on the real server."""
         return [
             json.loads(line, parse_constant=str)
             for _, line in sorted(self.lines.get("wandb-history.jsonl", {}).items())
@@ -65,7 +65,7 @@ class StoredArtifact:
 
 
 class WandbBackend(Sweeps):
-    """What is behind the server: it keeps what is sent, and answers each operation by name.
+    """State of the server: it stores uploads, and answers each operation by name.
 
     Args:
         url: of the server.
@@ -73,8 +73,8 @@ class WandbBackend(Sweeps):
     Attributes:
         runs: by entity, project and id.
         artifacts: by W&B's own id.
-        views: what reports and workspaces were saved as, in order.
-        projects: names of those that were made without a run.
+        views: the saved reports and workspaces, in order.
+        projects: names of those that were created without a run.
         asked: the name of every operation, in order.
         refused: operations that could not be answered, and why.
     """
@@ -92,7 +92,7 @@ class WandbBackend(Sweeps):
         self._lock = threading.Lock()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer a GraphQL request; a failure is part of the answer, as clients repeat for minutes what fails."""
+        """Answer a GraphQL request; failures are answers too, because clients retry failed requests for minutes."""
         name = request.get("operationName") or re.findall(r"(?:query|mutation)\s+(\w+)", request["query"])[0]
         method = "on_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
         with self._lock:
@@ -118,7 +118,7 @@ class WandbBackend(Sweeps):
         files[name] = content
 
     def get(self, address: str) -> bytes:
-        """Return a file; those of artifacts are asked for by their checksum."""
+        """Return a file; files of artifacts are requested by their checksum."""
         if address.startswith("/artifactsV2/"):
             contents = [content for artifact in self.artifacts.values() for content in artifact.files.values()]
             return next(c for c in contents if hashlib.md5(c).hexdigest() == address.split("/")[-2])
@@ -255,7 +255,7 @@ class WandbBackend(Sweeps):
     on_upsert_view2 = on_upsert_view
 
     def _place(self, files: dict[str, bytes], name: str) -> str:
-        """Return an address that a file can be put to and got from."""
+        """Return an address for uploading and downloading a file."""
         address = f"/storage/{len(self._places)}"
         self._places[address] = (files, name)
         return self.url + address
@@ -266,7 +266,7 @@ def _project(path: tuple[str, str, str]) -> dict[str, Any]:
 
 
 def _node(run: StoredRun) -> dict[str, Any]:
-    """Return a run as clients read it."""
+    """Return a run in the form that clients read."""
     known: dict[str, Any] = {"id": "b", "projectId": "1", "name": run.path[2], "user": {"name": "", "username": ""}}
     known |= {"displayName": run.fields.get("displayName", ""), "tags": run.fields.get("tags", []), "notes": None}
     known |= {"config": json.dumps(run.config), "summaryMetrics": json.dumps(run.summary), "systemMetrics": "{}"}

@@ -23,7 +23,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class WandbRun:
-    """What one log says.
+    """Content of one log.
 
     Attributes:
         folder: the run's folder, ``offline-run-…``.
@@ -57,7 +57,7 @@ class WandbRun:
 
 
 def raw_records(buffer: bytes) -> Iterator[bytes]:
-    """Yield the records of a log's bytes; a half-written last one is left out.
+    """Yield the records of a log's bytes; an incomplete last one is skipped.
 
     Raises:
         ValueError: for another kind of file, or damaged data.
@@ -83,7 +83,7 @@ def raw_records(buffer: bytes) -> Iterator[bytes]:
 
 
 def read_run(path: Path) -> WandbRun:
-    """Read a ``.wandb`` file as it is now."""
+    """Read the current content of a ``.wandb`` file."""
     from wandb.proto import wandb_internal_pb2
 
     run = WandbRun(path.parent)

@@ -1,7 +1,7 @@
-"""A server on the loopback that speaks as much of W&B's protocol as the tests need.
+"""A local server that speaks as much of W&B's protocol as the tests need.
 
-It keeps what clients send and gives it back. So it shows what is sent and what clients understand, never what the real
-server accepts or draws. The protocol is not public: clients of another version may ask for something else.
+It stores what clients send and returns it. So it shows the data that is sent and that clients understand, never what
+the real server accepts or draws. The protocol is not public: clients of other versions may need other operations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _AUTHORIZATION = "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()
 
 
 def _other_versions() -> str:
-    """Return in words what is installed instead of the versions that this file was written for."""
+    """Return a description of installed versions that differ from those that this file was written for."""
     found = []
     for name, wanted in VERSIONS.items():
         try:
@@ -52,7 +52,7 @@ class _Server(ThreadingHTTPServer):
         self.backend = WandbBackend(f"http://127.0.0.1:{self.server_address[1]}")
 
     def handle_error(self, *_: Any) -> None:
-        """Say nothing of connections that clients drop."""
+        """Ignore connections that clients drop."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
             _, _, entity, project, run, _ = self.path.split("/")
             self.server.backend.stream((entity, project, run), json.loads(body))
             self._reply(b"{}")
-        else:  # how the client fares
+        else:  # status reports of the client
             self._reply(b"{}")
 
     def do_PUT(self) -> None:
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(b"", 404)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Suppress the server's log."""
 
     def _body(self) -> bytes:
         raw = self.rfile.read(int(self.headers["Content-Length"] or 0))
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve() -> Iterator[WandbBackend]:
-    """Run a server, with W&B pointed to it and an account there; return what is behind it."""
+    """Run a server, with W&B pointed to it and an account there; return its backend."""
     server = _Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

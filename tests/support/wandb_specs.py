@@ -7,12 +7,12 @@ from typing import Any
 
 
 def spec_of(view: Any) -> dict[str, Any]:
-    """Return what saving a report or a workspace sends, its names :func:`numbered`."""
+    """Return the specification sent by saving a report or a workspace, :func:`numbered`."""
     return numbered(json.loads(view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)))
 
 
 def numbered(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return a specification with the random names in it replaced by numbers, in their order."""
+    """Return a specification whose random names are replaced by numbers, in order."""
     found: dict[str, Any] = _renamed(spec, {})
     return found
 

@@ -1,4 +1,4 @@
-"""W&B's side of a grid sweep: which run an agent shall do next."""
+"""W&B's side of a grid sweep: assigns runs to agents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sweeps:
     def on_upsert_sweep(self, sent: Any) -> Any:
         name = f"sweep{len(self.sweeps)}"
         self.sweeps[name] = yaml.safe_load(sent["config"])
-        # without the project: the client would keep it, and an entity that there may not be, in its environment
+        # without the project: the client would store it and an entity, which may not exist, in its environment
         return {"upsertSweep": {"sweep": {"name": name}, "configValidationWarnings": []}}
 
     def on_sweep_with_runs(self, asked: Any) -> Any:
@@ -43,7 +43,7 @@ class Sweeps:
 
 
 def _commands(name: str, sweep: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Return the runs of the grid, and then the end."""
+    """Return the runs of the grid, and then the command to exit."""
     options = [[(name, {"value": v}) for v in entry["values"]] for name, entry in sweep["parameters"].items()]
     for i, values in enumerate(itertools.product(*options)):
         yield {"type": "run", "run_id": f"{name}run{i}", "args": dict(values), "program": None}

@@ -1,6 +1,6 @@
-"""A witness of trainings that knows nothing of the package, and a logger that keeps every layer; both in float64.
+"""Independent records of trainings in float64, and a logger that stores every layer.
 
-The witness copies weights and gradients in hooks of its own and takes sums over them elementwise.
+The witness does not use the package: it copies weights and gradients in hooks of its own and sums over their elements.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\.original\d*$")
 
 
 def layer(name: str) -> str:
-    """Return how the package's keys name a parameter."""
+    """Return the name of a parameter's layer in the package's keys."""
     return _PARAMETRIZED.sub(r".\1", name).removesuffix("_orig").removesuffix(".weight")
 
 
 @dataclass
 class Moved:
-    """One parameter in one optimizer step."""
+    """One parameter in one optimizer step, before and after."""
 
     name: str
     optimizer: str
@@ -51,13 +51,13 @@ class Moved:
 
     @property
     def size(self) -> float:
-        """What the sums of the increment are made of, as large as it gets: its rounding is relative to that."""
+        """Return the size of the largest part of the increment's sums, to which their rounding is relative."""
         update = self.after - self.before
         return float(2 * (self.before * update).abs().sum() + update.square().sum())
 
     @property
     def cosines(self) -> Tensor:
-        """|cos(W, g)| of every output row, 0 where there is no gradient."""
+        """Return |cos(W, g)| of every output row, 0 if there is no gradient."""
         weight, gradient = self.before.flatten(1), self.gradient.flatten(1)
         lengths = weight.norm(dim=1) * gradient.norm(dim=1)
         return torch.where(lengths > 0, (weight * gradient).sum(1).abs() / lengths.clamp_min(1e-300), 0.0)
@@ -65,7 +65,7 @@ class Moved:
 
 @dataclass
 class Sums:
-    """What was added to ‖W‖² of a parameter since it was first held by an optimizer that took a step."""
+    """Sums of changes of ‖W‖² of a parameter, since an optimizer with this parameter first took a step."""
 
     start: float
     predicted: float = 0.0
@@ -87,7 +87,7 @@ class Taken:
 
 
 class Witness(pl.Callback):
-    """Sees every optimizer step of a training; stands first in the list of callbacks."""
+    """Records every optimizer step of a training; comes first in the list of callbacks."""
 
     def __init__(self) -> None:
         self.moved: dict[int, dict[str, Moved]] = defaultdict(dict)
@@ -124,7 +124,7 @@ class Witness(pl.Callback):
 
     @property
     def _step(self) -> int:
-        """The step that loggers get."""
+        """Return the step number that loggers get."""
         return int(self._trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def _begins(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
@@ -163,7 +163,7 @@ class Witness(pl.Callback):
                 continue
             name, before = names[parameter], self._called.get(parameter)
             self._called[parameter] = name
-            if before not in (None, name):  # pruned or parametrized since
+            if before not in (None, name):  # pruned or parametrized since the last step
                 self.sums[name] = self.sums.pop(before)
             elif name not in self.sums:
                 self.sums[name] = Sums(float(parameter.detach().square().sum()))
@@ -174,7 +174,7 @@ class Witness(pl.Callback):
         self.taken += 1
         names = {p: n for n, p in self._module.named_parameters()}
         for parameter, gradient in taken.gradients.items():
-            if parameter not in names:  # of a layer that has been replaced
+            if parameter not in names:  # of a replaced layer
                 continue
             name, (before, lr) = names[parameter], taken.held[parameter]
             moved = Moved(name, type(optimizer).__name__, lr, before, gradient, parameter.detach().clone())
@@ -189,7 +189,7 @@ class Witness(pl.Callback):
 
 
 class Layers(Rows):
-    """A logger that keeps every layer: by step, metric and site."""
+    """A logger that stores every layer: by step, metric and layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class Layers(Rows):
         self.layers[step or 0] = layers
 
     def by_layer(self, step: int, group: str) -> dict[str, dict[str, float]]:
-        """Return the metrics of each site of a group."""
+        """Return the metrics of each layer of a group."""
         found: dict[str, dict[str, float]] = defaultdict(dict)
         for key, values in self.layers[step].items():
             if key.startswith(f"{group}/"):
@@ -210,5 +210,5 @@ class Layers(Rows):
 
 
 def is_weight(name: str, parameter: Tensor) -> bool:
-    """Whether the package measures a parameter: matrices of rows."""
+    """Return whether the package measures a parameter: those with rows."""
     return parameter.ndim >= 2 and parameter.numel() > parameter.shape[0] and not name.endswith("original0")

@@ -1,4 +1,4 @@
-"""Configurations that come with the package are found by name, from any folder."""
+"""Shipped configurations are found by name, from any folder."""
 
 from __future__ import annotations
 

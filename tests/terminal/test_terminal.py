@@ -1,4 +1,4 @@
-"""What commands print before they import torch: the overview, the short help, configurations; in any encoding."""
+"""Commands that print without importing torch: overview, short help, configurations; in any encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that would run code are refused before anything in them runs, whichever way they are loaded."""
+"""Checkpoints that would run code are refused before any of it runs, however they are loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.projects import Project, images, trainer
 pytestmark = [
     # Lightning's LightningCLI calls what jsonargparse 4.49 renamed
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-    # torch, of a single process that saves a sharded folder, and of its own ways to save one in 2.6
+    # torch warns if a single process saves a sharded folder, and of its own saving in 2.6
     pytest.mark.filterwarnings("ignore:torch.distributed is (disabled, )?unavailable or uninitialized:UserWarning"),
     pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
 ]
@@ -38,7 +38,7 @@ trainer: {accelerator: cpu}
 
 
 class Payload:
-    """Makes a folder when it is unpickled."""
+    """Object that makes a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(RAN),)
@@ -173,7 +173,7 @@ def test_a_trainer_loads_weights_only(asked: dict[str, Any], monkeypatch: pytest
 
 
 def test_so_does_a_strategy_that_opens_other_files_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch does with the entries of a sharded folder, DeepSpeed with its states, and anybody with a URL."""
+    """As torch does for the entries of a sharded folder, DeepSpeed for its states, and users for URLs."""
 
     class Strategy:
         def load_checkpoint(self, checkpoint_path: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A run's folder that came from somebody else: its readers open nothing outside of it and nothing endless."""
+"""Run folders of other owners: reading them opens no file outside of the folder, and no endless file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def picture(form: str = "PNG", size: tuple[int, int] = (3, 2)) -> bytes:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Return a small run with files outside of its folder that are worth stealing."""
+    """Return a small run, with private files outside of its folder."""
     (tmp_path / "secret.txt").write_bytes(SECRET)
     (tmp_path / "secret.png").write_bytes(picture())
     (tmp_path / "outside").mkdir()
@@ -48,13 +48,13 @@ def run(tmp_path: Path) -> Path:
 
 
 def log(run: Path, **line: Any) -> None:
-    """Add a line to a record, as somebody who means harm would."""
+    """Append a malicious line to a record."""
     with (run / "record.jsonl").open("a", encoding="utf-8") as record:
         record.write(json.dumps({"time": 1.0, **line}) + "\n")
 
 
 def place(run: Path, kind: str) -> str:
-    """Put something into a run's folder that leads elsewhere; return the name that a record would give it."""
+    """Put a link or file that leads elsewhere into a run's folder; return the name for it in a record."""
     match kind:
         case "link":
             (run / "link.png").symlink_to(run.parents[2] / "secret.png")
@@ -158,7 +158,7 @@ def test_links_within_the_folder_are_its_own(run: Path) -> None:
     (run / "images").symlink_to("pictures", target_is_directory=True)
     outside = run.parent / "link"
     outside.symlink_to(run, target_is_directory=True)
-    for given_path in (run, outside):  # whoever gives a link has chosen it
+    for given_path in (run, outside):  # whoever passes a link has chosen its target
         assert [bool(found.uri) for found in pictures_of(load_runs([given_path]))] == [True, True]
 
 
@@ -258,7 +258,7 @@ def unlike(**arrays: Any) -> bytes:
 
 
 def declared(shape: str, content: bytes = b"", kind: str = "<i8") -> bytes:
-    """Return an archive of an array whose header says more than there is."""
+    """Return an archive of an array whose header declares more data than the file has."""
     head = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
     array = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode() + content
     file = io.BytesIO()
@@ -270,7 +270,7 @@ def declared(shape: str, content: bytes = b"", kind: str = "<i8") -> bytes:
 def bomb() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for k in range(2**13):  # 8 GiB, each of them the same kilobyte
+        for k in range(2**13):  # 8 GiB that repeat the same kilobyte
             archive.writestr(zipfile.ZipInfo(f"{k}.npy"), b"x")
     raw = bytearray(file.getvalue())
     at = raw.find(b"PK\x01\x02")

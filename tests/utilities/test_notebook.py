@@ -1,4 +1,4 @@
-"""What users see in a prompt and a notebook, and what they can do with it there."""
+"""Public values in a Python prompt and a notebook: their display, and what users can do with them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values(report: RobustnessReport, run: Path) -> Iterator[tuple[object, str]]:
-    """Public values, and what they look like in a prompt."""
+    """Return public values and their expected display in a prompt."""
     yield report, r"RobustnessReport\(clean [\d.]+ %, gaussian [\d.]+ %, bim [\d.]+ % of 12\)"
     yield report["bim"], r"AttackResult\([\d.]+ % of 12, 95 % interval [\d.]+ … [\d.]+ %, drop -?[\d.]+ points\)"
     yield report.decisions, r"Decisions\(clean \d+ of 12 correct, gaussian \d+ of 12 correct, bim \d+ of 12 correct\)"
@@ -195,7 +195,7 @@ def test_a_report_is_looked_up_by_attack(report: RobustnessReport) -> None:
     assert 3 not in report
     assert list(report) == ["clean", "gaussian", "bim"]
     assert len(report) == 3
-    assert RobustnessReport({}, {}, [], SampleResults([]))  # a report, though an empty one
+    assert RobustnessReport({}, {}, [], SampleResults([]))  # an empty report is still a report
 
 
 @pytest.mark.parametrize("kind", [KeyError, ConfigurationError], ids=["KeyError", "ConfigurationError"])

@@ -1,4 +1,4 @@
-"""Texts that others wrote do nothing but be read: in terminals, spreadsheets, Markdown, LaTeX and figures."""
+"""Texts from untrusted sources stay plain text in terminals, spreadsheets, Markdown, LaTeX and figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A full disk ends nothing: what cannot be written waits until there is room; what is lost is counted."""
+"""A full disk does not stop a run: lines wait until there is room, and lost lines are counted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WAITS = r"cannot be written \(.+\)\. Training goes on: what is logged waits in m
 
 @pytest.fixture(autouse=True)
 def _in_no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a machine that has much else to do count as fast."""
+    """Raise the time limit for slow writes, so that a busy machine does not count as a slow disk."""
     monkeypatch.setattr("lightning_normgeo.utilities.spool._SLOW", 20.0)
 
 
@@ -40,7 +40,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def test_half_a_line_is_ended_when_there_is_room() -> None:
-    """The operating system writes a part of a line before it says that there is no room."""
+    """The operating system writes a part of a line before it reports that there is no room."""
     spool = Spool(Path("out/lines"))
     assert spool.append("first")
     with no_file_beyond(10):
@@ -64,7 +64,7 @@ def test_half_a_line_is_ended_when_there_is_room() -> None:
 def test_lines_are_whole_and_in_order_and_what_is_lost_is_counted(
     texts: list[str], rooms: list[int | None], most: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    lines = [f"{number:02d}{text};" for number, text in enumerate(texts)]  # no part of one is another
+    lines = [f"{number:02d}{text};" for number, text in enumerate(texts)]  # no line is part of another
     path = tmp_path_factory.mktemp("spool") / "lines"
     spool = Spool(path, most)
     for line, room in zip(lines, rooms, strict=False):
@@ -151,8 +151,8 @@ def test_nothing_is_lost_of_a_record(place: str, begun: bool, tmp_path: Path, ca
     logger = RecordLogger(str(tmp_path), version="one")
     if begun:
         log_everything(logger, 0)
-        logger._opened().close()  # what is open can be written
-    said = place not in ("fsync", "replace")  # of which lines have no need
+        logger._opened().close()  # open files can still be written
+    said = place not in ("fsync", "replace")  # calls that writing lines does not need
     expected = pytest.warns(MeasurementWarning, match=WAITS) if said else nullcontext()
     with failing(place, tmp_path), expected:
         log_everything(logger, 1)
@@ -207,7 +207,7 @@ def test_files_that_cannot_be_written_at_all_are_named(tmp_path: Path) -> None:
 
 
 def test_a_training_goes_on_and_its_record_is_whole_later(tmp_path: Path) -> None:
-    """Lightning itself logs the loss; so does a monitor, with all layers."""
+    """Lightning logs the loss, and a monitor logs all layers."""
 
     class Filling(Project):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:

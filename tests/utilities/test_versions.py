@@ -1,4 +1,4 @@
-"""Packages that are too old are refused before they are imported; nobody else is."""
+"""Packages that are too old are refused before they are imported, and only those."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_metadata(folder: Path, name: str, version: str, requires: list[str] | 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Let metadata say that we and some packages are installed, and no others."""
+    """Create metadata as if this package and the given ones were installed, and no others."""
     folder = tmp_path / "site-packages"
     write_metadata(folder, "lightning-normgeo", "0.1.0", NEEDED)
 
@@ -156,7 +156,7 @@ def test_what_needs_no_torch_is_answered(command: list[str], install: Install) -
     ],
 )
 def test_every_part_looks_before_it_imports(module: str, needs: str) -> None:
-    """In a process of its own, whose metadata says that everything is old."""
+    """In a process of its own, whose metadata has old versions of everything."""
     code = f"""
 import sys
 from importlib import metadata
@@ -177,7 +177,7 @@ print([name for name in ("torch", "pytorch_lightning", "numpy") if name in sys.m
 
 
 def test_what_is_asked_for_is_required() -> None:
-    """A name that pyproject.toml does not know would be looked at by nobody."""
+    """A name that is not in pyproject.toml would never be checked."""
     asked = set()
     for file in (REPOSITORY / "lightning_normgeo").rglob("*.py"):
         for call in re.findall(r"^require\((.*)\)", file.read_text(encoding="utf-8"), flags=re.MULTILINE):

@@ -1,4 +1,4 @@
-"""When optimizers are measured: each at its next step after every n steps, however rarely it steps."""
+"""Cadence: each optimizer is measured at its next step after every n steps, however rarely it steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.projects import Account, Fingerprint, Project, Rows, images, same, 
 
 
 class Optimizers:
-    """Stand-ins that step in chosen batches."""
+    """Fake optimizers that step in chosen batches."""
 
     def __init__(self, *gaps: int) -> None:
         self.all = [object() for _ in gaps]
@@ -30,7 +30,7 @@ class Optimizers:
 
 
 def simulate(cadence: Cadence, optimizers: Optimizers, every: list[int], batches: int) -> tuple[list[Any], list[int]]:
-    """Return (batch, optimizer, cadences) of everything measured, and the batches that were armed."""
+    """Return (batch, optimizer, cadences) of everything measured, and the batches for which the probe was activated."""
     measured: list[Any] = []
     armed: list[int] = []
     for batch in range(1, batches + 1):
@@ -56,7 +56,7 @@ def test_an_optimizer_that_steps_rarely_is_measured_about_every_n_steps(gap: int
     measured, armed = simulate(cadence, Optimizers(gap), [every], batches)
     at = [batch for batch, _, _ in measured]
     assert all(batch % gap == 0 for batch in at)
-    due = [-(-batch // gap) * gap for batch in range(every, batches + 1, every)]  # the next step after each
+    due = [-(-batch // gap) * gap for batch in range(every, batches + 1, every)]  # the next step after each multiple
     assert at == sorted({batch for batch in due if batch <= batches})
     assert all(found == {every} for *_, found in measured)
     assert len(armed) <= (PATIENCE + gap) * max(1, len(at) + 1)
@@ -71,7 +71,7 @@ def test_every_optimizer_gets_its_turn_for_every_cadence(gaps: list[int], every:
         for n in set(every):
             times = [batch for batch, who, found in measured if who == k and n in found]
             due = {-(-batch // gap) * gap for batch in range(n, batches + 1, n)}
-            # and may be seen once more where another one is measured for the same cadence
+            # and possibly once more, if another optimizer is measured for the same cadence
             assert {batch for batch in due if batch <= batches} <= set(times)
     assert sorted(cadence.taken.values()) == sorted(batches // gap for gap in gaps)
     assert sum(cadence.measured.values()) == len(measured)
@@ -79,7 +79,7 @@ def test_every_optimizer_gets_its_turn_for_every_cadence(gaps: list[int], every:
 
 @pytest.mark.parametrize("gap", [1, 17, 40, 100])
 def test_nothing_is_armed_while_no_step_is_expected(gap: int) -> None:
-    """Once it is known how often an optimizer steps."""
+    """The probe stays inactive once it is known how often an optimizer steps."""
     cadence = Cadence()
     measured, armed = simulate(cadence, Optimizers(gap), [50], 1000)
     assert measured
@@ -135,7 +135,7 @@ def test_optimizers_that_are_exchanged_are_known_anew() -> None:
 
 
 class Wasserstein(Project):
-    """A critic that steps in every batch and a generator that steps in every fifth."""
+    """Wasserstein GAN: a critic that steps in every batch and a generator that steps in every fifth."""
 
     automatic_optimization = False
     gap, begin = 5, 0
@@ -193,7 +193,7 @@ def test_a_generator_that_steps_rarely_is_measured(every: int, gap: int, batches
     critic, generator = seen(rows, "net.critic.0"), seen(rows, "net.generator.0")
     assert critic == list(after)
     found = sorted({min((s for s in project.stepped if s >= step), default=-1) for step in after} - {-1})
-    unknown = 119  # it has taken one step so far: how often it steps is not known
+    unknown = 119  # after one step it is unknown how often it steps
     assert generator == [step for step in found if (gap, step) != (60, unknown)]
     assert "no optimizer took a step" not in monitor.left_out
 
@@ -207,7 +207,7 @@ def test_an_optimizer_that_begins_late_is_measured() -> None:
 
 
 class InTurns(Wasserstein):
-    """Steps one optimizer in even batches and the other in odd ones."""
+    """Manual optimization: one optimizer steps in even batches and the other in odd ones."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         optimizer = self.optimizers()[batch_idx % 2]
@@ -219,7 +219,7 @@ class InTurns(Wasserstein):
 
 @pytest.mark.parametrize("every", [2, 10])
 def test_both_of_two_optimizers_in_turn_are_measured(every: int) -> None:
-    """Also where every n-th step is always that of the same one."""
+    """Both are measured even if every n-th step always belongs to the same one."""
     rows, _ = observe(InTurns(), 40, every)
     due = list(range(every - 1, 40, every))
     assert seen(rows, "net.critic.0") == due
@@ -265,7 +265,7 @@ def test_hooks_exist_in_measured_batches_alone(every: int, monkeypatch: pytest.M
 
 
 class ByHand(Project):
-    """Accumulates gradients over batches by hand, the last of them with another scale of the loss."""
+    """Manual gradient accumulation over batches, the last of them with another scale of the loss."""
 
     automatic_optimization = False
     window = 4
@@ -291,7 +291,7 @@ def by_hand(every: int, window: int, batches: int) -> tuple[Rows, Account]:
 
 @pytest.mark.parametrize("window", [2, 4])
 def test_all_batches_of_a_step_taken_by_hand_are_seen(window: int) -> None:
-    """ε's part is summed over all of them."""
+    """The ε part is summed over all batches of the step."""
     rows, _ = by_hand(1, window, 8 * window)
     corrected = rows.curves["orthogonality/max_abs_cos_corrected"]
     assert [step for step, _ in corrected] == rows.steps == list(range(window - 1, 8 * window, window))
@@ -302,7 +302,7 @@ def test_all_batches_of_a_step_taken_by_hand_are_seen(window: int) -> None:
 @pytest.mark.parametrize("window", [2, 4, 20])
 @pytest.mark.parametrize("every", [2, 3, 5])
 def test_steps_of_several_batches_are_right_wherever_they_are_due(every: int, window: int) -> None:
-    """Where not all of their batches were seen, ε's part is left out, never wrong."""
+    """If some batches of a step were not observed, the ε part is omitted, never wrong."""
     rows, account = by_hand(every, window, 5 * window)
     increments = account.increments()
     assert rows.rows

@@ -1,4 +1,4 @@
-"""torch.compile: names stay clean, numbers are those of the eager run."""
+"""Monitors under torch.compile: parameter names stay clean, numbers are those of the eager run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.projects import Project, images, trainer
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
-    pytest.mark.filterwarnings("ignore"),  # the compiler's own
+    pytest.mark.filterwarnings("ignore"),  # operators that the compiler adds
 ]
 
 
@@ -40,7 +40,7 @@ def in_place(project: Project) -> Any:
 
 
 def test_measuring_now_and_then_compiles_nothing_again() -> None:
-    """Dynamo guards on what a hook reads: one that reads a counter recompiles until the limit, then runs eagerly."""
+    """Dynamo guards on values that hooks read: a hook that reads a counter would recompile up to the limit."""
 
     def train(callbacks: list[Any]) -> tuple[int, list[torch.Tensor]]:
         graphs: list[Any] = []
@@ -64,7 +64,7 @@ def test_measuring_now_and_then_compiles_nothing_again() -> None:
 
 def test_a_wrong_guess_is_refuted_by_the_numbers(tmp_path: Path) -> None:
     class Crossed(nn.Module):
-        """Registered as if the normalization stood behind the first convolution; run otherwise."""
+        """Model that registers the normalization behind the first convolution but runs it elsewhere."""
 
         def __init__(self) -> None:
             super().__init__()

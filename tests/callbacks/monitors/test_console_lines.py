@@ -1,4 +1,4 @@
-"""The two lines of a training with monitors, and what is said where nothing, or something else, was measured."""
+"""Console lines at the start and end of a training with monitors, also if little or nothing was measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.projects import OPTIMIZERS, ConvNet, Project, Rows, images, sgd, tr
 
 
 def said(caplog: Any, project: Any, *monitors: Any, steps: int = 4, **settings: Any) -> tuple[str, str, list[str]]:
-    """Train; return the line at the start, the line at the end, and all warnings of ours."""
+    """Train; return the line at the start, the line at the end, and all warnings of this package."""
     caplog.set_level(logging.INFO)
     caplog.clear()
     run = trainer(*monitors, steps=steps, **{"logger": Rows(), **settings})
@@ -66,7 +66,7 @@ def test_several_loggers(caplog: Any, tmp_path: Any) -> None:
 
 
 class Two(Project):
-    """The second optimizer takes a step in every second batch."""
+    """Two optimizers, the second of which steps in every second batch."""
 
     automatic_optimization = False
 
@@ -125,7 +125,7 @@ def test_a_run_of_one_step_at_a_cadence_of_one_is_no_reason_to_warn(caplog: Any)
 
 
 class SAM(torch.optim.SGD):
-    """Sharpness-aware minimization as most of its users have it: two methods in place of step()."""
+    """Sharpness-aware minimization in its common form: two methods in place of step()."""
 
     @torch.no_grad()
     def first_step(self) -> None:
@@ -240,11 +240,11 @@ def test_a_training_that_fails_tells_what_was_measured(caplog: Any) -> None:
 
 
 class Rescaling(torch.optim.SGD):
-    """Keeps SGD's step; the caller hangs something on it."""
+    """Subclass that keeps SGD's step; the test attaches a hook to it."""
 
 
 def rescaling(factor: float, begin: int = 0) -> Any:
-    """Hand out an SGD whose post-hook rescales the first weight."""
+    """Return an SGD optimizer whose post-hook rescales the first weight."""
 
     def make(module: Any) -> Any:
         optimizer, count = Rescaling(module.parameters(), lr=0.1, momentum=0.9), iter(range(10**6))

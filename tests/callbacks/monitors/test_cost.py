@@ -1,4 +1,4 @@
-"""What observing costs: nothing on unmeasured steps, one host transfer on a measured one."""
+"""Cost of observing: nothing on unmeasured steps, one host transfer on a measured one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.projects import Project, images, trainer
 
 
 class Start(pl.Callback):
-    """Starts a profiler with one batch, before every other callback."""
+    """First callback: starts a profiler with one batch, before every other callback."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -29,7 +29,7 @@ class Start(pl.Callback):
 
 
 class Stop(pl.Callback):
-    """Stops it after every other callback."""
+    """Last callback: stops the profiler after every other callback."""
 
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -40,7 +40,7 @@ class Stop(pl.Callback):
 
 
 class Quiet(Project):
-    """No self.log: what differs between two runs are our own operators."""
+    """Project without self.log, so that two runs differ only in the operators of this package."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])

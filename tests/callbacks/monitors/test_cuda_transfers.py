@@ -1,4 +1,4 @@
-"""What a measured step sends between host and device, counted on fake CUDA tensors: no machine with one is needed."""
+"""Host-device transfers of a measured step, counted on fake CUDA tensors, so that no GPU is needed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _where() -> str | None:
 
 
 class Bare:
-    """As much of a Trainer as a session asks for."""
+    """The attributes of a Trainer that a session reads."""
 
     def __init__(self, module: Any, optimizer: Any) -> None:
         self.world_size, self.global_rank, self.max_steps, self.max_epochs = 1, 0, -1, 1

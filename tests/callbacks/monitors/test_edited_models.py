@@ -1,4 +1,4 @@
-"""Weights that are renamed or replaced while their training runs, and units whose parts several optimizers move."""
+"""Weights that are renamed or replaced during training, and units whose parts belong to several optimizers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SITE = "net.3"
 
 
 class Edited(Project):
-    """Something is done to the second convolution in the middle of a step of three batches."""
+    """Project that edits the second convolution in the middle of a step of three batches."""
 
     edit: Callable[[Any], None]
 
@@ -140,7 +140,7 @@ def test_a_name_that_is_taken_is_not_given_twice() -> None:
 
 
 class Thawed(Edited):
-    """Trains the bias alone until the middle of a step."""
+    """Project that trains only the bias until the middle of a step."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -164,7 +164,7 @@ def test_a_weight_thawed_while_its_bias_gathers_gradients_is_a_control_for_that_
 
 
 class Apart(Project):
-    """Matrices by one optimizer, vectors by another; the first convolution's units have its bias in them."""
+    """Matrices in one optimizer, vectors in another; units of the first convolution include its bias."""
 
     automatic_optimization = False
 

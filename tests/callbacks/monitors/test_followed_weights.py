@@ -1,4 +1,4 @@
-"""Sums over all steps stay complete whatever becomes of weights; what fails inside changes nothing and is said once."""
+"""Cumulative sums stay complete when weights are frozen, added or removed; an internal failure is reported once."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def observe(project: Project, *others: Any, steps: int = 12, every: int = 4, **s
 
 
 def total(metrics: dict[str, float], key: str, layer: str = "") -> float:
-    """Add up invariant weights and controls; zero for a layer that has not moved yet."""
+    """Return the sum over invariant weights and controls; zero for a layer that has not moved yet."""
     return sum(metrics.get(f"{group}/cumulative_{key}{layer}", 0.0) for group in GROUPS)
 
 
 def check(rows: Rows, account: Account, layers: list[str]) -> None:
-    """At every row the sums are those of the changes up to then, of every layer that has ever moved."""
+    """Check that at every row the sums equal the changes so far, of every layer that has ever moved."""
     increments = account.increments()
     for step, metrics in rows.rows:
         for names, suffix in [(layers, ""), *(([layer], f"/{layer}") for layer in layers)]:
@@ -61,7 +61,7 @@ ALL = ["net.0", "net.3", "net.8"]
 
 
 class Freezing(Project):
-    """Freezes a layer in some steps."""
+    """Project that freezes a layer in some steps."""
 
     frozen: tuple[range, ...] = (range(4, 12),)
 
@@ -79,14 +79,14 @@ def test_layers_that_are_frozen_stay_in_the_sums(frozen: Any, momentum: float) -
     project = Freezing(sgd(momentum=momentum))
     project.frozen = frozen
     rows, account = observe(project)
-    if range(3, 4) in frozen:  # never measured: not known to be there
+    if range(3, 4) in frozen:  # never in a measured step, so that its existence is unknown
         check(rows, account, ["net.3", "net.8"])
     else:
         check(rows, account, ALL)
 
 
 class Added(Project):
-    """Gives a layer to the optimizer later, by add_param_group."""
+    """Project that adds a layer to the optimizer later, by add_param_group."""
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD([p for n, p in self.named_parameters() if n != "net.0.weight"], lr=0.1, momentum=0.9)
@@ -101,7 +101,7 @@ def test_layers_that_are_added_are_counted_from_then_on() -> None:
 
 
 class Grown(Project):
-    """Gets a layer that was not there."""
+    """Project that creates a new layer during training."""
 
     start = 0.0
 
@@ -126,7 +126,7 @@ def test_layers_that_are_new_are_counted_from_then_on() -> None:
 @pytest.mark.parametrize("amount", [0.0, 0.3])
 def test_pruned_layers_go_on_under_their_name(amount: float) -> None:
     class Pruned(ModelPruning):
-        """After the first epoch of four steps."""
+        """Project that prunes after the first epoch of four steps."""
 
     project = Project(sgd(momentum=0.9)).double()
     pruning = Pruned(
@@ -234,7 +234,7 @@ def test_checkpoints_of_anything_are_gone_on_with(content: Any, tmp_path: Path) 
     assert len(rows.rows) == 3
 
 
-# What fails inside
+# Internal failures
 
 
 @pytest.mark.parametrize("method", ["open", "begin", "commit"])

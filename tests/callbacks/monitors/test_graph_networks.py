@@ -1,4 +1,4 @@
-"""Graph networks under monitors: whether messages are summed into zeros is seen while the model trains."""
+"""Monitors on graph networks: the search sees during training that messages are summed into zeros."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.projects import Fingerprint, Project, Rows, images, same, sgd, trai
 
 
 class Messages(nn.Module):
-    """A linear layer whose outputs are summed over neighbours, into ``start`` times one, and normalized."""
+    """A linear layer whose outputs are summed over neighbors, into a buffer filled with ``start``, and normalized."""
 
     def __init__(self, start: float = 0.0) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Messages(nn.Module):
 
 
 class Other(TorchFunctionMode):
-    """A mode of the user's own, which is still there after a backward pass."""
+    """A torch function mode of the user's own, which has to stay active after a backward pass."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""Every way in which Lightning, or a user, drives the loop: the numbers are right, the training is the same."""
+"""Training loops of Lightning and of users: the numbers are right and the training is the same."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def watch(
     data: Any = None,
     **settings: Any,
 ) -> Watched:
-    """Train twice, without the package and with it; everything but the logs has to be the same."""
+    """Train twice, without the package and with it; everything but the logs has to be equal."""
     bare = Fingerprint()
     torch.manual_seed(3)
     trainer(*others(), bare, **settings).fit(project(), data or images())
@@ -104,11 +104,11 @@ def check_gradients(rows: Rows, account: Account) -> None:
                 assert metrics[f"{angles}/max_abs_cos/{layer}"] == pytest.approx(cosine, rel=1e-9)
 
 
-# Who takes the steps
+# Who calls the optimizers' steps
 
 
 class Adversarial(pl.LightningModule):
-    """Three steps of the critic for each of the generator; keeps what each optimizer's last step did, by itself."""
+    """Three critic steps for each generator step; records the change of each optimizer's last step itself."""
 
     automatic_optimization = False
 
@@ -166,7 +166,7 @@ def test_of_several_steps_per_batch_the_last_is_published() -> None:
 
 
 class TwoByHand(Project):
-    """Steps two optimizers of its own, Lightning's wrappers or not."""
+    """Manual optimization with two optimizers, with or without Lightning's wrappers."""
 
     automatic_optimization = False
     wrapped = True
@@ -190,7 +190,7 @@ class Raw(TwoByHand):
 
 
 class WithClosures(TwoByHand):
-    """Hands each optimizer a closure."""
+    """Manual optimization that passes a closure to each optimizer."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         def closure() -> torch.Tensor:
@@ -213,7 +213,7 @@ def test_optimizers_stepped_by_hand(project: type[Project]) -> None:
 
 
 class ByHandInTurns(TwoByHand):
-    """Steps one optimizer in even batches, the other in odd ones."""
+    """Manual optimization: one optimizer steps in even batches, the other in odd ones."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         optimizer = self.optimizers()[batch_idx % 2]
@@ -234,7 +234,7 @@ def test_only_weights_that_moved_are_published() -> None:
 
 
 class StepsEverySecond(Project):
-    """Calls the closure itself, before the step, and skips every other step."""
+    """Project that calls the closure itself before the step, and skips every other step."""
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         optimizer_closure()
@@ -251,7 +251,7 @@ def test_an_optimizer_step_of_the_users_own(settings: dict[str, Any]) -> None:
 
 
 class Pausing(Project):
-    """Has no loss in every third batch."""
+    """Project without a loss in every third batch."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return None if batch_idx % 3 == 1 else super().training_step(batch, batch_idx)
@@ -313,7 +313,7 @@ def test_closures_that_are_no_single_step(
 
 
 def check_movement(watched: Watched) -> None:
-    """Increments and angles need no formula."""
+    """Check increments and angles, which need no formula."""
     increments, weights = watched.account.increments(), watched.account.weights
     for step, metrics in watched.rows.rows:
         for group, layers in SITES.items():
@@ -332,7 +332,7 @@ def test_the_same_warning_is_given_once() -> None:
     assert len({str(warning.message) for warning in warned if "one gradient" in str(warning.message)}) == 1
 
 
-# What Lightning does besides
+# Other features of Lightning
 
 
 def averaging(kind: str) -> Callable[[], list[Any]]:
@@ -347,10 +347,10 @@ def averaging(kind: str) -> Callable[[], list[Any]]:
 @NO_LOSS_SAID
 @pytest.mark.parametrize("kind", ["swa", "ema", "averaging"])
 def test_averaging_weights_is_no_step(kind: str) -> None:
-    gradients = kind != "swa"  # a last epoch refreshes running statistics, without any backward pass
+    gradients = kind != "swa"  # the last epoch refreshes running statistics, without any backward pass
     watched = watch(others=averaging(kind), gradients=gradients, steps=-1, max_epochs=3, data=images(32))
     assert watched.rows.steps == list(range(12))
-    watched.rows.rows.pop()  # what follows the last step exchanges the weights
+    watched.rows.rows.pop()  # after the last step the averaged weights replace the weights
     check(watched.rows, watched.account, gradients)
 
 
@@ -405,7 +405,7 @@ def test_accumulation_by_a_schedule(every: int) -> None:
 
 
 class Tunable(Project):
-    """Has what Lightning's tuner changes."""
+    """Project with the attributes that Lightning's tuner changes."""
 
     def __init__(self) -> None:
         super().__init__(lambda module: torch.optim.SGD(module.parameters(), lr=self.lr, momentum=0.9))
@@ -441,7 +441,7 @@ def test_finders_are_not_observed_and_training_is(finder: Any, tmp_path: Path) -
 
 
 def check_sums(rows: Rows, account: Account) -> None:
-    """The sums begin with this training."""
+    """Check that the sums begin with this training."""
     step, metrics = rows.rows[-1]
     truth = sum(metric[f"net.{i}.weight"] for metric in account.increments()[: step + 1] for i in (0, 3))
     assert metrics["norm_growth/cumulative_increment"] == pytest.approx(truth, rel=1e-9)
@@ -471,7 +471,7 @@ def test_the_tuner_is_not_observed_and_training_is(tune: Any, tmp_path: Path) ->
     check_sums(rows, account)
 
 
-# Interrupted and gone on with
+# Interrupted and resumed trainings
 
 
 def scheduled(module: nn.Module) -> Any:
@@ -500,7 +500,7 @@ def test_curves_go_on_exactly_after_a_checkpoint_inside_an_epoch(settings: dict[
 
 
 class Failing(pl.Callback):
-    """Raises in one hook, once."""
+    """Callback that raises once, in one hook."""
 
     def __init__(self, hook: str, error: BaseException) -> None:
         self.failed = False
@@ -535,7 +535,7 @@ class FailingStep(Project):
 
 
 def assert_gone(run: pl.Trainer, project: pl.LightningModule) -> None:
-    """Nothing of the package is left behind."""
+    """Check that no hook or attribute of the package is left."""
     assert run not in Session._sessions
     assert not any(o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks for o in run.optimizers)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in project.modules())
@@ -546,7 +546,7 @@ def assert_gone(run: pl.Trainer, project: pl.LightningModule) -> None:
 
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
-    """Lightning ignores further interrupts once there was one."""
+    """Make the process interruptible again: Lightning ignores further interrupts after the first."""
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
@@ -633,7 +633,7 @@ def test_a_compiled_network_has_the_same_metrics_in_a_second_fit(before: Any) ->
 
 
 class Copying(pl.Callback):
-    """Copies every callback of the trainer in every hook that has to do with batches."""
+    """Callback that copies every callback of the trainer in every batch hook."""
 
     def __init__(self, copied: Callable[[Any], Any]) -> None:
         for hook in (*BATCH_HOOKS, "on_train_start", "on_train_epoch_end", "on_train_end"):
@@ -674,7 +674,7 @@ def test_all_callbacks_of_a_trainer_are_copied_during_training(copied: Any) -> N
 
 
 def test_callbacks_of_a_trainer_travel_to_other_processes_before_training() -> None:
-    """As for strategies that spawn processes, which get the trainer pickled."""
+    """Strategies that spawn processes pickle the trainer."""
     rows = Rows()
     run = trainer(*monitors(), logger=rows)
     run.callbacks = pickled(run.callbacks)
@@ -683,7 +683,7 @@ def test_callbacks_of_a_trainer_travel_to_other_processes_before_training() -> N
 
 
 def curves(*callbacks: Any, folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Train a network that is always the same, with checkpoints."""
+    """Train the same network each time, with checkpoints; return its curves."""
     torch.manual_seed(2)
     rows = Rows()
     saving = ModelCheckpoint(folder, save_top_k=-1, every_n_train_steps=2)

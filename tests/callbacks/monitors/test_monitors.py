@@ -1,4 +1,4 @@
-"""The monitors in real Trainers: what they log, where, when, and what they refuse."""
+"""Monitors in real Trainers: what they log, where and when, and the settings they refuse."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fit(tmp_path: Path, *callbacks: Any, project: Any = None, steps: int = 4, **
 
 
 def independent_cosines(project: Project, batch: Any) -> dict[str, torch.Tensor]:
-    """|cos| per filter from a plain autograd computation, and the same without the epsilon part."""
+    """Return |cos| per filter from a plain autograd computation, and the same without the ε part."""
     statistics: dict[str, torch.Tensor] = {}
     handles = [
         layer.register_forward_hook(
@@ -229,7 +229,7 @@ def test_other_callbacks_can_watch(tmp_path: Path) -> None:
 
 
 class Offloaded(ConvNet):
-    """What is saved goes through hooks, so that autograd nodes cannot be read."""
+    """Project whose saved tensors go through hooks, so that autograd nodes cannot be read."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autograd.graph.save_on_cpu():

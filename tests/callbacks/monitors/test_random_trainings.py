@@ -1,4 +1,4 @@
-"""Trainings at random: every number of every layer in every step against a recursion of its own."""
+"""Random trainings: every number of every layer in every step against an independent recursion."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TERMS = ("gradient", "momentum", "weight_decay", "quadratic")
 PARTS = ("direction", "weight_decay", "quadratic")
 ADDITIVE = ("increment", "predicted", "explained", "residual", "term_gradient", "cumulative_increment")
 INVARIANT = 1e-9
-"""|cos(W, g)| of what is invariant, without ε: rounding, where a small gradient is left of large ones."""
+"""Bound on |cos(W, g)| of invariant weights without ε: rounding, where large gradients nearly cancel."""
 BATCHES = 7
 
 
 @dataclass
 class Compared:
-    """What one training has come to."""
+    """Result of one training, compared with its witness."""
 
     layer_steps: int = 0
     numbers: int = 0
@@ -40,7 +40,7 @@ class Compared:
 
 
 def train(seed: int, folder: Path, *callbacks: Any, calm: bool, **more: Any) -> Training:
-    """Train two epochs, with a checkpoint between them in some."""
+    """Train two epochs, for some seeds with a checkpoint between them."""
     for epochs in (1, 2) if calm else (2,):
         training = Training(seed, calm)
         run = trainer(*callbacks, steps=-1, max_epochs=epochs, **training.settings, **more)
@@ -52,7 +52,7 @@ def train(seed: int, folder: Path, *callbacks: Any, calm: bool, **more: Any) -> 
 
 
 def run(seed: int, folder: Path) -> Compared:
-    """Train with and without monitors, which is the same bit for bit; compare all that is logged."""
+    """Run with and without monitors, which has to be equal bit for bit; compare all logged values."""
     calm, bare, observed, rows, witness = seed % 4 == 0, Fingerprint(), Fingerprint(), Layers(), Witness()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -73,7 +73,7 @@ def run(seed: int, folder: Path) -> Compared:
 
 @dataclass
 class Comparison:
-    """Rows and what a witness has seen of the same training."""
+    """Logged rows and the witness's records of the same training."""
 
     rows: Layers
     witness: Witness
@@ -123,7 +123,7 @@ class Comparison:
             expect(f"{where} residual", own["residual"], 0.0, tolerance)
 
     def parts(self, own: dict[str, float], weight: Moved, moved: dict[str, Moved]) -> list[Moved]:
-        """Return the weight, and the bias where both are joint units, which their numbers tell."""
+        """Return the weight, and also the bias if both are joint units; the logged numbers show which."""
         bias = moved.get(f"{layer(weight.name)}.bias")
         if bias is None:
             return [weight]
@@ -200,7 +200,7 @@ def _grown(parts: list[Sums]) -> float:
 
 
 def report(seeds: range, folder: Path) -> Compared:
-    """Return what several trainings come to, each in words where it is wrong."""
+    """Return the results of several trainings, with a sentence for each wrong value."""
     whole = Compared()
     for seed in seeds:
         one = run(seed, folder)

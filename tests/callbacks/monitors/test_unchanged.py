@@ -1,4 +1,4 @@
-"""Observing changes nothing: with and without callbacks, everything is bit for bit the same."""
+"""Observing changes nothing: with and without callbacks, everything is equal bit for bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.projects import Project, images, sgd, trainer
 
 
 class Fingerprint(pl.Callback):
-    """Everything that a run leaves behind, and the state of the random numbers after each batch."""
+    """State after each batch: everything that a run changes, and the state of the random numbers."""
 
     def __init__(self) -> None:
         self.states: list[Any] = []

@@ -1,4 +1,4 @@
-"""Units at work: what monitors measure of joint units, and what happens where numbers contradict structure."""
+"""Joint units in monitors, and weights whose measured cosines contradict the autograd graph."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def group_net(eps: float = 1e-40) -> nn.Module:
 
 
 def decayed_apart(module: nn.Module) -> torch.optim.Optimizer:
-    """Biases at another learning rate and without the weight decay that weights get, as is usual."""
+    """Optimizer groups in which biases have another learning rate and no weight decay, as is usual."""
     weights = [p for p in module.parameters() if p.ndim > 1]
     others = [p for p in module.parameters() if p.ndim == 1]
     groups = [
@@ -113,7 +113,7 @@ def test_units_of_parametrized_weights_are_measured(tmp_path: Path) -> None:
 
 
 def test_observing_spectral_normalization_runs_no_power_iteration(tmp_path: Path) -> None:
-    """Reading ``layer.weight`` in training would move u and v, and with them the training."""
+    """Reading ``layer.weight`` in training would change u and v, and with them the training."""
     states = []
     for callbacks in ([], [OrthogonalityMonitor(), NormGrowthMonitor()]):
         torch.manual_seed(0)
@@ -126,7 +126,7 @@ def test_observing_spectral_normalization_runs_no_power_iteration(tmp_path: Path
 
 
 class Leak(torch.autograd.Function):
-    """The identity, with a gradient that is not."""
+    """The identity with a wrong gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class Leak(torch.autograd.Function):
 
 
 class Opaque(nn.Module):
-    """A function that no rule is known for, though it is the identity."""
+    """The identity, written as an autograd function that no rule knows."""
 
     def forward(self, x: Tensor) -> Tensor:
         return Leak.apply(x)
@@ -258,7 +258,7 @@ def test_compiled_models_are_refused() -> None:
 
 
 def test_a_graph_is_searched_once_and_recognized_after_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two heads in turn and a layer that is frozen half of the time: four graphs in eight measured steps."""
+    """Two alternating heads and a layer that is frozen half of the time: four graphs in eight measured steps."""
     searched: list[Any] = []
     original = unit_tracker.find_units
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Units over whole steps: a weight is invariant if every graph that made its gradient says so, and the numbers too."""
+"""Units over whole steps: a weight is invariant if every graph behind its gradient and the numbers say so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUPS = ("norm_growth", "norm_growth_control")
 
 
 class ByHand(Project):
-    """Takes its steps by hand."""
+    """Manual optimization."""
 
     automatic_optimization = False
 
@@ -25,7 +25,7 @@ class ByHand(Project):
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
     def penalty(self) -> Tensor:
-        """Of the first weight: no normalization takes its scale away."""
+        """Return a penalty on the first weight, which no normalization makes scale invariant."""
         return self.net[0].weight.square().sum()
 
     def passes(self, batch: Any, optimizer: Any) -> None:
@@ -39,7 +39,7 @@ class ByHand(Project):
 
 
 def observe(project: Project, steps: int = 4, every: int = 1, **settings: Any) -> tuple[Rows, Account, list[str]]:
-    """Train with both monitors; return rows, the account of weights, and what was said."""
+    """Train with both monitors; return rows, reference copies of the weights, and warnings."""
     rows, account = Rows(), Account()
     monitors = [OrthogonalityMonitor(every, layers="*"), NormGrowthMonitor(every, layers="*", cumulative=True)]
     run = trainer(account, *monitors, steps=steps, logger=rows, **settings)
@@ -50,7 +50,7 @@ def observe(project: Project, steps: int = 4, every: int = 1, **settings: Any) -
 
 
 def kinds(rows: Rows, layer: str) -> list[str]:
-    """Which group a layer was in, row by row; in exactly one, and with the increment that it really had."""
+    """Return the group of a layer at each row: exactly one, with the increment that the layer really had."""
     found = []
     for _, metrics in rows.rows:
         present = [group for group in GROUPS if f"{group}/increment/{layer}" in metrics]
@@ -60,7 +60,7 @@ def kinds(rows: Rows, layer: str) -> list[str]:
 
 
 def check(rows: Rows, account: Account, layers: tuple[str, ...] = ("net.0", "net.3", "net.8")) -> None:
-    """Compare rows with copies of the weights, whatever group they are in; residuals are rounding."""
+    """Compare rows of any group with copies of the weights; residuals have to be rounding."""
     increments = account.increments()
     for step, metrics in rows.rows:
         for group in GROUPS:
@@ -102,7 +102,7 @@ class LossDiscarded(ByHand):
 
 
 class Zeroed(ByHand):
-    """Sets gradients to zeros: where they come from cannot be told, so what was there before counts."""
+    """Project that zeroes gradients in place: their graphs are then unknown, so the earlier ones still count."""
 
     def passes(self, batch: Any, optimizer: Any) -> None:
         self.manual_backward(self.penalty())
@@ -129,7 +129,7 @@ class Summed(ByHand):
 
 
 class FrozenStatistics(ByHand):
-    """The second pass normalizes with running statistics."""
+    """Project whose second pass normalizes with running statistics."""
 
     def passes(self, batch: Any, optimizer: Any) -> None:
         self.manual_backward(self.loss(batch))
@@ -181,7 +181,7 @@ def test_training_is_the_same(project: type[ByHand]) -> None:
 
 
 class EveryOther(Project):
-    """Normalizes every second micro-batch with running statistics."""
+    """Project that normalizes every second micro-batch with running statistics."""
 
     odd = 1
 
@@ -213,7 +213,7 @@ def test_steps_with_different_graphs() -> None:
 
 
 class Adversarial(ByHand):
-    """The generator's loss goes through the critic, whose gradients of it are discarded."""
+    """GAN whose generator loss goes through the critic, whose gradients from it are discarded."""
 
     way = "zero_grad"
 
@@ -235,7 +235,7 @@ class Adversarial(ByHand):
         made = self.net["generator"](torch.randn(8, 4))
         if self.way == "toggle":
             self.toggle_optimizer(generator)
-        # with statistics of its own it would not be invariant, but none of this reaches the critic's step
+        # with statistics of its own it would not be invariant, but none of this affects the critic's step
         score.eval()
         loss = -score(made).mean()
         generator.zero_grad()
@@ -268,7 +268,7 @@ def test_gradients_that_are_discarded_do_not_count(way: str) -> None:
 
 
 class Hooked(Project):
-    """Adds a part along W to a gradient, from the third step on."""
+    """Project that adds a component along W to a gradient, from the third step on."""
 
     def __init__(self, net: nn.Module | None = None, begin: int = 2) -> None:
         super().__init__(net=net)
@@ -343,7 +343,7 @@ def test_training_with_refuted_units_is_the_same() -> None:
     assert same(*states)
 
 
-# What ε explains
+# Cosines that ε explains
 
 
 class LargeEpsilon(ByHand):

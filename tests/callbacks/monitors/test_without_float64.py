@@ -1,4 +1,4 @@
-"""Devices without float64, such as Apple's: emulated on a CPU, where float64 and what they lack raise."""
+"""Devices without float64, such as Apple's, emulated on a CPU where float64 and unsupported operations raise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The norm's account: ‖W_T‖² - ‖W_0‖² over a whole run, explained to the last step, measured or not."""
+"""Cumulative increments: ‖W_T‖² - ‖W_0‖² over a whole run is explained by all steps, measured or not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Members = dict[str, dict[str, list[str]]]
 
 
 def observe(project: Project, every: int = 5, steps: int = 20, **settings: Any) -> tuple[Rows, Account]:
-    """Train in float64 and count every step, by the package and by hand."""
+    """Train in float64 and sum up every step, by the package and by an independent witness."""
     rows, account = Rows(), Account(twin_of=project.double())
     monitor = NormGrowthMonitor(every, layers="*", cumulative=True)
     data = images(160, dtype=torch.float64)
@@ -55,7 +55,7 @@ def observe(project: Project, every: int = 5, steps: int = 20, **settings: Any) 
 
 
 def check(rows: Rows, account: Account, members: Members = MEMBERS, skipped: Iterable[int] = ()) -> None:
-    """Compare every row with the sums of the account, for the whole model and by layer."""
+    """Compare every row with the witness's sums, for the whole model and by layer."""
     increments, predictions = account.increments(), account.predictions()
     assert rows.rows
     for step, metrics in rows.rows:
@@ -129,13 +129,13 @@ def test_steps_that_the_gradient_scaler_skips_add_nothing(fused: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     project = Overflowing(lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1, fused=fused))
     rows, account = observe(project, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
-    skipped = [] if fused else [10]  # a fused optimizer is called and does nothing
+    skipped = [] if fused else [10]  # a fused optimizer is called in a skipped step and does nothing
     assert rows.steps == [4, *skipped, 14, 19], "the tenth step was skipped, so the next one is measured"
     check(rows, account, skipped=(0, 3, 9))
 
 
 class TwoOptimizers(Project):
-    """Steps two optimizers by hand, after one backward pass."""
+    """Manual optimization with two optimizers after one backward pass."""
 
     automatic_optimization = False
 
@@ -157,7 +157,7 @@ def test_several_optimizers_have_one_account() -> None:
 
 
 class ByTurns(TwoOptimizers):
-    """One optimizer steps, then the other."""
+    """Manual optimization with alternating optimizers."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         self.zero_grad()
@@ -175,7 +175,7 @@ def test_weights_that_rest_stay_in_the_sums() -> None:
 
 
 class TwoLosses(TwoOptimizers):
-    """Each optimizer has a backward pass of its own, as for adversarial networks."""
+    """Each optimizer has a backward pass of its own, as in adversarial networks."""
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         first, second = self.optimizers()
@@ -262,7 +262,7 @@ def test_closures_called_several_times_leave_the_increment_only() -> None:
 
 
 class Unknown(torch.optim.Optimizer):
-    """Moves along the gradient, for all that the package knows in any way whatever."""
+    """Optimizer without a known formula, which moves along the gradient."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, {"lr": 0.1})
@@ -333,14 +333,14 @@ def test_weights_changed_by_others_are_the_residual() -> None:
 
 
 class Interrupted(Project):
-    """The third step runs out of memory, which the project catches."""
+    """Project that catches an out-of-memory error in the third step."""
 
     automatic_optimization = False
 
     def on_train_start(self) -> None:
         self.steps = 0
         optimizer: Any = self.trainer.optimizers[0]
-        optimizer._init_group = partial(self.fail_once, optimizer._init_group)  # the first that a step calls
+        optimizer._init_group = partial(self.fail_once, optimizer._init_group)  # the first function that a step calls
 
     def fail_once(self, begin: Any, *args: Any) -> Any:
         self.steps += 1
@@ -388,7 +388,7 @@ def adamw(module: nn.Module) -> Any:
 
 
 def train(steps: int, *callbacks: Any, path: Path | None = None, **settings: Any) -> tuple[Rows, pl.Trainer]:
-    """Train a network that is always the same, from a checkpoint if there is one."""
+    """Train the same network each time, from a checkpoint if one is given."""
     torch.manual_seed(1)
     rows, project = Rows(), Project(adamw)
     saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
@@ -419,7 +419,7 @@ def test_a_checkpoint_saved_after_training_has_the_sums(tmp_path: Path) -> None:
     assert first.rows + rest.rows == whole.rows
 
 
-# Lightning takes the callback for one that saves the last checkpoint, and misses it
+# Lightning mistakes the callback for one that saves the last checkpoint, and warns that there is none
 @pytest.mark.filterwarnings("ignore:.*was called without a model", "ignore:.*there is no last checkpoint available")
 def test_a_checkpoint_saved_on_an_exception_has_the_sums_of_what_was_done(tmp_path: Path) -> None:
     class Failing(Project):
@@ -503,7 +503,7 @@ def test_a_search_for_a_learning_rate_in_the_middle_of_training_is_not_counted(t
 def test_no_parameter_is_read_twice_in_a_step(
     optimizers: Optimizers, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither in a measured step, where sums are of what the monitors have read, nor in another one."""
+    """A measured step reuses the monitors' readings for the sums; any other step reads each weight once."""
     reads: Counter[int] = Counter()
 
     def counted(passes: Sequence[WeightPass]) -> list[WeightProducts]:

@@ -1,4 +1,4 @@
-"""ε's part of ⟨W, g⟩ over several passes, against sums that hooks of the test's own take in float64."""
+"""The ε part of ⟨W, g⟩ over several passes, against sums that hooks of the test take in float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIMITS = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 class Watching(OrthogonalityMonitor):
-    """Keeps what the monitors know of ε, step by step."""
+    """Callback that records the monitors' ε part at each step."""
 
     def __init__(self, every_n_steps: int = 1) -> None:
         super().__init__(every_n_steps, layers="*")
@@ -82,7 +82,7 @@ def observe(project: Project, dtype: torch.dtype = torch.float32, steps: int = 3
     project.to(dtype)
 
     class Compare(pl.Callback):
-        """Right after each measured step: the passes of exactly that step."""
+        """Callback that compares right after each measured step, while the sums are of exactly that step."""
 
         def on_train_batch_end(self, *args: Any) -> None:
             if len(monitor.parts) > len(truths):
@@ -97,7 +97,7 @@ def observe(project: Project, dtype: torch.dtype = torch.float32, steps: int = 3
 
 
 def check(rows: Any, monitor: Any, dtype: torch.dtype, pairs: dict[str, str] = PAIRS, factor: float | None = 1) -> None:
-    """Compare ε's part channel by channel, and see that it explains the cosine; ``factor`` None: only the latter."""
+    """Compare the ε part per channel, and check that it explains the cosine; with ``factor`` None only the latter."""
     assert rows.rows
     assert len(monitor.parts) == len(monitor.truths) == len(rows.rows)
     for parts, (sums, _), steps, (_, metrics) in zip(
@@ -138,7 +138,7 @@ def test_clipping_by_norm_scales_it(dtype: torch.dtype) -> None:
 
 
 class Views(Project):
-    """Two augmented views through one network, one loss of both, as SimCLR."""
+    """Two augmented views through one network with one joint loss, as in SimCLR."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, _ = batch
@@ -191,7 +191,7 @@ class Retained(ByHand):
 
 
 class Discarded(ByHand):
-    """What is thrown away counts for nothing."""
+    """Project that discards a backward pass, which must not count."""
 
     def passes(self, batch: Any, optimizer: Any) -> None:
         self.manual_backward(self.loss([batch[0].square(), batch[1]]))
@@ -201,7 +201,7 @@ class Discarded(ByHand):
 
 
 class NeverUsed(ByHand):
-    """A forward pass whose loss is only looked at."""
+    """Project with a forward pass whose loss gets no backward pass."""
 
     def passes(self, batch: Any, optimizer: Any) -> None:
         self.log("other", self.loss([batch[0].square(), batch[1]]))
@@ -209,7 +209,7 @@ class NeverUsed(ByHand):
 
 
 class MomentumEncoder(ByHand):
-    """A copy of the network is run without gradients, and follows it."""
+    """A copy of the network that runs without gradients and follows the network."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net=net)
@@ -234,7 +234,7 @@ def test_steps_taken_by_hand(kind: type[ByHand], dtype: torch.dtype) -> None:
 
 
 class ScaleState(ByHand):
-    """A scaler of one's own, on an optimizer of torch's."""
+    """A user-defined gradient scaler with one of torch's optimizers."""
 
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
 
@@ -253,7 +253,7 @@ class Clipped(ByHand):
 
 
 class Reentrant(ConvNet):
-    """Runs in the backward pass, which is over before the monitors see another one."""
+    """Reentrant checkpoint: a backward pass inside the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = checkpoint(super().forward, x.requires_grad_(), use_reentrant=True)
@@ -272,11 +272,11 @@ def test_what_is_done_to_all_gradients_is_done_to_it(kind: type[ByHand], factor:
     check(rows, monitor, dtype, factor=factor)
 
 
-# Where it is not known
+# Steps in which the ε part is unknown
 
 
 def claims(rows: Any, monitor: Any, dtype: torch.dtype = torch.float64) -> set[str]:
-    """Return the weights of which anything is claimed; what is claimed has to be right."""
+    """Return the weights with a logged ε part, after checking that it is right."""
     found = set()
     for parts, steps, (_, metrics) in zip(monitor.parts, monitor.steps, rows.rows, strict=True):
         for name, part in parts.items():
@@ -290,7 +290,7 @@ def claims(rows: Any, monitor: Any, dtype: torch.dtype = torch.float64) -> set[s
 
 
 class Shared(nn.Module):
-    """Two convolutions, one after the other, with the same batch normalization behind them."""
+    """Two successive convolutions that share one batch normalization."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -320,7 +320,7 @@ def test_a_normalization_behind_two_weights_claims_nothing() -> None:
 
 
 class InTurns(Shared):
-    """One of them in each micro-batch."""
+    """Network that uses one of its two weights in each micro-batch."""
 
     turn = 0
 
@@ -353,7 +353,7 @@ def test_channels_that_are_dead() -> None:
     network = net()
     with torch.no_grad():
         network[0].weight[0] = 0  # a constant: σ² = 0
-        network[1].bias[1] = -100  # never passes the activation
+        network[1].bias[1] = -100  # always negative, so the ReLU outputs zero
         network[1].weight[2] = 0
         network[4].weight.zero_()
         network[4].weight[:4] = 1
@@ -363,7 +363,7 @@ def test_channels_that_are_dead() -> None:
 
 
 class Apart(ByHand):
-    """Weights under one optimizer, all the rest under another; gradients of either may be clipped."""
+    """Weights in one optimizer, all other parameters in another; gradients of either may be clipped."""
 
     clips: tuple[int, ...] = ()
     way = "lightning"
@@ -398,7 +398,7 @@ def test_weights_and_gamma_under_different_optimizers(clips: tuple[int, ...], wa
 
 
 class OneClipped(ByHand):
-    """Clips the gradient of one weight alone, by hand."""
+    """Project that clips the gradient of one weight by hand."""
 
     def passes(self, batch: Any, optimizer: Any) -> None:
         self.manual_backward(self.loss(batch))
@@ -411,7 +411,7 @@ def test_a_weight_that_is_clipped_alone() -> None:
 
 
 class OneReplaced(ByHand):
-    """Puts another gradient in the place of one, and keeps its direction."""
+    """Project that replaces one gradient by another with the same direction."""
 
     def passes(self, batch: Any, optimizer: Any) -> None:
         self.manual_backward(self.loss(batch))
@@ -429,7 +429,7 @@ def test_a_gradient_that_is_replaced() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 2])
 def test_two_processes(batches: int, tmp_path: Path) -> None:
-    """SyncBatchNorm works on GPUs alone."""
+    """SyncBatchNorm needs GPUs."""
     reports = reports_of(SCRIPT, tmp_path, str(batches), timeout=300)
     for report in reports:
         assert len(report["corrected"]) == 4

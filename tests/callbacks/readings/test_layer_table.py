@@ -1,4 +1,4 @@
-"""The table of many layers: what is dropped of long runs, and what W&B has after real trainings."""
+"""The table of many layers: the rows dropped in long runs, and the table at W&B after real trainings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ README = (REPOSITORY / "README.md").read_text()
 Curves = dict[str, list[tuple[int, dict[str, float]]]]
 
 
-# what is dropped
+# dropped rows
 
 
 def filled(table: LayerTable, steps: list[int], layers: int) -> LayerTable:
@@ -77,7 +77,7 @@ def test_kept_are_the_ends_and_as_many_of_the_steps_between_as_fit(
 
 @given(cadences=st.lists(st.integers(1, 12), min_size=2, max_size=3), start=st.integers(0, 50))
 def test_no_cadence_starves_another(cadences: list[int], start: int) -> None:
-    """Wherever training was resumed, each monitor has the steps of one grid that are its own."""
+    """Wherever training was resumed, each monitor keeps its own steps on one common grid."""
     table, measured = LayerTable(60), defaultdict(set)
     for number in range(start + 1, start + 400):
         layers = {f"g{i}/x": {"net": 1.0} for i, cadence in enumerate(cadences) if number % cadence == 0}
@@ -136,7 +136,7 @@ def test_other_ranks_than_zero_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Tables(Logger):
-    """A logger that keeps its tables, and nothing else."""
+    """A logger that keeps only its tables."""
 
     name = version = None
 
@@ -185,7 +185,7 @@ def fit(
 
 
 def keys_of_layers(record: Record) -> dict[str, set[str]]:
-    """Return for each metric group the layers that have keys."""
+    """Return the layers that have keys, for each metric group."""
     found: dict[str, set[str]] = defaultdict(set)
     for key in record.metrics:
         group, _, rest = key.partition("/")
@@ -195,7 +195,7 @@ def keys_of_layers(record: Record) -> dict[str, set[str]]:
 
 
 def curves(columns: list[str], rows: list[list[Any]]) -> Curves:
-    """Return a table as the record has it."""
+    """Return a table's rows as the record stores them."""
     found: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for step, layer, *values in rows:
         for key, value in zip(columns[2:], values, strict=True):

@@ -97,7 +97,7 @@ def test_loaders_are_called_what_projects_call_them(loaders: Any, names: list[st
 
 @pytest.mark.parametrize("mode", ["sequential", "min_size", "max_size", "max_size_cycle"])
 def test_loaders_that_are_combined_are_told_apart(mode: Any, tmp_path: Path) -> None:
-    """Also where their batches come side by side, and where the shorter one begins again."""
+    """Also if their batches come side by side, and if the shorter loader starts again."""
     project, callback = Several(), RobustnessEvaluation(steps=1, attacks=["bim"])
     loaders = {"a": images(24), "b": images(40, batch_size=10)}
     trainer(callback, default_root_dir=tmp_path).test(project, CombinedLoader(loaders, mode), verbose=False)
@@ -111,7 +111,7 @@ def test_loaders_that_are_combined_are_told_apart(mode: Any, tmp_path: Path) -> 
 
 
 class Versioned(Rows):
-    """As W&B's logger: one folder for all runs, told apart by their version."""
+    """A logger like W&B's: one folder for all runs, which differ by their version."""
 
     def __init__(self, folder: Path, version: Any) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ def test_sizes_that_differ_between_batches_are_evaluated_by_size(tmp_path: Path)
 
 
 def test_inputs_in_units_of_their_own(tmp_path: Path) -> None:
-    """Decibels, with radius and bounds in decibels; against the formula in float64."""
+    """Decibels, with radius and bounds in decibels, against the formula in float64."""
     x = -40 + 15 * torch.randn(24, 1, 6, 5, generator=torch.Generator().manual_seed(1))
     x = x.clamp(-80, 0)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(30, 3))

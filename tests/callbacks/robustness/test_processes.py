@@ -1,4 +1,4 @@
-"""A sample is a sample: under one, two and three processes, however a loader orders, repeats or divides its samples."""
+"""Each sample counts once under one, two and three processes, however a loader orders, repeats or shards samples."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from support.processes import reports_of
 
 SCRIPT = SUPPORT / "ddp_robustness.py"
 COUNT, DRAWN = 31, 27
-"""Samples in the data set, and different ones among 62 that are drawn with replacement from seed 3."""
+"""Numbers of samples in the data set, and of distinct ones among 62 drawn with replacement from seed 3."""
 COUNTS = {
     "distributed sampler": COUNT,
-    "own batch sampler": COUNT - 1,  # a sampler that may repeat does not tell a copy from a repetition
+    "own batch sampler": COUNT - 1,  # with a sampler that may repeat, a copy cannot be told from a repetition
     "subset in random order": 20,
     "with replacement": DRAWN,
     "repeating sampler": COUNT - 1,
@@ -66,7 +66,7 @@ def test_decisions_are_the_same_however_samples_are_divided(
 
 
 def test_decisions_are_the_same_in_whatever_order(found: dict[int, list[Any]]) -> None:
-    """Of the same data set with the same image twice, in order, shuffled, and divided."""
+    """Loaders over a data set that has one image twice, in order, shuffled, and sharded."""
     (alone,) = found[1]
     whole = alone["uneven ends"][""]
     for way in ("distributed sampler", "shuffled", "shuffled, not dealt"):

@@ -1,4 +1,4 @@
-"""An evaluation that is killed goes on where it was, and gives the same files."""
+"""A killed evaluation resumes where it was, and writes the same files."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, semantics: str) -> None:
     assert run(killed, 2 * cost["calls"] // 3, semantics).returncode == -9
     (journal,) = killed.glob("robustness-*.jsonl")
     with journal.open("a") as file:
-        file.write('{"attack": "bim", "ind')  # a line of which only half was written
+        file.write('{"attack": "bim", "ind')  # a half-written line
     again = run(killed, -1, semantics)
     assert again.returncode == 0, again.stderr[-2000:]
     assert 0 < json.loads(again.stdout.splitlines()[-1])["images"] < 0.7 * cost["images"], "not all is done again"
     if semantics == "final":
         for name in FILES:
             assert (whole / FOLDER / name).read_bytes() == (killed / FOLDER / name).read_bytes(), name
-    else:  # batches are filled up with others, which rounding can tell
+    else:  # batches are filled up with other samples, which changes rounding
         same_decisions(load_decisions(whole / FOLDER / FILES[1]), load_decisions(killed / FOLDER / FILES[1]))
     assert not list(killed.glob("robustness-*.jsonl"))
 
@@ -140,7 +140,7 @@ def test_a_trainer_leaves_its_journal_only_where_it_was_interrupted(tmp_path: Pa
 def test_attacks_that_draw_by_the_batch_resume_with_the_batches_they_had(
     tmp_path: Path, semantics: Any, share: float
 ) -> None:
-    """torchattacks draws for a batch as a whole: another batch would be another draw."""
+    """torchattacks draws random numbers for a whole batch, so another batch would draw other numbers."""
     project, data = Project(), images(60, batch_size=7)
     attacks = ["gaussian", "bim", "torchattacks.Square", "pgd"]
     settings: dict[str, Any] = {
@@ -170,7 +170,7 @@ def test_attacks_that_draw_by_the_batch_resume_with_the_batches_they_had(
 @pytest.mark.parametrize("semantics", ["final", "any"])
 @pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
 def test_pictures_are_those_of_an_evaluation_that_nobody_stopped(tmp_path: Path, semantics: Any, share: float) -> None:
-    """A journal has decisions alone: what is to be shown is attacked once more."""
+    """A journal has only per-sample results, so example images are attacked once more."""
     project, data = Project(), images(40)
     calls: list[int] = []
     settings: dict[str, Any] = {"attacks": ["gaussian", "bim", "pgd"], "steps": 3, "semantics": semantics}

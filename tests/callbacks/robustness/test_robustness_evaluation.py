@@ -125,9 +125,9 @@ def test_normalized_data_is_declared_once() -> None:
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
     inside = ResNetClassifier(num_classes=4, arch="resnet18", stem="imagenet", input_mean=mean, input_std=std)
     inside.train()
-    inside(torch.rand(32, 3, 8, 8))  # running statistics that are not trivial
+    inside(torch.rand(32, 3, 8, 8))  # nontrivial running statistics
     x, y = images(24).dataset.tensors
-    x = (x * 255).round() / 255  # else the same image has other bits once it is normalized
+    x = (x * 255).round() / 255  # else the same image would have different bits after normalization
     loader = DataLoader(TensorDataset(x, y), batch_size=8)
     z = inside.input_normalization(x)
     for preset in ("pixel-8-255", "galloway2019"):
@@ -249,7 +249,7 @@ def test_wrong_number_of_classes() -> None:
 @pytest.mark.parametrize("after_fit", [False, True], ids=["test", "after-fit"])
 def test_models_divided_over_processes_are_refused(after_fit: bool) -> None:
     class ModelParallelStrategy(pl.strategies.SingleDeviceStrategy):
-        """As named by Lightning; what is divided does not matter here."""
+        """A strategy with the class name of Lightning's; how it shards does not matter here."""
 
     callback = RobustnessEvaluation(after_fit=after_fit, on_unsuitable="raise")
     run = trainer(callback, strategy=ModelParallelStrategy("cpu"), accelerator="auto")

@@ -38,7 +38,7 @@ class Listed(Dataset[Any]):
 
 
 class Any_(pl.LightningModule):  # noqa: N801 - any project
-    """Calls its network with what a function takes from a batch, and logs the sum."""
+    """Project that calls its network with the parts that a function takes from a batch, and logs the sum."""
 
     def __init__(self, net: nn.Module, take: Any) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ PROJECTS: dict[str, tuple[Any, str]] = {
 
 
 class Witness(pl.Callback):
-    """Notes when warnings came, and everything that must stay."""
+    """Records the times of warnings, and everything that must not change."""
 
     def __init__(self) -> None:
         self.order: list[str] = []
@@ -342,7 +342,7 @@ def test_an_empty_loader_has_no_accuracy(tmp_path: Path) -> None:
 
 
 def test_a_batch_is_evaluated_as_the_loader_gave_it(tmp_path: Path) -> None:
-    """A step that empties its batch, or writes into it, takes nothing away."""
+    """A step that empties its batch, or writes into it, does not affect the evaluation."""
 
     class Popping(Project):
         def test_step(self, batch: Any, batch_idx: int) -> None:

@@ -155,7 +155,7 @@ def test_half_precision_is_said_and_decides_nearly_the_same() -> None:
 
 
 class Normalized(Dataset[Any]):
-    """Normalizes as torchvision's data sets do."""
+    """A data set that normalizes like torchvision's."""
 
     def __init__(self, transform: Any) -> None:
         self.transform, self.inner = transform, images(24).dataset
@@ -185,7 +185,7 @@ def test_longer_weights_change_nothing_in_the_control() -> None:
     project, data = Project(), images(40)
     project.train()
     for x, _ in data:
-        project(x)  # running statistics that are not trivial
+        project(x)  # nontrivial running statistics
     report = evaluate_robustness(project, data, eps=0.1, steps=3, rescale=8.0, attacks=["bim"], progress=False)
     assert list(report.results) == ["clean", "bim", "clean_rescaled", "bim_rescaled"]
     for name in ("clean", "bim"):
@@ -203,7 +203,7 @@ def test_longer_weights_change_nothing_in_the_control() -> None:
     assert any_iterate.results["bim"].correct == any_iterate.results["bim_rescaled"].correct
 
 
-@pytest.mark.filterwarnings("ignore")  # what compiling warns of is the compiler's affair
+@pytest.mark.filterwarnings("ignore")  # ignore warnings of the compiler
 def test_a_compiled_evaluation_decides_the_same() -> None:
     project, data = Project(), images(64)
     plain, compiled = (evaluate_robustness(project, data, steps=2, compile=c, progress=False) for c in (False, True))

@@ -1,4 +1,4 @@
-"""Eq 16 under momentum: what follows from ⟨W, g⟩ = 0 against plain loops of float64, and in real Trainers."""
+"""Eq 16 under momentum: the increment predicted from ⟨W, g⟩ = 0, against float64 loops and in real Trainers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RULES: dict[str, dict[str, Any]] = {
 
 
 def slope(w: list[float], curvature: list[float]) -> list[float]:
-    """Gradient of Σ c x²/2 at x = w/‖w‖, which no scale of w changes: orthogonal to w."""
+    """Return the gradient of Σ c x²/2 at x = w/‖w‖, which is scale invariant in w: the gradient is orthogonal to w."""
     length = math.sqrt(ref.dot(w, w))
     x = [v / length for v in w]
     along = [c * v for c, v in zip(curvature, x, strict=True)]
@@ -47,7 +47,7 @@ def slope(w: list[float], curvature: list[float]) -> list[float]:
 
 
 class Twin:
-    """One weight under SGD, by loops: what it does, and what the norms alone say about it."""
+    """One weight under SGD, computed by loops: its increments, and the prediction from norms alone."""
 
     def __init__(self, start: list[float], curvature: list[float], **rule: Any) -> None:
         self.w, self.curvature, self.b = start, curvature, None
@@ -75,14 +75,14 @@ class Twin:
 
 
 def rates(lr: float) -> list[float]:
-    """Drop twice, as schedules do, and stand still once."""
+    """Return learning rates that drop twice, as in schedules, and are zero once."""
     return [lr * (0.1 if k >= 10 else 1) * (0.0 if k == 15 else 1) * (0.5 if k >= 20 else 1) for k in range(STEPS)]
 
 
 @pytest.mark.parametrize("flags", RULES.values(), ids=RULES.keys())
 def test_the_recursion_is_the_measured_increment(flags: dict[str, Any]) -> None:
     twins = [Twin(w, c, **flags) for w, c in zip(STARTS, CURVATURES, strict=True)]
-    state = MomentumState(*torch.full((2, 2), torch.nan, dtype=torch.float64))  # not read before there is a buffer
+    state = MomentumState(*torch.full((2, 2), torch.nan, dtype=torch.float64))  # not used before there is a buffer
     first = True
     for lr in rates(0.4):
         norms, measured, followed = zip(*(twin.step(lr) for twin in twins), strict=True)
@@ -91,7 +91,7 @@ def test_the_recursion_is_the_measured_increment(flags: dict[str, Any]) -> None:
         rule = SGDRule(lr=lr, first=first or not flags.get("momentum"), **flags)
         found, state = momentum_increment(rule, **read, state=state)
         for value, truth, law, one in zip(found.tolist(), measured, followed, norms, strict=True):
-            # increments may cancel: relative to what is added up
+            # increments may cancel, so compare relative to the added terms
             size = lr**2 * one["direction_sq"] + 2 * lr * math.sqrt(one["weight_sq"] * one["direction_sq"])
             assert law == pytest.approx(truth, rel=1e-10, abs=1e-12 * size)
             assert value == pytest.approx(truth, rel=1e-10, abs=1e-11 * size)
@@ -128,7 +128,7 @@ def test_the_recursion_holds_for_any_settings(nesterov: bool, **flags: Any) -> N
 
 @pytest.mark.parametrize("mu", [0.3, 0.9])
 def test_without_decay_the_increments_are_sums_of_squares(mu: float) -> None:
-    """The closed form: η²‖b_k‖² + 2η² Σ μ^{k-j} ‖b_j‖², never negative."""
+    """In closed form: η²‖b_k‖² + 2η² Σ μ^{k-j} ‖b_j‖², never negative."""
     twin, lr, squares = Twin(STARTS[0], CURVATURES[0], momentum=mu), 0.3, []
     for k in range(STEPS):
         _, measured, _ = twin.step(lr)
@@ -159,7 +159,7 @@ SUMS = ("norm_growth/cumulative_increment", "norm_growth/cumulative_predicted_mo
 
 
 def dropping(**flags: Any) -> Optimizers:
-    """Hand out SGD whose rate drops in every fourth step."""
+    """Return SGD whose learning rate drops in every fourth step."""
 
     def make(module: nn.Module) -> Any:
         optimizer = torch.optim.SGD(module.parameters(), **{"lr": 0.2, **flags})
@@ -170,14 +170,14 @@ def dropping(**flags: Any) -> Optimizers:
 
 
 def one_cycle(module: nn.Module) -> Any:
-    """Move the learning rate and the momentum in every step."""
+    """Change the learning rate and the momentum in every step."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.02)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=40)
     return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
 def grow(optimizers: Optimizers, every: int = 1, steps: int = 12, **settings: Any) -> Rows:
-    """Train a network without any ε to speak of, in float64."""
+    """Train a network with a negligible ε, in float64."""
     torch.manual_seed(1)
     rows = Rows()
     project = Project(optimizers, settings.pop("net", None) or ConvNet(eps=1e-40)).double()
@@ -230,7 +230,7 @@ def test_it_is_about_sgd_alone(name: str) -> None:
 
 
 def resumed(folder: Path, first: bool, then: bool) -> list[dict[str, float]]:
-    """Train for six steps, then go on to the fourteenth; with or without sums."""
+    """Train for six steps, then resume up to the fourteenth; with or without sums."""
     rows = Rows()
     for steps, cumulative in ((6, first), (14, then)):
         torch.manual_seed(1)
@@ -250,7 +250,7 @@ class Resumed64(Resumed):
 
 @pytest.mark.parametrize("first", [True, False], ids=["with-sums", "without-sums"])
 def test_it_goes_on_after_a_checkpoint(first: bool, tmp_path: Path) -> None:
-    """Without sums in it counting begins with momentum buffers that are there already."""
+    """If the checkpoint has no sums, counting begins with momentum buffers that already exist."""
     found = resumed(tmp_path, first, then=True)
     assert len(found) == 4
     for metrics in found:
@@ -300,7 +300,7 @@ APART: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", APART)
 def test_units_whose_weight_and_bias_move_apart_claim_nothing(name: str) -> None:
-    """⟨W, g⟩ + ⟨b, g⟩ = 0 says nothing about the increment where both have rules of their own."""
+    """⟨W, g⟩ + ⟨b, g⟩ = 0 says nothing about the increment if both have different update rules."""
     first, second = APART[name]
 
     def make(module: nn.Module) -> Any:

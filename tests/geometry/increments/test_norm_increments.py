@@ -1,4 +1,4 @@
-"""Equation 16 and its generalisation, against real torch optimizers and exact differences of norms."""
+"""Equation 16 and its generalization, against real torch optimizers and exact differences of norms."""
 
 import itertools
 
@@ -90,7 +90,7 @@ def test_equation_16_holds_per_unit_for_plain_sgd(kind):
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_norms_only_grow_under_momentum_by_the_closed_form(kind):
-    """Δ_k = η²‖b_k‖² + 2η² Σ_{j<k} μ^{k-j} ‖b_j‖² for μ alone: never negative."""
+    """With momentum alone Δ_k = η²‖b_k‖² + 2η² Σ_{j<k} μ^{k-j} ‖b_j‖², which is never negative."""
     buffer, past = 0.0, torch.zeros(UNITS).double()
     for gradient, weight, terms, exact in train(kind, lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9), 20):
         buffer = 0.9 * buffer + gradient
@@ -115,7 +115,7 @@ def test_optimizers_that_scale_elements_are_not_covered_by_equation_16(make):
 
 
 def test_measured_increment_is_exact_for_stored_float32_weights():
-    """Where a difference of float32 norms has no correct digit."""
+    """A difference of float32 norms would not have one correct digit here."""
     before = draw(2, 200).float()
     after = before + 1e-5 * draw(2, 200, seed=1).float()
     _, inner, squared, _ = update_products(before, after)
@@ -127,7 +127,7 @@ def test_measured_increment_is_exact_for_stored_float32_weights():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_storage_floor_bounds_what_rounding_does_to_a_norm(dtype):
-    """Five standard deviations: never passed here, and not needlessly far away."""
+    """The floor is five standard deviations: never exceeded here, and not needlessly large."""
     weight = draw(500, 64)
     stored = weight.to(dtype).double()
     moved = (stored - weight) * (stored + weight)
@@ -143,7 +143,7 @@ def test_storage_floor_bounds_what_rounding_does_to_a_norm(dtype):
 @pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["", "momentum"])
 @pytest.mark.parametrize("weights", ["normal", "uniform"])
 def test_decay_that_nothing_dithers_is_rounded_within_its_floor(ulps, momentum, weights):
-    """Weights without a gradient: an error of every element in the same direction."""
+    """Weights without a gradient have rounding errors in the same direction for every element."""
     values = draw(1, 200_000) if weights == "normal" else torch.linspace(-1, 1, 200_001, dtype=torch.float64)[None]
     parameter = nn.Parameter(0.03 * values.float())
     optimizer = torch.optim.SGD([parameter], lr=1.0, weight_decay=ulps * 2**-23, momentum=momentum)
@@ -167,7 +167,7 @@ def test_without_decay_there_is_no_floor_of_it():
 
 
 def test_floors_of_weights_that_do_not_move_are_finite():
-    """A dead unit has no gradient, an unused one no weight."""
+    """A dead unit has no gradient, an unused unit no weight."""
     weight, gradient = torch.zeros(3, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64)
     weight[0], gradient[1] = 1.0, 1.0
     terms = norm_increment(SGDRule(lr=0.1), weight, gradient)
@@ -175,7 +175,7 @@ def test_floors_of_weights_that_do_not_move_are_finite():
 
 
 def test_steps_of_one_size_are_rounded_within_their_floor():
-    """Every weight of a binade is off by the same fraction of an ulp: more than random rounding would be."""
+    """All weights of a binade are off by the same fraction of an ulp, which adds up to more than random rounding."""
     weight = 1.0 + torch.rand(1, 400_000, generator=torch.Generator().manual_seed(0))
     step = torch.full_like(weight, 2.3e-7)
     before, after = weight.double(), (weight - step).double()

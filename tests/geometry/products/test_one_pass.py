@@ -1,4 +1,4 @@
-"""One pass over weights: compiled loops and torch find the same, which is what rational arithmetic finds."""
+"""One pass over weights: compiled loops and torch agree with each other and with rational arithmetic."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def refuse(*args):
 
 
 def by_loops(function, *args):
-    """Call it where only the compiled loops can answer, whatever the size of a matrix."""
+    """Call the one-pass function so that only the compiled loops can answer, whatever the size of a matrix."""
     pytest.importorskip("numba")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "_WORTHWHILE", 0)
@@ -70,7 +70,7 @@ ADAM_FLAGS = [{"decoupled": d, "maximize": m} for d in (False, True) for m in (F
 
 
 def example(rule, units=3, width=11, dtypes=(torch.float64,) * 3, seed=0, states=None):
-    """A step as an optimizer might meet it; second moments are positive."""
+    """Return the tensors of a typical optimizer step; second moments are positive."""
     states = {SGDRule: 1, AdamRule: 2}.get(type(rule), 0) if states is None else states
     state = [draw(units, width, seed=seed + 2), draw(units, width, seed=seed + 3).square()][:states]
     weight, gradient = draw(units, width, seed=seed).to(dtypes[0]), draw(units, width, seed=seed + 1).to(dtypes[1])
@@ -122,7 +122,7 @@ def test_sums_are_those_of_rational_arithmetic(path, rule, dtype):
 @pytest.mark.parametrize("theta", [1e-9, 1e-4, 1.0])
 @pytest.mark.parametrize("width", [2, 40, SEGMENT + 5])
 def test_a_small_turn_beside_a_stretch_keeps_its_digits(path, theta, width, monkeypatch):
-    """What lies across W is 1e-9 of it, in rows that both paths cut."""
+    """The part orthogonal to W is 1e-9 of it, in rows that both paths split into blocks."""
     monkeypatch.setattr(rows, "_BLOCK", SEGMENT)
     weight, other = draw(1, width), draw(1, width, seed=1)
     new = 1.25 * (weight + theta * (other - (other @ weight.T) / (weight @ weight.T) * weight))
@@ -140,7 +140,7 @@ def test_a_small_turn_beside_a_stretch_keeps_its_digits(path, theta, width, monk
 
 
 def sizes(one):
-    """What each sum would be without any cancellation."""
+    """Return the size that each sum would have without any cancellation."""
     gradient = one.gradient.double() if one.gradient_scale is None else one.gradient.double() / one.gradient_scale
     weight, state = one.weight.double(), [tensor.double() for tensor in one.state]
     sums = [weight * weight, weight * gradient, gradient * gradient, weight**4]
@@ -219,7 +219,7 @@ def test_loops_and_torch_agree_on_updates(dtypes, seed, size, units, width):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("width", [1, 9, SEGMENT + 40])
 def test_a_gradient_that_is_not_finite_shows(rule, bad, width):
-    """It is how a step that the gradient scaler skips is recognised."""
+    """A gradient that is not finite is how a step that the gradient scaler skips is recognized."""
     one = example(rule, width=width, dtypes=(torch.float32,) * 3)
     one.gradient[1, width // 2] = bad
     found, expected = by_loops(read_one, one), by_torch(read_one, one)
@@ -317,7 +317,7 @@ def break_kernel(patch):
 
 
 def break_switch(patch):
-    """As NUMBA_DISABLE_JIT does."""
+    """Switch the compiled loops off as NUMBA_DISABLE_JIT does."""
     patch.setattr(pytest.importorskip("numba").config, "DISABLE_JIT", 1)
     patch.delitem(sys.modules, "lightning_normgeo.geometry.products.numba_kernels", raising=False)
     patch.delattr("lightning_normgeo.geometry.products.numba_kernels", raising=False)
@@ -354,7 +354,7 @@ def test_numba_is_not_even_imported_for_a_few_elements(monkeypatch):
 
 
 class Subclass(torch.Tensor):
-    """What is in its memory may not be all there is, as for a tensor distributed over processes."""
+    """Tensor subclass whose local memory may be only a part of it, as for a tensor distributed over processes."""
 
 
 LAYOUTS = {
@@ -397,7 +397,7 @@ def test_parameters_and_what_is_followed_by_autograd_can_be_read(path):
 
 
 class Half(SGDRule):
-    """A rule of somebody's own."""
+    """Update rule of a user."""
 
     def products(self, weight, gradient, *state):
         return tuple(product / 2 for product in super().products(weight, gradient, *state))
@@ -423,7 +423,7 @@ def test_several_weights_come_back_in_order_by_loops_or_by_torch(monkeypatch):
 @pytest.mark.parametrize("block", [1, 7, 11, 30])
 def test_torch_cuts_long_rows_only_where_sums_add_up(block, monkeypatch):
     class Normed(ElementwiseRule):
-        """As LAMB: the gradient over its length."""
+        """Update rule like LAMB's: the gradient divided by its norm."""
 
         def parts(self, weight, gradient, *state):
             return StepParts(self.lr * gradient / gradient.norm(dim=1, keepdim=True))

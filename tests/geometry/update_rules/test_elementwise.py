@@ -1,4 +1,4 @@
-"""Update rules of optimizers that scale each element by itself, against real ones in every mode, and scalar twins."""
+"""Update rules of elementwise optimizers, against real ones in every mode and against scalar reference code."""
 
 import dataclasses
 import itertools
@@ -49,7 +49,7 @@ RMSPROP = {"alpha": [0.8], "momentum": [0.0, 0.7], "centered": [False, True], **
 ADAGRAD = {"lr_decay": [0.0, 0.1], "initial_accumulator_value": [0.0, 0.3], **SHARED}
 ADAMAX = {"betas": [(0.8, 0.9), (0.0, 0.5)], **SHARED}
 LION = {"betas": [(0.9, 0.99), (0.5, 0.5)], **DECAY}
-# optimizer, twin, the choices of each flag, implementations
+# optimizer, reference code, choices of each flag, implementations
 MODES = [
     (Adam, ref.adam, ADAM | DECOUPLED, FUSED),
     (AdamW, ref.adam, ADAM, FUSED),
@@ -77,7 +77,7 @@ def twin_flags(make, flags):
 
 
 def gradients(shape=(UNITS, N), steps=STEPS):
-    """Shrinking ones, so that running maxima matter; the first of each unit is zero for two steps."""
+    """Return shrinking gradients, so that running maxima matter; the first of each unit is zero for two steps."""
     for step in range(steps):
         gradient = draw(*shape, seed=step + 1) * 0.7**step
         gradient[:, 0] *= step > 1
@@ -101,12 +101,12 @@ def test_terms_explain_every_step_of_torch(make, twin, flags, how):
 
 
 def test_radam_is_followed_across_its_switch():
-    """At β₂ = 0.9 it divides from step 6 on, at 0.6 never: both sides are in the runs above."""
+    """At β₂ = 0.9 RAdam divides from step 6 on, at 0.6 never: both cases are in the runs above."""
     assert [t for t in range(1, STEPS + 1) if ref.radam_length(0.9, t)[1] > 5] == list(range(6, STEPS + 1))
     assert max(ref.radam_length(0.6, t)[1] for t in range(1, 1000)) < 5
 
 
-# one of each kind, with what has a state of its own
+# one of each kind of rule, and those with special state
 KINDS = [
     (Adam, {"amsgrad": True, "weight_decay": 0.1}),
     (AdamW, {"weight_decay": 0.1}),
@@ -123,7 +123,7 @@ each_kind = pytest.mark.parametrize(("make", "flags"), KINDS, ids=[make.__name__
 @each_kind
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
 def test_a_learning_rate_may_be_a_tensor(make, flags, dtype, relative):
-    """Torch computes with a float32 one in float32, 1 - ηλ included."""
+    """Torch computes with a float32 learning rate in float32, 1 - ηλ included."""
     if make in (Adam, AdamW):
         flags = flags | {"foreach": False}
     parameter = nn.Parameter(draw(UNITS, N))
@@ -170,7 +170,7 @@ def test_float32_weights_are_explained_up_to_the_floors(make, flags):
     parameter = nn.Parameter(draw(UNITS, 400).float())
     optimizer, shares = make([parameter], lr=1.0, **flags), []
     decoupled = twin_flags(make, flags)["decoupled"]
-    stores = 1 + decoupled + (make is NAdam)  # times that W is rounded in a step
+    stores = 1 + decoupled + (make is NAdam)  # number of times that a step rounds W
     for lr, gradient in gradients((UNITS, 400), 20):
         weight, terms, exact = take_step(optimizer, parameter, gradient.float(), 0.1 * lr)
         floor = storage_floor(weight.double().pow(4).sum(1), torch.float32, stores)
@@ -180,7 +180,7 @@ def test_float32_weights_are_explained_up_to_the_floors(make, flags):
 
 @pytest.mark.parametrize("lr", [torch.tensor(1.1e-3), 1.1e-3], ids=["tensor", "float"])
 def test_decoupled_decay_is_rounded_as_the_weights_are(lr):
-    """Each element alike: 1 - ηλ unrounded would be off by more than the floors."""
+    """All elements are rounded alike: with 1 - ηλ unrounded the result would be off by more than the floors."""
     parameter = nn.Parameter(draw(2, 2000).float())
     optimizer = AdamW([parameter], lr=lr, weight_decay=0.1, foreach=False)
     weight, terms, exact = take_step(optimizer, parameter, torch.zeros(2, 2000), 1.1e-3, units=2)
@@ -225,7 +225,7 @@ def test_any_hyperparameters_are_explained(kind, seed, betas, lr, decay, scale):
     ids=lambda rule: type(rule).__name__,
 )
 def test_numbers_may_be_tensors_as_on_a_device(rule):
-    """Where reading them would wait for the device, the rule computes with them."""
+    """If reading the numbers would wait for the device, the rule computes with tensors."""
     state = [draw(UNITS, N, seed=2), draw(UNITS, N, seed=3).abs()]
     state = {LionRule: state[:1], AdagradRule: state[1:], RMSpropRule: state[::-1]}.get(type(rule), state)
 
@@ -254,7 +254,7 @@ def test_lion_may_have_decay_in_the_gradient():
 
 
 def test_the_tiniest_decay_keeps_its_digits():
-    """s² - 1 would have 7 correct ones here."""
+    """s² - 1 would have 7 correct digits here."""
     rule, weight = AdamRule(lr=1e-6, weight_decay=1e-3, decoupled=True), draw(UNITS, N)
     exact = [float((Fraction(rule.shrink) ** 2 - 1) * ref.exact_dot(w, w)) for w in weight.tolist()]
     decay = norm_increment(rule, weight, torch.zeros_like(weight)).weight_decay
@@ -263,7 +263,7 @@ def test_the_tiniest_decay_keeps_its_digits():
 
 @pytest.mark.parametrize("decay", [0.0, 0.1], ids=["", "decay"])
 def test_lion_does_not_move_where_gradient_and_momentum_cancel(decay):
-    """sign(0) = 0: such an element contributes nothing, not even in parts."""
+    """sign(0) = 0: such an element contributes nothing, not even to single terms."""
     rule = LionRule(lr=0.1, betas=(0.5, 0.9), weight_decay=decay, decoupled=True)
     weight, gradient, momentum = torch.tensor([[3.0, -4, 5], [-1, 0, 2], [1, 0, -2]]).double().split(1)
     assert all((part == 0).all() for part in rule.parts(weight, gradient, momentum) if part is not None)

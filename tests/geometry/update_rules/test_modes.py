@@ -1,4 +1,4 @@
-"""What optimizers compute with: complex weights, CUDA's fused kernel, 16 bits, parts of a weight; or no formula."""
+"""Modes of optimizers: complex weights, CUDA's fused kernel, 16 bits, parts of a weight; or no formula."""
 
 import math
 
@@ -102,7 +102,7 @@ FUSED_DECAYS = [(3e-4, 0.01), (3e-4, 0.05), (1e-4, 0.1), (1.1e-3, 0.1)]
 
 
 def fused_cuda_decay(weight, lr, decay):
-    """What torch's CUDA kernel does: param -= lr * weight_decay * param, scalars in double, the result stored."""
+    """Return the decay as torch's CUDA kernel computes it: param -= lr * weight_decay * param, scalars in double."""
     return (weight.double() - lr * decay * weight.double()).to(weight.dtype)
 
 
@@ -144,7 +144,7 @@ def test_only_the_fused_kernel_of_cuda_decays_in_double(flags, device, expected,
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_weights_of_16_bits_are_multiplied_in_float32(dtype):
-    """1 - ηλ is not rounded to what they are stored in, where it might become one."""
+    """1 - ηλ is not rounded to the weights' dtype, in which it might become one."""
     parameter = nn.Parameter(draw(1, 10_000).to(dtype))
     optimizer = torch.optim.AdamW([parameter], lr=0.01, weight_decay=0.3, eps=1e-3, foreach=False)
     parameter.grad = torch.zeros_like(parameter)
@@ -191,12 +191,12 @@ def test_implementations_are_explained(make, flags):
         flags = {"fused": True, "foreach": False}
     parameters = network((3, 4), (2, 2, 3, 3))
     for parameter in parameters:
-        parameter.requires_grad_(not flags.get("differentiable", False))  # torch takes no leaves then
+        parameter.requires_grad_(not flags.get("differentiable", False))  # torch then requires non-leaf tensors
     optimizer = make(parameters, lr=0.05, weight_decay=0.1, maximize=True, **flags)
     for step in range(3):
         set_gradients(parameters, step)
         for found in take_steps(optimizer):
-            # Adam's numbers are then tensors of float32, which leaves this much of them, and once 6e-6
+            # Adam's numbers are then float32 tensors, which causes errors of this size, and once 6e-6
             assert residual(found) < (2e-7 if "differentiable" in flags else 1e-12)
 
 
@@ -206,7 +206,7 @@ def test_implementations_are_explained(make, flags):
 @pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)], ids=["float", "tensor"])
 @pytest.mark.parametrize("dampening", [0.0, 0.5])
 def test_without_a_learning_rate_there_is_no_equilibrium(lr, dampening):
-    """As in the first step of a warm-up, or where a group is frozen by it."""
+    """For example in the first step of a warm-up, or in a group frozen by a learning rate of zero."""
     for rule in (
         SGDRule(lr=lr, weight_decay=0.1),
         SGDRule(lr=lr, weight_decay=0.1, momentum=0.9, dampening=dampening, first=False),
@@ -253,7 +253,7 @@ def test_the_identity_splits_every_step_as_the_rule_of_adamw_does(seed, lr, deca
     found = identity_terms(products.weight_sq, products.weight_update, products.update_sq, shrink)
     assert_explains(found, exact, weight)
     for name in ("gradient", "weight_decay", "quadratic"):
-        slack = 1e-14 * weight.square().sum(1)  # what storing W⁺ hides of the step
+        slack = 1e-14 * weight.square().sum(1)  # the part of the step lost in storing W⁺
         assert ((getattr(found, name) - getattr(terms, name)).abs() <= slack + 1e-12 * terms.quadratic).all()
     assert (found.momentum == 0).all()
     assert (found.quadratic >= 0).all()

@@ -1,4 +1,4 @@
-"""Rules of more optimizers against scalar twins written from the papers: every term, and what the optimizer does."""
+"""Rules of more optimizers against scalar reference code from the papers: every term, and the optimizer's real step."""
 
 from collections import defaultdict
 from functools import partial
@@ -149,7 +149,7 @@ def test_asgd_decays_by_its_own_rate():
 @pytest.mark.parametrize("adjust", ["original", "match_rms_adamw", "spectral_unclamped"])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_muon_is_recomputed_bit_for_bit(adjust, nesterov):
-    """Of scale-invariant weights neither ⟨W, O⟩ vanishes nor does ‖O‖² depend on g: eq 16 is not about it."""
+    """For scale-invariant weights ⟨W, O⟩ does not vanish and ‖O‖² does not depend on g: eq 16 does not apply."""
     parameter = nn.Parameter(draw(6, 4).float())
     optimizer = torch.optim.Muon([parameter], lr=0.02, weight_decay=0.1, nesterov=nesterov, adjust_lr_fn=adjust)
     for step in range(4):

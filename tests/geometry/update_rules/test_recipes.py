@@ -1,4 +1,4 @@
-"""Every optimizer that is known, in what trainings do to it: its increments are explained, or nothing is claimed."""
+"""Every known optimizer under the changes that trainings make: its increments are explained, or not claimed."""
 
 import copy
 from functools import partial
@@ -22,7 +22,7 @@ from support.tensors import draw
 
 KNOWN = {**EXPLAINED, **MATRICES_ONLY}
 SHAPES = {name: [(3, 4), (4, 2, 3, 3), (6,)] if name in EXPLAINED else [(3, 4), (6, 5)] for name in KNOWN}
-SLOW_STARTS = {"Rprop"}  # moves by itself, whatever η is after the first step
+SLOW_STARTS = {"Rprop"}  # after the first step it does not depend on η
 each_known = pytest.mark.parametrize("name", KNOWN)
 
 
@@ -50,7 +50,7 @@ def test_steps_are_explained(name):
         found = take_steps(optimizer)
         assert len(found) == len(parameters)
         assert_all_explained(found)
-    if name != "timm LARS":  # whose steps are a thousandth
+    if name != "timm LARS":  # its steps are a thousand times smaller
         assert all((step.exact.abs() > 1e-9).any() for step in found)
 
 
@@ -59,7 +59,7 @@ def test_clipped_and_accumulated_gradients_are_explained(name):
     parameters, optimizer = started(name)
     for step in range(3):
         optimizer.zero_grad(set_to_none=step % 2 == 0)
-        for part in range(2):  # backward passes add up
+        for part in range(2):  # gradients accumulate over backward passes
             loss = sum((parameter * draw(*parameter.shape, seed=step + 9 * part)).sum() for parameter in parameters)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 0.1)
@@ -130,7 +130,7 @@ def test_a_learning_rate_may_be_a_tensor_wherever_the_optimizer_takes_one(name):
 
 @each_known
 def test_float32_is_explained_up_to_the_floors(name):
-    """So many that the norms of a whole tensor, which are off by more than that, have to be the optimizer's own."""
+    """The tensors are so large that exact norms differ from the optimizer's own by more than the floors."""
     shapes = [(8, 40)] if name in MATRICES_ONLY else [(8, 10_000)]
     parameters = [nn.Parameter(0.05 * parameter.detach()) for parameter in network(*shapes, dtype=torch.float32)]
     optimizer = KNOWN[name](parameters, lr=0.001)
@@ -202,7 +202,7 @@ def test_an_option_of_a_later_version_counts_once_it_is_switched_on(make, where)
 
 
 def test_labels_of_a_group_change_nothing():
-    """Schedulers, and people, write into groups what no optimizer reads."""
+    """Schedulers and users write entries into groups that no optimizer reads."""
     parameters = network((4, 6))
     group = {"params": parameters, "name": "matrices", "max_lr": 1.0, "lr_scale": 0.5, "initial_lr": 1.0}
     optimizer = torch.optim.AdamW([group], lr=0.01)
@@ -223,7 +223,7 @@ def test_subclasses_that_keep_step_and_its_helpers_are_known(name):
 
 
 def test_nothing_is_imported_to_recognise_a_class():
-    """By name: a Lion with the name of timm's is taken for it, any other is not."""
+    """Recognition is by name: a Lion with timm's name is taken for timm's, any other is not."""
     kind = type("Lion", (torch.optim.Optimizer,), {"step": lambda self: None})
     assert registry.description_of(kind) is None
     kind.__module__ = "timm.optim.lion"
@@ -331,7 +331,7 @@ def test_nothing_of_an_optimizer_is_written_to():
 
 
 def test_weights_without_a_gradient_and_scaled_gradients_are_followed():
-    """Fused optimizers unscale gradients inside their step, and so are whole tensors read."""
+    """Fused optimizers unscale gradients inside their step, so whole tensors have to be read unscaled, too."""
     parameters = network((3, 4), (3, 4))
     optimizer = KNOWN["timm AdamW cautious"](parameters, lr=0.01)
     set_gradients(parameters, 0)

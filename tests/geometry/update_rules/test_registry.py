@@ -1,4 +1,4 @@
-"""The registry of optimizers: which are described, what subclasses inherit, and optimizers of one's own."""
+"""The registry of optimizers: described classes, their subclasses, and optimizers of users."""
 
 import functools
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ DESCRIBED = {
     Rprop: RpropRule,
     ASGD: ASGDRule,
 }
-NEWER = {"Adafactor": AdafactorRule, "Muon": MuonRule}  # torch 2.4 has neither, 2.5 one of them
+NEWER = {"Adafactor": AdafactorRule, "Muon": MuonRule}  # torch 2.4 has neither of them, 2.5 has one
 DESCRIBED |= {getattr(torch.optim, name): rule for name, rule in NEWER.items() if hasattr(torch.optim, name)}
 ELEMENTWISE = [make for make in DESCRIBED if make.__name__ not in NEWER]
 IN_TORCH = [
@@ -63,7 +63,7 @@ def _registry_is_restored(monkeypatch):
 
 
 def rule_of(make, **flags):
-    """The rule of the first step, or None."""
+    """Return the rule of the first step, or None."""
     parameter = nn.Parameter(draw(3, 2))
     optimizer = make([parameter], lr=0.1, **flags)
     described = describe_update(
@@ -100,7 +100,7 @@ def test_adamw_is_decoupled_and_adam_is_not():
 
 
 def test_an_adamw_group_without_the_flag_is_decoupled():
-    """As in older versions of torch, where AdamW was a class of its own."""
+    """As in older versions of torch, in which AdamW was a class of its own."""
     optimizer = AdamW([nn.Parameter(draw(3, 2))], lr=0.1, weight_decay=0.1)
     group = {name: value for name, value in optimizer.param_groups[0].items() if name != "decoupled_weight_decay"}
     assert describe_update(optimizer, group, {})[0].decoupled
@@ -116,7 +116,7 @@ def test_hyperparameters_are_read_now():
 
 @pytest.mark.parametrize("make", ELEMENTWISE, ids=lambda make: make.__name__)
 def test_the_state_is_read_before_the_step_and_kept(make):
-    """Torch writes in place: numbers of the rule are copies, tensors are read before the step."""
+    """Torch writes in place: numbers of the rule are copied, tensors are read before the step."""
     parameter = nn.Parameter(draw(3, 2))
     optimizer = make([parameter], lr=0.1)
     rules_seen = []
@@ -137,7 +137,7 @@ def test_the_state_is_read_before_the_step_and_kept(make):
 
 
 class Renamed(SGD):
-    """A subclass that keeps step."""
+    """A subclass that keeps the step of its parent."""
 
 
 class Overridden(AdamW):
@@ -151,7 +151,7 @@ class Mixin:
 
 
 class Mixed(Mixin, Adam):
-    """Another step comes first."""
+    """A subclass whose inherited step is overridden by another base class."""
 
 
 class Wrapped(RMSprop):
@@ -203,7 +203,7 @@ def test_registering_again_replaces():
 
 
 class LateLion(Lion):
-    """A subclass that keeps step."""
+    """A subclass that keeps the step of its parent."""
 
 
 class OtherLion(Lion):

@@ -1,4 +1,4 @@
-"""Units behind reentrant activation checkpoints: those of the network without checkpoints, and nothing is disturbed."""
+"""Units behind reentrant activation checkpoints equal those of the network without checkpoints; no state changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires
 
 
 class Segments(nn.Module):
-    """A stem, a segment that holds a nested one, and a head; with things that a call leaves behind."""
+    """A stem, a segment with a nested segment, and a head; a call changes buffers, random numbers and attributes."""
 
     def __init__(self, checkpoints: bool, nested: bool = True) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_nothing_is_stored_for_a_backward_pass() -> None:
 
 
 class Once(Segments):
-    """Can be run once only."""
+    """Network whose segment raises when it runs again with gradients."""
 
     def segment(self, x: Tensor, scale: float) -> tuple[Tensor, float]:
         if torch.is_grad_enabled():
@@ -120,7 +120,7 @@ def test_what_cannot_be_run_again_is_named() -> None:
 
 
 class Logged(Project):
-    """Logs in a checkpointed function, where Lightning takes no logs out of turn."""
+    """Project that logs in a checkpointed function; Lightning refuses self.log outside of its hooks."""
 
     def forward(self, x: Tensor) -> Tensor:
         def function(y: Tensor) -> Tensor:

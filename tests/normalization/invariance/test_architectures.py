@@ -1,4 +1,4 @@
-"""The units of known architectures are those in docs/units.md, and true to rounding in float64."""
+"""The units of known architectures are those in docs/units.md, and exact up to rounding in float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    sys.modules[spec.name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 

@@ -1,4 +1,4 @@
-"""Units behind single operations: claimed where scaling a unit leaves the loss alone, and nowhere else."""
+"""Units behind single operations: found exactly where scaling a unit leaves the loss unchanged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Layer(nn.Module):
 
 @dataclass
 class Case:
-    """What is computed from ``x`` and the weight ``w``.
+    """A function of the batch ``x`` and the weight ``w``, and the units expected for ``w``.
 
     Attributes:
         function: of x and w.
@@ -88,7 +88,7 @@ def heads(formula: str, last: Callable[[Tensor], Tensor]) -> Apply:
 
 
 def tokens(x: Tensor) -> Tensor:
-    """Word indices (N, T) made of a batch of images."""
+    """Return word indices (N, T) computed from a batch of images."""
     return (x.flatten(1)[:, :8] * 3).long().abs() % 9
 
 
@@ -102,12 +102,12 @@ def zeros(y: Tensor, size: int = 6) -> Tensor:
 
 
 def everywhere(y: Tensor) -> Tensor:
-    """The index of a scatter along the batch."""
+    """Return the index of a scatter along the batch."""
     return NODES.view(-1, 1, 1, 1).expand_as(y)
 
 
 def along(y: Tensor, dim: int) -> Tensor:
-    """The index of every entry along an axis."""
+    """Return the index of every entry along an axis."""
     return torch.arange(y.shape[dim]).view([-1 if d == dim else 1 for d in range(y.ndim)]).expand_as(y)
 
 
@@ -161,7 +161,7 @@ def star_norm(x: Tensor, w: Tensor) -> Tensor:
 
 
 def bilinear(x: Tensor, w: Tensor) -> Tensor:
-    """Both sides of a product depend on the weight: of degree 2, and nothing divides by as much."""
+    """Both factors of a product depend on the weight: degree 2, with no division by the same degree."""
     y = x.flatten(1)[:, :4] @ w.t()
     return y / torch.dot(y[0], y[1]).abs()
 
@@ -189,13 +189,13 @@ def queries_and_values(x: Tensor, w: Tensor) -> Tensor:
 
 
 def two_orders(x: Tensor, w: Tensor) -> Tensor:
-    """Words of other places, brought together after both lists were joined to one axis."""
+    """Return tokens at permuted positions, combined after both lists were flattened to one axis."""
     e, order = F.embedding(tokens(x), w), torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
     return ln(e.index_select(1, order).view(-1, 5) + e.index_select(1, order.flip(0)).view(-1, 5))
 
 
 def read_across(y: Tensor) -> Tensor:
-    """The memory of transposed means, read as if they lay in a row."""
+    """Read the memory of transposed means as if it were contiguous."""
     means = y.mean((2, 3), keepdim=True).transpose(0, 1).contiguous().transpose(0, 1)
     return means.as_strided((7, 6, 1, 1), (6, 1, 6, 6))
 
@@ -250,7 +250,7 @@ CASES: dict[str, Case] = {
     ),
     "embedding-in-two-orders": Case(two_orders, "none", 9, weight=(9, 5)),
     "bag-of-words": Case(lambda x, w: ln(F.embedding(tokens(x), w).sum(1)), "none", 9, weight=(9, 5)),
-    # written into something
+    # in-place writes
     "scatter-add": Case(normed(lambda y: zeros(y).scatter_add(0, everywhere(y), y)), "filter", 6, True),
     "scatter-add-in-place": Case(normed(lambda y: zeros(y).scatter_add_(0, everywhere(y), y)), "filter", 6, True),
     "scatter-add-to-input": Case(
@@ -288,7 +288,7 @@ CASES: dict[str, Case] = {
     "padded-by-one": Case(normed(lambda y: F.pad(y, (1, 0, 2, 1), value=1.0)), "none", 6),
     "padded-channels-by-one": Case(normed(lambda y: F.pad(y, (0, 0, 0, 0, 1, 1), value=1.0)), "filter", 6),
     "cropped": Case(normed(lambda y: F.pad(y, (-1, 0))), "filter", 6, True),
-    # moved
+    # moved entries
     "flip": Case(normed(lambda y: y.flip(2)), "filter", 6),
     "flip-channels": Case(normed(lambda y: y.flip(1)), "filter", 6),
     "flip-channels-and-add": Case(normed(lambda y: y + y.flip(1)), "none", 6),
@@ -389,7 +389,7 @@ def largest_cosine(layer: Layer, units: WeightUnits) -> float:
 
 
 def scaled_apart(layer: Layer, units: WeightUnits) -> float:
-    """How far the loss moves, relatively, if each unit is scaled by a factor of its own."""
+    """Return the relative change of the loss if each unit is scaled by a factor of its own."""
     before = loss_of(layer).item()
     generator = torch.Generator().manual_seed(5)
     factors = 0.99 + 0.02 * torch.rand(units.count, 1, generator=generator, dtype=torch.float64)
@@ -403,7 +403,7 @@ def scaled_apart(layer: Layer, units: WeightUnits) -> float:
 
 
 def skip_if_missed_on_old_torch(name: str, units: Any) -> None:
-    """What was picked is seen in the tensors that a node keeps, which torch 2.6 does not show: no units are claimed."""
+    """Torch 2.6 hides the saved tensors that show the picked entries, so no units are claimed there."""
     reads_saved = name.startswith("index") or name in ("embedding-as-index", "scatter-reduce")
     if reads_saved and units.kind == "none" and not hasattr(torch._C._autograd.SavedTensor, "data"):
         pytest.skip("torch does not show saved tensors without unpacking them")
@@ -434,7 +434,7 @@ def test_the_graph_alone_claims_no_more(name: str) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_bias_of_a_linear_map_in_one_node_varies_along_the_last_axis(bias: bool) -> None:
-    """Apple's GPUs and nested tensors have such a node, which no test can run everywhere."""
+    """Such a node exists on Apple's GPUs and for nested tensors, which tests cannot run everywhere."""
     edges = ((None, 0), (object(), 0), (object() if bias else None, 0))
     walk: Any = SimpleNamespace(
         node=SimpleNamespace(next_functions=edges),

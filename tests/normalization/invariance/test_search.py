@@ -1,4 +1,4 @@
-"""Units found from the graph are the ones for which ⟨W, ∇W⟩ vanishes, and no others."""
+"""Units found from the graph are exactly those for which ⟨W, ∇W⟩ vanishes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lightning_normgeo.normalization.parametrizations import WeightStandardizati
 from support.projects import ConvNet
 from support.small_models import Net
 
-EPS = 1e-60  # so that in float64 nothing is left but rounding
+EPS = 1e-60  # so that only float64 rounding remains
 
 
 def conv(out: int = 6, bias: bool = False, **settings: int) -> nn.Conv2d:
@@ -84,7 +84,7 @@ def frozen(net: Net) -> Net:
 
 
 def joined(m: Net, x: Tensor) -> Tensor:
-    """DenseNet: what a normalization reads is a concatenation."""
+    """DenseNet: the input of a normalization is a concatenation."""
     return m.norm(torch.cat([x, m.conv(x)], 1))
 
 
@@ -140,7 +140,7 @@ def copied_twice(m: Net, x: Tensor) -> Tensor:
 
 
 def squash(m: Net, x: Tensor) -> Tensor:
-    """A capsule network's: 1 is no epsilon."""
+    """Squash function of a capsule network: its constant 1 is not an ε."""
     y = m.conv(x)
     square = y.square().sum(1, keepdim=True)
     return square / (1 + square) * y / square.sqrt()
@@ -157,7 +157,7 @@ def variance_and_mean(m: Net, x: Tensor) -> Tensor:
 
 
 def standardized_as_published(m: Net, x: Tensor) -> Tensor:
-    """Weight standardization as in Qiao's code: an expanded deviation."""
+    """Weight standardization as in Qiao's code, with an expanded deviation."""
     centered = m.conv.weight - m.conv.weight.mean((1, 2, 3), keepdim=True)
     deviation = centered.view(len(centered), -1).std(1).view(-1, 1, 1, 1) + EPS
     return F.conv2d(x, centered / deviation.expand_as(centered)).sigmoid()
@@ -187,7 +187,7 @@ def gn(groups: int = 3, channels: int = 6) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=EPS)
 
 
-torch.manual_seed(0)  # else the networks depend on which tests are collected before
+torch.manual_seed(0)  # else the networks would depend on the tests collected before
 LINEAR, SHORT = nn.Linear(64, 12), nn.Linear(64, 12, bias=False)
 CASES: dict[str, tuple[Net, str]] = {
     "batch-norm": (chain(conv(), bn()), "filter"),
@@ -318,7 +318,7 @@ JOINT = {"group": 2, "layer": 1, "matrix": 1}
     "name", [name for name, (_, kind) in CASES.items() if kind.split("+")[0] in JOINT and name != "centered-by-hand"]
 )
 def test_finer_units_would_be_wrong(name: str) -> None:
-    """The paper's "every row" fails where rows share their statistics."""
+    """The paper's "every row" is wrong where rows share their statistics."""
     net, _ = CASES[name]
     (units, *_), _ = cosines(net)
     weight = dict(net.named_parameters())[units.name]
@@ -376,7 +376,7 @@ def test_registration_order_agrees_with_the_graph_on_plain_networks() -> None:
 
 
 def test_a_gamma_that_something_else_reads_predicts_no_epsilon_part() -> None:
-    """Network slimming: the penalty's gradient is in γ.grad, and not a part of the normalization's."""
+    """Network slimming: the penalty's gradient is in γ.grad, but is not part of the normalization's gradient."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     loss = model(torch.rand(4, 3, 8, 8)).square().sum()
     assert units_from_graph(model, loss)[0].scale == "1.weight"

@@ -1,4 +1,4 @@
-"""swap_norm measures whether the function of evaluation mode is kept, and leaves alone what would not keep it."""
+"""swap_norm measures the change of the function in evaluation mode, and skips layers whose function would change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXACT = ["none", "wn", "sn", "wn+mbn"]
 
 
 def function(net: nn.Module, x: Tensor) -> Tensor:
-    """Return what a copy computes in evaluation mode, in float64."""
+    """Return the output of a copy in evaluation mode, in float64."""
     return copy.deepcopy(net).double().eval()(x.double()).detach()
 
 
@@ -41,7 +41,7 @@ def same(net: nn.Module, before: dict[str, Tensor]) -> bool:
     return list(state) == list(before) and all(torch.equal(state[name], before[name]) for name in before)
 
 
-# what is measured
+# measured changes
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -70,7 +70,7 @@ def test_the_number_is_that_of_an_independent_comparison(build: Callable[[], nn.
 
 
 def test_the_change_of_a_layer_is_its_own() -> None:
-    """Each layer gets the inputs that it had, so that the second is not blamed for the first."""
+    """Each layer gets its original inputs, so that the second layer is not blamed for the change of the first."""
     net = worn(nn.Sequential(*conv_bn(), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4)))
     x = x2d(2, size=8)
     before = copy.deepcopy(net)
@@ -81,7 +81,7 @@ def test_the_change_of_a_layer_is_its_own() -> None:
 
 
 class Counting(Net):
-    """Counts its calls, keeps its input and overrides the modes, as models with frozen statistics do."""
+    """Layer that counts its calls, stores its input and overrides modes, as models with frozen statistics do."""
 
     calls = 0
 
@@ -113,11 +113,11 @@ def test_measuring_leaves_no_trace(given: bool) -> None:
     assert not any(child._forward_hooks for child in net.modules())
 
 
-# what would not keep the function
+# swaps that would not keep the function
 
 
 def scaled(m: Net, x: Tensor) -> Tensor:
-    return m.bn(F.conv2d(x, m.conv.weight * 0.1))  # the bias that folding gives the layer is not used
+    return m.bn(F.conv2d(x, m.conv.weight * 0.1))  # the model does not use the bias that folding adds to the layer
 
 
 def read_elsewhere(m: Net, x: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ SILENT: dict[str, tuple[Callable[[], nn.Module], str]] = {
         (case, to)
         for case in SILENT
         for to in ("none", "wn", "wn+mbn")
-        if (case, to) != ("functional", "wn+mbn")  # which keeps β in a layer of its own, and so the function
+        if (case, to) != ("functional", "wn+mbn")  # keeps β in a layer of its own, and so the function
     ],
 )
 def test_no_change_is_silent(case: str, to: str, given: bool) -> None:

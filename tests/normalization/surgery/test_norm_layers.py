@@ -1,4 +1,4 @@
-"""swap_norm where layers live: subclasses, shared layers, containers; models stay models."""
+"""swap_norm with subclasses, shared layers and containers of normalizations; models keep their classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXACT = ["none", "wn", "sn", "wn+mbn"]  # keep the function of evaluation mode
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
-    """As timm's: a batch normalization that runs dropout and an activation of its own behind itself."""
+    """Like timm's: a batch normalization that also applies its own dropout and activation."""
 
     def __init__(self, channels: int, act: nn.Module | None = None, drop: nn.Module | None = None) -> None:
         super().__init__(channels)
@@ -97,7 +97,7 @@ def test_subclasses_that_do_more_are_left_alone_or_reported() -> None:
     assert "the forward of Rectified replaced" in report.changes[0].note
 
 
-# where layers live
+# places of layers
 
 
 def test_shared_layers_are_swapped_once_under_all_their_names() -> None:
@@ -135,7 +135,7 @@ def test_containers_of_any_kind() -> None:
     assert swap_norm(net, "gn").left == ()
     assert [type(net["list"][1]), type(net["dict"]["norm"]), type(net["chain"][1])] == [nn.GroupNorm] * 3
     assert len(net["chain"]) == 2
-    report = swap_norm(net, "wn")  # the Sequential is certain, and for the others there is nothing to be run
+    report = swap_norm(net, "wn")  # the order is certain in the Sequential only
     assert report.changes[0].weights == ("chain.0",)
     assert [entry.name for entry in report.left] == ["list.1", "dict.norm"]
     assert "that list.0 feeds it is a guess from the order of registration. Pass example_batch" in report.left[0].reason
@@ -151,7 +151,7 @@ def test_the_filter_chooses_by_any_name() -> None:
     assert (net[1].num_groups, net[4].num_groups) == (1, 1)
 
 
-# models are still models
+# models keep their features
 
 
 @pytest.mark.parametrize("to", NORMS)
@@ -183,4 +183,4 @@ def test_a_lightning_trainer_trains_it(to: str) -> None:
     trainer(steps=2).fit(project, images(16))
     for name, parameter in project.named_parameters():
         assert parameter.isfinite().all()
-        assert "3.bias" in name or not torch.equal(parameter, before[name]), name  # that one is in front of a norm
+        assert "3.bias" in name or not torch.equal(parameter, before[name]), name  # a layer in front of a normalization

@@ -1,4 +1,4 @@
-"""swap_norm finds what is in front of a normalization, by the order of registration or the graph."""
+"""swap_norm finds the layer in front of a normalization, by the order of registration or the graph."""
 
 from __future__ import annotations
 

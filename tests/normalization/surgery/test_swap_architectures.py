@@ -22,7 +22,7 @@ from support.processes import reports_of
 from support.small_models import feeders, worn
 
 SCRIPT = SUPPORT / "ddp_swap.py"
-SIZE = 64  # leaves 2x2 positions behind a stride of 32, which instance normalization needs
+SIZE = 64  # 2x2 positions remain after a stride of 32, which instance normalization needs
 SMALL = [CNBlockConfig(16, 32, 1), CNBlockConfig(32, 64, 1), CNBlockConfig(64, None, 2)]
 
 
@@ -55,7 +55,7 @@ def built(arch: str) -> nn.Module:
 
 
 def expected_parameters(model: nn.Module, report: SwapReport) -> dict[str, int]:
-    """Return name and size of the parameters that the model should have behind a swap, as documented."""
+    """Return name and size of the documented parameters after a swap."""
     norm, sizes = NORMS[report.to], {name: p.numel() for name, p in model.named_parameters()}
     layers = dict(model.named_modules())
     for change in report.changes:
@@ -89,7 +89,7 @@ def test_every_architecture_takes_every_normalization(arch: str, to: str) -> Non
             swap_norm(model, to)
         return
     batch = torch.rand(2, 3, SIZE, SIZE)
-    report = swap_norm(model, to, example_batch=batch if to == "in" else None)  # "in" is left out at single positions
+    report = swap_norm(model, to, example_batch=batch if to == "in" else None)  # "in" is skipped at single positions
     before = {name for name, layer in original.named_modules() if isinstance(layer, Layers)}
     assert {change.name for change in report.changes} | {entry.name for entry in report.left} == before
     assert len(report.changes) + len(report.left) == len(before)
@@ -106,7 +106,7 @@ def test_every_architecture_takes_every_normalization(arch: str, to: str) -> Non
 
 
 def test_what_is_left_alone() -> None:
-    """Fresh statistics do nothing, worn ones behind DenseNet's concatenations cannot be folded; ConvNeXt's blocks."""
+    """Initial statistics have no effect; trained ones behind concatenations cannot be folded (DenseNet, ConvNeXt)."""
     assert len(swap_norm(copy.deepcopy(built("densenet121")), "wn").changes) == 121
     net = worn(copy.deepcopy(built("densenet121")))
     report = swap_norm(net, "wn", example_batch=torch.rand(2, 3, 32, 32))
@@ -139,7 +139,7 @@ def test_the_graph_sees_through_concatenations() -> None:
 
 @functools.lru_cache(maxsize=1)
 def trained(arch: str) -> nn.Module:
-    """Return a model with γ, β and statistics that are not those of the start, in float64 and evaluation mode."""
+    """Return a model with γ, β and statistics unlike the initial ones, in float64 and evaluation mode."""
     torch.manual_seed(2)
     model = copy.deepcopy(built(arch)).double()
     for layer in model.modules():

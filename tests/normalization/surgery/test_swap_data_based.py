@@ -1,4 +1,4 @@
-"""swap_norm between data-based normalizations: what is kept bit by bit, on any shape and precision."""
+"""swap_norm between data-based normalizations keeps parameters bit by bit, for any shape and precision."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_instance_normalization_needs_positions() -> None:
     with pytest.raises(ConfigurationError, match="change nothing: 1: its input has one position for each channel"):
         swap_norm(net, "in")
     net = Net(lambda m, x: m.bn(m.fc(x).transpose(1, 2)), fc=nn.Linear(4, 6), bn=nn.BatchNorm1d(6))
-    swap_norm(net, "in", example_batch=torch.randn(2, 5, 4))  # the batch shows that there are positions
+    swap_norm(net, "in", example_batch=torch.randn(2, 5, 4))  # the batch shows that the input has positions
     assert type(net.bn) is nn.InstanceNorm1d
     net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 4), nn.BatchNorm2d(6))
     report = swap_norm(net, "in", example_batch=x2d())

@@ -1,4 +1,4 @@
-"""swap_norm refuses what it cannot do, and to replace what an optimizer holds."""
+"""swap_norm refuses impossible swaps, and swaps of parameters that an optimizer already has."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_model_inside_ddp(tmp_path: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-# optimizers that exist already
+# optimizers created before the swap
 
 OPTIMIZED = [
     ("gn", "4", "1", False),
@@ -123,7 +123,7 @@ OPTIMIZED = [
     ("wn+mbn", "*", "*", True),
     ("bn+ws", "*", "*", False),  # the weights stay the same parameters
     ("ws", "*", "*", True),
-    ("wn", "4", "1", False),  # the optimizer has nothing to do with what changes
+    ("wn", "4", "1", False),  # the optimizer has none of the parameters that change
 ]
 
 
@@ -180,7 +180,7 @@ def test_a_trainer_is_asked_while_it_runs() -> None:
     project = Swapping()
     trainer(steps=1).fit(project, images(8))
     assert type(project.net[1]) is nn.GroupNorm
-    swap_norm(project, "wn")  # the Trainer has finished and makes a new optimizer next time
+    swap_norm(project, "wn")  # the Trainer has finished and will create a new optimizer
     project = Configured()
     trainer(steps=1).fit(project, images(8))
     assert math.isfinite(project.net[0].weight.sum().item())

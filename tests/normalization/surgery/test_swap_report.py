@@ -1,4 +1,4 @@
-"""swap_norm says what it did."""
+"""The report of swap_norm describes every change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_hooks_that_go_are_reported() -> None:
 def test_the_report_as_text() -> None:
     net = nn.Sequential(ConvNet(), nn.Unflatten(1, (2, 2)), nn.LayerNorm(2, eps=1e-12))
     report = swap_norm(net, "gn", groups=2, example_batch=torch.rand(2, 3, 8, 8))
-    assert report.change < 1e-3  # normalized pairs are signs, which hide what is in front
+    assert report.change < 1e-3  # normalized pairs are signs, which hide the preceding layer
     assert not report.kept
     changes, lost = [change.change for change in report.changes], "running mean dropped, running variance dropped"
     assert str(report) == "\n".join(
@@ -36,7 +36,7 @@ def test_the_report_as_text() -> None:
             "  2    left alone: it normalizes the last dimension of its input, not channels (N, C, ...)",
         ]
     )
-    net[1] = nn.Module()  # which cannot be run
+    net[1] = nn.Module()  # a model that cannot run
     report = swap_norm(net, "cwn", layers="0.4")
     assert report.change is report.changes[0].change is report.kept is None
     assert str(report) == "\n".join(

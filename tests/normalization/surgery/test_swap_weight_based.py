@@ -1,4 +1,4 @@
-"""swap_norm to pairs, and on weights that are parametrized already or cannot be."""
+"""swap_norm to pairs of normalizations, and on weights that are already parametrized or cannot be."""
 
 from __future__ import annotations
 

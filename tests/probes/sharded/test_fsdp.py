@@ -1,4 +1,4 @@
-"""Two real processes that share every weight (FSDP2): what they find is what one process finds, to the last digits."""
+"""FSDP2 with two real processes that share every weight: results equal those of one process up to rounding."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_cosines_are_those_of_autograd(two: Ranks) -> None:
 
 
 def test_one_collective_more_per_measured_step_and_none_otherwise(two: Ranks) -> None:
-    """Gradients are accumulated over two batches and every second step is measured: one batch of four."""
+    """Gradients are accumulated over two batches, and every second step is measured: once in four batches."""
     for found in two[1]:
         counts = found["collectives"]
         bare = counts.pop("bare")
@@ -117,7 +117,7 @@ def test_weights_in_float32_may_be_computed_with_in_bfloat16(two: Ranks) -> None
 
 @pytest.mark.parametrize("name", ["copies", "parts"])
 def test_copies_of_a_divided_model_count_once(two: Ranks, name: str) -> None:
-    """HSDP, both with several copies of one part and with one copy of several."""
+    """HSDP, both with several copies of one shard and with one copy of several shards."""
     for found in two[1]:
         assert_close(found["replicated"][name], found["sgd"]["rows"])
 
@@ -180,7 +180,7 @@ def test_one_process_goes_on_with_what_two_have_added_up(two: Ranks) -> None:
 
 
 def counted(account: CumulativeIncrements, weight: torch.Tensor, gradients: torch.Tensor) -> Any:
-    """Count what SGD does to (a part of) a weight."""
+    """Return the cumulative increments of SGD on (a part of) a weight."""
     parameter = nn.Parameter(weight.clone())
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, weight_decay=0.1)
     account.follow({"weight": parameter})
@@ -195,7 +195,7 @@ def counted(account: CumulativeIncrements, weight: torch.Tensor, gradients: torc
 
 @pytest.mark.parametrize("shape", [(5, 3), (2, 4), (5,)])
 def test_the_sums_of_all_parts_are_those_of_the_whole(shape: tuple[int, ...]) -> None:
-    """Only what rounding can add to a vector is not, but larger."""
+    """All sums agree except the floors, which depend on norms of whole vectors and become larger."""
     weight, gradients = torch.randn(shape, dtype=torch.float64), torch.randn(4, *shape, dtype=torch.float64)
     shards = [Shards({}, torch.device("cpu"), 3, 3, rank) for rank in range(3)]
     row_range = [one.row_range(weight) for one in shards]
@@ -230,7 +230,7 @@ def test_strategies_that_cut_weights_anywhere_are_refused_with_what_is_derived_f
 
 
 def test_units_are_guessed_where_nothing_of_the_graph_has_a_name() -> None:
-    """The numbers have to confirm it then, as under torch.compile."""
+    """As under torch.compile, the numbers then have to confirm the units."""
     net = batch_norms()
     loss = net(torch.randn(4, 3, 8, 8)).sum()
     found, guessed = find_units(net, Graph(loss, unsharded={}))

@@ -1,4 +1,4 @@
-"""Every optimizer in every way of taking a step, by two processes that share every weight (FSDP2)."""
+"""FSDP2: every optimizer in every way of taking a step, by two processes that share every weight."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ COMPARED = [cell for cell in CELLS if cell[1] != "bf16-policy"]
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Report]]:
-    """Train all cells in one pair of processes."""
+    """Train all cells of the table in one pair of processes."""
     folder = tmp_path_factory.mktemp("fsdp_table")
     return reports_of(SCRIPT, folder)
 
 
 def assert_explained(rows: Any, kinds: dict[str, list[str]], wide: bool) -> None:
-    """What the formula does not explain of any weight, in any step and in all so far, is rounding."""
+    """Check that the residual of every weight, in every step and cumulatively, is only rounding."""
     for _, row in rows:
         for group, layers in kinds.items():
             suffixes = ["", *(f"/net.{layer}" for layer in layers)]
@@ -60,7 +60,7 @@ def test_divided_steps_are_those_of_one_process(two: list[dict[str, Report]], ce
 
 
 def test_the_table_of_divided_steps_clips(two: list[dict[str, Report]]) -> None:
-    """The norm is that of all parts: clipping each by its own would leave more of the gradient."""
+    """The norm is that of all shards: clipping each shard by its own norm would leave more of the gradient."""
     squares = {}
     for loop in ("plain", "clip-norm", "clip-value"):
         rows = two[0][f"sgd-{loop}"]["rows"]["float64"]

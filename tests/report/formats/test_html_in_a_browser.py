@@ -1,4 +1,4 @@
-"""The page in a real browser: it asks for nothing, figures answer, tables sort, whatever was recorded."""
+"""The HTML report in a real browser: no network requests, working menus and tooltips, sortable tables, any data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.browser import Browser, Shown
 from support.records import CONVOLUTIONS, write_run
 
 ALL, CONVOLUTION, BATCH_NORM = "all layers", "model.layer1.0.conv1", "model.layer1.0.bn1"
-# for each figure one of its curves, and the key that the record has it under
+# for each figure one of its curves, and its key in the record
 CURVES: dict[str, tuple[dict[str, str], str]] = {
     "affine": ({"panel": "|β − μ|, bn", "quantity": "mean of all channels"}, "affine/abs_beta_minus_mu_mean"),
     "norms": ({}, "norm_growth/weight_norm"),
@@ -30,7 +30,7 @@ CURVES: dict[str, tuple[dict[str, str], str]] = {
 }
 WITHOUT_LAYERS = ("orthogonality-layers", "accuracies", "against-eps")
 ROUNDED = 1e-3
-"""Figures hold five digits and tooltips show four."""
+"""Relative error of displayed numbers: figures have five digits and tooltips four."""
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def page(browser: Browser, study_report: Path) -> Iterator[Shown]:
 
 @pytest.fixture(scope="module")
 def runs(study_report: Path) -> dict[str, Record]:
-    """Return the study's records by what the report calls the runs."""
+    """Return the study's records, by the labels of the report."""
     found = {}
     for folder in study_report.parent.glob("*/"):
         record = read_record(folder)
@@ -194,7 +194,7 @@ def test_a_chosen_layer_is_shown_whole_after_zooming(page: Shown) -> None:
 def test_drawing_again_keeps_the_layer(page: Shown) -> None:
     page.choose(CONVOLUTION)
     values = {point["value"] for point in page.drawn("norms")}
-    for width in (800, 1100, 700):  # while it is still being drawn for the one before
+    for width in (800, 1100, 700):  # while the figure is still drawing the previous layer
         page.page.set_viewport_size({"width": width, "height": 900})
         page.page.wait_for_timeout(250)
     page.page.wait_for_function("document.querySelector('#chart-against-eps .marks').clientWidth < 660")
@@ -317,7 +317,7 @@ def test_names_that_end_lines_of_scripts_break_no_figure(browser: Browser, workp
         assert page.page.locator("text=This figure cannot be drawn").count() == 0
         for anchor in page.anchors():
             assert page.page.locator(f"#chart-{anchor} svg.marks").count() == 1, anchor
-        page.choose(plain(f"conv{ACTING}".replace("\ud800", "?")))  # half of a pair has no UTF-8
+        page.choose(plain(f"conv{ACTING}".replace("\ud800", "?")))  # a lone surrogate has no UTF-8 encoding
         assert sorted(point["value"] for point in page.drawn("norms")) == [1.5, 2.5]
         assert {text for text in page.page.inner_text("body") if not text.isprintable()} <= {"\n", "\t", "\xa0"}
 
@@ -339,7 +339,7 @@ def test_unlike_runs_fit_the_screen(browser: Browser, workplace: Path) -> None:
         names = cells(page, "geometry", 0)
         assert len(set(names)) == 5
         assert max(map(len, names)) <= 60
-        assert len(cells(page, "settings", 0)) == 5 * 9 + 4  # settings of their own, arch, norm, seed, and the state
+        assert len(cells(page, "settings", 0)) == 5 * 9 + 4  # settings of single runs, arch, norm, seed, and the state
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The page on a phone, in the dark, printed, and for those who do not see it."""
+"""The HTML report on a phone, in dark mode, in print, and with assistive technology."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lightning_normgeo.report.figures.figure import COLORS
 from support.browser import PHONE, Browser, Shown, contrast
 
 READABLE, VISIBLE, SMALLEST = 4.5, 3, 11
-"""Contrast of text and of graphics (WCAG 2, AA), and pixels."""
+"""Minimal contrast of text and of graphics (WCAG 2, AA), and minimal size in pixels."""
 PRINTED = {"width": 1031, "height": 300}
-"""A4 across, less its margins."""
+"""Width of an A4 page without its margins."""
 INSIDE = """() => [...document.querySelectorAll(".marks text, .marks .role-axis-domain line")].filter((part) => {
     const { left, right } = part.getBoundingClientRect(), svg = part.closest(".marks").getBoundingClientRect();
     return left < svg.left - 1 || right > svg.right + 1;
@@ -33,7 +33,7 @@ def hard_to_read(page: Shown) -> list[str]:
 
 
 def brightness(page: Shown, selector: str, name: str) -> float:
-    """Return the contrast of a color to black: 1 to 21."""
+    """Return the contrast of a color with black, from 1 to 21."""
     style = page.page.locator(selector).first.evaluate("(e, name) => getComputedStyle(e)[name]", name)
     return contrast(style, "rgb(0, 0, 0)")
 
@@ -121,7 +121,7 @@ def test_tap_shows_values(browser: Browser, study_report: Path) -> None:
         page.page.evaluate("document.getElementById('chart-norms').scrollIntoView({block: 'center'})")
         page.settle()
         point = next(point for point in page.drawn("norms") if point["on_top"] and point["step"] == 29)
-        page.page.touchscreen.tap(point["x"] + 4, point["y"] - 9)  # fingers are wide
+        page.page.touchscreen.tap(point["x"] + 4, point["y"] - 9)  # minimal width of touch targets
         tooltip.wait_for()
         return point
 
@@ -148,7 +148,7 @@ def test_print_is_light_and_whole(browser: Browser, study_report: Path) -> None:
         drawing = page.page.locator("#chart-norms .marks").element_handle()
         page.page.emulate_media(media="print")
         page.page.set_viewport_size(PRINTED)
-        page.page.wait_for_timeout(300)  # longer than a page on a screen waits before it draws again
+        page.page.wait_for_timeout(300)  # longer than the delay after which a page redraws on a screen
         assert drawing.evaluate("drawing => drawing.isConnected")
         assert page.page.evaluate(WIDER) == []
         assert page.page.evaluate(INSIDE) == []

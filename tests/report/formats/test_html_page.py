@@ -1,4 +1,4 @@
-"""The report: one self-contained page that draws exactly what the record holds."""
+"""The HTML report: one self-contained page whose figures show exactly the data of the record."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ RESULTS = [
 
 
 def logged(version: str = "one", end: bool = True, robustness: bool = True) -> RecordLogger:
-    """Write a record of three steps with distinct positive values for every key that the figures show."""
+    """Write a record of three steps with distinct positive values for every key of the figures."""
     generator = np.random.default_rng(0)
     logger = RecordLogger("out", version=version)
     own = {"trainer": {"max_epochs": 1}, "test_after_fit": True}  # as the command line logs it
@@ -86,7 +86,7 @@ def logged(version: str = "one", end: bool = True, robustness: bool = True) -> R
 
 
 class Page(HTMLParser):
-    """A parsed page: its texts by element, attributes that load something, and scripts."""
+    """A parsed page: its texts by element, attributes that load a resource, and scripts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Page(HTMLParser):
         return "\n".join(self.texts)
 
     def spec(self, anchor: str) -> dict[str, Any]:
-        """Return the figure's specification as the browser gets it."""
+        """Return the figure's specification in the form that the browser gets."""
         (start,) = [match.end() for match in re.finditer(rf'"{anchor}": ', self.scripts[-1])]
         return json.JSONDecoder().raw_decode(self.scripts[-1], start)[0]
 
@@ -177,7 +177,7 @@ def test_page_loads_nothing() -> None:
 
 
 def points_of(spec: Any, layer: str) -> list[tuple[str, int, float]]:
-    """Return what a figure of curves draws for a choice of the layer: quantity, step and value."""
+    """Return the points that a figure of curves draws for the chosen layer: quantity, step and value."""
     return sorted(
         (row["quantity"], step, value)
         for row in rows_of(spec)
@@ -259,7 +259,7 @@ def test_settings_of_the_run_are_shown() -> None:
     cells = page(logged()).cells
     assert ["seed_everything", "3"] in cells
     assert ["model.arch", "resnet18"] in cells
-    assert not any(row and row[0] == "model.lr" for row in cells)  # what is not set is left out
+    assert not any(row and row[0] == "model.lr" for row in cells)  # settings that are not set are omitted
 
 
 def test_example_images_are_inside() -> None:

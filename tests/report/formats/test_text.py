@@ -1,4 +1,4 @@
-"""Reports as text: what is in the tables can be read back from Markdown and LaTeX, and numbers from the CSV exactly."""
+"""Reports as text: tables can be read back from Markdown and LaTeX, and exact numbers from the CSV."""
 
 from __future__ import annotations
 

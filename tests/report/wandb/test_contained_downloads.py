@@ -1,4 +1,4 @@
-"""Projects of W&B that belong to somebody else: their files stay in the folder that was chosen for them."""
+"""W&B projects of other owners: downloaded files stay inside the chosen folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LEADING_OUT = [
 
 @dataclass
 class File:
-    """A file that a run at W&B says it has."""
+    """A file that a run at W&B claims to have."""
 
     name: str
     size: int = 3
@@ -49,7 +49,7 @@ class File:
 
 @dataclass
 class Project:
-    """A run with whatever its owner wants it to have."""
+    """A run with any content that its owner chooses."""
 
     given: Sequence[File]
     id: str = "run"
@@ -57,7 +57,7 @@ class Project:
     config: dict[str, Any] = field(default_factory=dict)
 
     def files(self, names: list[str]) -> Sequence[File]:
-        return self.given  # others than were asked for
+        return self.given  # other files than requested
 
     def logged_artifacts(self) -> list[Any]:
         entries = {file.name: file for file in self.given}

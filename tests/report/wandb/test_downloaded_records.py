@@ -1,4 +1,4 @@
-"""Runs that W&B has, read back: the same records as their local ones, and clear words where there are none."""
+"""Runs read back from W&B equal their local records; a missing run gives a clear error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [needs_pinned_wandb, lightning_cli, pytest.mark.timeout(180)]
 
 @dataclass
 class Both:
-    """A run of the command line with W&B online: its own record, and what the server gives back."""
+    """A run of the command line with W&B online: its own record, and the record read back from the server."""
 
     local: Record
     read: Record
@@ -52,7 +52,7 @@ def test_curves_are_those_of_the_record(both: Both) -> None:
     assert len(both.read.metrics) > 20
     in_the_table = ("/ci_low", "/ci_high", "/n")
     local = {
-        key: sorted(dict(points).items())  # epoch comes twice a step
+        key: sorted(dict(points).items())  # epoch is logged twice per step
         for key, points in both.local.metrics.items()
         if both.local.is_at_wandb(key) and not key.endswith(in_the_table)
     }
@@ -117,7 +117,7 @@ def test_tables_of_a_report_are_the_same(both: Both) -> None:
     assert [table.anchor for table in read] == names
     assert {"robustness", "geometry"} <= set(names)
     for mine, other in zip(local, read, strict=True):
-        if mine.anchor != "environment":  # W&B does not note all of it
+        if mine.anchor != "environment":  # W&B does not store all of it
             shared = [mine.columns.index(column) for column in other.columns]  # W&B lacks the medians
             assert len(shared) > 0.6 * len(mine.columns)
             assert [row[1:] for row in other.rows] == [[row[k] for k in shared[1:]] for row in mine.rows]
@@ -249,7 +249,7 @@ def test_account(key: str | None, message: str, server: WandbBackend, monkeypatc
 
 @pytest.mark.usefixtures("server")
 def test_no_network_is_said_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as closed:  # bound, and nobody listens
+    with socket.socket() as closed:  # the port is bound, but nobody listens
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
         monkeypatch.setattr(downloaded_records, "_PATIENCE", 1)

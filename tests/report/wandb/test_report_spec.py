@@ -1,4 +1,4 @@
-"""The report and the view for W&B: what they ask for, as a snapshot and clause by clause, and that they are saved."""
+"""W&B's report and project view: their specification, as a snapshot and part by part, and that both are saved."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def record(name: str, settings: Mapping[str, Any], keys: list[str] = KEYS, attac
 
 
 def settings(norm: str, decay: float, seed: int, number: int | None) -> dict[str, Any]:
-    """Return settings as the command line logs them."""
+    """Return settings in the form that the command line logs."""
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "weight_decay": decay}}
     own = {"seed_everything": seed, "model": {"norm": norm}, "optimizer": optimizer}
     own |= {"trainer": {}, "test_after_fit": True}
@@ -64,7 +64,7 @@ def settings(norm: str, decay: float, seed: int, number: int | None) -> dict[str
 
 
 def study(unknown: Sequence[int] = ()) -> list[Run]:
-    """Return two normalizations with and without weight decay, two seeds each; W&B's name of some may be unknown."""
+    """Return two normalizations with and without weight decay, two seeds each; W&B's id of some may be unknown."""
     grid = itertools.product(("bn", "gn"), (0.0, 5e-4), (0, 1))
     attacks = ("clean", "bim", "bim_eps0.01")
     return compare_runs(
@@ -88,7 +88,7 @@ def drawn(grid: Mapping[str, Any]) -> list[str]:
 
 
 def runs_of(grid: Mapping[str, Any]) -> list[str]:
-    """Return the names of the runs that a grid is about; none stands for all."""
+    """Return the names of the runs that a grid shows; an empty list means all runs."""
     (runset,) = grid["metadata"]["runSets"]
     rules = runset["filters"]["filters"]
     assert all((rule["key"], rule["op"]) == ({"section": "run", "name": "name"}, "IN") for rule in rules)
@@ -115,7 +115,7 @@ def test_specification_is_the_snapshot() -> None:
     sections = view["panelBankConfig"].pop("sections")
     report = report_of(study(), (TABLE,))
     found = {"report": report.pop("blocks"), "of report": [report], "workspace": sections, "of workspace": [view]}
-    if os.environ.get("UPDATE_SNAPSHOTS"):  # a line for each block, so that differences can be read
+    if os.environ.get("UPDATE_SNAPSHOTS"):  # one line for each block, so that differences are readable
         lines = {
             name: [json.dumps(one, ensure_ascii=False, sort_keys=True) for one in part] for name, part in found.items()
         }
@@ -144,7 +144,7 @@ def test_every_metric_of_the_story_is_documented() -> None:
     documented = [re.sub(r"\\\{layer\\\}", ".*", key) for key in documented]
     wanted = {key for section in WANDB_SECTIONS for key in section.wandb_keys or section.keys}
     single = {key.removesuffix("/{layer}") for key in wanted}
-    # the table has one channel of one quantity for all of them
+    # the README's table lists the channel key of one quantity for all of them
     keys = {
         key.replace("abs_beta_minus_mu_channel", "abs_gamma2_minus_sigma2_channel") + "/x" * key.endswith("_channel")
         for key in single
@@ -161,7 +161,7 @@ def test_a_grid_for_each_quantity_that_was_logged() -> None:
     ]
     keys = [drawn(grid) for grid in blocks(spec)]
     assert keys[0] == KEYS[:2]
-    assert keys[1] == keys[2] == KEYS[2:4]  # ‖W‖, one layer of two, for both halves
+    assert keys[1] == keys[2] == KEYS[2:4]  # ‖W‖ of one layer out of two, in both halves of the figure
     assert keys[3:7] == [KEYS[5:7], [KEYS[7]], KEYS[8:10], [KEYS[10]]]
     lines = [panel for grid in blocks(spec) for panel in panels(grid) if panel["viewType"] == "Run History Line Plot"]
     assert {panel["config"]["xAxis"] for panel in lines} == {"trainer/global_step"}
@@ -183,7 +183,7 @@ def test_panels_of_a_grid_do_not_cover_each_other() -> None:
 def test_text_stands_before_each_grid() -> None:
     kinds = [block["type"] for block in report_of(study())["blocks"]]
     before = [kinds[i - 1] for i, kind in enumerate(kinds) if kind == "panel-grid"]
-    assert set(before) == {"paragraph", "heading"}  # a heading only between the halves of Fig 3
+    assert set(before) == {"paragraph", "heading"}  # the only heading is between the halves of Fig 3
     assert before.count("heading") == 2
     assert (
         "4 groups, which differ in model.norm, optimizer.init_args.weight_decay"

@@ -1,4 +1,4 @@
-"""Attacks that end where a sample breaks, against one sample at a time; and that no pass is wasted."""
+"""Attacks that stop at a sample's first error, against one sample at a time; no pass is wasted."""
 
 import itertools
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ from support.small_classifiers import conv_net, pixels
 NET, COUNT, STEPS, SEED = conv_net(3, torch.float64), 14, 5, 8
 IMAGES = pixels(COUNT, 3, 8, 8, seed=2)
 LABELS = NET(IMAGES).argmax(1)
-LABELS[[2, 9]] = (LABELS[[2, 9]] + 1) % 5  # wrong before any attack
+LABELS[[2, 9]] = (LABELS[[2, 9]] + 1) % 5  # already wrong before any attack
 BALLS = {"linf": (Ball("linf", 0.02, 0.0, 1.0), 0.006), "l2": (Ball("l2", 0.3, 0.0, 1.0), 0.09)}
 
 
 @dataclass
 class Run:
-    """An active set, and what came of it."""
+    """An active set, and its results."""
 
     norm: str
     restarts: int | None
@@ -62,7 +62,7 @@ class Run:
 
 
 def expected(norm, restarts):
-    """One sample at a time: the last iterate, whether it is wrong, and the cost."""
+    """Return the result of attacking each sample alone: the last iterate, whether it is wrong, and the cost."""
     ball, step_size = BALLS[norm]
     box = [0.0] * IMAGES[0].numel(), [1.0] * IMAGES[0].numel()
     found = []
@@ -78,7 +78,7 @@ CASES = [pytest.param(*case, id=f"{case[0]} {case[1] or 'BIM'}") for case in EXP
 
 @pytest.mark.parametrize(("norm", "restarts"), CASES)
 def test_the_samples_are_of_all_kinds(norm, restarts):
-    """Wrong before, broken on the way and at the end, and robust: else the tests below would say little."""
+    """Samples that are wrong from the start, become wrong on the way or at the end, or stay right."""
     costs = [cost for _, _, cost in EXPECTED[norm, restarts]]
     broken = [wrong for _, wrong, _ in EXPECTED[norm, restarts]]
     assert costs.count(0) == 2
@@ -94,7 +94,7 @@ def test_the_samples_are_of_all_kinds(norm, restarts):
     batch_size=st.integers(1, COUNT + 3),
 )
 def test_every_sample_ends_as_it_does_alone(norm, restarts, order, cuts, batch_size):
-    """Whatever the batch size and the order in which samples come; and it costs what that costs."""
+    """For any batch size and order of samples, also with the same cost."""
     edges = [0, *sorted(cuts), COUNT]
     run = Run(norm, restarts, batch_size).all([order[a:b] for a, b in itertools.pairwise(edges)])
     assert set(run.ended) == set(range(COUNT))
@@ -131,7 +131,7 @@ def test_without_the_gradient_at_the_image_one_pass_more_is_made():
 
 
 def test_batches_are_full_but_for_the_last_ones():
-    """Samples that come in small parts, one step apart, and are all robust."""
+    """Samples that arrive in small parts, one step apart, and all stay right."""
     run = Run("linf", None, 6)
     run.active.ball = Ball("linf", 0.0, 0.0, 1.0)
     which = [k for k in range(COUNT) if k not in (2, 9)][:5]

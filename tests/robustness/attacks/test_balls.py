@@ -1,4 +1,4 @@
-"""Projected gradient in both balls: closed forms, an explicit twin, what never happens, and random starts."""
+"""Projected gradient in l2 and l∞ balls: closed forms, an explicit reference, invariants, and random starts."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_l2_goes_along_the_weight_of_a_linear_model_and_ends_at_eps(eps, step, s
 
 
 def test_l2_from_anywhere_ends_at_the_same_point_of_a_linear_model():
-    """What is across w shrinks by a constant factor in every step."""
+    """The component orthogonal to w shrinks by a constant factor in every step."""
     w, x, ball = draw(12), torch.full((4, 3, 2, 2), 0.5, dtype=torch.float64), Ball("l2", 0.1, 0.0, 1.0)
     start = ball.sample(x, 3, range(4))
     found = projected_gradient(two_classes(w), x, torch.zeros(4).long(), ball, 0.05, 100, start)
@@ -115,9 +115,9 @@ def test_nothing_leaves_the_box_nor_the_ball_inside_it(norm, dtype, box, seed, e
     found = projected_gradient(lambda z: slope * (z.flatten(1) @ w).tanh(), x, torch.arange(3), ball, step, 4, start)
     assert found.dtype == dtype
     assert ((lower <= found) & (found <= upper)).all(), "or NaN"
-    distance = lengths((found - x.clamp(lower, upper)).double(), norm)  # where the box wins, the distance to it counts
+    distance = lengths((found - x.clamp(lower, upper)).double(), norm)  # the box may be the tighter bound
     ulp = torch.finfo(dtype).eps
-    # 8 ulps of the radius for the length, one of the image in each pixel for the sum of both
+    # 8 ulps of the radius for the norm, plus one of the image in each pixel for the rounding of the sum
     allowed = eps * (1 + 8 * ulp) + 2 * ulp * (math.sqrt(12) if norm == "l2" else 1)
     assert (distance <= allowed).all()
 
@@ -175,7 +175,7 @@ def test_starts_are_uniform_in_the_cube():
 
 
 def test_starts_in_the_ball_have_uniform_radius_and_direction():
-    """Of a uniform direction in three dimensions every coordinate is uniform (Archimedes)."""
+    """Every coordinate of a uniform direction in three dimensions is uniform (Archimedes)."""
     offsets = Ball("l2", 0.2, -1.0, 1.0).sample(torch.zeros(3000, 3, dtype=torch.float64), 1, range(3000))
     radius = lengths(offsets)
     assert kstest(radius / 0.2, "uniform").pvalue > 0.01

@@ -1,4 +1,4 @@
-"""How many samples go through a model at a time."""
+"""The batch size of attacks: as many samples at a time as memory allows."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from lightning_normgeo.robustness.attacks.batch_size import fitting_batch, saved
 
 
 def dense(width=1000):
-    """A model that keeps its input, (1 - tanh²), and for the loss the log-probabilities of ten classes."""
+    """Return a model whose backward pass saves its input, (1 - tanh²), and ten log-probabilities for the loss."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(12, width), nn.Tanh(), nn.Linear(width, 10)).requires_grad_(False)
 

@@ -1,9 +1,9 @@
-"""BIM and PGD beside torchattacks and foolbox on a trained network: the same pixels, bit for bit.
+"""BIM and PGD compared with torchattacks and foolbox on a trained network: the same pixels, bit for bit.
 
-Two details decide last bits. The libraries project in two ways, which differ where adversarial - image is not exact:
-torchattacks.BIM as the paper says, torchattacks.PGD and foolbox by way of the perturbation. And torchattacks averages
-the loss over the batch, which leaves the signs of gradients what they are only where the batch is a power of two and
-no gradient is near the smallest number there is.
+Two details decide the last bits. The libraries project in two ways, which differ where adversarial - image is not
+exact: torchattacks.BIM clips the image as the paper does, torchattacks.PGD and foolbox clip the perturbation. And
+torchattacks averages the loss over the batch, which keeps the signs of gradients only if the batch size is a power of
+two and no gradient is near the smallest positive number.
 """
 
 import warnings
@@ -29,7 +29,7 @@ class ByPerturbation(Ball):
 
 
 def pictures(n, seed):
-    """Coarse patterns, one for each of 10 classes, of random contrast, with noise; black and white are cut off."""
+    """Coarse patterns, one for each of 10 classes, of random contrast, with noise; clipped to black and white."""
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(10, (n,), generator=generator)
@@ -123,7 +123,7 @@ def test_bim_equals_foolbox_but_for_its_projection(eps, trained, foolbox):
 
 
 def last_bits(trained, ours, theirs):
-    """Few pixels differ, by rounding of a number below 1, and no decision does."""
+    """Few pixels differ, by the rounding of a number below 1, and no per-sample result does."""
     differing = (ours != theirs).double().mean().item()
     assert differing < 0.005
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2**-24)
@@ -131,7 +131,7 @@ def last_bits(trained, ours, theirs):
 
 
 def test_l2_equals_torchattacks_up_to_rounding_in_float64(trained, torchattacks):
-    """In float32, where the length of a step is rounded, differences grow from step to step."""
+    """In float32 the length of a step is rounded, and the difference grows from step to step."""
     net = ResNetClassifier(num_classes=10, arch="resnet18", stem="imagenet").double().eval()
     net.load_state_dict(trained.net.state_dict())
     images, labels = trained.images[:4].double(), trained.labels[:4]
@@ -142,7 +142,7 @@ def test_l2_equals_torchattacks_up_to_rounding_in_float64(trained, torchattacks)
 
 
 def test_the_evaluator_attacks_with_the_same_pixels(trained, torchattacks):
-    """It takes the first gradient from the clean pass."""
+    """The evaluator reuses the gradient of the clean pass for its first step."""
     settings = RobustnessSettings(attacks=["bim"], fold=False, batch_size=8)
     inputs = InputSpace(None, None, normalized_data=False)
     evaluator = RobustnessEvaluator(trained.net, inputs, settings, trained.net, num_images=16)

@@ -1,4 +1,4 @@
-"""BIM and Gaussian noise: closed forms, an explicit twin, a second library, and what must never happen.
+"""BIM and Gaussian noise: closed forms, an explicit reference, a second library, and invariants.
 
 Both balls, l2 and random starts are in ``test_balls.py``.
 """
@@ -56,7 +56,7 @@ def test_bim_never_leaves_the_box_nor_the_ball_inside_it(seed, dtype, eps, step_
     assert adversarial.dtype == dtype
     assert box[0] <= adversarial.min()
     assert adversarial.max() <= box[1]
-    nearest = x.clamp(*box)  # where the box wins, the distance to it counts
+    nearest = x.clamp(*box)  # if the box is tighter than the ball, the distance to the box counts
     slack = 2 * torch.finfo(dtype).eps
     assert ((adversarial - nearest).abs() <= eps + slack).all()
 
@@ -93,7 +93,7 @@ def test_bim_raises_the_loss_more_with_a_larger_ball():
 
 
 def test_bim_moves_a_confident_sample_in_a_batch_of_any_size():
-    """A gradient of e⁻¹⁰⁰ per sample, which an average over the batch would round to zero."""
+    """The gradient of a sample is e⁻¹⁰⁰, which an average over the batch would round to zero."""
     w = torch.full((4,), -50.0)
     x = torch.full((512, 4), 0.5)
     for size in (1, 512):
@@ -115,7 +115,7 @@ def test_bim_touches_no_gradient_and_no_sample_depends_on_another():
 
 
 def test_bim_works_on_copies_of_tensors_of_inference_mode():
-    """A loader's batches are inference tensors in Trainer.test."""
+    """In Trainer.test a loader's batches are inference tensors."""
     net, x, labels = conv_net(), pixels(2, 3, 8, 8, dtype=torch.float32), torch.tensor([0, 1])
     expected = bim_linf(net, x, labels, 0.1, 0.05, 2, 0.0, 1.0)
     with torch.inference_mode():
@@ -129,7 +129,7 @@ def test_bim_works_on_copies_of_tensors_of_inference_mode():
 
 
 def test_noise_depends_on_seed_and_sample_alone():
-    """Not on the batch, its order, its dtype, or the global random state, which stays as it is."""
+    """It does not depend on the batch, its order, its dtype or the global random state, which stays unchanged."""
     x = pixels(6, 3, 4, 4)
     torch.manual_seed(1)
     state = torch.get_rng_state()

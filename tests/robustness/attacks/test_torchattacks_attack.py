@@ -1,4 +1,4 @@
-"""Attacks of torchattacks by name: equal to calling it by hand, and nothing else changes."""
+"""Attacks of torchattacks by name: results equal those of calling the library by hand, and no state changes."""
 
 import json
 import random
@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 PIXELS = InputSpace(None, None, normalized_data=False)
 THREAT = threat_model("pixel-8-255")
-BACKWARD = ("CW", "DeepFool", "FAB", "SparseFool")  # those that call .backward() on the model's loss
+BACKWARD = ("CW", "DeepFool", "FAB", "SparseFool")  # attacks that call .backward() on the model's loss
 DETERMINISTIC = {
     "VANILA": {},
     "FGSM": {"eps": 0.05},
@@ -39,20 +39,20 @@ DETERMINISTIC = {
 
 
 def network(seed=0):
-    """A classifier into 5 classes with batch normalization that a small perturbation changes."""
+    """A classifier into 5 classes with batch normalization, which small perturbations change."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         body = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten()
         net = nn.Sequential(*body, nn.Linear(8 * 16, 5))
         net[1].running_mean.normal_()
         nn.init.normal_(net[-1].weight, std=0.5)
-        with torch.no_grad():  # no class is far ahead
+        with torch.no_grad():  # no class has a large margin
             net[-1].bias.sub_(net.eval()(torch.rand(64, 3, 8, 8)).mean(0))
     return net
 
 
 def data(n=8, dtype=torch.float32):
-    """Images, and what the network says of all but the last."""
+    """Images, with the network's own predictions as labels of all but the last."""
     x = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         y = network()(x).argmax(1)
@@ -61,7 +61,7 @@ def data(n=8, dtype=torch.float32):
 
 
 def evaluated(name, net, x, y, options=None, inputs=PIXELS, **settings):
-    """What an evaluator makes of images, as pixels, and its decisions."""
+    """Return the attacked images of an evaluator as pixels, and its per-sample results."""
     given = {"attacks": [f"torchattacks.{name}"], "fold": False, **settings}
     if options:
         given["attack_options"] = {f"torchattacks.{name}": options}
@@ -163,7 +163,7 @@ def random_states():
 
 
 def state(net):
-    """The very gradients, their values, everything else of a model, and all random states."""
+    """Return the gradient objects, their values, the model's other state, and all random states."""
     modes, kept = [m.training for m in net.modules()], {k: v.clone() for k, v in net.state_dict().items()}
     gradients = [p.grad for p in net.parameters()]
     values = [None if g is None else g.clone() for g in gradients]
@@ -211,7 +211,7 @@ def test_what_is_drawn_depends_on_seed_and_batch_alone(name):
     once = attacked(0, 0, state=1)
     assert torch.equal(once, attacked(0, 0, state=2))
     assert not torch.equal(once, attacked(1, 0, state=1))
-    if name != "Square":  # has a seed of its own, for all batches
+    if name != "Square":  # this attack has its own seed, for all batches
         assert not torch.equal(once, attacked(0, 4, state=1))
 
 
@@ -284,7 +284,7 @@ def test_weights_that_are_computed_and_stand_ins_in_channels_last_order(name):
 
 
 def test_an_attack_that_finds_no_number_leaves_the_sample():
-    """DeepFool divides by the length of a gradient that is zero."""
+    """DeepFool divides by the norm of a gradient that is zero."""
     x, y = data()
 
     def flat(images):
@@ -296,7 +296,7 @@ def test_an_attack_that_finds_no_number_leaves_the_sample():
 
 
 class Flat(nn.Module):
-    """A function with a weight, as torchattacks wants it."""
+    """A function with a weight, in the form that torchattacks expects."""
 
     def __init__(self, function):
         super().__init__()

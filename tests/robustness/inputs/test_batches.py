@@ -1,4 +1,4 @@
-"""Images and labels are found in the batches of any project, classes in labels and logits in outputs of any form."""
+"""Images and labels are found in batches of many forms, classes in labels, and logits in outputs."""
 
 import dataclasses
 from collections import OrderedDict, namedtuple
@@ -48,7 +48,7 @@ class Unnamed:
 
 
 class Graph:
-    """What torch_geometric has: attributes, and no sequence."""
+    """A batch as in torch_geometric: attributes, but not a sequence."""
 
     def __init__(self):
         self.x, self.edge_index, self.y = torch.rand(5, 8), torch.zeros(2, 9, dtype=torch.long), Y

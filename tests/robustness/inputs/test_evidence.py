@@ -1,4 +1,4 @@
-"""What a loader's images are is found in every set-up that projects have, or said, or refused."""
+"""The normalization of a loader's images is found in every common set-up, or reported as unknown, or refused."""
 
 import functools
 import re
@@ -41,7 +41,7 @@ def shaped(values):
 
 
 def by(constants):
-    """Normalize by hand: nothing in the data pipeline shows it."""
+    """Normalize by hand, which nothing in the data pipeline shows."""
     return lambda x: (x - shaped(constants[0])) / shaped(constants[1])
 
 
@@ -50,18 +50,18 @@ def sharp(x):
 
 
 def soft(x):
-    """What a resize of floating-point images leaves: values between the levels."""
+    """Return images after a resize in floating point, with values between the 8-bit levels."""
     return F.avg_pool2d(sharp(x), 3, 1, padding=1, count_include_pad=False)
 
 
 def standardized(x):
-    """Each image by its own mean and deviation, as some projects do."""
+    """Normalize each image by its own mean and deviation, as some projects do."""
     x = sharp(x)
     return (x - x.mean()) / x.std()
 
 
 class Data(Dataset):
-    """Pixels through a function that nobody can look into, then a transform that can be seen."""
+    """A data set that applies an opaque function to pixels, and then a visible transform."""
 
     def __init__(self, hidden=sharp, transform=None, raw=None, **seen):
         images = raw_images() if raw is None else raw
@@ -91,7 +91,7 @@ class Wrapper(Dataset):
 
 
 class Like:
-    """A step of another library: a class of that name with those attributes, which does what the library does."""
+    """A transform of another library: a class with its name, attributes and effect."""
 
     def __new__(cls, name, act, **attributes):
         made = type(name, (), {"__call__": staticmethod(lambda x: act(x))})()
@@ -131,7 +131,7 @@ class Inside(nn.Module):
 
 
 class Prefetch:
-    """As timm's: the images of a loader, normalized in batches."""
+    """Loader like timm's, which normalizes images in batches."""
 
     def __init__(self, loader, mean, std):
         self.loader = loader
@@ -236,7 +236,7 @@ CASES = [
     ("range [0, 255] of pixels", Data(), None, {"value_range": [0, 255]}, NONE, False, True, PIXELS_ALREADY),
     ("range [-1, 1] of 0…255", Data(lambda x: x.float()), None, {"value_range": [-1, 1]}, BYTES, True, True, REFUTED),
     ("range [0, 1] of pixels", Data(), None, {"value_range": [0, 1]}, ((0.0,), (1.0,)), True, True, ""),
-    # what is found and not used
+    # found, but not used
     ("unused attribute", Data(other=v1.Normalize(*CIFAR)), None, {}, NONE, False, True, ""),
     ("another found first", Data(then(sharp, by(OTHER)), transform_b=v1.Normalize(*CIFAR)), None, {}, OTHER, True, True,
      ""),
@@ -308,7 +308,7 @@ def test_images_are_taken_for_what_they_are(data, model, declared, constants, no
 
 @pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 def test_what_is_found_brings_images_back_to_pixels(case):
-    """Except where the images cannot tell, and that is said."""
+    """If the images cannot confirm it, the result says so."""
     _, data, _, declared, _, _, confirmed, said = case
     inputs = found(data, **declared)
     images, _ = next(iter(loader_of(data)))
@@ -339,7 +339,7 @@ def test_what_is_found_brings_images_back_to_pixels(case):
     ],
 )
 def test_the_first_that_fits_is_taken_and_named(data, declared, source):
-    """What is declared before what is found, what is found before what is known."""
+    """Declared normalizations come first, then those found in the pipeline, then known constants."""
     inputs = found(data, **declared)
     assert inputs.source == source
     if source == "declared":
@@ -470,7 +470,7 @@ def test_a_range_stands_for_black_and_white(low, span, seed):
 @PROPERTY
 @given(VALUES, VALUES, st.integers(0, 1000), st.sampled_from(["seen", "hidden"]), st.sampled_from([None, "data"]))
 def test_eight_bit_images_are_never_taken_for_something_else_in_silence(right, wrong, seed, how, normalized_by):
-    """Whatever is declared: the right pixels come out, and who was wrong by more than a hundredth is told."""
+    """With any declaration the right pixels result, and a declaration wrong by more than a hundredth is reported."""
     right, wrong = (tuple(zip(*values, strict=True)) for values in (right, wrong))
     raw = raw_images(seed)
     data = Data(raw=raw, transform=v1.Normalize(*right)) if how == "seen" else Data(then(sharp, by(right)), raw=raw)
@@ -499,7 +499,7 @@ class Linear(nn.Module):
 
 
 def attacked(forward, pixels, labels, eps, step, steps):
-    """The basic iterative method in pixels, in float64."""
+    """Return the result of the basic iterative method in pixels, in float64."""
     adversarial = pixels
     for _ in range(steps):
         x = adversarial.clone().requires_grad_()
@@ -557,7 +557,7 @@ def test_attacks_of_normalized_images_are_attacks_of_their_pixels(values, seed, 
 
 
 class Batches:
-    """A loader of one's own."""
+    """A loader of the user's own."""
 
     def __init__(self, batches, pipeline):
         self.batches, self.pipeline = batches, pipeline

@@ -1,4 +1,4 @@
-"""A normalization is found wherever a data pipeline or a model hides it, and nothing of the project is called."""
+"""Normalizations are found anywhere in a data pipeline or model, without calling the project's code."""
 
 import functools
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ def explode(*args, **kwargs):
 
 
 class Untouchable(Dataset):
-    """A data set whose samples nobody may ask for."""
+    """A data set whose samples must not be read."""
 
     def __init__(self, transform=None, **more):
         self.transform = transform
@@ -46,7 +46,7 @@ class Untouchable(Dataset):
 
 
 class Wrapper(Dataset):
-    """What people write: another data set and something to do to it, under any names."""
+    """A common wrapper: another data set and a transform, under arbitrary attribute names."""
 
     def __init__(self, inner, step=None, names=("dataset", "transform")):
         setattr(self, names[0], inner)
@@ -79,7 +79,7 @@ class Callable:
 
 
 class V1(v1.Normalize):
-    """Still called Normalize."""
+    """Transform with the class name Normalize."""
 
     forward = explode
 
@@ -192,7 +192,7 @@ LOADERS = {
 
 @st.composite
 def pipelines(draw):
-    """A loader with a normalization somewhere inside, and how it got there."""
+    """Return a loader with a normalization somewhere inside, and the path to it."""
     step, path = draw(st.sampled_from([V1(*FIRST), v1.Normalize(*FIRST), v2.Normalize(*FIRST)])), []
     for name in draw(st.lists(st.sampled_from(sorted(STEPS)), max_size=2)):
         step = STEPS[name](step)
@@ -262,7 +262,7 @@ def test_iterable_data_sets_are_looked_into():
 
 
 def test_a_deep_pipeline_is_found_by_its_shortest_path():
-    """A loader's sampler holds the data set too, three steps deeper than the loader itself."""
+    """A loader's sampler has the data set too, three steps deeper than the loader itself."""
     data = Wrapper(Untouchable(), v1.Compose([v1.RandomApply([v1.Compose([normalize()])], p=1.0)]))
     data = Subset(ConcatDataset([data]), range(8))
     assert found(SimpleNamespace(dataset=data)) == [FIRST]
@@ -295,7 +295,7 @@ def test_constants_may_be_arrays_tensors_and_single_numbers():
 
 
 class Guarded(Dataset):
-    """Everything that can be called raises."""
+    """Object whose methods and properties all raise."""
 
     transform = property(explode)
     mean = property(explode)
@@ -437,7 +437,7 @@ def test_a_chain_without_an_end_ends():
     for _ in range(100_000):
         link.next = link = SimpleNamespace()
     assert found(first) == []
-    while hasattr(first, "next"):  # taken apart one by one: the interpreter would do it recursively
+    while hasattr(first, "next"):  # released one by one: the interpreter would recurse too deeply
         first = first.__dict__.pop("next")
 
 
@@ -456,7 +456,7 @@ def test_nothing_is_found_in_nothing(nothing):
 
 
 def like(name, **attributes):
-    """An object as of another library: its class has that name, and the attributes are there."""
+    """Return an object with the class name and attributes of another library's."""
     return type(name, (), {"__init__": lambda self: self.__dict__.update(attributes), "__call__": explode})()
 
 
@@ -584,7 +584,7 @@ def test_what_a_wrapper_does_comes_before_what_it_wraps(inner, step):
 
 
 def test_what_a_loader_does_comes_before_what_its_data_set_does():
-    """A collate function has samples that the data set has made."""
+    """A collate function gets samples that the data set has already transformed."""
     collate = functools.partial(lambda how, batch: explode(), normalize(SECOND))
     assert found(DataLoader(Untouchable(normalize(FIRST)), collate_fn=collate)) == [SECOND, FIRST]
 

@@ -1,4 +1,4 @@
-"""The lattice of 8-bit images confirms the right normalization and no other, and gives it away where it is whole."""
+"""The lattice of 8-bit images confirms only the right normalization, and reveals it if the lattice is complete."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def levels(count=4, channels=3, size=16, seed=0, low=0, high=255):
-    """Random 8-bit images with both ends of their range in every channel."""
+    """Return random 8-bit images with both ends of the range in every channel."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(low, high + 1, (count, channels, size, size), generator=generator)
     drawn[0, :, 0, 0], drawn[-1, :, -1, -1] = low, high
@@ -24,7 +24,7 @@ def shaped(values):
 
 
 def normalized(raw, mean, std):
-    """As torchvision does: bytes to float32 in [0, 1], then (x - mean) / std in float32."""
+    """Normalize as torchvision does: bytes to float32 in [0, 1], then (x - mean) / std in float32."""
     return (raw.float() / 255 - shaped(mean)) / shaped(std)
 
 
@@ -80,7 +80,7 @@ def test_means_that_are_off_by_a_fraction_of_a_level_are_not(right, seed, fracti
 @PROPERTY
 @given(constants(), SEEDS, st.integers(14, 60), st.booleans())
 def test_levels_outside_the_range_of_bytes_are_none(right, seed, by, less):
-    """A mean that is off by whole levels stays on the lattice, but leaves its ends."""
+    """A mean that is off by whole levels stays on the lattice, but exceeds its ends."""
     mean, std = right
     images = normalized(levels(seed=seed, size=32), mean, std)
     assert confirms(images, tuple(value + (-by if less else by) / 255 for value in mean), std) is False
@@ -96,7 +96,7 @@ def test_any_other_constants_are_not(right, other, seed):
 @PROPERTY
 @given(constants(), SEEDS)
 def test_constants_as_they_are_printed_are_enough(right, seed):
-    """Four digits of a deviation, as everybody writes them."""
+    """Four digits of a deviation, as constants are usually written."""
     mean, std = right
     images = normalized(levels(seed=seed), mean, std)
     assume(all(255 * abs(value) * abs(s - round(s, 4)) < 0.09 for s in std for value in images.aminmax()))

@@ -1,4 +1,4 @@
-"""Models that are random, depend on batch mates, write buffers or are not finite: found with the first batch."""
+"""Models that are random, depend on the batch, write buffers or are not finite, detected on the first batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Y = torch.arange(24) % 4
 
 
 class Random(nn.Module):
-    """Dropout that stays on."""
+    """Model with dropout that stays active in evaluation mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Random(nn.Module):
 
 
 class Mates(nn.Module):
-    """Normalizes by the batch, whatever its mode."""
+    """Model that normalizes over the batch in every mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Mates(nn.Module):
 
 
 class KeptTraining(nn.Module):
-    """Batch normalization that a project keeps in training mode: it writes its buffers."""
+    """Batch normalization that a project keeps in training mode, so that it writes its buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class KeptTraining(nn.Module):
 
 
 class Counting(nn.Module):
-    """Observes the range of its inputs, as quantization-aware training does, and computes with it."""
+    """Model that observes the range of its inputs, as in quantization-aware training, and uses it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def loader(size: int = 8) -> DataLoader[Any]:
 
 
 def bim_of_batches(model: nn.Module, size: int, steps: int, any_iterate: bool) -> list[bool]:
-    """Which samples withstand, in float64 and batch by batch as the loader gives them."""
+    """Return a boolean for each sample: robust or not, in float64 and in the loader's batches."""
     model, robust = model.double(), []
     for x, y in zip(X.double().split(size), Y.split(size), strict=True):
         adversarial, stands = x.clone(), torch.ones(len(y), dtype=torch.bool)
@@ -173,7 +173,7 @@ def test_batches_stay_as_the_loader_gives_them_where_logits_depend_on_them(seman
 
 
 def test_samples_that_do_not_count_keep_their_batch_company() -> None:
-    """Half of a batch is beyond the limit, but its statistics are those of the whole."""
+    """Half of a batch is beyond the limit, but its statistics are those of the whole batch."""
     model = Mates()
     with pytest.warns(MeasurementWarning, match="other images"):
         few = evaluate_robustness(model, loader(8), attacks=["bim"], steps=2, max_samples=4, progress=False)
@@ -188,7 +188,7 @@ def test_samples_that_do_not_count_keep_their_batch_company() -> None:
 def test_a_random_model_has_one_result_for_one_seed(fold: bool) -> None:
     model, found = Random(), []
     for seed in (0, 1, 0):
-        torch.manual_seed(100 + len(found))  # whatever ran before
+        torch.manual_seed(100 + len(found))  # for any random state before
         with pytest.warns(MeasurementWarning, match="random in evaluation mode"):
             report = evaluate_robustness(
                 model, loader(), attacks=["gaussian", "bim", "pgd"], steps=2, seed=seed, fold=fold, progress=False
@@ -203,7 +203,7 @@ def test_a_random_model_has_one_result_for_one_seed(fold: bool) -> None:
 
 
 class NotFinite(nn.Module):
-    """NaN for dark images, or only in their gradient."""
+    """Model with NaN for dark images, in the logits or only in the gradient."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
@@ -312,7 +312,7 @@ def test_classes_that_no_label_has_are_said() -> None:
 
 
 def test_a_logit_of_two_classes_is_attacked_as_its_own_loss_asks() -> None:
-    """As foolbox or by hand with the binary cross entropy in float64."""
+    """Compared with foolbox, and by hand with the binary cross entropy in float64."""
     torch.manual_seed(1)
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 1))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Batch normalization folded into the layer in front: what is folded, that nothing changes, and nothing is left."""
+"""Batch normalization folded into the preceding layer: which are folded, the same function, and full restoration."""
 
 import copy
 
@@ -29,7 +29,7 @@ def convolutions(net):
 EXPECTED = {
     "resnet18": convolutions,
     "mobilenet_v2": convolutions,
-    # what feeds a concatenation is normalized behind it, and differently by every reader
+    # the input of a concatenation is normalized behind it, and differently by every layer that reads it
     "densenet121": lambda net: {n for n in convolutions(net) if n == "features.conv0" or n.endswith(".conv1")},
     "googlenet": convolutions,
 }
@@ -110,7 +110,7 @@ def training(net):
 
 
 class WithActivation(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d."""
+    """Like timm's BatchNormAct2d."""
 
     def __init__(self, channels):
         super().__init__(channels)

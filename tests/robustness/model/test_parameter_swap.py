@@ -1,4 +1,4 @@
-"""What is left of a model after it was evaluated with stand-ins: nothing changed, whatever happened meanwhile."""
+"""A temporary parameter swap leaves the model unchanged, also after errors and changes during the evaluation."""
 
 import copy
 
@@ -18,7 +18,7 @@ def small():
 
 
 def parts(net):
-    """Everything that could be changed: objects, their order and their place, values, flags."""
+    """Return everything that could change: objects, their order and place, values, flags."""
     return [
         (name, list(vars(m)), *((k, id(v)) for d in (m._parameters, m._buffers, m._modules) for k, v in d.items()))
         for name, m in net.named_modules()
@@ -110,7 +110,7 @@ def test_models_without_a_graph_are_left_alone():
 
 
 def test_a_function_that_changes_is_found_out():
-    """A bias of the layer in front that the model does not use: the graph cannot tell."""
+    """The model does not use a bias of the preceding layer, which the graph cannot show."""
     net = worn(
         Net(
             lambda n, x: n.bn(nn.functional.conv2d(x, n.a.weight)).flatten(1),

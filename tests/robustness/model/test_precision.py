@@ -1,4 +1,4 @@
-"""Half precision stays in its ball, TF32 is off in checks, nothing needs float64, radii are in units that count."""
+"""Half precision stays in its ball, TF32 is off in checks, nothing needs float64, radii have effective units."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def ten_bits(tensor: Tensor) -> Tensor:
 
 @pytest.fixture
 def convolutions_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolve as cuDNN does, as long as nobody has turned TF32 off."""
+    """Convolve as cuDNN does unless TF32 is turned off."""
     plain = torch.nn.functional.conv2d
 
     def rounded(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -191,7 +191,7 @@ def test_neither_folding_nor_the_control_is_refused_for_the_rounding_of_tf32() -
 
 
 class NoFloat64(TorchDispatchMode):
-    """Refuses what Apple's MPS refuses."""
+    """A mode that refuses float64, as Apple's MPS does."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = function(*args, **(kwargs or {}))
@@ -235,7 +235,7 @@ def test_an_evaluation_needs_no_float64(semantics: Any, monkeypatch: pytest.Monk
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from(["linf", "l2"]))
 def test_box_and_ball_in_advertorchs_order(seed: int, norm: Any) -> None:
-    """Galloway's code: the box, then the ball, and the box once more at the end; in l∞ the order changes nothing."""
+    """Galloway's code projects onto the box, the ball, and at the end the box again; in l∞ the order is irrelevant."""
     generator = torch.Generator().manual_seed(seed)
     x = 2.2 * torch.rand(4, 2, 3, 3, generator=generator, dtype=torch.float64) - 1.1
     steps = torch.randn(3, 4, 2, 3, 3, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""An evaluation leaves everything as it was: random numbers, attributes, merged weights, logs, a Trainer's stage."""
+"""An evaluation restores all state: random numbers, attributes, merged weights, logs, the Trainer's stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.projects import ConvNet, Project, images, trainer
 
 
 class Drawing(Project):
-    """Draws from every library, as some models do."""
+    """Model that draws from every random number generator."""
 
     def forward(self, x: Tensor) -> Tensor:
         noise = random.random() + float(np.random.rand()) + float(torch.rand(()))  # noqa: NPY002
@@ -28,7 +28,7 @@ class Drawing(Project):
 
 
 class Collecting(Project):
-    """Keeps what passes in attributes, and logs in forward."""
+    """Model that stores activations in attributes, and logs in forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Collecting(Project):
 
 
 class Merging(nn.Linear):
-    """As low-rank adapters do it: weights are merged for evaluation."""
+    """Low-rank adapter that merges its weights for evaluation."""
 
     def __init__(self) -> None:
         super().__init__(8, 4)

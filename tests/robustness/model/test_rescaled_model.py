@@ -1,4 +1,4 @@
-"""Longer scale-invariant weights: the same function but for ε, the same gradients, decisions and effective norms."""
+"""Rescaled scale-invariant weights: the same function up to ε, the same gradients, results and effective norms."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def plain(bias: bool = False) -> nn.Sequential:
 
 
 def separable(bias: bool = False) -> nn.Sequential:
-    """As in MobileNet, once without a normalization between the two."""
+    """Depthwise-separable convolutions as in MobileNet, one without a normalization between the two."""
     apart = [conv(8, 8, 3, 8), nn.BatchNorm2d(8), nn.ReLU6(), conv(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU6()]
     joint = [conv(8, 8, 3, 8, bias), conv(8, 12, 1, 1, bias), nn.BatchNorm2d(12), nn.ReLU()]
     return nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), *apart, *joint, *head(12))
 
 
 def before_relu() -> nn.Sequential:
-    """The bias is not centered away: only weight and bias jointly are invariant."""
+    """The bias is not centered away: only weight and bias are jointly invariant."""
     return nn.Sequential(conv(3, 8, bias=True), nn.ReLU(), nn.BatchNorm2d(8), *head(8))
 
 
 def dense() -> Net:
-    """A batch normalization reads outputs of different scales."""
+    """A batch normalization whose input concatenates outputs of different scales."""
     layers = {"first": conv(3, 4), "bn1": nn.BatchNorm2d(4), "second": conv(4, 4), "bn2": nn.BatchNorm2d(8)}
 
     def run(net: Net, x: Tensor) -> Tensor:
@@ -76,14 +76,14 @@ def swapped(norm: str) -> nn.Module:
     return net
 
 
-# how to build it, and the weights without invariance
+# builder of the model, and its weights without invariance
 NETS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "biases": (lambda: plain(bias=True), ["5"]),
     "separable": (separable, ["15"]),
     "separable with biases": (lambda: separable(bias=True), ["15"]),
     "bias before ReLU": (before_relu, ["5"]),
     "dense": (dense, ["head.2"]),
-    # what is added to a skip connection is not invariant
+    # a weight whose output is added to a skip connection is not invariant
     "residual": (residual, ["0", "1.conv2", "1.shortcut", "2.conv2", "5"]),
     "features": (features, ["6"]),
     "resnet bn": (lambda: resnet("bn"), ["model.fc"]),
@@ -91,12 +91,12 @@ NETS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     **{name: (lambda name=name: swapped(name), ["5"]) for name in NORMS if name != "none"},
     "none": (lambda: swapped("none"), ["0.0", "1.0", "2.0", "5"]),
 }
-# nothing has an ε; or the normalized weight stays and so do the statistics, which make up for the ε of WS
+# either no ε anywhere, or the normalized weight and the statistics do not change, which compensates the ε of WS
 EXACT = ["wn", "cwn", "sn", "wn+mbn", "bn+cwn", "bn+sn", "bn+ws", "none"]
 
 
 def built(name: str, eps: float | None = 1e-30) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a model some steps into its training, in evaluation mode, with images and labels."""
+    """Return a partly trained model in evaluation mode, with images and labels."""
     net, x, y = copy.deepcopy(trained(name))
     for layer in net.modules():
         if eps is not None and isinstance(getattr(layer, "eps", None), float):
@@ -119,7 +119,7 @@ def trained(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def seen(net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits and the gradient to the images."""
+    """Return logits and the gradient with respect to the images."""
     x = x.clone().requires_grad_()
     logits = net(x)
     return logits.detach(), torch.autograd.grad(F.cross_entropy(logits, y), x)[0]
@@ -195,7 +195,7 @@ def test_output_of_a_normalization_changes_by_the_documented_factor(factor):
 
 @pytest.mark.parametrize("name", ["bn", "biases", "separable", "bias before ReLU", "dense", "residual"])
 def test_without_the_statistics_the_function_is_another(name):
-    """The control of the control."""
+    """A check that the control itself can fail."""
     net, x, _ = built(name)
     rescaled, wrong = RescaledModel(net, net, x), copy.deepcopy(net)
     with torch.no_grad():
@@ -237,7 +237,7 @@ def test_dead_channels_do_not_hide_the_ratio():
     assert distance(alive, expected) > 1e-3
     net, x, _ = built("bias before ReLU")
     with torch.no_grad():
-        net[0].bias[2] = -100  # dead whatever the images are: as the other channels
+        net[0].bias[2] = -100  # dead for any images, like the other channels
     assert RescaledModel(net, net, x).ratios["2"] == pytest.approx((10, 10), rel=1e-10)
 
 

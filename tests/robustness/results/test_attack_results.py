@@ -1,4 +1,4 @@
-"""Counts, classes, comparisons, and signs that an attack does not do its work: silent where it does."""
+"""Counts, classes, comparisons, and warnings about failing attacks, which appear only if an attack fails."""
 
 import math
 
@@ -25,7 +25,7 @@ PIXELS = InputSpace(None, None, normalized_data=False)
 
 
 def made(predictions, labels, indices=None, attack="bim", **values):
-    """Decisions with the given predictions under one attack."""
+    """Return per-sample results with the given predictions under one attack."""
     n = len(labels)
     index = torch.arange(n) if indices is None else torch.tensor(indices, dtype=torch.long)
     columns = {name: torch.zeros(n) for name in SampleRows._fields[3:]} | {"sample": index}
@@ -91,7 +91,7 @@ def test_what_cannot_be_compared_is_refused():
 
 
 def digits(n=300, seed=0):
-    """Images of two classes that differ a little in brightness, everywhere."""
+    """Return images of two classes that differ slightly in brightness, everywhere."""
     labels = torch.arange(n) % 2
     noise = torch.rand(n, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
     return 0.5 * noise + (0.25 + 0.06 * (labels - 0.5)).view(-1, 1, 1, 1), labels
@@ -102,12 +102,12 @@ def healthy(x):
 
 
 def saturated(x):
-    """Probabilities in place of logits, of a model that is very sure: gradients underflow."""
+    """Model that returns very confident probabilities in place of logits: gradients underflow."""
     return (1e4 * healthy(x)).softmax(1) * 1e4
 
 
 class Wrong(torch.autograd.Function):
-    """The identity, with a gradient that says nothing."""
+    """The identity, with an uninformative gradient."""
 
     @staticmethod
     def forward(ctx, x):
@@ -148,7 +148,7 @@ def test_a_healthy_model_raises_no_suspicion(semantics, preset):
 
 
 def test_a_model_that_is_always_wrong_raises_no_suspicion():
-    """Under ``any`` its images are left as they are, and no loss rises."""
+    """Under ``any`` its images are not attacked, so no loss rises."""
     assert shown(lambda x: -50 * healthy(x), semantics="any") == []
 
 
@@ -182,7 +182,7 @@ def test_an_attack_that_does_less_harm_than_noise_is_seen():
 
 
 def test_less_harm_by_a_larger_radius_is_seen():
-    """A step so large that the last iterate is on the other side of a narrow valley, where the loss is low."""
+    """The step is so large that the last iterate lies beyond a narrow valley, where the loss is low."""
 
     def valley(x):
         level = x.mean((1, 2, 3)) - 0.5

@@ -1,4 +1,4 @@
-"""Samples are told apart by content and place, so that each counts once whatever order and division a loader has."""
+"""Samples are identified by content and position, so that each counts once in any order and sharding."""
 
 import random
 from collections import Counter
@@ -182,7 +182,7 @@ def test_copies_stay_apart():
 
 
 class Numbers(Dataset):
-    """Each sample is its own number."""
+    """A data set whose samples are their indices."""
 
     def __init__(self, count=20):
         self.count = count
@@ -237,7 +237,7 @@ def sharded(rank, world=3, shuffle=False, drop_last=False, epoch=0):
     return sampler
 
 
-# whether its positions are known, whether it may repeat itself
+# loader, whether its positions are known, whether it may repeat samples
 LOADERS = {
     "in order": (DataLoader(DATA, batch_size=6), True, False),
     "in order, incomplete": (DataLoader(DATA, batch_size=6, drop_last=True), True, False),
@@ -287,7 +287,7 @@ LOADERS = {
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_the_order_of_a_loader_is_known_as_far_as_it_is(name):
-    """What is known is what comes, and a loader that does not repeat itself does not."""
+    """Known positions are those drawn, and a loader that does not repeat samples draws none twice."""
     loader, known, repeats = LOADERS[name]
     order = order_of(loader)
     for _ in range(3):
@@ -312,7 +312,7 @@ def test_what_is_no_loader_has_no_order_but_its_own(loader):
 
 
 def test_a_data_set_of_whole_batches_has_no_known_positions():
-    """Its items are not the samples."""
+    """The items of such a data set are batches, not samples."""
     batches = [(torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.long))] * 5
     assert order_of(DataLoader(batches, batch_size=None)).positions is None
 
@@ -343,7 +343,7 @@ LIMITS = st.none() | st.integers(1, 30)
 
 
 def chunks(values, seed):
-    """The same values in batches of random sizes."""
+    """Yield the same values in batches of random sizes."""
     draw, start = random.Random(seed), 0
     while start < len(values):
         size = draw.randint(1, 5)
@@ -352,7 +352,7 @@ def chunks(values, seed):
 
 
 def run_through(order, limit, keys, seed=0):
-    """Keys of samples as they come, and what is to be evaluated; a process stops where it is full."""
+    """Return the samples seen and those to evaluate; a process stops at its limit."""
     seen, new = SeenSamples(order, limit), []
     for part in chunks(keys, seed):
         new += seen.new(part)
@@ -363,7 +363,7 @@ def run_through(order, limit, keys, seed=0):
 @PROPERTY
 @given(CONTENTS, LIMITS, SEEDS, st.booleans())
 def test_samples_with_known_positions_count_once_each(contents, limit, seed, repeated):
-    """A data set in any known order, some of it again, as padding and samplers do."""
+    """A data set in any known order, partly repeated, as by padding and samplers."""
     draw = random.Random(seed)
     positions = draw.sample(range(len(contents)), len(contents))
     if repeated:
@@ -447,7 +447,7 @@ def test_a_sample_counts_once():
 
 @pytest.mark.parametrize("name", [name for name, (loader, _, _) in LOADERS.items() if order_of(loader).positions])
 def test_a_loader_that_begins_again_shows_nothing_new(name):
-    """As in a cycle beside a longer one."""
+    """For example a cycled loader beside a longer one."""
     loader = LOADERS[name][0]
     once = [number for batch in loader for number in batch.tolist()]
     for limit in (None, 4):
@@ -462,7 +462,7 @@ def test_a_loader_that_begins_again_shows_nothing_new(name):
 
 
 class Contents(Dataset):
-    """A data set of which several samples may be the same."""
+    """A data set in which several samples may be equal."""
 
     def __init__(self, contents):
         self.contents = contents
@@ -479,7 +479,7 @@ def counted(merged):
 
 
 def well_formed(merged):
-    """Places differ, and so do the keys of copies, of which the first is the key itself."""
+    """Check that positions and the keys of copies are distinct, and that the first copy's key is the key itself."""
     flat = [entry for entries in merged.values() for entry in entries]
     assert len({place for place, _ in flat}) == len(flat)
     assert len({copy for _, copy in flat}) == len(flat)
@@ -491,7 +491,7 @@ def well_formed(merged):
 @PROPERTY
 @given(CONTENTS, LIMITS, st.integers(1, 5), st.booleans(), st.booleans(), st.integers(0, 9))
 def test_shares_of_a_data_set_are_the_data_set(contents, limit, world, shuffle, drop_last, epoch):
-    """As DistributedSampler divides it: padded, or with the rest left out."""
+    """Sharded as by DistributedSampler: padded, or without the remainder."""
     data, parts, everywhere = Contents(contents), [], set()
     for rank in range(world):
         sampler = DistributedSampler(data, world, rank, shuffle=shuffle, drop_last=drop_last)
@@ -590,7 +590,7 @@ def test_processes_without_samples_change_nothing(known):
 
 
 class Bright(torch.nn.Module):
-    """Class 1 where the image is brighter than 0.5."""
+    """Classifier: class 1 if the image is brighter than 0.5."""
 
     def forward(self, x):
         return torch.stack([torch.zeros_like(x[:, 0, 0, 0]), x.flatten(1).mean(1) - 0.5], 1)

@@ -1,4 +1,4 @@
-"""Decisions of every sample: kept, put together, written and read back; other files are refused."""
+"""Per-sample results: stored, merged, written and read back; other files are refused."""
 
 import math
 import zipfile
@@ -13,7 +13,7 @@ from lightning_normgeo.robustness.results.sample_results import SampleRows, rows
 
 
 def rows(indices, seed=0):
-    """Rows whose values belong to the index, whatever else is there."""
+    """Return rows whose values depend on the index only."""
     index = torch.as_tensor(indices, dtype=torch.long)
     value = torch.rand(1000, 6, generator=torch.Generator().manual_seed(seed))[index]
     label, prediction = ((3 * value[:, k]).long() for k in (0, 1))
@@ -116,7 +116,7 @@ def test_nothing_evaluated_is_read_back_too(tmp_path):
 
 
 def test_the_same_decisions_make_the_same_file(tmp_path):
-    """Whatever the order they came in, and whenever it is written."""
+    """For any order of arrival and any time of writing."""
     decisions([range(9)]).save(tmp_path / "a.npz")
     decisions([[4, 2, 0], [8, 1, 3, 5, 6, 7]]).save(tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
@@ -156,7 +156,7 @@ def whole_file(tmp_path):
 
 
 def flipped(content):
-    """A file with one wrong bit in the middle of what is packed."""
+    """Return a file with one wrong bit in the middle of the packed data."""
     return content[:600] + bytes([content[600] ^ 255]) + content[601:]
 
 

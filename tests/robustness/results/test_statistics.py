@@ -1,4 +1,4 @@
-"""Intervals and tests of counted accuracies, and evaluation that leaves no trace."""
+"""Intervals and tests of accuracies, and that an evaluation leaves no trace."""
 
 import math
 
@@ -57,7 +57,7 @@ def test_ends_are_exact_where_nothing_or_everything_is_correct():
 
 @pytest.mark.parametrize("n", [10, 30, 100])
 def test_interval_covers_the_truth_about_as_often_as_it_says(n):
-    """Exactly summed over the binomial distribution: 95 % on average, never far below."""
+    """The coverage, summed exactly over the binomial distribution, is 95 % on average and never far below."""
     coverages = []
     for p in [k / 50 for k in range(1, 50)]:
         covered = 0.0
@@ -113,7 +113,7 @@ def test_paired_interval_is_walds_with_two_samples_more(cells, level):
     [
         (7, 1, 21, -0.5084, -0.0134),  # by hand: -6/23 ± 1.95996·√((10/23 - 36/529)/23)
         (0, 0, 100, -0.0272, 0.0272),
-        (0, 8, 8, 0.4281, 1.0),  # 8/10 - 1.95996·√(0.36/10), and the other end is beyond 1
+        (0, 8, 8, 0.4281, 1.0),  # 8/10 - 1.95996·√(0.36/10); the other end is beyond 1
     ],
 )
 def test_paired_intervals_known_by_hand(lost, won, n, low, high):
@@ -122,7 +122,7 @@ def test_paired_intervals_known_by_hand(lost, won, n, low, high):
 
 @pytest.mark.parametrize("n", [10, 20, 32, 60])
 def test_paired_interval_covers_the_truth_about_as_often_as_it_says(n):
-    """Exactly summed over the multinomial distribution, also where few samples or none differ."""
+    """The coverage is summed exactly over the multinomial distribution, also if few samples or none differ."""
     tables = [(b, c) for b in range(n + 1) for c in range(n + 1 - b)]
     ways = torch.tensor([math.lgamma(n + 1) - sum(map(math.lgamma, (b + 1, c + 1, n - b - c + 1))) for b, c in tables])
     low, high = torch.tensor([paired_interval(b, c, n) for b, c in tables], dtype=torch.float64).T
@@ -184,7 +184,7 @@ def test_holm_by_hand():
 
 @pytest.fixture
 def model():
-    """A model in training whose first block is frozen in evaluation mode, but for one module inside."""
+    """Return a model in training mode whose first block is in evaluation mode, except for one module inside."""
     net = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout()), nn.Dropout(), nn.Linear(4, 2))
     net.train()
     net[0].eval()
