@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torchvision
 
+hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("suite")
 pytest.register_assert_rewrite("support")
 from support.isolation import REPOSITORY, isolated  # noqa: E402 - after its asserts are to be rewritten
 
