@@ -25,9 +25,9 @@ from lightning_normgeo.study.resources import resource_share
 from lightning_normgeo.study.run_progress import RunProgress
 from lightning_normgeo.study.runner import Runner
 from lightning_normgeo.study.study_index import Index, IndexEntry
-from support.isolation import REPOSITORY
+from support.isolation import SUPPORT
 
-PROGRAM = (sys.executable, "-S", str(REPOSITORY / "tests" / "study_stand_in.py"))
+PROGRAM = (sys.executable, "-S", str(SUPPORT / "study_stand_in.py"))
 Shown = list[tuple[str, str]]
 
 
