@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -66,8 +67,10 @@ def lightning_server() -> ForkServer:
 
 
 def _serve(modules: list[str]) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     for module in modules:
         importlib.import_module(module)
+    gc.freeze()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
