@@ -233,10 +233,10 @@ def test_units_are_guessed_where_nothing_of_the_graph_has_a_name() -> None:
     """The numbers have to confirm it then, as under torch.compile."""
     net = batch_norms()
     loss = net(torch.randn(4, 3, 8, 8)).sum()
-    found, guessed = find_units(net, Graph(loss, stand_ins={}))
+    found, guessed = find_units(net, Graph(loss, unsharded={}))
     assert guessed
     assert [units.kind for units in found] == ["filter", "filter", "none"]
-    named = Graph(loss, stand_ins={id(parameter): name for name, parameter in net.named_parameters()})
+    named = Graph(loss, unsharded={id(parameter): name for name, parameter in net.named_parameters()})
     assert find_units(net, named) == find_units(net, Graph(loss))
 
 
