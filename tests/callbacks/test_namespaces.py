@@ -6,12 +6,9 @@ What depends on the order of imports is checked in a process that has imported n
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from support.fork_server import ForkServer
 
 NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "callbacks.yaml"
@@ -142,7 +141,8 @@ class Absent:
 
 
 def check(order: str) -> None:
-    """Import in the given order, and check every installed namespace."""
+    """Import in this order, and check every namespace that is there."""
+    assert not {"lightning", "pytorch_lightning", "lightning_normgeo"} & sys.modules.keys()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     names: dict[str, Any] = {"absent": lambda package: sys.meta_path.insert(0, Absent(package))}
@@ -160,59 +160,31 @@ def check(order: str) -> None:
     print(f"served: {' '.join(there)}")
 
 
-def serve() -> None:
-    """Fork a child for each requested order, so that slow imports happen once; each child imports Lightning itself."""
-    import fsspec.implementations.local  # noqa: F401
-    import jsonargparse  # noqa: F401
-    import rich.progress  # noqa: F401
-    import torchmetrics  # noqa: F401
-
-    assert not {"lightning", "pytorch_lightning", "lightning_normgeo"} & sys.modules.keys()
-    for request in sys.stdin:
-        folder, order = request.rstrip("\n").split("\t")
-        if os.fork() == 0:
-            os.chdir(folder)
-            output = os.open("output.txt", os.O_WRONLY | os.O_CREAT)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            try:
-                check(order)
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            os._exit(0)
-        os.wait()
-        print("done", flush=True)
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[Callable[[Path, str], str]]:
-    """Return a function that runs :func:`check` in a process of its own and returns its output."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-    )
+def server() -> Iterator[ForkServer]:
+    """Return what forks a process for every order: what takes long to import is imported once, Lightning by each."""
+    common = "torchvision", "torchmetrics", "jsonargparse", "docstring_parser", "rich.progress", "tqdm.auto", "yaml"
+    started = ForkServer("pytest", "fsspec.implementations.local", "lightning_utilities", *common)
+    yield started
+    started.close()
 
-    def run(folder: Path, order: str) -> str:
-        print(folder, order, sep="\t", file=process.stdin, flush=True)
-        assert process.stdout.readline() == "done\n"
-        return (folder / "output.txt").read_text()
 
-    yield run
-    process.communicate()
+def served(server: ForkServer, order: str) -> str:
+    done = server.run(Path(__file__), order)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-def test_trainers_and_command_lines(order: str, tmp_path: Path, server: Any) -> None:
+def test_trainers_and_command_lines(order: str, server: ForkServer) -> None:
     absent = [name for name in NAMESPACES if f"absent('{name.partition('.')[0]}')" in order]
     there = [name for name in NAMESPACES if name not in absent]
-    said = server(tmp_path, order)
-    assert said.endswith(f"served: {' '.join(there)}\n"), said[-3000:]
+    assert served(server, order) == f"served: {' '.join(there)}"
 
 
-def test_record_logger_where_only_lightning_is_installed(tmp_path: Path, server: Any) -> None:
-    said = server(tmp_path, "absent('pytorch_lightning'); from lightning_normgeo import RecordLogger")
-    assert said.endswith("served: lightning.pytorch\n"), said[-3000:]
+def test_record_logger_where_only_lightning_is_installed(server: ForkServer) -> None:
+    order = "absent('pytorch_lightning'); from lightning_normgeo import RecordLogger"
+    assert served(server, order) == "served: lightning.pytorch"
 
 
 # Lightning's LightningCLI calls what jsonargparse 4.49 renamed
@@ -224,12 +196,17 @@ def test_record_logger_on_the_command_line(name: str) -> None:
     assert type(fitted.logger).__name__ == "RecordLogger"
 
 
-def test_settings_of_pytorch_lightning_mean_the_same_if_we_are_imported_first() -> None:
+def test_settings_of_pytorch_lightning_mean_the_same_if_we_are_imported_first(server: ForkServer) -> None:
     def limit(first: str) -> str:
         shown = "inspect.signature(pytorch_lightning.Trainer).parameters['limit_val_batches'].annotation"
-        code = f"import {first}; import inspect, lightning.pytorch, pytorch_lightning; print({shown})"
-        return subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True)
+        Path("shown.py").write_text(
+            f"import {first}; import inspect, lightning.pytorch, pytorch_lightning; print({shown})"
+        )
+        done = server.run(Path("shown.py"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
 
+    assert "float" in limit("pytorch_lightning")
     assert limit("lightning_normgeo.runs.record_logger") == limit("pytorch_lightning")
 
 
@@ -254,4 +231,4 @@ def test_a_namespace_that_cannot_be_imported_is_done_without(error: Exception, m
 
 
 if __name__ == "__main__":
-    serve()
+    check(sys.argv[1])

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from support.fork_server import lightning_server
+
 
 def reports_of(script: Path, folder: Path, *arguments: str, ranks: int = 2, timeout: float = 400) -> list[Any]:
-    """Run a script that trains on several processes, and return the content of each rank's ``rank{k}.json``."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, str(script), str(folder), *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    """Run a script that trains on several processes, and return what each of them left in ``rank{k}.json``."""
+    done = lightning_server().run(script, str(folder), *arguments, timeout=timeout, MASTER_ADDR="127.0.0.1")
     assert done.returncode == 0, done.stderr[-5000:]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from lightning_normgeo import RobustnessEvaluation
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.robustness import SampleResults, evaluate_robustness, load_decisions
+from support.fork_server import lightning_server
 from support.isolation import SUPPORT
 from support.projects import Project, images, trainer
 
@@ -26,9 +25,7 @@ FOLDER = Path("robustness", "version_0")
 
 
 def run(folder: Path, calls: int, semantics: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), str(folder), str(calls), semantics]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return lightning_server().run(SCRIPT, str(folder), str(calls), semantics)
 
 
 @pytest.mark.parametrize("semantics", ["final", "any"])
