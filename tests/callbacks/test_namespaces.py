@@ -162,7 +162,7 @@ def check(order: str) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ForkServer]:
-    """Return what forks a process for every order: what takes long to import is imported once, Lightning by each."""
+    """Return a fork server for the orders: slow modules are imported once, Lightning and the package by each child."""
     common = "torchvision", "torchmetrics", "jsonargparse", "docstring_parser", "rich.progress", "tqdm.auto", "yaml"
     started = ForkServer("pytest", "fsspec.implementations.local", "lightning_utilities", *common)
     yield started
