@@ -17,7 +17,11 @@ from support.isolation import REPOSITORY
 PACKAGE = REPOSITORY / "lightning_normgeo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LIMIT = 300
-HEADLESS = re.compile(r"(\w+ )?(what|which|who|whom|whose|where|how|why|when)\b", re.IGNORECASE)
+HEADLESS = re.compile(
+    r"((return|yield|tell|say|note|read|find|keep|write|add|count|make|show|take) )?(what|which|who|whom|where|why)\b"
+    r"|(how|when|whose)\b",
+    re.IGNORECASE,
+)
 
 # small helpers that every part may use: errors, checked values, tables in notebooks
 _WORDS = {"errors"} | {f"utilities.{name}" for name in ("plain_text", "versions", "checked_values", "notebook")}
