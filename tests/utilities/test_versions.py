@@ -187,3 +187,10 @@ def test_what_is_asked_for_is_required() -> None:
     )
     assert asked <= set(re.findall(r'^ *"([\w-]+)', dependencies, flags=re.MULTILINE))
     assert asked
+
+
+def test_the_tests_of_other_versions_exist() -> None:
+    """``.ci/versions`` runs the files of this list with the oldest and the newest packages."""
+    files = (REPOSITORY / "tests" / "versions.txt").read_text(encoding="utf-8").split()
+    assert files
+    assert [file for file in files if not (REPOSITORY / file).is_file()] == []
