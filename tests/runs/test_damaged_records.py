@@ -227,7 +227,7 @@ def test_any_field_may_hold_anything(data: st.DataObject, lines: list[dict[str, 
         for key in way:
             place = place[key]
         if last is not None and data.draw(st.booleans()):
-            place[last] = data.draw(JUNK)
+            place[last] = copy.deepcopy(data.draw(JUNK))  # later rounds change it
         elif last is not None:
             del place[last]
     folder = written(*(json.dumps(line).encode() for line in damaged), folder=Path("runs/study/damaged"))
