@@ -140,7 +140,7 @@ class Observed:
     def _layers(self, *keys: str) -> set[str]:
         layers = [self.record.layers.get(key, [(0, {})]) for key in keys]
         # in the first step the numbers may refute a joint unit, which is then missing in that row
-        found = {frozenset(layers) for points in layers for _, layers in points[1:] or points}
+        found = {frozenset(row) for points in layers for _, row in points[1:] or points}
         assert len(found) == 1, "the monitors saw different weights, or other ones at another step"
         return set(*found)
 
@@ -312,12 +312,12 @@ CONVOLUTIONAL: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
 def test_convolutional_networks_of_torchvision(name: str) -> None:
     make, size, invariant, controls = CONVOLUTIONAL[name]
     observed = observe(lambda: Classifier(make(), momentum), images(size))
-    layers = {layer: layer for layer, layer in observed.run.module.named_modules() if hasattr(layer, "weight")}
-    before_batch_norm = {s for s, layer in layers.items() if isinstance(layer, nn.Conv2d) and layer.bias is None}
+    layers = {name: layer for name, layer in observed.run.module.named_modules() if hasattr(layer, "weight")}
+    before_batch_norm = {n for n, layer in layers.items() if isinstance(layer, nn.Conv2d) and layer.bias is None}
     assert observed.invariant == before_batch_norm
     assert (len(before_batch_norm), len(observed.controls)) == (invariant, controls)
     units = scale_invariant_units(observed.run.module.network, torch.rand(4, 3, size, size))
-    assert sum(u.count for u in units if u.invariant) == sum(layers[s].out_channels for s in before_batch_norm)
+    assert sum(u.count for u in units if u.invariant) == sum(layers[n].out_channels for n in before_batch_norm)
     assert {"affine", "norm_growth", "orthogonality"} <= observed.groups
     assert max(observed.values("orthogonality/max_abs_cos_corrected")) < 1e-5
     assert min(observed.values("orthogonality_control/max_abs_cos")) > 1e-2
