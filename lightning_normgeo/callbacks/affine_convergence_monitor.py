@@ -40,8 +40,8 @@ class AffineConvergenceMonitor(GeometryMonitor):
     separately (at most 8).
 
     For one layer: ``affine/…_mean/{module path}``, and ``affine/…_channel/{module path}`` for one channel as in the
-    paper's Fig 2. σ, and so each of these quantities, changes with the scale of the preceding weight, which does not
-    affect the function.
+    paper's Fig 2. σ and μ, and so all of these quantities, change with the scale of the preceding weight, which does
+    not affect the function.
 
     Cost: no pass over data; a few operations on one value per channel.
 

@@ -32,10 +32,10 @@ class Section:
 
 AFFINE = Section(
     "γ, β against σ, μ (Fig 2)",
-    "The paper says both distances settle at small values. σ, and so each of the three, changes with the scale of the "
+    "The paper says both distances settle at small values. σ and μ, and so all three, change with the scale of the "
     "weights in front, which has no effect on the function. One channel, drawn at random by a seed, as in the paper.",
     ("affine/abs_gamma2_minus_sigma2_mean", "affine/abs_beta_minus_mu_mean", "affine/gamma2_over_sigma2_mean"),
-    "The paper says that both distances settle at small values. σ, and so each of the three, changes with the scale "
+    "The paper says that both distances settle at small values. σ and μ, and so all three, change with the scale "
     "of the weights in front, which has no effect on the function. Means over all channels, and one channel drawn by a "
     "seed, as in the paper.",
     (

@@ -14,7 +14,7 @@ _CAPTION = (
     "At the last measured step of each quantity, over all units; ‖W‖ before the first and before the last measured "
     "step. |cos(W, ∇W)| of scale-invariant units is the ε of the normalization and float rounding; the control is not "
     "invariant. A residual is measured minus explained increment: at a ratio to the storage floor of at most 1 it is "
-    "what rounding the weights can add. A longer W is not by itself another function, but σ is larger with it, and so "
+    "what rounding the weights can add. A longer W is not by itself another function, but σ and μ grow with it, and so "
     "|γ² − σ²|, |β − μ| and γ²/σ² depend on its length."
 )
 _EQUILIBRIUM = " The turn per step approaches its equilibrium only after many steps, and only under weight decay."
