@@ -140,3 +140,10 @@ def own_norm(tensor: Tensor) -> Tensor:
 def zeros_if_new(state: tuple[Tensor, ...], like: Tensor, count: int) -> tuple[Tensor, ...]:
     """Return the state tensors, or ``count`` zero tensors before a weight's first step."""
     return state or tuple(torch.zeros_like(like) for _ in range(count))
+
+
+def least(a: Scalar, b: Scalar) -> Scalar:
+    """Return the smaller of two values, as a tensor if one of them is a tensor."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
+    return min(a, b)

@@ -10,7 +10,6 @@ from torch import Tensor
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.geometry.update_rules.elementwise import StepParts
-from lightning_normgeo.geometry.update_rules.optimizers.lars_lamb import _least
 from lightning_normgeo.geometry.update_rules.recipe import (
     Described,
     Group,
@@ -21,7 +20,7 @@ from lightning_normgeo.geometry.update_rules.recipe import (
     scalar,
     shared,
 )
-from lightning_normgeo.geometry.update_rules.whole_tensor import Direction, WholeTensorRule, own_norm
+from lightning_normgeo.geometry.update_rules.whole_tensor import Direction, WholeTensorRule, least, own_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class AdafactorRule(WholeTensorRule):
         gradient = -gradient if self.maximize else gradient
         size = weight.numel() ** 0.5
         update = self._estimate(gradient, *state).clamp_(min=self.eps[0] ** 2).rsqrt_().mul_(gradient)
-        rate = _least(self.lr, 1 / self.step**0.5) * (own_norm(weight) / size).clamp_min(self.eps[1])
+        rate = least(self.lr, 1 / self.step**0.5) * (own_norm(weight) / size).clamp_min(self.eps[1])
         by = (own_norm(update) / (size * self.clip)).clamp_min(1.0)
         return Direction(StepParts(update.to(wide_dtype(weight.device)) * (rate / by)))
 

@@ -137,13 +137,6 @@ class LambRule(WholeTensorRule, AdamRule):
         return ratio.clamp_max(1.0) if self.trust_clip else ratio
 
 
-def _least(a: Scalar, b: Scalar) -> Scalar:
-    """Return the smaller of two values, as a tensor if one of them is a tensor."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
-    return min(a, b)
-
-
 def _lars(group: Group, state: State, dtype: torch.dtype) -> Described:
     buffer = state.get("momentum_buffer") if group["momentum"] else None
     names = ("momentum", "dampening", "nesterov")
