@@ -59,6 +59,11 @@ def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor
     return (tensor.movedim(dim, 0) if dim else tensor).reshape(units, -1)
 
 
+def output_rows(tensor: Tensor) -> int:
+    """Return the number of rows along dimension 0 of a weight; 1 for a vector, such as a bias, and an empty tensor."""
+    return tensor.shape[0] if tensor.ndim > 1 and tensor.numel() else 1
+
+
 def as_real(tensor: Tensor) -> Tensor:
     """View a complex tensor as pairs of real numbers along a new last dimension; return a real tensor unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, Scalar, UpdateRule
 from lightning_normgeo.geometry.increments.norm_increments import predicted_increment
+from lightning_normgeo.geometry.products.one_pass import is_additive
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.update_rules.recipe import Group, scalar
 from lightning_normgeo.geometry.update_rules.registry import described_safely, warn_unexplained
@@ -52,9 +53,12 @@ class ParameterReading(NamedTuple):
 
 
 class GroupTerms(NamedTuple):
-    """Terms of several parameters that one rule moves, one value per unit over all of them."""
+    """Terms of several parameters that one rule moves, one value per row over all of them."""
 
     weight_sq: Tensor
+    inner: Tensor
+    gradient_sq: Tensor
+    quartic: Tensor
     predicted: Tensor
     terms: IncrementTerms | None
 
@@ -65,6 +69,7 @@ def plan(
     optimizer: Optimizer,
     group: Group,
     keep: Tensor | None = None,
+    finer: Callable[[Tensor], Tensor] | None = None,
 ) -> ReadPlan:
     """Plan how to read a parameter.
 
@@ -74,17 +79,22 @@ def plan(
         optimizer: about to move it.
         group: the parameter's.
         keep: takes a copy of its rows.
+        finer: views a tensor with several rows for each unit, in order. It is used instead of ``rows`` where products
+            of rows add up to those of units. Default: none.
     """
     assert parameter.grad is not None  # noqa: S101
     described = described_safely(optimizer, group, optimizer.state.get(parameter, {}), parameter)
     rule, state = described if described is not None else (None, ())
     known: tuple[Tensor, ...] = ()
     scale = gradient_scale(optimizer)
+    rows = finer if finer is not None and is_additive(rule) else rows
     if isinstance(rule, WholeTensorRule):
         known = _known(rule, rows, parameter, state, scale)
         rule, state = (rule if known else None), ()
     weight, gradient, *others = (rows(tensor) for tensor in (parameter, parameter.grad, *state))
-    reads = WeightPass(weight, gradient, tuple(others), rule, scale, keep, known)
+    reads = WeightPass(
+        weight, gradient, tuple(others), rule, scale, None if keep is None else keep.view(weight.shape), known
+    )
     return ReadPlan(parameter.dtype.to_real(), learning_rate(group), reads)
 
 
@@ -118,8 +128,8 @@ def by_rule(plans: Sequence[ReadPlan]) -> list[list[int]]:
 
 def explain(plans: Sequence[ReadPlan], products: Sequence[WeightProducts]) -> GroupTerms:
     """Apply the rule that all ``plans`` share to the products that were read."""
-    columns = zip(*((p.weight_sq, p.inner, p.gradient_sq, *p.rule) for p in products), strict=True)
-    weight_sq, inner, gradient_sq, *rest = (torch.cat(column) for column in columns)
+    columns = zip(*((*p[:4], *p.rule) for p in products), strict=True)
+    weight_sq, inner, gradient_sq, quartic, *rest = (torch.cat(column) for column in columns)
     rule = plans[0].reads.rule
     terms = None if rule is None else rule.terms(weight_sq, inner, gradient_sq, *rest)
-    return GroupTerms(weight_sq, predicted_increment(plans[0].lr, gradient_sq), terms)
+    return GroupTerms(weight_sq, inner, gradient_sq, quartic, predicted_increment(plans[0].lr, gradient_sq), terms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -11,9 +11,8 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, many_update_products
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
-from lightning_normgeo.geometry.products.one_pass import many_weight_products, weight_products
-from lightning_normgeo.geometry.products.weight_pass import WeightProducts
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.products.one_pass import is_additive, many_weight_products, weight_products
+from lightning_normgeo.geometry.rows import as_rows, output_rows, wide_dtype
 from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.normalization.units import WeightUnits
 from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, learning_rate, plan
@@ -26,8 +25,9 @@ class WeightReader:
     It keeps copies of them over the step, in memory that is allocated once: fresh pages cost more than the copy.
 
     Attributes:
-        by_output_row: what the last :meth:`read` found of weights whose units are their output rows, by id of the
-            parameter. Cumulative sums use it, so that no weight is read twice in one step.
+        by_output_row: what the last :meth:`read` found, by id of the parameter and by rows along its dimension 0. It
+            lacks weights whose units are counted along another dimension, and rules whose products are no sums.
+            Cumulative sums use it, so that no weight is read twice in one step.
     """
 
     def __init__(self) -> None:
@@ -63,16 +63,18 @@ class WeightReader:
                 optimizer,
                 groups[id(parameter)],
                 self._kept(units, parameter) if keep else None,
+                self._finer_rows(units, parameter),
             )
             for units, parameter in parts
         ]
         products = many_weight_products([plan.reads for plan in plans])
+        readings = list(map(ParameterReading, plans, products))
         self.by_output_row = {
-            id(parameter): ParameterReading(planned, found)
-            for (units, parameter), planned, found in zip(parts, plans, products, strict=True)
-            if self._is_by_output_row(units, parameter, found)
+            id(parameter): reading._replace(products=reading.products.joined(output_rows(self._part(parameter))))
+            for (units, parameter), reading in zip(parts, readings, strict=True)
+            if self._adds_up_to_output_rows(units, parameter, reading)
         }
-        steps = iter(_steps([units for units, _ in parts], plans, products))
+        steps = iter(self._steps([units for units, _ in parts], readings))
         return [self._together([next(steps) for _ in one.parameters]) for one in observed]
 
     def read_moved(self, observed: Sequence[Observed], groups: Mapping[int, Group]) -> list[WeightStep]:
@@ -98,10 +100,35 @@ class WeightReader:
         """View a tensor of a parameter's shape as a matrix with one row for each value of a step."""
         return units.rows(tensor)
 
-    def _is_by_output_row(self, units: WeightUnits, parameter: nn.Parameter, products: WeightProducts) -> bool:
-        """Whether a weight was read by its rows along dimension 0, as cumulative sums read it."""
-        part = self._part(parameter)
-        return part.ndim > 1 and part.numel() > 0 and units.dim == 0 and len(products.weight_sq) == part.shape[0]
+    def _finer_rows(self, units: WeightUnits, parameter: nn.Parameter) -> Callable[[Tensor], Tensor] | None:
+        """Return a view by output row, for units of several output rows; None for other units."""
+        rows = output_rows(parameter)
+        several = units.dim == 0 and rows > units.count and rows % units.count == 0
+        return partial(as_rows, units=rows) if several else None
+
+    def _values(self, units: WeightUnits, rows: int) -> int:
+        """Return the number of values that a step has for a parameter that was read as ``rows`` rows."""
+        del rows
+        return units.count
+
+    def _adds_up_to_output_rows(self, units: WeightUnits, parameter: nn.Parameter, reading: ParameterReading) -> bool:
+        rows, wanted = len(reading.products.weight_sq), output_rows(self._part(parameter))
+        along = parameter.ndim == 1 or units.dim == 0
+        return along and (rows == wanted or (rows % wanted == 0 and is_additive(reading.plan.reads.rule)))
+
+    def _steps(self, units: Sequence[WeightUnits], readings: Sequence[ParameterReading]) -> list[WeightStep]:
+        """Explain the steps of all parameters, those of one rule at once."""
+        steps: dict[int, WeightStep] = {}
+        for members in by_rule([reading.plan for reading in readings]):
+            some = [readings[k] for k in members]
+            *sums, terms = explain([one.plan for one in some], [one.products for one in some])
+            lengths = [len(one.products.weight_sq) for one in some]
+            by_row = torch.split(torch.stack([*sums, *(terms or ())]), lengths, dim=1)
+            for k, one, values in zip(members, some, by_row, strict=True):
+                count = self._values(units[k], values.shape[1])
+                values = values if count == values.shape[1] else values.view(len(values), count, -1).sum(2)
+                steps[k] = _step(units[k], one.plan, values, explained=terms is not None)
+        return [steps[k] for k in range(len(readings))]
 
     def _together(self, steps: Sequence[WeightStep]) -> WeightStep:
         """Return the step of units from the steps of their weight and, if it belongs to them, their bias."""
@@ -143,29 +170,21 @@ class WeightReader:
         return buffer
 
 
-def _steps(
-    units: Sequence[WeightUnits], plans: Sequence[ReadPlan], products: Sequence[WeightProducts]
-) -> list[WeightStep]:
-    steps: dict[int, WeightStep] = {}
-    for members in by_rule(plans):
-        explained = explain([plans[k] for k in members], [products[k] for k in members])
-        lengths = [len(products[k].weight_sq) for k in members]
-        predicted = torch.split(explained.predicted, lengths)
-        terms = zip(*(torch.split(term, lengths) for term in explained.terms or ()), strict=True)
-        for k, eq16 in zip(members, predicted, strict=True):
-            steps[k] = WeightStep(
-                units=units[k],
-                dtype=plans[k].dtype,
-                lr=plans[k].lr,
-                predicted=eq16,
-                weight_sq=products[k].weight_sq,
-                inner=products[k].inner,
-                gradient_sq=products[k].gradient_sq,
-                quartic=products[k].quartic,
-                rule=plans[k].reads.rule,
-                terms=None if explained.terms is None else IncrementTerms(*next(terms)),
-            )
-    return [steps[k] for k in range(len(plans))]
+def _step(units: WeightUnits, planned: ReadPlan, values: Tensor, explained: bool) -> WeightStep:
+    """Return a step from the fields of :class:`GroupTerms`, one per row of ``values``."""
+    weight_sq, inner, gradient_sq, quartic, predicted, *terms = values
+    return WeightStep(
+        units=units,
+        dtype=planned.dtype,
+        lr=planned.lr,
+        predicted=predicted,
+        weight_sq=weight_sq,
+        inner=inner,
+        gradient_sq=gradient_sq,
+        quartic=quartic,
+        rule=planned.reads.rule,
+        terms=IncrementTerms(*terms) if explained else None,
+    )
 
 
 def scale_gradient(units: WeightUnits, scales: Mapping[str, nn.Parameter], by: Tensor | None) -> Tensor | None:

@@ -102,15 +102,17 @@ def _by_torch(one: WeightPass) -> WeightProducts:
         return concatenated(parts)
 
     wide = wide_dtype(one.weight.device)
-    additive = one.rule is None or _is_additive(one.rule)
-    blocks = column_blocks(one.weight) if additive else [slice(None)]
+    blocks = column_blocks(one.weight) if is_additive(one.rule) else [slice(None)]
     by_block = [reduce_columns(columns) for columns in blocks]
     return _products(*(sum(parts[1:], parts[0]) for parts in zip(*by_block, strict=True)))
 
 
-def _is_additive(rule: UpdateRule) -> bool:
-    """Whether the class itself, and not only a base, says that products of a row are sums over its elements."""
-    return bool(vars(type(rule)).get("additive", False))
+def is_additive(rule: UpdateRule | None) -> bool:
+    """Whether the products of a row are sums over its elements, as the class of the rule says itself, not a base.
+
+    Without a rule there are only inner products, which are such sums.
+    """
+    return rule is None or bool(vars(type(rule)).get("additive", False))
 
 
 def _has_loop(one: WeightPass) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import UpdateRule
@@ -22,6 +23,14 @@ class WeightProducts(NamedTuple):
     """Σ W_i⁴, which bounds the effect of rounding the weights (``storage_floor``)."""
     rule: tuple[Tensor, ...]
     """The results of ``rule.products``; empty without a rule."""
+
+    def joined(self, units: int) -> WeightProducts:
+        """Return the products of ``units`` units of equally many neighboring rows, for products that are sums."""
+        if len(self.weight_sq) == units:
+            return self
+        rows = torch.stack([*self[:4], *self.rule])
+        weight_sq, inner, gradient_sq, quartic, *rule = rows.view(len(rows), units, -1).sum(2)
+        return WeightProducts(weight_sq, inner, gradient_sq, quartic, tuple(rule))
 
 
 class WeightPass(NamedTuple):

@@ -14,7 +14,7 @@ from lightning_normgeo.geometry.increments.momentum_increments import MomentumSt
 from lightning_normgeo.geometry.increments.rounding_floors import systematic_floor
 from lightning_normgeo.geometry.products.one_pass import many_weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
-from lightning_normgeo.geometry.rows import as_rows
+from lightning_normgeo.geometry.rows import as_rows, output_rows
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
 from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, plan
 from lightning_normgeo.probes.momentum_buffers import first_state, next_state
@@ -264,12 +264,12 @@ class CumulativeIncrements:
 
     def _whole(self, tensor: Tensor) -> Tensor:
         """View a tensor by output row, so that the rounding errors of one row do not cancel those of another."""
-        return as_rows(tensor, tensor.shape[0] if tensor.ndim > 1 else 1)
+        return as_rows(tensor, output_rows(tensor))
 
 
 def _contributions(plans: Sequence[ReadPlan], products: Sequence[WeightProducts]) -> Tensor:
     """Return the contributions of one step to :class:`Totals`, one row per parameter; zero in the momentum fields."""
-    weight_sq, predicted, terms = explain(plans, products)
+    weight_sq, *_, predicted, terms = explain(plans, products)
     none, dtype = torch.zeros_like(weight_sq), plans[0].dtype
     known = terms or IncrementTerms(none, none, none, none)
     columns = dict.fromkeys(Totals._fields, none) | known._asdict()

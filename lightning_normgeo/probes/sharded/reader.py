@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_normgeo.geometry.angles import UpdateProducts
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
+from lightning_normgeo.geometry.rows import output_rows
 from lightning_normgeo.normalization.units import WeightUnits
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import Totals
@@ -40,6 +41,12 @@ class ShardedReader(WeightReader):
         known = IncrementTerms(*map(torch.cat, zip(*terms, strict=True))) if len(terms) == len(steps) else None
         uniform = all(steps[0].moves_like(step) for step in steps[1:])
         return replace(steps[0], terms=known, uniform=uniform, **columns)
+
+    def _finer_rows(self, units: WeightUnits, parameter: nn.Parameter) -> None:
+        return None  # rows are as fine as they get
+
+    def _values(self, units: WeightUnits, rows: int) -> int:
+        return rows
 
     def _joined(self, parts: Sequence[UpdateProducts]) -> UpdateProducts:
         return UpdateProducts(*map(torch.cat, zip(*parts, strict=True)))
@@ -111,4 +118,4 @@ class ShardedIncrements(CumulativeIncrements):
 
     def _whole(self, tensor: Tensor) -> Tensor:
         part = local_part(tensor)
-        return part.reshape(part.shape[0], -1) if part.ndim > 1 and part.numel() else part.reshape(1, -1)
+        return part.reshape(output_rows(part), -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -498,12 +498,24 @@ def test_a_search_for_a_learning_rate_in_the_middle_of_training_is_not_counted(t
     assert abs(found["residual"]) <= found["storage_floor"]
 
 
+def joint_units() -> nn.Module:
+    """A network whose units are groups of filters with their biases, whole layers, and the whole matrix."""
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3), nn.GroupNorm(1, 8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), spectral, nn.ReLU(), nn.Linear(8, 4),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("optimizers", [sgd(momentum=0.9), lambda m: torch.optim.AdamW(m.parameters())])
 @pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("net", [None, joint_units])
 def test_no_parameter_is_read_twice_in_a_step(
-    optimizers: Optimizers, every: int, monkeypatch: pytest.MonkeyPatch
+    optimizers: Optimizers, every: int, net: Callable[[], nn.Module] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A measured step reuses the monitors' readings for the sums; any other step reads each weight once."""
+    """Neither in a measured step, where sums are of what the monitors have read, nor in another one."""
     reads: Counter[int] = Counter()
 
     def counted(passes: Sequence[WeightPass]) -> list[WeightProducts]:
@@ -512,10 +524,41 @@ def test_no_parameter_is_read_twice_in_a_step(
 
     for module in ("weight_reader", "cumulative.increments"):
         monkeypatch.setattr(f"lightning_normgeo.probes.{module}.many_weight_products", counted)
-    project = Project(optimizers)
+    project = Project(optimizers, net() if net else None)
     monitors = [OrthogonalityMonitor(every), NormGrowthMonitor(every, cumulative=True)]
     trainer(*monitors, steps=4, logger=Rows()).fit(project, images())
-    assert reads.keys() >= {
-        layer.weight.data_ptr() for layer in project.net if isinstance(layer, nn.Conv2d | nn.Linear)
-    }
+    weights = [p for p in project.parameters() if p.ndim > 1 and p.grad is not None]
+    assert reads.keys() >= {weight.data_ptr() for weight in weights}
     assert set(reads.values()) == {4}
+
+
+@pytest.mark.parametrize("net", [None, joint_units])
+def test_sums_change_no_other_key(net: Callable[[], nn.Module] | None) -> None:
+    """Bit for bit, also where a unit has several of the rows that sums are read by."""
+
+    def logged(cumulative: bool) -> list[Any]:
+        torch.manual_seed(3)
+        rows, project = Rows(), Project(sgd(momentum=0.9), net() if net else None)
+        trainer(NormGrowthMonitor(layers="*", cumulative=cumulative), steps=4, logger=rows).fit(project, images())
+        return [{key: value for key, value in row[1].items() if "cumulative" not in key} for row in rows.rows]
+
+    assert logged(cumulative=True) == logged(cumulative=False)
+
+
+@pytest.mark.parametrize("optimizers", [sgd(momentum=0.9), lambda m: torch.optim.AdamW(m.parameters())])
+def test_sums_do_not_depend_on_how_many_steps_are_measured(optimizers: Optimizers) -> None:
+    """A step that no monitor measures is read by the sums alone, by the same rows."""
+
+    def sums(every: int) -> dict[str, list[float]]:
+        torch.manual_seed(3)
+        monitor = NormGrowthMonitor(every, cumulative=True)
+        run = trainer(monitor, steps=4, logger=Rows())
+        run.fit(Project(optimizers, joint_units()), images())
+        checkpoint: dict[str, Any] = {}
+        monitor.on_save_checkpoint(run, run.lightning_module, checkpoint)
+        return checkpoint["lightning_normgeo"]["account"]["sums"]
+
+    often, seldom = sums(every=1), sums(every=4)
+    assert often.keys() == seldom.keys()
+    for name, one in often.items():
+        assert one == pytest.approx(seldom[name], rel=1e-12), name
