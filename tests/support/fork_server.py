@@ -66,6 +66,14 @@ def lightning_server() -> ForkServer:
     return server
 
 
+@cache
+def torch_server() -> ForkServer:
+    """Return a process that has imported torch alone, and neither Lightning nor this package."""
+    server = ForkServer("torch")
+    atexit.register(server.close)
+    return server
+
+
 def _serve(modules: list[str]) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     for module in modules:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 
-from support.fsdp_step_table import CELLS, LOOPS, Cell, Report, observed
+from support.fsdp_step_table import CELLS, LOOPS, QUICK, Cell, Report, observed
 from support.isolation import SUPPORT
 from support.processes import reports_of
 from support.projects import OPTIMIZERS
@@ -20,10 +22,21 @@ COMPARED = [cell for cell in CELLS if cell[1] != "bf16-policy"]
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Report]]:
-    """Train all cells of the table in one pair of processes."""
-    folder = tmp_path_factory.mktemp("fsdp_table")
-    return reports_of(SCRIPT, folder)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Report]]]:
+    """Train the quick cells of the table, or the rest of them, in one pair of processes."""
+    return cache(lambda cells: reports_of(SCRIPT, tmp_path_factory.mktemp("fsdp_table"), cells))
+
+
+@pytest.fixture
+def two(trained: Callable[[str], list[dict[str, Report]]], request: pytest.FixtureRequest) -> list[dict[str, Report]]:
+    """Return the reports of two processes on the cells that a test is about."""
+    cell = request.getfixturevalue("cell") if "cell" in request.fixturenames else QUICK[0]
+    return trained("quick" if cell in QUICK else "rest")
+
+
+def cells(chosen: list[Cell]) -> list[Any]:
+    """Mark the cells that the quick table lacks as slow."""
+    return [pytest.param(cell, id="-".join(cell), marks=() if cell in QUICK else pytest.mark.slow) for cell in chosen]
 
 
 def assert_explained(rows: Any, kinds: dict[str, list[str]], wide: bool) -> None:
@@ -40,7 +53,7 @@ def assert_explained(rows: Any, kinds: dict[str, list[str]], wide: bool) -> None
                 assert abs(row[f"{group}/cumulative_residual{suffix}"]) <= floor + rounding
 
 
-@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+@pytest.mark.parametrize("cell", cells(CELLS))
 def test_divided_steps_are_explained_and_unchanged(two: list[dict[str, Report]], cell: Cell) -> None:
     first, second = (found["-".join(cell)] for found in two)
     assert first == second, "every process knows the same, bit for bit"
@@ -52,7 +65,7 @@ def test_divided_steps_are_explained_and_unchanged(two: list[dict[str, Report]],
         assert_explained(rows, kinds, wide=dtype == "float64")
 
 
-@pytest.mark.parametrize("cell", COMPARED, ids="-".join)
+@pytest.mark.parametrize("cell", cells(COMPARED))
 def test_divided_steps_are_those_of_one_process(two: list[dict[str, Report]], cell: Cell) -> None:
     wide = LOOPS[cell[1]].wide
     found = two[0]["-".join(cell)]["rows"]["float64" if wide else "float32"]
