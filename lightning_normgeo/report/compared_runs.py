@@ -113,7 +113,7 @@ def compare_runs(records: Sequence[Record]) -> list[Run]:
         Run(plain_record(record), every, {name: values[name][k] for name in differing})
         for k, (record, (every, _)) in enumerate(zip(records, settings, strict=True))
     ]
-    labels = Labels([run.differing for run in runs])
+    labels = Labels([run.differing for run in runs], [run.record.folder for run in runs])
     runs = [
         replace(run, panel=panel, series=series, repeat=repeat, seed_settings=tuple(labels.seeds))
         for run, panel, series, repeat in zip(runs, labels.panels, labels.series, labels.repeats, strict=True)

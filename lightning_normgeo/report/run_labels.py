@@ -21,6 +21,8 @@ from lightning_normgeo.utilities.plain_text import plain
 LONGEST = 48
 """Characters of the longest label of a kind of runs, for which legends of figures have room."""
 _LONGEST_FOLDER = 40
+_MOST_SETTINGS = 3
+"""Settings that a label can name; runs that only more of them tell apart are named by their folders."""
 
 Differing = Mapping[str, str]
 """Values of the settings that are not the same in all runs, by dotted name."""
@@ -30,10 +32,11 @@ class Labels:
     """Labels of several runs. Two runs are of the same kind if all their settings except seeds are equal.
 
     If all differing settings would make a label too long, labels name only those needed to tell the kinds apart; the
-    table of settings has all of them.
+    table of settings has all of them. Runs that differ in many settings at once are named by their folders.
 
     Args:
         runs: The differing settings of each run, in the same order of settings.
+        folders: Folders of the runs.
 
     Attributes:
         seeds: Names of the settings that are seeds.
@@ -43,7 +46,7 @@ class Labels:
         repeats: For each run the label of its seeds.
     """
 
-    def __init__(self, runs: Sequence[Differing]) -> None:
+    def __init__(self, runs: Sequence[Differing], folders: Sequence[Path]) -> None:
         names = list(runs[0]) if runs else []
         values = {name: [run[name] for run in runs] for name in names}
         self.seeds = [name for name in names if is_seed(name) and are_seeds(values[name])]
@@ -56,7 +59,11 @@ class Labels:
         kinds = [tuple(run[name] for name in names if name not in self.seeds) for run in runs]
         panels = [tuple(run[name] for name in self._norms) for run in runs]
         self.panels = _unique([self._panel(run) for run in runs], panels)
-        series = [elided(self._series(run), LONGEST) for run in runs]
+        if len(self.named) > _MOST_SETTINGS and len(set(kinds)) == len(runs):
+            self.named = []
+            series = told_apart([""] * len(runs), [""] * len(runs), folders)
+        else:
+            series = [elided(self._series(run), LONGEST) for run in runs]
         self.series = _told_by(self.panels, series, kinds)
         self.repeats = [", ".join(self._seed(name, run[name]) for name in self.seeds) for run in runs]
 

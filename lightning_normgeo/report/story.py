@@ -30,6 +30,8 @@ class Section:
     by_weight_decay: bool = False
 
 
+LOSS = Section("Loss", "As the project logged it, for comparison with the geometry below.", ())
+ACCURACY = Section("Accuracy", "As the project logged it, without attack.", ())
 AFFINE = Section(
     "γ, β against σ, μ (Fig 2)",
     "The paper says both distances settle at small values. σ and μ, and so all three, change with the scale of the "
@@ -114,6 +116,24 @@ ANGLES = Section(
     ("norm_growth/angular_update", "norm_growth/equilibrium_angle"),
     wandb_keys=("norm_growth/angular_update", "norm_growth/equilibrium_angle", "norm_growth/effective_lr"),
 )
+CONTROLS_ONLY = "No weight of these runs is scale invariant, so the curves are those of the controls."
+"""Sentence in front of captions where only weights without the invariance were measured."""
+GLOSSARY = {
+    "unit": "A slice of a weight whose scale leaves the loss unchanged: a filter in front of batch normalization, a "
+    "group of filters in front of group normalization, a whole layer in front of layer normalization.",
+    "scale-invariant weight": "A weight that consists of such units. Its gradient is orthogonal to it: ⟨W, ∇W⟩ = 0.",
+    "control": "A weight without this invariance, measured in the same way: what the law does not force.",
+    "Δ‖W‖²": "The increment of the squared norm of a weight in one optimizer step, ‖W⁺‖² − ‖W‖².",
+    "eq 16": "Δ‖W‖² = η²‖∇W‖², for scale-invariant weights under SGD without momentum and weight decay.",
+    "explained": "The increment that the formula of the optimizer gives, with all its terms.",
+    "storage floor": "The largest increment that rounding of the stored weights can add at random.",
+    "ε part": "The part of ⟨W, ∇W⟩ that the ε of the normalization causes; it is known exactly.",
+    "equilibrium": "The angle per step at which weight decay and gradient noise balance.",
+    "γ²/σ²": "The squared scale of a batch normalization over the variance of its input; the paper says it settles.",
+    "BIM": "The basic iterative method: several steps along the sign of the gradient, within a radius ε of the image.",
+    "95 % interval": "Wilson's interval: how well this number of samples determines an accuracy.",
+}
+"""Words of the report in one sentence each."""
 WANDB_SECTIONS = (AFFINE, NORMS, INCREMENTS, TERMS, ORTHOGONALITY, ANGLES)
 """Sections of a W&B report, in order. The section of increments also shows the cumulative ones."""
 WANDB_ROBUSTNESS = (

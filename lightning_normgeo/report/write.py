@@ -13,6 +13,7 @@ from lightning_normgeo.report.formats.html_page import render
 from lightning_normgeo.report.formats.text import as_csv, as_latex, as_markdown
 from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.runs.record import RECORD_NAME, STUDY_NAME
+from lightning_normgeo.runs.run_title import run_title
 from lightning_normgeo.utilities.contained_files import leads_out
 from lightning_normgeo.utilities.files import replacing
 from lightning_normgeo.utilities.plain_text import plain_line
@@ -40,7 +41,8 @@ def write_report(
         form: ``html``, one page that opens without a network; ``md``, ``tex`` or ``csv``, its tables; ``png`` or
             ``pdf``, its figures.
         layers: Globs of the layers that figures can show. Default: the first residual block and a few others.
-        title: Title of the report. Default: the folder of the runs.
+        title: Title of the report. Default: for one run its network, normalization, data and optimizer, else the folder
+            of the runs.
 
     Returns:
         The path of the file or folder.
@@ -55,7 +57,7 @@ def write_report(
     sources = [runs] if isinstance(runs, (str, Path)) else list(runs)
     loaded = load_runs(sources)
     path = Path(output) if output is not None else _own(_place(sources, form))
-    title = title or _title(sources)
+    title = title or (run_title(loaded[0].record) if len(loaded) == 1 else "") or _title(sources)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if form in ("png", "pdf"):

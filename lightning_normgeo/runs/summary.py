@@ -1,10 +1,10 @@
-"""Summary of a run on one screen: the geometry at its first and last measured step, and the accuracies."""
+"""Summary of a run on one screen: findings, geometry at the first and last measured step, and accuracies."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,19 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lightning_normgeo.runs.attack_titles import attack_title
+from lightning_normgeo.runs.equation_16 import eq16_applies
+from lightning_normgeo.runs.findings import findings_of
 from lightning_normgeo.runs.quantities import QUANTITIES
 from lightning_normgeo.runs.record import Record, finite_points, read_record
+from lightning_normgeo.runs.run_title import run_title
 from lightning_normgeo.utilities.plain_text import plain_line
 
 _SUMMARY = {quantity.key: quantity.summary for quantity in QUANTITIES.values() if quantity.summary}
 """Lines of the summary by metric key."""
 _EQ16, _WITH_MOMENTUM = "norm_growth/predicted", "norm_growth/predicted_momentum"
-_EQ16_APPLIES = "norm_growth/eq16_applies"
 _NAMED = ("orthogonality/", "affine/")
 """Prefixes of quantities for which the layer with the largest value is shown: a large value is remarkable there."""
-_REASONS = {
-    "momentum": "momentum",
-    "weight_decay": "weight decay",
-    "nesterov": "Nesterov momentum",
-    "dampening": "dampening",
-}
-"""Settings of SGD that eq 16 does not cover, with their names in the summary."""
 _WIDTH = 100
 
 
@@ -50,10 +46,14 @@ def summarize(run: str | Path | Record) -> str:
 
 
 def summary_table(record: Record) -> Group:
-    """Return the summary of a run for a console of rich: its geometry, notes on it, and the accuracies."""
-    parts: list[RenderableType] = []
+    """Return the summary of a run for a console of rich: findings, geometry, notes on it, and the accuracies."""
+    title = run_title(record)
+    parts: list[RenderableType] = [Text(title, style="bold")] if title else []
     if record.diverged is not None:
         parts.append(Text(plain_line(f"The run {record.diverged}."), style="bold red"))
+    findings = _findings(record)
+    if findings.row_count:
+        parts += [findings, Text("")]
     geometry = _geometry(record)
     if geometry.row_count:
         parts.append(geometry)
@@ -66,6 +66,17 @@ def summary_table(record: Record) -> Group:
     if not geometry.row_count and not accuracies.row_count:
         parts.append(Text("Nothing was measured or evaluated in this run."))
     return Group(*parts)
+
+
+def _findings(record: Record) -> Table:
+    table = Table(title="Findings", box=None, title_justify="left", show_header=False, padding=(0, 2))
+    table.add_column("", style="bold", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("")
+    for finding in findings_of(record):
+        words = f"{finding.quantity}. {finding.detail}" if finding.detail else finding.quantity
+        table.add_row(finding.topic, finding.number, Text(plain_line(words)))
+    return table
 
 
 def _geometry(record: Record) -> Table:
@@ -85,14 +96,8 @@ def _geometry(record: Record) -> Table:
 
 def _shown(record: Record) -> list[str]:
     """Return the keys of the quantities to show: the prediction of eq 16 if it applies, else that with momentum."""
-    hidden = _WITH_MOMENTUM if _covered(record) else _EQ16
+    hidden = _WITH_MOMENTUM if eq16_applies(record) else _EQ16
     return [key for key in _SUMMARY if key != hidden]
-
-
-def _covered(record: Record) -> bool:
-    """Whether eq 16 of the paper applies to the measured steps; True if the record does not say so."""
-    applies = finite_points(record.metrics.get(_EQ16_APPLIES, []))
-    return not applies or any(value for _, value in applies)
 
 
 def _largest_layer(record: Record, key: str) -> str:
@@ -106,9 +111,7 @@ def _largest_layer(record: Record, key: str) -> str:
 
 
 def _notes(record: Record) -> Iterator[str]:
-    """Yield a note if eq 16 does not apply, and one for each reason for which measurements were skipped."""
-    if record.metrics.get(_EQ16) and not _covered(record):
-        yield f"eq 16, Δ‖W‖² = η²‖∇‖², is about plain SGD; here {_why_not_covered(record)}"
+    """Yield a note for each reason for which measurements were skipped."""
     found = record.observations[-1] if record.observations else {}
     left_out = found.get("left_out")
     if isinstance(left_out, Mapping):
@@ -116,32 +119,12 @@ def _notes(record: Record) -> Iterator[str]:
             yield f"left out {count} x: {reason}"
 
 
-def _why_not_covered(record: Record) -> str:
-    """Return, in words, the difference between the optimizers and plain SGD."""
-    known = record.observations[-1].get("optimizers", []) if record.observations else []
-    optimizers: Sequence[Any] = known if isinstance(known, list) else []
-    reasons = []
-    for optimizer in optimizers:
-        name = str(optimizer.get("class", ""))
-        settings = optimizer.get("settings", {})
-        extra = [f"{word} {_plain(settings[key])}" for key, word in _REASONS.items() if settings.get(key)]
-        if name != "SGD":
-            reasons.append(name)
-        elif extra:
-            reasons.append(" and ".join(extra))
-    return "; ".join(dict.fromkeys(reasons)) or "the steps were others, as after clipping or with a large ε"
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _accuracies(record: Record) -> Table:
     table = Table(title="Robustness", box=box.SIMPLE, title_justify="left")
     for name in ("attack", "accuracy", "95 % interval", "drop", "n"):
         table.add_column(name, justify="left" if name == "attack" else "right")
     for row in [row for found in record.evaluations.values() for row in found.get("results", [])]:
-        table.add_row(Text(plain_line(row["attack"])), *_cells(row))
+        table.add_row(Text(plain_line(attack_title(row["attack"]))), *_cells(row))
     for found in record.evaluations.values():
         for attack, reason in found.get("not_evaluated", {}).items():
             table.add_row(Text(plain_line(attack)), "not evaluated", Text(plain_line(reason)))

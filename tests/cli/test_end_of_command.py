@@ -24,6 +24,8 @@ from support.broken_logger import Broken
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning"),
+    # an interrupted training may leave an extremely confident network
+    pytest.mark.filterwarnings("ignore:The gradient is zero for:lightning_normgeo.errors.MeasurementWarning"),
 ]
 TINY = """
 trainer:
@@ -191,10 +193,11 @@ def test_the_summary_says_what_does_not_apply(tiny: Path) -> None:
     main(["fit", "--config", "tiny.yaml", "--wandb", "disabled", *options])
     (run,) = (tiny / "runs" / "normgeo").iterdir()
     text = summarize(run)
-    assert "eq 16, Δ‖W‖² = η²‖∇‖², is about plain SGD; here momentum 0.9 and weight decay 0.001" in text
+    said = " ".join(text.split())
+    assert "Eq 16 not covered Δ‖W‖² = η²‖∇W‖² is about plain SGD. Here: momentum 0.9 and weight decay 0.001." in said
     assert "predicted by eq 16" not in text
     record = read_record(run)
     last = record.layers["orthogonality/max_abs_cos"][-1][1]
-    (line,) = [line for line in text.splitlines() if "largest |cos" in line]
+    (line,) = [line for line in text.splitlines() if line.startswith("  largest |cos")]
     assert line.split()[-1] == max(last, key=lambda layer: abs(last[layer]))
     assert text.splitlines()[-1] == f"record: {run.absolute()}"

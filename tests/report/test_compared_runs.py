@@ -152,7 +152,7 @@ def test_layers_take_no_points_from_the_curve_over_all_of_them() -> None:
     record = Record(Path("one"), metrics={"q": [(step, 1.0) for step in range(500)]}, layers=known)
     lengths = {row["layer"]: len(row["step"]) for row in Curves(compare_runs([record] * 8)).of({"q": "q"})}
     assert lengths.pop(ALL) == 150
-    assert set(lengths.values()) == {104}
+    assert set(lengths.values()) == {34}
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,15 @@ def test_layers_take_no_points_from_the_curve_over_all_of_them() -> None:
 def test_runs_with_everything_in_common_are_told_apart_by_their_folders(folders: list[str], names: list[str]) -> None:
     runs = compare_runs([Record(Path(folder), settings={"config": config("bn", 0.0)}) for folder in folders])
     assert [run.name for run in runs] == names
+
+
+def test_runs_that_differ_in_many_settings_are_named_by_their_folders() -> None:
+    few = compare_runs([Record(Path(f"x/run{k}"), settings={"a": k}) for k in range(3)])
+    assert [run.name for run in few] == ["a 0", "a 1", "a 2"]
+    bits = [{name: (k >> i) & 1 for i, name in enumerate("abcde")} for k in range(32)]
+    many = compare_runs([Record(Path(f"x/run{k}"), settings=one) for k, one in enumerate(bits)])
+    assert [run.name for run in many] == [f"run{k}" for k in range(32)]
+    assert all(run.differing.keys() == set("abcde") for run in many)
 
 
 @pytest.mark.parametrize(("status", "complete"), [("success", True), ("failed", False), ("aborted", True)])
@@ -195,13 +204,32 @@ def deep(layers: int) -> Record:
     return Record(Path("a"), metrics=metrics, layers={"norm_growth/weight_norm": [(0, values)]})
 
 
-def test_layers_to_choose_from_are_those_with_keys_and_some_between_the_ends() -> None:
-    layers = Curves(compare_runs([deep(104)])).layers
+def test_all_layers_of_one_run_can_be_chosen_and_of_many_those_with_keys_and_some_between_the_ends() -> None:
+    assert len(Curves(compare_runs([deep(104)])).layers) == 104
+    layers = Curves(compare_runs([deep(104)] * 16)).layers
     assert layers[:2] == ["layer000", "layer001"]
     assert layers == sorted(layers)
-    assert 12 <= len(layers) <= 14
-    assert max(int(b[-3:]) - int(a[-3:]) for a, b in itertools.pairwise(layers)) <= 9
-    assert len(Curves(compare_runs([deep(104)] * 16)).layers) <= 7
+    assert 15 <= len(layers) <= 17
+    assert max(int(b[-3:]) - int(a[-3:]) for a, b in itertools.pairwise(layers)) <= 7
+
+
+def test_a_layer_and_the_batch_normalization_behind_it_are_one_choice() -> None:
+    record = Record(
+        Path("run"),
+        layers={
+            "norm_growth/weight_norm": [(0, {"a.conv": 1.0, "a.other": 2.0, "head": 3.0})],
+            "affine/abs_gamma2_minus_sigma2_mean": [(0, {"a.bn": 4.0, "free.bn": 5.0})],
+        },
+        observations=[{"normalizations": {"a.conv": "a.bn", "a.other": "b.bn"}}],
+    )
+    curves = Curves(compare_runs([record]))
+    assert list(curves.titles.values()) == ["a.conv + bn", "a.other + b.bn", "head", "free.bn"]
+    rows = curves.of({"norm_growth/weight_norm": "‖W‖", "affine/abs_gamma2_minus_sigma2_mean": "gap"})
+    found = {(row["layer"], row["quantity"]): row["value"] for row in rows}
+    assert found[("a.conv + bn", "‖W‖")] == [1.0]
+    assert found[("a.conv + bn", "gap")] == [4.0]
+    assert found[("free.bn", "gap")] == [5.0]
+    assert Curves(compare_runs([record]), ["*.bn"]).layers == ["a.conv", "a.other", "free.bn"]
 
 
 def test_layers_can_be_asked_for() -> None:

@@ -14,6 +14,7 @@ from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.report.compared_runs import Run, load_runs
 from lightning_normgeo.report.tables import all_tables, paired_tests
 from lightning_normgeo.report.tables.table import Table
+from lightning_normgeo.runs.attack_titles import attack_title
 from support import reference as ref
 from support.evaluated_runs import MEASURED, SHARES, N, correct, write_run
 
@@ -80,7 +81,7 @@ def test_an_empty_record_has_no_table():
 def test_accuracies_of_single_runs_with_wilsons_interval():
     runs, tables = written(write_run("a"), write_run("b", norm="gn"), write_run("c", norm="gn", decay=5e-4))
     table = tables["robustness"]
-    assert table.columns == ["network", "runs", "clean", "gaussian, σ = 0.05", "bim, ε = 0.03137"]
+    assert table.columns == ["network", "runs", "clean", "gaussian, σ = 0.05", "bim, ε = 8/255"]
     for run, row in zip(runs, table.rows, strict=True):
         assert [cell.text for cell in row[:2]] == [run.group, "1"]
         for attack, cell in zip(SHARES, row[2:], strict=True):
@@ -144,11 +145,11 @@ def test_some_groups_with_one_run_and_some_with_several_are_told_apart():
 def test_an_attack_that_some_runs_lack_says_of_how_many_it_is():
     few = {name: share for name, share in SHARES.items() if name != "bim"}
     runs, tables = written(write_run("a"), write_run("b", seed=1, shares=few), write_run("c", norm="gn", shares=few))
-    cell, nothing = column(tables["robustness"], "bim, ε = 0.03137")
+    cell, nothing = column(tables["robustness"], "bim, ε = 8/255")
     k = int(correct(runs[0], "bim").sum())
     assert cell.text == f"{100 * k / N:.2f} % {bracket(*ref.wilson(k, N))} {k}/{N} (1 of 2 runs)"
     assert (nothing.text, nothing.value) == ("–", "")
-    assert column(tables["robustness-drops"], "bim, ε = 0.03137")[0].text.endswith("(1 of 2 runs)")
+    assert column(tables["robustness-drops"], "bim, ε = 8/255")[0].text.endswith("(1 of 2 runs)")
     assert "of one run" in tables["robustness"].caption
 
 
@@ -158,7 +159,9 @@ def test_many_attacks_are_below_each_other():
     runs, tables = written(*(write_run(x, norm=x, shares=shares, evaluation=strengths) for x in ("bn", "gn")))
     table, drops = tables["robustness"], tables["robustness-drops"]
     assert (table.columns[-1], drops.columns[-1]) == ("accuracy", "drop")
-    assert [row[:3] for row in texts(table)] == [[attack, norm, "1"] for attack in shares for norm in ("bn", "gn")]
+    assert [row[:3] for row in texts(table)] == [
+        [attack_title(attack), norm, "1"] for attack in shares for norm in ("bn", "gn")
+    ]
     for k, (attack, _) in enumerate((attack, run) for attack in shares for run in runs):
         assert table.rows[k][3].value == correct(runs[k % 2], attack).mean()
     assert len(drops.rows) == 12
@@ -286,7 +289,7 @@ def test_a_p_value_beyond_floats_is_not_zero():
 def test_strength_that_is_in_the_name_is_not_said_twice():
     shares = {"clean": 0.9, "bim_eps0.1": 0.5}
     _, tables = written(write_run("a", shares=shares, evaluation={"bim_eps0.1": {"eps": 0.1}}))
-    assert tables["robustness"].columns[-1] == "bim_eps0.1"
+    assert tables["robustness"].columns[-1] == "bim, ε = 0.1"
 
 
 def test_metrics_alone_have_no_count():
@@ -316,7 +319,7 @@ def test_several_loaders_are_evaluations_of_their_own():
 def test_drops_of_single_runs_have_paired_intervals():
     runs, tables = written(write_run("a"), write_run("b", norm="gn"))
     table = tables["robustness-drops"]
-    assert table.columns == ["network", "runs", "gaussian, σ = 0.05", "bim, ε = 0.03137"]
+    assert table.columns == ["network", "runs", "gaussian, σ = 0.05", "bim, ε = 8/255"]
     for run, row in zip(runs, table.rows, strict=True):
         clean = correct(run, "clean")
         for attack, cell in zip(("gaussian", "bim"), row[2:], strict=True):

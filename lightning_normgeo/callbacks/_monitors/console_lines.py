@@ -99,6 +99,21 @@ def optimizers_of(trainer: Any) -> list[dict[str, Any]]:
     ]
 
 
+def network_of(module: nn.Module) -> str:
+    """Return the class name of the network: of the only child with parameters if there is one, else of the module."""
+    children = [child for child in module.children() if any(True for _ in child.parameters())]
+    return type(children[0] if len(children) == 1 else module).__name__
+
+
+def data_of(trainer: Any) -> str:
+    """Return the class name of the training data set without its subsets; empty if it says nothing, or is unknown."""
+    dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
+    while hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    name = type(dataset).__name__
+    return "" if dataset is None or name in ("TensorDataset", "list", "tuple") else name
+
+
 def _names_by_id(trainer: Any) -> dict[int, str]:
     return {id(optimizer): type(optimizer).__name__ for optimizer in trainer.optimizers}
 

@@ -27,6 +27,7 @@ from lightning_normgeo.callbacks._readings.epsilon_part import (
 from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
 from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.normalization.autograd.graph import is_compiled
+from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe, affine_batch_norms
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
@@ -154,6 +155,11 @@ class Observer:
         self.backwards_seen += 1
         if self.batch_norms is not None:
             self.probe.gradients.note(self._followed())
+
+    def normalizations_behind(self) -> dict[str, str]:
+        """Return the batch normalization behind each weight that has one, both by the names of their layers."""
+        all_units = [one.units for one in self.unit_tracker.weights]
+        return {units.layer: layer_name(units.scale) for units in all_units if units.scale is not None}
 
     def _followed(self) -> list[nn.Parameter]:
         return [*(one.weight for one in self.unit_tracker.weights), *self.unit_tracker.scales.values()]

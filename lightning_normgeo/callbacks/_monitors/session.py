@@ -163,6 +163,9 @@ class Session:
             "summary": line,
             "left_out": dict(self.left_out),
             "optimizers": console_lines.optimizers_of(trainer),
+            "network": console_lines.network_of(trainer.lightning_module),
+            "data": console_lines.data_of(trainer),
+            "normalizations": self.observer.normalizations_behind(),
         }
         self.publisher.note(trainer.loggers, observation)
         nothing = console_lines.nothing_measured(self.cadence, trainer, self.observer.backwards_seen)

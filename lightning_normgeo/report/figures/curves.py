@@ -14,8 +14,8 @@ ALL = "all layers"
 """The choice of a layer that stands for the aggregate over all layers."""
 _POINTS, _FEWEST, _MOST = 60_000, 24, 150
 """Points of all curves of a page, and the smallest and largest share of one curve."""
-_LAYERS = 12
-"""Layers that the reader of a page with one run can choose; with several runs there are fewer."""
+_LAYERS = 240
+"""Layers that the readers of a page can choose, of all its runs together."""
 _QUANTITIES = 24
 """Rough number of the quantities that a page draws."""
 
@@ -34,11 +34,13 @@ class Curves:
     Attributes:
         runs: The same.
         layers: Names of the layers that the reader can choose.
+        titles: Their titles, with the batch normalization behind each if there is one.
     """
 
     def __init__(self, runs: Sequence[Run], patterns: Sequence[str] = ()) -> None:
         self.runs = runs
         self.layers = _choose(runs, patterns)
+        self.titles = {layer: _title(runs, layer) for layer in self.layers}
         self._most = _share(len(runs))
         self._most_of_layer = _share(len(runs) * len(self.layers))
 
@@ -72,8 +74,10 @@ class Curves:
     def _layers_of(self, run: Run, key: str) -> Iterator[tuple[str, Sequence[tuple[int, float]]]]:
         """Yield the name and points of the aggregate and of each layer that can be chosen."""
         yield ALL, finite_points(run.record.metrics.get(key, []))
+        pairs = normalizations_behind(run)
         for layer in self.layers:
-            yield layer, layer_curve(run, key, layer)
+            behind = pairs.get(layer, layer)
+            yield self.titles[layer], layer_curve(run, key, layer) or layer_curve(run, key, behind)
 
 
 def layer_curve(run: Run, key: str, layer: str) -> list[tuple[int, float]]:
@@ -91,14 +95,32 @@ def last_by_layer(run: Run, key: str) -> dict[str, float]:
     return {layer: value for layer, value in found.items() if math.isfinite(value)}
 
 
+def normalizations_behind(run: Run) -> dict[str, str]:
+    """Return the batch normalization behind each layer, by name, where the run has noted it."""
+    noted = run.record.observations[-1].get("normalizations", {}) if run.record.observations else {}
+    return {str(layer): str(behind) for layer, behind in noted.items()} if isinstance(noted, dict) else {}
+
+
+def _title(runs: Sequence[Run], layer: str) -> str:
+    """Return a layer with the batch normalization behind it, such as ``layer1.0.conv1 + bn1``."""
+    behind = next((found for run in runs if (found := normalizations_behind(run).get(layer))), None)
+    if behind is None:
+        return layer
+    place, _, own = behind.rpartition(".")
+    return f"{layer} + {own if place == layer.rpartition('.')[0] else behind}"
+
+
 def _choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[str]:
     """Return the layers that the reader can choose, in the order of the network."""
     layers = dict.fromkeys(layer for run in runs for layer in last_by_layer(run, "norm_growth/weight_norm"))
     layers |= dict.fromkeys(
         layer for run in runs for layer in last_by_layer(run, "affine/abs_gamma2_minus_sigma2_mean")
     )
+    pairs = {layer: behind for run in runs for layer, behind in normalizations_behind(run).items() if layer in layers}
+    layers = {layer: None for layer in layers if layer not in pairs.values()}
     if patterns:
-        return [layer for layer in layers if any(fnmatch.fnmatch(layer, pattern) for pattern in patterns)]
+        names = {layer: (layer, pairs.get(layer, layer)) for layer in layers}
+        return [layer for layer in layers if any(fnmatch.filter(names[layer], pattern) for pattern in patterns)]
     keyed = {layer for layer in layers if any(key.endswith(f"/{layer}") for run in runs for key in run.record.metrics)}
     few = max(4, _LAYERS // max(1, len(runs)))
     stride = max(1, math.ceil(len(layers) / few))

@@ -47,12 +47,13 @@ def lines(
     signed: bool = False,
     shared: bool = False,
     known: Sequence[str] = (),
+    by_layer: bool = True,
 ) -> tuple[Any, bool]:
     """Return a chart of curves over the training step, and whether it has several panels.
 
     Args:
         rows: Rows of :class:`Curves`.
-        title: Title of the vertical axis.
+        title: Title of the vertical axis; empty where the titles of the panels say it.
         panel: Field whose values have a panel each.
         color: Field whose values have a color each.
         dash: Field whose values have a dash pattern each. Default: all lines are solid.
@@ -60,24 +61,31 @@ def lines(
         signed: Whether to draw magnitudes, because values may be negative and the axis is logarithmic.
         shared: Whether all panels have the same vertical axis.
         known: All possible quantities, so that each has the same color in figures where others are missing.
+        by_layer: Whether the reader's choice of a layer changes the figure.
     """
     height = "magnitude" if signed else "value"
+    several = len(unique(rows, panel)) > 1
     scale = alt.Scale(type="log", nice=False, padding=6) if log else alt.Scale(zero=False)
     base = alt.Chart().encode(
         x=step_axis(),
-        y=alt.Y(f"{height}:Q", title=title, scale=scale, axis=value_axis()),
+        y=alt.Y(f"{height}:Q", title=title or None, scale=scale, axis=value_axis(log)),
         color=color_of(color, unique(rows, color), known),
         detail=["run:N", "quantity:N"],
     )
     shown = [name for name in ("run", "quantity") if len(unique(rows, name)) > 1]
-    tooltip = [*(f"{name}:N" for name in shown), "layer:N", "step:Q", alt.Tooltip("value:Q", format=".4g")]
+    tooltip = [
+        *(f"{name}:N" for name in shown),
+        *(["layer:N"] if by_layer else []),
+        "step:Q",
+        alt.Tooltip("value:Q", format=".4g"),
+    ]
     pattern = {"strokeDash": dash_of(dash, unique(rows, dash), known, alone=dash != color)} if dash else {}
     line = base.mark_line(strokeWidth=1.6, clip=True).encode(**pattern)
-    # large invisible points, so that the pointer need not hit the line exactly
+    # invisible points, of which page.js shows the one nearest to the pointer
     touched = base.mark_point(size=90, opacity=0, filled=True, clip=True).encode(tooltip=tooltip)
-    several = len(unique(rows, panel)) > 1
     chart = panels(alt.layer(line, touched.add_params(_zoom(both=shared or not several))), rows, panel, shared)
-    chart = chart.add_params(alt.param(name="layer", value=ALL)).transform_filter("datum.layer === layer")
+    if by_layer:
+        chart = chart.add_params(alt.param(name="layer", value=ALL)).transform_filter("datum.layer === layer")
     chart = chart.transform_flatten(["step", "value"])
     if signed:
         chart = chart.transform_calculate(magnitude="abs(datum.value)")
@@ -100,10 +108,28 @@ def unique(rows: Sequence[Row], field: str) -> list[str]:
     return list(dict.fromkeys(row[field] for row in rows))
 
 
-def value_axis() -> Any:
-    """Return an axis whose numbers are decimal if neither large nor small, and otherwise have an exponent."""
-    plain = "(datum.value == 0 || (abs(datum.value) >= 0.001 && abs(datum.value) < 10000))"
-    return alt.Axis(labelExpr=f"format(datum.value, {plain} ? '~g' : '~e')", tickCount=5, labelOverlap=True)
+def value_axis(log: bool = False) -> Any:
+    """Return an axis whose numbers are decimal if neither large nor small, and otherwise have a power of ten.
+
+    Args:
+        log: Whether the axis is logarithmic: only 1, 2 and 5 times powers of ten have labels, those that fit.
+    """
+    plain = "(datum.value == 0 || (abs(datum.value) >= 0.01 && abs(datum.value) < 10000))"
+    label = f"{plain} ? format(datum.value, '~g') : {_power_of_ten()}"
+    if log:
+        return alt.Axis(labelExpr=f"test(/^[125]$/, {_MANTISSA}) ? {label} : ''", tickCount=3, labelOverlap="greedy")
+    return alt.Axis(labelExpr=label, tickCount=5, labelOverlap=True)
+
+
+_MANTISSA, _EXPONENT = (f"split(format(datum.value, '.3~e'), 'e')[{part}]" for part in (0, 1))
+
+
+def _power_of_ten() -> str:
+    """Return the Vega expression that writes a number as 2·10⁻⁵, or as 10⁻⁵ if nothing else is in front."""
+    raised = f"replace({_EXPONENT}, '+', '')"
+    for plain, high in zip("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹", strict=True):
+        raised = f"replace({raised}, /{plain}/g, '{high}')"
+    return f"({_MANTISSA} == '1' ? '' : {_MANTISSA} + '·') + '10' + {raised}"
 
 
 def step_axis() -> Any:

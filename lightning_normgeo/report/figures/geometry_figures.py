@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import altair as alt
@@ -11,9 +12,11 @@ from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.figures.curves import Curves, Row, last_by_layer
 from lightning_normgeo.report.figures.figure import Figure, color_of, lines, panels, unique, value_axis
 from lightning_normgeo.report.figures.robustness_figures import accuracies, against_eps
+from lightning_normgeo.report.figures.training_figures import accuracy, loss
 from lightning_normgeo.report.story import (
     AFFINE,
     ANGLES,
+    CONTROLS_ONLY,
     CUMULATIVE,
     INCREMENTS,
     NORMS,
@@ -37,7 +40,18 @@ def all_figures(runs: Sequence[Run], layers: Sequence[str] = ()) -> list[Figure]
         layers: Globs of the layers that the reader can choose; see :class:`Curves`.
     """
     curves = Curves(runs, layers)
-    geometry = (_affine, _norms, _increments, _terms, _cumulative, _orthogonality, _orthogonality_by_layer, _angles)
+    geometry = (
+        loss,
+        accuracy,
+        _affine,
+        _norms,
+        _increments,
+        _terms,
+        _cumulative,
+        _orthogonality,
+        _orthogonality_by_layer,
+        _angles,
+    )
     found = [make(curves) for make in geometry] + [accuracies(runs), against_eps(runs)]
     return [figure for figure in found if figure is not None]
 
@@ -52,6 +66,16 @@ def _drawn(
     return Figure(anchor, section.title, section.caption, chart, wide or several)
 
 
+def _names(curves: Curves, section: Section) -> tuple[dict[str, str], Section]:
+    """Return the labels of a section by key, and the section: those of the controls if no weight is invariant."""
+    names = labels(*section.keys)
+    controls = {key.replace("norm_growth/", "norm_growth_control/", 1): label for key, label in names.items()}
+    logged = {key for run in curves.runs for key in run.record.metrics}
+    if logged & names.keys() or not logged & controls.keys():
+        return names, section
+    return controls, replace(section, caption=f"{CONTROLS_ONLY} {section.caption}")
+
+
 def _affine(curves: Curves) -> Figure | None:
     rows = []
     for key, title in labels(*AFFINE.keys).items():
@@ -64,7 +88,7 @@ def _affine(curves: Curves) -> Figure | None:
         rows,
         "affine",
         AFFINE,
-        "distance; ratio",
+        "",
         color=_color(rows),
         dash="quantity",
         log=True,
@@ -86,16 +110,16 @@ def _color(rows: Sequence[Row]) -> str:
 
 
 def _norms(curves: Curves) -> Figure | None:
-    rows = curves.of(labels(*NORMS.keys))
-    return _drawn(rows, "norms", NORMS, "‖W‖")
+    names, section = _names(curves, NORMS)
+    return _drawn(curves.of(names), "norms", section, "‖W‖")
 
 
 def _increments(curves: Curves) -> Figure | None:
-    names = labels(*INCREMENTS.keys)
+    names, section = _names(curves, INCREMENTS)
     return _drawn(
         curves.of(names),
         "increments",
-        INCREMENTS,
+        section,
         "|Δ‖W‖²| per step",
         panel="group",
         known=[*names.values()],
@@ -104,12 +128,12 @@ def _increments(curves: Curves) -> Figure | None:
 
 
 def _terms(curves: Curves) -> Figure | None:
-    names = labels(*TERMS.keys)
+    names, section = _names(curves, TERMS)
     rows = [row for row in curves.of(names) if any(row["value"])]  # without momentum its term is zero at all steps
     return _drawn(
         rows,
         "terms",
-        TERMS,
+        section,
         "|term| of Δ‖W‖²",
         panel="group",
         known=[*names.values()],
@@ -118,11 +142,11 @@ def _terms(curves: Curves) -> Figure | None:
 
 
 def _cumulative(curves: Curves) -> Figure | None:
-    names = labels(*CUMULATIVE.keys)
+    names, section = _names(curves, CUMULATIVE)
     return _drawn(
         curves.of(names),
         "cumulative",
-        CUMULATIVE,
+        section,
         "since the first step",
         panel="group",
         color="quantity",
@@ -163,7 +187,7 @@ def _orthogonality_by_layer(curves: Curves) -> Figure | None:
         .mark_point(filled=True, size=26, opacity=0.85)
         .encode(
             x=alt.X("layer:N", sort=unique(found, "layer"), title="layers", axis=alt.Axis(labels=False, ticks=False)),
-            y=alt.Y("value:Q", title="largest |cos(W, ∇W)|", scale=alt.Scale(type="log"), axis=value_axis()),
+            y=alt.Y("value:Q", title="largest |cos(W, ∇W)|", scale=alt.Scale(type="log"), axis=value_axis(log=True)),
             color=color_of("quantity", unique(rows, "quantity"), [*names.values()]),
             tooltip=["run:N", "layer:N", "quantity:N", alt.Tooltip("value:Q", format=".3g")],
         )
@@ -178,12 +202,12 @@ def _orthogonality_by_layer(curves: Curves) -> Figure | None:
 
 
 def _angles(curves: Curves) -> Figure | None:
-    names = labels(*ANGLES.keys)
+    names, section = _names(curves, ANGLES)
     rows = curves.of(names)
     return _drawn(
         rows,
         "angles",
-        ANGLES,
+        section,
         "radians",
         color=_color(rows),
         dash="quantity",

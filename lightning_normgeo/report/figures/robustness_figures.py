@@ -59,7 +59,7 @@ def against_eps(runs: Sequence[Run]) -> Figure | None:
     families = unique(rows, "attack")
     own_color = "series" if len(unique(rows, "series")) > 1 else "attack"
     base = alt.Chart().encode(
-        x=alt.X("eps:Q", title="radius ε", axis=alt.Axis(tickCount=5, labelOverlap=True)),
+        x=alt.X("eps:Q", title="radius ε", axis=_radius_axis(rows)),
         color=color_of(own_color, unique(rows, own_color)),
         detail=["run:N", "attack:N"],
         tooltip=["run:N", "attack:N", *_numbers("eps", "accuracy", "ci_low", "ci_high"), "n:Q"],
@@ -79,6 +79,15 @@ def against_eps(runs: Sequence[Run]) -> Figure | None:
         chart.resolve_scale(x="independent") if len(norms) > 1 else chart,
         wide=len(unique(rows, "panel")) > 1,
     )
+
+
+def _radius_axis(rows: Sequence[Row]) -> Any:
+    """Return the axis of radii; those that are multiples of 1/255, a step of pixels, are written so."""
+    radii = sorted({row["eps"] for row in rows})
+    if any(row["norm"] != "l∞" for row in rows) or any(abs(255 * eps - round(255 * eps)) > 1e-6 for eps in radii):
+        return alt.Axis(tickCount=5, labelOverlap=True)
+    label = "datum.value == 0 ? '0' : format(255 * datum.value, '.0f') + '/255'"
+    return alt.Axis(values=radii, labelExpr=label, labelOverlap=True)
 
 
 def _row(run: Run, result: dict[str, Any], attack: str) -> Row:

@@ -16,7 +16,10 @@ from lightning_normgeo.report.figures.curves import ALL, Curves
 from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.report.figures.pictures import pictures_of
 from lightning_normgeo.report.run_settings import flat
+from lightning_normgeo.report.story import GLOSSARY
 from lightning_normgeo.report.tables import all_tables
+from lightning_normgeo.runs.findings import joint_findings
+from lightning_normgeo.utilities.plain_text import plain_line
 
 _DIFFERS = "differs between the runs"
 _FIRST = "robustness"
@@ -39,23 +42,39 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
         lstrip_blocks=True,
     )
     figures, tables = all_figures(runs, layers), all_tables(list(runs))
+    first = [table for table in tables if table.anchor.startswith(_FIRST)]
+    rest = [table for table in tables if not table.anchor.startswith(_FIRST)]
     return environment.get_template("page.html.j2").render(
         title=title,
+        runs=len(runs),
         summary=_summary(runs),
+        folder=plain_line(runs[0].record.folder.name) if len(runs) == 1 else "",
         unfinished=[run.name for run in runs if not run.record.complete],
         diverged=[f"{run.name}, {found}" for run in runs if (found := run.record.diverged)],
         figures=figures,
         specs={figure.anchor: _inline_json(figure.chart.to_json(indent=None)) for figure in figures},
         library=_library(),
-        first=[table for table in tables if table.anchor.startswith(_FIRST)],
-        tables=[table for table in tables if not table.anchor.startswith(_FIRST)],
-        layers=[ALL, *Curves(runs, layers).layers],
+        findings=joint_findings([run.record for run in runs]),
+        places=_places([figure.anchor for figure in figures], [table.anchor for table in tables]),
+        contents=[*first, *figures, *rest] if len(runs) > 1 else [*figures, *first, *rest],
+        glossary=GLOSSARY,
+        first=first,
+        tables=rest,
+        layers=[ALL, *Curves(runs, layers).titles.values()],
         warnings=[(run.name, warning) for run, found in _evaluations(runs) for warning in found.get("warnings", [])],
         threat=_common([flat(found.get("settings", {})) for _, found in _evaluations(runs)]),
         images=pictures_of(runs),
         settings=_common([run.settings for run in runs]),
         version=__version__,
     )
+
+
+def _places(figures: Sequence[str], tables: Sequence[str]) -> dict[str, str]:
+    """Return the anchor of each section of findings: that of its figure or table, or the first that begins so."""
+    anchors = [*figures, *tables]
+    sections = ("orthogonality", "increments", "norms", "affine", "control", _FIRST)
+    found = {name: [anchor for anchor in anchors if anchor.startswith(name)] for name in sections}
+    return {name: some[0] for name, some in found.items() if some}
 
 
 def _summary(runs: Sequence[Run]) -> str:

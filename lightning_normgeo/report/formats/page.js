@@ -1,4 +1,4 @@
-const NARROW = 500, FINGER = 30;
+const NARROW = 500, FINGER = 30, HAND = 60;
 const views = new Map();
 const picker = document.getElementById("layer");
 
@@ -73,6 +73,7 @@ async function drawOne(anchor, place) {
     scaleFactor: { png: 3, svg: 1 },
   });
   views.set(anchor, result);
+  places.clear();
   if (spec.columns) await fillRow(result.view, place, spec.columns);
   const figure = place.querySelector(".chart-wrapper");
   for (const name of ["aria-hidden", "aria-label", "aria-roledescription"]) figure.removeAttribute(name);
@@ -102,6 +103,7 @@ async function choose(anchor, layer) {
     for (const axis of Object.keys(view.signal(name))) view.signal(`${name}_${axis}`, null);
   }
   await view.signal("layer", layer).runAsync();
+  places.clear();
 }
 
 function sort(heading) {
@@ -117,14 +119,41 @@ function sort(heading) {
   body.append(...rows.map(([row]) => row));
 }
 
-function nearest(svg, x, y) {
-  const away = (mark) => {
-    const { left, right, top, bottom } = mark.getBoundingClientRect();
-    return Math.hypot((left + right) / 2 - x, (top + bottom) / 2 - y);
-  };
-  const [distance, mark] = [...svg.querySelectorAll(".mark-symbol.role-mark path")].reduce(
-    (best, mark) => (away(mark) < best[0] ? [away(mark), mark] : best), [Infinity, null]);
-  return distance < FINGER ? mark : null;
+const places = new Map();  // of each figure's points, until it changes
+
+function pointsOf(svg) {
+  if (!places.has(svg)) {
+    const corner = svg.getBoundingClientRect();
+    places.set(svg, [...svg.querySelectorAll(".mark-symbol.role-mark path")].map((mark) => {
+      const { left, right, top, bottom } = mark.getBoundingClientRect();
+      return { mark, x: (left + right) / 2 - corner.left, y: (top + bottom) / 2 - corner.top };
+    }));
+  }
+  return places.get(svg);
+}
+
+function nearest(svg, clientX, clientY, reach) {
+  const corner = svg.getBoundingClientRect(), x = clientX - corner.left, y = clientY - corner.top;
+  let best = null, least = reach;
+  for (const point of pointsOf(svg)) {
+    const away = Math.hypot(point.x - x, point.y - y);
+    if (away < least) [best, least] = [point, away];
+  }
+  return best;
+}
+
+function show(svg, point, { clientX, clientY }) {
+  if (!point) return;
+  point.mark.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX, clientY }));
+  const place = svg.closest(".chart"), line = place.querySelector(".cross") ?? place.appendChild(document.createElement("div"));
+  line.className = "cross";
+  const corner = svg.getBoundingClientRect(), origin = line.offsetParent.getBoundingClientRect();
+  const x = corner.left + point.x, y = corner.top + point.y;
+  const panel = [...svg.querySelectorAll("path.background")].map((background) => background.getBoundingClientRect())
+    .findLast(({ left, right, top, bottom }) => left <= x && x <= right && top <= y && y <= bottom) ?? corner;
+  const { clientLeft, clientTop } = line.offsetParent;
+  const left = x - origin.left - clientLeft, top = panel.top - origin.top - clientTop;
+  Object.assign(line.style, { left: `${left}px`, top: `${top}px`, height: `${panel.height}px` });
 }
 
 for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => sort(button.parentElement));
@@ -142,15 +171,23 @@ document.addEventListener("wheel", (event) => {
   const same = { bubbles: true, cancelable: true, composed: true, shiftKey: true, clientX, clientY, deltaMode };
   event.target.dispatchEvent(new WheelEvent("wheel", { ...same, deltaY: deltaX }));
 }, { capture: true, passive: false });
+for (const event of ["wheel", "pointerdown", "pointerup", "change", "dblclick"]) {
+  document.addEventListener(event, () => setTimeout(() => places.clear(), 50), { capture: true, passive: true });
+}
+document.addEventListener("pointermove", (event) => {
+  const svg = event.target.closest?.("svg.marks");
+  for (const line of document.querySelectorAll(".cross")) if (!svg || !line.parentElement.contains(svg)) line.remove();
+  if (event.isTrusted && event.pointerType === "mouse" && !event.buttons && svg) show(svg, nearest(svg, event.clientX, event.clientY, HAND), event);
+});
 let touched = null;
-const leave = () => touched?.dispatchEvent(new MouseEvent("mouseout", { bubbles: true }));
-document.addEventListener("click", ({ target, clientX, clientY }) => {
+const leave = () => touched?.mark.dispatchEvent(new MouseEvent("mouseout", { bubbles: true }));
+document.addEventListener("click", (event) => {
   // a finger does not hover
   if (!matchMedia("(hover: none)").matches) return;
   leave();
-  const svg = target.closest("svg.marks");
-  touched = svg && nearest(svg, clientX, clientY);
-  touched?.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX, clientY }));
+  const svg = event.target.closest("svg.marks");
+  touched = svg && nearest(svg, event.clientX, event.clientY, FINGER);
+  if (touched) show(svg, touched, event);
 });
 addEventListener("scroll", leave, { passive: true });
 let width = innerWidth, waiting, latest = 0;

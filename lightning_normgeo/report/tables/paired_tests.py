@@ -14,6 +14,7 @@ from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of
 from lightning_normgeo.report.tables.run_pairs import Contrast, Pair, contrasts_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.statistics import holm, mean_interval
+from lightning_normgeo.runs.attack_titles import attack_title
 
 _TABLES, _ROWS = 6, 50
 """Largest number of tables, and of the rows of each."""
@@ -110,7 +111,7 @@ def _rows(outcome: _Outcome, adjusted: Iterator[float]) -> list[list[Cell]]:
         [
             *head,
             text(pair.repeat),
-            text(outcome.attack),
+            text(attack_title(outcome.attack)),
             *_difference([one], one["ci_low"], one["ci_high"]),
             _p_value(one["p_value"]),
             _p_value(next(adjusted)),
@@ -120,7 +121,7 @@ def _rows(outcome: _Outcome, adjusted: Iterator[float]) -> list[list[Cell]]:
     if len(rows) > 1:
         mean = text(f"{_MEAN}{len(rows)}")
         found = _difference(outcome.found, *mean_interval([one["difference"] for one in outcome.found]))
-        rows.append([*head, mean, text(outcome.attack), *found, NOTHING, NOTHING])
+        rows.append([*head, mean, text(attack_title(outcome.attack)), *found, NOTHING, NOTHING])
     return rows
 
 

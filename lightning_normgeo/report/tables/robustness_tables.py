@@ -10,6 +10,7 @@ from lightning_normgeo.report.tables.cells import NOTHING, anchor, interval, nam
 from lightning_normgeo.report.tables.evaluations import UNKNOWN_DATA, Evaluation, attacks_of, data_of, problems_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.statistics import mean_interval, wilson_interval
+from lightning_normgeo.runs.attack_titles import attack_title, strength
 
 _BESIDE = 6
 """Up to so many attacks, ``clean`` included, have a column each; more have a row each, to fit a narrow screen."""
@@ -145,13 +146,13 @@ def _fewer(having: Sequence[object], members: Sequence[Evaluation]) -> str:
 
 
 def _titled(attack: str, evaluations: Sequence[Evaluation]) -> str:
-    """Return the name of an attack with its strength, if all runs have the same and the name lacks it."""
+    """Return the title of an attack with its strength, if all runs have the same or the name has it."""
     for key, symbol in (("eps", "ε"), ("std", "σ")):
         strengths = {evaluation.rows[attack].get(key) for evaluation in evaluations if attack in evaluation.rows}
-        strength = strengths.pop() if len(strengths) == 1 else None
-        if strength is not None and f"_{key}" not in attack:
-            return f"{attack}, {symbol} = {strength:.4g}"
-    return attack
+        value = strengths.pop() if len(strengths) == 1 else None
+        if value is not None and f"_{key}" not in attack:
+            return f"{attack}, {symbol} = {strength(value, 'l2' if '_l2' in attack else 'linf')}"
+    return attack_title(attack)
 
 
 def _conditions(groups: Groups) -> str:

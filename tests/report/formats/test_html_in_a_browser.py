@@ -28,7 +28,7 @@ CURVES: dict[str, tuple[dict[str, str], str]] = {
     "orthogonality": ({"quantity": "scale invariant, ε removed"}, "orthogonality/max_abs_cos_corrected"),
     "angles": ({"quantity": "measured"}, "norm_growth/angular_update"),
 }
-WITHOUT_LAYERS = ("orthogonality-layers", "accuracies", "against-eps")
+WITHOUT_LAYERS = ("loss", "orthogonality-layers", "accuracies", "against-eps")
 ROUNDED = 1e-3
 """Relative error of displayed numbers: figures have five digits and tooltips four."""
 
@@ -113,6 +113,30 @@ def test_choice_of_a_layer_changes_the_figures_that_have_layers(page: Shown) -> 
     page.choose(ALL)
     assert {anchor: page.shapes(anchor) for anchor in CURVES} == before
     assert page.page.locator("#chart-affine").is_visible()
+
+
+def test_the_pointer_finds_the_nearest_point_and_a_line_shows_its_step(page: Shown) -> None:
+    page.hover("norms")
+    point = next(one for one in page.drawn("norms") if one["on_top"])
+    line = page.page.locator("#norms .cross").bounding_box()
+    assert line["x"] == pytest.approx(point["x"], abs=2)
+    assert line["y"] < point["y"] < line["y"] + line["height"]
+    page.page.mouse.move(point["x"], point["y"] + 25)  # where there is no point
+    shown = page.page.locator("#vg-tooltip-element").inner_text()
+    assert str(point["step"]) in shown
+    page.page.mouse.move(1, 1)
+    assert page.page.locator(".cross").count() == 0
+
+
+def test_findings_lead_to_their_figures(page: Shown) -> None:
+    links = page.page.locator(".findings a")
+    assert links.count() >= 5
+    for link in links.all():
+        assert page.page.locator(link.get_attribute("href")).is_visible()
+    parts = page.page.locator("nav a")
+    assert parts.count() >= len(page.anchors())
+    for part in parts.all():
+        assert page.page.locator(part.get_attribute("href")).is_visible()
 
 
 def test_hover_over_layers_and_accuracies(page: Shown, runs: dict[str, Record]) -> None:
@@ -346,10 +370,10 @@ def test_unlike_runs_fit_the_screen(browser: Browser, workplace: Path) -> None:
     ("options", "anchors"),
     [
         ({}, {*CURVES, *WITHOUT_LAYERS}),
-        ({"robustness": False, "ended": False}, {*CURVES, "orthogonality-layers"}),
+        ({"robustness": False, "ended": False}, {*CURVES, "loss", "orthogonality-layers"}),
         ({"geometry": False}, {"accuracies", "against-eps"}),
         ({"geometry": False, "robustness": False}, set()),
-        ({"steps": [0]}, {*CURVES, *WITHOUT_LAYERS}),
+        ({"steps": [0]}, {*CURVES, *WITHOUT_LAYERS} - {"loss"}),
     ],
     ids=["one run", "killed", "no monitors", "nothing", "one step"],
 )

@@ -158,7 +158,7 @@ def test_print_is_light_and_whole(browser: Browser, study_report: Path) -> None:
         assert brightness(page, "#norms text", "fill") < 2
         assert page.page.locator(".choice, .chart summary").first.is_hidden()
         shown = [details.is_visible() for details in page.page.locator("main details:not(.chart details)").all()]
-        assert shown == [True, False], "open settings are printed, closed ones are not"
+        assert shown == [True, False, False], "open settings are printed, closed ones are not"
         assert page.page.get_by_text("threat.eps", exact=True).is_visible()
         for scroller in page.page.locator(".scroll").all():
             assert scroller.evaluate("s => s.scrollHeight <= s.clientHeight + 1 && s.scrollWidth <= s.clientWidth + 1")

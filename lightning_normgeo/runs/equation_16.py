@@ -1,0 +1,42 @@
+"""Whether eq 16 of the paper covers the optimizer steps of a run, and if not, why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_normgeo.runs.record import Record, finite_points
+
+_REASONS = {
+    "momentum": "momentum",
+    "weight_decay": "weight decay",
+    "nesterov": "Nesterov momentum",
+    "dampening": "dampening",
+}
+"""Settings of SGD that eq 16 does not cover, in words."""
+
+
+def eq16_applies(record: Record) -> bool:
+    """Whether eq 16 of the paper applies to the measured steps; True if the record does not say so."""
+    applies = finite_points(record.metrics.get("norm_growth/eq16_applies", []))
+    return not applies or any(value for _, value in applies)
+
+
+def why_not_eq16(record: Record) -> str:
+    """Return, in words, the difference between the run's optimizers and plain SGD."""
+    known = record.observations[-1].get("optimizers", []) if record.observations else []
+    optimizers: Sequence[Any] = known if isinstance(known, list) else []
+    reasons = []
+    for optimizer in optimizers:
+        name = str(optimizer.get("class", ""))
+        settings = optimizer.get("settings", {})
+        extra = [f"{word} {_plain(settings[key])}" for key, word in _REASONS.items() if settings.get(key)]
+        if name != "SGD":
+            reasons.append(name)
+        elif extra:
+            reasons.append(" and ".join(extra))
+    return "; ".join(dict.fromkeys(reasons)) or "the steps were others, as after clipping or with a large ε"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
