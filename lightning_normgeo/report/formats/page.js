@@ -77,6 +77,9 @@ async function drawOne(anchor, place) {
   if (spec.columns) await fillRow(result.view, place, spec.columns);
   const figure = place.querySelector(".chart-wrapper");
   for (const name of ["aria-hidden", "aria-label", "aria-roledescription"]) figure.removeAttribute(name);
+  for (const mark of figure.querySelectorAll("[role^=graphics]")) {
+    for (const name of ["role", "aria-roledescription"]) mark.removeAttribute(name);  // they have no names
+  }
   figure.setAttribute("role", "img");
   figure.setAttribute("aria-labelledby", "title-" + anchor);
   figure.setAttribute("aria-describedby", "caption-" + anchor);
@@ -102,7 +105,7 @@ async function choose(anchor, layer) {
     // axes that stayed zoomed would not show what another layer has
     for (const axis of Object.keys(view.signal(name))) view.signal(`${name}_${axis}`, null);
   }
-  await view.signal("layer", layer).runAsync();
+  await view.signal("layer", layer).resize().runAsync();  // the numbers at its axes may be longer
   places.clear();
 }
 
@@ -160,7 +163,7 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
 picker?.addEventListener("change", async () => {
   const { value } = picker;
   await Promise.all(Object.keys(specs).map((anchor) => choose(anchor, value)));
-  document.body.dataset.layer = value;
+  document.body.dataset.layer = document.querySelector(".figures").dataset.layer = value;
 });
 document.addEventListener("wheel", (event) => {
   // with Shift, browsers turn the wheel sideways; what zooms looks at its vertical part

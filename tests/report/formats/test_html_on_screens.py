@@ -172,6 +172,12 @@ def test_pdf(browser: Browser, study_report: Path, tmp_path: Path) -> None:
         ]
         assert len(sheets) > 4
         assert set(sheets) == {(842, 595)}
+        page.choose("model.layer1.0.conv1")
+        page.page.emulate_media(media="print")
+        printed = "getComputedStyle(document.querySelector('.figures'), '::before').content"
+        assert "Layer: " in page.page.evaluate(printed)
+        assert page.page.locator(".figures").get_attribute("data-layer") == "model.layer1.0.conv1"
+        page.page.emulate_media(media="screen")
         assert brightness(page, "body", "backgroundColor") < 2, "the screen stays as it was"
         assert page.page.locator("svg.marks").count() == len(page.anchors())
 
@@ -184,6 +190,7 @@ def test_names_for_those_who_do_not_see_figures(browser: Browser, study_report: 
             assert figure.count() == 1, title
             caption = figure.evaluate("f => document.getElementById(f.getAttribute('aria-describedby')).textContent")
             assert caption == page.page.locator(f"#{anchor} .caption").text_content()
+            assert page.page.locator(f"#{anchor} svg [role^=graphics]").count() == 0, "marks without names"
         for table in page.page.locator("section:has(thead)[id]").all():
             title = table.locator("h2").text_content()
             assert page.page.get_by_role("table", name=title, exact=True).count() == 1
