@@ -15,6 +15,7 @@ from lightning_normgeo.report.story import WANDB_ROBUSTNESS, WANDB_SECTIONS, Sec
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.report.wandb.downloaded_records import STEP
 from lightning_normgeo.report.wandb.runset import attacks, columns, grouping, ids, runset
+from lightning_normgeo.runs.findings import joint_findings
 from lightning_normgeo.runs.quantities import QUANTITIES, Quantity
 from lightning_normgeo.runs.record import evaluation_stem
 
@@ -42,7 +43,7 @@ def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequenc
         ConfigurationError: If wandb-workspaces is missing.
     """
     wr = _module("wandb_workspaces.reports.v2")
-    blocks = [wr.P(_introduction(runs)), wr.TableOfContents()]
+    blocks = [wr.P(_introduction(runs)), *_finding_blocks(wr, runs), wr.TableOfContents()]
     for section in WANDB_SECTIONS:
         blocks += _section_blocks(wr, runs, section)
     blocks += _robustness_blocks(wr, runs)
@@ -88,6 +89,13 @@ def _module(name: str) -> Any:
         raise ConfigurationError(
             f"Reports of W&B need {error.name}: pip install 'lightning-normgeo[wandb-reports]'"
         ) from error
+
+
+def _finding_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
+    """Return the findings of the runs as a list, as the page shows them as cards."""
+    findings = joint_findings([run.record for run in runs])
+    lines = [f"{one.topic}: {one.number}, {one.quantity}. {one.detail}".strip() for one in findings]
+    return [wr.H2("Findings"), wr.UnorderedList(items=lines)] if lines else []
 
 
 def _introduction(runs: Sequence[Run]) -> str:

@@ -154,7 +154,8 @@ def test_every_metric_of_the_story_is_documented() -> None:
 
 def test_a_grid_for_each_quantity_that_was_logged() -> None:
     spec = report_of(study())
-    assert words(spec, "heading")[:3] == [
+    assert words(spec, "heading")[:4] == [
+        "Findings",
         "γ, β against σ, μ (Fig 2)",
         "Norms of the weights (Fig 3)",
         "Without weight decay",
