@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import subprocess
-import sys
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,13 +268,3 @@ def test_fragment_joins_the_callbacks_of_another_project(path: Path, tmp_path: P
     }
     assert record.metrics["orthogonality/max_abs_cos"][-1][1] < 1e-3
     assert record.metrics["robustness/clean/n"] == [(2, 8.0)]
-
-
-@pytest.mark.slow
-def test_configurations_are_in_the_wheel(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(REPOSITORY)]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {f"lightning_normgeo/configs/{named(path)}" for path in CONFIGS} <= set(names)
-    assert {f"lightning_normgeo/report/page.{end}" for end in ("html.j2", "css", "js")} <= set(names)
