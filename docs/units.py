@@ -1,4 +1,4 @@
-"""Generator of docs/units.md: the scale-invariant units of known architectures, confirmed by their cosines in float64.
+"""Generator of docs/theory/units.md: the units of known architectures, confirmed by their cosines in float64.
 
 Run it as a plain script: ``python docs/units.py``. Each model with each normalization does a forward and a backward
 pass on one random batch. ε is tiny, so that the cosine of a true unit with its gradient is only rounding (1e-15).
@@ -130,6 +130,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "a layer used twice": Twice,
     "resnet18 in evaluation mode": _frozen,
 }
+PAGE = Path(__file__).parent / "theory" / "units.md"
 SWAPPED = ("gn", "ln")
 ALL_NORMS = ("in", "wn", "cwn", "ws", "sn", "gn+ws", "bn+sn")
 """Normalizations besides ``bn``, ``gn`` and ``ln``, measured for resnet18 only."""
@@ -211,4 +212,4 @@ if __name__ == "__main__":
     for case in cases():
         lines.append(str(measure(*case)))
         print(lines[-1], flush=True)
-    Path(__file__).with_suffix(".md").write_text(_HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+    PAGE.write_text(_HEAD + "\n".join(lines) + "\n", encoding="utf-8")

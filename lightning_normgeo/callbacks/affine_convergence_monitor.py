@@ -32,7 +32,7 @@ class AffineConvergenceMonitor(GeometryMonitor):
     the measured step; γ and β are those of the same forward pass. All are read from the autograd node, so that nothing
     is computed twice.
 
-    Metric keys, units and meanings: the README's key table, made from
+    Metric keys, units and meanings: the documentation's key table, made from
     :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
 
     A layer that runs several times in a step (two views, micro-batches) is compared with the σ, μ of each pass, and the

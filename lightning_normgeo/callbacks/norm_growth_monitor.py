@@ -37,7 +37,7 @@ class NormGrowthMonitor(GeometryMonitor):
     ``identity_…`` keys instead: a decomposition that holds for any update, and therefore tests no formula. A residual
     far above the rounding floor causes one warning.
 
-    Metric keys, units and meanings: the README's key table, made from
+    Metric keys, units and meanings: the documentation's key table, made from
     :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
 
     Aggregates treat all units as one vector, unless the table says otherwise. Add ``/{module path}`` for one layer.

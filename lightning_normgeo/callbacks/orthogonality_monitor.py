@@ -27,7 +27,7 @@ class OrthogonalityMonitor(GeometryMonitor):
     Scale invariance is derived from the autograd graphs of a step and confirmed by its cosines: a layer whose root mean
     square cosine exceeds 0.01 for another reason than ε becomes a control, with a warning.
 
-    Metric keys, units and meanings: the README's key table, made from
+    Metric keys, units and meanings: the documentation's key table, made from
     :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
 
     Add ``/{module path}`` for one layer (not for the quantile). Typical cosines in float32: 1e-5 raw, below 1e-6

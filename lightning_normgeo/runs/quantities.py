@@ -1,6 +1,6 @@
 """Table of logged quantities: every metric key once, with its unit, its meaning, and its names on screen.
 
-W&B's selection of keys, the summary of a run, figures, reports, and the README's key table are made from it.
+W&B's selection of keys, the summary of a run, figures, reports, and the documentation's key tables are made from it.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def test_settings_go_over_configs_and_the_grid_over_both(base: str) -> None:
 
 
 def test_the_study_of_the_documentation(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "study.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "guides" / "studies.md").read_text(), re.DOTALL)
     shutil.copytree(REPOSITORY / "configs" / "cifar10", tmp_path / "configs" / "cifar10")
     (tmp_path / "configs" / "study").mkdir()
     (tmp_path / "configs" / "study" / "mine.yaml").write_text(block)
@@ -218,7 +218,7 @@ def test_the_study_of_the_documentation(tmp_path: Path) -> None:
 
 
 def test_every_key_of_the_index_is_documented() -> None:
-    text = (REPOSITORY / "docs" / "study.md").read_text()
+    text = (REPOSITORY / "docs" / "guides" / "studies.md").read_text()
     index = Index(Study("s", {"model.norm": ["bn"]}))
     index.study.folder.mkdir(parents=True)
     index.save()

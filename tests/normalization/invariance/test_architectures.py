@@ -1,4 +1,4 @@
-"""The units of known architectures are those in docs/units.md, and exact up to rounding in float64."""
+"""The units of known architectures are those in docs/theory/units.md, and exact up to rounding in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load() -> ModuleType:
 table = load()
 DOCUMENTED = {
     tuple(cell.strip() for cell in line.split("|")[1:3]): line
-    for line in (REPOSITORY / "docs" / "units.md").read_text().splitlines()
+    for line in (REPOSITORY / "docs" / "theory" / "units.md").read_text().splitlines()
     if line.startswith("| ")
 }
 

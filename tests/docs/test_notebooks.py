@@ -1,0 +1,51 @@
+"""The tutorials run, and their outputs are those of a run."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="nbformat is missing: install the extra `docs`")
+from support.pages import DOCS, NOTEBOOKS, named  # noqa: E402
+
+STARTS_PROCESSES = DOCS / "tutorials" / "study.ipynb"
+LIMIT = 60.0
+"""Seconds that a tutorial may take here, where other tests run beside it; alone it takes less than 20."""
+
+
+def cells(notebook: Path) -> list[Any]:
+    return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.filterwarnings("ignore::lightning_normgeo.errors.MeasurementWarning")
+@pytest.mark.parametrize("notebook", [one for one in NOTEBOOKS if one != STARTS_PROCESSES], ids=named)
+def test_cells_run(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which has imported torch already; the slow test uses a kernel."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    for cell in cells(notebook):
+        exec(compile(cell.source, str(notebook), "exec"), scope)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
+def test_notebooks_execute(notebook: Path) -> None:
+    pytest.importorskip("nbclient", reason="nbclient is missing: install the extra `docs`")
+    start = time.monotonic()
+    runpy.run_path(str(DOCS / "notebooks.py"))["execute"](notebook)
+    assert time.monotonic() - start < LIMIT
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
+def test_outputs_are_clean(notebook: Path) -> None:
+    nbformat.validate(nbformat.read(notebook, as_version=4))
+    found = [output for cell in cells(notebook) for output in cell.outputs]
+    assert found
+    assert {output.output_type for output in found} == {"stream"}
+    for output in found:
+        assert not re.search(r"\x1b|/tmp/|/home/|/root/|Traceback", output.text), output.text
