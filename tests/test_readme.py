@@ -1,85 +1,41 @@
-"""The README's Python code, commands and key table match the package."""
+"""The README's Python code, commands, links and numbers match the package, and the key table what its code logs."""
 
 from __future__ import annotations
 
-import functools
+import json
 import re
-import shlex
-from fnmatch import fnmatchcase
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torchvision
 import yaml
+from PIL import Image
 
-from lightning_normgeo import read_record
-from lightning_normgeo.cli import NormgeoCLI
-from lightning_normgeo.report.report_command import report_parser
-from lightning_normgeo.runs.quantities import QUANTITIES
-from lightning_normgeo.study import load_study
-from lightning_normgeo.study.study_command import study_parser
-from lightning_normgeo.study.validation import check
 from support.projects import Project, images, sgd, trainer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-CONDITIONS = ("with weight decay", "with `cumulative=True`")
-"""Conditions of quantities that the README's code logs in these tests."""
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 
 
-@functools.cache
-def checked(path: str) -> Any:
-    """Check a study of 48 runs once, however many commands name it."""
-    return check(load_study(path), path)
-
-
-def run_python() -> dict[str, Any]:
-    """Run the Python blocks one after the other, as a reader would."""
-
-    def small_trainer(callbacks: Any, logger: Any) -> Any:
-        for callback in callbacks:
-            callback.cumulative = True  # its keys are in the table too
-        return trainer(*callbacks, logger=logger)
-
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One after the other, as a reader would."""
+    monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {
-        "Trainer": small_trainer,
-        "model": Project(sgd(weight_decay=0.01)),
+        "Trainer": lambda callbacks, logger: trainer(*callbacks, logger=logger),
+        "model": Project(sgd()),
         "train_loader": images(),
         "test_loader": images(16),
-        "Lion": type("Lion", (torch.optim.Optimizer,), {}),
-        "network": torchvision.models.resnet18(),
-        "images": torch.rand(2, 3, 64, 64),
     }
     for language, code in BLOCKS:
         if language == "python":
             exec(compile(code, "README.md", "exec"), scope)
-    return scope
-
-
-def test_python_blocks_run_and_the_key_table_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    scope = run_python()
     assert scope["record"].folder.is_relative_to("runs")
-    assert len(scope["growth"]) == 4
-    rows = README.split("<!-- keys -->")[1].split("<!-- /keys -->")[0]
-    documented = re.findall(r"^\| `([^`]+)`", rows, re.MULTILINE)
-    assert len(documented) > 25
-    elsewhere = {key for key, quantity in QUANTITIES.items() if quantity.condition not in ("", *CONDITIONS)}
-    patterns = [re.sub(r"\{\w+\}", "*", key) for key in documented]
-    means = [key for key in patterns if "_mean" in key and key not in elsewhere]
-    patterns += [key.replace("_mean", suffix) for key in means for suffix in ("_median", "_q90")]
-    groups = ("orthogonality", "norm_growth", "affine", "robustness")
-    logged = {key for key in read_record(scope["record"].folder).metrics if key.startswith(groups)}
-    for pattern in set(patterns) - elsewhere:
-        assert any(fnmatchcase(key, pattern) for key in logged), f"{pattern} is in the README but never logged"
-    patterns += [f"affine/{name}_channel/*" for name in ("abs_beta_minus_mu", "gamma2_over_sigma2")]
-    for key in logged:
-        aggregate = any(fnmatchcase(key, pattern) for pattern in patterns)
-        layer = any(fnmatchcase(key.rpartition("/")[0], pattern) for pattern in patterns)
-        assert aggregate or layer, f"{key} is logged but not in the README"
+    printed = capsys.readouterr().out
+    topics = re.findall(r"^(\S.*?)  ", "".join(code for language, code in BLOCKS if language == "text"), re.MULTILINE)
+    assert len(topics) > 5
+    assert [topic for topic in topics if topic not in printed] == ["Rescaled weights"]  # asked for by rescale=10
 
 
 def test_the_test_command_is_the_one_ci_runs() -> None:
@@ -90,40 +46,71 @@ def test_the_test_command_is_the_one_ci_runs() -> None:
     assert '".[report]"' in quick
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        line.partition("#")[0].strip()
-        for language, code in BLOCKS
-        if language == "bash"
-        for line in code.splitlines()
-        if line.startswith("normgeo")
-    ],
-)
-def test_commands_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Everything is parsed as in a shell; models are built and trained in other tests."""
-    parsed: list[Any] = []
-    monkeypatch.setattr(NormgeoCLI, "instantiate_classes", lambda self: parsed.append(self.config))
-    monkeypatch.setattr(NormgeoCLI, "after_instantiate_classes", lambda self: None)
-    monkeypatch.setattr(NormgeoCLI, "_run_subcommand", lambda self, name: None)
-    for check_of in ("check_exists", "check_checkpoint"):  # the README's checkpoint has … in its path
-        monkeypatch.setattr(f"lightning_normgeo.cli.command.{check_of}", lambda path: None)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    name, *options = shlex.split(command)[1:]
-    if name == "study":
-        path = study_parser().parse_args(options).study
-        checked(path)
-    elif name == "report":
-        assert report_parser().parse_args(options).runs
-    else:
-        NormgeoCLI([name, *options])
-        assert parsed
-
-
 def test_named_files_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http"):
+    targets = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r"(?:src|srcset)=\"([^\"]+)\"", README)
+    assert len(targets) > 25
+    for target in targets:
+        if not target.startswith(("http", "../../actions/")):  # the repository's own page has the actions
             assert (ROOT / target).exists(), target
     for text in re.findall(r"configs/[\w/+]+\.yaml", README):
         assert yaml.safe_load((ROOT / text).read_text())
+
+
+def test_it_is_short() -> None:
+    assert len(README.split()) <= 800
+
+
+def recorded() -> dict[str, Any]:
+    """Return the runs of the study whose results the README tells, by folder."""
+    return json.loads((ROOT / "docs" / "records" / "paper_small.json").read_text())
+
+
+def test_the_summary_it_shows_is_that_of_the_run() -> None:
+    name, block = re.search(r"<!-- summary: (\S+) -->\n```text\n(.*?)```", README, re.DOTALL).groups()
+    shown = " ".join(block.split())
+    for topic, finding in recorded()[name]["findings"].items():
+        if topic in shown:
+            assert f"{topic} {finding['number']} {finding['quantity']}" in shown
+        else:
+            assert topic == "Norm growth"  # the others say more
+    details = {finding["detail"] for finding in recorded()[name]["findings"].values()}
+    lines = [line.strip() for line in block.splitlines() if line.startswith(" ")]
+    assert lines
+    assert set(lines) <= details
+
+
+def test_its_numbers_are_those_of_the_study() -> None:
+    runs = recorded()
+    found = {name: run["findings"] for name, run in runs.items()}
+
+    def values(topic: str, *, decay: bool | None = None, norm: str = "") -> list[float]:
+        chosen = [name for name in found if norm in name and decay in (None, not name.endswith("=0.0"))]
+        return [found[name][topic]["value"] for name in chosen if topic in found[name]]
+
+    text = " ".join(README.split())
+    controls = [float(re.search(r"(\S+) in other weights", run["W ⟂ ∇W"]["detail"])[1]) for run in found.values()]
+    law = f"is at most {max(values('W ⟂ ∇W')):.1e}; other weights reach {max(controls):.1e}"
+    eq16 = values("Eq 16", decay=False)
+    gammas = [values("γ against σ", decay=decay)[0] for decay in (False, True)]
+    rescaled = max(values("Rescaled weights"))
+    counts = [runs[f"norm={norm},weight_decay=0.0"]["accuracies"]["bim_eps0.03137"][0] for norm in ("bn", "wn")]
+    for said in (
+        law,
+        f"η²‖∇W‖² is {min(eq16):.5f} to {max(eq16):.5f} times",
+        f"at least {100 * min(values('Increments explained', decay=True)):.6f} %",
+        f"is {gammas[0]:.2f} without and {gammas[1]:.2f} with weight decay, and 2.51 at the start",
+        f"by more than {rescaled:.2f} points",
+        f"{counts[0]} of 359 digits stay right with batch normalization, and {counts[1]} with weight normalization",
+    ):
+        assert said in text, said
+    assert len(runs) == 8
+
+
+def test_the_picture_is_drawn_from_the_study() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
+    for theme, path in script["PICTURES"].items():
+        with Image.open(path) as picture:
+            assert picture.size[0] == pytest.approx(1.5 * script["WIDTH"], rel=0.03)
+            assert picture.size[1] == pytest.approx(1.5 * script["HEIGHT"], rel=0.03)
+        panels = script["picture"](recorded(), theme).to_dict()["hconcat"]
+        assert len(panels) == 4
