@@ -128,6 +128,15 @@ def test_the_pointer_finds_the_nearest_point_and_a_line_shows_its_step(page: Sho
     assert page.page.locator(".cross").count() == 0
 
 
+def test_numbers_at_logarithmic_axes_are_short(page: Shown) -> None:
+    """Decimals, or a power of ten with 1, 2 or 5 in front of it."""
+    for anchor in ("orthogonality", "terms", "increments"):
+        labels = [label for label in page.labels(anchor, "y") if label]
+        assert labels, anchor
+        assert all(re.fullmatch(r"[-−]?\d+(\.\d+)?|([25]·)?10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", label) for label in labels), labels
+    assert any(label.startswith("10⁻") for label in page.labels("orthogonality", "y"))
+
+
 def test_findings_lead_to_their_figures(page: Shown) -> None:
     links = page.page.locator(".findings a")
     assert links.count() >= 5

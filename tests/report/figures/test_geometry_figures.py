@@ -1,0 +1,32 @@
+"""Figures of a network without scale-invariant weights: they show its controls, and say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_normgeo.report.compared_runs import compare_runs
+from lightning_normgeo.report.figures.geometry_figures import all_figures
+from lightning_normgeo.report.story import CONTROLS_ONLY
+from lightning_normgeo.runs.record import Record
+
+NAMES = ("weight_norm", "increment", "explained", "term_quadratic", "cumulative_increment", "angular_update")
+
+
+def figures(*groups: str) -> dict[str, tuple[str, list[float]]]:
+    metrics = {f"{group}/{name}": [(0, 1.0 + k), (1, 2.0)] for k, group in enumerate(groups) for name in NAMES}
+    found = all_figures(compare_runs([Record(Path("run"), metrics=metrics)]))
+    return {
+        figure.anchor: (figure.caption, figure.chart.to_dict()["data"]["values"][0]["value"])
+        for figure in found
+        if figure.anchor != "orthogonality"
+    }
+
+
+def test_controls_take_the_place_of_invariant_weights_only_where_there_are_none() -> None:
+    alone = figures("norm_growth_control")
+    assert set(alone) == {"norms", "increments", "terms", "cumulative", "angles"}
+    assert all(caption.startswith(CONTROLS_ONLY) for caption, _ in alone.values())
+    both = figures("norm_growth", "norm_growth_control")
+    assert set(both) == set(alone)
+    assert not any(CONTROLS_ONLY in caption for caption, _ in both.values())
+    assert {values[0] for _, values in both.values()} == {1.0}, "those of the invariant weights"
