@@ -8,10 +8,10 @@ file. Tests compare the numbers in the texts with that file.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import altair as alt
 
 from lightning_normgeo import read_record
 from lightning_normgeo.report.figures.figure import COLORS, value_axis
-from lightning_normgeo.runs.findings import findings_of
+from lightning_normgeo.runs.findings import Finding, findings_of
 from lightning_normgeo.runs.record import Record
 
 DOCS = Path(__file__).resolve().parent
@@ -49,8 +49,13 @@ def _run(record: Record) -> dict[str, Any]:
     return {
         "curves": {key: [[step, float(f"{v:.6g}")] for step, v in record.metrics.get(key, [])] for key in _KEYS},
         "accuracies": {row["attack"]: [row["correct"], row["n"]] for row in rows},
-        "findings": {finding.topic: asdict(finding) for finding in findings_of(record)},
+        "findings": {finding.topic: _finding(finding) for finding in findings_of(record)},
     }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    value = finding.value if math.isfinite(finding.value) else None  # JSON has no NaN
+    return {"number": finding.number, "quantity": finding.quantity, "detail": finding.detail, "value": value}
 
 
 def picture(runs: Mapping[str, Any], theme: str) -> alt.HConcatChart:

@@ -29,6 +29,7 @@ class Finding:
         detail: Sentence on how to judge it; empty if the number says everything.
         section: Name of the section of the report that shows it.
         value: The number itself; NaN if ``number`` is a word.
+        of_several: The quantity in words that fit several runs whose ``quantity`` differs.
     """
 
     topic: str
@@ -37,6 +38,7 @@ class Finding:
     detail: str = ""
     section: str = ""
     value: float = math.nan
+    of_several: str = ""
 
 
 def findings_of(record: Record) -> list[Finding]:
@@ -61,9 +63,12 @@ def _joint(some: Sequence[Finding]) -> Finding:
     number = " … ".join(ends) or ", ".join(words)
     without = len(some) - len(known)
     apart = f" In {without} more: {', '.join(words)}." if known and without else ""
-    first = (known or list(some))[0]
-    runs = f"{len(known) or len(some)} runs" if (len(known) or len(some)) > 1 else "one run"
-    return Finding(first.topic, number, f"{first.quantity}, {runs}", apart.strip(), first.section)
+    shown = known or list(some)
+    first = shown[0]
+    alike = len({one.quantity for one in shown}) == 1
+    runs = f"{len(shown)} runs" if len(shown) > 1 else "one run"
+    quantity = f"{first.quantity if alike else first.of_several}, {runs}"
+    return Finding(first.topic, number, quantity, apart.strip(), first.section)
 
 
 def _points(record: Record, key: str) -> dict[int, float]:
@@ -175,7 +180,8 @@ def _drop(topic: str, row: Mapping[str, Any]) -> Finding:
     left, low, high = (100 * float(row[name]) for name in ("accuracy", "ci_low", "ci_high"))
     detail = f"{left:.1f} % of {row['n']} samples stay right ({low:.1f} … {high:.1f} %)."
     quantity = f"points of accuracy lost under {attack_title(row['attack'])}"
-    return Finding(topic, f"{drop:.1f}", quantity, detail, "robustness", drop)
+    of_several = f"points of accuracy lost under the {topic.lower()} that takes most of a run"
+    return Finding(topic, f"{drop:.1f}", quantity, detail, "robustness", drop, of_several)
 
 
 def _rescaled(record: Record) -> Iterator[Finding]:
@@ -193,7 +199,8 @@ def _rescaled(record: Record) -> Iterator[Finding]:
         times = f"{factor:g} × " if isinstance(factor, (int, float)) else ""
         quantity = f"points, the largest change of an accuracy with {times}longer weights"
         detail = "The function is the same, so robustness cannot depend on ‖W‖ alone."
-        yield Finding("Rescaled weights", f"{max(changes):.2f}", quantity, detail, "control", max(changes))
+        of_several = "points, the largest change of an accuracy with longer weights"
+        yield Finding("Rescaled weights", f"{max(changes):.2f}", quantity, detail, "control", max(changes), of_several)
 
 
 def _is_complete(row: Mapping[str, Any]) -> bool:

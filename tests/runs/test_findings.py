@@ -97,3 +97,10 @@ def test_several_runs_are_summed_up_by_their_smallest_and_largest_number() -> No
     assert found["Eq 16"].number == "1.00000"
     assert found["Eq 16"].detail == "In 1 more: not covered."
     assert joint_findings([other]) == findings_of(other)
+
+
+def test_runs_under_different_attacks_are_summed_up_in_words_that_fit_both() -> None:
+    runs = [record({}, [row("clean", 80), row(attack, correct)]) for attack, correct in (("bim", 50), ("pgd", 30))]
+    (attack,) = joint_findings(runs)
+    assert attack.number == "30.0 … 50.0"
+    assert attack.quantity == "points of accuracy lost under the attack that takes most of a run, 2 runs"
