@@ -9,6 +9,7 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -61,3 +62,16 @@ def test_formulas_and_markup_are_rendered(site: Path) -> None:
         plain = unescape(re.sub(r"<annotation.*?</annotation>|<[^>]+>", "", text, flags=re.DOTALL))
         left = re.findall(r":(?:math|func|class|data|meth|attr|mod):|arithmatex|\\\(|--8<--|\.\. math", plain)
         assert left == [], page
+
+
+def test_links_of_all_pages_resolve(site: Path) -> None:
+    """This includes notebooks, whose links mkdocs does not check."""
+    text = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
+    anchors = {page: set(re.findall(r' id="([^"]+)"', content)) for page, content in text.items()}
+    for page, content in text.items():
+        for link in re.findall(r'<a [^>]*href="([^":]+)"', content) if page.name == "index.html" else ():
+            target, _, anchor = unescape(link).partition("#")
+            path = (page.parent / target).resolve() if target else page
+            path = path / "index.html" if path.is_dir() else path
+            assert path.is_file(), f"{page.relative_to(site)}: {link}"
+            assert not anchor or unquote(anchor) in anchors[path], f"{page.relative_to(site)}: {link}"
