@@ -1,8 +1,9 @@
-"""Picture of the README, drawn from a study that anyone can run: ``normgeo study paper_small``.
+"""Pictures of the README and the overview, drawn from a study that anyone can run: ``normgeo study paper_small``.
 
 ``python docs/pictures.py runs/paper_small`` reads the study and writes docs/records/paper_small.json, with the curves
-of the picture and the findings of each run, and the picture in light and dark. Without an argument it draws from the
-file. Tests compare the numbers in the texts with that file.
+of the picture and the findings of each run, the picture in light and dark, and a picture of the study's report, which
+needs playwright and Chromium. Without an argument it draws from the file. Tests compare the numbers in the texts with
+that file.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import altair as alt
 
 from lightning_normgeo import read_record
+from lightning_normgeo.report import write_report
 from lightning_normgeo.report.figures.figure import COLORS, value_axis
 from lightning_normgeo.runs.findings import Finding, findings_of
 from lightning_normgeo.runs.record import Record
@@ -25,7 +29,8 @@ from lightning_normgeo.runs.record import Record
 DOCS = Path(__file__).resolve().parent
 DATA = DOCS / "records" / "paper_small.json"
 PICTURES = {theme: DOCS / "pictures" / f"overview-{theme}.png" for theme in ("light", "dark")}
-WIDTH, HEIGHT = 1200, 500
+REPORT = DOCS / "report.png"
+WIDTH, HEIGHT, REPORT_HEIGHT = 1200, 500, 1500
 _THEMES = {"light": ("#ffffff", "#1d2430", "#dfe3e8"), "dark": ("#14181e", "#e6e9ee", "#343b46")}
 _KEYS = (
     "orthogonality/max_abs_cos",
@@ -141,9 +146,24 @@ def _norm(folder: str) -> str:
     return folder.removeprefix("norm=").partition(",")[0]
 
 
+def photograph(study: Path) -> None:
+    """Take a picture of the upper part of a study's report in a browser."""
+    from playwright.sync_api import sync_playwright
+
+    with TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page = write_report(study, Path(folder, "report.html"))
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": WIDTH, "height": REPORT_HEIGHT})
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("body[data-drawn=yes]", state="attached")
+        tab.screenshot(path=REPORT)
+        browser.close()
+
+
 def main(arguments: Sequence[str]) -> None:
     """Read a study if one is given, and draw the picture in both themes."""
     if arguments:
+        photograph(Path(arguments[0]))
         DATA.parent.mkdir(exist_ok=True)
         DATA.write_text(json.dumps(collect(Path(arguments[0])), ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
     runs = json.loads(DATA.read_text(encoding="utf-8"))
