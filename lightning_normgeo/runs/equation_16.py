@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_normgeo.runs.record import Record, finite_points
@@ -25,11 +25,12 @@ def eq16_applies(record: Record) -> bool:
 def why_not_eq16(record: Record) -> str:
     """Return, in words, the difference between the run's optimizers and plain SGD."""
     known = record.observations[-1].get("optimizers", []) if record.observations else []
-    optimizers: Sequence[Any] = known if isinstance(known, list) else []
+    optimizers = [one for one in known if isinstance(one, Mapping)] if isinstance(known, list) else []
     reasons = []
     for optimizer in optimizers:
         name = str(optimizer.get("class", ""))
-        settings = optimizer.get("settings", {})
+        given = optimizer.get("settings")
+        settings: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
         extra = [f"{word} {_plain(settings[key])}" for key, word in _REASONS.items() if settings.get(key)]
         if name != "SGD":
             reasons.append(name)

@@ -60,6 +60,12 @@ def test_where_equation_16_is_not_about_the_optimizer_the_reason_and_its_extensi
     assert "0.90000 × the measured" in finding.detail  # (1.9 - 1) / (2 - 1)
 
 
+@pytest.mark.parametrize("junk", [None, 3, [3], [None], [{"class": 3, "settings": 4}], "text"])
+def test_any_optimizer_of_a_record_is_put_up_with(junk: Any) -> None:
+    metrics = MEASURED | {"norm_growth/eq16_applies": [(0, 0.0)]}
+    assert by_topic(record(metrics, observations=[{"optimizers": junk}]))["Eq 16"].number == "not covered"
+
+
 def test_the_part_of_epsilon_is_mentioned_only_where_it_matters() -> None:
     small = MEASURED | {"orthogonality/max_abs_cos_corrected": [(0, 1e-6), (5, 2e-6)]}
     alike = MEASURED | {"orthogonality/max_abs_cos_corrected": [(0, 7e-5)]}

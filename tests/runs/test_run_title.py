@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_normgeo import NormGrowthMonitor, RecordLogger, read_record
 from lightning_normgeo.runs.record import Record
@@ -31,6 +33,39 @@ def test_a_run_of_another_project(tmp_path: Path) -> None:
     record = RecordLogger(tmp_path)
     trainer(NormGrowthMonitor(), steps=2, logger=record).fit(Project(sgd(momentum=0.9)), images())
     assert run_title(read_record(record.folder)) == "ConvNet · SGD lr 0.1, momentum 0.9"
+
+
+class Own(Dataset[Any]):
+    """A data set that calls itself its own."""
+
+    def __init__(self) -> None:
+        self.dataset = self
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.rand(3, 8, 8), index % 4
+
+
+class Broken(Own):
+    """A data set whose attributes cannot be asked for, as while a server is away."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "dataset":
+            raise RuntimeError("away")
+        return super().__getattribute__(name)
+
+
+@pytest.mark.filterwarnings("ignore:A measurement failed")
+@pytest.mark.parametrize(("data", "named"), [(Own, "ConvNet · Own"), (Broken, "")])
+def test_any_data_set_is_named_or_left_out(data: type[Own], named: str, tmp_path: Path) -> None:
+    record = RecordLogger(tmp_path)
+    subset = Subset(data(), range(8))
+    trainer(NormGrowthMonitor(), steps=2, logger=record).fit(Project(), DataLoader(subset, batch_size=4))
+    found = read_record(record.folder)
+    assert run_title(found) == " · ".join(filter(None, [named, "SGD lr 0.1"]))
+    assert found.observations[-1]["left_out"] == {}
 
 
 def test_a_schedule_does_not_change_the_title() -> None:

@@ -99,6 +99,10 @@ def optimizers_of(trainer: Any) -> list[dict[str, Any]]:
     ]
 
 
+_DEEPEST = 8
+"""Subsets of subsets that are looked into: a data set may call itself its own."""
+
+
 def network_of(module: nn.Module) -> str:
     """Return the class name of the network: of the only child with parameters if there is one, else of the module."""
     children = [child for child in module.children() if any(True for _ in child.parameters())]
@@ -108,8 +112,8 @@ def network_of(module: nn.Module) -> str:
 def data_of(trainer: Any) -> str:
     """Return the class name of the training data set without its subsets; empty if it says nothing, or is unknown."""
     dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
-    while hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
+    for _ in range(_DEEPEST):
+        dataset = getattr(dataset, "dataset", dataset)
     name = type(dataset).__name__
     return "" if dataset is None or name in ("TensorDataset", "list", "tuple") else name
 

@@ -163,14 +163,22 @@ class Session:
             "summary": line,
             "left_out": dict(self.left_out),
             "optimizers": console_lines.optimizers_of(trainer),
-            "network": console_lines.network_of(trainer.lightning_module),
-            "data": console_lines.data_of(trainer),
-            "normalizations": self.observer.normalizations_behind(),
+            **(self._described(trainer) or {}),
         }
         self.publisher.note(trainer.loggers, observation)
         nothing = console_lines.nothing_measured(self.cadence, trainer, self.observer.backwards_seen)
         if nothing is not None and any(self._cadences) and not trainer.fast_dev_run:
             warn_once(nothing)
+
+    @skipped_on_error
+    def _described(self, trainer: Any) -> dict[str, Any]:
+        """Return the names of the network and the data, and of the normalizations behind its layers."""
+        assert self.observer is not None  # noqa: S101
+        return {
+            "network": console_lines.network_of(trainer.lightning_module),
+            "data": console_lines.data_of(trainer),
+            "normalizations": self.observer.normalizations_behind(),
+        }
 
     def _arm(self, trainer: Any, expected: set[int]) -> None:
         """Set the hooks that measure a step of the expected optimizers."""
