@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ nbformat = pytest.importorskip("nbformat", reason="nbformat is missing: install 
 from support.pages import DOCS, NOTEBOOKS, named  # noqa: E402
 
 STARTS_PROCESSES = DOCS / "tutorials" / "study.ipynb"
-LIMIT = 60.0
-"""Seconds that a tutorial may take here, where other tests run beside it; alone it takes less than 20."""
 
 
 def cells(notebook: Path) -> list[Any]:
@@ -36,9 +33,7 @@ def test_cells_run(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
 def test_notebooks_execute(notebook: Path) -> None:
     pytest.importorskip("nbclient", reason="nbclient is missing: install the extra `docs`")
-    start = time.monotonic()
     runpy.run_path(str(DOCS / "notebooks.py"))["execute"](notebook)
-    assert time.monotonic() - start < LIMIT
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
