@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
+from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.callbacks._monitors.cadence import Cadence
 from lightning_normgeo.callbacks._monitors.measured_step import Monitor
 from lightning_normgeo.geometry.rows import has_float64
@@ -159,7 +161,8 @@ def _steps_ahead(trainer: Any) -> float:
 
 
 def _places(trainer: Any) -> str:
-    names = [type(logger).__name__ for logger in trainer.loggers]
+    off = os.environ.get("WANDB_MODE") == "disabled"
+    names = [type(logger).__name__ for logger in trainer.loggers if not (off and is_wandb(logger))]
     return ", ".join(names) if names else "trainer.callback_metrics alone: the Trainer has no logger"
 
 

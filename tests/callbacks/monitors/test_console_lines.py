@@ -65,6 +65,15 @@ def test_several_loggers(caplog: Any, tmp_path: Any) -> None:
     assert first.endswith("Results go to Rows, RecordLogger.")
 
 
+@pytest.mark.parametrize(("mode", "places"), [("disabled", "Rows"), ("offline", "Rows, WandbLogger")])
+def test_wandb_is_named_unless_it_is_disabled(
+    mode: str, places: str, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    first, _, _ = said(caplog, Project(), NormGrowthMonitor(), logger=[Rows(), type("WandbLogger", (Rows,), {})()])
+    assert first.endswith(f"Results go to {places}.")
+
+
 class Two(Project):
     """Two optimizers, the second of which steps in every second batch."""
 
