@@ -56,13 +56,13 @@ def summary_table(record: Record) -> Group:
         parts += [findings, Text("")]
     geometry = _geometry(record)
     if geometry.row_count:
-        parts.append(geometry)
+        parts += [geometry, Text("")]
     notes = [Text(f"  {plain_line(note)}", style="yellow") for note in _notes(record)]
     if notes:
         parts += [*notes, Text("")]
     accuracies = _accuracies(record)
     if accuracies.row_count:
-        parts.append(accuracies)
+        parts += [accuracies, Text("")]
     if not geometry.row_count and not accuracies.row_count:
         parts.append(Text("Nothing was measured or evaluated in this run."))
     return Group(*parts)
@@ -80,7 +80,7 @@ def _findings(record: Record) -> Table:
 
 
 def _geometry(record: Record) -> Table:
-    table = Table(title="Geometry", box=box.SIMPLE, title_justify="left")
+    table = Table(title="Geometry", box=box.SIMPLE, show_edge=False, title_justify="left")
     table.add_column("")
     points = {key: finite_points(record.metrics.get(key, [])) for key in _shown(record)}
     measured = {key: found for key, found in points.items() if found}
@@ -120,7 +120,7 @@ def _notes(record: Record) -> Iterator[str]:
 
 
 def _accuracies(record: Record) -> Table:
-    table = Table(title="Robustness", box=box.SIMPLE, title_justify="left")
+    table = Table(title="Robustness", box=box.SIMPLE, show_edge=False, title_justify="left")
     for name in ("attack", "accuracy", "95 % interval", "drop", "n"):
         table.add_column(name, justify="left" if name == "attack" else "right")
     for row in [row for found in record.evaluations.values() for row in found.get("results", [])]:

@@ -198,6 +198,6 @@ def test_the_summary_says_what_does_not_apply(tiny: Path) -> None:
     assert "predicted by eq 16" not in text
     record = read_record(run)
     last = record.layers["orthogonality/max_abs_cos"][-1][1]
-    (line,) = [line for line in text.splitlines() if line.startswith("  largest |cos")]
+    (line,) = [line for line in text.splitlines() if line.strip().startswith("largest |cos")]
     assert line.split()[-1] == max(last, key=lambda layer: abs(last[layer]))
     assert text.splitlines()[-1] == f"record: {run.absolute()}"
