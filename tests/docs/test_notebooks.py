@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,17 @@ def cells(notebook: Path) -> list[Any]:
     return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
 
 
+@pytest.fixture
+def _own_loggers() -> Iterator[None]:
+    """Give loggers their levels back: tutorials ask Lightning for silence."""
+    known = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    levels = [(logger, logger.level) for logger in known]
+    yield
+    for logger, level in levels:
+        logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("_own_loggers")
 @pytest.mark.filterwarnings("ignore::lightning_normgeo.errors.MeasurementWarning")
 @pytest.mark.parametrize("notebook", [one for one in NOTEBOOKS if one != STARTS_PROCESSES], ids=named)
 def test_cells_run(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def check_lightning_cli(script: str) -> None:
     _, cosine = numbers(r"scale-invariant +# +#", text)
     _, control = numbers(r"of the other weights +# +#", text)
     assert cosine < 1e-2 < 0.1 < control
-    accuracies = [numbers(rf" {name} +# %", text)[0] for name in ("clean", r"bim_eps0\.01", r"bim_eps0\.03")]
+    accuracies = [numbers(rf" {name} +# %", text)[0] for name in ("clean", r"bim, ε = 0\.01", r"bim, ε = 0\.03")]
     assert accuracies == sorted(accuracies, reverse=True)
     assert accuracies[0] > 90 > 60 > accuracies[2]
     without = output(script, "fit", f"--config={EXAMPLES / 'lightning_cli/config.yaml'}", server=lightning_server())

@@ -12,6 +12,7 @@ from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.figures.curves import Row
 from lightning_normgeo.report.figures.figure import SMALL, WIDTH, Figure, color_of, dash_of, panels, unique
 from lightning_normgeo.report.tables.evaluations import control_of, is_control, split_attack
+from lightning_normgeo.runs.attack_titles import strength
 
 _PERCENT = alt.Axis(format="%", tickCount=5)
 
@@ -84,7 +85,7 @@ def against_eps(runs: Sequence[Run]) -> Figure | None:
 def _radius_axis(rows: Sequence[Row]) -> Any:
     """Return the axis of radii; those that are multiples of 1/255, a step of pixels, are written so."""
     radii = sorted({row["eps"] for row in rows})
-    if any(row["norm"] != "l∞" for row in rows) or any(abs(255 * eps - round(255 * eps)) > 1e-6 for eps in radii):
+    if any(row["norm"] != "l∞" for row in rows) or not all(strength(eps).endswith("/255") for eps in radii if eps):
         return alt.Axis(tickCount=5, labelOverlap=True)
     label = "datum.value == 0 ? '0' : format(255 * datum.value, '.0f') + '/255'"
     return alt.Axis(values=radii, labelExpr=label, labelOverlap=True)

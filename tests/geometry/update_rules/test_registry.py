@@ -315,5 +315,5 @@ def test_rules_of_known_optimizers_say_whether_rows_can_be_cut():
     bases = {geometry.UpdateRule, geometry.ElementwiseRule}
     whole = {rule for rule in rules if issubclass(rule, geometry.WholeTensorRule)}
     assert {rule for rule in rules if vars(rule).get("additive")} == rules - bases - whole
-    assert not one_pass._is_additive(type("Mine", (geometry.AdamRule,), {})(lr=0.1))
-    assert one_pass._is_additive(geometry.AdamRule(lr=0.1))
+    assert not one_pass.is_additive(type("Mine", (geometry.AdamRule,), {})(lr=0.1))
+    assert one_pass.is_additive(geometry.AdamRule(lr=0.1))

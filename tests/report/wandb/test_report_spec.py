@@ -136,15 +136,15 @@ def test_a_report_has_no_randomness_but_names() -> None:
 
 
 def test_every_metric_of_the_story_is_documented() -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    rows = [line for line in readme.splitlines() if line.startswith("| `")]
+    page = (REPOSITORY / "docs" / "callbacks" / "keys.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
     documented = [
         re.escape(key).replace(r"\*", ".*") for row in rows for key in re.findall(r"`([^`]+)`", row.split("|")[1])
     ]
     documented = [re.sub(r"\\\{layer\\\}", ".*", key) for key in documented]
     wanted = {key for section in WANDB_SECTIONS for key in section.wandb_keys or section.keys}
     single = {key.removesuffix("/{layer}") for key in wanted}
-    # the README's table lists the channel key of one quantity for all of them
+    # the table lists the channel key of one quantity for all of them
     keys = {
         key.replace("abs_beta_minus_mu_channel", "abs_gamma2_minus_sigma2_channel") + "/x" * key.endswith("_channel")
         for key in single
