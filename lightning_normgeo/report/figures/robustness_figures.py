@@ -88,7 +88,7 @@ def _radius_axis(rows: Sequence[Row]) -> Any:
     if any(row["norm"] != "l∞" for row in rows) or not all(strength(eps).endswith("/255") for eps in radii if eps):
         return alt.Axis(tickCount=5, labelOverlap=True)
     label = "datum.value == 0 ? '0' : format(255 * datum.value, '.0f') + '/255'"
-    return alt.Axis(values=radii, labelExpr=label, labelOverlap=True)
+    return alt.Axis(values=radii, labelExpr=label, labelOverlap="greedy")
 
 
 def _row(run: Run, result: dict[str, Any], attack: str) -> Row:
