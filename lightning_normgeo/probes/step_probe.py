@@ -219,7 +219,7 @@ class StepProbe:
         finally:
             if self.sums is not None and pending.follows:
                 self._count(optimizer, pending, self.sums)
-            self._reader.by_output_row = {}
+            self._reader.forget()
 
     def _look(self, optimizer: Optimizer, pending: _StepInProgress) -> None:
         self.before_update()
@@ -232,7 +232,7 @@ class StepProbe:
     def _count(self, optimizer: Optimizer, pending: _StepInProgress, sums: CumulativeIncrements) -> None:
         """Add the step to the cumulative sums; what the measurement has read is not read again."""
         pending.counted = True
-        sums.begin(optimizer, pending.moved, self._reader.by_output_row)
+        sums.begin(optimizer, pending.moved, self._reader.by_output_row())
 
     @skipped_on_error
     def _commit(self, pending: _StepInProgress, sums: CumulativeIncrements, explained: bool) -> None:

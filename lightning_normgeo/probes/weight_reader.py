@@ -23,21 +23,32 @@ class WeightReader:
     """Reads weights before and after a step.
 
     It keeps copies of them over the step, in memory that is allocated once: fresh pages cost more than the copy.
-
-    Attributes:
-        by_output_row: what the last :meth:`read` found, by id of the parameter and by rows along its dimension 0. It
-            lacks weights whose units are counted along another dimension, and rules whose products are no sums.
-            Cumulative sums use it, so that no weight is read twice in one step.
     """
 
     def __init__(self) -> None:
         self._before: dict[int, Tensor] = {}
-        self.by_output_row: dict[int, ParameterReading] = {}
+        self._last: list[tuple[WeightUnits, nn.Parameter, ParameterReading]] = []
 
     def clear(self) -> None:
         """Free the memory."""
         self._before.clear()
-        self.by_output_row = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Release what the last :meth:`read` found."""
+        self._last = []
+
+    def by_output_row(self) -> dict[int, ParameterReading]:
+        """Return the readings of the last :meth:`read`, by id of the parameter and by rows along its dimension 0.
+
+        It lacks weights whose units are counted along another dimension, and rules whose products are no sums.
+        Cumulative sums use it, so that no weight is read twice in one step.
+        """
+        return {
+            id(parameter): reading._replace(products=reading.products.joined(output_rows(self._part(parameter))))
+            for units, parameter, reading in self._last
+            if self._adds_up_to_output_rows(units, parameter, reading)
+        }
 
     def remember(self, parameters: Iterable[nn.Parameter]) -> None:
         """Copy W now, for an optimizer that may move it before the gradient is final."""
@@ -69,11 +80,7 @@ class WeightReader:
         ]
         products = many_weight_products([plan.reads for plan in plans])
         readings = list(map(ParameterReading, plans, products))
-        self.by_output_row = {
-            id(parameter): reading._replace(products=reading.products.joined(output_rows(self._part(parameter))))
-            for (units, parameter), reading in zip(parts, readings, strict=True)
-            if self._adds_up_to_output_rows(units, parameter, reading)
-        }
+        self._last = [(*part, reading) for part, reading in zip(parts, readings, strict=True)]
         steps = iter(self._steps([units for units, _ in parts], readings))
         return [self._together([next(steps) for _ in one.parameters]) for one in observed]
 
