@@ -23,7 +23,7 @@ import altair as alt
 from lightning_normgeo import read_record
 from lightning_normgeo.report import write_report
 from lightning_normgeo.report.figures.figure import COLORS, value_axis
-from lightning_normgeo.runs.findings import Finding, findings_of
+from lightning_normgeo.runs.findings.run_findings import Finding, findings_of
 from lightning_normgeo.runs.record import Record
 
 DOCS = Path(__file__).resolve().parent

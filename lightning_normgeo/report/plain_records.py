@@ -22,6 +22,7 @@ def plain_record(record: Record) -> Record:
         layers={key: _layers(points) for key, points in _keyed(record.layers).items()},
         environment=_plain(record.environment),
         results=_plain(record.results),
+        observations=_plain(record.observations),
         images={
             plain(key): [(file, plain(caption)) for file, caption in pictures]
             for key, pictures in record.images.items()

@@ -12,8 +12,8 @@ from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.report.formats.html_page import render
 from lightning_normgeo.report.formats.text import as_csv, as_latex, as_markdown
 from lightning_normgeo.report.tables import all_tables
+from lightning_normgeo.runs.findings.run_title import run_title
 from lightning_normgeo.runs.record import RECORD_NAME, STUDY_NAME
-from lightning_normgeo.runs.run_title import run_title
 from lightning_normgeo.utilities.contained_files import leads_out
 from lightning_normgeo.utilities.files import replacing
 from lightning_normgeo.utilities.plain_text import plain_line

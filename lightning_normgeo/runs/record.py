@@ -137,6 +137,15 @@ class Record:
         return curves_frame(found, "metric")
 
     @property
+    def observed(self) -> dict[str, Any]:
+        """The observation of the last training; empty without one."""
+        return self.observations[-1] if self.observations else {}
+
+    def points(self, key: str) -> list[tuple[int, float]]:
+        """Return the finite (step, value) pairs of a metric; a run that diverged has none from that step on."""
+        return finite_points(self.metrics.get(key, []))
+
+    @property
     def diverged(self) -> NotFinite | None:
         """The first step from which the losses stay NaN or infinite until the end of the run; None if they do not.
 
@@ -147,10 +156,9 @@ class Record:
         losses = {key: points for key, points in self.metrics.items() if "loss" in key.rpartition("/")[2].lower()}
         finite = [step for points in losses.values() for step, value in points if math.isfinite(value)]
         found = [NotFinite(key, since) for key, points in losses.items() if (since := _since(points)) is not None]
-        if self.observations:
-            step = self.observations[-1].get("not_finite_since")
-            if isinstance(step, int):
-                found.append(NotFinite(GRADIENTS, step))
+        step = self.observed.get("not_finite_since")
+        if isinstance(step, int):
+            found.append(NotFinite(GRADIENTS, step))
         found = [one for one in found if one.step >= max(finite, default=one.step)]
         return min(found, key=lambda one: one.step, default=None)
 

@@ -13,12 +13,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_normgeo.runs.attack_titles import attack_title
-from lightning_normgeo.runs.equation_16 import eq16_applies
-from lightning_normgeo.runs.findings import findings_of
+from lightning_normgeo.runs.findings.attack_names import attack_title
+from lightning_normgeo.runs.findings.equation_16 import eq16_applies
+from lightning_normgeo.runs.findings.run_findings import findings_of
+from lightning_normgeo.runs.findings.run_title import run_title
 from lightning_normgeo.runs.quantities import QUANTITIES
-from lightning_normgeo.runs.record import Record, finite_points, read_record
-from lightning_normgeo.runs.run_title import run_title
+from lightning_normgeo.runs.record import Record, read_record
 from lightning_normgeo.utilities.plain_text import plain_line
 
 _SUMMARY = {quantity.key: quantity.summary for quantity in QUANTITIES.values() if quantity.summary}
@@ -82,7 +82,7 @@ def _findings(record: Record) -> Table:
 def _geometry(record: Record) -> Table:
     table = Table(title="Geometry", box=box.SIMPLE, show_edge=False, title_justify="left")
     table.add_column("")
-    points = {key: finite_points(record.metrics.get(key, [])) for key in _shown(record)}
+    points = {key: record.points(key) for key in _shown(record)}
     measured = {key: found for key, found in points.items() if found}
     steps = [step for found in measured.values() for step, _ in (found[0], found[-1])]
     for step in (min(steps, default=0), max(steps, default=0)):
@@ -112,8 +112,7 @@ def _largest_layer(record: Record, key: str) -> str:
 
 def _notes(record: Record) -> Iterator[str]:
     """Yield a note for each reason for which measurements were skipped."""
-    found = record.observations[-1] if record.observations else {}
-    left_out = found.get("left_out")
+    left_out = record.observed.get("left_out")
     if isinstance(left_out, Mapping):
         for reason, count in left_out.items():
             yield f"left out {count} x: {reason}"

@@ -213,6 +213,16 @@ def test_all_layers_of_one_run_can_be_chosen_and_of_many_those_with_keys_and_som
     assert max(int(b[-3:]) - int(a[-3:]) for a, b in itertools.pairwise(layers)) <= 7
 
 
+def test_layers_are_paired_also_where_their_names_had_to_be_made_safe_to_show() -> None:
+    name, safe = "a\u202e.conv", "a\\u202e.conv"
+    record = Record(
+        Path("run"),
+        layers={"norm_growth/weight_norm": [(0, {name: 1.0})]},
+        observations=[{"normalizations": {name: "a.bn"}}],
+    )
+    assert list(Curves(compare_runs([record])).titles.values()) == [f"{safe} + a.bn"]
+
+
 def test_a_layer_and_the_batch_normalization_behind_it_are_one_choice() -> None:
     record = Record(
         Path("run"),

@@ -39,8 +39,10 @@ class Curves:
 
     def __init__(self, runs: Sequence[Run], patterns: Sequence[str] = ()) -> None:
         self.runs = runs
-        self.layers = _choose(runs, patterns)
-        self.titles = {layer: _title(runs, layer) for layer in self.layers}
+        self._pairs = [_normalizations_behind(run) for run in runs]
+        known = {layer: behind for pairs in self._pairs for layer, behind in pairs.items()}
+        self.layers = _choose(runs, known, patterns)
+        self.titles = {layer: _title(layer, known.get(layer)) for layer in self.layers}
         self._most = _share(len(runs))
         self._most_of_layer = _share(len(runs) * len(self.layers))
 
@@ -65,16 +67,17 @@ class Curves:
                 "layer": layer,
                 **_columns(points, self._most if layer == ALL else self._most_of_layer),
             }
-            for run in self.runs
+            for run, pairs in zip(self.runs, self._pairs, strict=True)
             for key, label in names.items()
-            for layer, points in self._layers_of(run, key)
+            for layer, points in self._layers_of(run, pairs, key)
             if points
         ]
 
-    def _layers_of(self, run: Run, key: str) -> Iterator[tuple[str, Sequence[tuple[int, float]]]]:
+    def _layers_of(
+        self, run: Run, pairs: Mapping[str, str], key: str
+    ) -> Iterator[tuple[str, Sequence[tuple[int, float]]]]:
         """Yield the name and points of the aggregate and of each layer that can be chosen."""
-        yield ALL, finite_points(run.record.metrics.get(key, []))
-        pairs = normalizations_behind(run)
+        yield ALL, run.record.points(key)
         for layer in self.layers:
             behind = pairs.get(layer, layer)
             yield self.titles[layer], layer_curve(run, key, layer) or layer_curve(run, key, behind)
@@ -95,28 +98,27 @@ def last_by_layer(run: Run, key: str) -> dict[str, float]:
     return {layer: value for layer, value in found.items() if math.isfinite(value)}
 
 
-def normalizations_behind(run: Run) -> dict[str, str]:
+def _normalizations_behind(run: Run) -> dict[str, str]:
     """Return the batch normalization behind each layer, by name, where the run has noted it."""
-    noted = run.record.observations[-1].get("normalizations", {}) if run.record.observations else {}
+    noted = run.record.observed.get("normalizations")
     return {str(layer): str(behind) for layer, behind in noted.items()} if isinstance(noted, dict) else {}
 
 
-def _title(runs: Sequence[Run], layer: str) -> str:
+def _title(layer: str, behind: str | None) -> str:
     """Return a layer with the batch normalization behind it, such as ``layer1.0.conv1 + bn1``."""
-    behind = next((found for run in runs if (found := normalizations_behind(run).get(layer))), None)
     if behind is None:
         return layer
     place, _, own = behind.rpartition(".")
     return f"{layer} + {own if place == layer.rpartition('.')[0] else behind}"
 
 
-def _choose(runs: Sequence[Run], patterns: Sequence[str]) -> list[str]:
+def _choose(runs: Sequence[Run], known: Mapping[str, str], patterns: Sequence[str]) -> list[str]:
     """Return the layers that the reader can choose, in the order of the network."""
     layers = dict.fromkeys(layer for run in runs for layer in last_by_layer(run, "norm_growth/weight_norm"))
     layers |= dict.fromkeys(
         layer for run in runs for layer in last_by_layer(run, "affine/abs_gamma2_minus_sigma2_mean")
     )
-    pairs = {layer: behind for run in runs for layer, behind in normalizations_behind(run).items() if layer in layers}
+    pairs = {layer: behind for layer, behind in known.items() if layer in layers}
     layers = {layer: None for layer in layers if layer not in pairs.values()}
     if patterns:
         names = {layer: (layer, pairs.get(layer, layer)) for layer in layers}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,8 +10,7 @@ import altair as alt
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.figures.curves import Row
 from lightning_normgeo.report.figures.figure import SMALL, WIDTH, Figure, color_of, dash_of, panels, unique
-from lightning_normgeo.report.tables.evaluations import control_of, is_control, split_attack
-from lightning_normgeo.runs.attack_titles import strength
+from lightning_normgeo.runs.findings.attack_names import control_of, family, is_control, norm_of, split_attack, strength
 
 _PERCENT = alt.Axis(format="%", tickCount=5)
 
@@ -102,23 +100,13 @@ def _by_radius(run: Run) -> Iterable[Row]:
     """Yield the data of attacks with several radii, each with the clean accuracy as the point at radius zero."""
     swept = [row for row in run.results if row.get("eps") is not None and "_eps" in row["attack"]]
     rows = {row["attack"]: row for row in run.results}
-    for family in dict.fromkeys(_family(row["attack"]) for row in swept):
-        clean = f"clean{split_attack(family)[1]}"
-        start = rows.get(control_of(clean) if is_control(family) else clean)
+    for name in dict.fromkeys(family(row["attack"]) for row in swept):
+        clean = f"clean{split_attack(name)[1]}"
+        start = rows.get(control_of(clean) if is_control(name) else clean)
         if start is not None:
-            yield {**_row(run, start, family), "norm": _norm(family), "eps": 0.0}
+            yield {**_row(run, start, name), "norm": norm_of(name), "eps": 0.0}
     for row in swept:
-        yield {**_row(run, row, _family(row["attack"])), "norm": _norm(row["attack"]), "eps": row["eps"]}
-
-
-def _family(attack: str) -> str:
-    """Return the name of an attack without its radius: ``bim_rescaled`` for ``bim_eps0.03_rescaled``."""
-    return re.sub(r"_eps[\d.e-]*\d", "", attack)
-
-
-def _norm(attack: str) -> str:
-    """Return the norm in which the radius of an attack is measured."""
-    return "l2" if "_l2" in attack else "l∞"
+        yield {**_row(run, row, family(row["attack"])), "norm": norm_of(row["attack"]), "eps": row["eps"]}
 
 
 def _numbers(*names: str) -> list[Any]:

@@ -18,7 +18,7 @@ from lightning_normgeo.report.figures.pictures import pictures_of
 from lightning_normgeo.report.run_settings import flat
 from lightning_normgeo.report.story import GLOSSARY
 from lightning_normgeo.report.tables import all_tables
-from lightning_normgeo.runs.findings import joint_findings
+from lightning_normgeo.runs.findings.run_findings import joint_findings
 from lightning_normgeo.utilities.plain_text import plain_line
 
 _DIFFERS = "differs between the runs"

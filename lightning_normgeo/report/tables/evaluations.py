@@ -11,7 +11,8 @@ from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.run_settings import flat
 from lightning_normgeo.robustness.results.attack_results import compare, paired_drop
 from lightning_normgeo.robustness.results.sample_results import SampleResults, load_decisions
-from lightning_normgeo.robustness.settings import RESCALED
+from lightning_normgeo.runs.findings.attack_names import RESCALED, control_of, is_control, split_attack
+from lightning_normgeo.runs.findings.run_title import data_title
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
 
 _LARGEST = 1024 * MEBIBYTE
@@ -20,7 +21,6 @@ UNKNOWN_DATA = "the test data"
 """The name of data of which the settings tell nothing."""
 _RANDOM = ("gaussian", "pgd", "torchattacks")
 """Beginnings of the names of attacks that draw random numbers."""
-_SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
 @dataclass(frozen=True)
@@ -115,27 +115,14 @@ def attacks_of(evaluations: Iterable[Evaluation]) -> list[str]:
     return [attack for attack in names if not is_control(attack)]
 
 
-def is_control(attack: str) -> bool:
-    """Whether an attack is the control of another one, with rescaled weights."""
-    return split_attack(attack)[0].endswith(RESCALED)
-
-
-def control_of(attack: str) -> str:
-    """Return the name of the control of an attack, with rescaled weights."""
-    name, loader = split_attack(attack)
-    return f"{name}{RESCALED}{loader}"
-
-
 def data_of(run: Run) -> str:
     """Return the name of a run's data from its settings, or :data:`UNKNOWN_DATA`."""
 
     def given(name: str) -> str:
         return run.settings.get(f"data.init_args.{name}", run.settings.get(f"data.{name}", ""))
 
-    if given("name"):
-        return _SETS.get(given("name"), given("name"))
-    kind = run.settings.get("data.class_path", "").rpartition(".")[2].removesuffix("DataModule")
-    parts = [kind, f"({given('data_dir')})" if given("data_dir") else ""]
+    title = data_title(given("name"), run.settings.get("data.class_path", ""))
+    parts = [title, f"({given('data_dir')})" if given("data_dir") and not given("name") else ""]
     return " ".join(filter(None, parts)) or UNKNOWN_DATA
 
 
@@ -182,9 +169,3 @@ def _completed(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with the number of correct samples, which a row downloaded from W&B may lack."""
     accuracy = row["accuracy"] if isinstance(row["accuracy"], (int, float)) else 0.0  # null if there are no samples
     return {"correct": round(accuracy * row["n"]), **row, "n": int(row["n"])}
-
-
-def split_attack(attack: str) -> tuple[str, str]:
-    """Return the name of an attack without its test loader, and the ending for the loader, slash included or empty."""
-    name, slash, loader = attack.partition("/")
-    return name, slash + loader

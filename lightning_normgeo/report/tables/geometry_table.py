@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.tables.cells import NOTHING
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
-from lightning_normgeo.runs.record import Record, finite_points
+from lightning_normgeo.runs.record import Record
 
 _PREFIXES = ("orthogonality", "norm_growth", "affine")
 _CAPTION = (
@@ -51,16 +51,11 @@ def _last_step(record: Record) -> int:
     return max(points[-1][0] for key, points in record.metrics.items() if _is_geometry(key))
 
 
-def _points(record: Record, key: str) -> list[tuple[int, float]]:
-    """Return the finite points of a curve; a run that diverged has none from that step on."""
-    return finite_points(record.metrics.get(key, []))
-
-
 def _last(key: str) -> Quantity:
     """Return a column with the last value of a metric."""
 
     def quantity(record: Record) -> Cell | None:
-        points = _points(record, key)
+        points = record.points(key)
         return number(points[-1][1]) if points else None
 
     return quantity
@@ -70,8 +65,8 @@ def _ratio(above: str, below: str) -> Quantity:
     """Return a column with the ratio of two metrics' magnitudes at the last step that has both, the second not zero."""
 
     def quantity(record: Record) -> Cell | None:
-        divisors = {step: abs(value) for step, value in _points(record, below) if value}
-        found = [abs(value) / divisors[step] for step, value in _points(record, above) if step in divisors]
+        divisors = {step: abs(value) for step, value in record.points(below) if value}
+        found = [abs(value) / divisors[step] for step, value in record.points(above) if step in divisors]
         return number(found[-1], ".3g") if found else None
 
     return quantity
@@ -79,7 +74,7 @@ def _ratio(above: str, below: str) -> Quantity:
 
 def _growth(record: Record) -> Cell | None:
     """Return the cell of the first and the last norm of the weights, which sorts by their ratio."""
-    points = _points(record, "norm_growth/weight_norm")
+    points = record.points("norm_growth/weight_norm")
     if not points:
         return None
     first, last = points[0][1], points[-1][1]

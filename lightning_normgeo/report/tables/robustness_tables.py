@@ -10,7 +10,7 @@ from lightning_normgeo.report.tables.cells import NOTHING, anchor, interval, nam
 from lightning_normgeo.report.tables.evaluations import UNKNOWN_DATA, Evaluation, attacks_of, data_of, problems_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.statistics import mean_interval, wilson_interval
-from lightning_normgeo.runs.attack_titles import attack_title, strength
+from lightning_normgeo.runs.findings.attack_names import attack_title, norm_of, strength
 
 _BESIDE = 6
 """Up to so many attacks, ``clean`` included, have a column each; more have a row each, to fit a narrow screen."""
@@ -151,7 +151,7 @@ def _titled(attack: str, evaluations: Sequence[Evaluation]) -> str:
         strengths = {evaluation.rows[attack].get(key) for evaluation in evaluations if attack in evaluation.rows}
         value = strengths.pop() if len(strengths) == 1 else None
         if value is not None and f"_{key}" not in attack:
-            return f"{attack}, {symbol} = {strength(value, 'l2' if '_l2' in attack else 'linf')}"
+            return f"{attack}, {symbol} = {strength(value, norm_of(attack))}"
     return attack_title(attack)
 
 

@@ -15,7 +15,7 @@ from lightning_normgeo.report.story import WANDB_ROBUSTNESS, WANDB_SECTIONS, Sec
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.report.wandb.downloaded_records import STEP
 from lightning_normgeo.report.wandb.runset import attacks, columns, grouping, ids, runset
-from lightning_normgeo.runs.findings import joint_findings
+from lightning_normgeo.runs.findings.run_findings import joint_findings
 from lightning_normgeo.runs.quantities import QUANTITIES, Quantity
 from lightning_normgeo.runs.record import evaluation_stem
 

@@ -22,9 +22,14 @@ def run_title(record: Record) -> str:
     return title if len(title) <= _LONGEST else f"{title[: _LONGEST - 1]}…"
 
 
+def data_title(name: str, class_path: str) -> str:
+    """Return the title of data: that of its name, or else the class of its data module; empty without either."""
+    return _DATA.get(name, name) or class_path.rpartition(".")[2].removesuffix("DataModule")
+
+
 def _network(record: Record) -> str:
     arch = _text(record.settings.get("arch"))
-    return re.sub(r"^resnet(\d+)$", r"ResNet-\1", arch) or _text(_observed(record).get("network"))
+    return re.sub(r"^resnet(\d+)$", r"ResNet-\1", arch) or _text(record.observed.get("network"))
 
 
 def _norm(record: Record) -> str:
@@ -34,9 +39,7 @@ def _norm(record: Record) -> str:
 def _data(record: Record) -> str:
     configured = _mapping(_mapping(record.settings.get("config")).get("data"))
     given = {**configured, **_mapping(configured.get("init_args"))}
-    name = _text(given.get("name"))
-    kind = _text(given.get("class_path")).rpartition(".")[2].removesuffix("DataModule")
-    return _DATA.get(name, name) or kind or _text(_observed(record).get("data"))
+    return data_title(_text(given.get("name")), _text(given.get("class_path"))) or _text(record.observed.get("data"))
 
 
 def _optimizer(record: Record) -> str:
@@ -45,7 +48,7 @@ def _optimizer(record: Record) -> str:
     if isinstance(configured, Mapping):
         name, settings = _text(configured.get("class_path")), _mapping(configured.get("init_args"))
     else:
-        seen = _observed(record).get("optimizers")
+        seen = record.observed.get("optimizers")
         first = _mapping(seen[0]) if isinstance(seen, list) and seen else {}
         name, settings = _text(first.get("class")), _mapping(first.get("settings"))
     return " ".join(filter(None, (name.rpartition(".")[2], ", ".join(_settings(settings)))))
@@ -57,10 +60,6 @@ def _settings(settings: Mapping[str, Any]) -> Iterator[str]:
         value = known.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and value:
             yield f"{name} {value:g}"
-
-
-def _observed(record: Record) -> Mapping[str, Any]:
-    return record.observations[-1] if record.observations else {}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -10,12 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_normgeo.runs.attack_titles import attack_title
-from lightning_normgeo.runs.equation_16 import eq16_applies, why_not_eq16
-from lightning_normgeo.runs.record import Record, finite_points
-
-RESCALED_ENDING = "_rescaled"
-"""Ending of the names of attacks on the control with rescaled weights, as robustness/settings.py has it."""
+from lightning_normgeo.runs.findings.attack_names import attack_title, control_of, is_control
+from lightning_normgeo.runs.findings.equation_16 import eq16_applies, why_not_eq16
+from lightning_normgeo.runs.record import Record
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def _joint(some: Sequence[Finding]) -> Finding:
 
 
 def _points(record: Record, key: str) -> dict[int, float]:
-    return dict(finite_points(record.metrics.get(key, [])))
+    return dict(record.points(key))
 
 
 def _largest(record: Record, key: str) -> float | None:
@@ -164,7 +161,7 @@ def _affine(record: Record) -> Finding | None:
 def _robustness(record: Record) -> Iterator[Finding]:
     """Yield the drop under noise, and the largest under an attack that follows the gradient."""
     rows = [row for found in record.evaluations.values() for row in found.get("results", []) if _is_complete(row)]
-    rows = [row for row in rows if not row["attack"].partition("/")[0].endswith(RESCALED_ENDING)]
+    rows = [row for row in rows if not is_control(row["attack"])]
     kinds: dict[str, Callable[[str], bool]] = {
         "Noise": lambda attack: attack.startswith("gaussian"),
         "Attack": lambda attack: not attack.startswith(("gaussian", "clean")),
@@ -190,8 +187,7 @@ def _rescaled(record: Record) -> Iterator[Finding]:
     for found in record.evaluations.values():
         rows = {row["attack"]: row for row in found.get("results", []) if _is_complete(row)}
         for attack, row in rows.items():
-            name, slash, loader = attack.partition("/")
-            control = rows.get(f"{name}{RESCALED_ENDING}{slash}{loader}")
+            control = rows.get(control_of(attack))
             if control is not None:
                 changes.append(100 * abs(float(control["accuracy"]) - float(row["accuracy"])))
                 factor = found.get("settings", {}).get("rescale")

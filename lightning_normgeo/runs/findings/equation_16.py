@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_normgeo.runs.record import Record, finite_points
+from lightning_normgeo.runs.record import Record
 
 _REASONS = {
     "momentum": "momentum",
@@ -18,13 +18,13 @@ _REASONS = {
 
 def eq16_applies(record: Record) -> bool:
     """Whether eq 16 of the paper applies to the measured steps; True if the record does not say so."""
-    applies = finite_points(record.metrics.get("norm_growth/eq16_applies", []))
+    applies = record.points("norm_growth/eq16_applies")
     return not applies or any(value for _, value in applies)
 
 
 def why_not_eq16(record: Record) -> str:
     """Return, in words, the difference between the run's optimizers and plain SGD."""
-    known = record.observations[-1].get("optimizers", []) if record.observations else []
+    known = record.observed.get("optimizers")
     optimizers = [one for one in known if isinstance(one, Mapping)] if isinstance(known, list) else []
     reasons = []
     for optimizer in optimizers:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lightning_normgeo.robustness.settings import RESCALED
-from lightning_normgeo.runs.findings import RESCALED_ENDING, Finding, findings_of, joint_findings
+from lightning_normgeo.runs.findings import attack_names
+from lightning_normgeo.runs.findings.run_findings import Finding, findings_of, joint_findings
 from lightning_normgeo.runs.record import Record
 
 MEASURED = {
@@ -87,7 +88,7 @@ def test_robustness_is_the_largest_drop_of_noise_and_of_attacks_without_controls
     assert "bim, ε = 0.03" in found["Attack"].quantity
     assert found["Rescaled weights"].value == pytest.approx(1)
     assert "10 × longer" in found["Rescaled weights"].quantity
-    assert RESCALED_ENDING == RESCALED
+    assert attack_names.RESCALED == RESCALED
 
 
 def test_evaluations_on_no_samples_and_foreign_rows_say_nothing() -> None:

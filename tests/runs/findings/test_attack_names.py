@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_normgeo.runs.attack_titles import attack_title, strength
+from lightning_normgeo.runs.findings.attack_names import attack_title, strength
 
 
 @pytest.mark.parametrize(

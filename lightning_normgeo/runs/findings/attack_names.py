@@ -1,0 +1,59 @@
+"""Names of attacks in records: their parts, their controls, and titles with the radius in words."""
+
+from __future__ import annotations
+
+import re
+
+RESCALED = "_rescaled"
+"""Ending of the names of attacks on the control with rescaled weights, as robustness/settings.py has it."""
+_RADIUS = re.compile(r"_eps(\d[\d.]*(?:e-?\d+)?)")
+_ROUNDED = 2e-3
+"""Largest difference of a radius from a whole number of steps of 1/255: names and settings have a few digits."""
+
+
+def split_attack(attack: str) -> tuple[str, str]:
+    """Return the name of an attack without its test loader, and the ending for the loader, slash included or empty."""
+    name, slash, loader = attack.partition("/")
+    return name, slash + loader
+
+
+def is_control(attack: str) -> bool:
+    """Whether an attack is the control of another one, with rescaled weights."""
+    return split_attack(attack)[0].endswith(RESCALED)
+
+
+def control_of(attack: str) -> str:
+    """Return the name of the control of an attack, with rescaled weights."""
+    name, loader = split_attack(attack)
+    return f"{name}{RESCALED}{loader}"
+
+
+def family(attack: str) -> str:
+    """Return the name of an attack without its radius: ``bim_rescaled`` for ``bim_eps0.03_rescaled``."""
+    return _RADIUS.sub("", attack)
+
+
+def norm_of(attack: str) -> str:
+    """Return the norm in which the radius of an attack is measured."""
+    return "l2" if "_l2" in attack else "l∞"
+
+
+def attack_title(attack: str) -> str:
+    """Return a title such as "bim, ε = 2/255" for the name ``bim_eps0.00784``; other names are their own titles."""
+    found = _RADIUS.search(attack)
+    return attack if found is None else f"{family(attack)}, ε = {strength(float(found[1]), norm_of(attack))}"
+
+
+def strength(value: float, norm: str = "l∞") -> str:
+    """Return a radius or deviation as text: 8/255 if it is a whole number of steps of pixels with 8 bits.
+
+    Numbers of at most two digits stay as they are.
+
+    Args:
+        value: The radius, in pixels between 0 and 1.
+        norm: Norm of the radius; one in l2 is never written in steps of single pixels.
+    """
+    steps = 255 * value
+    short = float(f"{value:.2g}") == value  # as 0.2, which happens to be 51/255
+    whole = norm != "l2" and not short and steps > 0.5 and abs(steps - round(steps)) < _ROUNDED
+    return f"{steps:.0f}/255" if whole else f"{value:.4g}"
