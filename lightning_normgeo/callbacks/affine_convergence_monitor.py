@@ -83,9 +83,14 @@ class AffineConvergenceMonitor(GeometryMonitor):
         return found
 
     def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
-        """Return the readings of one step."""
+        """Return the readings of one step, which are those of this process alone: each has a batch of its own."""
         if not measured.statistics:
             return
+        for reading in self._readings(measured):
+            yield replace(reading, of_this_process=not measured.single_device)
+
+    def _readings(self, measured: MeasuredStep) -> Iterator[Reading]:
+        """Yield the readings of a step that has statistics."""
         passes = [(name, one) for name, found in measured.statistics.items() for one in found]
         names = list(measured.statistics)
         gaps = _gaps([one for _, one in passes])
@@ -99,10 +104,9 @@ class AffineConvergenceMonitor(GeometryMonitor):
             device,
         )
         layers, picked = LayerSegments(names, widths, device), LayerSegments(names, runs, device)
-        watch = measured.single_device
         for name, values in gaps.items():
             key = f"affine/{name}"
-            yield layers.reading(f"{key}_mean", values, layers.mean, watch=watch)
+            yield layers.reading(f"{key}_mean", values, layers.mean)
             yield Reading(f"{key}_median", values.quantile(0.5))
             yield Reading(f"{key}_q90", values.quantile(0.9))
             yield Reading(f"{key}_channel", None, picked.mean(values[index]), names)

@@ -127,19 +127,19 @@ class NormGrowthMonitor(GeometryMonitor):
 def _growth(group: str, columns: StackedUnits, turned: bool) -> Iterator[Reading]:
     layers, update = columns.layers, columns.update
     increment = columns.increment
-    yield layers.reading(f"{group}/weight_norm", update.weight_sq, layers.sum, torch.sqrt, watch=True)
-    yield layers.reading(f"{group}/increment", increment, layers.sum, watch=True)
+    yield layers.reading(f"{group}/weight_norm", update.weight_sq, layers.sum, torch.sqrt)
+    yield layers.reading(f"{group}/increment", increment, layers.sum)
     if columns.has_gradient:
-        yield layers.reading(f"{group}/predicted", columns.column("predicted"), layers.sum, watch=True)
+        yield layers.reading(f"{group}/predicted", columns.column("predicted"), layers.sum)
         covered = not turned and all(step.is_plain_sgd and step.units.invariant for step in columns.steps)
         yield Reading(f"{group}/eq16_applies", increment.new_full((), float(covered)))
     squared_angle = split_update(update).angle.square()
     if group.endswith("_control"):  # most rows of an embedding are in no batch of a step, and do not move
         moved = update.update_sq > 0
-        yield layers.reading_of_some(f"{group}/angular_update", squared_angle, moved, torch.sqrt, watch=True)
+        yield layers.reading_of_some(f"{group}/angular_update", squared_angle, moved, torch.sqrt)
         yield layers.reading(f"{group}/rows_unmoved", (~moved).to(increment), layers.sum)
     else:
-        yield layers.reading(f"{group}/angular_update", squared_angle, layers.mean, torch.sqrt, watch=True)
+        yield layers.reading(f"{group}/angular_update", squared_angle, layers.mean, torch.sqrt)
     rates = effective_lr(columns.spread("lr"), columns.column("weight_sq"))
     yield layers.reading(f"{group}/effective_lr", rates, layers.mean)
 
@@ -163,7 +163,7 @@ def _explained(group: str, columns: StackedUnits) -> Iterator[Reading]:
 def _by_formula(group: str, columns: StackedUnits) -> Iterator[Reading]:
     layers, terms = columns.layers, columns.terms
     assert terms is not None  # noqa: S101
-    yield layers.reading(f"{group}/explained", terms.total, layers.sum, watch=True)
+    yield layers.reading(f"{group}/explained", terms.total, layers.sum)
     for name, values in terms._asdict().items():
         yield layers.reading(f"{group}/term_{name}", values, layers.sum)
     yield layers.reading(f"{group}/residual", columns.increment - terms.total, layers.sum)
@@ -178,7 +178,7 @@ def _with_momentum(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]
     terms = columns.terms
     assert terms is not None  # noqa: S101
     predicted = terms.momentum + terms.weight_decay + terms.quadratic - coupled
-    yield columns.layers.reading(f"{group}/predicted_momentum", predicted, columns.layers.sum, watch=True)
+    yield columns.layers.reading(f"{group}/predicted_momentum", predicted, columns.layers.sum)
 
 
 def _cross_decay(rule: UpdateRule | None) -> Scalar:

@@ -69,10 +69,10 @@ def _cosines(group: str, suffix: str, columns: StackedUnits, inner: Tensor) -> I
     layers, partial = columns.layers, bool(suffix)
     cosines = cosine(inner, columns.column("weight_sq"), columns.column("gradient_sq"))
     sizes = cosines.abs()
-    yield replace(layers.reading(f"{group}/max_abs_cos{suffix}", sizes, layers.maximum, watch=True), partial=partial)
+    yield replace(layers.reading(f"{group}/max_abs_cos{suffix}", sizes, layers.maximum), partial=partial)
     yield Reading(f"{group}/q999_abs_cos{suffix}", sizes.quantile(0.999), partial=partial)
     if not suffix:
-        yield layers.reading(f"{group}/rms_cos", cosines.square(), layers.mean, torch.sqrt, watch=True)
+        yield layers.reading(f"{group}/rms_cos", cosines.square(), layers.mean, torch.sqrt)
 
 
 def _control(group: str, columns: StackedUnits) -> Iterator[Reading]:
@@ -80,7 +80,7 @@ def _control(group: str, columns: StackedUnits) -> Iterator[Reading]:
     layers, gradient_sq = columns.layers, columns.column("gradient_sq")
     cosines = cosine(columns.column("inner"), columns.column("weight_sq"), gradient_sq)
     sizes, has_gradient = cosines.abs(), gradient_sq > 0
-    yield layers.reading(f"{group}/max_abs_cos", sizes, layers.maximum, watch=True)
+    yield layers.reading(f"{group}/max_abs_cos", sizes, layers.maximum)
     yield Reading(f"{group}/q999_abs_cos", torch.where(has_gradient, sizes, torch.nan).nanquantile(0.999), partial=True)
-    yield layers.reading_of_some(f"{group}/rms_cos", cosines.square(), has_gradient, torch.sqrt, watch=True)
+    yield layers.reading_of_some(f"{group}/rms_cos", cosines.square(), has_gradient, torch.sqrt)
     yield layers.reading(f"{group}/rows_without_gradient", (~has_gradient).to(sizes), layers.sum)

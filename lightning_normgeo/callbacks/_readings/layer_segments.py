@@ -92,7 +92,6 @@ class LayerSegments:
         values: Tensor,
         reduce: Callable[[Tensor], Tensor],
         finish: Callable[[Tensor], Tensor] = lambda x: x,
-        watch: bool = False,
     ) -> Reading:
         """Return a reading with ``finish(reduce(values))`` for each layer, and the same over all units as its total.
 
@@ -101,10 +100,9 @@ class LayerSegments:
             values: one value per unit.
             reduce: a bound method of this object: maximum, sum or mean.
             finish: applied to the reduced values, such as the square root of a mean of squares. Default: identity.
-            watch: whether the total also goes to ``trainer.callback_metrics``. Default: False.
         """
         whole: Callable[[Tensor], Tensor] = _WHOLE[reduce.__name__]
-        return Reading(key, finish(whole(values)), finish(reduce(values)), self.names, watch)
+        return Reading(key, finish(whole(values)), finish(reduce(values)), self.names)
 
     def reading_of_some(
         self,
@@ -112,10 +110,9 @@ class LayerSegments:
         values: Tensor,
         chosen: Tensor,
         finish: Callable[[Tensor], Tensor] = lambda x: x,
-        watch: bool = False,
     ) -> Reading:
         """Return a reading of means over the ``chosen`` units: per layer (NaN for a layer without any) and in total."""
         weights = chosen.to(values)
         total = finish((values * weights).sum() / weights.sum())
         by_layer = finish(self.sum(values * weights) / self.sum(weights))
-        return Reading(key, total, by_layer, self.names, watch, partial=True)
+        return Reading(key, total, by_layer, self.names, partial=True)

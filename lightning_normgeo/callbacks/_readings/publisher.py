@@ -54,7 +54,7 @@ class Publisher:
         self._at_wandb.update(sent)
         log_readings(row, trainer.loggers, step, sent)
         self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
-        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in row.watched.items()})
+        trainer.callback_metrics.update({key: torch.tensor(row.scalars[key]) for key in row.watched})
 
     @skipped_on_error
     def finish(self, loggers: Iterable[Any]) -> None:

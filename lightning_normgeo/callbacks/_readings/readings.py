@@ -23,7 +23,8 @@ class Reading:
         total: the aggregate over all layers, a scalar on the device, or None.
         by_layer: one value per layer, ``(layers,)``, or None.
         layers: names of the layers in ``by_layer``.
-        watch: whether the aggregate also goes to ``trainer.callback_metrics``.
+        of_this_process: whether other processes have other values, as those of their own batches. Only aggregates that
+            are equal on all processes go to ``trainer.callback_metrics``, which decide when training stops.
         internal: whether only the session uses the reading, and no logger gets it.
         partial: whether NaN means that the value is not known, which needs no warning.
     """
@@ -32,7 +33,7 @@ class Reading:
     total: Tensor | None
     by_layer: Tensor | None = None
     layers: Sequence[str] = ()
-    watch: bool = False
+    of_this_process: bool = False
     internal: bool = False
     partial: bool = False
 
@@ -44,14 +45,14 @@ class HostValues:
     Attributes:
         scalars: finite aggregates and finite values of chosen layers, by metric key.
         layers: for each quantity its finite values by layer, for records that keep every layer.
-        watched: the aggregates for ``trainer.callback_metrics``.
+        watched: the keys of the aggregates that also go to ``trainer.callback_metrics``.
         dropped: the number of values that were not finite and are missing.
         internal: values that only the session uses, by key and layer.
     """
 
     scalars: dict[str, float]
     layers: dict[str, dict[str, float]]
-    watched: dict[str, float]
+    watched: list[str]
     dropped: int = 0
     internal: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -77,7 +78,7 @@ def transfer(
     flags = [next(values) for _ in valid]
     if not all(flags):
         return None
-    row = HostValues({}, {}, {})
+    row = HostValues({}, {}, [])
     dropped = sum(_unpack(reading, values, chosen, row) for reading in readings)
     return replace(row, dropped=dropped)
 
@@ -89,8 +90,8 @@ def _unpack(reading: Reading, values: Any, chosen: dict[str, frozenset[str]], ro
         found.append(next(values))
         if math.isfinite(found[0]):
             row.scalars[reading.key] = found[0]
-            if reading.watch:
-                row.watched[reading.key] = found[0]
+            if not reading.of_this_process:
+                row.watched.append(reading.key)
     if reading.by_layer is not None:
         by_layer = {layer: next(values) for layer in reading.layers}
         found += by_layer.values()

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_normgeo._lightning import QuietCallback
@@ -106,6 +107,7 @@ class RobustnessHooks(QuietCallback):
             self._run = self._evaluated_after_fit(trainer, pl_module)
         self._finish(trainer)
         metrics, step = metrics_of(self.reports), trainer.fit_loop.epoch_loop._batches_that_stepped
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
         for logger in trainer.loggers:
             self._guarded(functools.partial(logger.log_metrics, metrics, step=step))
 

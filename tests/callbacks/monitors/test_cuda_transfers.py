@@ -87,7 +87,7 @@ def test_one_transfer_down_and_none_up(kind: str, cumulative: bool, monkeypatch:
         flat = torch.cat([part.reshape(-1).to(torch.float64) for part in (*valid, *parts)])
         assert flat.device.type == "cuda"
         brought.append(flat.numel())
-        return HostValues({}, {}, {})
+        return HostValues({}, {}, [])
 
     monkeypatch.setattr(sessions, "transfer", transfer)
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.MonkeyPatch.context() as patch:

@@ -250,22 +250,6 @@ def test_statistics_are_those_of_running_ones_where_nodes_cannot_be_read() -> No
     assert found[1] == pytest.approx(found[0], rel=1e-9)
 
 
-def test_few_of_the_aggregates_can_be_watched() -> None:
-    watched = trainer(*(monitor() for monitor in MONITORS), steps=2)
-    watched.fit(Project(sgd()), images())
-    growth = {"weight_norm", "increment", "predicted", "explained", "angular_update"}
-    affine = {"abs_beta_minus_mu_mean", "abs_gamma2_minus_sigma2_mean", "gamma2_over_sigma2_mean"}
-    cosines = {"max_abs_cos", "rms_cos"}
-    keys = {
-        key for key in watched.callback_metrics if key.partition("/")[0] in {"norm_growth", "orthogonality", "affine"}
-    }
-    assert keys == {
-        *(f"norm_growth/{key}" for key in growth),
-        *(f"orthogonality/{key}" for key in cosines | {"max_abs_cos_corrected"}),
-        *(f"affine/{key}" for key in affine),
-    }
-
-
 def test_a_failing_logger_does_not_stop_training(tmp_path: Path) -> None:
     class Broken(CSVLogger):
         def log_metrics(self, metrics: Any, step: Any = None) -> None:

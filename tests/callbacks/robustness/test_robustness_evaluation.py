@@ -58,9 +58,11 @@ def test_after_fit_uses_the_last_weights_and_leaves_training_mode(tmp_path: Path
     callback, project = RobustnessEvaluation(after_fit=True, steps=2), WithTestData()
     project.net[1].eval()
     logger = RecordLogger(str(tmp_path))
-    trainer(callback, logger=logger, steps=2).fit(project, images())
+    run = trainer(callback, logger=logger, steps=2)
+    run.fit(project, images())
     record = read_record(logger.folder)
     assert record.metrics["robustness/clean/n"] == [(2, 40.0)]
+    assert run.callback_metrics["robustness/clean/n"] == 40
     x, y = images(40).dataset.tensors
     assert callback.results["clean"].accuracy == pytest.approx(accuracy(project, x, y))
 
