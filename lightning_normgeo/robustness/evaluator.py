@@ -24,7 +24,8 @@ from lightning_normgeo.robustness.model.rescaled_model import RescaledModel
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.journal import Journal, identity_of
 from lightning_normgeo.robustness.results.sample_results import SampleResults
-from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
+from lightning_normgeo.robustness.settings import RobustnessSettings
+from lightning_normgeo.utilities.attack_names import is_control
 
 
 class RobustnessEvaluator:
@@ -175,4 +176,4 @@ class RobustnessEvaluator:
         except ConfigurationError as error:  # the control cannot be made; the evaluation itself can go without it
             if self.settings.on_unsuitable == "raise":
                 raise
-            self.attacks.failed |= {name: str(error) for name in self.settings.rows if name.endswith(RESCALED)}
+            self.attacks.failed |= {name: str(error) for name in self.settings.rows if is_control(name)}

@@ -25,7 +25,8 @@ from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.journal import Journal
 from lightning_normgeo.robustness.results.process_shares import EVERYTHING, ProcessShare
 from lightning_normgeo.robustness.results.sample_identity import SeenSamples, order_of, sample_keys
-from lightning_normgeo.robustness.settings import RESCALED, RobustnessSettings
+from lightning_normgeo.robustness.settings import RobustnessSettings
+from lightning_normgeo.utilities.attack_names import control_of
 
 
 class JournalPlace(NamedTuple):
@@ -235,7 +236,7 @@ class LoaderEvaluation:
         if self.settings.on_unsuitable == "raise":
             raise UnsuitableError(f"{', '.join(attacks)} cannot be evaluated: {reason}.")
         for name in attacks:
-            self.evaluator.failed.update({name: reason, name + RESCALED: reason})
+            self.evaluator.failed.update({name: reason, control_of(name): reason})
         self._tell(f"{', '.join(attacks)} cannot be evaluated: {reason}. Clean images and noise are still evaluated.")
 
     def _tell(self, text: str) -> None:

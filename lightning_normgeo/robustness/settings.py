@@ -20,6 +20,7 @@ from lightning_normgeo.robustness.attacks.registry import (
     step_size,
 )
 from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel, threat_model
+from lightning_normgeo.utilities.attack_names import control_of
 from lightning_normgeo.utilities.checked_values import (
     flag,
     is_number,
@@ -32,8 +33,6 @@ from lightning_normgeo.utilities.checked_values import (
 
 Semantics = Literal["final", "any"]
 OnUnsuitable = Literal["skip", "raise"]
-RESCALED = "_rescaled"
-"""Suffix of the rows of the control with rescaled weights."""
 _CHOICES = {
     "semantics": ("final", "any"),
     "autocast": ("bf16", "fp16", None),
@@ -179,7 +178,7 @@ class RobustnessSettings:
     def rows(self) -> list[str]:
         """The names of all rows of the results."""
         names = ["clean", *(attack.name for attack in self.all_attacks)]
-        return names if self.rescale is None else [*names, *(name + RESCALED for name in names)]
+        return names if self.rescale is None else [*names, *map(control_of, names)]
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:

@@ -13,12 +13,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_normgeo.runs.findings.attack_names import attack_title
 from lightning_normgeo.runs.findings.equation_16 import eq16_applies
 from lightning_normgeo.runs.findings.run_findings import findings_of
 from lightning_normgeo.runs.findings.run_title import run_title
 from lightning_normgeo.runs.quantities import QUANTITIES
 from lightning_normgeo.runs.record import Record, read_record
+from lightning_normgeo.utilities.attack_names import attack_title
 from lightning_normgeo.utilities.plain_text import plain_line
 
 _SUMMARY = {quantity.key: quantity.summary for quantity in QUANTITIES.values() if quantity.summary}

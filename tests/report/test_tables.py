@@ -14,7 +14,7 @@ from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.report.compared_runs import Run, load_runs
 from lightning_normgeo.report.tables import all_tables, paired_tests
 from lightning_normgeo.report.tables.table import Table
-from lightning_normgeo.runs.findings.attack_names import attack_title
+from lightning_normgeo.utilities.attack_names import attack_title
 from support import reference as ref
 from support.evaluated_runs import MEASURED, SHARES, N, correct, write_run
 

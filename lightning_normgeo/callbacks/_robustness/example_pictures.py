@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_normgeo.robustness.results.example_images import ExampleImages
-from lightning_normgeo.robustness.settings import RESCALED
+from lightning_normgeo.utilities.attack_names import is_control
 
 _SHOWN_HEIGHT = 96
 """Small images are enlarged to at least this many pixels, so that they can be seen in a report."""
@@ -32,7 +32,7 @@ def example_strips(shown: ExampleImages, count: int) -> tuple[list[Any], list[st
         Strips as ``(height, width, channels)`` uint8 arrays, and captions with the label and the predictions.
     """
     strips, captions = [], []
-    seen = {name: images for name, images in shown.pixels.items() if not name.endswith(RESCALED)}
+    seen = {name: images for name, images in shown.pixels.items() if not is_control(name)}
     for index in list(shown.labels)[:count]:
         pixels = {name: _as_picture(images[index]) for name, images in seen.items() if index in images}
         tiles = [image.clamp(0, 1) for image in pixels.values()]

@@ -10,7 +10,7 @@ import altair as alt
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.figures.curves import Row
 from lightning_normgeo.report.figures.figure import SMALL, WIDTH, Figure, color_of, dash_of, panels, unique
-from lightning_normgeo.runs.findings.attack_names import control_of, family, is_control, norm_of, split_attack, strength
+from lightning_normgeo.utilities.attack_names import control_of, family, is_control, norm_of, split_attack, strength
 
 _PERCENT = alt.Axis(format="%", tickCount=5)
 

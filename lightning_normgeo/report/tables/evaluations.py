@@ -11,8 +11,8 @@ from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.run_settings import flat
 from lightning_normgeo.robustness.results.attack_results import compare, paired_drop
 from lightning_normgeo.robustness.results.sample_results import SampleResults, load_decisions
-from lightning_normgeo.runs.findings.attack_names import RESCALED, control_of, is_control, split_attack
 from lightning_normgeo.runs.findings.run_title import data_title
+from lightning_normgeo.utilities.attack_names import control_of, is_control, split_attack, without_control
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
 
 _LARGEST = 1024 * MEBIBYTE
@@ -63,7 +63,7 @@ class Evaluation:
         row, loader = split_attack(attack)
         settings = self.run.evaluation_settings(loader)
         threat = settings.get("threat", {})
-        name = row.removesuffix(RESCALED)
+        name = without_control(row)
         found = {"rescale": settings.get("rescale") if name != row else None, "precision": settings.get("precision")}
         if name != "clean":
             found |= {key: threat.get(key) for key in ("space", "lower", "upper")}

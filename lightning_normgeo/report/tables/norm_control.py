@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lightning_normgeo.report.tables.cells import NOTHING, points
 from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
-from lightning_normgeo.runs.findings.attack_names import control_of, split_attack
+from lightning_normgeo.utilities.attack_names import control_of, split_attack
 
 _CAPTION = (
     "Every network evaluated twice: as it is, and with all scale-invariant weights longer by a factor and running "

@@ -14,7 +14,7 @@ from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of
 from lightning_normgeo.report.tables.run_pairs import Contrast, Pair, contrasts_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.statistics import holm, mean_interval
-from lightning_normgeo.runs.findings.attack_names import attack_title
+from lightning_normgeo.utilities.attack_names import attack_title
 
 _TABLES, _ROWS = 6, 50
 """Largest number of tables, and of the rows of each."""

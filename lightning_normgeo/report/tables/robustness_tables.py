@@ -10,7 +10,7 @@ from lightning_normgeo.report.tables.cells import NOTHING, anchor, interval, nam
 from lightning_normgeo.report.tables.evaluations import UNKNOWN_DATA, Evaluation, attacks_of, data_of, problems_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.statistics import mean_interval, wilson_interval
-from lightning_normgeo.runs.findings.attack_names import attack_title, norm_of, strength
+from lightning_normgeo.utilities.attack_names import attack_title, norm_of, strength
 
 _BESIDE = 6
 """Up to so many attacks, ``clean`` included, have a column each; more have a row each, to fit a narrow screen."""

@@ -17,7 +17,7 @@ from lightning_normgeo.robustness.model.evaluated_model import EvaluatedModel
 from lightning_normgeo.robustness.model.preserved_state import seeded
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.sample_results import SampleResults, rows_of
-from lightning_normgeo.robustness.settings import RESCALED
+from lightning_normgeo.utilities.attack_names import RESCALED, is_control
 
 Progress = Callable[[str, int], None]
 
@@ -86,7 +86,7 @@ class BatchAttacks:
         """Finish the attacks that still have samples in partly filled batches."""
         for (name, _), active in self._active.items():
             if name not in self.failed:
-                with self.model.active(control=name.endswith(RESCALED)), self._failing(name):
+                with self.model.active(control=is_control(name)), self._failing(name):
                     self.progress(name, 0)
                     active.run(self.model, everything=True)
 

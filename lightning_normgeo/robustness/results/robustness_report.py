@@ -10,7 +10,7 @@ from typing import Any
 from lightning_normgeo.robustness.results.attack_results import AttackResult
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.sample_results import SampleResults
-from lightning_normgeo.robustness.settings import RESCALED
+from lightning_normgeo.utilities.attack_names import without_control
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.files import finite, write_document
 from lightning_normgeo.utilities.notebook import NotebookTable, summary
@@ -84,7 +84,7 @@ class RobustnessReport:
         """Return one row for each attack, with the keys :data:`COLUMNS` and ``by_class``."""
         rows = []
         for name, result in self.results.items():
-            strength = self.settings["attacks"].get(name.removesuffix(RESCALED), {})
+            strength = self.settings["attacks"].get(without_control(name), {})
             known = {"attack": name, "eps": self._radius(strength), "std": strength.get("std"), **asdict(result)}
             others = {"by_class": known["by_class"], "not_finite": known["not_finite"]}
             rows.append({**{column: known[column] for column in COLUMNS}, **others})

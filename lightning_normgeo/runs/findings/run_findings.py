@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_normgeo.runs.findings.attack_names import attack_title, control_of, is_control
 from lightning_normgeo.runs.findings.equation_16 import eq16_applies, why_not_eq16
 from lightning_normgeo.runs.record import Record
+from lightning_normgeo.utilities.attack_names import attack_title, control_of, is_control
 
 
 @dataclass(frozen=True)

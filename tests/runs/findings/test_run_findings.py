@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from lightning_normgeo.robustness.settings import RESCALED
-from lightning_normgeo.runs.findings import attack_names
 from lightning_normgeo.runs.findings.run_findings import Finding, findings_of, joint_findings
 from lightning_normgeo.runs.record import Record
+from lightning_normgeo.utilities.attack_names import control_of
 
 MEASURED = {
     "orthogonality/max_abs_cos": [(0, 2e-5), (5, -8e-5), (9, 1e-5)],
@@ -82,13 +81,12 @@ def test_a_network_without_scale_invariant_weights_is_not_judged() -> None:
 
 def test_robustness_is_the_largest_drop_of_noise_and_of_attacks_without_controls() -> None:
     rows = [row("clean", 80), row("gaussian", 79), row("bim_eps0.01", 60), row("bim_eps0.03", 20)]
-    rows += [row(f"{one['attack']}{RESCALED}", round(100 * one["accuracy"]) - 1) for one in rows]
+    rows += [row(control_of(one["attack"]), round(100 * one["accuracy"]) - 1) for one in rows]
     found = by_topic(record({}, rows))
     assert (found["Noise"].value, found["Attack"].value) == (pytest.approx(1), pytest.approx(60))
     assert "bim, ε = 0.03" in found["Attack"].quantity
     assert found["Rescaled weights"].value == pytest.approx(1)
     assert "10 × longer" in found["Rescaled weights"].quantity
-    assert attack_names.RESCALED == RESCALED
 
 
 def test_evaluations_on_no_samples_and_foreign_rows_say_nothing() -> None:

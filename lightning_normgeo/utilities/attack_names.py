@@ -1,11 +1,14 @@
-"""Names of attacks in records: their parts, their controls, and titles with the radius in words."""
+"""Names of attacks in results: their parts, their controls, and titles with the radius in words.
+
+Evaluations make these names, and records, figures and tables read them.
+"""
 
 from __future__ import annotations
 
 import re
 
 RESCALED = "_rescaled"
-"""Ending of the names of attacks on the control with rescaled weights, as robustness/settings.py has it."""
+"""Ending of the names of attacks on the control with rescaled weights."""
 _RADIUS = re.compile(r"_eps(\d[\d.]*(?:e-?\d+)?)")
 _ROUNDED = 2e-3
 """Largest difference of a radius from a whole number of steps of 1/255: names and settings have a few digits."""
@@ -26,6 +29,12 @@ def control_of(attack: str) -> str:
     """Return the name of the control of an attack, with rescaled weights."""
     name, loader = split_attack(attack)
     return f"{name}{RESCALED}{loader}"
+
+
+def without_control(attack: str) -> str:
+    """Return the name of the attack that a control belongs to; other names stay as they are."""
+    name, loader = split_attack(attack)
+    return f"{name.removesuffix(RESCALED)}{loader}"
 
 
 def family(attack: str) -> str:
