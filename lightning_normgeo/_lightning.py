@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from lightning_normgeo.errors import warn_once
 from lightning_normgeo.utilities.versions import require
 
 _NAMESPACES = ("pytorch_lightning", "lightning.pytorch")
@@ -69,6 +71,19 @@ class QuietCallback(Callback):
 def is_wandb(logger: Any) -> bool:
     """Whether a logger is the WandbLogger of either namespace."""
     return any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__)
+
+
+def hide_charts(logger: Any, keys: Iterable[str]) -> None:
+    """Tell a WandbLogger not to draw charts of keys by itself; their values are logged, and can be drawn by hand.
+
+    The keys are named one by one: of two patterns that match a key, W&B takes one at random, and Lightning defines
+    ``*`` for the step, which these definitions have to repeat.
+    """
+    try:
+        for key in keys:
+            logger.experiment.define_metric(key, step_metric="trainer/global_step", step_sync=True, hidden=True)
+    except Exception as error:
+        warn_once(f"W&B draws a chart of every key, since it failed to hide some ({error!r}).")
 
 
 def is_lightnings_own(thing: Any, method: str) -> bool:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ _METHODS = (
     "finalize",
 )
 """Methods of a logger that Lightning and this package call."""
-_IN_THE_TABLE = re.compile(r"robustness/.+/(ci_low|ci_high|n)")
-"""Metrics that the table ``robustness/table`` contains as well."""
 _PATIENCE = 3
 """Failures in a row after which a logger is not called again: each call to a dead service can take minutes."""
 
@@ -63,24 +60,10 @@ def shield(logger: Any) -> None:
         logger: Logger whose methods are replaced, on this object alone.
     """
     failures = _Failures(type(logger).__name__)
-    if is_wandb(logger):
-        logger.log_metrics = _without_intervals(logger.log_metrics)
     for name in _METHODS:
         method = getattr(logger, name, None)
         if callable(method):
             setattr(logger, name, failures.guard(method))
-
-
-def _without_intervals(log_metrics: Callable[..., None]) -> Callable[..., None]:
-    """Wrap ``log_metrics`` to drop intervals and counts of accuracies, each of which W&B would draw as one point."""
-
-    @functools.wraps(log_metrics)
-    def logged(metrics: Mapping[str, float], *args: Any, **kwargs: Any) -> None:
-        kept = {key: value for key, value in metrics.items() if not _IN_THE_TABLE.fullmatch(key)}
-        if kept:
-            log_metrics(kept, *args, **kwargs)
-
-    return logged
 
 
 def end_wandb() -> None:

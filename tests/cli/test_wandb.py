@@ -25,9 +25,12 @@ from lightning_normgeo import (
     RobustnessEvaluation,
     read_record,
 )
-from lightning_normgeo.callbacks._readings.wandb_keys import AGGREGATES, for_wandb
+from lightning_normgeo.callbacks._readings.wandb_keys import AGGREGATES, for_wandb, without_chart
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.robustness import load_decisions
+from lightning_normgeo.robustness.results.logged_results import ORDER, TITLES, rows_of
+from lightning_normgeo.robustness.results.robustness_report import COLUMNS
+from lightning_normgeo.runs.findings import logged_findings
 from lightning_normgeo.runs.record import Record
 from support.wandb_log import BLOCK, CHUNK, FIRST, FULL, HEADER, LAST, MIDDLE, WandbRun, raw_records, read_finished
 
@@ -90,7 +93,15 @@ def test_wandb_has_no_metric_that_the_record_lacks(logged: tuple[WandbRun, Recor
     run, record = logged
     keys = {key for row in run.history for key in row}
     others = {key for key in keys if key not in sent(record) and not key.startswith("_")}
-    assert others == {"trainer/global_step", "robustness/table", "robustness/examples", "geometry/layers"}
+    assert others == {
+        "trainer/global_step",
+        "about/training",
+        "about/keys",
+        "about/robustness",
+        "robustness/results",
+        "robustness/examples",
+        "geometry/layers",
+    }
 
 
 def test_layers_of_the_first_block_are_in_the_table(logged: tuple[WandbRun, Record]) -> None:
@@ -148,11 +159,11 @@ def test_steps_are_those_of_lightning(logged: tuple[WandbRun, Record], key: str,
 
 def test_table_holds_the_robustness_results(logged: tuple[WandbRun, Record]) -> None:
     run, record = logged
-    table = run.table("robustness/table")
-    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    table = run.table("robustness/results")
+    assert table["columns"] == list(TITLES.values())
+    rows = rows_of([dict(zip(table["columns"], row, strict=True)) for row in table["data"]])
     results = record.results["robustness"]["results"]
-    assert rows == [{**{column: row[column] for column in table["columns"][:-1]}, "note": ""} for row in results]
-    assert {"accuracy", "ci_low", "ci_high", "eps", "std", "loss", "linf", "l2"} <= set(table["columns"])
+    assert rows == [{column: row[column] for column in COLUMNS} for row in results]
     assert [row["attack"] for row in rows] == ["clean", "gaussian", "bim"]
     assert all(row["n"] == 32 for row in rows)
 
@@ -175,13 +186,52 @@ def test_example_images_are_files(logged: tuple[WandbRun, Record]) -> None:
         assert _pixels(file) == _pixels(record.folder / name)
 
 
+def test_captions_say_how_to_read_the_images(logged: tuple[WandbRun, Record]) -> None:
+    run, record = logged
+    (captions,) = [row["robustness/examples"]["captions"] for row in run.history if "robustness/examples" in row]
+    assert captions == [f"{caption}. {ORDER}" for _, caption in record.images["robustness/examples"]]
+
+
+def test_findings_are_those_of_the_record(logged: tuple[WandbRun, Record]) -> None:
+    run, record = logged
+    tables = [run.table(key) for key in ("about/training", "about/robustness")]
+    assert [table["columns"] for table in tables] == [logged_findings.COLUMNS] * 2
+    assert [row for table in tables for row in table["data"]] == logged_findings.findings_rows(record)
+    headlines = {key: value for key, value in run.summary.items() if key in logged_findings.headlines(record)}
+    assert headlines == pytest.approx(logged_findings.headlines(record), rel=1e-6)
+    names = ["max_abs_cos", "increments_explained", "accuracy_clean", "accuracy_noise", "accuracy_attack"]
+    assert list(headlines) == [f"about/{name}" for name in names]
+
+
+def test_every_key_is_explained(logged: tuple[WandbRun, Record]) -> None:
+    run, _ = logged
+    explained = {row[0]: row[1:] for row in run.table("about/keys")["data"]}
+    groups = {key.partition("/")[0] for key in AGGREGATES}
+    keys = {key for row in run.history for key in row if key.partition("/")[0] in groups}
+    assert {*keys, *run.table("geometry/layers")["columns"][2:]} == set(explained)
+    assert all(unit and meaning for unit, meaning in explained.values())
+
+
+def test_points_that_are_in_the_table_have_no_charts(logged: tuple[WandbRun, Record]) -> None:
+    run, record = logged
+    single = [key for key in record.metrics if key.endswith(("/ci_low", "/ci_high", "/n"))]
+    assert run.hidden == {*single, "robustness/clean/accuracy_drop"}
+    assert len(single) == 9
+
+
+def test_keys_of_layers_that_nobody_chose_have_no_charts() -> None:
+    keys = ["norm_growth/increment", "norm_growth/increment/net.1", "orthogonality/rms_cos/net.1"]
+    monitors = [NormGrowthMonitor(wandb_keys="all"), OrthogonalityMonitor(layers="net.1")]
+    assert without_chart(keys, monitors) == ["norm_growth/increment/net.1"]
+
+
 def test_hyperparameters_are_in_the_config(logged: tuple[WandbRun, Record]) -> None:
     run, record = logged
     assert run.config["arch"] == record.settings["arch"] == "resnet18"
     assert run.config["batch_size"] == 16
 
 
-@pytest.mark.filterwarnings("ignore:WandbLogger failed to log the table")
+@pytest.mark.filterwarnings("ignore:WandbLogger failed to log the (table|findings)")
 def test_a_failing_wandb_does_not_stop_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no route to host")

@@ -16,6 +16,7 @@ import pytest
 from lightning_normgeo.report.compared_runs import compare_runs
 from lightning_normgeo.report.wandb.report_spec import build_report
 from lightning_normgeo.report.wandb.runset import columns
+from lightning_normgeo.robustness.results.logged_results import ORDER
 from lightning_normgeo.runs.record import Record
 from support.wandb_backend import ENTITY, StoredRun, WandbBackend
 from support.wandb_log import WandbRun, read_finished
@@ -69,19 +70,14 @@ def test_rows_arrive_as_they_were_logged(synced: Synced) -> None:
 def test_every_curve_of_the_record_arrives_with_its_steps(synced: Synced) -> None:
     arrived = WandbRun(synced.log.folder, history=synced.run.history)
     assert len(synced.record.metrics) > 60
-    sent = {key: v for key, v in synced.record.metrics.items() if is_sent(synced.record, key)}
+    sent = {key: v for key, v in synced.record.metrics.items() if synced.record.is_at_wandb(key)}
     assert len(sent) > 20
     assert {key: arrived.points(key) for key in sent} == sent
     assert [step for step, _ in arrived.points("norm_growth/increment")] == [0, 1, 2]
 
 
-def is_sent(record: Record, key: str) -> bool:
-    """Whether W&B gets a metric from the command line, which leaves intervals and counts to the table."""
-    return record.is_at_wandb(key) and not key.endswith(("/ci_low", "/ci_high", "/n"))
-
-
 def test_summary_holds_the_last_values(synced: Synced) -> None:
-    last = {key: points[-1][1] for key, points in synced.record.metrics.items() if is_sent(synced.record, key)}
+    last = {key: points[-1][1] for key, points in synced.record.metrics.items() if synced.record.is_at_wandb(key)}
     assert {key: synced.run.summary.get(key) for key in last} == last
 
 
@@ -92,7 +88,9 @@ def test_settings_arrive(synced: Synced) -> None:
     assert arrived["arch"] == "resnet18"
 
 
-@pytest.mark.parametrize("key", ["robustness/table", "geometry/layers"])
+@pytest.mark.parametrize(
+    "key", ["about/training", "about/keys", "about/robustness", "robustness/results", "geometry/layers"]
+)
 def test_tables_arrive(key: str, synced: Synced) -> None:
     (entry,) = [row[key] for row in synced.run.history if key in row]
     arrived = json.loads(synced.run.files[entry["path"]])
@@ -104,7 +102,7 @@ def test_pictures_arrive(synced: Synced) -> None:
     (entry,) = [row["robustness/examples"] for row in synced.run.history if "robustness/examples" in row]
     arrived = [synced.run.files[name] for name in entry["filenames"]]
     assert arrived == [file.read_bytes() for file in synced.log.images("robustness/examples")]
-    captions = [caption for _, caption in synced.record.images["robustness/examples"]]
+    captions = [f"{caption}. {ORDER}" for _, caption in synced.record.images["robustness/examples"]]
     assert entry["captions"] == captions
     assert len(captions) == 2
 
@@ -121,7 +119,7 @@ def test_the_reader_of_wandb_itself_says_the_same(synced: Synced) -> None:
     lines = [json.loads(line) for line in wandb_command("leet", "inspect", "--json", str(path)).splitlines()]
     rows = [line["history"]["item"] for line in lines if line["type"] == "history"]
     assert [_flat(row) for row in rows] == [_flat(row) for row in synced.log.history]
-    sent = {key: v for key, v in synced.record.metrics.items() if is_sent(synced.record, key)}
+    sent = {key: v for key, v in synced.record.metrics.items() if synced.record.is_at_wandb(key)}
     assert {key: [(r["trainer/global_step"], r[key]) for r in rows if key in r] for key in sent} == sent
     config: dict[str, Any] = {}
     for line in lines:

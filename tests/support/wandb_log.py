@@ -29,6 +29,8 @@ class WandbRun:
         folder: the run's folder, ``offline-run-…``.
         history: one dictionary for each call of ``log``.
         config: the run's configuration.
+        summary: the summary, by key; nested keys are left out.
+        hidden: keys of which W&B draws no chart by itself.
         artifacts: for the name of each artifact its type and the paths of its files.
         exit_code: None for a run that has not ended.
     """
@@ -36,6 +38,8 @@ class WandbRun:
     folder: Path
     history: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
     artifacts: dict[str, tuple[str, list[Path]]] = field(default_factory=dict)
     exit_code: int | None = None
 
@@ -97,6 +101,12 @@ def read_run(path: Path) -> WandbRun:
                 run.config.update(_nested(record.config.update))
             case "run":
                 run.config.update(_nested(record.run.config.update))
+            case "summary":
+                run.summary.update(
+                    {item.key: json.loads(item.value_json) for item in record.summary.update if item.key}
+                )
+            case "metric":
+                run.hidden.update([record.metric.name] if record.metric.options.hidden else [])
             case "artifact":
                 files = [Path(entry.local_path) for entry in record.artifact.manifest.contents]
                 run.artifacts[record.artifact.name] = (record.artifact.type, files)

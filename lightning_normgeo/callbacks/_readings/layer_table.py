@@ -57,13 +57,17 @@ class LayerTable:
 
     def rows(self) -> list[list[Any]]:
         """Return the rows, ordered by step."""
-        quantities = self.columns()[2:]
+        quantities = self.quantities()
         rows = [
             [step, layer, *map(values.get, quantities)]
             for step, by_layer in self._steps.items()
             for layer, values in by_layer.items()
         ]
         return rows[-self._max_rows :]  # a huge model may exceed the limit with its first and last step alone
+
+    def quantities(self) -> list[str]:
+        """Return the keys of the quantities in the table."""
+        return self.columns()[2:]
 
     def publish(self, loggers: Iterable[Any]) -> None:
         """Log the table with every logger that has a ``log_table`` method (WandbLogger), and clear it.

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from lightning_normgeo._lightning import is_wandb
+from lightning_normgeo._lightning import hide_charts, is_wandb
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
 from lightning_normgeo.callbacks._monitors.unit_confirmation import Verdict
 from lightning_normgeo.callbacks._readings.layer_table import LayerTable
 from lightning_normgeo.callbacks._readings.readings import HostValues, log_readings
 from lightning_normgeo.callbacks._readings.residual_warnings import report_residuals
-from lightning_normgeo.callbacks._readings.wandb_keys import for_wandb
+from lightning_normgeo.callbacks._readings.training_findings import TrainingFindings
+from lightning_normgeo.callbacks._readings.wandb_keys import for_wandb, without_chart
 from lightning_normgeo.errors import skipped_on_error, warn_once
 
 _IN_A_ROW = 3
@@ -31,6 +32,9 @@ class Publisher:
     def __init__(self) -> None:
         self.rows = 0
         self._table = LayerTable()
+        self._findings = TrainingFindings()
+        self._resumed = False
+        self._observation: dict[str, Any] = {}
         self._at_wandb: set[str] = set()
         self._not_finite: list[int] = []
 
@@ -50,20 +54,32 @@ class Publisher:
         self.rows += 1
         if row.dropped:
             warn_once("Values that are not finite are left out of the logs.")
-        sent = for_wandb(row.scalars, monitors) if any(map(is_wandb, trainer.loggers)) else {}
-        self._at_wandb.update(sent)
-        log_readings(row, trainer.loggers, step, sent)
+        log_readings(row, trainer.loggers, step, self._for_wandb(row, trainer.loggers, monitors))
         self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
+        self._findings.add(step, row.scalars)
+        self._resumed = trainer.ckpt_path is not None
         trainer.callback_metrics.update({key: torch.tensor(row.scalars[key]) for key in row.watched})
+
+    def _for_wandb(self, row: HostValues, loggers: Iterable[Any], monitors: list[Monitor]) -> dict[str, float]:
+        """Return the numbers of a row that W&B gets; before new keys are logged, those without a chart are hidden."""
+        able = [logger for logger in loggers if is_wandb(logger)]
+        sent = for_wandb(row.scalars, monitors) if able else {}
+        new = [key for key in sent if key not in self._at_wandb]
+        self._at_wandb.update(new)
+        for logger in able:
+            hide_charts(logger, without_chart(new, monitors))
+        return sent
 
     @skipped_on_error
     def finish(self, loggers: Iterable[Any]) -> None:
-        """Log the layer table, once."""
+        """Log the findings, the meanings of the keys, and the layer table, once."""
+        keys = dict.fromkeys([*sorted(self._at_wandb), *self._table.quantities()])
+        self._findings.publish(loggers, self._observation, keys, self._resumed)
         self._table.publish(loggers)
 
     def note(self, loggers: Iterable[Any], observation: Mapping[str, Any]) -> None:
         """Send the summary of the training to every logger that keeps one, with steps left out and their reasons."""
-        values = dict(observation)
+        values = self._observation = dict(observation)
         if self._at_wandb:
             values["wandb_keys"] = sorted(self._at_wandb)
         if self.rows and len(self._not_finite) >= _IN_A_ROW:

@@ -28,3 +28,9 @@ def for_wandb(scalars: Mapping[str, float], monitors: Iterable[Monitor]) -> dict
         if key in AGGREGATES or group in whole or (group in chosen and is_of_one_layer):
             sent[key] = value
     return sent
+
+
+def without_chart(keys: Iterable[str], monitors: Iterable[Monitor]) -> list[str]:
+    """Return the keys of single layers that nobody chose, for which W&B should not draw a chart each."""
+    chosen = {group for monitor in monitors if monitor.layers is not None for group in monitor.groups}
+    return [key for key in keys if key.count("/") > 1 and key.partition("/")[0] not in chosen]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_normgeo._lightning import is_wandb
+from lightning_normgeo._lightning import hide_charts, is_wandb
 from lightning_normgeo.callbacks._robustness.example_pictures import example_strips
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.robustness.results.robustness_report import COLUMNS, NOTE, RobustnessReport
-from lightning_normgeo.runs.record import evaluation_stem
+from lightning_normgeo.robustness.results.logged_results import EXAMPLES, ORDER, RESULTS, table_of
+from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
+from lightning_normgeo.runs.findings import logged_findings
+from lightning_normgeo.runs.record import Record, evaluation_stem
 from lightning_normgeo.utilities.files import write_document
 
 _QUANTITIES = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
+_IN_THE_TABLE = re.compile(r"robustness/(.+/(ci_low|ci_high|n)|clean(/.+)?/accuracy_drop)")
+"""Metrics that W&B draws no chart of: the table has them, and clean images lose no accuracy."""
 _OF_LOADER = ("settings", "warnings", "not_evaluated", "weights")
 
 
@@ -62,19 +67,20 @@ def log_evaluation(trainer: Any, reports: Mapping[str, RobustnessReport], name: 
         return True
     document, stem = document_of(reports), evaluation_stem(name)
     problem, files = _save(trainer, reports, document, stem)
-    rows = [[*(row[column] for column in COLUMNS), ""] for row in document["results"]]
-    rows += [_reason_row(attack, why) for attack, why in document["not_evaluated"].items()]
     images, captions = _pictures(reports, count)
     for logger in trainer.loggers:
         try:
             if hasattr(logger, "log_results") and logger.log_results(stem, document) is False:
                 problem = problem or f"cannot be written to {logger.log_dir} for the time being"
             if hasattr(logger, "log_table"):
-                logger.log_table(key=f"{stem}/table", columns=[*COLUMNS, NOTE], data=rows)
+                _log_tables(logger, stem, document)
             if hasattr(logger, "log_image") and images:
-                logger.log_image(key=f"{stem}/examples", images=images, caption=captions)
+                shown = captions if hasattr(logger, "log_results") else [f"{text}. {ORDER}" for text in captions]
+                logger.log_image(key=f"{stem}/{EXAMPLES}", images=images, caption=shown)
             if is_wandb(logger):
+                hide_charts(logger, filter(_IN_THE_TABLE.fullmatch, metrics_of(reports)))
                 logger.experiment.summary[stem] = _for_summary(document)
+                logger.experiment.summary.update(logged_findings.headlines(_record(stem, document)))
                 _log_artifact(logger.experiment, files)
         except Exception as error:
             kind = type(logger).__name__
@@ -138,8 +144,17 @@ def _save(
     return "", files
 
 
-def _reason_row(attack: str, why: str) -> list[Any]:
-    return [attack, *[None] * (len(COLUMNS) - 1), f"not evaluated: {why}"]
+def _log_tables(logger: Any, stem: str, document: Mapping[str, Any]) -> None:
+    """Log the findings of an evaluation, and its results."""
+    findings = logged_findings.findings_rows(_record(stem, document))
+    if findings:
+        logger.log_table(key=f"{logged_findings.ABOUT}/{stem}", columns=logged_findings.COLUMNS, data=findings)
+    columns, rows = table_of(document)
+    logger.log_table(key=f"{stem}/{RESULTS}", columns=columns, data=rows)
+
+
+def _record(stem: str, document: Mapping[str, Any]) -> Record:
+    return Record(Path(), results={stem: document})
 
 
 def _pictures(reports: Mapping[str, RobustnessReport], count: int) -> tuple[list[Any], list[str]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError, said_in_one_line
 from lightning_normgeo.robustness.results.attack_results import results_of
-from lightning_normgeo.robustness.results.robustness_report import NOTE
+from lightning_normgeo.robustness.results.logged_results import ORDER, RESULTS, rows_of
 from lightning_normgeo.robustness.results.sample_results import load_decisions
 from lightning_normgeo.runs.record import ROBUSTNESS, Record
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, read_contained
@@ -31,7 +31,9 @@ _SETTLING = 0.5
 _MOST = 1024 * MEBIBYTE
 """Largest size of a downloaded file, in bytes."""
 _LONGEST_NAME = 100
-_TABLE, _LAYERS = "table", "geometry/layers"
+_LAYERS = "geometry/layers"
+_TABLES = (RESULTS, "table")
+"""Second parts of the keys of tables of results; the last is that of early versions."""
 _METADATA, _REQUIREMENTS = "wandb-metadata.json", "requirements.txt"
 _PACKAGES = ("lightning-normgeo", "torch", "torchvision", "pytorch-lightning", "lightning", "torchmetrics", "wandb")
 
@@ -147,11 +149,10 @@ def _record(run: Any, folder: Path) -> Record:
     decisions = _decisions(run, folder)
     for key, entry in media.items():
         stem, _, what = key.partition("/")
-        rows = _table(run, folder, entry) if what == _TABLE and stem.startswith(ROBUSTNESS) else []
+        rows = _table(run, folder, entry) if what in _TABLES and stem.startswith(ROBUSTNESS) else []
         if rows:
             others = _plain(run.summary.get(stem, {}))  # settings, warnings, and attacks that were not evaluated
-            evaluated = [{k: v for k, v in row.items() if k != NOTE} for row in rows if not row.get(NOTE)]
-            record.results[stem] = {**others, "results": _with_classes(evaluated, decisions)}
+            record.results[stem] = {**others, "results": _with_classes(rows_of(rows), decisions)}
     return record
 
 
@@ -193,7 +194,8 @@ def _images(run: Any, folder: Path, entry: Mapping[str, Any]) -> list[tuple[str,
     names = list(entry["filenames"])
     captions = entry.get("captions") or [""] * len(names)
     found = _download(run, folder, names)
-    return [(name, caption) for name, caption in zip(names, captions, strict=True) if name in found]
+    plain = (caption.removesuffix(f". {ORDER}") for caption in captions)  # the report says it once, for all
+    return [(name, caption) for name, caption in zip(names, plain, strict=True) if name in found]
 
 
 def _table(run: Any, folder: Path, entry: Mapping[str, Any] | None) -> list[dict[str, Any]]:

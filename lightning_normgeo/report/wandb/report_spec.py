@@ -15,6 +15,7 @@ from lightning_normgeo.report.story import WANDB_ROBUSTNESS, WANDB_SECTIONS, Sec
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.report.wandb.downloaded_records import STEP
 from lightning_normgeo.report.wandb.runset import attacks, columns, grouping, ids, runset
+from lightning_normgeo.robustness.results.logged_results import EXAMPLES, RESULTS
 from lightning_normgeo.runs.findings.run_findings import joint_findings
 from lightning_normgeo.runs.quantities import QUANTITIES, Quantity
 from lightning_normgeo.runs.record import evaluation_stem
@@ -192,9 +193,9 @@ def _robustness_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
     stems = [evaluation_stem(name) for name in dict.fromkeys(name for run in runs for name in run.record.evaluations)]
     for stem in stems:
         place = wr.Layout(x=0, y=below, w=_WIDTH, h=_HEIGHT + 2)
-        panels.append(wr.WeavePanelSummaryTable(table_name=f"{stem}/table", layout=place))
+        panels.append(wr.WeavePanelSummaryTable(table_name=f"{stem}/{RESULTS}", layout=place))
         below += _HEIGHT + 2
-    shown = [f"{stem}/examples" for stem in stems if any(f"{stem}/examples" in run.record.images for run in runs)]
+    shown = [f"{stem}/{EXAMPLES}" for stem in stems if any(f"{stem}/{EXAMPLES}" in run.record.images for run in runs)]
     if shown:
         place = wr.Layout(x=0, y=below, w=_WIDTH, h=_HEIGHT + 4)
         panels.append(wr.MediaBrowser(title="attacked images", media_keys=shown, layout=place))

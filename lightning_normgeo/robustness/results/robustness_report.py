@@ -30,8 +30,6 @@ COLUMNS = (
     "l2",
 )
 """Columns of the table of results."""
-NOTE = "note"
-"""Last column of W&B's table: the reason if an attack was not evaluated."""
 
 
 @dataclass(frozen=True)

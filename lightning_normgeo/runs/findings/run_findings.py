@@ -14,6 +14,21 @@ from lightning_normgeo.runs.findings.equation_16 import eq16_applies, why_not_eq
 from lightning_normgeo.runs.record import Record
 from lightning_normgeo.utilities.attack_names import attack_title, control_of, is_control
 
+FINDING_KEYS = (
+    "orthogonality/max_abs_cos",
+    "orthogonality/max_abs_cos_corrected",
+    "orthogonality_control/max_abs_cos",
+    "norm_growth/increment",
+    "norm_growth/residual",
+    "norm_growth/storage_floor",
+    "norm_growth/predicted",
+    "norm_growth/predicted_momentum",
+    "norm_growth/eq16_applies",
+    "norm_growth/weight_norm",
+    "affine/gamma2_over_sigma2_median",
+)
+"""Metric keys that findings are made from."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -27,6 +42,7 @@ class Finding:
         section: Name of the section of the report that shows it.
         value: The number itself; NaN if ``number`` is a word.
         of_several: The quantity in words that fit several runs whose ``quantity`` differs.
+        headline: Name of the value in the summary that W&B's table of runs shows; empty if it is not there.
     """
 
     topic: str
@@ -36,6 +52,7 @@ class Finding:
     section: str = ""
     value: float = math.nan
     of_several: str = ""
+    headline: str = ""
 
 
 def findings_of(record: Record) -> list[Finding]:
@@ -94,7 +111,7 @@ def _orthogonality(record: Record) -> Finding | None:
         parts.append(f"{control:.1e} in other weights")
     detail = f"{'; '.join(parts)}." if parts else ""
     quantity = "largest |cos(W, ∇W)| of scale-invariant weights"
-    return Finding("W ⟂ ∇W", f"{largest:.1e}", quantity, detail, "orthogonality", largest)
+    return Finding("W ⟂ ∇W", f"{largest:.1e}", quantity, detail, "orthogonality", largest, headline="max_abs_cos")
 
 
 def _explained(record: Record) -> Finding | None:
@@ -109,7 +126,8 @@ def _explained(record: Record) -> Finding | None:
     if ratios:
         detail = f"The rest is at most {max(ratios):.2g} × what rounding can add."
     quantity = "of Δ‖W‖² per step follows from the optimizer's formula"
-    return Finding("Increments explained", _percent(share), quantity, detail, "increments", share)
+    name = "increments_explained"
+    return Finding("Increments explained", _percent(share), quantity, detail, "increments", share, headline=name)
 
 
 def _percent(share: float) -> str:
@@ -160,16 +178,20 @@ def _affine(record: Record) -> Finding | None:
 
 def _robustness(record: Record) -> Iterator[Finding]:
     """Yield the drop under noise, and the largest under an attack that follows the gradient."""
+    for topic, row in strongest(record).items():
+        yield _drop(topic, row)
+
+
+def strongest(record: Record) -> dict[str, dict[str, Any]]:
+    """Return the rows of results with the largest drop: under ``Noise``, and under an ``Attack``."""
     rows = [row for found in record.evaluations.values() for row in found.get("results", []) if _is_complete(row)]
     rows = [row for row in rows if not is_control(row["attack"])]
     kinds: dict[str, Callable[[str], bool]] = {
         "Noise": lambda attack: attack.startswith("gaussian"),
         "Attack": lambda attack: not attack.startswith(("gaussian", "clean")),
     }
-    for topic, belongs in kinds.items():
-        some = [row for row in rows if belongs(row["attack"])]
-        if some:
-            yield _drop(topic, max(some, key=lambda row: float(row["accuracy_drop"])))
+    of_kind = {topic: [row for row in rows if belongs(row["attack"])] for topic, belongs in kinds.items()}
+    return {topic: max(some, key=lambda row: float(row["accuracy_drop"])) for topic, some in of_kind.items() if some}
 
 
 def _drop(topic: str, row: Mapping[str, Any]) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from lightning_normgeo import (
     NormGrowthMonitor,
     OrthogonalityMonitor,
 )
-from lightning_normgeo.runs.quantities import QUANTITIES
+from lightning_normgeo.runs.key_meanings import meaning_of
 from support.projects import Project, Rows, images, sgd, trainer
 
 GROUPS = ("orthogonality", "orthogonality_control", "norm_growth", "norm_growth_control", "affine")
@@ -27,13 +26,6 @@ class TwoViews(Project):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         first, second = self(batch[0]), self(batch[0].flip(-1))
         return nn.functional.cross_entropy(first + second, batch[1])
-
-
-def documented(key: str) -> bool:
-    """Whether a row of the key table is about a key: by its name, or by a name with an asterisk."""
-    known = [re.escape(known).replace(r"\*", ".*") for known in QUANTITIES]
-    stem = re.sub(r"_(median|q90)$", "_mean", re.sub(r"_view\d$", "_view1", key))  # these stand in the text of a row
-    return any(re.fullmatch(pattern, stem) for pattern in known)
 
 
 def lbfgs(module: nn.Module) -> Any:
@@ -53,6 +45,6 @@ def test_every_logged_aggregate_is_in_callback_metrics(project: type[Project], o
     last = rows.rows[-1][1]
     aggregates = {key: value for key, value in last.items() if key.count("/") == 1}
     assert len(aggregates) > 15
-    assert [key for key in aggregates if not documented(key)] == []
+    assert [key for key in last if not all(meaning_of(key))] == []
     watched = {key: float(value) for key, value in run.callback_metrics.items() if key.partition("/")[0] in GROUPS}
     assert watched == pytest.approx(aggregates, rel=1e-6)

@@ -253,7 +253,7 @@ def test_robustness_has_bars_for_each_attack_its_table_and_pictures() -> None:
     ]
     kinds = [panel["viewType"] for panel in panels(grid)]
     assert kinds == ["Bar Chart"] * 4 + ["Weave", "Media Browser"]
-    assert '"robustness/table"' in json.dumps(panels(grid)[4])
+    assert '"robustness/results"' in json.dumps(panels(grid)[4])
     assert panels(grid)[5]["config"]["mediaKeys"] == ["robustness/examples"]
     columns = grid["metadata"]["runSets"][0]["runFeed"]["columnPinned"]
     assert list(columns) == [
