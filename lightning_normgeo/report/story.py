@@ -88,8 +88,8 @@ TERMS = Section(
         "norm_growth/residual",
         "norm_growth/storage_floor",
     ),
-    "They add up to the explained increment. The residual is measured minus explained; rounding alone can make it "
-    "as large as the storage floor, on either side of zero.",
+    'The terms add up to the explained increment; W&B has them with wandb_keys="all". The residual is measured minus '
+    "explained; rounding alone can make it as large as the storage floor, on either side of zero.",
 )
 CUMULATIVE = Section(
     "What all steps together added to ‖W‖²",
@@ -134,6 +134,19 @@ GLOSSARY = {
     "95 % interval": "Wilson's interval: how well this number of samples determines an accuracy.",
 }
 """Words of the report in one sentence each."""
+AT_A_GLANCE = Section(
+    "At a glance",
+    "What decides about the claims of the paper. Weights in front of a normalization are orthogonal to their "
+    "gradients, |cos(W, ∇W)| ≈ 0; other weights, the control, are not. What a step adds to ‖W‖² follows from the "
+    "optimizer's formula, and under plain SGD from the paper's eq 16. Accuracies are those on the test set, clean and "
+    "attacked. The tables name each claim, the number that decides it, and how to judge it.",
+    (),
+)
+"""First section of the view of a W&B project."""
+WANDB_TRAINING = Section("Loss and accuracy", LOSS.caption, ())
+"""Section at W&B with the curves that the project logged itself."""
+WANDB_KEYS = Section("Words and keys", "Every metric key, its unit and its meaning.", ())
+"""Last section of the view of a W&B project."""
 WANDB_SECTIONS = (AFFINE, NORMS, INCREMENTS, TERMS, ORTHOGONALITY, ANGLES)
 """Sections of a W&B report, in order. The section of increments also shows the cumulative ones."""
 WANDB_ROBUSTNESS = (

@@ -51,7 +51,8 @@ class GeometryMonitor(QuietCallback):
             (``*layer1.0.*``), or the first three layers of other networks.
         wandb_keys: metric keys sent to W&B, which draws a chart for each. ``aggregates``: the two dozen most important
             ones, with keys of single layers only if ``layers`` is given, and otherwise the table; ``all``: all keys,
-            as for other loggers. Default: ``aggregates``.
+            as for other loggers; those of single layers get no chart, unless ``layers`` is given. Default:
+            ``aggregates``.
 
     Attributes:
         left_out: the number of measured steps, or parts of them, that are missing from the logs, by reason: steps that

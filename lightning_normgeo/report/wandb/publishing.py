@@ -10,8 +10,9 @@ from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.report.wandb.downloaded_records import connect, explained
-from lightning_normgeo.report.wandb.report_spec import build_report, build_workspace
+from lightning_normgeo.report.wandb.report_spec import build_report
 from lightning_normgeo.report.wandb.runset import wandb_id
+from lightning_normgeo.report.wandb.workspace_spec import build_workspace
 
 
 def publish_report(

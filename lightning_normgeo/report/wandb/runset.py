@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.run_settings import has_own_config
 from lightning_normgeo.report.setting_roles import is_norm
+from lightning_normgeo.runs.findings.logged_findings import headlines
+from lightning_normgeo.runs.record import evaluation_stem
 
 
 def runset(wr: Any, runs: Sequence[Run], grouped: Sequence[Run], table: bool = False) -> Any:
@@ -32,10 +35,11 @@ def runset(wr: Any, runs: Sequence[Run], grouped: Sequence[Run], table: bool = F
 
 
 def columns(runs: Sequence[Run]) -> list[str]:
-    """Return the columns of the table of runs: the settings that differ, and the accuracies."""
+    """Return the columns of the table of runs: the settings that differ, headline values, and the accuracies."""
     return [
         "run:displayName",
         *(f"config:{path}" for name in runs[0].differing if (path := _path(runs, name))),
+        *(f"summary:{key}" for key in dict.fromkeys(key for run in runs for key in _of_training(run))),
         *(f"summary:robustness/{attack}/accuracy" for attack in attacks(runs)),
     ]
 
@@ -49,6 +53,16 @@ def grouping(runs: Sequence[Run]) -> list[str]:
 def attacks(runs: Sequence[Run]) -> list[str]:
     """Return the names of all attacks under which at least one run was evaluated."""
     return list(dict.fromkeys(row["attack"] for run in runs for row in run.results))
+
+
+def _of_training(run: Run) -> Mapping[str, float]:
+    """Return the headline values of a training; accuracies have columns for each attack."""
+    return headlines(replace(run.record, results={}))
+
+
+def evaluations(runs: Sequence[Run]) -> list[str]:
+    """Return the first parts of the keys of all evaluations, such as ``robustness``."""
+    return [evaluation_stem(name) for name in dict.fromkeys(name for run in runs for name in run.record.evaluations)]
 
 
 def ids(runs: Sequence[Run]) -> list[str]:

@@ -6,6 +6,8 @@ Their keys begin with ``about/``, which is the first section of a run at W&B, si
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 from lightning_normgeo.runs.findings.run_findings import findings_of, strongest
 from lightning_normgeo.runs.record import ROBUSTNESS, Record
@@ -31,10 +33,14 @@ def headlines(record: Record) -> dict[str, float]:
     Accuracies are those on clean images, and the lowest under noise and under an attack.
     """
     found = {one.headline: one.value for one in findings_of(record) if one.headline and math.isfinite(one.value)}
-    for stem, results in record.results.items():
-        name = stem.removeprefix(ROBUSTNESS)
-        clean = [row["accuracy"] for row in results.get("results", []) if row.get("attack") == "clean"]
-        lowest = {topic: row["accuracy"] for topic, row in strongest(record).items()}
-        accuracies = {"clean": clean[0], **lowest} if clean and clean[0] is not None else lowest
-        found |= {f"accuracy_{kind.lower()}{name}": float(value) for kind, value in accuracies.items()}
+    for name, results in record.evaluations.items():
+        rows = {row.get("attack"): row for row in results.get("results", [])}
+        lowest = strongest(replace(record, results={ROBUSTNESS: results}))
+        accuracies = {kind: row.get("accuracy") for kind, row in {"clean": rows.get("clean", {}), **lowest}.items()}
+        suffix = f"_{name}" if name else ""
+        found |= {f"accuracy_{kind.lower()}{suffix}": value for kind, value in accuracies.items() if _is_number(value)}
     return {f"{ABOUT}/{name}": value for name, value in found.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

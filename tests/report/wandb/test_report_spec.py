@@ -15,10 +15,11 @@ import pytest
 
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.report.compared_runs import Run, compare_runs
-from lightning_normgeo.report.story import WANDB_SECTIONS
+from lightning_normgeo.report.story import INCREMENTS, ORTHOGONALITY, WANDB_SECTIONS
 from lightning_normgeo.report.tables.table import Table, number, text
 from lightning_normgeo.report.wandb.publishing import publish_report
-from lightning_normgeo.report.wandb.report_spec import build_report, build_workspace
+from lightning_normgeo.report.wandb.report_spec import build_report
+from lightning_normgeo.report.wandb.workspace_spec import build_workspace
 from lightning_normgeo.runs.record import Record
 from support.isolation import REPOSITORY
 from support.wandb_backend import ENTITY, StoredRun, WandbBackend
@@ -261,6 +262,7 @@ def test_robustness_has_bars_for_each_attack_its_table_and_pictures() -> None:
         "config:config.value.seed_everything",
         f"config:{NORM}",
         f"config:{DECAY}",
+        "summary:about/max_abs_cos",
         "summary:robustness/clean/accuracy",
         "summary:robustness/bim/accuracy",
         "summary:robustness/bim_eps0.01/accuracy",
@@ -276,14 +278,75 @@ def test_tables_are_markdown() -> None:
 def test_one_run_without_measurements_has_a_report() -> None:
     spec = report_of(compare_runs([record("only", {"arch": "resnet18"}, keys=[])]), (TABLE,))
     assert blocks(spec) == []
-    assert words(spec, "paragraph")[1].startswith("One run.")
+    assert words(spec, "paragraph")[1].startswith("One run;")
+
+
+def sections_of(runs: list[Run]) -> list[dict[str, Any]]:
+    """Return the sections of the view of a project."""
+    found: list[dict[str, Any]] = spec_of(build_workspace(runs, ENTITY, PROJECT, "A view"))["section"][
+        "panelBankConfig"
+    ]["sections"]
+    return found
+
+
+def curves_of(section: Mapping[str, Any]) -> list[str]:
+    return [key for panel in section["panels"] for key in panel["config"].get("metrics", [])]
+
+
+def test_view_tells_the_story_in_order_what_matters_first() -> None:
+    sections = sections_of(study())
+    assert [section["name"] for section in sections] == [
+        "At a glance",
+        *(one.title for one in WANDB_SECTIONS),
+        "Robustness",
+        "Words and keys",
+    ]
+    assert [section["pinned"] for section in sections] == [True] + [False] * (len(sections) - 1)
+    assert all(section["isOpen"] for section in sections)
+    first = sections[0]
+    assert curves_of(first) == [
+        *(key for key in ORTHOGONALITY.keys if key in KEYS),
+        *(key for key in INCREMENTS.keys if key in KEYS),
+        *(f"robustness/{attack}/accuracy" for attack in ("clean", "bim", "bim_eps0.01")),
+    ]
+    for key in ("about/training", "about/robustness"):
+        assert json.dumps(key) in json.dumps(first)
+    assert '"about/keys"' in json.dumps(sections[-1])
+
+
+def test_each_section_of_the_view_begins_with_how_to_read_it_and_fits_on_one_page() -> None:
+    for section in sections_of(study()):
+        assert section["panels"][0]["viewType"] == "Markdown Panel"
+        assert len(section["panels"][0]["config"]["value"]) > 40
+        shape = section["flowConfig"]
+        assert shape["columnsPerPage"] * shape["rowsPerPage"] >= len(section["panels"])
+
+
+def test_axes_have_units() -> None:
+    units = {
+        panel["config"]["metrics"][0]: panel["config"].get("yAxisTitle")
+        for grid in blocks(report_of(study()))
+        for panel in panels(grid)
+        if panel["viewType"] == "Run History Line Plot"
+    }
+    assert units["norm_growth/increment"] == "weight²"
+    assert units["norm_growth/weight_norm/layer1.0.conv1"] == "weight"
+    assert units["orthogonality/max_abs_cos"] is None
+
+
+def test_losses_and_accuracies_of_the_project_come_before_the_geometry() -> None:
+    runs = [record("r", {"norm": "bn", "wandb": {"id": "r"}}, keys=["norm_growth/weight_norm"])]
+    runs[0].metrics |= {key: [(0, 1.0), (1, 0.5)] for key in ("train/loss", "val/loss", "val/acc", "test/loss")}
+    compared = compare_runs(runs)
+    spec = report_of(compared)
+    assert words(spec, "heading")[0] == "Loss and accuracy"
+    assert drawn(blocks(spec)[0]) == ["train/loss", "val/loss", "val/acc"]
+    assert curves_of(sections_of(compared)[1]) == ["train/loss", "val/loss", "val/acc"]
 
 
 def test_view_has_the_same_curves_for_all_runs_of_the_project() -> None:
     view = spec_of(build_workspace(study(), ENTITY, PROJECT, "A view"))["section"]
-    curves = [
-        key for part in view["panelBankConfig"]["sections"] for p in part["panels"] for key in p["config"]["metrics"]
-    ]
+    curves = [key for part in view["panelBankConfig"]["sections"][1:] for key in curves_of(part)]
     grids = blocks(report_of(study()))
     assert curves == [key for grid in (*grids[:2], *grids[3:]) for key in drawn(grid)]
     (runset,) = view["runSets"]
