@@ -16,6 +16,7 @@ PICTURE = ROOT / "docs" / "pictures" / "architecture.svg"
 PARTS = {
     "geometry": "formulas: tensors to tensors",
     "normalization": "swap_norm, scale-invariant units",
+    "symmetries": "scale_symmetries of whole networks",
     "models": "ResNetClassifier",
     "probes": "read a running training",
     "robustness": "attacks and their statistics",

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lightning_normgeo.runs.record import read_record as read_record
     from lightning_normgeo.runs.record_logger import RecordLogger as RecordLogger
     from lightning_normgeo.runs.summary import summarize as summarize
+    from lightning_normgeo.symmetries import Symmetries as Symmetries
+    from lightning_normgeo.symmetries import scale_symmetries as scale_symmetries
 
 _HOMES = {
     "AffineConvergenceMonitor": "callbacks",
@@ -44,12 +46,14 @@ _HOMES = {
     "ResNetClassifier": "models",
     "RobustnessEvaluation": "callbacks",
     "SwapReport": "normalization",
+    "Symmetries": "symmetries",
     "Units": "normalization",
     "describe_lion": "probes",
     "evaluate_robustness": "robustness",
     "read_record": "runs.record",
     "register_optimizer": "probes",
     "scale_invariant_units": "normalization",
+    "scale_symmetries": "symmetries",
     "summarize": "runs.summary",
     "swap_norm": "normalization",
 }

@@ -46,14 +46,17 @@ ALLOWED = {
     "geometry": set(),
     "normalization": {"geometry"},
     "robustness": {"geometry", "normalization", "utilities.attack_names"} | _FILES,
-    "probes": {"geometry", "normalization"},
+    "symmetries": {"geometry", "normalization"},
+    "probes": {"geometry", "normalization", "symmetries"},
     "runs": {"_lightning", "_version", "utilities.attack_names"} | _FILES,
     "report": {"_version", "robustness", "runs", "utilities.attack_names"} | _FILES,
     "data": set(),
     "models": {"normalization"},
-    "callbacks": {"_lightning", "geometry", "normalization", "probes", "robustness", "runs", "utilities.attack_names"}
+    "callbacks": {"_lightning", "geometry", "normalization", "probes", "robustness", "runs", "symmetries"}
+    | {"utilities.attack_names"}
     | _FILES,
-    "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness", "runs"},
+    "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness", "runs"}
+    | {"symmetries"},
     "cli": {"_lightning", "_version", "callbacks", "data", "models", "report", "runs", "terminal"}
     | {"utilities.checkpoints"},
     "study": {"_version", "cli", "report", "runs", "terminal"} | _FILES,
@@ -76,6 +79,7 @@ THIRD_PARTY = {
     "geometry": {"torch", "numba"},  # numba only if it is installed
     "normalization": {"torch"},
     "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last one only if it is installed and requested
+    "symmetries": {"numpy", "scipy", "torch"},
     "probes": {"torch"},
     "runs": {"filelock", "lightning_utilities", "numpy", "PIL", "pytorch_lightning", "rich", "torch"},
     "report": {"altair", "jinja2", "jsonargparse", "numpy", "PIL", "scipy", "vl_convert", "wandb", "wandb_workspaces"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,7 @@ class Graph:
         unsharded: names by id of the unsharded parameters in the graph of a sharded model (``fully_shard``); None for
             other models, whose graphs contain the parameters themselves.
         zeros: nodes of operations whose constants are known to be zero (:class:`ZeroConstants`).
+        shifting: nodes of operations with a constant that let shifts through (:class:`ZeroConstants`).
 
     Attributes:
         readers: for each node and output, the nodes that read it, with the input position.
@@ -52,9 +53,16 @@ class Graph:
     Cost: one walk over the graph in Python; no tensor is read.
     """
 
-    def __init__(self, *results: Tensor, unsharded: dict[int, str] | None = None, zeros: Collection[Node] = ()) -> None:
+    def __init__(
+        self,
+        *results: Tensor,
+        unsharded: dict[int, str] | None = None,
+        zeros: Collection[Node] = (),
+        shifting: Collection[Node] = (),
+    ) -> None:
         self.unsharded = unsharded
         self.zeros = zeros
+        self.shifting = shifting
         self.inside: dict[Node, tuple[Edge, ...] | None] = {}
         # unlike ``grad_fn``, which is None for a parameter, the gradient edge of a parameter is its leaf node
         edges = [get_gradient_edge(result) for result in results if result.requires_grad]
@@ -164,15 +172,15 @@ def _constants(node: Node) -> tuple[Any, ...]:
     return tuple(tuple(value) if isinstance(value, list) else value for value in values)  # hashable
 
 
-def traced_graph(module: nn.Module, example_batch: Any) -> Graph:
-    """Return the graph of one forward pass (:func:`trace`), with the operations whose constants are zero."""
+def traced_graph(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> Graph:
+    """Return the graph of one forward pass (:func:`trace`), with what is known about its constants."""
     constants = ZeroConstants()
     with constants:
-        results = trace(module, example_batch)
-    return Graph(*results, zeros=constants.nodes)
+        results = trace(module, example_batch, loss)
+    return Graph(*results, zeros=constants.nodes, shifting=constants.shifting)
 
 
-def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:
+def trace(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> list[Tensor]:
     """Run one forward pass without side effects on the module, and return all outputs that require a gradient.
 
     Buffers are replaced by copies during the call, random number generators are restored, and ``.grad`` is not
@@ -181,6 +189,7 @@ def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:
     Args:
         module: any module.
         example_batch: its input; a tuple holds positional and a dict keyword arguments.
+        loss: function of the outputs whose result is returned in place of them. Default: none.
 
     Raises:
         ConfigurationError: if the module does not accept the batch, or if no output depends on a trainable parameter.
@@ -205,6 +214,7 @@ def trace(module: nn.Module, example_batch: Any) -> list[Tensor]:
                 f"{type(module).__name__} cannot take the example batch ({_describe(example_batch)}): "
                 f"{first_line(error)}. {advice}"
             ) from error
+        outputs = outputs if loss is None else loss(outputs)
         found = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not found:
         raise ConfigurationError(

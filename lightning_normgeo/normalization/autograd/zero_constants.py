@@ -19,6 +19,8 @@ class ZeroConstants(TorchFunctionMode):
 
     Attributes:
         nodes: the recorded nodes. They keep the graph alive, so the mode has to be discarded after use.
+        shifting: nodes of products with a number, and of masks that fill in −∞ or nearly so, as in front of a softmax.
+            If a constant is added to their input, the result is shifted by a constant as well.
 
     Cost: a Python call for each operation; for those in ``_CONSTANTS`` a reduction, on a GPU with a synchronization.
     """
@@ -26,6 +28,7 @@ class ZeroConstants(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.nodes: set[Any] = set()
+        self.shifting: set[Any] = set()
 
     def begin(self) -> None:
         """Enter the mode; it is active until :meth:`leave`."""
@@ -47,7 +50,8 @@ class ZeroConstants(TorchFunctionMode):
     ) -> Any:
         """Run the operation unchanged, and record its node if its constants are zero."""
         kwargs = kwargs or {}
-        constants = _CONSTANTS.get(getattr(func, "__name__", "").rstrip("_").removeprefix("__"))
+        name = getattr(func, "__name__", "").rstrip("_").removeprefix("__")
+        constants, keeps_shifts = _CONSTANTS.get(name), _KEEPS_SHIFTS.get(name)
         # read before the operation, which may write to them in place
         zero = constants is not None and all(map(_is_zero, constants(args, kwargs)))
         result = func(*args, **kwargs)
@@ -55,6 +59,8 @@ class ZeroConstants(TorchFunctionMode):
             changed = args[0] if result is None else result  # y[index] = 0 returns nothing
             if isinstance(changed, Tensor) and changed.grad_fn is not None:
                 self.nodes.add(changed.grad_fn)
+        if keeps_shifts is not None and keeps_shifts(args, kwargs) and isinstance(result, Tensor):
+            self.shifting.add(result.grad_fn)
         return result
 
 
@@ -89,6 +95,14 @@ def _value(position: int) -> Constants:
     return constants
 
 
+def _bias(position: int) -> Constants:
+    def constants(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+        bias = kwargs.get("bias", args[position] if len(args) > position else None)
+        yield from () if isinstance(bias, Tensor) and bias.requires_grad else (bias,)
+
+    return constants
+
+
 _CONSTANTS: dict[str, Constants] = {
     **dict.fromkeys(("scatter", "scatter_add", "index_add", "index_copy", "index_put", "scatter_reduce"), _floats),
     **dict.fromkeys(("cat", "concat", "concatenate", "maximum", "minimum", "max", "min"), _tensors),
@@ -96,6 +110,9 @@ _CONSTANTS: dict[str, Constants] = {
     "masked_fill": _value(2),
     "setitem": lambda args, kwargs: _all((args[0], args[2]), {}),
     "pad": _value(3),
+    "layer_norm": _bias(3),
+    "group_norm": _bias(3),
+    "batch_norm": _bias(4),
 }
 """By the name of an operation, the constants that decide whether it is homogeneous in its other arguments."""
 
@@ -105,3 +122,23 @@ def _is_zero(value: Any) -> bool:
     if isinstance(value, Tensor):
         return not value.requires_grad and not value.is_meta and not bool(value.any())
     return value is None or (isinstance(value, int | float) and value == 0)
+
+
+def _by_a_number(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    other = kwargs.get("other", args[1] if len(args) > 1 else None)
+    return isinstance(other, int | float) or (isinstance(other, Tensor) and other.ndim == 0 and not other.requires_grad)
+
+
+def _by_minus_infinity(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    value = kwargs.get("value", args[2] if len(args) > 2 else None)
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_meta and float(value) <= _NEARLY_MINUS_INFINITY
+    return isinstance(value, int | float) and value <= _NEARLY_MINUS_INFINITY
+
+
+_NEARLY_MINUS_INFINITY = -1e4  # a softmax gives such an element a weight of exactly zero
+_KEEPS_SHIFTS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], bool]] = {
+    **dict.fromkeys(("mul", "rmul", "multiply", "div", "truediv", "divide", "true_divide"), _by_a_number),
+    "masked_fill": _by_minus_infinity,
+}
+"""By the name of an operation, whether its constant lets shifts of the other argument through."""

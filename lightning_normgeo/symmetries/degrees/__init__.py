@@ -1,0 +1,1 @@
+"""Degrees of homogeneity of tensors, and where a loss is read."""

@@ -1,0 +1,1 @@
+"""Linear equations between the exponents of slices, and their solutions."""

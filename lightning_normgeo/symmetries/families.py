@@ -1,0 +1,141 @@
+"""Families of generators: those that do the same to corresponding slices of the same parameters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+
+from lightning_normgeo.normalization.names import layer_name
+from lightning_normgeo.symmetries.equations.exponents import Ids, Mask
+from lightning_normgeo.symmetries.slices import Slices
+
+Role = Literal["invariant alone", "invariant jointly", "rescaling", "without effect"]
+ROLES: tuple[Role, ...] = ("without effect", "invariant alone", "invariant jointly", "rescaling")
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Member:
+    """Slices of one parameter that a generator scales.
+
+    Attributes:
+        slices: the parameter and its slices.
+        exponent: their exponent s: the symmetry multiplies them by e^(s·t).
+        count: number of slices that one generator scales.
+    """
+
+    slices: Slices
+    exponent: float
+    count: int
+
+    def __str__(self) -> str:
+        power = "" if abs(self.exponent) == 1 else f"^{abs(self.exponent):g}"
+        return self.slices.text(self.count) + power
+
+
+@dataclass(frozen=True)
+class Family:
+    """Generators that scale corresponding slices of the same parameters with the same exponents.
+
+    Attributes:
+        role: ``invariant alone``: the scale of slices of one layer has no effect; ``invariant jointly``: of slices of
+            several layers together; ``rescaling``: some grow while others shrink; ``without effect``: the loss does not
+            depend on the slices at all.
+        members: the slices that each generator scales.
+        generators: numbers of the generators.
+        cause: normalizations that remove the scale, in words; empty for rescalings.
+    """
+
+    role: Role
+    members: tuple[Member, ...]
+    generators: npt.NDArray[np.int64]
+    cause: str
+
+    @property
+    def count(self) -> int:
+        """The number of generators."""
+        return len(self.generators)
+
+    def __str__(self) -> str:
+        growing = [str(member) for member in self.members if member.exponent > 0]
+        shrinking = [str(member) for member in self.members if member.exponent < 0]
+        text = f"{self.count}× {_listed(growing)}"
+        return f"{text} against {_listed(shrinking)}" if shrinking else text
+
+
+def _listed(texts: Sequence[str]) -> str:
+    if len(texts) <= _SHOWN:
+        return ", ".join(texts)
+    return f"{', '.join(texts[: _SHOWN - 1])} and {len(texts) - _SHOWN + 1} more"
+
+
+def families(
+    matrix: csr_array, slices: Sequence[Slices], dead: Mask, causes: Sequence[tuple[str, Ids]], basis: csr_array
+) -> list[Family]:
+    """Return the families of generators, the largest roles first.
+
+    Args:
+        matrix: generators of shape (generators, slices).
+        slices: what the columns are.
+        dead: columns that the loss does not depend on.
+        causes: normalizations in words, with the unknowns that they remove.
+        basis: generators of shape (generators, unknowns), in the same order.
+    """
+    if not matrix.shape[0]:
+        return []
+    owner = np.repeat(np.arange(len(slices)), [own.count for own in slices])
+    _, first, back = np.unique(_signatures(matrix, owner), return_index=True, return_inverse=True)
+    found = []
+    for family, example in enumerate(first):
+        row = slice(matrix.indptr[example], matrix.indptr[example + 1])
+        columns, exponents = matrix.indices[row], matrix.data[row]
+        members = _members(columns, exponents, owner, slices)
+        role = _role(members, bool(dead[columns].all()))
+        cause = "" if role == "rescaling" else _cause(basis, int(example), causes)
+        found.append(Family(role, members, np.flatnonzero(back.ravel() == family), cause))
+    order = {role: k for k, role in enumerate(("invariant jointly", "invariant alone", "rescaling", "without effect"))}
+    return sorted(found, key=lambda family: (order[family.role], family.members[0].slices.start))
+
+
+def _signatures(matrix: csr_array, owner: Ids) -> npt.NDArray[np.uint64]:
+    """Return a number for each generator, equal for those with the same parameters, exponents and counts.
+
+    It is a sum of random numbers, one for each pair of slices and exponent, so that equal sums by accident are as
+    unlikely as equal random numbers of 64 bits.
+    """
+    exponents, codes = np.unique(np.round(matrix.data, 9), return_inverse=True)
+    keys = owner[matrix.indices] * len(exponents) + codes.ravel()
+    different, places = np.unique(keys, return_inverse=True)
+    numbers = np.random.default_rng(0).integers(1, 2**63, size=len(different), dtype=np.uint64)
+    sums: npt.NDArray[np.uint64] = np.add.reduceat(numbers[places.ravel()], matrix.indptr[:-1])
+    return sums
+
+
+def _members(
+    columns: Ids, exponents: npt.NDArray[np.float64], owner: Ids, slices: Sequence[Slices]
+) -> tuple[Member, ...]:
+    counts = Counter(zip(owner[columns].tolist(), np.round(exponents, 9).tolist(), strict=True))
+    return tuple(Member(slices[own], exponent, count) for (own, exponent), count in sorted(counts.items()))
+
+
+def _role(members: Sequence[Member], dead: bool) -> Role:
+    if dead:
+        return "without effect"
+    if len({member.exponent > 0 for member in members}) > 1:
+        return "rescaling"
+    layers = {layer_name(member.slices.parameter).removesuffix(".bias") for member in members}
+    return "invariant alone" if len(layers) == 1 else "invariant jointly"
+
+
+def _cause(basis: csr_array, generator: int, causes: Sequence[tuple[str, Ids]]) -> str:
+    """Return the normalizations that remove the scale of a generator, with their number if there are several."""
+    touched = np.zeros(basis.shape[1], bool)
+    touched[basis.indices[basis.indptr[generator] : basis.indptr[generator + 1]]] = True
+    counts = Counter(title for title, ids in causes if touched[ids].any())
+    return ", ".join(title if count == 1 else f"{count} × {title}" for title, count in counts.items())

@@ -1,0 +1,1 @@
+"""Rules of homogeneity: the degree of an operation's result, given those of its inputs."""

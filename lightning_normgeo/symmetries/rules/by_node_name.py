@@ -1,0 +1,95 @@
+"""All rules by the name of the autograd node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning_normgeo.symmetries.degrees.degree import Degree
+from lightning_normgeo.symmetries.degrees.nodes import ATTENTIONS, BATCH_NORMS, COPIES, CUTS, VIEWS
+from lightning_normgeo.symmetries.rules import elementwise, linear_maps, shapes, statistics
+from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
+
+Rule = Callable[[Operation], Degree]
+
+_NOT_HOMOGENEOUS = (
+    "Gelu Silu Sigmoid Tanh Softplus Exp Exp2 Expm1 Log Log2 Log10 Log1P Erf Hardswish Hardsigmoid Hardtanh Mish Elu "
+    "LogSigmoid Sin Cos Tan Asin Acos Atan Sinh Cosh Softmax LogSoftmax Logsumexp Threshold Softshrink Hardshrink Glu "
+    "MseLoss NllLoss NllLoss2D BinaryCrossEntropyWithLogits BinaryCrossEntropy SmoothL1Loss L1Loss HuberLoss KlDiv "
+    "SoftMarginLoss MultiMarginLoss MultilabelMarginLoss PoissonNllLoss CtcLoss"
+)
+NOT_HOMOGENEOUS = frozenset(_NOT_HOMOGENEOUS.split())
+"""Operations that are known to keep no scale; all others without a rule are unknown."""
+
+_BY_RULE: dict[Rule, str] = {
+    elementwise.homogeneous: (
+        "Relu LeakyRelu RreluWithNoise Abs Neg NativeDropout FusedDropout Tril Triu Conj Resolve"
+    ),
+    elementwise.prelu: "PreluKernel",
+    elementwise.total: "Add Sub Rsub",
+    elementwise.product: "Mul",
+    elementwise.quotient: "Div",
+    elementwise.power(None): "Pow",
+    elementwise.power(0.5): "Sqrt",
+    elementwise.power(-0.5): "Rsqrt",
+    elementwise.power(-1.0): "Reciprocal",
+    elementwise.together: "Maximum Minimum Fmax Fmin Where",
+    elementwise.beside_constant: "MaskedFill",
+    elementwise.clamp: "ClampMin Clamp",
+    shapes.copy: " ".join(sorted(COPIES - {"RegisterPostBackwardFunction"})),
+    shapes.pass_through: "RegisterPostBackwardFunction",
+    shapes.view: " ".join(sorted(VIEWS)),
+    shapes.permute: "T Transpose Permute",
+    shapes.expand: "Expand",
+    shapes.repeat: "Repeat",
+    shapes.cut: " ".join(sorted(CUTS)),
+    shapes.flip: "Flip",
+    shapes.roll: "Roll",
+    shapes.concatenate: "Cat Stack",
+    shapes.pad: "ConstantPadNd",
+    shapes.index_select: "IndexSelect",
+    shapes.index: "Index",
+    shapes.embedding: "Embedding",
+    shapes.pixel_shuffle: "PixelShuffle PixelUnshuffle",
+    shapes.channel_shuffle: "ChannelShuffle",
+    shapes.same_everywhere: "Unfold Im2Col",
+    linear_maps.matrix_product: "Mm Addmm Bmm Baddbmm",
+    linear_maps.linear: "Linear",
+    linear_maps.vector_product: "Mv Dot Vdot",
+    linear_maps.convolution: "Convolution",
+    linear_maps.attention: " ".join(sorted(ATTENTIONS)),
+    statistics.batch_norm: " ".join(sorted(BATCH_NORMS)),
+    statistics.group_norm: "NativeGroupNorm",
+    statistics.layer_norm: "NativeLayerNorm FusedRmsNorm",
+    statistics.weight_norm: "WeightNormInterface",
+    statistics.reduction(1.0): "Sum Mean Std LinalgVectorNorm Norm Amax Amin",
+    statistics.reduction(2.0): "Var",
+    statistics.reduction(2.0, 1.0): "VarMean",
+    statistics.reduction(1.0, 1.0): "StdMean",
+    statistics.extremum: "Max Min Median",
+    statistics.along: "Cumsum Sort Topk",
+    statistics.pooling: (
+        "MaxPool2DWithIndices MaxPool3DWithIndices AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D "
+        "AdaptiveMaxPool2D AdaptiveMaxPool3D MkldnnMaxPool2D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D "
+        "UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D UpsampleBilinear2DAa UpsampleBicubic2DAa "
+        "UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleTrilinear3D ReflectionPad1D ReflectionPad2D "
+        "ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D"
+    ),
+}
+RULES: dict[str, Rule] = {name: rule for rule, names in _BY_RULE.items() for name in names.split()}
+
+
+def degree_of(walk: Operation) -> Degree:
+    """Return the degree of the result of an operation.
+
+    Raises:
+        NoRuleError: if the operation is not understood.
+    """
+    if walk.name in NOT_HOMOGENEOUS:
+        return elementwise.not_homogeneous(walk)
+    rule = RULES.get(walk.name)
+    if rule is None:
+        raise NoRuleError
+    try:
+        return rule(walk)
+    except AttributeError as missing:  # the attributes that torch saves on its nodes differ between versions
+        raise NoRuleError from missing

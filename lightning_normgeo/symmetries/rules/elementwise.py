@@ -1,0 +1,118 @@
+"""Rules of elementwise operations: functions, sums, products and powers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lightning_normgeo.normalization.autograd.graph import Node
+from lightning_normgeo.normalization.invariance.node_context import name_of
+from lightning_normgeo.symmetries.degrees import algebra
+from lightning_normgeo.symmetries.degrees.degree import Degree
+from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation, added
+
+_LARGEST_EPSILON = 1e-3
+
+
+def not_homogeneous(walk: Operation) -> Degree:
+    """Rule for functions that keep no scale, such as GELU, and for losses: every input has degree 0."""
+    return walk.vanish_all()
+
+
+def homogeneous(walk: Operation) -> Degree:
+    """Rule for functions with f(a·x) = a·f(x) for a > 0, such as ReLU."""
+    return walk.only.over(walk.shape, walk.only.terms)
+
+
+def prelu(walk: Operation) -> Degree:
+    """Rule for PReLU, homogeneous in its input but not in its slope, whose sign decides as well."""
+    walk.vanish(1)
+    return walk.constant if walk.operands[0] is None else walk.operands[0].plain()
+
+
+def total(walk: Operation) -> Degree:
+    """Rule for a sum or difference."""
+    if len(walk.positions) == 2:
+        first, second = (walk.operands[position] for position in walk.positions)
+        shift = walk.shift
+        shapes = [walk.input_shape(position) for position in walk.positions]
+        if shift is not None and shift.removes(shapes[0], walk.ndim) and not shift.removes(shapes[1], walk.ndim):
+            first, second, shapes = second, first, shapes[::-1]
+        return added(walk, first, second, shapes[1])  # type: ignore[arg-type]
+    degree = walk.only
+    if degree.statistic and _divides(walk.consumers()):
+        return walk.filled(degree)  # a number added to a variance or norm is an ε
+    if walk.node in walk.graph.zeros:
+        return walk.filled(degree)
+    return added(walk, degree, None, None)
+
+
+def _divides(consumers: Sequence[tuple[Node, int]]) -> bool:
+    """Whether a number added to a statistic is an ε: all readers of the sum take its root or divide by it."""
+    return all(
+        name_of(node) in ("Sqrt", "Rsqrt", "Reciprocal")
+        or (name_of(node) == "Div" and position == 1)
+        or (node.name() == "PowBackward0" and float(node._saved_exponent) <= 0.5)
+        for node, position in consumers
+    )
+
+
+def product(walk: Operation) -> Degree:
+    """Rule for a product: degrees add up."""
+    parts = [(degree, 1.0) for degree in walk.operands if degree is not None]
+    if len(parts) == 1:
+        return walk.filled(parts[0][0])
+    statistics = [degree for degree, _ in parts if degree.statistic]
+    if len(statistics) == 1:
+        walk.absorb(statistics[0])
+    return algebra.combined(walk.exponents, parts, walk.shape).plain(len(statistics) == len(parts))
+
+
+def quotient(walk: Operation) -> Degree:
+    """Rule for a quotient: the degree of the divisor is subtracted."""
+    top, bottom = (*walk.operands, None)[:2]
+    if bottom is None:
+        return product(walk)
+    parts = [(bottom, -1.0)] + ([(top, 1.0)] if top is not None else [])
+    statistic = bottom.statistic and (top is None or top.statistic)
+    if bottom.statistic and not statistic:
+        walk.absorb(bottom)
+    return algebra.combined(walk.exponents, parts, walk.shape).plain(statistic)
+
+
+def power(exponent: float | None) -> Callable[[Operation], Degree]:
+    """Return the rule for a power; None for the exponent that the node has saved."""
+
+    def rule(walk: Operation) -> Degree:
+        if exponent is None and walk.node.name() != "PowBackward0":
+            raise NoRuleError  # a tensor of exponents
+        value = float(walk.node._saved_exponent) if exponent is None else exponent
+        return walk.tidy(algebra.weighted(walk.exponents, walk.only, value))
+
+    return rule
+
+
+def together(walk: Operation) -> Degree:
+    """Rule for functions that are homogeneous in two tensors together, such as a maximum."""
+    if len(walk.positions) == 2:
+        a, b = (walk.operands[position] for position in walk.positions)
+        algebra.make_equal(walk.exponents, a, b, walk.where)  # type: ignore[arg-type]
+        return walk.filled(a)  # type: ignore[arg-type]
+    if walk.node not in walk.graph.zeros:
+        return walk.vanish_all()
+    return walk.filled(walk.only)
+
+
+def beside_constant(walk: Operation) -> Degree:
+    """Rule for a tensor some elements of which are replaced by a constant: homogeneous only if that is zero."""
+    return walk.only.plain() if walk.node in walk.graph.zeros else walk.vanish_all()
+
+
+def clamp(walk: Operation) -> Degree:
+    """Rule for a bound: at zero from below it is a ReLU, and a tiny one of a norm is an ε."""
+    lower, upper = getattr(walk.node, "_saved_min", None), getattr(walk.node, "_saved_max", None)
+    if len(walk.positions) > 1 or upper is not None or not isinstance(lower, int | float):
+        raise NoRuleError
+    degree = walk.only
+    if lower == 0 or (degree.statistic and 0 <= lower <= _LARGEST_EPSILON):
+        return degree
+    return walk.vanish_all()

@@ -1,0 +1,182 @@
+"""Rules of operations that copy elements: views, permutations, cuts, concatenations, indices, padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lightning_normgeo.normalization.invariance.node_context import dimensions
+from lightning_normgeo.symmetries.degrees import algebra
+from lightning_normgeo.symmetries.degrees.degree import Degree
+from lightning_normgeo.symmetries.degrees.nodes import cuts, permutation, signed
+from lightning_normgeo.symmetries.equations.exponents import Ids
+from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
+
+_MASKS = (torch.bool, torch.uint8)
+
+
+def copy(walk: Operation) -> Degree:
+    """Rule for copies and casts."""
+    return walk.only
+
+
+def pass_through(walk: Operation) -> Degree:
+    """Rule for functions that return their inputs unchanged."""
+    degree = walk.operands[walk.output]
+    return walk.constant if degree is None else degree
+
+
+def view(walk: Operation) -> Degree:
+    """Rule for a change of the shape."""
+    return walk.only.viewed(walk.shape)
+
+
+def permute(walk: Operation) -> Degree:
+    """Rule for an exchange of axes."""
+    return walk.only.permuted(permutation(walk.node, walk.ndim))
+
+
+def expand(walk: Operation) -> Degree:
+    """Rule for copies along axes of size 1."""
+    degree = walk.only.lifted(walk.ndim)
+    return degree.over(walk.shape, degree.terms)
+
+
+def repeat(walk: Operation) -> Degree:
+    """Rule for a tensor that is put next to itself."""
+    times = [int(count) for count in walk.node._saved_repeats]
+    degree = walk.only.lifted(len(times))
+    terms = [
+        np.tile(term, [count if term.shape[axis] > 1 else 1 for axis, count in enumerate(times)])
+        for term in degree.terms
+    ]
+    return degree.over(walk.shape, terms).plain()
+
+
+def cut(walk: Operation) -> Degree:
+    """Rule for parts of a tensor along an axis."""
+    degree = walk.only
+    axis, parts = cuts(walk.node, degree.shape)
+    indices, keep = parts[walk.output]
+    return degree.taken(axis, indices, keep)
+
+
+def flip(walk: Operation) -> Degree:
+    """Rule for a reversed order."""
+    degree = walk.only
+    axes = tuple(dimensions(walk.node._saved_dims, walk.ndim))
+    return degree.over(walk.shape, [np.flip(term, axes) for term in degree.terms]).plain()
+
+
+def roll(walk: Operation) -> Degree:
+    """Rule for a cyclic shift."""
+    degree, shifts = walk.only, [signed(shift) for shift in walk.node._saved_shifts]
+    axes = [d - 2**64 if d >= 2**63 else d for d in walk.node._saved_dims]
+    if not axes:
+        raise NoRuleError
+    return degree.over(walk.shape, [np.roll(term, shifts, axes) for term in degree.terms]).plain()
+
+
+def concatenate(walk: Operation) -> Degree:
+    """Rule for tensors put next to each other, along an axis or a new one."""
+    (axis,) = dimensions(walk.node._saved_dim, walk.ndim)
+    new = walk.name == "Stack"
+    parts = []
+    for position, degree in enumerate(walk.operands):
+        if degree is None:
+            parts.append(_of_a_constant(walk, position, axis, new))
+        else:
+            term = algebra.joint(walk.exponents, degree)
+            parts.append((np.expand_dims(term, axis), 1) if new else (term, degree.shape[axis]))
+    shape = np.broadcast_shapes(*[(*term.shape[:axis], 1, *term.shape[axis + 1 :]) for term, _ in parts])
+    pieces = [np.broadcast_to(term, (*shape[:axis], length, *shape[axis + 1 :])) for term, length in parts]
+    return walk.tidy(Degree(walk.shape, (np.concatenate(pieces, axis),)))
+
+
+def _of_a_constant(walk: Operation, position: int, axis: int, new: bool) -> tuple[Ids, int]:
+    """Return the degree and length of a part that depends on no parameter: any degree if it is zero, else 0."""
+    if new:
+        length = 1
+    else:
+        constants = [k for k, degree in enumerate(walk.operands) if degree is None]
+        if len(constants) > 1:
+            raise NoRuleError
+        others = sum(degree.shape[axis] for degree in walk.operands if degree is not None)
+        length = walk.shape[axis] - others
+    if walk.node in walk.graph.zeros:
+        like = next(degree for degree in walk.operands if degree is not None)
+        term = algebra.joint(walk.exponents, like)
+        return (np.expand_dims(term, axis) if new else term.take([0], axis)), length
+    return np.zeros((1,) * walk.ndim, np.int64), length
+
+
+def pad(walk: Operation) -> Degree:
+    """Rule for a frame of a constant around a tensor: zeros have any degree."""
+    degree = walk.only
+    widths = [signed(width) for width in walk.node._saved_pad]
+    if walk.node not in walk.graph.zeros and any(width > 0 for width in widths):
+        return walk.vanish_all()
+    terms = []
+    for term in degree.terms:
+        for k in range(len(widths) // 2):
+            axis, (low, high) = walk.ndim - 1 - k, widths[2 * k : 2 * k + 2]
+            if term.shape[axis] > 1:
+                around = [(max(low, 0), max(high, 0)) if d == axis else (0, 0) for d in range(walk.ndim)]
+                term = np.pad(term, around, mode="edge")
+                term = term.take(range(max(-low, 0), term.shape[axis] - max(-high, 0)), axis)
+        terms.append(term)
+    return degree.over(walk.shape, terms).plain()
+
+
+def index_select(walk: Operation) -> Degree:
+    """Rule for entries picked along one axis by a vector of indices."""
+    degree = walk.only
+    (axis,) = dimensions(walk.node._saved_dim, len(degree.shape))
+    return degree.taken(axis, walk.node._saved_index.cpu().numpy()).plain()
+
+
+def index(walk: Operation) -> Degree:
+    """Rule for entries picked by tensors of indices: axes that are indexed have to have one degree."""
+    degree = walk.only
+    indices = list(walk.node._saved_indices)
+    taken = [axis for axis, own in enumerate(indices) if own is not None]
+    if any(own is not None and own.dtype in _MASKS for own in indices):
+        raise NoRuleError
+    degree = walk.over(degree, taken)
+    rank = walk.ndim - (len(degree.shape) - len(taken))
+    neighbors = taken == list(range(taken[0], taken[0] + len(taken)))
+    place = taken[0] if neighbors else 0  # torch puts new axes first if the indexed ones are not adjacent
+    terms = []
+    for term in degree.terms:
+        kept = [size for axis, size in enumerate(term.shape) if axis not in taken]
+        terms.append(term.reshape(kept[:place] + [1] * rank + kept[place:]))
+    return degree.over(walk.shape, terms).plain()
+
+
+def embedding(walk: Operation) -> Degree:
+    """Rule for rows looked up in a table: all rows have the same degree."""
+    degree = walk.over(walk.only, [0])
+    front = (1,) * (walk.ndim - 1)
+    return degree.over(walk.shape, [term.reshape(*front, term.shape[1]) for term in degree.terms]).plain()
+
+
+def same_everywhere(walk: Operation) -> Degree:
+    """Rule for operations that copy elements in some other order: all have to have the same degree."""
+    degree = walk.over(walk.only, range(len(walk.only.shape)))
+    terms = [term.reshape((1,) * walk.ndim) for term in degree.terms]
+    return degree.over(walk.shape, terms).plain()
+
+
+def pixel_shuffle(walk: Operation) -> Degree:
+    """Rule for channels that become pixels (and back): all channels and positions have the same degree."""
+    axes = range(walk.ndim - 3, walk.ndim)
+    degree = walk.over(walk.only, axes)
+    return degree.over(walk.shape, degree.terms).plain()
+
+
+def channel_shuffle(walk: Operation) -> Degree:
+    """Rule for channels of several groups that are interleaved."""
+    degree, groups = walk.only, int(walk.node._saved_groups)
+    channels = walk.shape[1]
+    order = np.arange(channels).reshape(groups, channels // groups).T.reshape(-1)
+    return degree.taken(1, order).plain()

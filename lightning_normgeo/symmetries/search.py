@@ -1,0 +1,95 @@
+"""Search for all scale symmetries of a network, from the autograd graph of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.normalization.autograd.graph import Graph, Node, is_compiled, traced_graph
+from lightning_normgeo.normalization.autograd.reentrant_checkpoints import opened
+from lightning_normgeo.normalization.names import by_clean_name
+from lightning_normgeo.normalization.user_inputs import as_example, check_module
+from lightning_normgeo.symmetries.equations.nullspace import solution
+from lightning_normgeo.symmetries.families import families
+from lightning_normgeo.symmetries.propagation import Degrees, degrees
+from lightning_normgeo.symmetries.rules.context import words
+from lightning_normgeo.symmetries.slices import Slices, generators, parameter_slices, without_effect
+from lightning_normgeo.symmetries.symmetries import Symmetries
+
+
+def scale_symmetries(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> Symmetries:
+    """Return a basis of all scale symmetries of a network that follow from its operations.
+
+    Each operation of one forward pass gives linear equations between the exponents of the slices of all parameters:
+    a sum needs equal exponents, a product adds them up, a normalization removes one that is constant over what it
+    averages, and a function that keeps no scale needs 0. Their solutions are the symmetries. An operation that is not
+    understood needs 0, so that a symmetry can be missed, but none is claimed that does not exist. The ε of
+    normalizations is taken as zero.
+
+    The module runs in its current mode. Buffers, ``.grad`` and random number generators are left as they were. In
+    evaluation mode batch normalization is an affine map; call ``module.train()`` first to get the symmetries of
+    training.
+
+    Args:
+        module: any module whose outputs contain the tensors that the loss is computed from.
+        example_batch: its input, of at least two samples; a tuple holds positional and a dict keyword arguments.
+        loss: function of the module's outputs. Default: any loss, which may depend on every output in any way.
+
+    Raises:
+        ConfigurationError: for a compiled module, and for a batch that the module does not accept.
+
+    Cost: one forward pass, and about as long for the search as a forward pass of a few samples on a CPU: 0.4 to 1 s for
+    networks of 100 layers. No tensor is read.
+    """
+    check_module("scale_symmetries(module, example_batch)", module)
+    if is_compiled(module):
+        raise ConfigurationError("scale_symmetries cannot look into a compiled model. Give it the model itself.")
+    return symmetries_in(traced_graph(module, as_example(module, example_batch), loss), module)
+
+
+def symmetries_in(graph: Graph, module: nn.Module) -> Symmetries:
+    """Return the scale symmetries that a graph shows.
+
+    Args:
+        graph: of a forward pass of the module, before the backward pass.
+        module: owner of the parameters.
+    """
+    if graph.unsharded is None:
+        graph = opened(graph, module)
+    found = degrees(graph)
+    names = _names(graph, module)
+    basis = solution(found.exponents)
+    slices, unknowns = parameter_slices(found, names)
+    matrix = generators(basis, unknowns)
+    kept = np.flatnonzero(np.diff(basis[:, unknowns].tocsr().indptr) > 0)
+    dead = without_effect(found, names, slices)
+    groups = families(matrix, slices, dead, found.absorbed, basis[kept].tocsr())
+    return Symmetries(
+        tuple(groups), tuple(slices), matrix, dict(found.unknown), _reasons(found, slices, unknowns, matrix)
+    )
+
+
+def _names(graph: Graph, module: nn.Module) -> dict[Node, str]:
+    """Return the names of the parameters in a graph, in the order of the module; others are unnamed and left out."""
+    nodes = {id(leaf.variable): leaf for leaf in graph.leaves}
+    own = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
+    own |= graph.unsharded or {}
+    return {nodes[key]: name for key, name in own.items() if key in nodes}
+
+
+def _reasons(found: Degrees, slices: list[Slices], unknowns: np.ndarray, matrix: Any) -> dict[str, str]:
+    used = np.zeros(matrix.shape[1], bool)
+    used[matrix.indices] = True
+    reasons: dict[str, str] = {}
+    free = {own.parameter for own in slices if used[own.start : own.stop].any()}
+    for own in slices:
+        if own.parameter not in free and own.parameter not in reasons:
+            cause = found.exponents.cause_of_zero(unknowns[own.start : own.stop])
+            reasons[own.parameter] = (
+                "the loss itself" if cause is None else words(cause.name().removesuffix("Backward0"))
+            )
+    return reasons

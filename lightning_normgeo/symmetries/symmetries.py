@@ -1,0 +1,152 @@
+"""The scale symmetries of a network as a result: families, generators, and what each parameter takes part in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from lightning_normgeo.symmetries.families import ROLES, Family
+from lightning_normgeo.symmetries.slices import Slices
+from lightning_normgeo.utilities.notebook import NotebookTable, summary
+
+_NONE = "none"
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    r"""A basis of the scale symmetries of a network.
+
+    A symmetry multiplies slices of the parameters by :math:`e^{s_i t}`, with an exponent s_i for each slice i, and
+    leaves the loss as it is, for every t. Its *charge* :math:`\sum_i s_i \langle W_i, \nabla_{W_i} L\rangle` is
+    therefore zero (section 2.5 of Sun et al. 2020, for one slice Lemma 2).
+
+    Attributes:
+        families: the generators of the basis, grouped.
+        slices: slices of the parameters, the columns of ``exponents``.
+        exponents: exponents s of each generator, of shape (generators, slices).
+        unknown: number of operations that are not understood by name. They may hide symmetries.
+        reasons: for each parameter that is in no symmetry, the first operation that forbids one, in words.
+    """
+
+    families: tuple[Family, ...]
+    slices: tuple[Slices, ...]
+    exponents: csr_array
+    unknown: Mapping[str, int] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.exponents.shape[0])
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters by name."""
+        return {own.parameter: own.shape for own in self.slices}
+
+    def role_masks(self, parameter: str) -> dict[str, npt.NDArray[np.bool_]]:
+        """Return for each role a mask of the elements of a parameter that have it; each element has one role.
+
+        Roles in the order of precedence: without effect, invariant alone, invariant jointly, rescaling, none.
+        """
+        free = np.ones(self.parameters[parameter], bool)
+        masks: dict[str, npt.NDArray[np.bool_]] = {}
+        for role in ROLES:
+            touched = np.zeros_like(free)
+            for own in self.slices:
+                if own.parameter == parameter:
+                    touched |= own.spread(self._in_role[role][own.start : own.stop])
+            masks[role] = touched & free
+            free &= ~touched
+        masks[_NONE] = free
+        return masks
+
+    @cached_property
+    def _in_role(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Slices in generators of each role."""
+        found: dict[str, npt.NDArray[np.bool_]] = {role: np.zeros(self.exponents.shape[1], bool) for role in ROLES}
+        for family in self.families:
+            found[family.role][self.exponents[family.generators].indices] = True
+        return found
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """The fraction of all elements of parameters by their role."""
+        counts = dict.fromkeys((*ROLES, _NONE), 0)
+        for parameter in self.parameters:
+            for role, mask in self.role_masks(parameter).items():
+                counts[role] += int(mask.sum())
+        whole = sum(counts.values()) or 1
+        return {role: count / whole for role, count in counts.items()}
+
+    def sums(self, products: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
+        """Return Σ_i s_i·x_i of each generator, where x_i is the sum of a tensor over slice i.
+
+        Args:
+            products: for each parameter a tensor of its shape, such as W·∇W; parameters without one count as zero.
+        """
+        over = [self._over(own, products.get(own.parameter)) for own in self.slices]
+        values = np.concatenate(over) if over else np.zeros(0)
+        result: npt.NDArray[np.float64] = self.exponents @ values
+        return result
+
+    def _over(self, own: Slices, tensor: Tensor | None) -> npt.NDArray[np.float64]:
+        if tensor is None:
+            return np.zeros(own.count)
+        inside = [axis for axis, size in enumerate(own.sizes) if size == 1 and own.shape[axis] > 1]
+        summed = tensor.detach().double()
+        return (summed.sum(inside) if inside else summed).reshape(-1).cpu().numpy()
+
+    def charges(self, parameters: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
+        """Return the charge Σ_i s_i ⟨W_i, ∇W_i⟩ of each generator, from ``.grad`` of the parameters.
+
+        Args:
+            parameters: parameters by name, as in ``dict(module.named_parameters())``.
+        """
+        grads = {name: p.detach() * p.grad for name, p in parameters.items() if p.grad is not None}
+        return self.sums(grads)
+
+    def __repr__(self) -> str:
+        roles = {role: sum(f.count for f in self.families if f.role == role) for role in ROLES}
+        parts = [f"{count} {role}" for role, count in roles.items() if count]
+        return summary("Symmetries", [f"{len(self)} generators", *parts])
+
+    def __str__(self) -> str:
+        """Return a text with the share of each role, the families, and what is in none."""
+        shares = ", ".join(f"{share:.1%} {role}" for role, share in self.shares.items() if share)
+        lines = [f"{len(self)} scale symmetries in {len(self.families)} families; parameters: {shares}"]
+        role = None
+        for family in self.families:
+            if family.role != role:
+                role = family.role
+                lines.append(f"{role}:")
+            lines.append(f"  {family}" + (f"  ({family.cause})" if family.cause else ""))
+        lines += [f"no symmetry: {name}  ({reason})" for name, reason in self.reasons.items()]
+        if self.unknown:
+            names = ", ".join(f"{name} ×{count}" for name, count in self.unknown.items())
+            lines.append(f"not understood, and may hide symmetries: {names}")
+        return "\n".join(lines)
+
+    def _table(self) -> NotebookTable:
+        rows: list[tuple[str, str, int, str]] = [
+            (str(family).partition("× ")[2], family.role, family.count, family.cause) for family in self.families
+        ]
+        rows += [(name, _NONE, 0, reason) for name, reason in self.reasons.items()]
+        notes = [f"not understood, and may hide symmetries: {name}" for name in self.unknown]
+        return NotebookTable("Scale symmetries", ("slices", "role", "count", "why"), rows, notes)
+
+    def _repr_html_(self) -> str:
+        return self._table().to_html()
+
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with a row for each family, and one for each parameter that is in none.
+
+        Raises:
+            ConfigurationError: if pandas is not installed.
+        """
+        return self._table().to_frame("slices")
