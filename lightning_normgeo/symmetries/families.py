@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from lightning_normgeo.symmetries.slices import Slices
 Role = Literal["invariant alone", "invariant jointly", "rescaling", "without effect"]
 ROLES: tuple[Role, ...] = ("without effect", "invariant alone", "invariant jointly", "rescaling")
 _SHOWN = 4
+_NUMBER = re.compile(r"(?<![^._])\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,17 @@ class Member:
         slices: the parameter and its slices.
         exponent: their exponent s: the symmetry multiplies them by e^(s·t).
         count: number of slices that one generator scales.
+        offset: the index of the first slice, where each generator scales one.
     """
 
     slices: Slices
     exponent: float
     count: int
+    offset: int = 0
 
     def __str__(self) -> str:
         power = "" if abs(self.exponent) == 1 else f"^{abs(self.exponent):g}"
-        return self.slices.text(self.count) + power
+        return self.slices.text(self.count, self.offset) + power
 
 
 @dataclass(frozen=True)
@@ -62,17 +66,38 @@ class Family:
         """The number of generators."""
         return len(self.generators)
 
+    @property
+    def text(self) -> str:
+        """The slices that each generator scales."""
+        growing, shrinking = (
+            [str(member) for member in self.members if (member.exponent > 0) == up] for up in (True, False)
+        )
+        return f"{_listed(growing)} against {_listed(shrinking)}" if shrinking else _listed(growing)
+
     def __str__(self) -> str:
-        growing = [str(member) for member in self.members if member.exponent > 0]
-        shrinking = [str(member) for member in self.members if member.exponent < 0]
-        text = f"{self.count}× {_listed(growing)}"
-        return f"{text} against {_listed(shrinking)}" if shrinking else text
+        return f"{self.count}× {self.text}"
+
+
+def in_layers(families: Sequence[Family]) -> list[tuple[list[Family], str]]:
+    """Return sets of families that differ only in numbers in the names of parameters, with * for these in the text."""
+    alike: dict[tuple[object, ...], list[Family]] = {}
+    for family in families:
+        key = (family.role, family.count, family.cause, _NUMBER.sub("*", family.text))
+        alike.setdefault(key, []).append(family)
+    return [(found, _common(found)) for found in alike.values()]
+
+
+def _common(families: Sequence[Family]) -> str:
+    """Return the text of families with * for the numbers that differ."""
+    numbers = zip(*(_NUMBER.findall(family.text) for family in families), strict=True)
+    shown = iter([different[0] if len(set(different)) == 1 else "*" for different in numbers])
+    return _NUMBER.sub(lambda _: next(shown), families[0].text)
 
 
 def _listed(texts: Sequence[str]) -> str:
     if len(texts) <= _SHOWN:
         return ", ".join(texts)
-    return f"{', '.join(texts[: _SHOWN - 1])} and {len(texts) - _SHOWN + 1} more"
+    return f"{len(texts)} parameters ({texts[0]}, {texts[1]}, …, {texts[-1]})"
 
 
 def families(
@@ -95,10 +120,11 @@ def families(
     for family, example in enumerate(first):
         row = slice(matrix.indptr[example], matrix.indptr[example + 1])
         columns, exponents = matrix.indices[row], matrix.data[row]
+        own = np.flatnonzero(back.ravel() == family)
         members = _members(columns, exponents, owner, slices)
         role = _role(members, bool(dead[columns].all()))
         cause = "" if role == "rescaling" else _cause(basis, int(example), causes)
-        found.append(Family(role, members, np.flatnonzero(back.ravel() == family), cause))
+        found.append(Family(role, tuple(_placed(member, matrix[own]) for member in members), own, cause))
     order = {role: k for k, role in enumerate(("invariant jointly", "invariant alone", "rescaling", "without effect"))}
     return sorted(found, key=lambda family: (order[family.role], family.members[0].slices.start))
 
@@ -122,6 +148,17 @@ def _members(
 ) -> tuple[Member, ...]:
     counts = Counter(zip(owner[columns].tolist(), np.round(exponents, 9).tolist(), strict=True))
     return tuple(Member(slices[own], exponent, count) for (own, exponent), count in sorted(counts.items()))
+
+
+def _placed(member: Member, own: csr_array) -> Member:
+    """Return a member with the offset of its slices, if the generators of its family scale neighboring ones."""
+    if member.count != 1:
+        return member
+    slices = member.slices
+    of_member = (own.indices >= slices.start) & (own.indices < slices.stop) & np.isclose(own.data, member.exponent)
+    columns = np.unique(own.indices[of_member])
+    together = len(columns) == own.shape[0] and columns[-1] - columns[0] == len(columns) - 1
+    return replace(member, offset=int(columns[0]) - slices.start) if together else member
 
 
 def _role(members: Sequence[Member], dead: bool) -> Role:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.autograd.graph import Graph, Node, is_compiled, traced_graph
 from lightning_normgeo.normalization.autograd.reentrant_checkpoints import opened
+from lightning_normgeo.normalization.invariance.node_context import name_of
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 from lightning_normgeo.symmetries.equations.nullspace import solution
@@ -68,9 +70,7 @@ def symmetries_in(graph: Graph, module: nn.Module) -> Symmetries:
     kept = np.flatnonzero(np.diff(basis[:, unknowns].tocsr().indptr) > 0)
     dead = without_effect(found, names, slices)
     groups = families(matrix, slices, dead, found.absorbed, basis[kept].tocsr())
-    return Symmetries(
-        tuple(groups), tuple(slices), matrix, dict(found.unknown), _reasons(found, slices, unknowns, matrix)
-    )
+    return Symmetries(tuple(groups), tuple(slices), matrix, dict(found.unknown), _reasons(found, names, slices, matrix))
 
 
 def _names(graph: Graph, module: nn.Module) -> dict[Node, str]:
@@ -81,15 +81,15 @@ def _names(graph: Graph, module: nn.Module) -> dict[Node, str]:
     return {nodes[key]: name for key, name in own.items() if key in nodes}
 
 
-def _reasons(found: Degrees, slices: list[Slices], unknowns: np.ndarray, matrix: Any) -> dict[str, str]:
+def _reasons(found: Degrees, names: dict[Node, str], slices: list[Slices], matrix: csr_array) -> dict[str, str]:
+    """Return for each parameter that is in no symmetry the operation that was first to forbid one, in words."""
     used = np.zeros(matrix.shape[1], bool)
     used[matrix.indices] = True
-    reasons: dict[str, str] = {}
     free = {own.parameter for own in slices if used[own.start : own.stop].any()}
-    for own in slices:
-        if own.parameter not in free and own.parameter not in reasons:
-            cause = found.exponents.cause_of_zero(unknowns[own.start : own.stop])
-            reasons[own.parameter] = (
-                "the loss itself" if cause is None else words(cause.name().removesuffix("Backward0"))
-            )
+    reasons = {}
+    for node, name in names.items():
+        if name not in free:
+            causes = (found.exponents.cause_of_zero(term) for term in found.parameters[node].terms)
+            cause = next((cause for cause in causes if cause is not None), None)
+            reasons[name] = "it reaches the loss" if cause is None else words(name_of(cause))
     return reasons

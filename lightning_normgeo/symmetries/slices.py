@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 
 from lightning_normgeo.normalization.autograd.graph import Node
 from lightning_normgeo.symmetries.degrees.algebra import tidy
+from lightning_normgeo.symmetries.degrees.liveness import any_along
 from lightning_normgeo.symmetries.equations.exponents import Ids, Mask
 from lightning_normgeo.symmetries.propagation import Degrees
 
@@ -45,21 +46,20 @@ class Slices:
         """The number behind that of the last slice."""
         return self.start + self.count
 
-    def text(self, some: int) -> str:
-        """Return a text for ``some`` of the slices, such as ``fc.weight[i]``, ``fc.weight[:, i]`` or ``fc.weight``."""
+    def text(self, some: int, offset: int = 0) -> str:
+        """Return a text for ``some`` of the slices, such as ``fc.weight[i]``, ``fc.weight[:, i]`` or ``fc.weight``.
+
+        Args:
+            some: number of slices.
+            offset: of the index i, for slices of one block of a packed weight.
+        """
         if some == self.count:
             return self.parameter
-        index = "i" if some == 1 else f"{some} of {self.count}"
+        index = (f"{offset} + i" if offset else "i") if some == 1 else f"{some} of {self.count}"
         places = [index if axis in self.axes else ":" for axis in range(len(self.shape))]
         while places[-1] == ":":
             places.pop()
         return f"{self.parameter}[{', '.join(places)}]"
-
-    def sums(self, products: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the sums of an array of the parameter's shape over each slice."""
-        inside = tuple(axis for axis, size in enumerate(self.sizes) if size == 1 and self.shape[axis] > 1)
-        summed: npt.NDArray[Any] = products.sum(axis=inside) if inside else products
-        return summed.reshape(-1)
 
     def spread(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return one value per slice as an array that broadcasts to the parameter."""
@@ -116,9 +116,10 @@ def without_effect(found: Degrees, names: Mapping[Node, str], slices: Sequence[S
     result = np.zeros(slices[-1].stop if slices else 0, bool)
     for own in slices:
         node = nodes[own.parameter]
-        live = np.broadcast_to(found.live[node, 0], own.shape)
+        live = found.live[node, 0]
         shift = found.shifts.get((node, 0))
         if shift is not None and shift.removes(own.shape, len(own.shape)):
-            live = live & ~np.broadcast_to(shift.mask, own.shape)
-        result[own.start : own.stop] = ~(own.sums(live.astype(np.int64)) > 0)
+            live = live & ~shift.mask
+        inside = [axis for axis, size in enumerate(own.sizes) if size == 1]
+        result[own.start : own.stop] = ~np.broadcast_to(any_along(live, inside), own.sizes).reshape(-1)
     return result

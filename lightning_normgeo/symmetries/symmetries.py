@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from lightning_normgeo.symmetries.families import ROLES, Family
+from lightning_normgeo.symmetries.families import ROLES, Family, in_layers
 from lightning_normgeo.symmetries.slices import Slices
 from lightning_normgeo.utilities.notebook import NotebookTable, summary
 
@@ -121,12 +121,15 @@ class Symmetries:
         shares = ", ".join(f"{share:.1%} {role}" for role, share in self.shares.items() if share)
         lines = [f"{len(self)} scale symmetries in {len(self.families)} families; parameters: {shares}"]
         role = None
-        for family in self.families:
-            if family.role != role:
-                role = family.role
+        for alike, text in in_layers(self.families):
+            first, layers = alike[0], len(alike)
+            if first.role != role:
+                role = first.role
                 lines.append(f"{role}:")
-            lines.append(f"  {family}" + (f"  ({family.cause})" if family.cause else ""))
-        lines += [f"no symmetry: {name}  ({reason})" for name, reason in self.reasons.items()]
+            times = f"{layers} × {first.count}" if layers > 1 else f"{first.count}"
+            lines.append(f"  {times}× {text}" + (f"  ({first.cause})" if first.cause else ""))
+        if self.reasons:
+            lines += ["none:", *(f"  {name}  ({reason})" for name, reason in self.reasons.items())]
         if self.unknown:
             names = ", ".join(f"{name} ×{count}" for name, count in self.unknown.items())
             lines.append(f"not understood, and may hide symmetries: {names}")
@@ -134,7 +137,8 @@ class Symmetries:
 
     def _table(self) -> NotebookTable:
         rows: list[tuple[str, str, int, str]] = [
-            (str(family).partition("× ")[2], family.role, family.count, family.cause) for family in self.families
+            (text, alike[0].role, len(alike) * alike[0].count, alike[0].cause)
+            for alike, text in in_layers(self.families)
         ]
         rows += [(name, _NONE, 0, reason) for name, reason in self.reasons.items()]
         notes = [f"not understood, and may hide symmetries: {name}" for name in self.unknown]
