@@ -65,6 +65,13 @@ API: dict[str, tuple[str, list[str], list[str], str]] = {
         [],
         "Names of `lightning_normgeo.normalization`; the most used ones are also in `lightning_normgeo`.",
     ),
+    "symmetries": (
+        "Scale symmetries",
+        [f"{_P}.symmetries"],
+        [f"{_P}.symmetries.families.Family", f"{_P}.symmetries.families.Member", f"{_P}.symmetries.slices.Slices"],
+        "Names of `lightning_normgeo.symmetries`; the most used ones are also in `lightning_normgeo`. What they are:\n"
+        "[scale symmetries](../theory/symmetries.md).",
+    ),
     "robustness": (
         "Robustness",
         [f"{_P}.robustness"],
@@ -79,7 +86,7 @@ API: dict[str, tuple[str, list[str], list[str], str]] = {
             f"{_P}.runs.record.Record",
             f"{_P}.runs.record.read_record",
             f"{_P}.runs.summary.summarize",
-            f"{_P}.runs.quantities.Quantity",
+            f"{_P}.runs.quantity.Quantity",
             f"{_P}.runs.quantities.QUANTITIES",
         ],
         "What a run writes, and how to read it.",

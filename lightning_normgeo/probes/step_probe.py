@@ -26,6 +26,7 @@ from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.explain import gradient_scale, groups_of
 from lightning_normgeo.probes.gradient_watch import GradientWatch
 from lightning_normgeo.probes.moved_weights import moving_weights
+from lightning_normgeo.probes.symmetry_probe import SymmetryProbe
 from lightning_normgeo.probes.weight_reader import WeightReader, scale_gradient
 from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed, WeightStep
 
@@ -65,6 +66,7 @@ class StepProbe:
         taken: called with the optimizer at each step, measured or not.
         before_update: called when the gradients are final and nothing has moved, in a measured step.
         gradients: knows which gradients were changed after their backward pass.
+        symmetries: reads what scale symmetries show, where a monitor asked for it.
         unseen: called with parameters that have gradients and are not among ``weights``; what it returns is measured.
     """
 
@@ -77,6 +79,7 @@ class StepProbe:
         self.taken: Callable[[Optimizer], None] = lambda optimizer: None
         self.before_update: Callable[[], None] = lambda: None
         self.unseen: Callable[[Sequence[nn.Parameter]], list[Observed]] = lambda parameters: []
+        self.symmetries: SymmetryProbe | None = None
         self.gradients = GradientWatch()
         self._reader = reader or WeightReader()
         self._handles: list[RemovableHandle] = []
@@ -200,6 +203,10 @@ class StepProbe:
         if self._updates:
             with torch.no_grad():
                 self._reader.add_updates(steps, pending.observed)
+        if self.symmetries is not None:
+            if several:
+                self.symmetries.drop()
+            self._read_symmetries(self.symmetries, None)
         self._measurement.steps.update((step.units.name, step) for step in steps)
         self._measurement.valid += pending.valid
 
@@ -225,8 +232,19 @@ class StepProbe:
         self.before_update()
         if not self.gradients_are_fresh():
             self.skipped["no backward pass since the last step"] += 1
-        elif self._weights:
+            return
+        if self.symmetries is not None and not pending.moved:
+            self._read_symmetries(self.symmetries, optimizer)
+        if self._weights:
             self._measure(optimizer, pending)
+
+    @skipped_on_error
+    def _read_symmetries(self, symmetries: SymmetryProbe, optimizer: Optimizer | None) -> None:
+        """Read parameters before the update of an optimizer, or after it; a failure leaves the rest of the step."""
+        if optimizer is not None:
+            symmetries.before(optimizer)
+        else:
+            symmetries.after()
 
     @skipped_on_error
     def _count(self, optimizer: Optimizer, pending: _StepInProgress, sums: CumulativeIncrements) -> None:

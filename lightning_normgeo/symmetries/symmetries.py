@@ -49,6 +49,11 @@ class Symmetries:
         """Shapes of the parameters by name."""
         return {own.parameter: own.shape for own in self.slices}
 
+    @cached_property
+    def generator_of_entry(self) -> npt.NDArray[np.int64]:
+        """The generator of each stored exponent of ``exponents``."""
+        return np.repeat(np.arange(len(self)), np.diff(self.exponents.indptr))
+
     def role_masks(self, parameter: str) -> dict[str, npt.NDArray[np.bool_]]:
         """Return for each role a mask of the elements of a parameter that have it; each element has one role.
 

@@ -66,6 +66,7 @@ class GeometryMonitor(QuietCallback):
     needs_weights: ClassVar[bool] = True
     needs_updates: ClassVar[bool] = False
     needs_statistics: ClassVar[bool] = False
+    needs_symmetries: ClassVar[bool] = False
     cumulative: bool = False
 
     def __init__(

@@ -14,6 +14,7 @@ from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
+from lightning_normgeo.probes.symmetry_probe import SymmetryStep
 from lightning_normgeo.probes.weight_step import WeightStep
 
 WandbKeys = Literal["aggregates", "all"]
@@ -31,6 +32,7 @@ class MeasuredStep:
         epsilon: the part of ⟨W, g⟩ that the ε of batch normalizations causes, by weight, where it is known.
         turned: whether gradients are clipped by value, which changes their direction.
         sums: the cumulative increments of ‖W‖² over all steps so far; None where no monitor needs them.
+        symmetry: sums over the generators of scale symmetries; None where no monitor needs them.
     """
 
     steps: Sequence[WeightStep]
@@ -39,6 +41,7 @@ class MeasuredStep:
     epsilon: dict[str, Tensor]
     turned: bool
     sums: CumulativeIncrements | None
+    symmetry: SymmetryStep | None = None
     _columns: dict[tuple[str, ...], StackedUnits] = field(default_factory=dict, repr=False)
 
     def without_invariance(self, names: Sequence[str]) -> MeasuredStep:
@@ -81,6 +84,7 @@ class Monitor(Protocol):
     needs_weights: bool
     needs_updates: bool
     needs_statistics: bool
+    needs_symmetries: bool
     cumulative: bool
 
     def cadence(self) -> int:

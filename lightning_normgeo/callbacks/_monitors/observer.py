@@ -26,7 +26,7 @@ from lightning_normgeo.callbacks._readings.epsilon_part import (
 )
 from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
 from lightning_normgeo.errors import skipped_on_error, warn_once
-from lightning_normgeo.normalization.autograd.graph import is_compiled
+from lightning_normgeo.normalization.autograd.graph import Graph, is_compiled
 from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe, affine_batch_norms
@@ -34,6 +34,7 @@ from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.sharded.all_reduce import StepAllReduce
 from lightning_normgeo.probes.sharded.reader import ShardedReader
 from lightning_normgeo.probes.step_probe import StepProbe
+from lightning_normgeo.probes.symmetry_probe import SymmetryProbe
 from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed
 
 
@@ -59,6 +60,7 @@ class Observer:
         self.all_reduce = None if sharding is None else StepAllReduce(sharding.shards, sharding.weights, left_out)
         self.confirmation = UnitConfirmation(self.unit_tracker)
         self.batch_norms: BatchNormProbe | None = None
+        self.symmetries: SymmetryProbe | None = None
         self.backwards_seen = 0
         self.without_formula: set[str] = set()
         self.optimizers: Any = None
@@ -70,7 +72,7 @@ class Observer:
         self._carries = False
         self._channels: dict[str, int] = {}
         self._searched = 0
-        self._reads_weights = self._reads_statistics = True
+        self._reads_weights = self._reads_statistics = self._reads_symmetries = True
         self.probe.gradients_are_fresh = lambda: self._backwards > 0 or not self._automatic
         self.probe.before_update = self._before_update
         self.probe.unseen = lambda parameters: self._unseen(module, parameters)
@@ -86,6 +88,11 @@ class Observer:
             self.batch_norms = BatchNormProbe(layers, is_compiled(module), self.all_reduce is not None)
             # fixed now: messages between processes must not depend on layers that only one of them sees later
             self._channels = {name: layer.num_features for name, layer in layers.items()}
+
+    def watch_symmetries(self) -> None:
+        """Also read what scale symmetries show."""
+        if self.symmetries is None:
+            self.symmetries = SymmetryProbe()
 
     @skipped_on_error
     def attach(self, optimizers: Sequence[Any]) -> None:
@@ -107,7 +114,11 @@ class Observer:
         if not self._carries:
             self.unit_tracker.forget()
             self.probe.gradients.forget()
-        if self.unit_tracker.asks_for_constants and not self.unit_tracker.sharded:
+            if self.symmetries is not None:
+                self.symmetries.forget()
+        self._reads_symmetries = self.symmetries is not None and any(monitor.needs_symmetries for monitor in monitors)
+        self.probe.symmetries = self.symmetries if self._reads_symmetries else None
+        if self._asks_for_constants and not self.unit_tracker.sharded:
             self.unit_tracker.watch_constants()
         self._backwards = 0
         self._reads_weights = any(monitor.needs_weights for monitor in monitors)
@@ -115,6 +126,12 @@ class Observer:
         self.probe.arm(any(monitor.needs_updates for monitor in monitors), self._reads_weights)
         if self.batch_norms is not None:
             self.batch_norms.arm()
+
+    @property
+    def _asks_for_constants(self) -> bool:
+        """Whether something depends on constants whose values graphs do not contain."""
+        first = self._reads_symmetries and self.symmetries is not None and not self.symmetries.knows_graphs
+        return self.unit_tracker.asks_for_constants or first
 
     def pause(self) -> None:
         """Leave no hooks on the model between two batches of one step."""
@@ -138,8 +155,9 @@ class Observer:
 
     def before_backward(self, module: nn.Module, loss: Tensor) -> None:
         """Read the graph behind a loss, and the batch statistics of its forward passes."""
-        if self._reads_weights:
-            self.unit_tracker.read(module, loss)
+        if self._reads_weights or self._reads_symmetries:
+            graph = self.unit_tracker.read(module, loss)
+            self._find_symmetries(module, graph)
             self.probe.weights, self.probe.scales = self.unit_tracker.weights, self.unit_tracker.scales
         if self.batch_norms is not None:
             self.probe.gradients.look(self._followed())
@@ -148,6 +166,11 @@ class Observer:
             if self._searched != self.unit_tracker.searched:  # another graph: layers may have been added or replaced
                 self._searched = self.unit_tracker.searched
                 self.batch_norms.follow(affine_batch_norms(module))
+
+    @skipped_on_error
+    def _find_symmetries(self, module: nn.Module, graph: Graph) -> None:
+        if self._reads_symmetries and self.symmetries is not None:
+            self.symmetries.read(module, graph)
 
     def after_backward(self, trainer: Any, module: nn.Module) -> None:
         """Count a backward pass."""
@@ -181,7 +204,9 @@ class Observer:
             self.unit_tracker.report_none()
         self.without_formula |= {step.optimizer for step in steps if step.has_gradient and step.rule is None}
         one_device = trainer.world_size == 1
-        return MeasuredStep(steps, statistics, one_device, epsilon, turned, sums), measurement.valid
+        symmetry = self.symmetries.collect() if self._reads_symmetries and self.symmetries is not None else None
+        valid = measurement.valid if symmetry is None else [*measurement.valid, symmetry.noise.sum().isfinite()]
+        return MeasuredStep(steps, statistics, one_device, epsilon, turned, sums, symmetry), valid
 
     @skipped_on_error
     def _collect(self, batch_norms: BatchNormProbe) -> dict[str, list[BatchStatistics]]:

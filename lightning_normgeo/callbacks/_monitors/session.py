@@ -8,6 +8,7 @@ for all monitors, and on batches that are not measured it has only one.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,7 @@ from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.callbacks._monitors.sharded_models import sharding_of
 from lightning_normgeo.callbacks._readings.publisher import Publisher
 from lightning_normgeo.callbacks._readings.readings import HostValues, Reading, transfer
+from lightning_normgeo.callbacks._readings.symmetry_readings import RMS_CHARGE, RMS_UNCANCELED
 from lightning_normgeo.errors import remember_warnings, skipped_on_error, warn_once
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 
@@ -93,6 +95,8 @@ class Session:
         self._cadences = tuple(sorted({m.cadence() for m in self.monitors}))
         if monitor.needs_statistics:
             self.observer.watch_batch_norms(module)
+        if monitor.needs_symmetries:
+            self.observer.watch_symmetries()
         if self.driver not in trainer.callbacks:
             # a new list, since Lightning is iterating over the old one; the driver comes first, so that other callbacks
             # see the numbers of this step
@@ -243,9 +247,22 @@ class Session:
             confirmation.refute(verdict.refuted, row)
             measured = measured.without_invariance(verdict.refuted)
             row = self._read(monitors, measured, valid)
+        row = self._without_refuted_symmetries(monitors, measured, valid, row)
         if row is not None:
             self.publisher.check(row, measured, verdict)
         return row
+
+    def _without_refuted_symmetries(
+        self, monitors: list[Monitor], measured: MeasuredStep, valid: list[Tensor], row: HostValues | None
+    ) -> HostValues | None:
+        """Return the row, read again without families of symmetries that its charges refute."""
+        probe = None if self.observer is None else self.observer.symmetries
+        if probe is None or row is None or measured.symmetry is None or measured.turned:
+            return row
+        refuted = probe.refute(row.internal.get(RMS_CHARGE, {}), row.internal.get(RMS_UNCANCELED, {}))
+        if not refuted:
+            return row
+        return self._read(monitors, replace(measured, symmetry=measured.symmetry.without(refuted)), valid)
 
     def _read(self, monitors: list[Monitor], measured: MeasuredStep, valid: list[Tensor]) -> HostValues | None:
         """Return the readings of all monitors on the host, in one transfer; None for an invalid step."""

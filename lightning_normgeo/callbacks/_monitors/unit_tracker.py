@@ -84,21 +84,27 @@ class UnitTracker:
         self._constants = ZeroConstants()
         self._constants.begin()
 
-    def leave_constants(self) -> frozenset[Any]:
-        """Stop recording zero constants, and return the graph nodes that were recorded."""
+    def leave_constants(self) -> tuple[frozenset[Any], frozenset[Any]]:
+        """Stop recording constants, and return the graph nodes with zeros, and those that let shifts through."""
         constants, self._constants = self._constants, None
         if constants is None:
-            return frozenset()
+            return frozenset(), frozenset()
         constants.leave()
-        return frozenset(constants.nodes)
+        return frozenset(constants.nodes), frozenset(constants.shifting)
 
-    def read(self, module: nn.Module, loss: Tensor) -> None:
-        """Add the weights in the graph of ``loss``, before its backward pass; losses of one step are combined."""
-        watched, zeros = self._constants is not None, self.leave_constants()
-        graph = Graph(loss, unsharded=None if self._unsharded is None else self._unsharded.names, zeros=zeros)
+    def read(self, module: nn.Module, loss: Tensor) -> Graph:
+        """Add the weights in the graph of ``loss``, before its backward pass; losses of one step are combined.
+
+        Returns:
+            The graph, with the constants that were recorded.
+        """
+        watched, (zeros, shifting) = self._constants is not None, self.leave_constants()
+        names = None if self._unsharded is None else self._unsharded.names
+        graph = Graph(loss, unsharded=names, zeros=zeros, shifting=shifting)
         known = self._known.get(graph.signature)
         found = self._search(module, graph, watched) if known is None else known[0]
         self._add(found, {id(leaf.variable) for leaf in graph.leaves})
+        return graph
 
     def report_none(self) -> None:
         """Warn once if a step has no invariant weight; not if some were refuted, for which there is another warning."""

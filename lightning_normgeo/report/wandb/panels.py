@@ -14,7 +14,8 @@ from lightning_normgeo.report.wandb.downloaded_records import STEP
 from lightning_normgeo.report.wandb.runset import attacks
 from lightning_normgeo.robustness.results.logged_results import EXAMPLES
 from lightning_normgeo.runs.key_meanings import meaning_of
-from lightning_normgeo.runs.quantities import QUANTITIES, Quantity
+from lightning_normgeo.runs.quantities import QUANTITIES
+from lightning_normgeo.runs.quantity import Quantity
 from lightning_normgeo.utilities.attack_names import is_control
 
 WIDTH, HEIGHT, COLUMNS = 24, 8, 3

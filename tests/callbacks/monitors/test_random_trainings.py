@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
+from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, SymmetryMonitor
 from lightning_normgeo.errors import MeasurementWarning
 from support.projects import Fingerprint, same, trainer
 from support.random_trainings import Training, batches
@@ -58,7 +58,11 @@ def run(seed: int, folder: Path) -> Compared:
         warnings.simplefilter("always")
         train(seed, folder, bare, calm=calm)
         every = Training(seed).every
-        monitors = NormGrowthMonitor(every, layers="*", cumulative=True), OrthogonalityMonitor(every, layers="*")
+        monitors = (
+            NormGrowthMonitor(every, layers="*", cumulative=True),
+            OrthogonalityMonitor(every, layers="*"),
+            SymmetryMonitor(every),
+        )
         training = train(seed, folder, witness, *monitors, observed, calm=calm, logger=rows)
     compared = Compared()
     ours = [str(one.message) for one in said if issubclass(one.category, MeasurementWarning)]

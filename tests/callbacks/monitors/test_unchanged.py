@@ -16,6 +16,7 @@ from lightning_normgeo import (
     OrthogonalityMonitor,
     RecordLogger,
     RobustnessEvaluation,
+    SymmetryMonitor,
 )
 from support.projects import Project, images, sgd, trainer
 
@@ -87,6 +88,7 @@ def run(observed: bool, optimizers: Any, settings: dict[str, Any], folder: Any) 
         OrthogonalityMonitor(layers="*"),
         NormGrowthMonitor(every_n_steps=2),
         AffineConvergenceMonitor(),
+        SymmetryMonitor(every_n_steps=3),
         RobustnessEvaluation(after_fit=True, steps=2),
     ]
     logger = RecordLogger(str(folder)) if observed else False

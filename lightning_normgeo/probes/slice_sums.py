@@ -1,0 +1,76 @@
+"""Sums over the slices of parameters: ‖W_i‖², ⟨W_i, g_i⟩ and ‖g_i‖², of all slices that symmetries scale."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.symmetries.slices import Slices
+
+_BLOCK = 2**18
+"""Elements of a parameter that are read at once, so that their float64 copies stay in cache."""
+
+
+class SliceSums(NamedTuple):
+    """Sums over each slice, of shape ``(slices,)``; zero for slices of parameters that were not given."""
+
+    weight_sq: Tensor
+    """‖W_i‖²."""
+    inner: Tensor
+    """⟨W_i, g_i⟩."""
+    gradient_sq: Tensor
+    """‖g_i‖²."""
+
+
+def slice_sums(
+    slices: Sequence[Slices], weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], device: torch.device
+) -> SliceSums:
+    """Return the sums over all slices, accumulated in float64.
+
+    Args:
+        slices: of all parameters, in the order of the result.
+        weights: parameters by name.
+        gradients: their gradients by name.
+        device: of the result.
+
+    Cost: one pass over weights and gradients, whatever the number of ways in which a parameter is sliced.
+    """
+    by_parameter: dict[str, list[Slices]] = defaultdict(list)
+    for own in slices:
+        by_parameter[own.parameter].append(own)
+    count = slices[-1].stop if slices else 0
+    sums = torch.zeros(3, count, dtype=wide_dtype(device), device=device)
+    for name, several in by_parameter.items():
+        if name in weights and name in gradients:
+            _add(sums, several, weights[name].detach(), gradients[name].detach())
+    return SliceSums(*sums)
+
+
+def squared_norms(slices: Sequence[Slices], weights: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """Return ‖W_i‖² of all slices, as :func:`slice_sums` does."""
+    return slice_sums(slices, weights, weights, device).weight_sq
+
+
+def _add(sums: Tensor, slices: Sequence[Slices], weight: Tensor, gradient: Tensor) -> None:
+    """Add the products of a parameter to the sums, block by block along its first axis."""
+    if weight.ndim == 0:
+        weight, gradient = weight.reshape(1), gradient.reshape(1)
+    rows = max(1, _BLOCK * weight.shape[0] // max(weight.numel(), 1))
+    for start in range(0, weight.shape[0], rows):
+        w, g = (tensor[start : start + rows].to(sums.dtype) for tensor in (weight, gradient))
+        for row, product in zip(sums, (w * w, w * g, g * g), strict=True):
+            for own in slices:
+                _add_block(row[own.start : own.stop].view(own.sizes or (1,)), product, start)
+
+
+def _add_block(target: Tensor, product: Tensor, start: int) -> None:
+    """Add a block to the sums of one way to slice a parameter."""
+    inside = [axis for axis, size in enumerate(target.shape) if size == 1 and product.shape[axis] > 1]
+    part = product.sum(inside, keepdim=True) if inside else product
+    place = target if target.shape[0] == 1 else target[start : start + product.shape[0]]
+    place += part

@@ -1,0 +1,213 @@
+"""SymmetryMonitor: charges, drifts and joint norms of all scale symmetries, against independent sums over elements."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, SymmetryMonitor, read_record
+from lightning_normgeo.errors import MeasurementWarning
+from lightning_normgeo.runs.record import Record
+from support.projects import ConvNet, Project, images, sgd, trainer
+
+WIDTH, HEADS = 8, 2
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with packed queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH, eps=1e-30)
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+        self.norm2 = nn.LayerNorm(WIDTH, eps=1e-30)
+        self.up = nn.Linear(WIDTH, 2 * WIDTH)
+        self.down = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(batch, tokens, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, WIDTH)
+        x = x + self.out(attended)
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    """A small vision transformer: rows of pixels are tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(24, WIDTH)
+        self.blocks = nn.Sequential(Block(), Block())
+        self.norm = nn.LayerNorm(WIDTH, eps=1e-30)
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x.permute(0, 2, 1, 3).flatten(2))
+        return self.head(self.norm(self.blocks(tokens)).mean(1))
+
+
+WRITERS = ("embed", "out", "down")
+QUERIES_AGAINST_KEYS = "8× net.blocks.0.qkv.weight[i], net.blocks.0.qkv.bias[i] against net.blocks.0.qkv.weight[8 + i]"
+
+
+class Witness(pl.Callback):
+    """Weights and gradients before each optimizer step, and weights after it."""
+
+    def __init__(self) -> None:
+        self.before: list[dict[str, Tensor]] = []
+        self.gradients: list[dict[str, Tensor]] = []
+        self.after: list[dict[str, Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        named = dict(pl_module.named_parameters())
+        self.before.append({name: p.detach().clone() for name, p in named.items()})
+        self.gradients.append({name: p.grad.clone() for name, p in named.items()})
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if len(self.after) < len(self.before):
+            self.after.append({name: p.detach().clone() for name, p in pl_module.named_parameters()})
+
+
+def fit(folder: Path, net: nn.Module | None = None, *more: Any, optimizers: Any = None, **settings: Any) -> Record:
+    torch.manual_seed(0)
+    project = Project(optimizers or sgd(lr=0.05), Transformer() if net is None else net)
+    record = RecordLogger(str(folder))
+    double = settings.pop("precision", "64-true")
+    data = images(dtype=torch.float64 if double == "64-true" else torch.float32)
+    trainer(SymmetryMonitor(), *more, logger=[record], precision=double, **settings).fit(project, data)
+    return read_record(record.folder)
+
+
+def test_charges_vanish_and_their_terms_do_not(tmp_path: Path) -> None:
+    metrics = fit(tmp_path).metrics
+    assert max(value for _, value in metrics["symmetry/max_charge"]) < 1e-12
+    assert min(value for _, value in metrics["symmetry/max_uncanceled"]) > 0.1
+    assert len(metrics["symmetry/max_charge"]) == 4
+
+
+def test_one_family_against_its_definition(tmp_path: Path) -> None:
+    witness = Witness()
+    record = fit(tmp_path, None, witness)
+    before, after = witness.before[0], witness.after[0]
+    gradient = witness.gradients[0]
+    weight, bias = "net.blocks.0.qkv.weight", "net.blocks.0.qkv.bias"
+    quantity, size, noise, change = [], [], [], []
+    for i in range(WIDTH):
+        rows = {+1: (weight, i), -1: (weight, WIDTH + i)}
+        sums = {
+            sign: [table[name][row].square().sum() for table in (before, after, gradient)]
+            for sign, (name, row) in rows.items()
+        }
+        plus = [table[bias][i].square() for table in (before, after, gradient)]
+        one = [sums[+1][k] + plus[k] - sums[-1][k] for k in range(3)]
+        quantity.append(one[0])
+        size.append(sums[+1][0] + plus[0] + sums[-1][0])
+        change.append(one[1] - one[0])
+        noise.append(0.05**2 * one[2])
+    q, s, dq, n = (torch.stack(values) for values in (quantity, size, change, noise))
+    found = _family(record, QUERIES_AGAINST_KEYS)
+    assert found["symmetry/imbalance"] == pytest.approx(float((q / s).abs().mean()), rel=1e-12)
+    assert found["symmetry/increment"] == pytest.approx(float((q.sign() * dq / s).mean()), rel=1e-9)
+    assert found["symmetry/noise"] == pytest.approx(float((q.sign() * n / s).mean()), rel=1e-12)
+
+
+def _family(record: Record, family: str) -> dict[str, float]:
+    """Return the values of a family at the first step, by metric key."""
+    return {key: rows[0][1][family] for key, rows in record.layers.items() if family in rows[0][1]}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_increment_is_noise_and_decay_under_plain_sgd(tmp_path: Path, decay: float) -> None:
+    metrics = fit(tmp_path, optimizers=sgd(lr=0.05, weight_decay=decay)).metrics
+    for (_, whole), (_, noise), (_, decayed) in zip(
+        metrics["symmetry/increment"], metrics["symmetry/noise"], metrics["symmetry/decay"], strict=True
+    ):
+        square = (0.05 * decay) ** 2  # of weight decay itself, η²λ²Q
+        assert whole == pytest.approx(noise + decayed, abs=square + 1e-14)
+        assert abs(whole) > 1e-8
+
+
+def test_the_stream_is_one_vector(tmp_path: Path) -> None:
+    witness = Witness()
+    metrics = fit(tmp_path, None, witness).metrics
+    stream = [name for name in witness.before[0] if any(f".{writer}." in name for writer in WRITERS)]
+    assert len(stream) == 10
+    old, new = (torch.cat([table[0][name].flatten() for name in stream]) for table in (witness.before, witness.after))
+    angle = math.acos(min(1.0, float(F.cosine_similarity(old, new, dim=0))))
+    assert metrics["symmetry/joint_norm"][0][1] == pytest.approx(float(old.norm()), rel=1e-12)
+    assert metrics["symmetry/joint_angular_update"][0][1] == pytest.approx(angle, rel=1e-6)
+    assert metrics["symmetry/joint_effective_lr"][0][1] == pytest.approx(0.05 / float(old.square().sum()), rel=1e-12)
+
+
+def adamw(module: nn.Module) -> Any:
+    return torch.optim.AdamW(module.parameters(), lr=1e-2)
+
+
+LOOPS: dict[str, Callable[[], dict[str, Any]]] = {
+    "adamw": lambda: {"optimizers": adamw},
+    "momentum": lambda: {"optimizers": sgd(momentum=0.9, nesterov=True)},
+    "accumulate": lambda: {"accumulate_grad_batches": 2},
+    "clipped": lambda: {"gradient_clip_val": 0.01},
+}
+
+
+@pytest.mark.parametrize("settings", LOOPS.values(), ids=LOOPS.keys())
+def test_charges_vanish_in_every_loop(tmp_path: Path, settings: Callable[[], dict[str, Any]]) -> None:
+    metrics = fit(tmp_path, **settings()).metrics
+    assert max(value for _, value in metrics["symmetry/max_charge"]) < 1e-12
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("32-true", 1e-5), ("bf16-mixed", 0.1)])
+def test_rounding_in_other_precisions(tmp_path: Path, precision: str, bound: float) -> None:
+    metrics = fit(tmp_path, precision=precision).metrics
+    assert max(value for _, value in metrics["symmetry/max_charge"]) < bound
+
+
+def test_units_are_symmetries_too(tmp_path: Path) -> None:
+    net = ConvNet(eps=1e-30)
+    metrics = fit(tmp_path, net, OrthogonalityMonitor(), NormGrowthMonitor()).metrics
+    alone = [value for _, value in metrics["symmetry/max_charge_alone"]]
+    assert alone == pytest.approx([value for _, value in metrics["orthogonality/max_abs_cos"]], rel=1e-3, abs=1e-15)
+    assert max(alone) < 1e-12
+
+
+def test_a_network_without_symmetries_gets_one_warning(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.GELU(), nn.Linear(4, 4), nn.Tanh())
+    with pytest.warns(MeasurementWarning, match="found no scale symmetry") as said:
+        metrics = fit(tmp_path, net).metrics
+    assert len([one for one in said if issubclass(one.category, MeasurementWarning)]) == 1
+    assert not any(key.startswith("symmetry") for key in metrics)
+
+
+def test_families_that_the_numbers_refute_are_left_out(tmp_path: Path) -> None:
+    net = Transformer()
+    net.blocks[0].qkv.weight.register_hook(lambda gradient: gradient + 0.1 * torch.ones_like(gradient))
+    with pytest.warns(MeasurementWarning, match="left out from here on") as said:
+        record = fit(tmp_path, net)
+    assert len([one for one in said if issubclass(one.category, MeasurementWarning)]) == 1
+    assert max(value for _, value in record.metrics["symmetry/max_charge"]) < 1e-12
+    assert not _family(record, QUERIES_AGAINST_KEYS)
+
+
+def test_clipping_by_value_refutes_nothing(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MeasurementWarning)
+        metrics = fit(tmp_path, gradient_clip_val=1e-3, gradient_clip_algorithm="value").metrics
+    assert max(value for _, value in metrics["symmetry/max_charge"]) > 1e-3
+
+
+def test_at_most_twelve_keys(tmp_path: Path) -> None:
+    record = fit(tmp_path)
+    keys = {key for key in record.metrics if key.startswith("symmetry/") and key.count("/") == 1}
+    assert 8 <= len(keys) <= 12
