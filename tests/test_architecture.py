@@ -80,7 +80,7 @@ THIRD_PARTY = {
     "normalization": {"torch"},
     "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last one only if it is installed and requested
     "symmetries": {"numpy", "scipy", "torch"},
-    "probes": {"torch"},
+    "probes": {"numpy", "torch"},
     "runs": {"filelock", "lightning_utilities", "numpy", "PIL", "pytorch_lightning", "rich", "torch"},
     "report": {"altair", "jinja2", "jsonargparse", "numpy", "PIL", "scipy", "vl_convert", "wandb", "wandb_workspaces"},
     "study": {"filelock", "jsonargparse", "rich", "torch", "yaml"},

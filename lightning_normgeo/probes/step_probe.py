@@ -26,7 +26,7 @@ from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.explain import gradient_scale, groups_of
 from lightning_normgeo.probes.gradient_watch import GradientWatch
 from lightning_normgeo.probes.moved_weights import moving_weights
-from lightning_normgeo.probes.symmetry_probe import SymmetryProbe
+from lightning_normgeo.probes.symmetries.probe import SymmetryProbe
 from lightning_normgeo.probes.weight_reader import WeightReader, scale_gradient
 from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed, WeightStep
 

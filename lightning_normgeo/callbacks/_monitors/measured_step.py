@@ -14,7 +14,7 @@ from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
-from lightning_normgeo.probes.symmetry_probe import SymmetryStep
+from lightning_normgeo.probes.symmetries.step import SymmetryStep
 from lightning_normgeo.probes.weight_step import WeightStep
 
 WandbKeys = Literal["aggregates", "all"]

@@ -34,7 +34,7 @@ from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.sharded.all_reduce import StepAllReduce
 from lightning_normgeo.probes.sharded.reader import ShardedReader
 from lightning_normgeo.probes.step_probe import StepProbe
-from lightning_normgeo.probes.symmetry_probe import SymmetryProbe
+from lightning_normgeo.probes.symmetries.probe import SymmetryProbe
 from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed
 
 

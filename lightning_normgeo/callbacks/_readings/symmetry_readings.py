@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
 from lightning_normgeo.callbacks._readings.readings import Reading
-from lightning_normgeo.probes.symmetry_probe import SymmetryStep
+from lightning_normgeo.probes.symmetries.step import SymmetryStep
 from lightning_normgeo.symmetries.families import Role
 
 RMS_CHARGE, RMS_UNCANCELED = "structure/rms_charge", "structure/rms_uncanceled"

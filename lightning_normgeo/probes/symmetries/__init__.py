@@ -1,0 +1,1 @@
+"""Scale symmetries of a running training."""
