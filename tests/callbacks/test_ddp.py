@@ -27,11 +27,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
 
 def test_every_rank_can_watch_the_same_numbers(two: Any) -> None:
     _, (first, second) = two
-    assert (
-        first["watched"].keys() == second["watched"].keys() >= {"norm_growth/weight_norm", "orthogonality/max_abs_cos"}
-    )
+    keys = {"norm_growth/weight_norm", "orthogonality/max_abs_cos", "symmetry/max_charge"}
+    assert first["watched"].keys() == second["watched"].keys() >= keys
     for key in first["watched"]:
-        if key.startswith(("norm_growth", "orthogonality")):
+        if key.startswith(("norm_growth", "orthogonality", "symmetry")):
             assert first["watched"][key] == second["watched"][key], key
     assert not [key for key in first["watched"] if key.startswith("affine")], "each rank has a batch of its own"
     assert first["weights"] == second["weights"]
@@ -44,6 +43,7 @@ def test_increments_are_explained_and_only_one_rank_records(two: Any) -> None:
     assert [step for step, _ in residual] == [0, 1, 2, 3]
     assert all(abs(value) <= bound for (_, value), (_, bound) in zip(residual, floor, strict=True))
     assert metrics["orthogonality/max_abs_cos"][-1][1] < 1e-3
+    assert metrics["symmetry/max_charge"][-1][1] < 1e-3
     assert "affine/abs_beta_minus_mu_mean" in metrics
 
 

@@ -20,6 +20,7 @@ from lightning_normgeo import (  # noqa: E402
     OrthogonalityMonitor,
     RecordLogger,
     RobustnessEvaluation,
+    SymmetryMonitor,
 )
 from support.processes import leave_group  # noqa: E402
 from support.projects import Project, images, sgd, trainer  # noqa: E402
@@ -31,7 +32,13 @@ def main(folder: str, devices: int) -> None:
     project = Project(sgd(momentum=0.9))
     type(project).test_dataloader = lambda self: images(21, batch_size=4)  # type: ignore[method-assign]
     after = RobustnessEvaluation(attacks=[], after_fit=True, num_images=0)
-    monitors = [OrthogonalityMonitor(), NormGrowthMonitor(cumulative=True), AffineConvergenceMonitor(), after]
+    geometry = [
+        OrthogonalityMonitor(),
+        NormGrowthMonitor(cumulative=True),
+        AffineConvergenceMonitor(),
+        SymmetryMonitor(),
+    ]
+    monitors = [*geometry, after]
     logger = RecordLogger(folder, version="run")
     spread: dict[str, Any] = {"strategy": "ddp", "devices": 2} if devices == 2 else {}
     run = trainer(*monitors, steps=4, logger=logger, **spread)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import warn_once
@@ -24,46 +24,51 @@ _REFUTED_SHARE = 0.1
 """Share of the terms that has to remain for a family to be refuted."""
 
 
+class _Found(NamedTuple):
+    """The symmetries of one graph, with the parameters of the model by name."""
+
+    symmetries: Symmetries
+    parameters: dict[str, nn.Parameter]
+
+    def gradients(self) -> Iterator[Tensor | None]:
+        """Yield the gradients of the parameters in the graph."""
+        return (self.parameters[name].grad for name in self.symmetries.parameters)
+
+
 class SymmetryProbe:
     """Finds the symmetries in the graphs of measured steps, and reads the parameters before and after each step.
 
     Attributes:
-        symmetries: those of the graphs since :meth:`forget`; None without any, or if graphs differ.
-        differ: whether graphs of one step have different symmetries.
         refuted: texts of families that measurements have refuted.
     """
 
     def __init__(self) -> None:
-        self.symmetries: Symmetries | None = None
-        self.differ = False
         self.refuted: set[str] = set()
-        self._known: dict[tuple[Any, ...], tuple[Symmetries, dict[str, nn.Parameter]]] = {}
-        self._parameters: dict[str, nn.Parameter] = {}
-        self._before: ParametersBefore | None = None
+        self._known: dict[tuple[Any, ...], _Found] = {}
+        self._graphs: list[_Found] = []
+        self._before: list[ParametersBefore] = []
         self._steps: list[SymmetryStep] = []
 
     @property
     def knows_graphs(self) -> bool:
-        """Whether some graph has been searched, with what is known about its constants."""
+        """Whether some graph has been searched, with all that is known about its constants."""
         return bool(self._known)
 
     def forget(self) -> None:
         """Forget the graphs of the last step."""
-        self.symmetries, self.differ = None, False
-        self._before, self._steps = None, []
+        self._graphs, self._before, self._steps = [], [], []
 
     def read(self, module: nn.Module, graph: Graph) -> None:
         """Add the symmetries of a graph, before its backward pass."""
-        if graph.signature not in self._known:
-            parameters = by_clean_name(module.named_parameters())
-            found = symmetries_in(graph, module), parameters
+        found = self._known.get(graph.signature)
+        if found is None:
+            found = _Found(symmetries_in(graph, module), by_clean_name(module.named_parameters()))
             if len(self._known) < _GRAPHS:
                 self._known[graph.signature] = found
-        else:
-            found = self._known[graph.signature]
-        if self.symmetries is not None and self.symmetries is not found[0]:
-            self.differ = True
-        self.symmetries, self._parameters = found
+        # graphs whose gradients have been set to None since then do not contribute to the next step
+        self._graphs = [one for one in self._graphs if any(g is not None for g in one.gradients())]
+        if not any(one.symmetries is found.symmetries for one in self._graphs):
+            self._graphs.append(found)
 
     def refute(self, charges: Mapping[str, float], uncanceled: Mapping[str, float]) -> set[str]:
         """Return the families that their charges refute, with one warning; they are left out from now on.
@@ -74,7 +79,7 @@ class SymmetryProbe:
             charges: root mean square charge of each family.
             uncanceled: the same of charges whose terms do not cancel.
         """
-        families = {} if self.symmetries is None else {str(f): f for f in self.symmetries.families}
+        families = {str(family): family for one in self._graphs for family in one.symmetries.families}
         found = {
             name
             for name, charge in charges.items()
@@ -94,19 +99,24 @@ class SymmetryProbe:
 
     def drop(self) -> None:
         """Forget a step that no single gradient describes."""
-        self._before = None
+        self._before = []
 
     def before(self, optimizer: Optimizer) -> None:
-        """Read weights and gradients: gradients are final, the update has not begun."""
-        if self.symmetries is not None and not self.differ and len(self.symmetries):
-            self._before = ParametersBefore.read(self.symmetries, self._parameters, optimizer)
+        """Read weights and gradients: gradients are final, the update has not begun.
+
+        The gradient of a parameter is the sum over all graphs that it is in. A symmetry counts only if no graph with
+        other symmetries has one of its parameters.
+        """
+        for one in self._graphs:
+            others = {name for other in self._graphs if other is not one for name in other.symmetries.parameters}
+            if len(one.symmetries):
+                self._before.append(ParametersBefore.read(one.symmetries, one.parameters, optimizer, others))
 
     def after(self) -> None:
         """Read the weights after the update."""
-        if self._before is not None and self.symmetries is not None:
-            step = self._before.compared(self.symmetries, self._parameters, self.refuted)
-            self._steps += [] if step is None else [step]
-        self._before = None
+        before, self._before = self._before, []
+        steps = (one.compared(self.refuted) for one in before)
+        self._steps += [step for step in steps if step is not None]
 
     def collect(self) -> SymmetryStep | None:
         """Return the steps of all optimizers since :meth:`forget` as one; None if nothing was read."""

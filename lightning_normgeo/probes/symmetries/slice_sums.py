@@ -40,30 +40,39 @@ def slice_sums(
 
     Cost: one pass over weights and gradients, whatever the number of ways in which a parameter is sliced.
     """
-    by_parameter: dict[str, list[Slices]] = defaultdict(list)
-    for own in slices:
-        by_parameter[own.parameter].append(own)
-    count = slices[-1].stop if slices else 0
-    sums = torch.zeros(3, count, dtype=wide_dtype(device), device=device)
-    for name, several in by_parameter.items():
-        if name in weights and name in gradients:
-            _add(sums, several, weights[name].detach(), gradients[name].detach())
+    sums = _sums(slices, {n: (w, gradients[n]) for n, w in weights.items() if n in gradients}, device, 3)
     return SliceSums(*sums)
 
 
 def squared_norms(slices: Sequence[Slices], weights: Mapping[str, Tensor], device: torch.device) -> Tensor:
     """Return ‖W_i‖² of all slices, as :func:`slice_sums` does."""
-    return slice_sums(slices, weights, weights, device).weight_sq
+    return _sums(slices, {name: (weight,) for name, weight in weights.items()}, device, 1)[0]
 
 
-def _add(sums: Tensor, slices: Sequence[Slices], weight: Tensor, gradient: Tensor) -> None:
+def _sums(
+    slices: Sequence[Slices], tensors: Mapping[str, tuple[Tensor, ...]], device: torch.device, products: int
+) -> Tensor:
+    by_parameter: dict[str, list[Slices]] = defaultdict(list)
+    for own in slices:
+        by_parameter[own.parameter].append(own)
+    count = slices[-1].stop if slices else 0
+    sums = torch.zeros(products, count, dtype=wide_dtype(device), device=device)
+    for name, several in by_parameter.items():
+        if name in tensors:
+            _add(sums, several, [tensor.detach() for tensor in tensors[name]])
+    return sums
+
+
+def _add(sums: Tensor, slices: Sequence[Slices], tensors: Sequence[Tensor]) -> None:
     """Add the products of a parameter to the sums, block by block along its first axis."""
-    if weight.ndim == 0:
-        weight, gradient = weight.reshape(1), gradient.reshape(1)
-    rows = max(1, _BLOCK * weight.shape[0] // max(weight.numel(), 1))
-    for start in range(0, weight.shape[0], rows):
-        w, g = (tensor[start : start + rows].to(sums.dtype) for tensor in (weight, gradient))
-        for row, product in zip(sums, (w * w, w * g, g * g), strict=True):
+    tensors = [tensor.reshape(tensor.shape or (1,)) for tensor in tensors]
+    length = tensors[0].shape[0]
+    rows = max(1, _BLOCK * length // max(tensors[0].numel(), 1))
+    for start in range(0, length, rows):
+        block = [tensor[start : start + rows].to(sums.dtype) for tensor in tensors]
+        pairs = [(a, b) for k, a in enumerate(block) for b in block[k:]]  # W·W, W·g, g·g
+        for row, (a, b) in zip(sums, pairs, strict=True):
+            product = a * b
             for own in slices:
                 _add_block(row[own.start : own.stop].view(own.sizes or (1,)), product, start)
 

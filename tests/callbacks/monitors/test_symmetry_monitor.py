@@ -211,3 +211,34 @@ def test_at_most_twelve_keys(tmp_path: Path) -> None:
     record = fit(tmp_path)
     keys = {key for key in record.metrics if key.startswith("symmetry/") and key.count("/") == 1}
     assert 8 <= len(keys) <= 12
+
+
+def test_a_sharded_model_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_normgeo.callbacks.symmetry_monitor.sharding_of", lambda trainer: object())
+    with pytest.warns(MeasurementWarning, match="SymmetryMonitor measures nothing: in a model sharded by fully_shard"):
+        metrics = fit(tmp_path).metrics
+    assert not any(key.startswith("symmetry") for key in metrics)
+
+
+def test_each_of_several_optimizers_is_read(tmp_path: Path) -> None:
+    class Two(Project):
+        def __init__(self) -> None:
+            super().__init__(net=nn.ModuleDict({"a": Transformer(), "b": Transformer()}))
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for optimizer, net in zip(self.optimizers(), self.net.values(), strict=True):
+                optimizer.zero_grad()
+                self.manual_backward(F.cross_entropy(net(batch[0]), batch[1]))
+                optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(net.parameters(), lr=0.05) for net in self.net.values()]
+
+    torch.manual_seed(0)
+    record = RecordLogger(str(tmp_path))
+    run = trainer(SymmetryMonitor(), logger=[record], precision="64-true", steps=8)
+    run.fit(Two(), images(dtype=torch.float64))
+    families = read_record(record.folder).layers["symmetry/max_charge"][0][1]
+    assert {name.split("net.")[1][0] for name in families} == {"a", "b"}
+    assert max(families.values()) < 1e-12
