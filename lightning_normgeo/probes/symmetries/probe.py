@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.normalization.autograd.graph import Graph
 from lightning_normgeo.normalization.names import by_clean_name
-from lightning_normgeo.probes.symmetries.parameters import ParametersBefore
-from lightning_normgeo.probes.symmetries.step import SymmetryStep, joined
+from lightning_normgeo.probes.symmetries.parameters import ParametersBefore, SliceStep
+from lightning_normgeo.probes.symmetries.step import SymmetryStep, by_generator, joined
 from lightning_normgeo.symmetries.search import symmetries_in
 from lightning_normgeo.symmetries.symmetries import Symmetries
 
@@ -47,7 +47,7 @@ class SymmetryProbe:
         self._known: dict[tuple[Any, ...], _Found] = {}
         self._graphs: list[_Found] = []
         self._before: list[ParametersBefore] = []
-        self._steps: list[SymmetryStep] = []
+        self._steps: list[SliceStep] = []
 
     @property
     def knows_graphs(self) -> bool:
@@ -102,7 +102,7 @@ class SymmetryProbe:
         self._before = []
 
     def before(self, optimizer: Optimizer) -> None:
-        """Read weights and gradients: gradients are final, the update has not begun.
+        """Read weights and gradients before an optimizer's step.
 
         The gradient of a parameter is the sum over all graphs that it is in. A symmetry counts only if no graph with
         other symmetries has one of its parameters.
@@ -110,15 +110,20 @@ class SymmetryProbe:
         for one in self._graphs:
             others = {name for other in self._graphs if other is not one for name in other.symmetries.parameters}
             if len(one.symmetries):
-                self._before.append(ParametersBefore.read(one.symmetries, one.parameters, optimizer, others))
+                self._before.append(ParametersBefore(one.symmetries, one.parameters, optimizer, others))
 
     def after(self) -> None:
-        """Read the weights after the update."""
+        """Read the weights after the step."""
         before, self._before = self._before, []
-        steps = (one.compared(self.refuted) for one in before)
-        self._steps += [step for step in steps if step is not None]
+        self._steps += [one.finished() for one in before]
 
     def collect(self) -> SymmetryStep | None:
         """Return the steps of all optimizers since :meth:`forget` as one; None if nothing was read."""
         steps, self._steps = self._steps, []
-        return joined(steps) if steps else None
+        by_graph: dict[int, SliceStep] = {}
+        for step in steps:
+            key = id(step.symmetries)
+            by_graph[key] = by_graph[key].with_another(step) if key in by_graph else step
+        found = [by_generator(step, self.refuted) for step in by_graph.values()]
+        measured = [step for step in found if step is not None]
+        return joined(measured) if measured else None

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_normgeo.geometry.angles import joined_products, split_update
+from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.probes.symmetries.parameters import SliceStep, is_one_vector
 from lightning_normgeo.symmetries.families import Family
+from lightning_normgeo.symmetries.symmetries import Symmetries
 
 
 @dataclass(frozen=True)
@@ -66,3 +73,78 @@ def joined(steps: Sequence[SymmetryStep]) -> SymmetryStep:
         families += [(family, slice(start + own.start, start + own.stop)) for family, own in step.families]
         start += len(step.charge)
     return SymmetryStep(families, **tensors, angle=angle, lr=lr)
+
+
+def by_generator(step: SliceStep, refuted: Collection[str]) -> SymmetryStep | None:
+    """Return the sums over generators all slices of which were moved; None without any.
+
+    Args:
+        step: all slices.
+        refuted: texts of families to leave out.
+    """
+    symmetries = step.symmetries
+    missing = ~step.moved[symmetries.exponents.indices]
+    whole = np.bincount(symmetries.generator_of_entry, missing, len(symmetries)) == 0
+    families, order, start = [], [], 0
+    for family in symmetries.families:
+        own = family.generators[whole[family.generators]]
+        if family.role != "without effect" and str(family) not in refuted and len(own):
+            families.append((family, slice(start, start + len(own))))
+            order.append(own)
+            start += len(own)
+    return _summed(step, families, np.concatenate(order)) if families else None
+
+
+def _summed(step: SliceStep, families: Sequence[tuple[Family, slice]], order: npt.NDArray[np.int64]) -> SymmetryStep:
+    weight_sq, inner, gradient_sq = step.sums
+    sums = _Generators(step.symmetries, order, inner.device)
+    bound = (sums(weight_sq, 2) * sums(gradient_sq, 0)).sqrt()
+    joint = {k: family for k, (family, _) in enumerate(families) if is_one_vector(family)}
+    return SymmetryStep(
+        families,
+        charge=sums(inner) / bound,
+        uncanceled=sums.absolute(inner.abs()) / bound,
+        quantity=sums(weight_sq),
+        size=sums.absolute(weight_sq),
+        increment=sums(step.after - weight_sq),
+        noise=sums(step.lr.square() * gradient_sq),
+        decay=sums(-2 * step.lr * step.weight_decay * weight_sq),
+        angle={k: _turned(step, family) for k, family in joint.items()},
+        lr={k: _effective_lr(step, family) for k, family in joint.items()},
+    )
+
+
+def _turned(step: SliceStep, family: Family) -> Tensor:
+    """Return the angle by which the parameters of a family turn, as one vector."""
+    names = dict.fromkeys(member.slices.parameter for member in family.members)
+    return split_update(joined_products(*(step.products[name] for name in names))).angle[0]
+
+
+def _effective_lr(step: SliceStep, family: Family) -> Tensor:
+    """Return η/‖W‖² of the parameters of a family as one vector; NaN if they have several η."""
+    places = [slice(member.slices.start, member.slices.stop) for member in family.members]
+    rates = torch.cat([step.lr[place] for place in places])
+    size = torch.cat([step.sums.weight_sq[place] for place in places]).sum()
+    return torch.where(rates.min() == rates.max(), rates[0] / size, math.nan)
+
+
+class _Generators:
+    """Sums over the slices of each generator, on a device."""
+
+    def __init__(self, symmetries: Symmetries, order: npt.NDArray[np.int64], device: torch.device) -> None:
+        matrix = symmetries.exponents[order].tocsr()
+        rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        self._count = matrix.shape[0]
+        self._rows, self._columns = (torch.from_numpy(a.astype(np.int64)).to(device) for a in (rows, matrix.indices))
+        self._exponents = torch.from_numpy(matrix.data).to(device, wide_dtype(device))
+
+    def __call__(self, values: Tensor, power: int = 1) -> Tensor:
+        """Return Σ s_i^power · x_i."""
+        return self._added(self._exponents**power * values[self._columns])
+
+    def absolute(self, values: Tensor) -> Tensor:
+        """Return Σ |s_i| · x_i."""
+        return self._added(self._exponents.abs() * values[self._columns])
+
+    def _added(self, values: Tensor) -> Tensor:
+        return values.new_zeros(self._count).index_add(0, self._rows, values)

@@ -242,3 +242,34 @@ def test_each_of_several_optimizers_is_read(tmp_path: Path) -> None:
     families = read_record(record.folder).layers["symmetry/max_charge"][0][1]
     assert {name.split("net.")[1][0] for name in families} == {"a", "b"}
     assert max(families.values()) < 1e-12
+
+
+def test_a_stream_that_two_optimizers_move_is_one_vector(tmp_path: Path) -> None:
+    class Halves(Project):
+        def __init__(self) -> None:
+            super().__init__(net=Transformer())
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            first, second = self.optimizers()
+            first.zero_grad()
+            second.zero_grad()
+            self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+            first.step()
+            second.step()
+
+        def configure_optimizers(self) -> Any:
+            matrices = [p for p in self.parameters() if p.ndim == 2]
+            vectors = [p for p in self.parameters() if p.ndim < 2]
+            return [torch.optim.SGD(matrices, lr=0.05), torch.optim.SGD(vectors, lr=0.05)]
+
+    alone = fit(tmp_path / "alone").metrics
+    torch.manual_seed(0)
+    record = RecordLogger(str(tmp_path / "two"))
+    run = trainer(SymmetryMonitor(), logger=[record], precision="64-true", steps=8)
+    run.fit(Halves(), images(dtype=torch.float64))
+    metrics = read_record(record.folder).metrics
+    for key in ("max_uncanceled", "imbalance", "increment", "joint_norm", "joint_angular_update", "joint_effective_lr"):
+        values, expected = ([v for _, v in table[f"symmetry/{key}"]] for table in (metrics, alone))
+        assert values[:4] == pytest.approx(expected, rel=1e-9), key
+    assert max(value for _, value in metrics["symmetry/max_charge"]) < 1e-12
