@@ -7,6 +7,10 @@ The digits are those of scikit-learn; the text is the reference of the Python la
 
 from __future__ import annotations
 
+import json
+import pydoc_data.topics
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_normgeo import (
+    DigitsDataModule,
+    NormGrowthMonitor,
+    OrthogonalityMonitor,
+    RecordLogger,
+    SymmetryMonitor,
+    read_record,
+    scale_symmetries,
+)
 
 DATA = Path(__file__).resolve().parent / "records" / "transformers.json"
 STEPS, WIDTH, HEADS, LAYERS, TOKENS = 500, 64, 4, 4, 64
@@ -40,10 +55,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the stream after attention and after the two-layer network."""
         y = self.norm1(x)
-        heads = [layer(y).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)]
-        attended = F.scaled_dot_product_attention(*heads, is_causal=self.causal)
+        query, key, value = (
+            layer(y).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        stream: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return stream
 
 
 class Transformer(nn.Module):
@@ -60,21 +78,32 @@ class Transformer(nn.Module):
         """Return logits for each token."""
         y = self.embedding(x)
         y = y.flatten(2).transpose(1, 2) if y.ndim == 4 else y
-        return self.head(self.norm(self.blocks(y + self.position)))
+        logits: Tensor = self.head(self.norm(self.blocks(y + self.position)))
+        return logits
 
 
 class Training(pl.LightningModule):
-    """Classification of images, or prediction of the next byte."""
+    """Classification of images, or prediction of the next byte, with one optimizer or two side by side."""
 
-    def __init__(self, network: nn.Module, muon: bool) -> None:
+    automatic_optimization = False
+
+    def __init__(self, network: Transformer, muon: bool) -> None:
         super().__init__()
         self.network, self.muon = network, muon
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the cross entropy."""
+        """Take a step of all optimizers, and return the cross entropy."""
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         x, y = batch
         logits = self.network(x)
-        loss = F.cross_entropy(logits.mean(1), y) if y.ndim == 1 else F.cross_entropy(logits.flatten(0, 1), y.flatten())
+        logits, y = (logits.mean(1), y) if y.ndim == 1 else (logits.flatten(0, 1), y.flatten())
+        loss = F.cross_entropy(logits, y)
+        self.manual_backward(loss)
+        for optimizer in optimizers:
+            optimizer.step()
         self.log("train/loss", loss)
         return loss
 
@@ -82,23 +111,57 @@ class Training(pl.LightningModule):
         """Return AdamW, or Muon for the matrices of the blocks and AdamW for the rest."""
         if not self.muon:
             return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.1)
-        matrices = [p for p in self.network.blocks.parameters() if p.ndim == 2]  # type: ignore[union-attr]
+        matrices = [p for p in self.network.blocks.parameters() if p.ndim == 2]
         rest = [p for p in self.parameters() if not any(p is other for other in matrices)]
         return [torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=1e-3, weight_decay=0.1)]
 
 
-class ByHand(Training):
-    """The same with Muon and AdamW side by side, which Lightning leaves to manual optimization."""
+def vit() -> tuple[Transformer, DataLoader[Any]]:
+    """Return a ViT of 4×4 patches, and the digits of scikit-learn as its batches."""
+    images, labels = DigitsDataModule().load("train")
+    data = TensorDataset(images.float() / 255, labels)
+    network = Transformer(nn.Conv2d(3, WIDTH, 4, 4), TOKENS, 10, causal=False)
+    return network, DataLoader(data, batch_size=64, shuffle=True)
 
-    automatic_optimization = False
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Take a step of both optimizers."""
-        optimizers = self.optimizers()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss = super().training_step(batch, batch_idx)
-        self.manual_backward(loss)
-        for optimizer in optimizers:
-            optimizer.step()
-        return loss
+def gpt() -> tuple[Transformer, DataLoader[Any]]:
+    """Return a GPT with a vocabulary of bytes, and Python's reference as its batches."""
+    text = torch.frombuffer(bytearray("\n".join(pydoc_data.topics.topics.values()).encode()), dtype=torch.uint8)
+    chunks = text[: len(text) // (TOKENS + 1) * (TOKENS + 1)].view(-1, TOKENS + 1).long()
+    data = TensorDataset(chunks[:, :-1], chunks[:, 1:])
+    network = Transformer(nn.Embedding(256, WIDTH), TOKENS, 256, causal=True)
+    return network, DataLoader(data, batch_size=32, shuffle=True)
+
+
+NETWORKS: dict[str, Callable[[], tuple[Transformer, DataLoader[Any]]]] = {"vit": vit, "gpt": gpt}
+
+
+def train(name: str, muon: bool, folder: Path) -> dict[str, Any]:
+    """Train one network, and return what the gallery says about it."""
+    pl.seed_everything(0, verbose=False)
+    network, batches = NETWORKS[name]()
+    optimizer = "muon" if muon else "adamw"
+    record = RecordLogger(str(folder.parent), name=folder.name, version=f"{name}-{optimizer}")
+    monitors: list[pl.Callback] = [OrthogonalityMonitor(), NormGrowthMonitor(), SymmetryMonitor()]
+    settings: dict[str, Any] = {"max_steps": STEPS * (2 if muon else 1), "log_every_n_steps": 10, "accelerator": "cpu"}
+    trainer = pl.Trainer(logger=[record], callbacks=monitors, enable_checkpointing=False, **settings)
+    trainer.fit(Training(network, muon), batches)
+    shares = scale_symmetries(network, next(iter(batches))[0][:2]).shares
+    metrics = read_record(record.folder).metrics
+    curves = {key: [metrics[key][0][1], metrics[key][-1][1]] for key in _KEYS if key in metrics}
+    return {
+        "shares": {role: round(share, 4) for role, share in shares.items()},
+        "first and last": {key: [float(f"{value:.4g}") for value in values] for key, values in curves.items()},
+        "largest charge": float(f"{max(value for _, value in metrics['symmetry/max_charge']):.2g}"),
+    }
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train all four and write the record."""
+    folder = Path(arguments[0])
+    runs = {f"{n}-{'muon' if muon else 'adamw'}": train(n, muon, folder) for n in NETWORKS for muon in (False, True)}
+    DATA.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

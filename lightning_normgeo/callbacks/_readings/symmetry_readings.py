@@ -43,7 +43,7 @@ def _charges(step: SymmetryStep) -> Iterator[Reading]:
     found = _segments(step, list(_CHARGES))
     if found is not None:
         layers, places = found
-        yield layers.reading("symmetry/max_charge", charges[places], layers.maximum, watch=True)
+        yield layers.reading("symmetry/max_charge", charges[places], layers.maximum)
         for key, values in ((RMS_CHARGE, charges), (RMS_UNCANCELED, step.uncanceled)):
             squares = layers.mean(values[places].square()).sqrt()
             yield Reading(key, None, squares, layers.names, internal=True)
@@ -54,7 +54,7 @@ def _charges(step: SymmetryStep) -> Iterator[Reading]:
     several = _segments(step, ["invariant jointly", "rescaling"])
     if several is not None:
         layers, places = several
-        yield layers.reading("symmetry/max_uncanceled", step.uncanceled[places], layers.maximum, watch=True)
+        yield layers.reading("symmetry/max_uncanceled", step.uncanceled[places], layers.maximum)
 
 
 def _drifts(step: SymmetryStep) -> Iterator[Reading]:
@@ -67,7 +67,7 @@ def _drifts(step: SymmetryStep) -> Iterator[Reading]:
     rescaling = _segments(step, ["rescaling"])
     if rescaling is not None:
         own, where = rescaling
-        yield own.reading("symmetry/imbalance", (step.quantity[where] / step.size[where]).abs(), own.mean, watch=True)
+        yield own.reading("symmetry/imbalance", (step.quantity[where] / step.size[where]).abs(), own.mean)
     for key, values in (("increment", step.increment), ("noise", step.noise), ("decay", step.decay)):
         yield layers.reading(f"symmetry/{key}", sign * values[places] / size, layers.mean)
 
@@ -79,6 +79,6 @@ def _joint(step: SymmetryStep) -> Iterator[Reading]:
     names = [str(step.families[k][0]) for k in step.angle]
     norms = torch.stack([step.size[step.families[k][1].start].sqrt() for k in step.angle])
     angles, rates = torch.stack(list(step.angle.values())), torch.stack(list(step.lr.values()))
-    yield Reading("symmetry/joint_norm", norms.square().sum().sqrt(), norms, names, watch=True)
-    yield Reading("symmetry/joint_angular_update", angles.square().mean().sqrt(), angles, names, watch=True)
+    yield Reading("symmetry/joint_norm", norms.square().sum().sqrt(), norms, names)
+    yield Reading("symmetry/joint_angular_update", angles.square().mean().sqrt(), angles, names)
     yield Reading("symmetry/joint_effective_lr", rates.mean(), rates, names, partial=True)
