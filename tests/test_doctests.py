@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the geometry are correct, and every public function has one."""
+"""The examples in docstrings are correct, and every public function of the geometry has one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ from types import ModuleType
 
 import pytest
 
-from lightning_normgeo import geometry
+from lightning_normgeo import geometry, symmetries
 
-MODULES = [module.name for module in pkgutil.walk_packages(geometry.__path__, f"{geometry.__name__}.")]
+MODULES = [
+    module.name
+    for package in (geometry, symmetries)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+]
 # modules in which each public function has an example: an import, a seed and at least one relation that holds
 COMPLETE = (
     "angles",
     "batch_statistics",
+    "charges",
     "equilibrium",
     "increments.norm_increments",
     "increments.rounding_floors",
+    "joint_angles",
+    "matrix_laws",
     "orthogonality",
     "rows",
     "sphere",

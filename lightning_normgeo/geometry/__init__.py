@@ -21,6 +21,11 @@ from lightning_normgeo.geometry.batch_statistics import preactivation_variance a
 from lightning_normgeo.geometry.batch_statistics import scale_gap as scale_gap
 from lightning_normgeo.geometry.batch_statistics import shift_gap as shift_gap
 from lightning_normgeo.geometry.batch_statistics import squared_gain as squared_gain
+from lightning_normgeo.geometry.charges import charge as charge
+from lightning_normgeo.geometry.charges import conserved_quantity as conserved_quantity
+from lightning_normgeo.geometry.charges import imbalance as imbalance
+from lightning_normgeo.geometry.charges import normalized_charge as normalized_charge
+from lightning_normgeo.geometry.charges import quantity_increment as quantity_increment
 from lightning_normgeo.geometry.equilibrium import equilibrium_angle as equilibrium_angle
 from lightning_normgeo.geometry.equilibrium import steps_to_equilibrium as steps_to_equilibrium
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms as IncrementTerms
@@ -34,6 +39,12 @@ from lightning_normgeo.geometry.increments.rounding_floors import decay_floor as
 from lightning_normgeo.geometry.increments.rounding_floors import lattice_floor as lattice_floor
 from lightning_normgeo.geometry.increments.rounding_floors import storage_floor as storage_floor
 from lightning_normgeo.geometry.increments.rounding_floors import systematic_floor as systematic_floor
+from lightning_normgeo.geometry.joint_angles import joint_effective_lr as joint_effective_lr
+from lightning_normgeo.geometry.joint_angles import joint_update_products as joint_update_products
+from lightning_normgeo.geometry.matrix_laws import MatrixLaw as MatrixLaw
+from lightning_normgeo.geometry.matrix_laws import query_key_law as query_key_law
+from lightning_normgeo.geometry.matrix_laws import rotation_charge as rotation_charge
+from lightning_normgeo.geometry.matrix_laws import value_output_law as value_output_law
 from lightning_normgeo.geometry.orthogonality import batch_instances as batch_instances
 from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner as batch_norm_epsilon_inner
 from lightning_normgeo.geometry.orthogonality import cosine as cosine

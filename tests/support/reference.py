@@ -90,6 +90,39 @@ def split(before, after) -> tuple[float, float]:
     return float(radial), root(exact_dot(rest, rest))
 
 
+# --- charges of scale symmetries --------------------------------------------------------------------------------------
+
+
+def weighted(exponents, values) -> Fraction:
+    """Σ s_i x_i."""
+    return exact_dot(exponents, values)
+
+
+def normalized_charge(exponents, weights, gradients) -> float:
+    """The cosine between the concatenated s_i W_i and the gradients of the slices with s_i ≠ 0."""
+    moved = [s * x for s, w in zip(exponents, weights, strict=True) if s for x in w]
+    return cosine(moved, [x for s, g in zip(exponents, gradients, strict=True) if s for x in g])
+
+
+def imbalance(exponents, squares) -> float:
+    size = exact_dot(map(abs, exponents), squares)
+    return float(exact_dot(exponents, squares) / size) if size else 0.0
+
+
+def joined(exponents, slices) -> Vector:
+    """The concatenated √s_i W_i."""
+    return [math.sqrt(s) * x for s, w in zip(exponents, slices, strict=True) for x in w]
+
+
+def product(a, b) -> list[Vector]:
+    """A Bᵀ of matrices given as rows."""
+    return [[dot(x, y) for y in b] for x in a]
+
+
+def transposed(rows) -> list[Vector]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
 # --- optimizers -------------------------------------------------------------------------------------------------------
 
 
