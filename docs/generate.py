@@ -68,9 +68,10 @@ API: dict[str, tuple[str, list[str], list[str], str]] = {
     "symmetries": (
         "Scale symmetries",
         [f"{_P}.symmetries"],
-        [f"{_P}.symmetries.families.Family", f"{_P}.symmetries.families.Member", f"{_P}.symmetries.slices.Slices"],
+        [],
         "Names of `lightning_normgeo.symmetries`; the most used ones are also in `lightning_normgeo`. What they are:\n"
-        "[scale symmetries](../theory/symmetries.md).",
+        "[scale symmetries](../theory/symmetries.md). Their charges and conserved quantities are functions of\n"
+        "[the geometry](geometry.md).",
     ),
     "robustness": (
         "Robustness",

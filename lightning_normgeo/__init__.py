@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_normgeo.runs.record_logger import RecordLogger as RecordLogger
     from lightning_normgeo.runs.summary import summarize as summarize
     from lightning_normgeo.symmetries import Symmetries as Symmetries
+    from lightning_normgeo.symmetries import balance as balance
     from lightning_normgeo.symmetries import scale_symmetries as scale_symmetries
 
 _HOMES = {
@@ -50,6 +51,7 @@ _HOMES = {
     "Symmetries": "symmetries",
     "SymmetryMonitor": "callbacks",
     "Units": "normalization",
+    "balance": "symmetries",
     "describe_lion": "probes",
     "evaluate_robustness": "robustness",
     "read_record": "runs.record",

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
 from lightning_normgeo.normalization.invariance.node_context import name_of
-from lightning_normgeo.symmetries.degrees.algebra import make_zero
+from lightning_normgeo.symmetries.degrees.algebra import joint, make_zero
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.liveness import live_elements
+from lightning_normgeo.symmetries.degrees.nodes import BATCH_NORMS
 from lightning_normgeo.symmetries.degrees.shifts import Shift, shifts_without_effect
-from lightning_normgeo.symmetries.equations.exponents import Exponents, Ids, Mask
+from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids, Mask
 from lightning_normgeo.symmetries.rules.by_node_name import degree_of
 from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
 from lightning_normgeo.symmetries.rules.parameters import parameter, redundant
@@ -28,6 +31,7 @@ class Degrees:
         live: elements of each tensor that matter.
         unknown: operations that are not understood, with their number.
         absorbed: normalizations in words, with the exponents that they remove.
+        batch_norms: exponent of each channel of the input of each batch normalization, by its node.
     """
 
     exponents: Exponents
@@ -36,6 +40,7 @@ class Degrees:
     live: dict[Edge, Mask]
     unknown: Counter[str] = field(default_factory=Counter)
     absorbed: list[tuple[str, Ids]] = field(default_factory=list)
+    batch_norms: dict[Node, Ids] = field(default_factory=dict)
 
 
 def degrees(graph: Graph) -> Degrees:
@@ -62,6 +67,8 @@ def degrees(graph: Graph) -> Degrees:
             except NoRuleError:
                 found.unknown[name_of(node)] += 1
                 by_edge[node, output] = walk.vanish_all()
+            if output == 0 and walk.name in BATCH_NORMS:
+                found.batch_norms[node] = _by_channel(walk)
     found.exponents.cause = None
     for edge in graph.results:
         make_zero(found.exponents, by_edge[edge])
@@ -69,3 +76,14 @@ def degrees(graph: Graph) -> Degrees:
         for ids in redundant(degree):
             found.exponents.vanish(ids)
     return found
+
+
+def _by_channel(walk: Operation) -> Ids:
+    """Return the exponent of each channel of the input of a batch normalization, whose rule has made it constant."""
+    degree, channels = walk.operands[0], walk.shape[1]
+    if degree is None:
+        return np.full(channels, ZERO)
+    live = walk.input_live(0)
+    axes = [axis for axis in range(walk.ndim) if axis != 1]
+    whole = walk.over(degree, axes, None if live.all() else live)
+    return np.broadcast_to(joint(walk.exponents, whole).reshape(-1), channels)

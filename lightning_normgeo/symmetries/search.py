@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from lightning_normgeo.normalization.autograd.reentrant_checkpoints import opene
 from lightning_normgeo.normalization.invariance.node_context import name_of
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
+from lightning_normgeo.symmetries.batch_norms import BatchNormNodes, input_exponents, row_scale, widths_of
 from lightning_normgeo.symmetries.equations.nullspace import solution
 from lightning_normgeo.symmetries.families import families
 from lightning_normgeo.symmetries.propagation import Degrees, degrees
@@ -50,15 +51,18 @@ def scale_symmetries(module: nn.Module, example_batch: Any, loss: Callable[[Any]
     check_module("scale_symmetries(module, example_batch)", module)
     if is_compiled(module):
         raise ConfigurationError("scale_symmetries cannot look into a compiled model. Give it the model itself.")
-    return symmetries_in(traced_graph(module, as_example(module, example_batch), loss), module)
+    with BatchNormNodes(module) as batch_norms:
+        graph = traced_graph(module, as_example(module, example_batch), loss)
+    return symmetries_in(graph, module, batch_norms.nodes)
 
 
-def symmetries_in(graph: Graph, module: nn.Module) -> Symmetries:
+def symmetries_in(graph: Graph, module: nn.Module, batch_norms: Mapping[str, Node | None] | None = None) -> Symmetries:
     """Return the scale symmetries that a graph shows.
 
     Args:
         graph: of a forward pass of the module, before the backward pass.
         module: owner of the parameters.
+        batch_norms: node of each batch normalization with running statistics, by module path. Default: not known.
     """
     if graph.unsharded is None:
         graph = opened(graph, module)
@@ -69,8 +73,13 @@ def symmetries_in(graph: Graph, module: nn.Module) -> Symmetries:
     matrix = generators(basis, unknowns)
     kept = np.flatnonzero(np.diff(basis[:, unknowns].tocsr().indptr) > 0)
     dead = without_effect(found, names, slices)
-    groups = families(matrix, slices, dead, found.absorbed, basis[kept].tocsr())
-    return Symmetries(tuple(groups), tuple(slices), matrix, dict(found.unknown), _reasons(found, names, slices, matrix))
+    basis = basis[kept].tocsr()
+    groups = families(matrix, slices, dead, found.absorbed, basis)
+    reasons, statistics = _reasons(found, names, slices, matrix), None
+    if batch_norms is not None:
+        scale = row_scale(matrix, basis[:, unknowns])
+        statistics = input_exponents(batch_norms, found.batch_norms, widths_of(module), basis, scale)
+    return Symmetries(tuple(groups), tuple(slices), matrix, dict(found.unknown), reasons, statistics)
 
 
 def _names(graph: Graph, module: nn.Module) -> dict[Node, str]:

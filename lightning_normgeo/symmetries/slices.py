@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
+from torch import Tensor
 
+from lightning_normgeo.geometry.rows import as_real
 from lightning_normgeo.normalization.autograd.graph import Node
 from lightning_normgeo.symmetries.degrees.algebra import tidy
 from lightning_normgeo.symmetries.degrees.liveness import any_along
@@ -60,6 +62,12 @@ class Slices:
         while places[-1] == ":":
             places.pop()
         return f"{self.parameter}[{', '.join(places)}]"
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the parameter's shape as a matrix ``(slices, n)`` with one slice per row."""
+        tensor = as_real(tensor.detach())
+        varying = [axis for axis, size in enumerate(self.sizes) if size > 1]
+        return tensor.movedim(varying, list(range(len(varying)))).reshape(self.count, -1)
 
     def spread(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return one value per slice as an array that broadcasts to the parameter."""

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.sparse import csr_array
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_normgeo.symmetries.families import ROLES, Family, in_layers
+from lightning_normgeo.symmetries.families import ROLES, Family, Role, in_layers
+from lightning_normgeo.symmetries.roles import NONE, ByRole, parameter_groups
 from lightning_normgeo.symmetries.slices import Slices
 from lightning_normgeo.utilities.notebook import NotebookTable, summary
-
-_NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Symmetries:
         exponents: exponents s of each generator, of shape (generators, slices).
         unknown: number of operations that are not understood by name. They may hide symmetries.
         reasons: for each parameter that is in no symmetry, the first operation that forbids one, in words.
+        batch_norms: for each batch normalization with running statistics, exponents of the channels of its input, of
+            shape (generators, channels); None in place of a matrix that is not known. None if it was not looked at.
     """
 
     families: tuple[Family, ...]
@@ -40,6 +42,7 @@ class Symmetries:
     exponents: csr_array
     unknown: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    batch_norms: Mapping[str, csr_array | None] | None = None
 
     def __len__(self) -> int:
         return int(self.exponents.shape[0])
@@ -68,7 +71,7 @@ class Symmetries:
                     touched |= own.spread(self._in_role[role][own.start : own.stop])
             masks[role] = touched & free
             free &= ~touched
-        masks[_NONE] = free
+        masks[NONE] = free
         return masks
 
     @cached_property
@@ -82,7 +85,7 @@ class Symmetries:
     @cached_property
     def shares(self) -> dict[str, float]:
         """The fraction of all elements of parameters by their role."""
-        counts = dict.fromkeys((*ROLES, _NONE), 0)
+        counts = dict.fromkeys((*ROLES, NONE), 0)
         for parameter in self.parameters:
             for role, mask in self.role_masks(parameter).items():
                 counts[role] += int(mask.sum())
@@ -95,10 +98,39 @@ class Symmetries:
         Args:
             products: for each parameter a tensor of its shape, such as W·∇W; parameters without one count as zero.
         """
-        over = [self._over(own, products.get(own.parameter)) for own in self.slices]
-        values = np.concatenate(over) if over else np.zeros(0)
-        result: npt.NDArray[np.float64] = self.exponents @ values
+        result: npt.NDArray[np.float64] = self.exponents @ self.slice_sums(products)
         return result
+
+    def slice_sums(self, products: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
+        """Return the sum of a tensor over each slice, as in :meth:`sums`."""
+        over = [self._over(own, products.get(own.parameter)) for own in self.slices]
+        return np.concatenate(over) if over else np.zeros(0)
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """The exponents as a sparse tensor in float64, as the functions of ``lightning_normgeo.geometry`` take them."""
+        found = self.exponents.tocoo()
+        indices = torch.from_numpy(np.stack([found.row, found.col]).astype(np.int64))
+        values = torch.from_numpy(found.data.astype(np.float64))
+        return torch.sparse_coo_tensor(indices, values, found.shape, check_invariants=False).coalesce()
+
+    def in_role(self, role: Role) -> npt.NDArray[np.int64]:
+        """Return the numbers of the generators that have a role."""
+        found = [family.generators for family in self.families if family.role == role]
+        return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+    def parameter_groups(
+        self,
+        module: nn.Module,
+        weight_decay: ByRole | None = None,
+        lr: ByRole | None = None,
+        corrected_decay: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return the trainable parameters in groups by role, for an optimizer.
+
+        See :func:`lightning_normgeo.symmetries.roles.parameter_groups`.
+        """
+        return parameter_groups(self, module, weight_decay, lr, corrected_decay)
 
     def _over(self, own: Slices, tensor: Tensor | None) -> npt.NDArray[np.float64]:
         if tensor is None:
@@ -145,7 +177,7 @@ class Symmetries:
             (text, alike[0].role, len(alike) * alike[0].count, alike[0].cause)
             for alike, text in in_layers(self.families)
         ]
-        rows += [(name, _NONE, 0, reason) for name, reason in self.reasons.items()]
+        rows += [(name, NONE, 0, reason) for name, reason in self.reasons.items()]
         notes = [f"not understood, and may hide symmetries: {name}" for name in self.unknown]
         return NotebookTable("Scale symmetries", ("slices", "role", "count", "why"), rows, notes)
 

@@ -1,0 +1,123 @@
+"""Batch normalizations with running statistics, and how a symmetry scales what they normalize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import csr_array, diags_array
+from torch import Tensor, nn
+
+from lightning_normgeo.normalization.autograd.graph import Node
+from lightning_normgeo.normalization.invariance.node_context import name_of
+from lightning_normgeo.normalization.names import clean_name
+from lightning_normgeo.symmetries.degrees.nodes import BATCH_NORMS
+from lightning_normgeo.symmetries.equations.exponents import Ids
+
+_REACH = 8
+"""The largest number of nodes between a batch normalization and the output of its module."""
+
+
+def with_statistics(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the submodules that have a running mean and variance, by clean name."""
+    return {
+        clean_name(name): child
+        for name, child in module.named_modules()
+        if isinstance(getattr(child, "running_mean", None), Tensor)
+        and isinstance(getattr(child, "running_var", None), Tensor)
+    }
+
+
+class BatchNormNodes:
+    """Context in which a forward pass notes the autograd node of each batch normalization with running statistics.
+
+    Args:
+        module: owner of the batch normalizations.
+
+    Attributes:
+        nodes: by module path; None where it was not found, as inside a reentrant checkpoint. Modules that did not run
+            or depend on no parameter are left out.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.nodes: dict[str, Node | None] = {}
+        self._module = module
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> BatchNormNodes:
+        for name, child in with_statistics(self._module).items():
+            self._handles.append(child.register_forward_hook(self._hook(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            constant = torch.is_grad_enabled() and not (isinstance(output, Tensor) and output.requires_grad)
+            if not constant:
+                self.nodes[name] = _batch_norm_before(getattr(output, "grad_fn", None))
+
+        return note
+
+
+def _batch_norm_before(node: Node) -> Node | None:
+    """Return the nearest batch normalization that has computed a tensor."""
+    nodes = [node]
+    for _ in range(_REACH):
+        for found in nodes:
+            if found is not None and name_of(found) in BATCH_NORMS:
+                return found
+        nodes = [source for found in nodes if found is not None for source, _ in found.next_functions]
+    return None
+
+
+def input_exponents(
+    nodes: Mapping[str, Node | None],
+    channels: Mapping[Node, Ids],
+    widths: Mapping[str, int],
+    basis: csr_array,
+    scale: npt.NDArray[np.float64],
+) -> dict[str, csr_array | None]:
+    """Return exponents of the inputs of batch normalizations, each of shape (generators, channels).
+
+    Args:
+        nodes: node of each batch normalization by module path.
+        channels: unknown exponents of the channels of their inputs, by node.
+        widths: number of channels by module path; that of an instance normalization is a part of its node's.
+        basis: generators of shape (generators, unknowns).
+        scale: factor of each generator.
+    """
+    factors = diags_array(scale).tocsr()
+    return {
+        name: None if node is None else (factors @ basis[:, channels[node][: widths[name]]]).tocsr()
+        for name, node in nodes.items()
+        if node is None or node in channels  # no result depends on the others
+    }
+
+
+def row_scale(matrix: csr_array, raw: csr_array) -> npt.NDArray[np.float64]:
+    """Return the factor between corresponding rows of two matrices, none of which is zero."""
+    raw = raw.tocsr()
+    raw.eliminate_zeros()
+    raw.sort_indices()
+    scale: npt.NDArray[np.float64] = matrix.data[matrix.indptr[:-1]] / raw.data[raw.indptr[:-1]]
+    return scale
+
+
+def widths_of(module: nn.Module) -> dict[str, int]:
+    """Return the number of channels of each batch normalization with running statistics."""
+    return {name: int(cast(Tensor, child.running_mean).numel()) for name, child in with_statistics(module).items()}
+
+
+def channel_means(inputs: Sequence[Tensor]) -> Tensor:
+    """Return the mean of each channel of the first input of a batch normalization."""
+    first = inputs[0].detach()
+    return first.double().mean([axis for axis in range(first.ndim) if axis != 1])
