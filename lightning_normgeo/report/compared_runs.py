@@ -32,6 +32,7 @@ class Run:
         series: Label of the other differing settings, without seeds; figures have a color for each.
         repeat: Label of the seed, or of what else tells runs with the same settings apart.
         seed_settings: Names of the differing settings that are seeds of random numbers.
+        alone: Whether the report has no other run.
     """
 
     record: Record
@@ -41,11 +42,13 @@ class Run:
     series: str = ""
     repeat: str = ""
     seed_settings: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def group(self) -> str:
-        """The label that the run shares with its repetitions under other seeds."""
-        return ", ".join(part for part in (self.panel, self.series) if part) or "all runs"
+        """The label that the run shares with its repetitions under other seeds; its name if there is no other run."""
+        label = ", ".join(part for part in (self.panel, self.series) if part)
+        return label or (self.name if self.alone else "all runs")
 
     @property
     def name(self) -> str:
@@ -110,7 +113,7 @@ def compare_runs(records: Sequence[Record]) -> list[Run]:
     values = {name: [compared.get(name, MISSING) for _, compared in settings] for name in names}
     differing = without_empty({name: values[name] for name in names if len(set(values[name])) > 1})
     runs = [
-        Run(plain_record(record), every, {name: values[name][k] for name in differing})
+        Run(plain_record(record), every, {name: values[name][k] for name in differing}, alone=len(records) == 1)
         for k, (record, (every, _)) in enumerate(zip(records, settings, strict=True))
     ]
     labels = Labels([run.differing for run in runs], [run.record.folder for run in runs])

@@ -60,9 +60,9 @@ NORMS = Section(
 )
 INCREMENTS = Section(
     "What one step adds to ‖W‖²",
-    "Measured, explained by the optimizer's formula, and predicted by the paper's eq 16, summed over all "
-    "scale-invariant weights; magnitudes, hover for signs. Eq 16 covers plain SGD; momentum and weight "
-    "decay are in the explained curve only.",
+    "Points: measured. Wide line: explained by the optimizer's formula, with all its terms. Thin line: predicted by "
+    "the paper's eq 16. Summed over all scale-invariant weights; magnitudes, hover for signs. Eq 16 covers plain SGD: "
+    "under momentum or weight decay only the wide line has to meet the points.",
     ("norm_growth/increment", "norm_growth/explained", "norm_growth/predicted"),
     "Measured, explained by the optimizer's formula, and predicted by the paper's eq 16, summed over all "
     "scale-invariant weights. Eq 16 covers plain SGD; momentum and weight decay are in the explained curve only. "
@@ -75,6 +75,13 @@ INCREMENTS = Section(
         "norm_growth/cumulative_explained",
         "norm_growth/cumulative_predicted",
     ),
+)
+RATIO = Section(
+    "One step: measured over predicted",
+    "The ratio is 1 where a prediction is exact. Close to the storage floor, rounding of the stored weights moves it. "
+    "Eq 16 covers plain SGD: under momentum or weight decay its ratio is far from 1. The axis is linear from 0.999 to "
+    "1.001 and logarithmic beyond; steps with a predicted increment of zero are left out.",
+    INCREMENTS.keys,
 )
 TERMS = Section(
     "The terms of the increment",
@@ -93,8 +100,14 @@ TERMS = Section(
 )
 CUMULATIVE = Section(
     "What all steps together added to ‖W‖²",
-    "Every step counted, measured or not. Under plain SGD without weight decay the three agree.",
+    "Every step counted, measured or not. Points: measured. Wide line: explained by the optimizer's formula. Thin "
+    "line: predicted by eq 16. Under plain SGD without weight decay the three agree.",
     ("norm_growth/cumulative_increment", "norm_growth/cumulative_explained", "norm_growth/cumulative_predicted"),
+)
+CUMULATIVE_RATIO = Section(
+    "All steps: measured over predicted",
+    "The ratio is 1 where a prediction is exact. The axis is linear from 0.999 to 1.001 and logarithmic beyond.",
+    CUMULATIVE.keys,
 )
 ORTHOGONALITY = Section(
     "Weights are orthogonal to their gradients",

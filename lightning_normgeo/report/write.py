@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError, nearest_names
 from lightning_normgeo.report.compared_runs import Run, load_runs
+from lightning_normgeo.report.figures.curves import Curves
 from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.report.formats.html_page import render
 from lightning_normgeo.report.formats.text import as_csv, as_latex, as_markdown
@@ -61,7 +62,7 @@ def write_report(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if form in ("png", "pdf"):
-            _write_figures(path, all_figures(loaded, layers), form, strict=output is None)
+            _write_figures(path, all_figures(Curves(loaded, layers)), form, strict=output is None)
         else:
             text = _text(loaded, form, plain_line(title), layers)
             with replacing(path) as draft:

@@ -35,7 +35,7 @@ def config(norm: str, decay: float, seed: int = 0) -> dict[str, Any]:
 def test_a_run_of_its_own_differs_in_nothing() -> None:
     (run,) = compare_runs([record(**config("bn", 0.0))])
     assert (run.panel, run.series, run.repeat, run.differing) == ("", "", "", {})
-    assert (run.name, run.group) == ("one", "all runs")
+    assert (run.name, run.group) == ("one", "one")
     assert run.settings["optimizer.init_args.lr"] == "0.1"
 
 

@@ -14,6 +14,7 @@ from lightning_normgeo import __main__ as shell
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report import write_report
 from lightning_normgeo.report.compared_runs import load_runs
+from lightning_normgeo.report.figures.curves import Curves
 from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.report.report_command import main, write_quietly
 from lightning_normgeo.report.write import FORMATS
@@ -49,7 +50,7 @@ def test_every_format_is_written(form: str, capsys: pytest.CaptureFixture[str]) 
     assert main([str(study), "--format", form]) == 0
     path = printed(capsys)
     if form in ("png", "pdf"):
-        anchors = {figure.anchor for figure in all_figures(load_runs([study]))}
+        anchors = {figure.anchor for figure in all_figures(Curves(load_runs([study])))}
         assert {file.name for file in path.iterdir()} == {f"{anchor}.{form}" for anchor in anchors}
         assert path == (study / "figures").absolute()
         assert all(file.stat().st_size > 2000 for file in path.iterdir())

@@ -60,7 +60,7 @@ def test_tables_come_in_the_order_of_the_story():
 def test_one_run_has_nothing_to_compare():
     _, tables = written(write_run("a"))
     assert list(tables) == ["robustness", "robustness-drops", "environment"]
-    assert texts(tables["robustness"])[0][:2] == ["all runs", "1"]
+    assert texts(tables["robustness"])[0][:2] == ["a", "1"]
 
 
 def test_a_record_with_nothing_in_it_has_an_environment():
@@ -310,7 +310,7 @@ def test_several_loaders_are_evaluations_of_their_own():
     assert tables["robustness-drops"].columns[2] == "gaussian/dataloader_1, σ = 0.05"
     interval = ref.paired(int((bim > clean).sum()), int((clean > bim).sum()), N)
     assert tables["robustness-drops"].rows[0][3].text == f"{100 * (clean - bim).mean():.2f} pt {bracket(*interval)}"
-    assert run.group == "all runs"
+    assert run.group == "a"
 
 
 # --- drops ------------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ _TEXTS = """() => {
 
 
 class Shown:
-    """A page that is open.
+    """A page that is open, with all its figures drawn unless the query says otherwise.
 
     Attributes:
         page: the page of playwright.
@@ -67,7 +67,7 @@ class Shown:
         complaints: errors, warnings and dialogs.
     """
 
-    def __init__(self, page: Any, file: Path) -> None:
+    def __init__(self, page: Any, url: str) -> None:
         self.page = page
         self.requests: list[str] = []
         self.complaints: list[str] = []
@@ -75,7 +75,7 @@ class Shown:
         page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
-        page.goto(file.absolute().as_uri())
+        page.goto(url)
         page.wait_for_selector("body[data-drawn=yes]", state="attached")
 
     def anchors(self) -> list[str]:
@@ -134,14 +134,21 @@ class Browser:
         self._chromium = chromium
 
     @contextmanager
-    def open(self, file: Path, **options: Any) -> Iterator[Shown]:
-        """Open a file without a network; at the end, check that it made no requests and no complaints."""
+    def open(self, file: Path, query: str = "?all", **options: Any) -> Iterator[Shown]:
+        """Open a file without a network; at the end, check that it made no requests and no complaints.
+
+        Args:
+            file: the page.
+            query: end of the address. Default: all figures are drawn at once, not only those near the screen.
+            options: of the browser's context.
+        """
         context = self._chromium.new_context(offline=True, **{**DESK, **options})
+        address = file.absolute().as_uri() + query
         try:
-            shown = Shown(context.new_page(), file)
+            shown = Shown(context.new_page(), address)
             yield shown
             asked = [url for url in shown.requests if not url.startswith(("data:", "blob:"))]
-            assert asked == [file.absolute().as_uri()], asked
+            assert [url.partition("#")[0] for url in asked] == [address.partition("#")[0]], asked
             assert not shown.complaints, shown.complaints
         finally:
             context.close()

@@ -20,6 +20,8 @@ _QUANTITIES = 24
 """Rough number of the quantities that a page draws."""
 
 Row = dict[str, Any]
+Points = Sequence[tuple[int, float]]
+"""Pairs of a step and a value."""
 
 
 class Curves:
@@ -58,7 +60,38 @@ class Curves:
             rounded to five digits.
         """
         return [
-            {
+            row
+            for run, pairs in zip(self.runs, self._pairs, strict=True)
+            for key, label in names.items()
+            for layer, points in self._layers_of(run, pairs, key)
+            for row in self._rows(run, label, layer, points)
+        ]
+
+    def ratios(self, measured: str, predicted: Mapping[str, str]) -> list[Row]:
+        """Return by how much the ratio of one metric to others differs from 1, at the steps that have both.
+
+        Args:
+            measured: Metric key above the fraction bar.
+            predicted: Label of each metric key below it in the figure. Where its value is zero there is no ratio.
+
+        Returns:
+            Rows as :meth:`of` returns them. Their values are ratios minus 1: of a ratio itself, five digits would not
+            show a deviation of 10⁻⁶.
+        """
+        return [
+            row
+            for run, pairs in zip(self.runs, self._pairs, strict=True)
+            for key, label in predicted.items()
+            for (layer, above), (_, below) in zip(
+                self._layers_of(run, pairs, measured), self._layers_of(run, pairs, key), strict=True
+            )
+            for row in self._rows(run, label, layer, _deviations(above, below))
+        ]
+
+    def _rows(self, run: Run, label: str, layer: str, points: Points) -> Iterator[Row]:
+        """Yield the row of one curve, thinned; none without points."""
+        if points:
+            yield {
                 "panel": run.panel,
                 "series": run.series,
                 "group": run.group,
@@ -67,15 +100,8 @@ class Curves:
                 "layer": layer,
                 **_columns(points, self._most if layer == ALL else self._most_of_layer),
             }
-            for run, pairs in zip(self.runs, self._pairs, strict=True)
-            for key, label in names.items()
-            for layer, points in self._layers_of(run, pairs, key)
-            if points
-        ]
 
-    def _layers_of(
-        self, run: Run, pairs: Mapping[str, str], key: str
-    ) -> Iterator[tuple[str, Sequence[tuple[int, float]]]]:
+    def _layers_of(self, run: Run, pairs: Mapping[str, str], key: str) -> Iterator[tuple[str, Points]]:
         """Yield the name and points of the aggregate and of each layer that can be chosen."""
         yield ALL, run.record.points(key)
         for layer in self.layers:
@@ -135,7 +161,15 @@ def _share(curves: int) -> int:
     return max(_FEWEST, min(_MOST, _POINTS // max(1, _QUANTITIES * curves)))
 
 
-def _columns(points: Sequence[tuple[int, float]], most: int) -> dict[str, list[float]]:
+def _deviations(above: Points, below: Points) -> Points:
+    """Return the ratio of two curves minus 1, at the steps at which it is finite."""
+    divisors = {step: value for step, value in below if value}
+    return finite_points(
+        [(step, (value - divisors[step]) / divisors[step]) for step, value in above if step in divisors]
+    )
+
+
+def _columns(points: Points, most: int) -> dict[str, list[float]]:
     """Return points as two lists; of many only ``most`` in even spacing, and those of extreme magnitude."""
     count = len(points)
     if count > most:

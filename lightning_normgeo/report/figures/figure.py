@@ -15,6 +15,8 @@ SMALL = {"width": 220, "height": 165}
 COLUMNS = 4
 COLORS = ["#3b6fb6", "#d1603d", "#4c9a6a", "#8d6cab", "#a98432", "#6b7787", "#c0567d", "#3a9ca6"]
 _DASHES = [[1, 0], [5, 3], [1.5, 2.5], [6, 2, 1.5, 2]]
+_STROKE = {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 1.6}
+"""Symbols of legends of lines."""
 
 
 @dataclass(frozen=True)
@@ -64,32 +66,62 @@ def lines(
         by_layer: Whether the reader's choice of a layer changes the figure.
     """
     height = "magnitude" if signed else "value"
-    several = len(unique(rows, panel)) > 1
-    scale = alt.Scale(type="log", nice=False, padding=6) if log else alt.Scale(zero=False)
     base = alt.Chart().encode(
         x=step_axis(),
-        y=alt.Y(f"{height}:Q", title=title or None, scale=scale, axis=value_axis(log)),
-        color=color_of(color, unique(rows, color), known),
+        y=alt.Y(f"{height}:Q", title=title or None, scale=value_scale(log), axis=value_axis(log)),
+        color=color_of(color, unique(rows, color), known, line=True),
         detail=["run:N", "quantity:N"],
     )
-    shown = [name for name in ("run", "quantity") if len(unique(rows, name)) > 1]
-    tooltip = [
-        *(f"{name}:N" for name in shown),
-        *(["layer:N"] if by_layer else []),
-        "step:Q",
-        alt.Tooltip("value:Q", format=".4g"),
-    ]
     pattern = {"strokeDash": dash_of(dash, unique(rows, dash), known, alone=dash != color)} if dash else {}
     line = base.mark_line(strokeWidth=1.6, clip=True).encode(**pattern)
-    # invisible points, of which page.js shows the one nearest to the pointer
-    touched = base.mark_point(size=90, opacity=0, filled=True, clip=True).encode(tooltip=tooltip)
-    chart = panels(alt.layer(line, touched.add_params(_zoom(both=shared or not several))), rows, panel, shared)
+    marks = [line, touched(base, tooltip(rows, by_layer))]
+    chart, several = over_steps(marks, rows, panel, shared=shared, by_layer=by_layer)
+    return positive(chart, log=log, signed=signed), several
+
+
+def over_steps(
+    marks: Sequence[Any], rows: Sequence[Row], panel: str, *, shared: bool, by_layer: bool = True
+) -> tuple[Any, bool]:
+    """Return a chart of marks over the training step, and whether it has several panels.
+
+    Args:
+        marks: Charts without data, the last one drawn on top of the others.
+        rows: Rows of :class:`Curves`.
+        panel: Field whose values have a panel each.
+        shared: Whether all panels have the same vertical axis.
+        by_layer: Whether the reader's choice of a layer changes the figure.
+    """
+    several = len(unique(rows, panel)) > 1
+    *below, top = marks
+    chart = panels(alt.layer(*below, top.add_params(_zoom(both=shared or not several))), rows, panel, shared)
     if by_layer:
         chart = chart.add_params(alt.param(name="layer", value=ALL)).transform_filter("datum.layer === layer")
-    chart = chart.transform_flatten(["step", "value"])
+    return chart.transform_flatten(["step", "value"]), several
+
+
+def positive(chart: Any, *, log: bool, signed: bool) -> Any:
+    """Return a chart with the field ``magnitude`` if it is signed, and without what a logarithmic axis cannot show."""
     if signed:
         chart = chart.transform_calculate(magnitude="abs(datum.value)")
-    return (chart.transform_filter(f"datum.{height} > 0") if log else chart), several
+    return chart.transform_filter(f"datum.{'magnitude' if signed else 'value'} > 0") if log else chart
+
+
+def touched(base: Any, shown: Sequence[Any]) -> Any:
+    """Return invisible points, of which page.js shows the one nearest to the pointer."""
+    return base.mark_point(size=90, opacity=0, filled=True, clip=True).encode(tooltip=shown)
+
+
+def tooltip(rows: Sequence[Row], by_layer: bool = True, *values: Any) -> list[Any]:
+    """Return the fields that a point shows: what tells it from others, and its values.
+
+    Args:
+        rows: Rows of :class:`Curves`.
+        by_layer: Whether to show the layer.
+        values: Fields of the values. Default: the value of the curve.
+    """
+    shown = [name for name in ("run", "quantity") if len(unique(rows, name)) > 1]
+    names = [*shown, *(["layer"] if by_layer else [])]
+    return [*(f"{name}:N" for name in names), "step:Q", *(values or [alt.Tooltip("value:Q", format=".4g")])]
 
 
 def panels(chart: Any, rows: Sequence[Row], panel: str, shared: bool) -> Any:
@@ -108,45 +140,57 @@ def unique(rows: Sequence[Row], field: str) -> list[str]:
     return list(dict.fromkeys(row[field] for row in rows))
 
 
+def value_scale(log: bool = False) -> Any:
+    """Return the scale of values, with room at its ends so that marks are not cut off."""
+    return alt.Scale(type="log", nice=False, padding=6) if log else alt.Scale(zero=False, nice=False, padding=6)
+
+
 def value_axis(log: bool = False) -> Any:
     """Return an axis whose numbers are decimal if neither large nor small, and otherwise have a power of ten.
 
     Args:
         log: Whether the axis is logarithmic: only 1, 2 and 5 times powers of ten have labels, those that fit.
     """
-    plain = "(datum.value == 0 || (abs(datum.value) >= 0.01 && abs(datum.value) < 10000))"
-    label = f"{plain} ? format(datum.value, '~g') : {_power_of_ten()}"
+    label = number_label("datum.value")
     if log:
-        return alt.Axis(labelExpr=f"test(/^[125]$/, {_MANTISSA}) ? {label} : ''", tickCount=3, labelOverlap="greedy")
+        few = f"test(/^[125]$/, {_MANTISSA.format('datum.value')})"
+        return alt.Axis(labelExpr=f"{few} ? {label} : ''", tickCount=3, labelOverlap="greedy")
     return alt.Axis(labelExpr=label, tickCount=5, labelOverlap=True)
 
 
-_MANTISSA, _EXPONENT = (f"split(format(datum.value, '.3~e'), 'e')[{part}]" for part in (0, 1))
+_MANTISSA, _EXPONENT = (f"split(format({{}}, '.3~e'), 'e')[{part}]" for part in (0, 1))
 
 
-def _power_of_ten() -> str:
-    """Return the Vega expression that writes a number as 2·10⁻⁵, or as 10⁻⁵ if nothing else is in front."""
-    raised = f"replace({_EXPONENT}, '+', '')"
+def number_label(number: str) -> str:
+    """Return the Vega expression of a number's text: decimal, or as 2·10⁻⁵, or as 10⁻⁵ if nothing else is in front.
+
+    Args:
+        number: Vega expression of the number.
+    """
+    mantissa, raised = _MANTISSA.format(number), f"replace({_EXPONENT.format(number)}, '+', '')"
     for plain, high in zip("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹", strict=True):
         raised = f"replace({raised}, /{plain}/g, '{high}')"
-    return f"({_MANTISSA} == '1' ? '' : {_MANTISSA} + '·') + '10' + {raised}"
+    factor = f"replace(replace({mantissa} + '·', /^(\\W?)1·$/, '$1'), '-', '−')"
+    decimal = f"({number} == 0 || (abs({number}) >= 0.01 && abs({number}) < 10000))"
+    return f"{decimal} ? format({number}, '~g') : {factor} + '10' + {raised}"
 
 
 def step_axis() -> Any:
     """Return the axis of training steps."""
-    return alt.X("step:Q", title="training step", axis=alt.Axis(tickMinStep=1, tickCount=5, labelOverlap=True))
+    axis = alt.Axis(tickMinStep=1, tickCount=5, labelOverlap=True)
+    return alt.X("step:Q", title="training step", axis=axis, scale=alt.Scale(zero=True, nice=False, padding=5))
 
 
-def color_of(field: str, domain: Sequence[str], known: Sequence[str] = ()) -> Any:
+def color_of(field: str, domain: Sequence[str], known: Sequence[str] = (), line: bool = False) -> Any:
     """Return a color for each value of a field, with a legend if there are several.
 
     Args:
         field: Name of the field.
         domain: Its values in the chart.
         known: All its possible values, so that each has the same color in all charts.
+        line: Whether they are lines, and so those of the legend.
     """
-    drawn = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=320, symbolOpacity=1)
-    legend = drawn if len(domain) > 1 else None
+    legend = legend_of(**(_STROKE if line else {}), symbolOpacity=1) if len(domain) > 1 else None
     return alt.Color(f"{field}:N", scale=_scale(domain, known, COLORS), legend=legend)
 
 
@@ -160,10 +204,13 @@ def dash_of(field: str, domain: Sequence[str], known: Sequence[str] = (), alone:
         alone: Whether the field has no colors, so that its legend is gray.
     """
     gray = {"symbolStrokeColor": "#808893"} if alone else {}
-    shape = {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 1.6}
-    drawn = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=320, **shape, **gray)
-    legend = drawn if len(domain) > 1 else None
+    legend = legend_of(**_STROKE, **gray) if len(domain) > 1 else None
     return alt.StrokeDash(f"{field}:N", scale=_scale(domain, known, _DASHES), legend=legend)
+
+
+def legend_of(**options: Any) -> Any:
+    """Return a legend below the chart; figures.js chooses the number of its columns on a screen."""
+    return alt.Legend(title=None, orient="bottom", columns=3, labelLimit=320, **options)
 
 
 def _scale(domain: Sequence[str], known: Sequence[str], choices: Sequence[Any]) -> Any:

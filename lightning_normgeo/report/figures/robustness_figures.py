@@ -10,7 +10,15 @@ import altair as alt
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.figures.curves import Row
 from lightning_normgeo.report.figures.figure import SMALL, WIDTH, Figure, color_of, dash_of, panels, unique
-from lightning_normgeo.utilities.attack_names import control_of, family, is_control, norm_of, split_attack, strength
+from lightning_normgeo.utilities.attack_names import (
+    attack_title,
+    control_of,
+    family,
+    is_control,
+    norm_of,
+    split_attack,
+    strength,
+)
 
 _PERCENT = alt.Axis(format="%", tickCount=5)
 
@@ -22,7 +30,7 @@ def accuracies(runs: Sequence[Run]) -> Figure | None:
     if not rows:
         return None
     several = len(unique(rows, "group")) > 1
-    vertical = "group" if several else "attack"
+    vertical = "group" if several else "title"
     base = alt.Chart().encode(
         y=alt.Y(f"{vertical}:N", sort=unique(rows, vertical), title=None, axis=alt.Axis(labelLimit=260)),
         color=color_of("series", unique(rows, "series")),
@@ -32,7 +40,7 @@ def accuracies(runs: Sequence[Run]) -> Figure | None:
     interval = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x="ci_low:Q", x2="ci_high:Q")
     chart = alt.layer(interval, base.mark_point(filled=True, size=55, opacity=0.9).encode(x=x))
     size = {"width": SMALL["width"] - 20, "height": max(60, 24 * len(unique(rows, vertical)))}
-    chart = panels(chart, rows, "attack", shared=True) if several else chart.properties(data=alt.Data(values=rows))
+    chart = panels(chart, rows, "title", shared=True) if several else chart.properties(data=alt.Data(values=rows))
     if several and hasattr(chart, "spec"):  # several panels, whose size is that of each
         chart.spec = chart.spec.properties(**size)
     else:
@@ -59,7 +67,7 @@ def against_eps(runs: Sequence[Run]) -> Figure | None:
     own_color = "series" if len(unique(rows, "series")) > 1 else "attack"
     base = alt.Chart().encode(
         x=alt.X("eps:Q", title="radius ε", axis=_radius_axis(rows)),
-        color=color_of(own_color, unique(rows, own_color)),
+        color=color_of(own_color, unique(rows, own_color), line=True),
         detail=["run:N", "attack:N"],
         tooltip=["run:N", "attack:N", *_numbers("eps", "accuracy", "ci_low", "ci_high"), "n:Q"],
     )
@@ -92,8 +100,8 @@ def _radius_axis(rows: Sequence[Row]) -> Any:
 def _row(run: Run, result: dict[str, Any], attack: str) -> Row:
     """Return the data of one point."""
     shown = ("accuracy", "ci_low", "ci_high", "correct", "n")
-    labels = {"panel": run.panel, "series": run.series, "group": run.group, "run": run.name, "attack": attack}
-    return {**labels, **{name: result.get(name) for name in shown}}
+    labels = {"panel": run.panel, "series": run.series, "group": run.group, "run": run.name}
+    return {**labels, "attack": attack, "title": attack_title(attack), **{name: result.get(name) for name in shown}}
 
 
 def _by_radius(run: Run) -> Iterable[Row]:

@@ -41,7 +41,8 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    figures, tables = all_figures(runs, layers), all_tables(list(runs))
+    curves = Curves(runs, layers)
+    figures, tables = all_figures(curves), all_tables(list(runs))
     first = [table for table in tables if table.anchor.startswith(_FIRST)]
     rest = [table for table in tables if not table.anchor.startswith(_FIRST)]
     return environment.get_template("page.html.j2").render(
@@ -60,7 +61,7 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
         glossary=GLOSSARY,
         first=first,
         tables=rest,
-        layers=[ALL, *Curves(runs, layers).titles.values()],
+        layers=[ALL, *curves.titles.values()],
         warnings=[(run.name, warning) for run, found in _evaluations(runs) for warning in found.get("warnings", [])],
         threat=_common([flat(found.get("settings", {})) for _, found in _evaluations(runs)]),
         images=pictures_of(runs),

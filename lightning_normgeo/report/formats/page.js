@@ -1,113 +1,4 @@
-const NARROW = 500, FINGER = 30, HAND = 60;
-const views = new Map();
-const picker = document.getElementById("layer");
-
-function config(room) {
-  // as figures are saved and printed; on a screen the style sheet has the last word
-  const ink = "#1d2430", line = "#dfe3e8";
-  const text = { labelColor: ink, titleColor: ink, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" };
-  return {
-    aria: false,  // the whole figure has a name; thousands of points need none
-    background: "white",
-    font: "system-ui, sans-serif",
-    view: { stroke: line },
-    axis: { ...text, gridColor: line, domainColor: line, tickColor: line },
-    axisX: { titleAnchor: room < NARROW ? "end" : null },
-    legend: { ...text, orient: "bottom", layout: { bottom: { anchor: "start", direction: room < 900 ? "vertical" : "horizontal" } } },
-    header: text,
-  };
-}
-
-function fitted(spec, room) {
-  const { data, ...rest } = spec;
-  let ranks = false;
-  const adapted = JSON.parse(JSON.stringify(rest), (key, value) => {
-    if ((key === "color" || key === "strokeDash") && value.legend) return { ...value, legend: arranged(value, room) };
-    if (key !== "y" || value.type !== "nominal") return value;
-    ranks = true;
-    const narrow = room < NARROW ? { labelFontSize: 11, labelLimit: room * 0.45 } : {};
-    return { ...value, axis: { ...value.axis, ...narrow } };
-  });
-  if (!spec.columns) return { ...adapted, data, width: room, autosize: { type: "fit-x", contains: "padding" } };
-  const panels = new Set(data.values.map((row) => row[spec.facet.field])).size;
-  const most = Math.max(1, Math.min(spec.columns, Math.floor(room / 270)));
-  const columns = Math.ceil(panels / Math.ceil(panels / most)), width = Math.floor(room / columns) - 60;
-  // below a last row that is not full, a shared axis would stand alone
-  const resolve = panels % columns ? { ...spec.resolve, axis: { x: "independent" } } : spec.resolve;
-  const height = ranks ? spec.spec.height : Math.max(spec.spec.height, Math.min(240, Math.round(width * 0.45)));
-  return { ...adapted, data, columns, resolve, spec: { ...adapted.spec, width, height } };
-}
-
-function arranged({ legend, scale }, room) {
-  const longest = Math.max(...scale.domain.map((label) => label.length));
-  const columns = room < NARROW ? 1 : Math.max(1, Math.min(3, Math.floor(room / (longest * 7 + 40))));
-  return { ...legend, columns, labelLimit: Math.min(320, room - 60) };
-}
-
-async function draw() {
-  const turn = ++latest;
-  for (const anchor of Object.keys(specs)) {
-    if (turn !== latest) return;
-    const place = document.getElementById("chart-" + anchor);
-    try {
-      await drawOne(anchor, place);
-    } catch (error) {
-      console.error(error);
-      place.textContent = `This figure cannot be drawn: ${error.message}`;
-    }
-    await new Promise((next) => setTimeout(next));  // the reader sees it before the others are drawn
-  }
-  document.body.dataset.drawn = "yes";
-}
-
-async function drawOne(anchor, place) {
-  place.hidden = false;
-  const room = place.clientWidth, spec = fitted(specs[anchor], room);
-  views.get(anchor)?.finalize();
-  const result = await vegaEmbed(place, spec, {
-    actions: { export: true, source: false, compiled: false, editor: false },
-    config: config(room),
-    downloadFileName: anchor,
-    i18n: { CLICK_TO_VIEW_ACTIONS: "Save this figure" },
-    renderer: "svg",
-    scaleFactor: { png: 3, svg: 1 },
-  });
-  views.set(anchor, result);
-  places.clear();
-  if (spec.columns) await fillRow(result.view, place, spec.columns);
-  const figure = place.querySelector(".chart-wrapper");
-  for (const name of ["aria-hidden", "aria-label", "aria-roledescription"]) figure.removeAttribute(name);
-  for (const mark of figure.querySelectorAll("[role^=graphics]")) {
-    for (const name of ["role", "aria-roledescription"]) mark.removeAttribute(name);  // they have no names
-  }
-  figure.setAttribute("role", "img");
-  figure.setAttribute("aria-labelledby", "title-" + anchor);
-  figure.setAttribute("aria-describedby", "caption-" + anchor);
-  place.querySelector("summary").setAttribute("aria-label", "Save this figure");
-  if (picker?.selectedIndex > 0) await choose(anchor, picker.value);
-}
-
-async function fillRow(view, place, columns) {
-  // how wide the axes are is known only now
-  const spare = place.clientWidth - place.querySelector("svg.marks").width.baseVal.value;
-  const width = view.signal("child_width") + Math.floor(spare / columns);
-  await view.signal("child_width", Math.max(120, width)).resize().runAsync();
-}
-
-async function choose(anchor, layer) {
-  const spec = specs[anchor], view = views.get(anchor)?.view;
-  if (!view || !spec.params?.some((parameter) => parameter.name === "layer")) return;
-  const measured = spec.data.values.some((row) => row.layer === layer);
-  document.getElementById("chart-" + anchor).hidden = !measured;
-  document.getElementById("none-" + anchor).hidden = measured;
-  if (!measured) return;
-  for (const { name } of spec.params.filter((parameter) => parameter.bind === "scales")) {
-    // axes that stayed zoomed would not show what another layer has
-    for (const axis of Object.keys(view.signal(name))) view.signal(`${name}_${axis}`, null);
-  }
-  await view.signal("layer", layer).resize().runAsync();  // the numbers at its axes may be longer
-  places.clear();
-}
+const FINGER = 30, HAND = 60;
 
 function sort(heading) {
   const body = heading.closest("table").tBodies[0], column = heading.cellIndex;
@@ -160,11 +51,6 @@ function show(svg, point, { clientX, clientY }) {
 }
 
 for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => sort(button.parentElement));
-picker?.addEventListener("change", async () => {
-  const { value } = picker;
-  await Promise.all(Object.keys(specs).map((anchor) => choose(anchor, value)));
-  document.body.dataset.layer = document.querySelector(".figures").dataset.layer = value;
-});
 document.addEventListener("wheel", (event) => {
   // with Shift, browsers turn the wheel sideways; what zooms looks at its vertical part
   if (!event.shiftKey || event.deltaY || !event.deltaX || !event.target.closest(".chart")) return;
@@ -193,11 +79,3 @@ document.addEventListener("click", (event) => {
   if (touched) show(svg, touched, event);
 });
 addEventListener("scroll", leave, { passive: true });
-let width = innerWidth, waiting, latest = 0;
-addEventListener("resize", () => {
-  if (innerWidth === width || matchMedia("print").matches) return;  // a phone's address bar comes and goes
-  width = innerWidth;
-  clearTimeout(waiting);
-  waiting = setTimeout(draw, 200);
-});
-draw();

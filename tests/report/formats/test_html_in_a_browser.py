@@ -28,6 +28,7 @@ CURVES: dict[str, tuple[dict[str, str], str]] = {
     "orthogonality": ({"quantity": "scale invariant, ε removed"}, "orthogonality/max_abs_cos_corrected"),
     "angles": ({"quantity": "measured"}, "norm_growth/angular_update"),
 }
+RATIOS = ("increments-ratio", "cumulative-ratio")
 WITHOUT_LAYERS = ("loss", "orthogonality-layers", "accuracies", "against-eps")
 ROUNDED = 1e-3
 """Relative error of displayed numbers: figures have five digits and tooltips four."""
@@ -95,16 +96,16 @@ def test_figures_draw_every_point_in_its_place(page: Shown, runs: dict[str, Reco
         (panel,) = [name for name in ("panel", "group") if f"facet_{name}_sort_index" in points[0]]
         for name in {point[panel] for point in points}:
             beside = [point for point in points if point[panel] == name]
-            heights = [point["y"] for point in sorted(beside, key=lambda point: abs(point["value"]))]
+            heights = [round(point["y"], 1) for point in sorted(beside, key=lambda point: abs(point["value"]))]
             assert heights == sorted(heights, reverse=True), f"{anchor}: larger values are not higher"
-            places = [point["x"] for point in sorted(beside, key=lambda point: point["step"])]
+            places = [round(point["x"], 1) for point in sorted(beside, key=lambda point: point["step"])]
             assert places == sorted(places), anchor
 
 
 def test_choice_of_a_layer_changes_the_figures_that_have_layers(page: Shown) -> None:
     before = {anchor: page.shapes(anchor) for anchor in CURVES}
     still = {anchor: page.page.locator(f"#chart-{anchor}").inner_html() for anchor in WITHOUT_LAYERS}
-    assert set(page.anchors()) == {*CURVES, *WITHOUT_LAYERS}
+    assert set(page.anchors()) == {*CURVES, *RATIOS, *WITHOUT_LAYERS}
     page.choose(CONVOLUTION)
     for anchor in CURVES.keys() - {"affine"}:
         assert page.shapes(anchor) != before[anchor], anchor
@@ -378,11 +379,11 @@ def test_unlike_runs_fit_the_screen(browser: Browser, workplace: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "anchors"),
     [
-        ({}, {*CURVES, *WITHOUT_LAYERS}),
-        ({"robustness": False, "ended": False}, {*CURVES, "loss", "orthogonality-layers"}),
+        ({}, {*CURVES, *RATIOS, *WITHOUT_LAYERS}),
+        ({"robustness": False, "ended": False}, {*CURVES, *RATIOS, "loss", "orthogonality-layers"}),
         ({"geometry": False}, {"accuracies", "against-eps"}),
         ({"geometry": False, "robustness": False}, set()),
-        ({"steps": [0]}, {*CURVES, *WITHOUT_LAYERS} - {"loss"}),
+        ({"steps": [0]}, {*CURVES, *RATIOS, *WITHOUT_LAYERS} - {"loss"}),
     ],
     ids=["one run", "killed", "no monitors", "nothing", "one step"],
 )

@@ -17,7 +17,7 @@ from lightning_normgeo import RecordLogger, __version__, read_record
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report import write_report
 from lightning_normgeo.report.compared_runs import load_runs
-from lightning_normgeo.report.figures.curves import ALL
+from lightning_normgeo.report.figures.curves import ALL, Curves
 from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.runs.summary import summary_table
 
@@ -127,8 +127,7 @@ class Page(HTMLParser):
 
     def spec(self, anchor: str) -> dict[str, Any]:
         """Return the figure's specification in the form that the browser gets."""
-        (start,) = [match.end() for match in re.finditer(rf'"{anchor}": ', self.scripts[-1])]
-        return json.JSONDecoder().raw_decode(self.scripts[-1], start)[0]
+        return json.loads(self.scripts[1])[anchor]
 
     def anchors(self) -> list[str]:
         return [attrs["id"].removeprefix("chart-") for tag, attrs in self.tags if attrs.get("class") == "chart"]
@@ -237,9 +236,9 @@ def test_negative_values_are_drawn() -> None:
 def test_every_figure_has_its_place_and_specification() -> None:
     logger = logged()
     shown = page(logger)
-    expected = [figure.anchor for figure in all_figures(load_runs([logger.folder]))]
+    expected = [figure.anchor for figure in all_figures(Curves(load_runs([logger.folder])))]
     assert shown.anchors() == expected
-    assert set(expected) == {*SERIES, "orthogonality-layers", "accuracies"}
+    assert set(expected) == {*SERIES, "increments-ratio", "cumulative-ratio", "orthogonality-layers", "accuracies"}
     assert all(
         shown.spec(anchor)["$schema"].startswith("https://vega.github.io/schema/vega-lite/") for anchor in expected
     )
@@ -319,7 +318,7 @@ def test_script_end_in_a_layer_name_does_not_end_the_script() -> None:
     logger.finalize("success")
     shown = page(logger)
     assert "</script><b>x" in [row["layer"] for row in rows_of(shown.spec("norms"))]
-    assert len(shown.scripts) == 2
+    assert len(shown.scripts) == 3
 
 
 def test_no_record(tmp_path: Path) -> None:
