@@ -30,8 +30,8 @@ from lightning_normgeo.cli import NormgeoCLI, configs_folder, run
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.normalization import NORMS, find_norm
 from lightning_normgeo.study import load_study, runner
-from lightning_normgeo.study.run_process import RunProcess
 from lightning_normgeo.study.validation import Checker
+from support.in_process import InProcess
 from support.isolation import REPOSITORY
 
 pytestmark = [
@@ -155,19 +155,6 @@ def test_study_is_listed_and_its_runs_are_those_of_the_paper(path: Path, capsys:
             assert parsed.data.init_args.get("name", path.stem) in (path.stem, path.stem.removeprefix("paper_"))
     assert min(decays) == 0 < max(decays)
     assert study.grid.get("seed_everything", [0, 1, 2]) == [0, 1, 2]
-
-
-class InProcess(RunProcess):
-    """An attempt without a process of its own, which would take longer to start than to run."""
-
-    pid = 0
-    ended = True
-
-    def start(self, command: Any, environment: Any) -> None:
-        run([*command[len(runner.NORMGEO) :]])
-
-    def kill(self) -> None:
-        raise AssertionError("it has not finished")
 
 
 def test_study_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

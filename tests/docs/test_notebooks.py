@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import runpy
+import subprocess
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lightning_normgeo.__main__ import main
+from lightning_normgeo.study import runner
+from support.in_process import InProcess
+
 nbformat = pytest.importorskip("nbformat", reason="nbformat is missing: install the extra `docs`")
 from support.pages import DOCS, NOTEBOOKS, named  # noqa: E402
-
-STARTS_PROCESSES = DOCS / "tutorials" / "study.ipynb"
 
 
 def cells(notebook: Path) -> list[Any]:
@@ -31,9 +36,26 @@ def _own_loggers() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@pytest.mark.usefixtures("_own_loggers")
+def command(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m lightning_normgeo …`` without a process, and return what it prints."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), pytest.raises(SystemExit) as stopped:
+        main(words[3:])
+    assert stopped.value.code == 0
+    return subprocess.CompletedProcess(words, 0, printed.getvalue())
+
+
+@pytest.fixture
+def _without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands of a tutorial and the runs of a study do without processes, which take seconds to start."""
+    monkeypatch.setattr(subprocess, "run", command)
+    monkeypatch.setattr(runner, "RunProcess", InProcess)
+
+
+@pytest.mark.usefixtures("_own_loggers", "_without_processes")
 @pytest.mark.filterwarnings("ignore::lightning_normgeo.errors.MeasurementWarning")
-@pytest.mark.parametrize("notebook", [one for one in NOTEBOOKS if one != STARTS_PROCESSES], ids=named)
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=named)
 def test_cells_run(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, which has imported torch already; the slow test uses a kernel."""
     monkeypatch.setenv("WANDB_MODE", "offline")
