@@ -44,6 +44,8 @@ pytestmark = [
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 FRAGMENTS = [path for path in CONFIGS if "callbacks+" in (yaml.safe_load(path.read_text()).get("trainer") or {})]
 STUDIES = [path for path in CONFIGS if "grid" in yaml.safe_load(path.read_text())]
+DATA = {"paper_resnet18": "cifar10", "paper_cifar10": "cifar10", "paper_cifar100": "cifar100"}
+"""Data sets of the studies that train on CIFAR."""
 TINY = {
     "trainer": {
         "max_epochs": 1,
@@ -66,7 +68,7 @@ def named(path: Path) -> str:
 def test_the_configurations_are_found() -> None:
     found = set(map(named, CONFIGS))
     assert {"quickstart.yaml", "defaults.yaml", "callbacks.yaml", "cifar10/resnet101_bn.yaml"} <= found
-    studies = {f"study/paper_{name}.yaml" for name in ("small", "cifar10", "cifar100")}
+    studies = {f"study/paper_{name}.yaml" for name in ("small", "resnet18", "cifar10", "cifar100")}
     assert studies == set(map(named, STUDIES))
     assert configs_folder().resolve() == REPOSITORY / "configs"
 
@@ -145,14 +147,15 @@ def test_study_is_listed_and_its_runs_are_those_of_the_paper(path: Path, capsys:
     assert all(f"  {name}  " in shown for name in study.runs())
     single = [name for name, norm in NORMS.items() if not (norm.data and norm.weight) and name != "none"]
     norms, decays = study.grid["model.norm"], study.grid["optimizer.init_args.weight_decay"]
-    assert set(norms) == {"bn", "gn", "ln", "wn"} if path.stem == "paper_small" else set(norms) == set(single)
+    few = path.stem in ("paper_small", "paper_resnet18")
+    assert set(norms) == ({"bn", "gn", "ln", "wn"} if few else set(single))
     for options in study.runs().values():
         if options.get("seed_everything", 0) == 0:
             parsed = checker.parse(runner.arguments_for(study, options, Path("runs/s/one")))
             assert parsed.model.norm == options["model.norm"]
             assert parsed.optimizer.init_args.weight_decay == options["optimizer.init_args.weight_decay"]
             assert parsed.run == "runs/s/one"
-            assert parsed.data.init_args.get("name", path.stem) in (path.stem, path.stem.removeprefix("paper_"))
+            assert parsed.data.init_args.get("name") == DATA.get(path.stem)
     assert min(decays) == 0 < max(decays)
     assert study.grid.get("seed_everything", [0, 1, 2]) == [0, 1, 2]
 
