@@ -1,7 +1,8 @@
-"""Generator of configs/norm, the pages of normalizations and formulas, the API reference and the key tables.
+"""Generator of configs/norm, the pages of normalizations and formulas, the API reference, and tables of other pages.
 
-Run it after a change of ``NORMS``, of ``QUANTITIES``, of public names or of the docstrings of
-``lightning_normgeo.geometry``: ``python docs/generate.py``. A test checks that the files are up to date.
+Run it after a change of ``NORMS``, of ``QUANTITIES``, of public names, of the docstrings of
+``lightning_normgeo.geometry``, or of docs/records: ``python docs/generate.py``. A test checks that the files are up to
+date.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -269,6 +271,8 @@ def files() -> dict[Path, str]:
         docs / "api" / "index.md": api_index(),
         **{docs / "api" / f"{page}.md": api_page(page) for page in API},
     }
+    gallery = runpy.run_path(str(docs / "gallery.py"))
+    found[gallery["PAGE"]] = gallery["page"]()
     for path in sorted((docs / "callbacks").glob("*.md")):
         found[path] = with_keys(path.read_text(encoding="utf-8"))
     for name, norm in NORMS.items():

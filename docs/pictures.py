@@ -1,15 +1,21 @@
-"""Pictures of the README and the overview, drawn from a study that anyone can run: ``normgeo study paper_small``.
+"""Draws every picture of the documentation from studies that anyone can run, and records the numbers of its texts.
 
-``python docs/pictures.py runs/paper_small`` reads the study and writes docs/records/paper_small.json, with the curves
-of the picture and the findings of each run, the picture in light and dark, and a picture of the study's report, which
-needs playwright and Chromium. Without an argument it draws from the file. Tests compare the numbers in the texts with
-that file.
+``python docs/pictures.py runs/paper_small runs/paper_resnet18 runs/cumulative runs/quickstart`` reads any of these
+studies and runs, and writes
+
+- paper_small: docs/records/paper_small.json, the picture of the README, and a picture of the report;
+- paper_resnet18: docs/records/paper_resnet18.json, docs/reference/gallery.md, and the pictures of that page and of the
+  callbacks;
+- cumulative (docs/records/cumulative.yaml): the picture of the sums over all steps;
+- quickstart (``normgeo fit --config quickstart --run runs/quickstart``): docs/records/quickstart.txt, its summary.
+
+Without an argument it draws the picture of the README from its record. A picture of the report needs playwright and
+Chromium. Tests compare the numbers in the texts with the records.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import sys
@@ -18,158 +24,107 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import altair as alt
+import gallery
+import overview
+from PIL import Image
+from recorded_numbers import finished, gallery_numbers, overview_numbers
 
-from lightning_normgeo import read_record
+from lightning_normgeo import summarize
 from lightning_normgeo.report import write_report
-from lightning_normgeo.report.figures.figure import COLORS, value_axis
-from lightning_normgeo.runs.findings.run_findings import Finding, findings_of
-from lightning_normgeo.runs.record import Record
 
 DOCS = Path(__file__).resolve().parent
-DATA = DOCS / "records" / "paper_small.json"
-PICTURES = {theme: DOCS / "pictures" / f"overview-{theme}.png" for theme in ("light", "dark")}
+RECORDS, PICTURES = DOCS / "records", DOCS / "pictures"
 REPORT = DOCS / "report.png"
-WIDTH, HEIGHT, REPORT_HEIGHT = 1200, 500, 1500
-_THEMES = {"light": ("#ffffff", "#1d2430", "#dfe3e8"), "dark": ("#14181e", "#e6e9ee", "#343b46")}
-_KEYS = (
-    "orthogonality/max_abs_cos",
-    "orthogonality_control/max_abs_cos",
-    "norm_growth/increment",
-    "norm_growth/predicted",
-    "norm_growth/weight_norm",
+GALLERY = (
+    "orthogonality",
+    "orthogonality-layers",
+    "increments",
+    "terms",
+    "norms",
+    "angles",
+    "affine",
+    "accuracies",
+    "against-eps",
 )
-_PLAIN = "weight_decay=0.0"
-_NORMS = ["bn", "gn", "ln", "wn"]
-_PANEL: dict[str, Any] = {"width": 222, "height": 384}
+"""Figures of the report of paper_resnet18 that the documentation shows."""
+_WIDTH, _HEIGHT, _COLORS = 1200, 1500, 64
+_INNERMOST = re.compile(r"[\[{][^\[\]{}]*[\]}]")
 
 
-def collect(study: Path) -> dict[str, Any]:
-    """Return the curves, accuracies and findings of every run of a study, by the name of its folder."""
-    return {folder.name: _run(read_record(folder)) for folder in sorted(study.iterdir()) if folder.is_dir()}
+def write_record(name: str, content: Mapping[str, Any]) -> Path:
+    """Write the numbers of a study, each innermost list or dictionary on one line; return the file."""
+    path = RECORDS / f"{name}.json"
+    text = _INNERMOST.sub(lambda match: " ".join(match[0].split()), json.dumps(content, ensure_ascii=False, indent=1))
+    path.write_text(f"{text}\n", encoding="utf-8")
+    return path
 
 
-def _run(record: Record) -> dict[str, Any]:
-    rows = record.evaluations[""]["results"]
-    return {
-        "curves": {key: [[step, float(f"{v:.6g}")] for step, v in record.metrics.get(key, [])] for key in _KEYS},
-        "accuracies": {row["attack"]: [row["correct"], row["n"]] for row in rows},
-        "findings": {finding.topic: _finding(finding) for finding in findings_of(record)},
-    }
+def write_summary(run: Path) -> Path:
+    """Write the summary of a run, without the line that names its folder; return the file."""
+    path = RECORDS / f"{run.name}.txt"
+    lines = [line.rstrip() for line in str(summarize(run)).splitlines() if not line.startswith("record:")]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
-    value = finding.value if math.isfinite(finding.value) else None  # JSON has no NaN
-    return {"number": finding.number, "quantity": finding.quantity, "detail": finding.detail, "value": value}
+def figures(study: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Draw figures of a study's finished runs with few colors, which makes small files; yield these."""
+    with TemporaryDirectory() as folder:
+        write_report(finished(study), folder, form="png")
+        for name in names:
+            path = PICTURES / f"{name}.png"
+            with Image.open(Path(folder, path.name)) as picture:
+                paper = Image.new("RGB", picture.size, "white")
+                paper.paste(picture, mask=picture.getchannel("A"))
+                paper.quantize(_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+            yield path
 
 
-def picture(runs: Mapping[str, Any], theme: str) -> alt.HConcatChart:
-    """Return the picture: four claims of the paper, each as one panel."""
-    paper, ink, line = _THEMES[theme]
-    text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal"}
-    chart = alt.hconcat(_orthogonality(runs), _increments(runs), _norms(runs), _accuracies(runs), spacing=22)
-    return (
-        chart.resolve_scale(color="independent", strokeDash="independent")
-        .properties(background=paper, padding={"left": 8, "right": 12, "top": 12, "bottom": 8})
-        .configure(font="DejaVu Sans", view=alt.ViewConfig(stroke=line))
-        .configure_axis(**text, gridColor=line, domainColor=line, tickColor=line)
-        .configure_legend(**text, orient="bottom", title=None, columns=4, symbolType="stroke", symbolStrokeWidth=2)
-        .configure_title(color=ink, fontSize=12.5, anchor="start", offset=10)
-    )
-
-
-def _orthogonality(runs: Mapping[str, Any]) -> Any:
-    names = {"orthogonality/max_abs_cos": "scale invariant", "orthogonality_control/max_abs_cos": "control"}
-    rows = list(_curves(runs[f"norm=bn,{_PLAIN}"], names))
-    return _lines(rows, "W is orthogonal to ∇W", "largest |cos(W, ∇W)|", [*names.values()], log=True)
-
-
-def _increments(runs: Mapping[str, Any]) -> Any:
-    names = {"norm_growth/increment": "measured", "norm_growth/predicted": "η²‖∇W‖²"}
-    rows = list(_curves(runs[f"norm=bn,{_PLAIN}"], names))
-    measured = [row for row in rows if row["curve"] == "measured"]
-    predicted = [row for row in rows if row["curve"] != "measured"]
-    color = _color([*names.values()])
-    axis = alt.Y("value:Q", title="Δ‖W‖² of a step", scale=alt.Scale(type="log"), axis=value_axis(log=True))
-    points = (
-        alt.Chart(alt.Data(values=measured)).mark_point(size=26, filled=True).encode(x=_step(), y=axis, color=color)
-    )
-    line = alt.Chart(alt.Data(values=predicted)).mark_line(strokeWidth=1.6).encode(x=_step(), y=axis, color=color)
-    return alt.layer(line, points).properties(**_PANEL, title="A step adds η²‖∇W‖² to ‖W‖²")
-
-
-def _norms(runs: Mapping[str, Any]) -> Any:
-    rows = []
-    for name, decay in ((_PLAIN, "without decay"), ("weight_decay=0.05", "with weight decay")):
-        points = runs[f"norm=bn,{name}"]["curves"]["norm_growth/weight_norm"]
-        rows += [{"curve": decay, "step": step, "value": value / points[0][1]} for step, value in points]
-    return _lines(
-        rows, "Only weight decay shrinks ‖W‖", "‖W‖ / ‖W‖ at the start", ["without decay", "with weight decay"]
-    )
-
-
-def _accuracies(runs: Mapping[str, Any]) -> Any:
-    rows = []
-    for name in (f"norm={norm},{_PLAIN}" for norm in _NORMS):
-        for attack, (correct, n) in runs[name]["accuracies"].items():
-            radius = "0" if attack == "clean" else attack.removeprefix("bim_eps")
-            if re.fullmatch(r"[\d.]+", radius):  # neither noise nor the control with rescaled weights
-                rows.append({"curve": _norm(name), "radius": 255 * float(radius), "value": correct / n})
-    x = alt.X("radius:Q", title="radius ε of BIM, in 1/255", axis=alt.Axis(tickCount=5))
-    y = alt.Y("value:Q", title="accuracy", axis=alt.Axis(format="%", tickCount=5), scale=alt.Scale(domain=[0, 1]))
-    chart = alt.Chart(alt.Data(values=rows)).mark_line(strokeWidth=1.8, point=True)
-    return chart.encode(x=x, y=y, color=_color(_NORMS)).properties(**_PANEL, title="Accuracy under attack")
-
-
-def _curves(run: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    for key, curve in names.items():
-        for step, value in run["curves"][key]:
-            yield {"curve": curve, "step": step, "value": value}
-
-
-def _lines(rows: Sequence[Any], title: str, axis: str, curves: Sequence[str], log: bool = False) -> Any:
-    scale = alt.Scale(type="log") if log else alt.Scale(zero=False)
-    y = alt.Y("value:Q", title=axis, scale=scale, axis=value_axis(log))
-    chart = alt.Chart(alt.Data(values=list(rows))).mark_line(strokeWidth=1.8)
-    return chart.encode(x=_step(), y=y, color=_color(curves)).properties(**_PANEL, title=title)
-
-
-def _step() -> Any:
-    return alt.X("step:Q", title="training step", axis=alt.Axis(tickCount=4))
-
-
-def _color(curves: Sequence[str]) -> Any:
-    return alt.Color("curve:N", scale=alt.Scale(domain=list(curves), range=COLORS[: len(curves)]), legend=alt.Legend())
-
-
-def _norm(folder: str) -> str:
-    return folder.removeprefix("norm=").partition(",")[0]
-
-
-def photograph(study: Path) -> None:
-    """Take a picture of the upper part of a study's report in a browser."""
+def photograph(study: Path) -> Path:
+    """Take a picture of the upper part of a study's report in a browser; return the file."""
     from playwright.sync_api import sync_playwright
 
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = write_report(study, Path(folder, "report.html"))
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": WIDTH, "height": REPORT_HEIGHT})
+        tab = browser.new_page(viewport={"width": _WIDTH, "height": _HEIGHT})
         tab.goto(page.as_uri())
         tab.wait_for_selector("body[data-drawn=yes]", state="attached")
         tab.screenshot(path=REPORT)
         browser.close()
+    return REPORT
+
+
+def update(study: Path) -> Iterator[Path]:
+    """Write everything that the documentation has from a study; yield the files."""
+    index = study / "study.json"
+    name = json.loads(index.read_text(encoding="utf-8"))["name"] if index.exists() else study.name
+    match name:
+        case "paper_small":
+            numbers = overview_numbers(study)
+            yield write_record(name, numbers)
+            yield from overview.draw(numbers)
+            yield photograph(study)
+        case "paper_resnet18":
+            yield write_record(name, gallery_numbers(study))
+            yield from figures(study, GALLERY)
+            gallery.PAGE.write_text(gallery.page(), encoding="utf-8")
+            yield gallery.PAGE
+        case "cumulative":
+            yield from figures(study, ["cumulative"])
+        case "quickstart":
+            yield write_summary(study)
+        case _:
+            raise SystemExit(f"{study} is none of the studies and runs of the documentation")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read a study if one is given, and draw the picture in both themes."""
-    if arguments:
-        photograph(Path(arguments[0]))
-        DATA.parent.mkdir(exist_ok=True)
-        DATA.write_text(json.dumps(collect(Path(arguments[0])), ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    runs = json.loads(DATA.read_text(encoding="utf-8"))
-    for theme, path in PICTURES.items():
-        picture(runs, theme).save(path, scale_factor=1.5)
-        print(path.relative_to(DOCS.parent))
+    """Update the documentation from the given studies, or draw the README's picture from its record."""
+    for study in arguments:
+        for path in update(Path(study)):
+            print(path.relative_to(DOCS.parent), flush=True)
+    if not arguments:
+        overview.draw(json.loads((RECORDS / "paper_small.json").read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def test_its_numbers_are_those_of_the_study() -> None:
 
 
 def test_the_picture_is_drawn_from_the_study() -> None:
-    script = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
+    script = runpy.run_path(str(ROOT / "docs" / "overview.py"))
     for theme, path in script["PICTURES"].items():
         with Image.open(path) as picture:
             assert picture.size[0] == pytest.approx(1.5 * script["WIDTH"], rel=0.03)
