@@ -129,9 +129,36 @@ ANGLES = Section(
     ("norm_growth/angular_update", "norm_growth/equilibrium_angle"),
     wandb_keys=("norm_growth/angular_update", "norm_growth/equilibrium_angle", "norm_growth/effective_lr"),
 )
+CHARGES = Section(
+    "Charges of scale symmetries",
+    "A symmetry scales several slices of weights and leaves the loss as it is, so that its charge Σ s⟨W, ∇W⟩ is zero. "
+    "The largest of all, over its largest possible value, and the largest if its terms did not cancel.",
+    ("symmetry/max_charge", "symmetry/max_uncanceled"),
+)
+IMBALANCE = Section(
+    "Balance of rescalings",
+    "|Q| over Σ |s|‖W‖², with Q = Σ s‖W‖², mean over all rescalings such as queries against keys. 0 is the balanced "
+    "point. Rescalings change nothing of the function; plain SGD drives them to balance, other optimizers need not.",
+    ("symmetry/imbalance",),
+)
+JOINT_NORM = Section(
+    "Norm of what is invariant jointly",
+    "‖W‖ of all weights that are invariant as one vector, such as all that write into a residual stream. Its growth "
+    "lowers their effective learning rate; by itself it changes nothing of the function.",
+    ("symmetry/joint_norm",),
+    wandb_keys=("symmetry/joint_norm", "symmetry/joint_angular_update", "symmetry/joint_effective_lr"),
+)
+JOINT_ANGLES = Section(
+    "How far this vector turns per step",
+    "The angle between all weights that are invariant as one vector, before and after a step.",
+    ("symmetry/joint_angular_update",),
+)
 CONTROLS_ONLY = "No weight of these runs is scale invariant, so the curves are those of the controls."
 """Sentence in front of captions where only weights without the invariance were measured."""
 GLOSSARY = {
+    "scale symmetry": "Slices of weights that can be multiplied by e^(s·t), each with its exponent s, without "
+    "effect on the loss. With exponents of both signs it is a rescaling, such as queries against keys.",
+    "charge": "Σ s⟨W, ∇W⟩ of a scale symmetry, which is zero; for a single unit this is ⟨W, ∇W⟩ = 0.",
     "unit": "A slice of a weight whose scale leaves the loss unchanged: a filter in front of batch normalization, a "
     "group of filters in front of group normalization, a whole layer in front of layer normalization.",
     "scale-invariant weight": "A weight that consists of such units. Its gradient is orthogonal to it: ⟨W, ∇W⟩ = 0.",
@@ -160,7 +187,7 @@ WANDB_TRAINING = Section("Loss and accuracy", LOSS.caption, ())
 """Section at W&B with the curves that the project logged itself."""
 WANDB_KEYS = Section("Words and keys", "Every metric key, its unit and its meaning.", ())
 """Last section of the view of a W&B project."""
-WANDB_SECTIONS = (AFFINE, NORMS, INCREMENTS, TERMS, ORTHOGONALITY, ANGLES)
+WANDB_SECTIONS = (AFFINE, NORMS, INCREMENTS, TERMS, ORTHOGONALITY, ANGLES, CHARGES, IMBALANCE, JOINT_NORM)
 """Sections of a W&B report, in order. The section of increments also shows the cumulative ones."""
 WANDB_ROBUSTNESS = (
     "Accuracy on the test set and under each attack, and what the attack takes of it. A bar over several runs is their "

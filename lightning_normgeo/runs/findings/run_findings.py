@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lightning_normgeo.runs.findings.equation_16 import eq16_applies, why_not_eq16
+from lightning_normgeo.runs.findings.finding import Finding as Finding
+from lightning_normgeo.runs.findings.symmetry_findings import SYMMETRY_KEYS, symmetry_findings
 from lightning_normgeo.runs.record import Record
 from lightning_normgeo.utilities.attack_names import attack_title, control_of, is_control
 
@@ -26,39 +27,16 @@ FINDING_KEYS = (
     "norm_growth/eq16_applies",
     "norm_growth/weight_norm",
     "affine/gamma2_over_sigma2_median",
+    *SYMMETRY_KEYS,
 )
 """Metric keys that findings are made from."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One claim, and what the run shows about it.
-
-    Attributes:
-        topic: Name of the claim in a few words.
-        number: The number that decides it, formatted.
-        quantity: Text on what the number is, in a few words.
-        detail: Sentence on how to judge it; empty if the number says everything.
-        section: Name of the section of the report that shows it.
-        value: The number itself; NaN if ``number`` is a word.
-        of_several: The quantity in words that fit several runs whose ``quantity`` differs.
-        headline: Name of the value in the summary that W&B's table of runs shows; empty if it is not there.
-    """
-
-    topic: str
-    number: str
-    quantity: str
-    detail: str = ""
-    section: str = ""
-    value: float = math.nan
-    of_several: str = ""
-    headline: str = ""
 
 
 def findings_of(record: Record) -> list[Finding]:
     """Return the findings of a run, in the order of the report; those that were not measured are left out."""
     found = [make(record) for make in (_orthogonality, _explained, _equation_16, _norms, _affine)]
-    return [finding for finding in found if finding is not None] + [*_robustness(record), *_rescaled(record)]
+    geometry = [finding for finding in found if finding is not None]
+    return [*geometry, *symmetry_findings(record), *_robustness(record), *_rescaled(record)]
 
 
 def joint_findings(records: Sequence[Record]) -> list[Finding]:
@@ -103,6 +81,8 @@ def _orthogonality(record: Record) -> Finding | None:
         if control is None:
             return None
         detail = "The paper's laws are about others; curves of these weights are what the laws do not force."
+        if record.points("symmetry/max_charge"):
+            detail = "No weight is so alone; several together are, see the symmetries."
         return Finding("W ⟂ ∇W", "not covered", "no weight was found scale invariant", detail, "orthogonality")
     parts = []
     if corrected is not None and corrected < 0.5 * largest:
