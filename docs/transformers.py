@@ -87,9 +87,10 @@ class Training(pl.LightningModule):
 
     automatic_optimization = False
 
-    def __init__(self, network: Transformer, muon: bool) -> None:
+    def __init__(self, network: Transformer, name: str, optimizer: str) -> None:
         super().__init__()
-        self.network, self.muon = network, muon
+        self.network, self.muon = network, optimizer == "muon"
+        self.save_hyperparameters({"network": name, "optimizer": optimizer})
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Take a step of all optimizers, and return the cross entropy."""
@@ -136,16 +137,19 @@ def gpt() -> tuple[Transformer, DataLoader[Any]]:
 NETWORKS: dict[str, Callable[[], tuple[Transformer, DataLoader[Any]]]] = {"vit": vit, "gpt": gpt}
 
 
-def train(name: str, muon: bool, folder: Path) -> dict[str, Any]:
+def train(name: str, optimizer: str, folder: Path) -> dict[str, Any]:
     """Train one network, and return what the gallery says about it."""
     pl.seed_everything(0, verbose=False)
     network, batches = NETWORKS[name]()
-    optimizer = "muon" if muon else "adamw"
     record = RecordLogger(str(folder.parent), name=folder.name, version=f"{name}-{optimizer}")
     monitors: list[pl.Callback] = [OrthogonalityMonitor(), NormGrowthMonitor(), SymmetryMonitor()]
-    settings: dict[str, Any] = {"max_steps": STEPS * (2 if muon else 1), "log_every_n_steps": 10, "accelerator": "cpu"}
+    settings: dict[str, Any] = {
+        "max_steps": STEPS * (2 if optimizer == "muon" else 1),
+        "log_every_n_steps": 10,
+        "accelerator": "cpu",
+    }
     trainer = pl.Trainer(logger=[record], callbacks=monitors, enable_checkpointing=False, **settings)
-    trainer.fit(Training(network, muon), batches)
+    trainer.fit(Training(network, name, optimizer), batches)
     shares = scale_symmetries(network, next(iter(batches))[0][:2]).shares
     metrics = read_record(record.folder).metrics
     curves = {key: [metrics[key][0][1], metrics[key][-1][1]] for key in _KEYS if key in metrics}
@@ -159,7 +163,7 @@ def train(name: str, muon: bool, folder: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> None:
     """Train all four and write the record."""
     folder = Path(arguments[0])
-    runs = {f"{n}-{'muon' if muon else 'adamw'}": train(n, muon, folder) for n in NETWORKS for muon in (False, True)}
+    runs = {f"{n}-{optimizer}": train(n, optimizer, folder) for n in NETWORKS for optimizer in ("adamw", "muon")}
     DATA.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ SYMMETRY = (
         "largest |Σ s_i⟨W_i, ∇W_i⟩| of all scale symmetries, over √(Σ s_i²‖W_i‖² · Σ‖∇W_i‖²)",
         label="charge",
         panel="largest charge",
-        summary="largest charge of a scale symmetry",
+        summary="largest charge, symmetries",
         in_wandb=True,
         log_scale=True,
     ),
@@ -52,7 +52,7 @@ SYMMETRY = (
         "weight",
         "‖W‖ of the parameters that are invariant as one vector, such as all writers of a residual stream",
         panel="‖W‖, invariant jointly",
-        summary="‖W‖ of weights invariant jointly",
+        summary="‖W‖, invariant jointly",
         in_wandb=True,
     ),
     Quantity(
