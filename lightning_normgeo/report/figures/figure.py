@@ -177,7 +177,7 @@ def number_label(number: str) -> str:
 
 def step_axis() -> Any:
     """Return the axis of training steps."""
-    axis = alt.Axis(tickMinStep=1, tickCount=5, labelOverlap=True)
+    axis = alt.Axis(tickMinStep=1, tickCount=5, labelOverlap=True, labelFlush=12)
     return alt.X("step:Q", title="training step", axis=axis, scale=alt.Scale(zero=True, nice=False, padding=5))
 
 
