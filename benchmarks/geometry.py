@@ -1,8 +1,9 @@
 """Benchmark of the monitors against other ways to watch weights and gradients during training.
 
-Run it as a plain script: ``python benchmarks/geometry.py [--arch resnet101] [--batch 64] [--rounds 20]``. Steps with
-and without the measured work alternate within one fit. The floor, reading every weight and gradient once, is timed
-between them: quote ratios, not milliseconds. On a GPU every time includes waiting for the device.
+Run it as a plain script: ``python benchmarks/geometry.py [--arch resnet101] [--batch 64] [--rounds 20]
+[--only monitors] [--without-numba] [--cpu-time]``. Steps with and without the measured work alternate within one fit.
+The floor, reading every weight and gradient once, is timed between them: quote ratios, not milliseconds. On a GPU every
+time includes waiting for the device.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import logging
 import platform
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -39,11 +41,14 @@ OPTIMIZERS = {
 }
 
 
+_clock = time.perf_counter
+
+
 def now() -> float:
     """Wait until the GPU has finished all work; return the time in milliseconds."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return 1e3 * time.perf_counter()
+    return 1e3 * _clock()
 
 
 def monitors(every: int) -> list[Any]:
@@ -189,13 +194,13 @@ class UnmeasuredStep(pl.Callback):
             "on_train_batch_end": (outputs, batch, 3),
             "on_after_backward": (),
         }
-        start = time.perf_counter()
+        start = _clock()
         for _ in range(_CALLS):
             for hook in BATCH_HOOKS:
                 call._call_callback_hooks(trainer, hook, *arguments.get(hook, (None,)))
             for step_hook in step_hooks:
                 step_hook(optimizer, (optimizer,), {})
-        return (time.perf_counter() - start) / _CALLS
+        return (_clock() - start) / _CALLS
 
 
 def unmeasured_table(rounds: int) -> Result:
@@ -220,6 +225,8 @@ def measured_table(options: Any, optimizer: str, logger: Any) -> Result:
     )
     rows = []
     for name, make in CASES.items():
+        if options.only not in name:
+            continue
         found = fit(options, optimizer, options.small, 4 + 2 * options.rounds, make(), logger)
         without = found.times[False]
         if "unmeasured" in name:  # then all steps do the same work: compare with a fit without callbacks
@@ -235,13 +242,21 @@ def measured_table(options: Any, optimizer: str, logger: Any) -> Result:
 
 def main() -> None:
     """Run the benchmark and print its tables."""
+    global _clock
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", default="resnet101")
     parser.add_argument("--batch", type=int, default=64, help="batch size of the step that costs are compared with")
     parser.add_argument("--small", type=int, default=4, help="batch size of the steps whose time difference is taken")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--only", default="", help="text in the names of the cases that are timed; default: all")
+    parser.add_argument("--without-numba", action="store_true", help="measure as if numba were not installed")
+    parser.add_argument("--cpu-time", action="store_true", help="time of the CPU, for a machine that does other work")
     parser.add_argument("--markdown", action="store_true", help="print tables for a document")
     options = parser.parse_args()
+    if options.cpu_time:
+        _clock = time.process_time
+    if options.without_numba:
+        sys.modules["numba"] = None
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:

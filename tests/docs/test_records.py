@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
 from support.isolation import REPOSITORY
 from support.pages import DOCS, PAGES, blocks, named, without_code
@@ -53,6 +55,24 @@ def test_costs_are_those_of_the_benchmark(page: Path) -> None:
     assert f"{cost('all three monitors, per filter', 5):.2f} % of the training time" in text
     if page.name != "README.md":
         assert f"{cost('all three monitors, per filter', 4):.0f} % of a training step" in text
+
+
+def test_costs_of_sums_and_without_numba_are_those_of_the_benchmark() -> None:
+    rows = [[cell.strip(" %") for cell in line.split("|")] for line in COST.splitlines() if line.startswith("| ")]
+    sums = sorted(float(row[4]) for row in rows if row[1].startswith("the same, cumulative"))
+    assert f"adds {sums[0]:.0f} to {sums[-1]:.0f} % to every step" in in_one_line(DOCS / "faq.md")
+    with_numba = [float(row[3]) for row in rows if row[1].startswith("all three monitors, per filter")]
+    without = [float(row[3]) for row in rows if row[1] in ("SGD, momentum", "AdamW")]
+    factors = sorted(slow / fast for slow, fast in zip(without, with_numba, strict=True))
+    for page in (DOCS / "faq.md", DOCS / "callbacks" / "index.md"):
+        assert f"{factors[0]:.0f} to {factors[-1]:.0f} times as long" in in_one_line(page)
+
+
+def test_the_number_of_filters_is_that_of_the_network() -> None:
+    with torch.device("meta"):
+        network = torchvision.models.resnet101()
+    filters = sum(one.out_channels for one in network.modules() if isinstance(one, torch.nn.Conv2d))
+    assert f"each of {filters:,} filters" in " ".join(COST.split())
 
 
 def test_no_other_page_has_costs() -> None:
