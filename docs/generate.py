@@ -271,8 +271,9 @@ def files() -> dict[Path, str]:
         docs / "api" / "index.md": api_index(),
         **{docs / "api" / f"{page}.md": api_page(page) for page in API},
     }
-    gallery = runpy.run_path(str(docs / "gallery.py"))
-    found[gallery["PAGE"]] = gallery["page"]()
+    for script in ("gallery.py", "transformers.py"):
+        written = runpy.run_path(str(docs / script))
+        found[written["PAGE"]] = written["page"]()
     for path in sorted((docs / "callbacks").glob("*.md")):
         found[path] = with_keys(path.read_text(encoding="utf-8"))
     for name, norm in NORMS.items():

@@ -72,12 +72,16 @@ def figures(study: Path, names: Sequence[str]) -> Iterator[Path]:
     with TemporaryDirectory() as folder:
         write_report(finished(study), folder, form="png")
         for name in names:
-            path = PICTURES / f"{name}.png"
-            with Image.open(Path(folder, path.name)) as picture:
-                paper = Image.new("RGB", picture.size, "white")
-                paper.paste(picture, mask=picture.getchannel("A"))
-                paper.quantize(_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
-            yield path
+            yield on_paper(Path(folder, f"{name}.png"), PICTURES / f"{name}.png")
+
+
+def on_paper(figure: Path, path: Path) -> Path:
+    """Save a figure on white with few colors, which makes a small file; return the file."""
+    with Image.open(figure) as picture:
+        paper = Image.new("RGB", picture.size, "white")
+        paper.paste(picture, mask=picture.getchannel("A"))
+        paper.quantize(_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+    return path
 
 
 def photograph(study: Path) -> Path:

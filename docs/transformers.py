@@ -1,8 +1,9 @@
 """Trainings of the gallery's transformers: a ViT on digits and a GPT on text, with AdamW and with Muon.
 
 ``python docs/transformers.py runs/transformers`` trains four small networks for 500 steps each, on one CPU core in a
-few minutes, and writes their records and docs/records/transformers.json, from which the gallery's table is checked.
-The digits are those of scikit-learn; the text is the reference of the Python language, which ships with Python.
+few minutes; those that are in the folder already are not trained again. It writes docs/records/transformers.json, the
+page of the gallery that is made from it, and its pictures. The digits are those of scikit-learn; the text is the
+reference of the Python language, which ships with Python.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import json
 import pydoc_data.topics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,17 +31,26 @@ from lightning_normgeo import (
     read_record,
     scale_symmetries,
 )
+from lightning_normgeo.report import write_report
 
-DATA = Path(__file__).resolve().parent / "records" / "transformers.json"
+DOCS = Path(__file__).resolve().parent
+DATA = DOCS / "records" / "transformers.json"
+PAGE = DOCS / "reference" / "transformers.md"
 STEPS, WIDTH, HEADS, LAYERS, TOKENS = 500, 64, 4, 4, 64
+PICTURES = ("charges", "imbalance", "joint-norm")
 _KEYS = (
     "symmetry/max_charge",
     "symmetry/max_uncanceled",
-    "symmetry/imbalance",
     "symmetry/joint_norm",
     "symmetry/joint_angular_update",
     "orthogonality_control/max_abs_cos",
 )
+KINDS = {
+    "γ, β against their readers": ".norm",
+    "queries against keys": ".query.weight[i]",
+    "values": ".value.weight[i]",
+}
+"""Kinds of rescalings in the blocks, and what their texts contain."""
 
 
 class Block(nn.Module):
@@ -137,34 +148,108 @@ def gpt() -> tuple[Transformer, DataLoader[Any]]:
 NETWORKS: dict[str, Callable[[], tuple[Transformer, DataLoader[Any]]]] = {"vit": vit, "gpt": gpt}
 
 
-def train(name: str, optimizer: str, folder: Path) -> dict[str, Any]:
-    """Train one network, and return what the gallery says about it."""
+def train(name: str, optimizer: str, folder: Path) -> None:
+    """Train one network."""
     pl.seed_everything(0, verbose=False)
     network, batches = NETWORKS[name]()
     record = RecordLogger(str(folder.parent), name=folder.name, version=f"{name}-{optimizer}")
     monitors: list[pl.Callback] = [OrthogonalityMonitor(), NormGrowthMonitor(), SymmetryMonitor()]
-    settings: dict[str, Any] = {
-        "max_steps": STEPS * (2 if optimizer == "muon" else 1),
-        "log_every_n_steps": 10,
-        "accelerator": "cpu",
-    }
-    trainer = pl.Trainer(logger=[record], callbacks=monitors, enable_checkpointing=False, **settings)
+    settings: dict[str, Any] = {"max_steps": STEPS * (2 if optimizer == "muon" else 1), "log_every_n_steps": 10}
+    trainer = pl.Trainer(logger=[record], callbacks=monitors, enable_checkpointing=False, accelerator="cpu", **settings)
     trainer.fit(Training(network, name, optimizer), batches)
+
+
+def numbers(run: Path) -> dict[str, Any]:
+    """Return what the gallery says about a run."""
+    record = read_record(run)
+    pl.seed_everything(0, verbose=False)
+    network, batches = NETWORKS[run.name.partition("-")[0]]()
     shares = scale_symmetries(network, next(iter(batches))[0][:2]).shares
-    metrics = read_record(record.folder).metrics
-    curves = {key: [metrics[key][0][1], metrics[key][-1][1]] for key in _KEYS if key in metrics}
+    imbalance = [row for _, row in record.layers["symmetry/imbalance"]]
+    curves = {key: [value for _, value in record.points(key)] for key in _KEYS}
     return {
         "shares": {role: round(share, 4) for role, share in shares.items()},
-        "first and last": {key: [float(f"{value:.4g}") for value in values] for key, values in curves.items()},
-        "largest charge": float(f"{max(value for _, value in metrics['symmetry/max_charge']):.2g}"),
+        "curves": {
+            key: {"first": _short(values[0]), "last": _short(values[-1]), "most": _short(max(values))}
+            for key, values in curves.items()
+        },
+        "imbalance": {
+            kind: [_short(_mean(row, part)) for row in (imbalance[0], imbalance[-1])] for kind, part in KINDS.items()
+        },
     }
+
+
+def _mean(row: dict[str, float], part: str) -> float:
+    """Return the mean over the families of the blocks whose text contains a part."""
+    values = [value for family, value in row.items() if part in family and ".blocks." in family]
+    return sum(values) / len(values)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def page() -> str:
+    """Return the page of the gallery."""
+    runs = json.loads(DATA.read_text(encoding="utf-8"))
+    curves = {name: one["curves"] for name, one in runs.items()}
+    controls, charges, terms, norms, angles = (
+        "orthogonality_control/max_abs_cos",
+        "symmetry/max_charge",
+        "symmetry/max_uncanceled",
+        "symmetry/joint_norm",
+        "symmetry/joint_angular_update",
+    )
+    roles = ("invariant jointly", "rescaling", "without effect", "none")
+    tables = {
+        "shares": _table(
+            ["share of the parameters", *roles],
+            {name: [f"{100 * one['shares'][role]:.1f} %" for role in roles] for name, one in runs.items()},
+        ),
+        "charges": _table(
+            ["largest of all measured steps", "charge", "if its terms did not cancel", "\\|cos\\| of single weights"],
+            {n: [f"{one[k]['most']:.1e}" for k in (charges, terms, controls)] for n, one in curves.items()},
+        ),
+        "imbalance": _table(
+            ["mean imbalance, first → last step", *KINDS],
+            {n: ["{:.2f} → {:.2f}".format(*one["imbalance"][kind]) for kind in KINDS] for n, one in runs.items()},
+        ),
+        "norms": _table(
+            ["first → last step", "‖W‖", "angle per step, radians"],
+            {n: [f"{o[k]['first']:.4g} → {o[k]['last']:.4g}" for k in (norms, angles)] for n, o in curves.items()},
+        ),
+    }
+    text = (DATA.parent / "transformers.txt").read_text(encoding="utf-8")
+    sizes = {"steps": STEPS, "layers": LAYERS, "width": WIDTH, "heads": HEADS, "tokens": TOKENS}
+    return text.format(**sizes, **{f"table_{name}": table for name, table in tables.items()})
+
+
+def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *([name, *cells] for name, cells in rows.items())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(folder: Path) -> None:
+    """Draw the pictures of the page."""
+    from pictures import on_paper
+
+    with TemporaryDirectory() as pictures:
+        write_report(folder, Path(pictures), form="png")
+        for name in PICTURES:
+            on_paper(Path(pictures, f"{name}.png"), DOCS / "pictures" / f"transformers-{name}.png")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train all four and write the record."""
+    """Train the networks that are missing, and write record, page and pictures."""
     folder = Path(arguments[0])
-    runs = {f"{n}-{optimizer}": train(n, optimizer, folder) for n in NETWORKS for optimizer in ("adamw", "muon")}
-    DATA.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    for name in NETWORKS:
+        for optimizer in ("adamw", "muon"):
+            if not (folder / f"{name}-{optimizer}").exists():
+                train(name, optimizer, folder)
+    runs = {run.name: numbers(run) for run in sorted(folder.iterdir()) if run.is_dir()}
+    DATA.write_text(json.dumps(runs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")
+    draw(folder)
 
 
 if __name__ == "__main__":
