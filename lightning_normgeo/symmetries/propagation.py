@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.invariance.node_context import name_of
+from lightning_normgeo.normalization.invariance.node_context import name_of, shape_of
 from lightning_normgeo.symmetries.degrees.algebra import joint, make_zero
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.liveness import live_elements
@@ -17,7 +18,7 @@ from lightning_normgeo.symmetries.degrees.shifts import Shift, shifts_without_ef
 from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids, Mask
 from lightning_normgeo.symmetries.rules.by_node_name import degree_of
 from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
-from lightning_normgeo.symmetries.rules.parameters import parameter, redundant
+from lightning_normgeo.symmetries.rules.parameters import parameter
 
 
 @dataclass
@@ -43,8 +44,13 @@ class Degrees:
     batch_norms: dict[Node, Ids] = field(default_factory=dict)
 
 
-def degrees(graph: Graph) -> Degrees:
-    """Return the degrees of all parameters of a graph.
+def degrees(graph: Graph, parameters: Collection[Node]) -> Degrees:
+    """Return the degrees of the parameters of a graph.
+
+    Args:
+        graph: of a forward pass.
+        parameters: nodes of the parameters that a symmetry may scale; other tensors with a gradient, such as an input,
+            have degree 0.
 
     The results of the graph have degree 0. Where an operation is not understood, all that it reads and its result have
     degree 0, so that a symmetry may be missed, but none is claimed that does not exist.
@@ -55,6 +61,9 @@ def degrees(graph: Graph) -> Degrees:
     found = Degrees(Exponents(), {}, shifts, live)
     by_edge: dict[Edge, Degree] = {}
     for node in sorted(graph.order, key=graph.order.__getitem__):
+        if hasattr(node, "variable") and node not in parameters:
+            by_edge[node, 0] = Degree(shape_of(node))
+            continue
         if hasattr(node, "variable"):
             by_edge[node, 0] = found.parameters[node] = parameter(found.exponents, graph, node)
             continue
@@ -73,8 +82,7 @@ def degrees(graph: Graph) -> Degrees:
     for edge in graph.results:
         make_zero(found.exponents, by_edge[edge])
     for degree in found.parameters.values():
-        for ids in redundant(degree):
-            found.exponents.vanish(ids)
+        degree.plain()
     return found
 
 

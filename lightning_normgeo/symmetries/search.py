@@ -66,8 +66,8 @@ def symmetries_in(graph: Graph, module: nn.Module, batch_norms: Mapping[str, Nod
     """
     if graph.unsharded is None:
         graph = opened(graph, module)
-    found = degrees(graph)
     names = _names(graph, module)
+    found = degrees(graph, names)
     basis = solution(found.exponents)
     slices, unknowns = parameter_slices(found, names)
     matrix = generators(basis, unknowns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,8 @@ class Graph:
             other models, whose graphs contain the parameters themselves.
         zeros: nodes of operations whose constants are known to be zero (:class:`ZeroConstants`).
         shifting: nodes of operations with a constant that let shifts through (:class:`ZeroConstants`).
+        added: nodes of sums with a constant, and the shape of the constant (:class:`ZeroConstants`).
+        epsilons: nodes of sums with a tiny constant (:class:`ZeroConstants`).
 
     Attributes:
         readers: for each node and output, the nodes that read it, with the input position.
@@ -59,10 +61,14 @@ class Graph:
         unsharded: dict[int, str] | None = None,
         zeros: Collection[Node] = (),
         shifting: Collection[Node] = (),
+        added: Mapping[Node, tuple[int, ...]] | None = None,
+        epsilons: Collection[Node] = (),
     ) -> None:
         self.unsharded = unsharded
         self.zeros = zeros
         self.shifting = shifting
+        self.added = added or {}
+        self.epsilons = epsilons
         self.inside: dict[Node, tuple[Edge, ...] | None] = {}
         # unlike ``grad_fn``, which is None for a parameter, the gradient edge of a parameter is its leaf node
         edges = [get_gradient_edge(result) for result in results if result.requires_grad]
@@ -177,7 +183,13 @@ def traced_graph(module: nn.Module, example_batch: Any, loss: Callable[[Any], Te
     constants = ZeroConstants()
     with constants:
         results = trace(module, example_batch, loss)
-    return Graph(*results, zeros=constants.nodes, shifting=constants.shifting)
+    return Graph(
+        *results,
+        zeros=constants.nodes,
+        shifting=constants.shifting,
+        added=constants.added,
+        epsilons=constants.epsilons,
+    )
 
 
 def trace(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> list[Tensor]:

@@ -21,6 +21,8 @@ class ZeroConstants(TorchFunctionMode):
         nodes: the recorded nodes. They keep the graph alive, so the mode has to be discarded after use.
         shifting: nodes of products with a number, and of masks that fill in −∞ or nearly so, as in front of a softmax.
             If a constant is added to their input, the result is shifted by a constant as well.
+        added: nodes of sums with a constant, and the shape of the constant.
+        epsilons: nodes of sums with a tiny constant.
 
     Cost: a Python call for each operation; for those in ``_CONSTANTS`` a reduction, on a GPU with a synchronization.
     """
@@ -29,6 +31,8 @@ class ZeroConstants(TorchFunctionMode):
         super().__init__()
         self.nodes: set[Any] = set()
         self.shifting: set[Any] = set()
+        self.added: dict[Any, tuple[int, ...]] = {}
+        self.epsilons: set[Any] = set()
 
     def begin(self) -> None:
         """Enter the mode; it is active until :meth:`leave`."""
@@ -51,7 +55,7 @@ class ZeroConstants(TorchFunctionMode):
         """Run the operation unchanged, and record its node if its constants are zero."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").rstrip("_").removeprefix("__")
-        constants, keeps_shifts = _CONSTANTS.get(name), _KEEPS_SHIFTS.get(name)
+        constants, keeps_shifts, addend = _CONSTANTS.get(name), _KEEPS_SHIFTS.get(name), _ADDS.get(name)
         # read before the operation, which may write to them in place
         zero = constants is not None and all(map(_is_zero, constants(args, kwargs)))
         result = func(*args, **kwargs)
@@ -61,7 +65,34 @@ class ZeroConstants(TorchFunctionMode):
                 self.nodes.add(changed.grad_fn)
         if keeps_shifts is not None and keeps_shifts(args, kwargs) and isinstance(result, Tensor):
             self.shifting.add(result.grad_fn)
+        if addend is not None and isinstance(result, Tensor) and result.grad_fn is not None:
+            self._note_addend(result.grad_fn, addend(args, kwargs))
+        if name == "rms_norm" and result.grad_fn is not None:
+            self.epsilons |= _sums_inside(result.grad_fn, args[0].grad_fn)
         return result
+
+    def _note_addend(self, node: Any, constant: Any) -> None:
+        if isinstance(constant, int | float):
+            self.added[node] = ()
+            if abs(constant) <= _LARGEST_EPSILON:
+                self.epsilons.add(node)
+        elif isinstance(constant, Tensor) and not constant.requires_grad:
+            while "View" in node.name():  # a linear map of a tensor of more than two dimensions
+                node = node.next_functions[0][0]
+            self.added[node] = tuple(constant.shape)
+            if constant.numel() == 1 and not constant.is_meta and abs(float(constant)) <= _LARGEST_EPSILON:
+                self.epsilons.add(node)
+
+
+def _sums_inside(last: Any, first: Any) -> set[Any]:
+    """Return the sums among the few nodes of a function from its last node to that of its input."""
+    found, waiting = set(), [last]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node is not first and node not in found and not hasattr(node, "variable"):
+            found.add(node)
+            waiting += [source for source, _ in node.next_functions]
+    return {node for node in found if node.name().startswith("AddBackward")}
 
 
 Constants = Callable[[tuple[Any, ...], dict[str, Any]], Iterator[Any]]
@@ -110,6 +141,7 @@ _CONSTANTS: dict[str, Constants] = {
     "masked_fill": _value(2),
     "setitem": lambda args, kwargs: _all((args[0], args[2]), {}),
     "pad": _value(3),
+    "linear": _bias(2),
     "layer_norm": _bias(3),
     "group_norm": _bias(3),
     "batch_norm": _bias(4),
@@ -130,9 +162,9 @@ def _by_a_number(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _by_minus_infinity(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    value = kwargs.get("value", args[2] if len(args) > 2 else None)
+    value = kwargs.get("value", kwargs.get("other", args[2] if len(args) > 2 else None))
     if isinstance(value, Tensor):
-        return value.ndim == 0 and not value.is_meta and float(value) <= _NEARLY_MINUS_INFINITY
+        return value.numel() == 1 and not value.is_meta and float(value) <= _NEARLY_MINUS_INFINITY
     return isinstance(value, int | float) and value <= _NEARLY_MINUS_INFINITY
 
 
@@ -140,5 +172,24 @@ _NEARLY_MINUS_INFINITY = -1e4  # a softmax gives such an element a weight of exa
 _KEEPS_SHIFTS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], bool]] = {
     **dict.fromkeys(("mul", "rmul", "multiply", "div", "truediv", "divide", "true_divide"), _by_a_number),
     "masked_fill": _by_minus_infinity,
+    "where": _by_minus_infinity,
 }
 """By the name of an operation, whether its constant lets shifts of the other argument through."""
+
+
+def _other_term(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    terms = [*args[:2], *(kwargs[name] for name in ("input", "other") if name in kwargs)]
+    return next((term for term in terms if not (isinstance(term, Tensor) and term.requires_grad)), None)
+
+
+def _bias_of_linear(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return kwargs.get("bias", args[2] if len(args) > 2 else None)
+
+
+_LARGEST_EPSILON = 1e-3
+_ADDS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], Any]] = {
+    **dict.fromkeys(("add", "radd", "iadd", "sub", "rsub", "isub", "subtract"), _other_term),
+    **dict.fromkeys(("addmm", "baddbmm"), lambda args, kwargs: kwargs.get("input", args[0] if args else None)),
+    "linear": _bias_of_linear,
+}
+"""By the name of an operation, the summand that may be a constant."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from torch.autograd.function import BackwardCFunction
+
 from lightning_normgeo.normalization.autograd.graph import Graph, Node
 from lightning_normgeo.normalization.invariance.row_layout import (
     Axis,
@@ -181,9 +183,17 @@ def the_operand(walk: NodeContext) -> ScaleState:
 
 
 def name_of(node: Node) -> str:
-    """Return the name of a node's operation, such as ``Convolution`` for ``ConvolutionBackward0``."""
-    name: str = node.name().rstrip("0123456789").removesuffix("Backward")
-    return name
+    """Return the name of a node's operation, such as ``Convolution`` for ``ConvolutionBackward0``.
+
+    A function written in Python keeps its suffix, unless it is torch's own: someone's ``class Mul(Function)`` is not
+    known to multiply.
+    """
+    name: str = node.name()
+    if isinstance(node, BackwardCFunction):
+        origin = getattr(type(node), "_forward_cls", type(node)).__module__
+        if not origin.startswith("torch."):
+            return f"{name} of {origin}"
+    return name.rstrip("0123456789").removesuffix("Backward")
 
 
 def shape_of(node: Node, output: int = 0) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lightning_normgeo.symmetries.degrees.degree import Degree
+from lightning_normgeo.symmetries.degrees.degree import Degree, FreeConstant
 from lightning_normgeo.symmetries.degrees.liveness import any_along
 from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids, Mask
 
@@ -56,13 +56,16 @@ def make_equal(exponents: Exponents, a: Degree, b: Degree, where: Mask | None = 
 
 def weighted(exponents: Exponents, degree: Degree, factor: float) -> Degree:
     """Return a multiple of a degree, that of a power."""
-    return replace(degree, terms=tuple(exponents.total([(term, factor)]) for term in degree.terms), constant=None)
+    return replace(degree.plain(), terms=tuple(exponents.total([(term, factor)]) for term in degree.terms))
 
 
 def combined(exponents: Exponents, parts: Sequence[tuple[Degree, float]], shape: Sequence[int]) -> Degree:
     """Return the sum of multiples of degrees that are broadcast against each other, that of a product."""
     terms = [
-        (term, factor) for degree, factor in parts for term in degree.lifted(len(shape)).terms if np.any(term != ZERO)
+        (term, factor)
+        for degree, factor in parts
+        for term in degree.plain().lifted(len(shape)).terms
+        if np.any(term != ZERO)
     ]
     return Degree(tuple(shape), tuple(_by_footprint(exponents, terms)))
 
@@ -143,7 +146,7 @@ def contracted(
         for letter, size in zip(own, degree.shape, strict=True):
             sizes[letter] = max(sizes.get(letter, 1), size)
     one, other = (_arranged(degree, own, letters) for degree, own in (a, b))
-    constant = next((d.constant for d in (other, one) if d.constant is not None and d.constant.unused), None)
+    constant = _one_constant(other.constant, one.constant)
     whole = Degree(tuple(sizes[letter] for letter in letters), (*one.terms, *other.terms), constant)
     summed = range(len(result), len(letters))
     if where is not None:
@@ -152,6 +155,15 @@ def contracted(
     shape = whole.shape[: len(result)]
     terms = [(term.reshape(term.shape[: len(result)]), 1.0) for term in whole.terms]
     return Degree(shape, tuple(_by_footprint(exponents, terms)))
+
+
+def _one_constant(first: FreeConstant | None, second: FreeConstant | None) -> FreeConstant | None:
+    """Return a constant that the product of two tensors can choose; the other one is fixed."""
+    if first is None or not first.unused:
+        return second
+    if second is not None:
+        second.fix()  # if both are the same, the sum p_k + q_k of a square does not depend on it
+    return first
 
 
 def _arranged(degree: Degree, own: str, letters: str) -> Degree:

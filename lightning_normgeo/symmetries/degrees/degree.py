@@ -8,34 +8,43 @@ from math import prod
 
 import numpy as np
 
-from lightning_normgeo.symmetries.equations.exponents import Ids
+from lightning_normgeo.symmetries.equations.exponents import Exponents, Ids
 
 
 class FreeConstant:
     """The freedom in an outer sum p_i + q_j: p + c and q − c give the same degrees.
 
+    Only copies of a parameter have one. The first operation on them that is no copy either chooses c so that its own
+    equation becomes simple, or sets it to any value; so no other degree contains a constant that is still free.
+
     Attributes:
-        unused: whether no equation has fixed c yet.
         axes: axes of the tensor with a constant c for each index; usually none.
     """
 
-    def __init__(self, unused: bool, axes: frozenset[int] = frozenset()) -> None:
-        self._state = [unused]
+    def __init__(self, exponents: Exponents, some: Ids, axes: frozenset[int] = frozenset()) -> None:
+        """Create a constant that is not fixed yet; ``some`` are the unknowns that may be set to zero to fix it."""
         self.axes = axes
+        self._exponents = exponents
+        self._some = [some]
 
     @property
     def unused(self) -> bool:
         """Whether no equation has fixed the constant yet."""
-        return self._state[0]
+        return bool(self._some)
 
     def use(self) -> None:
-        """Fix the constant, for all tensors that have it."""
-        self._state[0] = False
+        """Note that an equation fixes the constant, for all tensors that have it."""
+        self._some.clear()
+
+    def fix(self) -> None:
+        """Give the constant some value if it has none yet."""
+        if self._some:
+            self._exponents.vanish(self._some.pop())
 
     def along(self, axes: frozenset[int]) -> FreeConstant:
         """Return the same constant for a tensor with other axes."""
-        moved = FreeConstant(False, axes)
-        moved._state = self._state
+        moved = FreeConstant(self._exponents, np.zeros(0, np.int64), axes)
+        moved._some = self._some
         return moved
 
 
@@ -61,7 +70,9 @@ class Degree:
         return replace(self, shape=tuple(shape), terms=tuple(terms))
 
     def plain(self, statistic: bool = False) -> Degree:
-        """Return the same degree without the free constant."""
+        """Return the same degree with a fixed constant."""
+        if self.constant is not None:
+            self.constant.fix()
         return replace(self, constant=None, statistic=statistic)
 
     def depends_on(self, axis: int) -> bool:
@@ -73,8 +84,11 @@ class Degree:
         front = (1,) * (ndim - len(self.shape))
         if not front:
             return self
-        return self.over(front + self.shape, [term.reshape(front + term.shape) for term in self.terms]).plain(
-            self.statistic
+        return replace(
+            self,
+            shape=front + self.shape,
+            terms=tuple(term.reshape(front + term.shape) for term in self.terms),
+            constant=self.constant and self.constant.along(frozenset(axis + len(front) for axis in self.constant.axes)),
         )
 
     def permuted(self, order: Sequence[int]) -> Degree:
@@ -87,7 +101,8 @@ class Degree:
     def viewed(self, shape: Sequence[int]) -> Degree:
         """Return the degree after a change of the shape that keeps the order of elements."""
         moved = self.over(shape, [viewed(term, self.shape, shape) for term in self.terms])
-        return moved if self.constant is None or not self.constant.axes else moved.plain(self.statistic)
+        merged = any(sum(term.shape[axis] > 1 for term in moved.terms) > 1 for axis in range(len(moved.shape)))
+        return moved.plain(self.statistic) if merged or (self.constant and self.constant.axes) else moved
 
     def taken(self, axis: int, indices: Sequence[int] | Ids, keep: bool = True) -> Degree:
         """Return the degree of elements picked along an axis; without ``keep`` of one element, without the axis."""
@@ -95,10 +110,12 @@ class Degree:
         shape = list(self.shape)
         if keep:
             shape[axis] = len(indices)
-            return self.over(shape, terms)
-        del shape[axis]
-        picked = self.over(shape, [np.asarray(term.take(0, axis)) for term in terms])
-        return picked if self.constant is None or not self.constant.axes else picked.plain(self.statistic)
+        else:
+            del shape[axis]
+            terms = [np.asarray(term.take(0, axis)) for term in terms]
+        picked = self.over(shape, terms)
+        axes = self.constant.axes if self.constant else frozenset()
+        return picked.plain(self.statistic) if axis in axes or (axes and not keep) else picked
 
 
 def viewed(array: Ids, old: Sequence[int], new: Sequence[int]) -> Ids:

@@ -18,6 +18,7 @@ from lightning_normgeo.symmetries.degrees.nodes import (
     BATCH_NORMS,
     COPIES,
     CUTS,
+    SOFTMAX,
     VIEWS,
     concatenation,
     cuts,
@@ -128,7 +129,7 @@ def _normalize(graph: Graph, node: Node, position: int, output: Mask) -> Mask:
         axes = [axis for axis in range(ndim) if axis != 1]
     elif name == "NativeGroupNorm":
         axes = list(range(1, ndim))
-    elif name in ("Softmax", "LogSoftmax"):
+    elif name in SOFTMAX:
         axes = dimensions(node._saved_dim, ndim)
     else:
         axes = list(range(ndim - len(node._saved_normalized_shape), ndim))
@@ -169,7 +170,7 @@ _RULES: dict[str, Backward] = {
     **dict.fromkeys(("T", "Transpose", "Permute"), _permute),
     "Cat": _concatenate,
     **dict.fromkeys(BATCH_NORMS, _normalize),
-    **dict.fromkeys(["NativeGroupNorm", "NativeLayerNorm", "FusedRmsNorm", "Softmax", "LogSoftmax"], _normalize),
+    **dict.fromkeys(["NativeGroupNorm", "NativeLayerNorm", "FusedRmsNorm", *SOFTMAX], _normalize),
     **dict.fromkeys(("Mm", "Addmm", "Bmm", "Baddbmm"), _product),
     "Linear": _linear,
     **dict.fromkeys(ATTENTIONS, _attention),

@@ -21,6 +21,8 @@ ATTENTIONS = frozenset(
 )
 BATCH_NORMS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "SyncBatchNorm"})
 
+SOFTMAX = frozenset({"Softmax", "SafeSoftmax", "LogSoftmax"})
+
 
 def input_shape(graph: Graph, node: Node, position: int) -> tuple[int, ...] | None:
     """Return the shape of an input of a node; None for an input that is no result of a recorded operation."""

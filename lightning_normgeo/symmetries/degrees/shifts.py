@@ -7,7 +7,7 @@ not scale with the weight beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from lightning_normgeo.symmetries.degrees.nodes import (
     BATCH_NORMS,
     COPIES,
     CUTS,
+    SOFTMAX,
     VIEWS,
     concatenation,
     cuts,
@@ -36,10 +37,12 @@ class Shift:
     Attributes:
         axes: axes along which the shift has to be constant.
         mask: elements that may be shifted, broadcastable to the tensor.
+        of_scores: whether nothing but softmax ignores them, which also ignores elements of −∞.
     """
 
     axes: frozenset[int]
     mask: Mask
+    of_scores: bool = False
 
     def removes(self, shape: tuple[int, ...], ndim: int) -> bool:
         """Whether a tensor of this shape, added with broadcasting, is constant along the axes."""
@@ -71,12 +74,13 @@ def shifts_without_effect(graph: Graph) -> dict[Edge, Shift]:
 def _common(shifts: Iterable[Shift | None]) -> Shift | None:
     """Return the shifts that all readers ignore."""
     axes: frozenset[int] = frozenset()
-    mask = None
+    mask, of_scores = None, True
     for shift in shifts:
         if shift is None:
             return None
         axes, mask = axes | shift.axes, shift.mask if mask is None else mask & shift.mask
-    return Shift(axes, shrunk(mask)) if mask is not None and mask.any() else None
+        of_scores &= shift.of_scores
+    return Shift(axes, shrunk(mask), of_scores) if mask is not None and mask.any() else None
 
 
 def _of_input(graph: Graph, reader: Node, position: int, found: dict[Edge, Shift]) -> Shift | None:
@@ -84,7 +88,7 @@ def _of_input(graph: Graph, reader: Node, position: int, found: dict[Edge, Shift
     name = name_of(reader)
     if name in _CENTERING and position == _CENTERING[name]:
         axes = _centered(reader, name, len(shape))
-        return None if axes is None else Shift(frozenset(axes), np.ones((1,) * len(shape), bool))
+        return None if axes is None else Shift(frozenset(axes), np.ones((1,) * len(shape), bool), name in _SOFTMAX)
     if name in CUTS:
         return _cut(graph, reader, shape, found)
     shift, rule = found.get((reader, 0)), _RULES.get(name)
@@ -95,10 +99,11 @@ def _of_input(graph: Graph, reader: Node, position: int, found: dict[Edge, Shift
 
 _CENTERING = {
     **dict.fromkeys(BATCH_NORMS, 0),
-    **dict.fromkeys(("NativeLayerNorm", "NativeGroupNorm", "Softmax", "LogSoftmax"), 0),
+    **dict.fromkeys(("NativeLayerNorm", "NativeGroupNorm", *SOFTMAX), 0),
     **dict.fromkeys(ATTENTIONS, 1),
 }
 """The input of which each of these operations ignores shifts."""
+_SOFTMAX = ("Softmax", "SafeSoftmax")
 
 
 def _centered(node: Node, name: str, ndim: int) -> list[int] | None:
@@ -109,7 +114,7 @@ def _centered(node: Node, name: str, ndim: int) -> list[int] | None:
         return list(range(ndim - len(node._saved_normalized_shape), ndim))
     if name == "NativeGroupNorm":  # one channel in each group: a constant for each channel
         return list(range(2 if int(node._saved_group) == int(node._saved_C) else 1, ndim))
-    if name in ("Softmax", "LogSoftmax"):
+    if name in SOFTMAX:
         return dimensions(node._saved_dim, ndim)
     return [ndim - 2]  # keys: all scores of a query change alike
 
@@ -130,7 +135,7 @@ def _cut(graph: Graph, reader: Node, shape: tuple[int, ...], found: dict[Edge, S
         if shift is not None:
             axes |= {own if keep or own < axis else own + 1 for own in shift.axes}
     mask = shrunk(np.stack(np.broadcast_arrays(*pieces), axis))
-    return Shift(frozenset(axes), mask) if mask.any() else None
+    return Shift(frozenset(axes), mask) if mask.any() else None  # of parts with other scores, so not only of scores
 
 
 def _same(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
@@ -138,8 +143,10 @@ def _same(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None
 
 
 def _by_a_constant(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
-    """Products with a number and masks of −∞."""
-    return shift if node in graph.shifting else None
+    """Products with a number, and masks of −∞ in front of a softmax."""
+    masks = name_of(node) not in ("Mul", "Div")
+    known = node in graph.shifting and (shift.of_scores or not masks)
+    return _added(graph, node, position, shift) if known else None
 
 
 def _added(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
@@ -147,7 +154,7 @@ def _added(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | Non
     shape = input_shape(graph, node, position) or ()
     front = shift.mask.ndim - len(shape)
     axes = frozenset(axis - front for axis in shift.axes if axis >= front and shape[axis - front] > 1)
-    return Shift(axes, _whole(shift.mask, shape))
+    return replace(shift, axes=axes, mask=_whole(shift.mask, shape))
 
 
 def _whole(mask: Mask, shape: tuple[int, ...]) -> Mask:
@@ -157,7 +164,8 @@ def _whole(mask: Mask, shape: tuple[int, ...]) -> Mask:
 
 def _permute(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
     order = permutation(node, shift.mask.ndim)
-    return Shift(frozenset(order[axis] for axis in shift.axes), shift.mask.transpose(np.argsort(order)))
+    axes = frozenset(order[axis] for axis in shift.axes)
+    return replace(shift, axes=axes, mask=shift.mask.transpose(np.argsort(order)))
 
 
 def _view(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
@@ -166,7 +174,8 @@ def _view(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None
     for before, after in joint_axes(old, new):
         if shift.axes & {axis for axis in before if old[axis] > 1}:
             axes |= {axis for axis in after if new[axis] > 1}  # constant along more axes: fewer shifts
-    return Shift(frozenset(axes), shrunk(viewed(shift.mask, old, new)))  # type: ignore[arg-type]
+    mask = shrunk(viewed(shift.mask, old, new))  # type: ignore[arg-type]
+    return replace(shift, axes=frozenset(axes), mask=mask)
 
 
 def _concatenated(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
@@ -177,7 +186,7 @@ def _concatenated(graph: Graph, node: Node, position: int, shift: Shift) -> Shif
     mask = shift.mask
     if mask.shape[axis] > 1:
         mask = mask.take(range(start, start + shape[axis]), axis)
-    return Shift(shift.axes, mask)
+    return replace(shift, mask=mask)
 
 
 def _product(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
@@ -188,9 +197,9 @@ def _product(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | N
         position -= 1
     ndim = shift.mask.ndim
     rows = ndim - 2 if position == 0 else ndim - 1
-    if shift.axes != {rows} or not shift.mask.all():
+    if not shift.axes <= {rows} or not shift.mask.all():
         return None
-    return Shift(frozenset({rows}), np.ones((1,) * ndim, bool))
+    return Shift(shift.axes, np.ones((1,) * ndim, bool))
 
 
 def _linear(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
@@ -207,7 +216,7 @@ def _bias_of_convolution(graph: Graph, node: Node, position: int, shift: Shift) 
 
 _RULES: dict[str, Backward] = {
     **dict.fromkeys(COPIES | {"Neg"}, _same),
-    **dict.fromkeys(("Mul", "Div", "MaskedFill"), _by_a_constant),
+    **dict.fromkeys(("Mul", "Div", "MaskedFill", "Where"), _by_a_constant),
     **dict.fromkeys(("Add", "Sub", "Expand"), _added),
     **dict.fromkeys(("T", "Transpose", "Permute"), _permute),
     **dict.fromkeys(VIEWS, _view),

@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.nodes import ATTENTIONS, BATCH_NORMS, COPIES, CUTS, VIEWS
-from lightning_normgeo.symmetries.rules import elementwise, linear_maps, shapes, statistics
+from lightning_normgeo.symmetries.rules import elementwise, indexing, linear_maps, patches, shapes, statistics
 from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
 
 Rule = Callable[[Operation], Degree]
 
 _NOT_HOMOGENEOUS = (
     "Gelu Silu Sigmoid Tanh Softplus Exp Exp2 Expm1 Log Log2 Log10 Log1P Erf Hardswish Hardsigmoid Hardtanh Mish Elu "
-    "LogSigmoid Sin Cos Tan Asin Acos Atan Sinh Cosh Softmax LogSoftmax Logsumexp Threshold Softshrink Hardshrink Glu "
+    "LogSigmoid Sin Cos Tan Asin Acos Atan Sinh Cosh Softmax SafeSoftmax LogSoftmax Logsumexp Threshold Softshrink "
+    "Hardshrink Glu "
     "MseLoss NllLoss NllLoss2D BinaryCrossEntropyWithLogits BinaryCrossEntropy SmoothL1Loss L1Loss HuberLoss KlDiv "
     "SoftMarginLoss MultiMarginLoss MultilabelMarginLoss PoissonNllLoss CtcLoss"
 )
@@ -32,11 +33,15 @@ _BY_RULE: dict[Rule, str] = {
     elementwise.power(0.5): "Sqrt",
     elementwise.power(-0.5): "Rsqrt",
     elementwise.power(-1.0): "Reciprocal",
+    elementwise.added_product(1.0): "Addcmul",
+    elementwise.added_product(-1.0): "Addcdiv",
     elementwise.together: "Maximum Minimum Fmax Fmin Where",
+    elementwise.interpolation: "Lerp",
     elementwise.beside_constant: "MaskedFill",
     elementwise.clamp: "ClampMin Clamp",
     shapes.copy: " ".join(sorted(COPIES - {"RegisterPostBackwardFunction"})),
     shapes.pass_through: "RegisterPostBackwardFunction",
+    shapes.checkpoint: "CheckpointFunction",
     shapes.view: " ".join(sorted(VIEWS)),
     shapes.permute: "T Transpose Permute",
     shapes.expand: "Expand",
@@ -46,12 +51,21 @@ _BY_RULE: dict[Rule, str] = {
     shapes.roll: "Roll",
     shapes.concatenate: "Cat Stack",
     shapes.pad: "ConstantPadNd",
-    shapes.index_select: "IndexSelect",
-    shapes.index: "Index",
-    shapes.embedding: "Embedding",
-    shapes.pixel_shuffle: "PixelShuffle PixelUnshuffle",
-    shapes.channel_shuffle: "ChannelShuffle",
-    shapes.same_everywhere: "Unfold Im2Col",
+    indexing.index_select: "IndexSelect",
+    indexing.index: "Index",
+    indexing.gather: "Gather",
+    indexing.written: "Scatter ScatterAdd ScatterReduce IndexAdd IndexCopy",
+    indexing.put: "IndexPut",
+    indexing.embedding: "Embedding",
+    patches.same_everywhere: "Col2Im MaskedSelect",
+    patches.patches: "Im2Col",
+    patches.windows: "Unfold",
+    patches.pixel_shuffle: "PixelShuffle",
+    patches.pixel_unshuffle: "PixelUnshuffle",
+    patches.channel_shuffle: "ChannelShuffle",
+    patches.as_complex: "ViewAsComplex",
+    patches.as_real: "ViewAsReal",
+    patches.restride: "AsStrided",
     linear_maps.matrix_product: "Mm Addmm Bmm Baddbmm",
     linear_maps.linear: "Linear",
     linear_maps.vector_product: "Mv Dot Vdot",
@@ -65,8 +79,8 @@ _BY_RULE: dict[Rule, str] = {
     statistics.reduction(2.0): "Var",
     statistics.reduction(2.0, 1.0): "VarMean",
     statistics.reduction(1.0, 1.0): "StdMean",
-    statistics.extremum: "Max Min Median",
-    statistics.along: "Cumsum Sort Topk",
+    statistics.extremum: "Max Min Median Kthvalue Mode",
+    statistics.along: "Cumsum Cummax Cummin Sort Topk",
     statistics.pooling: (
         "MaxPool2DWithIndices MaxPool3DWithIndices AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D "
         "AdaptiveMaxPool2D AdaptiveMaxPool3D MkldnnMaxPool2D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D "

@@ -39,11 +39,9 @@ def total(walk: Operation) -> Degree:
             first, second, shapes = second, first, shapes[::-1]
         return added(walk, first, second, shapes[1])  # type: ignore[arg-type]
     degree = walk.only
-    if degree.statistic and _divides(walk.consumers()):
-        return walk.filled(degree)  # a number added to a variance or norm is an ε
-    if walk.node in walk.graph.zeros:
-        return walk.filled(degree)
-    return added(walk, degree, None, None)
+    if degree.statistic and walk.node in walk.graph.epsilons and _divides(walk.consumers()):
+        return walk.filled(degree)  # the ε of a variance or norm
+    return added(walk, degree, None, walk.graph.added.get(walk.node))
 
 
 def _divides(consumers: Sequence[tuple[Node, int]]) -> bool:
@@ -69,6 +67,8 @@ def product(walk: Operation) -> Degree:
 
 def quotient(walk: Operation) -> Degree:
     """Rule for a quotient: the degree of the divisor is subtracted."""
+    if getattr(walk.node, "_saved_rounding_mode", None) is not None:
+        return walk.vanish_all()
     top, bottom = (*walk.operands, None)[:2]
     if bottom is None:
         return product(walk)
@@ -77,6 +77,30 @@ def quotient(walk: Operation) -> Degree:
     if bottom.statistic and not statistic:
         walk.absorb(bottom)
     return algebra.combined(walk.exponents, parts, walk.shape).plain(statistic)
+
+
+def added_product(sign: float) -> Callable[[Operation], Degree]:
+    """Return the rule for the sum of a tensor and the product (sign 1) or quotient (sign −1) of two others."""
+
+    def rule(walk: Operation) -> Degree:
+        base, a, b = walk.operands
+        parts = [(degree, factor) for degree, factor in ((a, 1.0), (b, sign)) if degree is not None]
+        whole = algebra.combined(walk.exponents, parts, walk.shape) if parts else walk.constant
+        known = walk.graph.inputs[walk.node][0][0] is not None
+        return added(walk, whole, base, walk.input_shape(0) if known else None)
+
+    return rule
+
+
+def interpolation(walk: Operation) -> Degree:
+    """Rule for a + w·(b − a), where the weight w has degree 0."""
+    if len(walk.operands) > 2:
+        walk.vanish(2)
+    a, b = walk.operands[:2]
+    if a is None or b is None:
+        return walk.vanish_all()
+    algebra.make_equal(walk.exponents, a, b, walk.where)
+    return walk.filled(a)
 
 
 def power(exponent: float | None) -> Callable[[Operation], Degree]:

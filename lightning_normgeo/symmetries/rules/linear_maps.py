@@ -14,14 +14,16 @@ def matrix_product(walk: Operation) -> Degree:
     """Rule for a product of matrices, or of stacks of them; ``addmm`` and ``baddbmm`` add the first operand."""
     a, b = walk.operands[-2:]
     stack = letters(walk.ndim - 2)
-    a = a or _constant_factor(walk, b, stack, left=True)
-    b = b or _constant_factor(walk, a, stack, left=False)
-    result = _contracted(walk, (a, f"{stack}ik"), (b, f"{stack}kj"), f"{stack}ij")
+    if a is None and b is None:
+        result = walk.constant
+    else:
+        a = a or _constant_factor(walk, b, stack, left=True)
+        b = b or _constant_factor(walk, a, stack, left=False)
+        result = _contracted(walk, (a, f"{stack}ik"), (b, f"{stack}kj"), f"{stack}ij")
     if len(walk.operands) == 3 and float(getattr(walk.node, "_saved_beta", 1)) != 0:
         source, _ = walk.graph.inputs[walk.node][0]
-        bias = walk.operands[0]
-        shape = walk.input_shape(0) if source is not None else None
-        return added(walk, result, bias, shape)
+        shape = walk.graph.added.get(walk.node) if source is None else walk.input_shape(0)
+        return added(walk, result, walk.operands[0], shape)
     return result
 
 
@@ -44,14 +46,13 @@ def linear(walk: Operation) -> Degree:
     x, weight, bias = (*walk.operands, None)[:3]
     front = letters(walk.ndim - 1)
     if weight is None and x is None:
-        return walk.vanish_all()
+        return with_bias(walk, walk.constant, bias, walk.ndim - 1)
     if weight is None:
         weight = Degree((walk.shape[-1], x.shape[-1]))  # type: ignore[union-attr]
     if x is None:
         x = Degree((*walk.shape[:-1], weight.shape[1]))
     result = _contracted(walk, (x, f"{front}k"), (weight, "jk"), f"{front}j")
-    present = len(walk.operands) > 2 and bool(walk.graph.inputs[walk.node][2][0])
-    return with_bias(walk, result, bias, walk.ndim - 1) if present else result
+    return result if walk.node in walk.graph.zeros else with_bias(walk, result, bias, walk.ndim - 1)
 
 
 def vector_product(walk: Operation) -> Degree:
@@ -73,9 +74,9 @@ def convolution(walk: Operation) -> Degree:
     transposed, groups = bool(node._saved_transposed), int(node._saved_groups)
     positions = range(2, walk.ndim)
     if x is None and weight is None:
-        return walk.vanish_all()
+        return with_bias(walk, walk.constant, bias, 1)
     if weight is None:
-        raise NoRuleError  # a frozen weight, whose shape the graph does not tell
+        weight = _frozen_kernel(walk, x, transposed, groups)  # type: ignore[arg-type]
     weight = walk.over(weight, positions)
     out, inputs = weight.shape[:2]
     channels = out if transposed else inputs * groups
@@ -83,11 +84,17 @@ def convolution(walk: Operation) -> Degree:
     by_group = walk.tidy(_grouped(weight, groups, transposed))
     shape = (x.shape[0], groups, channels // groups)
     terms = [viewed(term.reshape(term.shape[:2]), (x.shape[0], channels), shape) for term in x.terms]
-    source = Degree(shape, tuple(terms), x.constant if groups == 1 else None)
+    source = Degree(shape, tuple(terms), x.constant if groups == 1 else x.plain().constant)
     result = _contracted_in_groups(walk, source, by_group)
     if sum(node._saved_bias_sym_sizes_opt or ()) > 0:
         return with_bias(walk, result, bias, 1)
     return result
+
+
+def _frozen_kernel(walk: Operation, x: Degree, transposed: bool, groups: int) -> Degree:
+    outputs, inputs = walk.shape[1], x.shape[1]
+    channels = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
+    return Degree((*channels, *(1 for _ in range(2, walk.ndim))))
 
 
 def _grouped(weight: Degree, groups: int, transposed: bool) -> Degree:
@@ -97,7 +104,7 @@ def _grouped(weight: Degree, groups: int, transposed: bool) -> Degree:
     terms = [viewed(term.reshape(term.shape[:2]), (a, b), split).transpose(order) for term in weight.terms]
     constant = weight.constant
     if constant is not None:
-        constant = constant.along(frozenset({0}))
+        constant = constant.along(frozenset({0} if constant.axes else ()))
     return Degree(tuple(split[k] for k in order), tuple(terms), constant)
 
 

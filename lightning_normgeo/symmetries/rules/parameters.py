@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Graph, Node
@@ -28,11 +26,12 @@ def parameter(exponents: Exponents, graph: Graph, leaf: Node) -> Degree:
         return Degree(shape, (exponents.new(shape),))
     if len(long) == 2:
         terms = [exponents.new([size if axis == own else 1 for axis, size in enumerate(shape)]) for own in long]
-        return Degree(shape, tuple(terms), FreeConstant(True))
+        return Degree(shape, tuple(terms), FreeConstant(exponents, _first(terms[1], long[1])))
     stack, *others = long
     terms = [exponents.new([size if axis in (stack, own) else 1 for axis, size in enumerate(shape)]) for own in others]
     if len(others) == 2:
-        return Degree(shape, tuple(terms), FreeConstant(True, frozenset({stack})))
+        constant = FreeConstant(exponents, _first(terms[1], others[1]), frozenset({stack}))
+        return Degree(shape, tuple(terms), constant)
     for term, own in zip(terms[1:], others[1:], strict=True):
         np.moveaxis(term, own, 0)[0] = ZERO
     return Degree(shape, tuple(terms))
@@ -58,27 +57,21 @@ def _convolution(graph: Graph, leaf: Node) -> tuple[int, bool]:
     return 0, False
 
 
+def _first(term: Ids, axis: int) -> Ids:
+    """Return the unknowns of the first index along an axis."""
+    return term.take(0, axis).reshape(-1)
+
+
 def _kernel(exponents: Exponents, shape: tuple[int, ...], groups: int, directly: bool) -> Degree:
     out, inputs, *positions = shape
     ones = (1,) * len(positions)
     terms = [exponents.new((out, 1, *ones))]
-    if inputs > 1:
-        columns: Ids = exponents.new((groups, inputs))
-        if not directly:
-            columns[:, 0] = ZERO  # p + c and q − c are the same, for each group
-        columns = columns if groups == 1 else np.repeat(columns, out // groups, axis=0)
-        terms.append(columns.reshape(-1, inputs, *ones))
-    return Degree(shape, tuple(terms), FreeConstant(True) if inputs > 1 and directly else None)
-
-
-def redundant(degree: Degree) -> list[Ids]:
-    """Return unknowns that can be set to zero without loss, as only their sums with others occur."""
-    constant = degree.constant
-    if constant is None or not constant.unused:
-        return []
-    axes = range(len(degree.shape))
-    return [
-        term[tuple(slice(None) if axis in constant.axes else slice(0, 1) for axis in axes)].reshape(-1)
-        for term in degree.terms[1:]
-        if prod(term.shape) > 1
-    ]
+    if inputs == 1:
+        return Degree(shape, tuple(terms))
+    columns: Ids = exponents.new((groups, inputs))
+    constant = FreeConstant(exponents, columns[:, 0].copy(), frozenset({0} if groups > 1 else ()))
+    if not directly:
+        columns[:, 0] = ZERO  # p + c and q − c are the same, for each group
+    columns = columns if groups == 1 else np.repeat(columns, out // groups, axis=0)
+    terms.append(columns.reshape(-1, inputs, *ones))
+    return Degree(shape, tuple(terms), constant if directly else None)

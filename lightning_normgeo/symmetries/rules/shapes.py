@@ -1,9 +1,8 @@
-"""Rules of operations that copy elements: views, permutations, cuts, concatenations, indices, padding."""
+"""Rules of operations that copy elements: views, permutations, cuts, concatenations, padding."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from lightning_normgeo.normalization.invariance.node_context import dimensions
 from lightning_normgeo.symmetries.degrees import algebra
@@ -11,8 +10,6 @@ from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.nodes import cuts, permutation, signed
 from lightning_normgeo.symmetries.equations.exponents import Ids
 from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
-
-_MASKS = (torch.bool, torch.uint8)
 
 
 def copy(walk: Operation) -> Degree:
@@ -24,6 +21,13 @@ def pass_through(walk: Operation) -> Degree:
     """Rule for functions that return their inputs unchanged."""
     degree = walk.operands[walk.output]
     return walk.constant if degree is None else degree
+
+
+def checkpoint(walk: Operation) -> Degree:
+    """Rule for the outputs of a reentrant activation checkpoint whose inside has been added to the graph."""
+    if walk.graph.inside.get(walk.node) is None:
+        raise NoRuleError
+    return pass_through(walk)
 
 
 def view(walk: Operation) -> Degree:
@@ -126,57 +130,3 @@ def pad(walk: Operation) -> Degree:
                 term = term.take(range(max(-low, 0), term.shape[axis] - max(-high, 0)), axis)
         terms.append(term)
     return degree.over(walk.shape, terms).plain()
-
-
-def index_select(walk: Operation) -> Degree:
-    """Rule for entries picked along one axis by a vector of indices."""
-    degree = walk.only
-    (axis,) = dimensions(walk.node._saved_dim, len(degree.shape))
-    return degree.taken(axis, walk.node._saved_index.cpu().numpy()).plain()
-
-
-def index(walk: Operation) -> Degree:
-    """Rule for entries picked by tensors of indices: axes that are indexed have to have one degree."""
-    degree = walk.only
-    indices = list(walk.node._saved_indices)
-    taken = [axis for axis, own in enumerate(indices) if own is not None]
-    if any(own is not None and own.dtype in _MASKS for own in indices):
-        raise NoRuleError
-    degree = walk.over(degree, taken)
-    rank = walk.ndim - (len(degree.shape) - len(taken))
-    neighbors = taken == list(range(taken[0], taken[0] + len(taken)))
-    place = taken[0] if neighbors else 0  # torch puts new axes first if the indexed ones are not adjacent
-    terms = []
-    for term in degree.terms:
-        kept = [size for axis, size in enumerate(term.shape) if axis not in taken]
-        terms.append(term.reshape(kept[:place] + [1] * rank + kept[place:]))
-    return degree.over(walk.shape, terms).plain()
-
-
-def embedding(walk: Operation) -> Degree:
-    """Rule for rows looked up in a table: all rows have the same degree."""
-    degree = walk.over(walk.only, [0])
-    front = (1,) * (walk.ndim - 1)
-    return degree.over(walk.shape, [term.reshape(*front, term.shape[1]) for term in degree.terms]).plain()
-
-
-def same_everywhere(walk: Operation) -> Degree:
-    """Rule for operations that copy elements in some other order: all have to have the same degree."""
-    degree = walk.over(walk.only, range(len(walk.only.shape)))
-    terms = [term.reshape((1,) * walk.ndim) for term in degree.terms]
-    return degree.over(walk.shape, terms).plain()
-
-
-def pixel_shuffle(walk: Operation) -> Degree:
-    """Rule for channels that become pixels (and back): all channels and positions have the same degree."""
-    axes = range(walk.ndim - 3, walk.ndim)
-    degree = walk.over(walk.only, axes)
-    return degree.over(walk.shape, degree.terms).plain()
-
-
-def channel_shuffle(walk: Operation) -> Degree:
-    """Rule for channels of several groups that are interleaved."""
-    degree, groups = walk.only, int(walk.node._saved_groups)
-    channels = walk.shape[1]
-    order = np.arange(channels).reshape(groups, channels // groups).T.reshape(-1)
-    return degree.taken(1, order).plain()

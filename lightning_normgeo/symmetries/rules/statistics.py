@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from lightning_normgeo.normalization.invariance.node_context import dimensions
 from lightning_normgeo.symmetries.degrees import algebra
-from lightning_normgeo.symmetries.degrees.degree import Degree, viewed
+from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.nodes import signed
 from lightning_normgeo.symmetries.rules.context import Operation, added
 
@@ -26,8 +26,7 @@ def group_norm(walk: Operation) -> Degree:
     if degree is not None:
         samples, channels, *positions = degree.shape
         shape = (samples, groups, channels // groups, *positions)
-        parts = degree.over(shape, [viewed(term, degree.shape, shape) for term in degree.terms])
-        walk.absorb(walk.over(parts, range(2, len(shape))))
+        walk.absorb(walk.over(degree.viewed(shape), range(2, len(shape))))
     return _affine(walk, 1)
 
 
