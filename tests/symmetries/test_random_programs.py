@@ -51,7 +51,7 @@ def check(steps: list[Step], outputs: int) -> int:
         size = np.abs(gradients).sum()
         if np.isfinite(size) and 1e-20 < size < 1e20:
             own = np.abs(exponents) @ np.abs(gradients)
-            charges.append(np.abs(exponents @ gradients) / np.maximum(own, 1e-9 * size))
+            charges.append(np.abs(exponents @ gradients) / np.maximum(own, 1e-4 * max(size, 1.0)))
     assume(len(charges) > 4)
     assert (np.median(charges, axis=0) < 1e-10).all(), found
     return len(found)

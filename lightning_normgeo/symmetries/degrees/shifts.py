@@ -206,7 +206,11 @@ def _linear(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | No
     return _added(graph, node, position, shift) if position == 2 else None
 
 
-def _bias_of_convolution(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
+def _bias_of_layer_norm(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
+    return _added(graph, node, position, shift) if position == 2 else None
+
+
+def _bias_of_channels(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
     if position != 2:
         return None
     others = [axis for axis in range(shift.mask.ndim) if axis != 1]
@@ -223,5 +227,6 @@ _RULES: dict[str, Backward] = {
     "Cat": _concatenated,
     **dict.fromkeys(("Mm", "Addmm", "Bmm", "Baddbmm"), _product),
     "Linear": _linear,
-    "Convolution": _bias_of_convolution,
+    "NativeLayerNorm": _bias_of_layer_norm,
+    **dict.fromkeys(BATCH_NORMS | {"Convolution", "NativeGroupNorm"}, _bias_of_channels),
 }

@@ -143,11 +143,9 @@ class Exponents:
             np.stack([root for root, _ in resolved], 1),
             np.stack([c * factor for (_, factor), (_, c) in zip(resolved, parts, strict=True)], 1),
         )
-        _, first, back = np.unique(
-            np.hstack([roots.astype(float), coefficients]), axis=0, return_index=True, return_inverse=True
-        )
+        first, back = _different(roots, coefficients)
         found = roots[first], coefficients[first]
-        return (*found, back.ravel()) if return_inverse else found
+        return (*found, back) if return_inverse else found
 
     def _add_rows(self, rows: Ids, coefficients: Values) -> None:
         """Add an equation for each row; those with one or two unknowns are solved at once."""
@@ -207,6 +205,24 @@ def selected(arrays: Sequence[Ids], where: Mask | None) -> list[Ids]:
     extra = tuple(axis for axis, size in enumerate(shape) if size == 1 and where.shape[axis] > 1)
     mask = np.broadcast_to(where.any(axis=extra, keepdims=True) if extra else where, shape)
     return [array[mask] for array in flat]
+
+
+def _different(rows: Ids, coefficients: Values) -> tuple[Ids, Ids]:
+    """Return the index of the first of each kind of row, and the kind of each row."""
+    codes = np.zeros(len(rows), np.int64)
+    for column in (*rows.T, *coefficients.T):
+        numbers = column
+        if column.dtype != np.int64:
+            numbers = np.zeros(len(column), np.int64) if (column == column[:1]).all() else _numbered(column)
+        codes = _numbered(codes) * (numbers.max(initial=0) + 1) + numbers
+    _, first, back = np.unique(codes, return_index=True, return_inverse=True)
+    return first, back.ravel()
+
+
+def _numbered(values: npt.NDArray[Any]) -> Ids:
+    """Return small numbers in place of values, the same for equal ones."""
+    numbers: Ids = np.unique(values, return_inverse=True)[1].ravel()
+    return numbers
 
 
 def _collected(rows: Ids, coefficients: Values) -> tuple[Ids, Values]:

@@ -6,6 +6,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -13,7 +14,8 @@ from scipy.sparse.csgraph import connected_components
 
 from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids, Values
 
-Equation = dict[int, Fraction]
+Rational = int | Fraction
+Equation = dict[int, Rational]
 """Coefficients by unknown; their sum over the unknowns is zero."""
 _LARGEST_DENOMINATOR = 10**6
 
@@ -30,7 +32,7 @@ def solution(exponents: Exponents) -> csr_array:
     equations = list(_equations(exponents.sums))
     bound = np.unique([unknown for equation in equations for unknown in equation]).astype(np.int64)
     free = np.setdiff1d(exponents.roots(), bound, assume_unique=True)
-    solutions: list[Equation] = [{int(unknown): Fraction(1)} for unknown in free]
+    solutions: list[Equation] = [{int(unknown): 1} for unknown in free]
     for part in _independent_parts(equations):
         solutions += nullspace(part)
     return _expanded(exponents, solutions)
@@ -48,8 +50,20 @@ def _equations(sums: Sequence[tuple[Ids, Values]]) -> Iterator[Equation]:
                 yield {unknown: _rational(value / terms[0][1]) for unknown, value in terms}
 
 
-def _rational(value: float) -> Fraction:
-    return Fraction(value).limit_denominator(_LARGEST_DENOMINATOR)
+@lru_cache(maxsize=1024)
+def _rational(value: float) -> Rational:
+    return _short(Fraction(value).limit_denominator(_LARGEST_DENOMINATOR))
+
+
+def _short(value: Fraction) -> Rational:
+    """Return a fraction as an integer if it is one, which is much faster to compute with."""
+    return value.numerator if value.denominator == 1 else value
+
+
+def _quotient(a: Rational, b: Rational) -> Rational:
+    if b in (1, -1):
+        return a * b
+    return _short(Fraction(a) / b)
 
 
 def _independent_parts(equations: Sequence[Equation]) -> Iterator[list[Equation]]:
@@ -76,9 +90,9 @@ def nullspace(equations: Sequence[Equation]) -> list[Equation]:
     pivots = _eliminated([dict(equation) for equation in equations])
     unknowns = sorted({unknown for equation in equations for unknown in equation})
     free = [unknown for unknown in unknowns if unknown not in pivots]
-    values: dict[int, Equation] = {unknown: {unknown: Fraction(1)} for unknown in free}
+    values: dict[int, Equation] = {unknown: {unknown: 1} for unknown in free}
     for pivot in reversed(pivots):  # an equation contains only pivots that were found after it
-        value: Equation = defaultdict(Fraction)
+        value: Equation = defaultdict(int)
         for unknown, coefficient in pivots[pivot].items():
             for parameter, factor in values[unknown].items():
                 value[parameter] += coefficient * factor
@@ -109,7 +123,8 @@ def _eliminated(equations: list[Equation]) -> dict[int, Equation]:
         done.add(k)
         for unknown in equation:
             users[unknown].discard(k)
-        pivots[pivot] = {u: -c / equation[pivot] for u, c in equation.items() if u != pivot}
+        divisor = -equation[pivot]
+        pivots[pivot] = {u: _quotient(c, divisor) for u, c in equation.items() if u != pivot}
         for other in list(users.pop(pivot)):
             _replace(equations[other], pivot, pivots[pivot], users, other)
             heapq.heappush(queue, (len(equations[other]), other))
@@ -120,7 +135,7 @@ def _replace(equation: Equation, pivot: int, value: Equation, users: dict[int, s
     """Replace a pivot in an equation by its value."""
     factor = equation.pop(pivot)
     for unknown, coefficient in value.items():
-        total = equation.get(unknown, Fraction(0)) + factor * coefficient
+        total = equation.get(unknown, 0) + factor * coefficient
         if total:
             equation[unknown] = total
             users[unknown].add(number)

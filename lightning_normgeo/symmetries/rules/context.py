@@ -210,7 +210,7 @@ def added(walk: Operation, result: Degree, other: Degree | None, shape: tuple[in
     else:
         shift = None
     if other is None:
-        algebra.make_zero(walk.exponents, result, where)
+        algebra.make_zero(walk.exponents, result.lifted(walk.ndim), where)
         return walk.filled(result) if shift is not None else walk.constant
     a, b = result.lifted(walk.ndim), other.lifted(walk.ndim)
     algebra.make_equal(walk.exponents, a, b, where)
