@@ -334,7 +334,7 @@ def test_summary_shows_first_and_last_step_and_accuracies() -> None:
     lines = console.export_text().splitlines()
     assert any("step 4" in line and "step 14" in line for line in lines)
     points = read_record(logger.folder).metrics["norm_growth/weight_norm"]
-    (line,) = [line for line in lines if "‖W‖ of all" in line]
+    (line,) = [line for line in lines if "‖W‖, scale-invariant" in line]
     assert line.split()[-2:] == [f"{points[0][1]:.4g}", f"{points[-1][1]:.4g}"]
     (line,) = [line for line in lines if line.strip().startswith("bim")]
     assert re.split(r"\s{2,}", line.strip()) == ["bim", "6.25 %", "1.0 … 28.3 %", "87.50 pt", "16"]

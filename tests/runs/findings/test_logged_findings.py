@@ -30,7 +30,7 @@ def test_findings_need_no_other_keys() -> None:
         key = "norm_growth/eq16_applies"
         whole, part = (Record(Path(), metrics={**some, key: [(0, applies)]}) for some in (metrics, few))
         assert findings_of(part) == findings_of(whole)
-        assert len(findings_of(part)) == 5
+        assert len(findings_of(part)) == 8
 
 
 def test_headlines_of_a_training() -> None:
