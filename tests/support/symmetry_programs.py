@@ -79,11 +79,21 @@ def _convolution(s: Scope) -> Tensor:
     return F.conv1d(s.a, weight, bias, padding=kernel // 2, groups=groups)
 
 
+class DegenerateError(Exception):
+    """Raised if a normalization divides by a deviation of zero, where rounding errors decide."""
+
+
+def _alive(x: Tensor, axes: int | tuple[int, ...]) -> Tensor:
+    if not bool((x.detach().var(axes) > 1e-12).all()):
+        raise DegenerateError
+    return x
+
+
 def _layer_norm(s: Scope) -> Tensor:
     shape = ((4,), (4, 4))[s.choice % 2]
     gamma = s.parameter(shape) if s.choice // 2 % 2 else None
     beta = s.parameter(shape, 1) if s.choice // 4 % 2 else None
-    return F.layer_norm(s.a, shape, gamma, beta, eps=0)
+    return F.layer_norm(_alive(s.a, (-1, -2)[: len(shape)]), shape, gamma, beta, eps=0)
 
 
 def _channel_norm(s: Scope) -> Tensor:
@@ -91,10 +101,10 @@ def _channel_norm(s: Scope) -> Tensor:
     kind = s.choice // 4 % 5
     if kind < 2:
         mean, variance = torch.zeros(4, dtype=s.a.dtype), torch.ones(4, dtype=s.a.dtype)
-        return F.batch_norm(s.a, mean, variance, gamma, beta, training=kind == 0, eps=1e-60)
+        return F.batch_norm(_alive(s.a, (0, 2)), mean, variance, gamma, beta, training=kind == 0, eps=1e-60)
     if kind == 2:
-        return F.instance_norm(s.a, weight=gamma, bias=beta, eps=0)
-    return F.group_norm(s.a, (1, 2)[kind - 3], gamma, beta, eps=0)
+        return F.instance_norm(_alive(s.a, 2), weight=gamma, bias=beta, eps=0)
+    return F.group_norm(_alive(s.a, 2), (1, 2)[kind - 3], gamma, beta, eps=0)
 
 
 def _masked_softmax(s: Scope) -> Tensor:

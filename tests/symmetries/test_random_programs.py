@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.symmetries import scale_symmetries
 from support.symmetry_oracle import elementwise, products, randomize
-from support.symmetry_programs import OPERATIONS, Program, Step
+from support.symmetry_programs import OPERATIONS, DegenerateError, Program, Step
 
 STEPS = st.builds(
     Step,
@@ -27,17 +27,30 @@ ENDS = st.sampled_from(["layer norm", "normalize", "softmax", "channel norm", "f
 END = st.builds(Step, name=ENDS, sources=st.just((0, 0)), choice=st.integers(0, 59))
 
 
+def well_conditioned(program: Program, x: torch.Tensor) -> bool:
+    """Whether a tiny change of the input and all parameters changes the outputs a little only."""
+    try:
+        before = torch.cat([y.detach().flatten() for y in program(x)])
+        with torch.no_grad():
+            for parameter in program.parameters():
+                parameter.mul_(1 + 1e-13 * torch.randn_like(parameter))
+        after = torch.cat([y.detach().flatten() for y in program(x * (1 + 1e-13 * torch.randn_like(x)))])
+    except DegenerateError:
+        return False
+    return float((before - after).abs().max()) < 1e-9 * float(before.abs().max())
+
+
 def check(steps: list[Step], outputs: int) -> int:
     """Search for symmetries of a program, check their charges, and return their number."""
     program = Program(steps, outputs)
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     x = torch.randn(4, 4, 4, dtype=torch.float64)
     try:
         program(x)
         assume(any(parameter.requires_grad for parameter in program.parameters()))
         randomize(program, 0)
         found = scale_symmetries(program, x)
-    except ConfigurationError:
+    except (ConfigurationError, DegenerateError):
         assume(False)
     if not len(found):
         return 0
@@ -47,9 +60,12 @@ def check(steps: list[Step], outputs: int) -> int:
     for seed in range(12):
         randomize(program, seed)
         torch.manual_seed(seed)
-        gradients = products(program, torch.randn_like(x))
+        x = torch.randn_like(x)
+        if not well_conditioned(program, x):
+            continue
+        gradients = products(program, x)
         size = np.abs(gradients).sum()
-        if np.isfinite(size) and 1e-20 < size < 1e20:
+        if np.isfinite(size) and size < 1e20:
             own = np.abs(exponents) @ np.abs(gradients)
             charges.append(np.abs(exponents @ gradients) / np.maximum(own, 1e-4 * max(size, 1.0)))
     assume(len(charges) > 4)

@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_normgeo.symmetries.degrees.degree import Degree, FreeConstant
 from lightning_normgeo.symmetries.degrees.liveness import any_along
-from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids, Mask
+from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids, Mask, Part
 
 
 def tidy(exponents: Exponents, degree: Degree) -> Degree:
@@ -24,9 +24,7 @@ def _shrunk(exponents: Exponents, term: Ids) -> Ids:
     for axis in range(term.ndim):
         if term.shape[axis] > 1:
             first, factor = roots.take([0], axis), factors.take([0], axis)
-            if np.array_equal(roots, np.broadcast_to(first, roots.shape)) and np.array_equal(
-                factors, np.broadcast_to(factor, factors.shape)
-            ):
+            if bool((roots == first).all()) and bool((factors == factor).all()):
                 roots, factors, term = first, factor, term.take([0], axis)
     return np.where(factors == 1.0, roots, np.where(roots == ZERO, ZERO, term))
 
@@ -42,16 +40,37 @@ def joint(exponents: Exponents, degree: Degree) -> Ids:
 
 def make_zero(exponents: Exponents, degree: Degree, where: Mask | None = None) -> None:
     """Require that the degree of each element is 0."""
-    if len(degree.terms) == 1:
-        exponents.vanish(degree.terms[0], where)
-    elif degree.terms:
-        exponents.add_to_zero([(term, 1.0) for term in degree.terms], where)
+    _sum_to_zero(exponents, [(term, 1.0) for term in degree.terms], where)
 
 
 def make_equal(exponents: Exponents, a: Degree, b: Degree, where: Mask | None = None) -> None:
     """Require that two tensors that are broadcast against each other have the same degree."""
     ndim = max(len(a.shape), len(b.shape))
-    exponents.equal(joint(exponents, a.lifted(ndim)), joint(exponents, b.lifted(ndim)), where=where)
+    a, b = a.lifted(ndim), b.lifted(ndim)
+    _sum_to_zero(exponents, [(term, 1.0) for term in a.terms] + [(term, -1.0) for term in b.terms], where)
+
+
+def _sum_to_zero(exponents: Exponents, parts: Sequence[Part], where: Mask | None) -> None:
+    if not parts:
+        return
+    everywhere = where is None or bool(where.all())
+    axes = [axis for axis in range(parts[0][0].ndim) if any(term.shape[axis] > 1 for term, _ in parts)]
+    if everywhere and len(axes) > 1 and all(_varying(term) < 2 for term, _ in parts):
+        for axis in axes:  # f_i + g_j = 0 for all i, j if it holds for all i at j = 0 and for all j at i = 0
+            exponents.add_to_zero([(_line(term, axis), factor) for term, factor in parts])
+    else:
+        exponents.add_to_zero(parts, where)
+
+
+def _varying(term: Ids) -> int:
+    """Return the number of axes along which a term varies."""
+    return sum(size > 1 for size in term.shape)
+
+
+def _line(term: Ids, axis: int) -> Ids:
+    """Return the elements of a term along an axis, at the first index of all other axes."""
+    line: Ids = np.moveaxis(term, axis, -1).reshape(-1, term.shape[axis])[0]
+    return line
 
 
 def weighted(exponents: Exponents, degree: Degree, factor: float) -> Degree:

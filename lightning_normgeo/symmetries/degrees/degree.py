@@ -67,13 +67,13 @@ class Degree:
 
     def over(self, shape: Sequence[int], terms: Sequence[Ids]) -> Degree:
         """Return the degree of another tensor with other terms, a copy of elements of this one."""
-        return replace(self, shape=tuple(shape), terms=tuple(terms))
+        return Degree(tuple(shape), tuple(terms), self.constant, self.statistic)
 
     def plain(self, statistic: bool = False) -> Degree:
         """Return the same degree with a fixed constant."""
         if self.constant is not None:
             self.constant.fix()
-        return replace(self, constant=None, statistic=statistic)
+        return Degree(self.shape, self.terms, None, statistic)
 
     def depends_on(self, axis: int) -> bool:
         """Whether some term depends on an axis."""

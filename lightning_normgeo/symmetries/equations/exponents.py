@@ -65,13 +65,12 @@ class Exponents:
     def resolve(self, ids: Ids) -> tuple[Ids, Values]:
         """Return the root of each unknown, and its factor: unknown = factor · root. For zero, both are 0."""
         roots, factors = self._root[ids], self._factor[ids]
-        while True:
-            above = self._root[roots]
-            if np.array_equal(above, roots):
-                break
+        while bool(((above := self._root[roots]) != roots).any()):
             factors = factors * self._factor[roots]
             roots = above
-        factors = np.where(roots == ZERO, 0.0, factors)
+        zero = roots == ZERO
+        if bool(zero.any()):
+            factors = np.where(zero, 0.0, factors)
         self._root[ids], self._factor[ids] = roots, factors
         self._factor[ZERO] = 1.0
         return roots, factors
@@ -197,8 +196,10 @@ def selected(arrays: Sequence[Ids], where: Mask | None) -> list[Ids]:
 
     Axes along which only the mask varies are left out: an equation holds if any of its elements is selected.
     """
-    shape = np.broadcast_shapes(*[array.shape for array in arrays])
-    flat = [np.broadcast_to(array, shape) for array in arrays]
+    shape = arrays[0].shape
+    if any(array.shape != shape for array in arrays):
+        shape = np.broadcast_shapes(*[array.shape for array in arrays])
+    flat = [array if array.shape == shape else np.broadcast_to(array, shape) for array in arrays]
     if where is None or where.all():
         return [array.ravel() for array in flat]
     where = where.reshape((1,) * (len(shape) - where.ndim) + where.shape)

@@ -119,7 +119,7 @@ def _eliminated(equations: list[Equation]) -> dict[int, Equation]:
         equation = equations[k]
         if k in done or not equation or len(equation) != length:
             continue  # an equation that became shorter is in the queue again
-        pivot = min(equation, key=lambda unknown: (len(users[unknown]), unknown))
+        pivot = min(equation, key=lambda unknown: (len(users[unknown]), -unknown))  # rather a sum than its parts
         done.add(k)
         for unknown in equation:
             users[unknown].discard(k)

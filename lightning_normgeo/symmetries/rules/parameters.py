@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Graph, Node
 from lightning_normgeo.normalization.invariance.node_context import name_of, shape_of
 from lightning_normgeo.symmetries.degrees.degree import Degree, FreeConstant
+from lightning_normgeo.symmetries.degrees.nodes import input_shape
 from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids
 
 
@@ -48,9 +51,9 @@ def _convolution(graph: Graph, leaf: Node) -> tuple[int, bool]:
     while readers:
         reader, position = readers.pop()
         if name_of(reader) == "Convolution":
-            if position == 1:
+            if position == 1 and input_shape(graph, reader, 1) == shape:
                 return int(reader._saved_groups), directly and not readers
-        elif reader not in seen and shape_of(reader) == shape:
+        elif reader not in seen and prod(shape_of(reader)) == prod(shape):
             seen.add(reader)
             directly = directly and name_of(reader) == "ToCopy"  # autocast puts a cast between a weight and its use
             readers += graph.readers[reader, 0]

@@ -1,0 +1,190 @@
+"""Benchmark of the search for scale symmetries over public architectures.
+
+Run it as a plain script: ``python benchmarks/scale_symmetries.py [part of a name ...]``. For each architecture of
+torchvision, timm and transformers, as far as these are installed, it prints the nodes of the graph, the generators, the
+share of the parameters by role, the seconds of the search on one thread, the largest charge, and the operations that
+are not understood. The charge is that of a generator relative to Σ|s_i|·‖W_i‖·‖∇W_i‖, in double precision with ε = 0;
+parameters that are constant at the start of training are drawn anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from lightning_normgeo.normalization.autograd.graph import traced_graph
+from lightning_normgeo.symmetries import Symmetries
+from lightning_normgeo.symmetries.search import symmetries_in
+
+Model = tuple[nn.Module, Any]
+TORCHVISION = (
+    "vgg11_bn resnet18 resnet50 resnext50_32x4d densenet121 googlenet mobilenet_v2 mobilenet_v3_small "
+    "shufflenet_v2_x0_5 squeezenet1_1 mnasnet0_5 efficientnet_b0 regnet_y_400mf convnext_tiny swin_t swin_v2_t vit_b_32"
+)
+TIMM = {  # sizes of images
+    "vit_tiny_patch16_224": 32,
+    "deit3_small_patch16_224": 32,
+    "eva02_tiny_patch14_224": 28,
+    "mixer_s32_224": 224,
+    "convmixer_768_32": 56,
+    "convnextv2_atto": 64,
+    "nf_resnet50": 64,
+    "resnetv2_50d_gn": 64,
+    "repvgg_a0": 64,
+    "ghostnet_050": 64,
+    "dla34": 64,
+    "seresnet50": 64,
+    "ecaresnet26t": 64,
+    "mobilenetv4_conv_small": 64,
+    "edgenext_xx_small": 64,
+    "mobilevit_xxs": 64,
+    "poolformer_s12": 64,
+    "xcit_nano_12_p16_224": 64,
+}
+WITH_SIZE = ("vit_", "deit", "eva02")
+
+
+def torchvision_model(name: str) -> Model:
+    import torchvision
+
+    extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    extra |= {"image_size": 64} if name.startswith("vit") else {}
+    model = torchvision.models.get_model(name, weights=None, **extra)
+    return model, torch.randn(4, 3, 64, 64)
+
+
+def timm_model(name: str, size: int) -> Model:
+    import timm
+
+    extra = {"img_size": size} if name.startswith(WITH_SIZE) else {}
+    return timm.create_model(name, **extra), torch.randn(4 if size < 100 else 2, 3, size, size)
+
+
+def language_model(name: str) -> Model:
+    import transformers as hf
+
+    small = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 100}
+    wide = small | {"intermediate_size": 128}
+    builders: dict[str, Callable[[], nn.Module]] = {
+        "GPT-2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=64, n_head=4, n_layer=4, vocab_size=100)),
+        "Llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**wide, num_key_value_heads=2)),
+        "Mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**wide, num_key_value_heads=2)),
+        "Qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**wide, num_key_value_heads=2, head_dim=16)),
+        "Mixtral": lambda: hf.MixtralForCausalLM(
+            hf.MixtralConfig(**wide, num_key_value_heads=2, num_local_experts=4, experts_implementation="eager")
+        ),
+        "BERT": lambda: hf.BertForMaskedLM(hf.BertConfig(**wide)),
+        "ViT": lambda: hf.ViTForImageClassification(
+            hf.ViTConfig(
+                hidden_size=64, num_attention_heads=4, num_hidden_layers=4, intermediate_size=128, image_size=32
+            )
+        ),
+        "T5": lambda: hf.T5EncoderModel(
+            hf.T5Config(d_model=64, num_heads=4, num_layers=4, d_ff=128, d_kv=16, vocab_size=100)
+        ),
+    }
+    model = builders[name]()
+    if name == "ViT":
+        return model, {"pixel_values": torch.randn(2, 3, 32, 32)}
+    extra = {} if name in ("BERT", "ViT", "T5") else {"use_cache": False}
+    return model, {"input_ids": torch.randint(3, 100, (2, 8)), **extra}
+
+
+def architectures() -> Iterator[tuple[str, Callable[[], Model]]]:
+    """Yield names of architectures, and functions that build them with random weights and an input."""
+    for name in TORCHVISION.split():
+        yield f"torchvision {name}", lambda name=name: torchvision_model(name)
+    if find_spec("timm"):
+        for name, size in TIMM.items():
+            yield f"timm {name}", lambda name=name, size=size: timm_model(name, size)
+    if find_spec("transformers"):
+        for name in ("GPT-2", "Llama", "Mistral", "Qwen3", "Mixtral", "BERT", "ViT", "T5"):
+            yield f"transformers {name}", lambda name=name: language_model(name)
+
+
+def prepare(model: nn.Module, data: Any) -> Model:
+    """Return a model and its input in double precision, without ε and without constant parameters."""
+    for layer in model.modules():
+        for name in ("eps", "variance_epsilon", "epsilon"):
+            if isinstance(getattr(layer, name, None), float):
+                setattr(layer, name, 1e-60)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() and (parameter.ndim < 2 or bool((parameter == parameter.flatten()[0]).all())):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    as_double = lambda x: x.double() if x.is_floating_point() else x  # noqa: E731
+    return model.double().train(), pytree.tree_map_only(Tensor, as_double, data)
+
+
+def random_loss(outputs: Any) -> Tensor:
+    """Return a random function of all outputs."""
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return torch.stack([(torch.randn_like(leaf) * F.softplus(leaf)).sum() for leaf in leaves]).sum()
+
+
+def largest_charge(found: Symmetries, model: nn.Module, data: Any) -> float:
+    """Return the largest charge of a generator relative to the lengths of weights and gradients."""
+    if not len(found):
+        return 0.0
+    model.zero_grad()
+    random_loss(model(**data) if isinstance(data, dict) else model(data)).backward()
+    parameters = dict(model.named_parameters())
+    charges = np.abs(found.charges(parameters))
+    sizes = []
+    for own in found.slices:
+        p = parameters[own.parameter]
+        gradient = np.zeros(p.shape) if p.grad is None else p.grad.numpy()
+        sizes.append(np.sqrt(own.sums(p.detach().numpy() ** 2) * own.sums(gradient**2)))
+    scale = abs(found.exponents) @ np.concatenate(sizes)
+    return float((charges / np.maximum(scale, 1e-6 * scale.max())).max())
+
+
+def row(build: Callable[[], Model]) -> list[str]:
+    """Return the cells of the table for one architecture."""
+    torch.manual_seed(0)
+    model, data = prepare(*build())
+    graph = traced_graph(model, data)
+    nodes, start = len(graph.order), time.process_time()
+    found = symmetries_in(graph, model)
+    seconds = time.process_time() - start
+    del graph
+    shares = " / ".join(f"{100 * share:.0f}" for share in found.shares.values())
+    unknown = ", ".join(f"{name} ×{count}" for name, count in found.unknown.items())
+    charge = largest_charge(found, model, data)
+    return [str(nodes), f"{len(found):,}", shares, f"{seconds:.2f}", f"{charge:.0e}", unknown]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="parts of names; default: all")
+    wanted = parser.parse_args().names
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    print("shares of parameters in %: without effect / invariant alone / invariant jointly / rescaling / none\n")
+    print("| architecture | nodes | generators | shares | search [s] | largest charge | not understood |")
+    print("|---|---|---|---|---|---|---|")
+    for name, build in architectures():
+        if wanted and not any(part in name for part in wanted):
+            continue
+        try:
+            cells = row(build)
+        except Exception as error:
+            cells = ["failed", f"{type(error).__name__}: {str(error).splitlines()[0][:80]}", "", "", "", ""]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()
