@@ -97,7 +97,7 @@ def shortest(
 
     Generators along which ‖θ‖² only falls, since one side is zero, have no minimum and are left out. Several that each
     have a minimum may have none together: then their combination scales everything in the same direction, and is an
-    invariance. Of these one is left out, the one that has moved most, until a minimum exists.
+    invariance. Of these one is left out, the first that takes part in it, until a minimum exists.
 
     Args:
         exponents: of all generators, ``(generators, slices)``.
@@ -145,12 +145,18 @@ def _one_sided(matrix: csr_array, sums: Values) -> npt.NDArray[np.bool_]:
 
 
 def _first_to_leave(matrix: csr_array, coefficients: Values, far: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Return the generator with the largest coefficient of each set that shares slices and runs away."""
+    """Return the first generator with a large coefficient of each set that shares slices and runs away.
+
+    Coefficients that run away are proportional to those of the invariance. The first one is taken, not the largest, so
+    that the same one is left out wherever the weights begin.
+    """
     _, labels = connected_components(matrix @ matrix.T != 0, directed=False)
-    order = np.argsort(-np.abs(coefficients), kind="stable")
-    order = order[far[order]]
-    _, first = np.unique(labels[order], return_index=True)
-    leaving: npt.NDArray[np.int64] = order[first]
+    sizes = np.where(np.isin(labels, labels[far]), np.abs(coefficients), 0.0)
+    largest = np.zeros(labels.max() + 1)
+    np.maximum.at(largest, labels, sizes)
+    candidates = np.flatnonzero((sizes > 0) & (sizes >= 0.5 * largest[labels]))
+    _, first = np.unique(labels[candidates], return_index=True)
+    leaving: npt.NDArray[np.int64] = candidates[first]
     return leaving
 
 
