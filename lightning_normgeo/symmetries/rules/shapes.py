@@ -32,7 +32,10 @@ def checkpoint(walk: Operation) -> Degree:
 
 def view(walk: Operation) -> Degree:
     """Rule for a change of the shape."""
-    return walk.only.viewed(walk.shape)
+    degree = walk.only.viewed(walk.shape)
+    # a term that was spread over merged axes, such as samples and heads, may depend on fewer after they are split again
+    spread = any(sum(size > 1 for size in term.shape) > 1 for term in degree.terms)
+    return walk.tidy(degree) if spread else degree
 
 
 def permute(walk: Operation) -> Degree:
