@@ -17,6 +17,7 @@ from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 from lightning_normgeo.symmetries.batch_norms import BatchNormNodes, input_exponents, row_scale, widths_of
 from lightning_normgeo.symmetries.equations.nullspace import solution
+from lightning_normgeo.symmetries.equations.signs import with_few_signs
 from lightning_normgeo.symmetries.families import families
 from lightning_normgeo.symmetries.propagation import Degrees, degrees
 from lightning_normgeo.symmetries.rules.context import words
@@ -70,6 +71,7 @@ def symmetries_in(graph: Graph, module: nn.Module, batch_norms: Mapping[str, Nod
     found = degrees(graph, names)
     basis = solution(found.exponents)
     slices, unknowns = parameter_slices(found, names)
+    basis = with_few_signs(basis, unknowns)
     matrix = generators(basis, unknowns)
     kept = np.flatnonzero(np.diff(basis[:, unknowns].tocsr().indptr) > 0)
     dead = without_effect(found, names, slices)

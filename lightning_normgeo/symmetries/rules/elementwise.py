@@ -135,7 +135,7 @@ def clamp(walk: Operation) -> Degree:
     """Rule for a bound: at zero from below it is a ReLU, and a tiny one of a norm is an ε."""
     lower, upper = getattr(walk.node, "_saved_min", None), getattr(walk.node, "_saved_max", None)
     if len(walk.positions) > 1 or upper is not None or not isinstance(lower, int | float):
-        raise NoRuleError
+        return walk.vanish_all()
     degree = walk.only
     if lower == 0 or (degree.statistic and 0 <= lower <= _LARGEST_EPSILON):
         return degree
