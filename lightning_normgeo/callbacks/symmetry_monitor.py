@@ -14,7 +14,7 @@ from lightning_normgeo.errors import warn_once
 
 
 class SymmetryMonitor(GeometryMonitor):
-    r"""Logs charges, norms and drifts of all scale symmetries of the network (:func:`~.scale_symmetries`).
+    r"""Logs charges, norms and drifts of all scale symmetries of the network.
 
     A symmetry scales slices i of the parameters by :math:`e^{s_i t}` and leaves the loss as it is. Its *charge*
     :math:`\sum_i s_i \langle W_i, g_i\rangle` is zero with the gradient g, which generalizes Lemma 2 of Sun et al. 2020

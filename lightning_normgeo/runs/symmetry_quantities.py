@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_normgeo.runs.quantity import Quantity
 
+_JOINTLY = "where weights are invariant jointly"
 SYMMETRY = (
     Quantity(
         "symmetry/max_charge",
@@ -16,7 +17,7 @@ SYMMETRY = (
         log_scale=True,
     ),
     Quantity("symmetry/max_charge_alone", "1", "the same over slices that are invariant alone"),
-    Quantity("symmetry/max_charge_jointly", "1", "over slices that are invariant jointly"),
+    Quantity("symmetry/max_charge_jointly", "1", "over slices that are invariant jointly", condition=_JOINTLY),
     Quantity("symmetry/max_charge_rescaling", "1", "over rescalings"),
     Quantity(
         "symmetry/max_uncanceled",
@@ -53,6 +54,7 @@ SYMMETRY = (
         "‖W‖ of the parameters that are invariant as one vector, such as all writers of a residual stream",
         panel="‖W‖, invariant jointly",
         summary="‖W‖, invariant jointly",
+        condition=_JOINTLY,
         in_wandb=True,
     ),
     Quantity(
@@ -60,6 +62,7 @@ SYMMETRY = (
         "radians",
         "angle by which this vector turns",
         panel="angle, invariant jointly, radians",
+        condition=_JOINTLY,
         in_wandb=True,
         log_scale=True,
     ),

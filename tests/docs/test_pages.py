@@ -44,11 +44,12 @@ OPTION = "--print_config"
 """It prints and exits, which other tests check."""
 FRAGMENTS = 2
 """Largest number of Python blocks that do not run."""
-SECTIONS = ("orthogonality", "orthogonality_control", "norm_growth", "norm_growth_control", "affine", "robustness")
+GEOMETRY = ("orthogonality", "orthogonality_control", "norm_growth", "norm_growth_control", "affine", "symmetry")
+SECTIONS = (*GEOMETRY, "robustness")
 CONDITIONS = ("with weight decay", "with `cumulative=True`")
 """Conditions of quantities that hold in the run of these tests."""
 SUFFIXES = ("_median", "_q90")
-PARTS = ("orthogonality", "norm_growth", "affine_convergence", "robustness")
+PARTS = ("orthogonality", "norm_growth", "affine_convergence", "symmetry", "robustness")
 
 
 def scope() -> dict[str, Any]:
@@ -126,7 +127,7 @@ def test_the_key_table_is_complete() -> None:
     """Every key that a run logs is in the table, and every key of the table that such a run can have is logged."""
     names = lightning_normgeo
     monitors = [names.OrthogonalityMonitor(), names.NormGrowthMonitor(cumulative=True)]
-    monitors += [names.AffineConvergenceMonitor(), names.RobustnessEvaluation(steps=1)]
+    monitors += [names.AffineConvergenceMonitor(), names.SymmetryMonitor(), names.RobustnessEvaluation(steps=1)]
     record = RecordLogger("runs")
     fitted = trainer(*monitors, logger=[record])
     fitted.fit(Project(sgd(weight_decay=0.01)), images())

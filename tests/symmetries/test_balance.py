@@ -37,7 +37,7 @@ def test_rescalings_are_balanced_and_the_function_stays(name):
     moved = report.coefficients != 0
     assert np.abs(left[moved]).max() <= 1e-10
     assert not moved[np.setdiff1d(np.arange(len(symmetries)), start)].any()
-    assert report.left_out == (1 if name == "mixed" else 0)
+    assert report.left_out == 0
     assert report.rescalings + report.left_out == len(start)
     assert report.norm_sq_after < report.norm_sq_before
     assert report.norm_sq_after == pytest.approx(sum(float(p.detach().square().sum()) for p in module.parameters()))

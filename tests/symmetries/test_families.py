@@ -24,7 +24,7 @@ def test_streams_of_convnext_are_invariant_jointly() -> None:
 def test_heads_of_a_transformer() -> None:
     found = texts(scale_symmetries(transformer(), torch.randint(0, 5, (3, 4))))
     path = "blocks.0.body.1"
-    assert any(text.startswith("invariant jointly: 1× positions, embedding.weight") for text in found)
+    assert any(text.startswith("invariant jointly: 1× 6 parameters (positions, embedding.weight,") for text in found)
     assert f"without effect: 4× {path}.key.bias[i]" in found
     assert f"rescaling: 4× {path}.query.weight[i], {path}.query.bias[i] against {path}.key.weight[i]" in found
     assert f"rescaling: 4× {path}.value.weight[i], {path}.value.bias[i] against {path}.output.weight[:, i]" in found

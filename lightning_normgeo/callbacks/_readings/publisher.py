@@ -57,7 +57,7 @@ class Publisher:
         log_readings(row, trainer.loggers, step, self._for_wandb(row, trainer.loggers, monitors))
         self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
         self._findings.add(step, row.scalars)
-        self._resumed = trainer.ckpt_path is not None
+        self._resumed = getattr(trainer, "ckpt_path", None) is not None
         trainer.callback_metrics.update({key: torch.tensor(row.scalars[key]) for key in row.watched})
 
     def _for_wandb(self, row: HostValues, loggers: Iterable[Any], monitors: list[Monitor]) -> dict[str, float]:

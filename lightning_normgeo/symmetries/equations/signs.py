@@ -46,7 +46,7 @@ def with_few_signs(basis: csr_array, columns: Ids) -> csr_array:
 
 
 def _rows_with(matrix: csr_array, sign: int) -> npt.NDArray[np.bool_]:
-    """Return which rows have an entry of a sign."""
+    """Return a flag for each row: whether it has an entry of a sign."""
     counts = np.concatenate([[0], np.cumsum(matrix.data * sign > 0)])
     return np.asarray(counts[matrix.indptr[1:]] > counts[matrix.indptr[:-1]])
 
