@@ -84,13 +84,13 @@ class UnitTracker:
         self._constants = ZeroConstants()
         self._constants.begin()
 
-    def leave_constants(self) -> tuple[frozenset[Any], frozenset[Any]]:
-        """Stop recording constants, and return the graph nodes with zeros, and those that let shifts through."""
+    def leave_constants(self) -> dict[str, Any]:
+        """Stop recording constants, and return what was recorded, as arguments of a graph."""
         constants, self._constants = self._constants, None
         if constants is None:
-            return frozenset(), frozenset()
+            return {}
         constants.leave()
-        return frozenset(constants.nodes), frozenset(constants.shifting)
+        return constants.facts()
 
     def read(self, module: nn.Module, loss: Tensor) -> Graph:
         """Add the weights in the graph of ``loss``, before its backward pass; losses of one step are combined.
@@ -98,9 +98,8 @@ class UnitTracker:
         Returns:
             The graph, with the constants that were recorded.
         """
-        watched, (zeros, shifting) = self._constants is not None, self.leave_constants()
-        names = None if self._unsharded is None else self._unsharded.names
-        graph = Graph(loss, unsharded=names, zeros=zeros, shifting=shifting)
+        watched, facts = self._constants is not None, self.leave_constants()
+        graph = Graph(loss, unsharded=None if self._unsharded is None else self._unsharded.names, **facts)
         known = self._known.get(graph.signature)
         found = self._search(module, graph, watched) if known is None else known[0]
         self._add(found, {id(leaf.variable) for leaf in graph.leaves})

@@ -183,13 +183,7 @@ def traced_graph(module: nn.Module, example_batch: Any, loss: Callable[[Any], Te
     constants = ZeroConstants()
     with constants:
         results = trace(module, example_batch, loss)
-    return Graph(
-        *results,
-        zeros=constants.nodes,
-        shifting=constants.shifting,
-        added=constants.added,
-        epsilons=constants.epsilons,
-    )
+    return Graph(*results, **constants.facts())
 
 
 def trace(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> list[Tensor]:

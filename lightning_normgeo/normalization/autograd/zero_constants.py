@@ -34,6 +34,15 @@ class ZeroConstants(TorchFunctionMode):
         self.added: dict[Any, tuple[int, ...]] = {}
         self.epsilons: set[Any] = set()
 
+    def facts(self) -> dict[str, Any]:
+        """Return all records as arguments of a graph."""
+        return {
+            "zeros": frozenset(self.nodes),
+            "shifting": frozenset(self.shifting),
+            "added": dict(self.added),
+            "epsilons": frozenset(self.epsilons),
+        }
+
     def begin(self) -> None:
         """Enter the mode; it is active until :meth:`leave`."""
         self.__enter__()  # type: ignore[no-untyped-call]

@@ -273,3 +273,17 @@ def test_a_stream_that_two_optimizers_move_is_one_vector(tmp_path: Path) -> None
         values, expected = ([v for _, v in table[f"symmetry/{key}"]] for table in (metrics, alone))
         assert values[:4] == pytest.approx(expected, rel=1e-9), key
     assert max(value for _, value in metrics["symmetry/max_charge"]) < 1e-12
+
+
+class ScaledByNorm(nn.Module):
+    """Root mean square normalization by hand, whose ε the graph does not show to be a small number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-30)
+
+
+def test_the_epsilon_of_a_normalization_by_hand_is_known(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8, bias=False), ScaledByNorm(), nn.Linear(8, 4))
+    record = fit(tmp_path, net)
+    assert "1× net.1.weight" in record.layers["symmetry/max_charge"][0][1]
+    assert max(value for _, value in record.metrics["symmetry/max_charge"]) < 1e-12
