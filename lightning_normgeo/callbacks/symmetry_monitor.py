@@ -42,7 +42,6 @@ class SymmetryMonitor(GeometryMonitor):
 
     def __init__(self, every_n_steps: int | None = None, wandb_keys: WandbKeys = "aggregates") -> None:
         super().__init__(every_n_steps, None, wandb_keys)
-        self._said = False
 
     def __repr__(self) -> str:
         return f"SymmetryMonitor(every_n_steps={self.every_n_steps})"
@@ -69,14 +68,9 @@ class SymmetryMonitor(GeometryMonitor):
         """Return the readings of one step."""
         step = measured.symmetry
         if step is None or not step.families:
-            self._explain()
-            return
-        yield from symmetry_readings(step)
-
-    def _explain(self) -> None:
-        if not self._said:
-            self._said = True
             warn_once(
                 "SymmetryMonitor found no scale symmetry in this step. print(scale_symmetries(model, batch)) names the "
                 "operations that are in the way; under torch.compile the graph shows nothing."
             )
+            return
+        yield from symmetry_readings(step)

@@ -58,7 +58,7 @@ def _charges(step: SymmetryStep) -> Iterator[Reading]:
 
 
 def _drifts(step: SymmetryStep) -> Iterator[Reading]:
-    """Yield how Q changes, relative to Σ|s|‖W‖²: positive away from balance, and for growing norms."""
+    """Yield the imbalance, and the changes of Q over Σ|s|‖W‖²: positive away from balance, and for growing norms."""
     found = _segments(step, ["invariant jointly", "rescaling"])
     if found is None:
         return

@@ -30,7 +30,7 @@ class SliceStep:
     Attributes:
         symmetries: of the graph that the gradients come from.
         sums: over each slice before the step.
-        after: ‖W_i‖² of each slice after the step; as before the step until :meth:`finished`.
+        after: ‖W_i‖² of each slice after the step.
         lr: η of each slice.
         weight_decay: λ of each slice.
         moved: whether an optimizer moves the slice and it has a gradient.

@@ -75,10 +75,6 @@ class Degree:
             self.constant.fix()
         return Degree(self.shape, self.terms, None, statistic)
 
-    def depends_on(self, axis: int) -> bool:
-        """Whether some term depends on an axis."""
-        return any(term.shape[axis] > 1 for term in self.terms)
-
     def lifted(self, ndim: int) -> Degree:
         """Return the degree with axes of size 1 in front, for broadcasting."""
         front = (1,) * (ndim - len(self.shape))

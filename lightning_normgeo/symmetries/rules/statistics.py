@@ -47,11 +47,6 @@ def weight_norm(walk: Operation) -> Degree:
     return walk.constant if g is None else g.over(walk.shape, g.terms).plain()
 
 
-def softmax(walk: Operation) -> Degree:
-    """Rule for softmax: its input has degree 0."""
-    return walk.vanish_all()
-
-
 def _remove(walk: Operation, degree: Degree, axes: Iterable[int]) -> None:
     live = walk.input_live(0)
     walk.absorb(walk.over(degree, list(axes), None if live.all() else live))
