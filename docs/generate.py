@@ -62,7 +62,7 @@ API: dict[str, tuple[str, list[str], list[str], str]] = {
         "Import them from `lightning_normgeo`. How to read what they log: [the callbacks](../callbacks/index.md).",
     ),
     "normalization": (
-        "Normalizations and units",
+        "Normalizations",
         [f"{_P}.normalization"],
         [],
         "Names of `lightning_normgeo.normalization`; the most used ones are also in `lightning_normgeo`.",

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_normgeo import Units, scale_invariant_units, swap_norm
 from lightning_normgeo.geometry import weight_gradient_cosine
-from lightning_normgeo.normalization import WeightUnits
+from lightning_normgeo.symmetries import WeightUnits
 
 KINDS = ("filter", "group", "layer", "matrix", "none")
 _TINY = 1e-60

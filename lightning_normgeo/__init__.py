@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from lightning_normgeo.models import ResNetClassifier as ResNetClassifier
     from lightning_normgeo.normalization import NORMS as NORMS
     from lightning_normgeo.normalization import SwapReport as SwapReport
-    from lightning_normgeo.normalization import Units as Units
-    from lightning_normgeo.normalization import scale_invariant_units as scale_invariant_units
     from lightning_normgeo.normalization import swap_norm as swap_norm
     from lightning_normgeo.probes import describe_lion as describe_lion
     from lightning_normgeo.probes import register_optimizer as register_optimizer
@@ -33,7 +31,9 @@ if TYPE_CHECKING:
     from lightning_normgeo.runs.record_logger import RecordLogger as RecordLogger
     from lightning_normgeo.runs.summary import summarize as summarize
     from lightning_normgeo.symmetries import Symmetries as Symmetries
+    from lightning_normgeo.symmetries import Units as Units
     from lightning_normgeo.symmetries import balance as balance
+    from lightning_normgeo.symmetries import scale_invariant_units as scale_invariant_units
     from lightning_normgeo.symmetries import scale_symmetries as scale_symmetries
 
 _HOMES = {
@@ -50,13 +50,13 @@ _HOMES = {
     "SwapReport": "normalization",
     "Symmetries": "symmetries",
     "SymmetryMonitor": "callbacks",
-    "Units": "normalization",
+    "Units": "symmetries",
     "balance": "symmetries",
     "describe_lion": "probes",
     "evaluate_robustness": "robustness",
     "read_record": "runs.record",
     "register_optimizer": "probes",
-    "scale_invariant_units": "normalization",
+    "scale_invariant_units": "symmetries",
     "scale_symmetries": "symmetries",
     "summarize": "runs.summary",
     "swap_norm": "normalization",

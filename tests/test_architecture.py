@@ -45,8 +45,8 @@ ALLOWED = {
     "terminal": {"_version"},
     "geometry": set(),
     "normalization": {"geometry"},
-    "robustness": {"geometry", "normalization", "utilities.attack_names"} | _FILES,
     "symmetries": {"geometry", "normalization"},
+    "robustness": {"geometry", "normalization", "symmetries", "utilities.attack_names"} | _FILES,
     "probes": {"geometry", "normalization", "symmetries"},
     "runs": {"_lightning", "_version", "utilities.attack_names"} | _FILES,
     "report": {"_version", "robustness", "runs", "utilities.attack_names"} | _FILES,
@@ -78,8 +78,8 @@ THIRD_PARTY = {
     "terminal": set(),
     "geometry": {"torch", "numba"},  # numba only if it is installed
     "normalization": {"torch"},
-    "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last one only if it is installed and requested
     "symmetries": {"numpy", "scipy", "torch"},
+    "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last one only if it is installed and requested
     "probes": {"numpy", "torch"},
     "runs": {"filelock", "lightning_utilities", "numpy", "PIL", "pytorch_lightning", "rich", "torch"},
     "report": {"altair", "jinja2", "jsonargparse", "numpy", "PIL", "scipy", "vl_convert", "wandb", "wandb_workspaces"},

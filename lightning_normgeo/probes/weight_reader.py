@@ -14,9 +14,9 @@ from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.geometry.products.one_pass import is_additive, many_weight_products, weight_products
 from lightning_normgeo.geometry.rows import as_rows, output_rows, wide_dtype
 from lightning_normgeo.geometry.update_rules.recipe import Group
-from lightning_normgeo.normalization.units import WeightUnits
 from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, learning_rate, plan
 from lightning_normgeo.probes.weight_step import Observed, WeightStep
+from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 
 
 class WeightReader:

@@ -12,7 +12,7 @@ from lightning_normgeo.geometry.equilibrium import equilibrium_angle, steps_to_e
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, Scalar, UpdateRule
 from lightning_normgeo.geometry.increments.rounding_floors import storage_floor
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
-from lightning_normgeo.normalization.units import WeightUnits
+from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 
 ADDITIVE = ("predicted", "weight_sq", "inner", "gradient_sq", "quartic")
 """The fields of :class:`WeightStep` that are sums over the elements of a unit, like its terms."""

@@ -1,4 +1,4 @@
-"""Scale symmetries of whole networks: found from the autograd graph, as families of exponents."""
+"""Scale symmetries of whole networks, and the scale-invariant units of single weights, found from autograd graphs."""
 
 from lightning_normgeo.symmetries.balancing import BalancedFamily as BalancedFamily
 from lightning_normgeo.symmetries.balancing import BalanceReport as BalanceReport
@@ -12,3 +12,8 @@ from lightning_normgeo.symmetries.search import scale_symmetries as scale_symmet
 from lightning_normgeo.symmetries.slices import Slices as Slices
 from lightning_normgeo.symmetries.symmetries import Symmetries as Symmetries
 from lightning_normgeo.symmetries.transformation import transform as transform
+from lightning_normgeo.symmetries.units.discovery import scale_invariant_units as scale_invariant_units
+from lightning_normgeo.symmetries.units.discovery import units_from_graph as units_from_graph
+from lightning_normgeo.symmetries.units.guess import guess_units as guess_units
+from lightning_normgeo.symmetries.units.weight_units import Units as Units
+from lightning_normgeo.symmetries.units.weight_units import WeightUnits as WeightUnits

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from lightning_normgeo.normalization.autograd.graph import Node
-from lightning_normgeo.normalization.invariance.node_context import name_of
+from lightning_normgeo.normalization.autograd.nodes import name_of
 from lightning_normgeo.normalization.names import clean_name
 from lightning_normgeo.symmetries.degrees.nodes import BATCH_NORMS
 from lightning_normgeo.symmetries.equations.exponents import Ids
@@ -84,7 +82,6 @@ def input_exponents(
     channels: Mapping[Node, Ids],
     widths: Mapping[str, int],
     basis: csr_array,
-    scale: npt.NDArray[np.float64],
 ) -> dict[str, csr_array | None]:
     """Return exponents of the inputs of batch normalizations, each of shape (generators, channels).
 
@@ -93,23 +90,12 @@ def input_exponents(
         channels: unknown exponents of the channels of their inputs, by node.
         widths: number of channels by module path; that of an instance normalization is a part of its node's.
         basis: generators of shape (generators, unknowns).
-        scale: factor of each generator.
     """
-    factors = diags_array(scale).tocsr()
     return {
-        name: None if node is None else (factors @ basis[:, channels[node][: widths[name]]]).tocsr()
+        name: None if node is None else basis[:, channels[node][: widths[name]]].tocsr()
         for name, node in nodes.items()
         if node is None or node in channels  # no result depends on the others
     }
-
-
-def row_scale(matrix: csr_array, raw: csr_array) -> npt.NDArray[np.float64]:
-    """Return the factor between corresponding rows of two matrices, none of which is zero."""
-    raw = raw.tocsr()
-    raw.eliminate_zeros()
-    raw.sort_indices()
-    scale: npt.NDArray[np.float64] = matrix.data[matrix.indptr[:-1]] / raw.data[raw.indptr[:-1]]
-    return scale
 
 
 def widths_of(module: nn.Module) -> dict[str, int]:

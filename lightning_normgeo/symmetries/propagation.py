@@ -2,88 +2,148 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.invariance.node_context import name_of, shape_of
-from lightning_normgeo.symmetries.degrees.algebra import joint, make_zero
+from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
+from lightning_normgeo.symmetries.degrees.algebra import joint, make_zero, tidy
 from lightning_normgeo.symmetries.degrees.degree import Degree
+from lightning_normgeo.symmetries.degrees.free_scales import free_scales
 from lightning_normgeo.symmetries.degrees.liveness import live_elements
 from lightning_normgeo.symmetries.degrees.nodes import BATCH_NORMS
-from lightning_normgeo.symmetries.degrees.shifts import Shift, shifts_without_effect
-from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids, Mask
+from lightning_normgeo.symmetries.degrees.shifts import shifts_without_effect
+from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids
 from lightning_normgeo.symmetries.rules.by_node_name import degree_of
-from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
+from lightning_normgeo.symmetries.rules.context import Absorption, NoRuleError, Operation
 from lightning_normgeo.symmetries.rules.parameters import parameter
+
+RESULTS = "results"
+"""The cause of equations that the results of a graph require."""
 
 
 @dataclass
 class Degrees:
-    """Degrees of the parameters of a graph in terms of unknown exponents.
+    """Degrees of parameters of a graph in terms of unknown exponents.
 
     Attributes:
         exponents: the unknowns, with all equations that the operations of the graph require.
         parameters: degree of each parameter, by its node.
-        shifts: shifts of each tensor that have no effect.
-        live: elements of each tensor that matter.
         unknown: operations that are not understood, with their number.
-        absorbed: normalizations in words, with the exponents that they remove.
+        absorbed: normalizations, in topological order.
         batch_norms: exponent of each channel of the input of each batch normalization, by its node.
     """
 
     exponents: Exponents
-    parameters: dict[Node, Degree]
-    shifts: dict[Edge, Shift]
-    live: dict[Edge, Mask]
+    parameters: dict[Node, Degree] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
-    absorbed: list[tuple[str, Ids]] = field(default_factory=list)
+    absorbed: list[Absorption] = field(default_factory=list)
     batch_norms: dict[Node, Ids] = field(default_factory=dict)
 
 
-def degrees(graph: Graph, parameters: Collection[Node]) -> Degrees:
-    """Return the degrees of the parameters of a graph.
-
-    Args:
-        graph: of a forward pass.
-        parameters: nodes of the parameters that a symmetry may scale; other tensors with a gradient, such as an input,
-            have degree 0.
+class Propagation:
+    """Propagates degrees from parameters through a graph.
 
     The results of the graph have degree 0. Where an operation is not understood, all that it reads and its result have
     degree 0, so that a symmetry may be missed, but none is claimed that does not exist.
 
-    Cost: three walks over the graph; each operation costs some operations of numpy on its channels.
+    Args:
+        graph: of a forward pass.
+
+    Attributes:
+        live: elements of each tensor that matter.
+        shifts: shifts of each tensor that have no effect.
+        scales: axes of each tensor along which scales have no effect.
+
+    Cost: three walks over the graph, and one more for each call; an operation costs some operations of numpy on its
+    channels.
     """
-    live, shifts = live_elements(graph), shifts_without_effect(graph)
-    found = Degrees(Exponents(), {}, shifts, live)
-    by_edge: dict[Edge, Degree] = {}
-    for node in sorted(graph.order, key=graph.order.__getitem__):
-        if hasattr(node, "variable") and node not in parameters:
-            by_edge[node, 0] = Degree(shape_of(node))
-            continue
-        if hasattr(node, "variable"):
-            by_edge[node, 0] = found.parameters[node] = parameter(found.exponents, graph, node)
-            continue
-        operands = [by_edge.get(edge) for edge in graph.inputs[node]]
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.live, self.shifts, self.scales = live_elements(graph), shifts_without_effect(graph), free_scales(graph)
+
+    def from_all(self, parameters: Collection[Node]) -> Degrees:
+        """Return the degrees of all parameters that a symmetry may scale, with unknowns for all of their slices.
+
+        Args:
+            parameters: their nodes. Other tensors with a gradient, such as an input, have degree 0.
+        """
+        found, by_edge = Degrees(Exponents()), dict[Edge, Degree]()
+        for node in sorted(self.graph.order, key=self.graph.order.__getitem__):
+            if node in parameters:
+                by_edge[node, 0] = found.parameters[node] = parameter(found.exponents, self.graph, node)
+            elif hasattr(node, "variable"):
+                by_edge[node, 0] = Degree(shape_of(node))
+            else:
+                operands = [by_edge.get(edge) for edge in self.graph.inputs[node]]
+                for output in self.graph.outputs.get(node, ()):
+                    by_edge[node, output] = self._visit(node, output, operands, found)
+        self._finish(found, by_edge)
+        return found
+
+    def from_some(self, start: Mapping[Node, Degree], exponents: Exponents) -> Degrees:
+        """Return the given degrees with all equations that they have to satisfy if nothing else is scaled.
+
+        Args:
+            start: degrees of some parameters by their nodes.
+            exponents: the unknowns of these degrees; it receives the equations.
+        """
+        found = Degrees(exponents, dict(start))
+        by_edge: dict[Edge, Degree] = {(node, 0): degree for node, degree in start.items()}
+        queue: list[tuple[int, Node]] = []
+        seen: set[Node] = set()
+        for edge in by_edge:
+            self._enqueue(queue, seen, edge)
+        # the heap yields the node with the smallest index, and readers have larger ones than what they read
+        while queue:
+            _, node = heapq.heappop(queue)
+            operands = [by_edge.get(edge) or _unscaled(edge) for edge in self.graph.inputs[node]]
+            for output in self.graph.outputs.get(node, ()):
+                degree = tidy(exponents, self._visit(node, output, operands, found))
+                if degree.terms:
+                    by_edge[node, output] = degree
+                    self._enqueue(queue, seen, (node, output))
+        self._finish(found, by_edge)
+        return found
+
+    def _enqueue(self, queue: list[tuple[int, Node]], seen: set[Node], edge: Edge) -> None:
+        for reader, _ in self.graph.readers[edge]:
+            if reader not in seen:
+                seen.add(reader)
+                heapq.heappush(queue, (self.graph.order[reader], reader))
+
+    def _visit(self, node: Node, output: int, operands: list[Degree | None], found: Degrees) -> Degree:
         found.exponents.cause = node
-        for output in graph.outputs.get(node, ()):
-            walk = Operation(graph, node, output, operands, found.exponents, live, shifts, found.absorbed)
-            try:
-                by_edge[node, output] = degree_of(walk)
-            except NoRuleError:
-                found.unknown[name_of(node)] += 1
-                by_edge[node, output] = walk.vanish_all()
-            if output == 0 and walk.name in BATCH_NORMS:
-                found.batch_norms[node] = _by_channel(walk)
-    found.exponents.cause = None
-    for edge in graph.results:
-        make_zero(found.exponents, by_edge[edge])
-    for degree in found.parameters.values():
-        degree.plain()
-    return found
+        walk = Operation(
+            self.graph, node, output, operands, found.exponents, self.live, self.shifts, self.scales, found.absorbed
+        )
+        try:
+            degree = degree_of(walk)
+        except NoRuleError:
+            found.unknown[name_of(node)] += 1
+            degree = walk.vanish_all()
+        if output == 0 and walk.name in BATCH_NORMS:
+            found.batch_norms[node] = _by_channel(walk)
+        return degree
+
+    def _finish(self, found: Degrees, by_edge: Mapping[Edge, Degree]) -> None:
+        found.exponents.cause = RESULTS
+        for edge in self.graph.results:
+            if edge in by_edge:
+                make_zero(found.exponents, by_edge[edge])
+        found.exponents.cause = None
+        for degree in found.parameters.values():
+            degree.plain()
+
+
+def _unscaled(edge: Edge) -> Degree | None:
+    """Return the degree of a tensor that does not scale; None for one that no recorded operation has made."""
+    return None if edge[0] is None else Degree(shape_of(*edge))
 
 
 def _by_channel(walk: Operation) -> Ids:

@@ -5,23 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.autograd.graph import Graph, Node, is_compiled, traced_graph
-from lightning_normgeo.normalization.autograd.reentrant_checkpoints import opened
-from lightning_normgeo.normalization.invariance.node_context import name_of
-from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
-from lightning_normgeo.symmetries.batch_norms import BatchNormNodes, input_exponents, row_scale, widths_of
-from lightning_normgeo.symmetries.equations.nullspace import solution
-from lightning_normgeo.symmetries.equations.signs import with_few_signs
-from lightning_normgeo.symmetries.families import families
-from lightning_normgeo.symmetries.propagation import Degrees, degrees
-from lightning_normgeo.symmetries.rules.context import words
-from lightning_normgeo.symmetries.slices import Slices, generators, parameter_slices, without_effect
+from lightning_normgeo.symmetries.batch_norms import BatchNormNodes, input_exponents, widths_of
+from lightning_normgeo.symmetries.solution import Solution, solve
 from lightning_normgeo.symmetries.symmetries import Symmetries
 
 
@@ -65,42 +55,19 @@ def symmetries_in(graph: Graph, module: nn.Module, batch_norms: Mapping[str, Nod
         module: owner of the parameters.
         batch_norms: node of each batch normalization with running statistics, by module path. Default: not known.
     """
-    if graph.unsharded is None:
-        graph = opened(graph, module)
-    names = _names(graph, module)
-    found = degrees(graph, names)
-    basis = solution(found.exponents)
-    slices, unknowns = parameter_slices(found, names)
-    basis = with_few_signs(basis, unknowns)
-    matrix = generators(basis, unknowns)
-    kept = np.flatnonzero(np.diff(basis[:, unknowns].tocsr().indptr) > 0)
-    dead = without_effect(found, names, slices)
-    basis = basis[kept].tocsr()
-    groups = families(matrix, slices, dead, found.absorbed, basis)
-    reasons, statistics = _reasons(found, names, slices, matrix), None
+    found = solve(graph, module)
+    statistics = None
     if batch_norms is not None:
-        scale = row_scale(matrix, basis[:, unknowns])
-        statistics = input_exponents(batch_norms, found.batch_norms, widths_of(module), basis, scale)
-    return Symmetries(tuple(groups), tuple(slices), matrix, dict(found.unknown), reasons, statistics)
+        statistics = input_exponents(batch_norms, found.degrees.batch_norms, widths_of(module), found.basis)
+    return symmetries_of(found, statistics)
 
 
-def _names(graph: Graph, module: nn.Module) -> dict[Node, str]:
-    """Return the names of the parameters in a graph, in the order of the module; others are unnamed and left out."""
-    nodes = {id(leaf.variable): leaf for leaf in graph.leaves}
-    own = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
-    own |= graph.unsharded or {}
-    return {nodes[key]: name for key, name in own.items() if key in nodes}
+def symmetries_of(found: Solution, statistics: Mapping[str, Any] | None = None) -> Symmetries:
+    """Return the symmetries of a solution.
 
-
-def _reasons(found: Degrees, names: dict[Node, str], slices: list[Slices], matrix: csr_array) -> dict[str, str]:
-    """Return for each parameter that is in no symmetry the operation that was first to forbid one, in words."""
-    used = np.zeros(matrix.shape[1], bool)
-    used[matrix.indices] = True
-    free = {own.parameter for own in slices if used[own.start : own.stop].any()}
-    reasons = {}
-    for node, name in names.items():
-        if name not in free:
-            causes = (found.exponents.cause_of_zero(term) for term in found.parameters[node].terms)
-            cause = next((cause for cause in causes if cause is not None), None)
-            reasons[name] = "it reaches the loss" if cause is None else words(name_of(cause))
-    return reasons
+    Args:
+        found: the solution.
+        statistics: exponents of the inputs of batch normalizations. Default: not known.
+    """
+    unknown = dict(found.degrees.unknown)
+    return Symmetries(tuple(found.families), tuple(found.slices), found.exponents, unknown, found.reasons, statistics)

@@ -17,7 +17,7 @@ from lightning_normgeo.normalization.autograd.graph import Node
 from lightning_normgeo.symmetries.degrees.algebra import tidy
 from lightning_normgeo.symmetries.degrees.liveness import any_along
 from lightning_normgeo.symmetries.equations.exponents import Ids, Mask
-from lightning_normgeo.symmetries.propagation import Degrees
+from lightning_normgeo.symmetries.propagation import Degrees, Propagation
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,16 @@ def generators(basis: csr_array, unknowns: Ids) -> csr_array:
     return matrix
 
 
-def without_effect(found: Degrees, names: Mapping[Node, str], slices: Sequence[Slices]) -> Mask:
+def row_scale(matrix: csr_array, raw: csr_array) -> npt.NDArray[np.float64]:
+    """Return the factor between corresponding rows of two matrices, none of which is zero."""
+    raw = raw.tocsr()
+    raw.eliminate_zeros()
+    raw.sort_indices()
+    scale: npt.NDArray[np.float64] = matrix.data[matrix.indptr[:-1]] / raw.data[raw.indptr[:-1]]
+    return scale
+
+
+def without_effect(found: Propagation, names: Mapping[Node, str], slices: Sequence[Slices]) -> Mask:
     """Return the slices that the results do not depend on at all: not read, or removed by centering or softmax."""
     nodes = {name: node for node, name in names.items()}
     result = np.zeros(slices[-1].stop if slices else 0, bool)

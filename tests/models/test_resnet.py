@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_normgeo import NORMS, DigitsDataModule, ResNetClassifier
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.models.architecture import ARCHITECTURES, build_resnet
-from lightning_normgeo.normalization import find_norm, scale_invariant_units
+from lightning_normgeo.normalization import find_norm
 from lightning_normgeo.normalization.parametrizations import WeightStandardization
+from lightning_normgeo.symmetries import scale_invariant_units
 
 PARAMETERS = {"resnet18": 11.2, "resnet34": 21.3, "resnet50": 23.5, "resnet101": 42.5, "resnet152": 58.2}
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from lightning_normgeo.normalization import scale_invariant_units
 from lightning_normgeo.normalization.names import by_clean_name, layer_name, named_weights
+from lightning_normgeo.symmetries import scale_invariant_units
 
 
 class LowRank(nn.Module):

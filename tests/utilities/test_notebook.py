@@ -26,10 +26,10 @@ from lightning_normgeo import (
     swap_norm,
 )
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.normalization.units import Units, WeightUnits
 from lightning_normgeo.robustness import RobustnessReport, RobustnessSettings, SampleResults, compare, load_decisions
 from lightning_normgeo.runs.record import Record
 from lightning_normgeo.study import load_study
+from lightning_normgeo.symmetries.units.weight_units import Units, WeightUnits
 from lightning_normgeo.utilities.checked_values import UnknownNameError
 from lightning_normgeo.utilities.notebook import LINE, NotebookTable, one_line, summary
 from support.isolation import REPOSITORY

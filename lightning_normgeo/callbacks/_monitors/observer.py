@@ -26,7 +26,7 @@ from lightning_normgeo.callbacks._readings.epsilon_part import (
 )
 from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
 from lightning_normgeo.errors import skipped_on_error, warn_once
-from lightning_normgeo.normalization.autograd.graph import Graph, is_compiled
+from lightning_normgeo.normalization.autograd.graph import is_compiled
 from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe, affine_batch_norms
@@ -67,6 +67,7 @@ class Observer:
         self.probe.skipped = left_out
         self._agreement = ProcessSums(trainer)
         self._automatic: bool = trainer.lightning_module.automatic_optimization
+        self._compiled = is_compiled(module)  # its code would be compiled again under a mode
         self._device: torch.device = trainer.strategy.root_device
         self._backwards = 0
         self._carries = False
@@ -118,7 +119,7 @@ class Observer:
                 self.symmetries.forget()
         self._reads_symmetries = self.symmetries is not None and any(monitor.needs_symmetries for monitor in monitors)
         self.probe.symmetries = self.symmetries if self._reads_symmetries else None
-        if self._asks_for_constants and not self.unit_tracker.sharded:
+        if self.unit_tracker.asks_for_constants and not self._compiled:
             self.unit_tracker.watch_constants()
         self._backwards = 0
         self._reads_weights = any(monitor.needs_weights for monitor in monitors)
@@ -126,12 +127,6 @@ class Observer:
         self.probe.arm(any(monitor.needs_updates for monitor in monitors), self._reads_weights)
         if self.batch_norms is not None:
             self.batch_norms.arm()
-
-    @property
-    def _asks_for_constants(self) -> bool:
-        """Whether something depends on constants whose values graphs do not contain."""
-        first = self._reads_symmetries and self.symmetries is not None and not self.symmetries.knows_graphs
-        return self.unit_tracker.asks_for_constants or first
 
     def pause(self) -> None:
         """Leave no hooks on the model between two batches of one step."""
@@ -156,8 +151,8 @@ class Observer:
     def before_backward(self, module: nn.Module, loss: Tensor) -> None:
         """Read the graph behind a loss, and the batch statistics of its forward passes."""
         if self._reads_weights or self._reads_symmetries:
-            graph = self.unit_tracker.read(module, loss)
-            self._find_symmetries(module, graph)
+            self.unit_tracker.read(module, loss)
+            self._note_symmetries(module)
             self.probe.weights, self.probe.scales = self.unit_tracker.weights, self.unit_tracker.scales
         if self.batch_norms is not None:
             self.probe.gradients.look(self._followed())
@@ -168,9 +163,10 @@ class Observer:
                 self.batch_norms.follow(affine_batch_norms(module))
 
     @skipped_on_error
-    def _find_symmetries(self, module: nn.Module, graph: Graph) -> None:
-        if self._reads_symmetries and self.symmetries is not None:
-            self.symmetries.read(module, graph)
+    def _note_symmetries(self, module: nn.Module) -> None:
+        found = self.unit_tracker.symmetries
+        if self._reads_symmetries and self.symmetries is not None and found is not None:
+            self.symmetries.read(module, found)
 
     def after_backward(self, trainer: Any, module: nn.Module) -> None:
         """Count a backward pass."""

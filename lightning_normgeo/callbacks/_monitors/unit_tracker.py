@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,17 +11,33 @@ from torch import Tensor, nn
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.normalization.autograd.graph import Graph
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
-from lightning_normgeo.normalization.invariance import REENTRANT, UNKNOWN_CONSTANT, find_units
 from lightning_normgeo.normalization.names import by_clean_name
-from lightning_normgeo.normalization.units import WeightUnits
 from lightning_normgeo.probes.sharded.unsharded import UnshardedParameters
 from lightning_normgeo.probes.weight_step import Observed
+from lightning_normgeo.symmetries import Symmetries
+from lightning_normgeo.symmetries.units.discovery import REENTRANT, search
+from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 
 _GRAPHS = 16
 """Number of different graphs to remember: reading a new graph takes ten times as long as recognizing a known one."""
 _DIFFERENT = "the graphs of one step have different units for it"
 _THAWED = "its bias has a gradient from graphs that it was frozen in"
 REFUTED = "refuted by the numbers"
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """Results of the search in one graph.
+
+    Attributes:
+        observed: the weights by name.
+        symmetries: the symmetries; None if the graph is opaque.
+        leaves: the parameters, which are kept alive: signatures contain their ids, which Python could otherwise reuse.
+    """
+
+    observed: dict[str, Observed]
+    symmetries: Symmetries | None
+    leaves: list[Tensor]
 
 
 class UnitTracker:
@@ -38,8 +54,9 @@ class UnitTracker:
         scales: the γ of the batch normalizations that follow weights, by name.
         guessed: whether the units are guessed from the order of layers, as under ``torch.compile``.
         searched: the number of graphs that were not recognized and had to be read.
-        asks_for_constants: whether the units depend on a constant whose value graphs do not contain;
-            :meth:`watch_constants` finds out whether it is zero.
+        symmetries: the scale symmetries of the last graph; None if it is opaque or was not searched.
+        asks_for_constants: whether the next graph may be an unknown one, which depends on constants whose values graphs
+            do not contain; :meth:`watch_constants` records them.
     """
 
     def __init__(
@@ -53,10 +70,10 @@ class UnitTracker:
         self.scales: dict[str, nn.Parameter] = {}
         self.guessed = False
         self.searched = 0
-        self.asks_for_constants = False
+        self.asks_for_constants = True
+        self.symmetries: Symmetries | None = None
         self._constants: ZeroConstants | None = None
-        # the parameters are kept alive: signatures contain their ids, which Python could otherwise reuse
-        self._known: dict[tuple[Any, ...], tuple[dict[str, Observed], list[Tensor]]] = {}
+        self._known: dict[tuple[Any, ...], _Searched] = {}
 
     @property
     def weights(self) -> list[Observed]:
@@ -80,30 +97,25 @@ class UnitTracker:
             self._unsharded.rest()
 
     def watch_constants(self) -> None:
-        """Record the zero constants of the next forward pass, such as a graph network's buffer for messages."""
+        """Record the constants of the next forward passes: an ε, or a graph network's buffer of zeros for messages."""
+        self.leave_constants()
         self._constants = ZeroConstants()
         self._constants.begin()
 
-    def leave_constants(self) -> dict[str, Any]:
-        """Stop recording constants, and return what was recorded, as arguments of a graph."""
+    def leave_constants(self) -> None:
+        """Stop recording constants."""
         constants, self._constants = self._constants, None
-        if constants is None:
-            return {}
-        constants.leave()
-        return constants.facts()
+        if constants is not None:
+            constants.leave()
 
-    def read(self, module: nn.Module, loss: Tensor) -> Graph:
-        """Add the weights in the graph of ``loss``, before its backward pass; losses of one step are combined.
-
-        Returns:
-            The graph, with the constants that were recorded.
-        """
-        watched, facts = self._constants is not None, self.leave_constants()
-        graph = Graph(loss, unsharded=None if self._unsharded is None else self._unsharded.names, **facts)
-        known = self._known.get(graph.signature)
-        found = self._search(module, graph, watched) if known is None else known[0]
-        self._add(found, {id(leaf.variable) for leaf in graph.leaves})
-        return graph
+    def read(self, module: nn.Module, loss: Tensor) -> None:
+        """Add the weights in the graph of ``loss``, before its backward pass; losses of one step are combined."""
+        constants = None if self._constants is None else self._constants.records()
+        unsharded = None if self._unsharded is None else self._unsharded.names
+        graph = Graph(loss, unsharded=unsharded, constants=constants)
+        found = self._known.get(graph.signature) or self._search(module, graph)
+        self.symmetries = found.symmetries
+        self._add(found.observed, {id(leaf.variable) for leaf in graph.leaves})
 
     def report_none(self) -> None:
         """Warn once if a step has no invariant weight; not if some were refuted, for which there is another warning."""
@@ -118,8 +130,8 @@ class UnitTracker:
         self._refuted.update(names)
         self._found = {name: self._believed(one) for name, one in self._found.items()}
         self._known = {
-            key: ({name: self._believed(one) for name, one in found.items()}, leaves)
-            for key, (found, leaves) in self._known.items()
+            key: replace(known, observed={name: self._believed(one) for name, one in known.observed.items()})
+            for key, known in self._known.items()
         }
 
     def unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter], reason: str) -> list[Observed]:
@@ -135,10 +147,11 @@ class UnitTracker:
         self._unseen.update(one.units.name for one in found)
         return found
 
-    def _search(self, module: nn.Module, graph: Graph, watched: bool) -> dict[str, Observed]:
+    def _search(self, module: nn.Module, graph: Graph) -> _Searched:
         """Find the units in a graph that was not recognized, and remember it if it can occur again."""
         self.searched += 1
-        units, self.guessed = find_units(module, graph)
+        symmetries, units = search(module, graph)
+        self.guessed = symmetries is None
         hidden = [one.name for one in units if one.reason == REENTRANT]
         if hidden:
             message = f"{len(hidden)} weights are controls: {REENTRANT} that could not be looked into ({hidden[0]})"
@@ -153,12 +166,11 @@ class UnitTracker:
         # a graph with other leaves, such as an attacked image, would be kept in memory but never recognized
         own = {id(parameter) for parameter in parameters.values()} | (graph.unsharded or {}).keys()
         repeats = not self.guessed and all(id(leaf.variable) in own for leaf in graph.leaves)
-        undecided = any(UNKNOWN_CONSTANT in one.reason for one in units)
-        self.asks_for_constants = undecided and not watched
-        repeats = repeats and not self.asks_for_constants
-        if repeats and len(self._known) < _GRAPHS:
-            self._known[graph.signature] = observed, [leaf.variable for leaf in graph.leaves]
-        return observed
+        found = _Searched(observed, symmetries, [leaf.variable for leaf in graph.leaves])
+        self.asks_for_constants = bool(graph.constants.asked) or not repeats
+        if repeats and not graph.constants.asked and len(self._known) < _GRAPHS:
+            self._known[graph.signature] = found
+        return found
 
     def _believed(self, one: Observed) -> Observed:
         """Return the weight, as a control if measurements have refuted its invariance."""

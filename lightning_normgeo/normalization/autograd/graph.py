@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.normalization.autograd.constants import Constants
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
 from lightning_normgeo.normalization.user_inputs import misfit
 from lightning_normgeo.utilities.checked_values import first_line
@@ -37,10 +38,7 @@ class Graph:
         results: the loss, or the tensors that it is computed from.
         unsharded: names by id of the unsharded parameters in the graph of a sharded model (``fully_shard``); None for
             other models, whose graphs contain the parameters themselves.
-        zeros: nodes of operations whose constants are known to be zero (:class:`ZeroConstants`).
-        shifting: nodes of operations with a constant that let shifts through (:class:`ZeroConstants`).
-        added: nodes of sums with a constant, and the shape of the constant (:class:`ZeroConstants`).
-        epsilons: nodes of sums with a tiny constant (:class:`ZeroConstants`).
+        constants: records of the constants of the forward pass. Default: nothing is known about them.
 
     Attributes:
         readers: for each node and output, the nodes that read it, with the input position.
@@ -59,16 +57,10 @@ class Graph:
         self,
         *results: Tensor,
         unsharded: dict[int, str] | None = None,
-        zeros: Collection[Node] = (),
-        shifting: Collection[Node] = (),
-        added: Mapping[Node, tuple[int, ...]] | None = None,
-        epsilons: Collection[Node] = (),
+        constants: Constants | None = None,
     ) -> None:
         self.unsharded = unsharded
-        self.zeros = zeros
-        self.shifting = shifting
-        self.added = added or {}
-        self.epsilons = epsilons
+        self.constants = constants or Constants()
         self.inside: dict[Node, tuple[Edge, ...] | None] = {}
         # unlike ``grad_fn``, which is None for a parameter, the gradient edge of a parameter is its leaf node
         edges = [get_gradient_edge(result) for result in results if result.requires_grad]
@@ -183,7 +175,7 @@ def traced_graph(module: nn.Module, example_batch: Any, loss: Callable[[Any], Te
     constants = ZeroConstants()
     with constants:
         results = trace(module, example_batch, loss)
-    return Graph(*results, **constants.facts())
+    return Graph(*results, constants=constants.records())
 
 
 def trace(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> list[Tensor]:

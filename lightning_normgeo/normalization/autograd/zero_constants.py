@@ -9,18 +9,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils import _pytree as pytree
 
+from lightning_normgeo.normalization.autograd.constants import Constants
+
 
 class ZeroConstants(TorchFunctionMode):
     """Mode that records the nodes of operations whose constants are all zero, such as a tensor that is scattered into.
 
-    ``zeros.scatter_add(0, index, y)`` and ``x.scatter_add(0, index, y)`` with constants ``zeros`` and x have the same
-    graph. The first is homogeneous in y, the second a residual sum; they can only be told apart during the forward
-    pass.
+    The nodes are described in :class:`.Constants`, whose records keep the graph alive.
 
     Attributes:
-        nodes: the recorded nodes. They keep the graph alive, so the mode has to be discarded after use.
-        shifting: nodes of products with a number, and of masks that fill in −∞ or nearly so, as in front of a softmax.
-            If a constant is added to their input, the result is shifted by a constant as well.
+        nodes: nodes of operations whose constants are all zero.
+        shifting: nodes of operations that let shifts through.
         added: nodes of sums with a constant, and the shape of the constant.
         epsilons: nodes of sums with a tiny constant.
 
@@ -34,14 +33,11 @@ class ZeroConstants(TorchFunctionMode):
         self.added: dict[Any, tuple[int, ...]] = {}
         self.epsilons: set[Any] = set()
 
-    def facts(self) -> dict[str, Any]:
-        """Return all records as arguments of a graph."""
-        return {
-            "zeros": frozenset(self.nodes),
-            "shifting": frozenset(self.shifting),
-            "added": dict(self.added),
-            "epsilons": frozenset(self.epsilons),
-        }
+    def records(self) -> Constants:
+        """Return all records so far, for a graph."""
+        return Constants(
+            True, frozenset(self.nodes), frozenset(self.shifting), dict(self.added), frozenset(self.epsilons)
+        )
 
     def begin(self) -> None:
         """Enter the mode; it is active until :meth:`leave`."""
@@ -89,7 +85,7 @@ class ZeroConstants(TorchFunctionMode):
             while "View" in node.name():  # a linear map of a tensor of more than two dimensions
                 node = node.next_functions[0][0]
             self.added[node] = tuple(constant.shape)
-            if constant.numel() == 1 and not constant.is_meta and abs(float(constant)) <= _LARGEST_EPSILON:
+            if constant.numel() == 1 and _is_readable(constant) and abs(float(constant)) <= _LARGEST_EPSILON:
                 self.epsilons.add(node)
 
 
@@ -104,7 +100,7 @@ def _sums_inside(last: Any, first: Any) -> set[Any]:
     return {node for node in found if node.name().startswith("AddBackward")}
 
 
-Constants = Callable[[tuple[Any, ...], dict[str, Any]], Iterator[Any]]
+ConstantsOf = Callable[[tuple[Any, ...], dict[str, Any]], Iterator[Any]]
 
 
 def _floats(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
@@ -128,14 +124,14 @@ def _behind_the_condition(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iter
     yield from _all(args[1:], {name: value for name, value in kwargs.items() if name != "condition"})
 
 
-def _value(position: int) -> Constants:
+def _value(position: int) -> ConstantsOf:
     def constants(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
         yield kwargs.get("value", args[position] if len(args) > position else None)
 
     return constants
 
 
-def _bias(position: int) -> Constants:
+def _bias(position: int) -> ConstantsOf:
     def constants(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
         bias = kwargs.get("bias", args[position] if len(args) > position else None)
         yield from () if isinstance(bias, Tensor) and bias.requires_grad else (bias,)
@@ -143,7 +139,7 @@ def _bias(position: int) -> Constants:
     return constants
 
 
-_CONSTANTS: dict[str, Constants] = {
+_CONSTANTS: dict[str, ConstantsOf] = {
     **dict.fromkeys(("scatter", "scatter_add", "index_add", "index_copy", "index_put", "scatter_reduce"), _floats),
     **dict.fromkeys(("cat", "concat", "concatenate", "maximum", "minimum", "max", "min"), _tensors),
     "where": _behind_the_condition,
@@ -161,8 +157,13 @@ _CONSTANTS: dict[str, Constants] = {
 def _is_zero(value: Any) -> bool:
     """Whether a constant is zero; None counts as zero, since ``pad`` then fills in zeros."""
     if isinstance(value, Tensor):
-        return not value.requires_grad and not value.is_meta and not bool(value.any())
+        return not value.requires_grad and _is_readable(value) and not bool(value.any())
     return value is None or (isinstance(value, int | float) and value == 0)
+
+
+def _is_readable(value: Tensor) -> bool:
+    """Whether the values of a tensor are in this process; to read a distributed one, all would have to take part."""
+    return not value.is_meta and not hasattr(value, "placements")
 
 
 def _by_a_number(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -173,7 +174,7 @@ def _by_a_number(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _by_minus_infinity(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     value = kwargs.get("value", kwargs.get("other", args[2] if len(args) > 2 else None))
     if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_meta and float(value) <= _NEARLY_MINUS_INFINITY
+        return value.numel() == 1 and _is_readable(value) and float(value) <= _NEARLY_MINUS_INFINITY
     return isinstance(value, int | float) and value <= _NEARLY_MINUS_INFINITY
 
 

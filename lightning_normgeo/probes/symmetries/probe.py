@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.normalization.autograd.graph import Graph
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.probes.symmetries.parameters import ParametersBefore, SliceStep
 from lightning_normgeo.probes.symmetries.step import SymmetryStep, by_generator, joined
-from lightning_normgeo.symmetries.search import symmetries_in
 from lightning_normgeo.symmetries.symmetries import Symmetries
 
-_GRAPHS = 16
 _REFUTED_ABOVE = 1e-2
 """Root mean square charge of a family above which it can be refuted: rounding leaves 1e-6 in float32, and up to 1e-2
 under bf16 autocast."""
@@ -36,7 +33,7 @@ class _Found(NamedTuple):
 
 
 class SymmetryProbe:
-    """Finds the symmetries in the graphs of measured steps, and reads the parameters before and after each step.
+    """Reads the parameters that the symmetries of a measured step scale, before and after the step.
 
     Attributes:
         refuted: texts of families that measurements have refuted.
@@ -44,27 +41,17 @@ class SymmetryProbe:
 
     def __init__(self) -> None:
         self.refuted: set[str] = set()
-        self._known: dict[tuple[Any, ...], _Found] = {}
         self._graphs: list[_Found] = []
         self._before: list[ParametersBefore] = []
         self._steps: list[SliceStep] = []
-
-    @property
-    def knows_graphs(self) -> bool:
-        """Whether some graph has been searched, with all that is known about its constants."""
-        return bool(self._known)
 
     def forget(self) -> None:
         """Forget the graphs of the last step."""
         self._graphs, self._before, self._steps = [], [], []
 
-    def read(self, module: nn.Module, graph: Graph) -> None:
+    def read(self, module: nn.Module, symmetries: Symmetries) -> None:
         """Add the symmetries of a graph, before its backward pass."""
-        found = self._known.get(graph.signature)
-        if found is None:
-            found = _Found(symmetries_in(graph, module), by_clean_name(module.named_parameters()))
-            if len(self._known) < _GRAPHS:
-                self._known[graph.signature] = found
+        found = _Found(symmetries, by_clean_name(module.named_parameters()))
         # graphs whose gradients have been set to None since then do not contribute to the next step
         self._graphs = [one for one in self._graphs if any(g is not None for g in one.gradients())]
         if not any(one.symmetries is found.symmetries for one in self._graphs):

@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.normalization import Units, scale_invariant_units
 from lightning_normgeo.normalization.names import by_clean_name, clean_name
 from lightning_normgeo.normalization.surgery.preceding_layers import trainable
 from lightning_normgeo.robustness.model.folded_model import FoldedModel
@@ -26,6 +25,7 @@ from lightning_normgeo.robustness.model.parameter_swap import (
 )
 from lightning_normgeo.robustness.model.precision import full_float32
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
+from lightning_normgeo.symmetries import Units, scale_invariant_units
 
 _TOLERANCE = 0.05
 """Largest change of a logit, relative to the largest logit, for which the function counts as the same except for ε."""

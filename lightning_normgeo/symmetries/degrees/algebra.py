@@ -75,7 +75,9 @@ def _line(term: Ids, axis: int) -> Ids:
 
 def weighted(exponents: Exponents, degree: Degree, factor: float) -> Degree:
     """Return a multiple of a degree, that of a power."""
-    return replace(degree.plain(), terms=tuple(exponents.total([(term, factor)]) for term in degree.terms))
+    return replace(
+        degree.plain(degree.statistic), terms=tuple(exponents.total([(term, factor)]) for term in degree.terms)
+    )
 
 
 def combined(exponents: Exponents, parts: Sequence[tuple[Degree, float]], shape: Sequence[int]) -> Degree:

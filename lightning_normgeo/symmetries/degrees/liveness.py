@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.invariance.node_context import dimensions, name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of, shape_of
 from lightning_normgeo.symmetries.degrees.degree import viewed
 from lightning_normgeo.symmetries.degrees.nodes import (
     ATTENTIONS,

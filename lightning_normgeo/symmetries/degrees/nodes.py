@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_normgeo.normalization.autograd.graph import Graph, Node
-from lightning_normgeo.normalization.invariance.node_context import dimensions, name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of, shape_of
 
 VIEWS = frozenset({"View", "ReshapeAlias", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze"})
 COPIES = frozenset({"ToCopy", "Clone", "Alias", "Contiguous", "RegisterPostBackwardFunction"})
@@ -20,6 +20,23 @@ ATTENTIONS = frozenset(
     }
 )
 BATCH_NORMS = frozenset({"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "SyncBatchNorm"})
+
+_POOLINGS = (
+    "MaxPool2DWithIndices MaxPool3DWithIndices AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D "
+    "AdaptiveMaxPool2D AdaptiveMaxPool3D MkldnnMaxPool2D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D "
+    "UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D UpsampleBilinear2DAa UpsampleBicubic2DAa "
+    "UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleTrilinear3D ReflectionPad1D ReflectionPad2D "
+    "ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D"
+)
+POOLINGS = frozenset(_POOLINGS.split())
+"""Maxima, means and interpolations of neighboring pixels."""
+
+
+def spatial_axes(node: Node, ndim: int) -> list[int]:
+    """Return the axes of the pixels in a tensor that an operation in :data:`POOLINGS` reads or makes."""
+    spatial = next(count for count in (1, 2, 3) if f"{count}D" in name_of(node).upper())
+    return list(range(ndim - spatial, ndim))
+
 
 SOFTMAX = frozenset({"Softmax", "SafeSoftmax", "LogSoftmax"})
 

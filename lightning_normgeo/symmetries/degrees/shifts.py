@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.invariance.node_context import dimensions, name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of, shape_of
 from lightning_normgeo.symmetries.degrees.degree import joint_axes, viewed
 from lightning_normgeo.symmetries.degrees.liveness import any_along, reduced, shrunk
 from lightning_normgeo.symmetries.degrees.nodes import (
@@ -20,12 +20,14 @@ from lightning_normgeo.symmetries.degrees.nodes import (
     BATCH_NORMS,
     COPIES,
     CUTS,
+    POOLINGS,
     SOFTMAX,
     VIEWS,
     concatenation,
     cuts,
     input_shape,
     permutation,
+    spatial_axes,
 )
 from lightning_normgeo.symmetries.equations.exponents import Mask
 
@@ -145,7 +147,7 @@ def _same(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None
 def _by_a_constant(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
     """Products with a number, and masks of −∞ in front of a softmax."""
     masks = name_of(node) not in ("Mul", "Div")
-    known = node in graph.shifting and (shift.of_scores or not masks)
+    known = (shift.of_scores or not masks) and graph.constants.let_shifts_through(node)
     return _added(graph, node, position, shift) if known else None
 
 
@@ -218,6 +220,14 @@ def _bias_of_channels(graph: Graph, node: Node, position: int, shift: Shift) -> 
     return Shift(frozenset({0} if 1 in shift.axes else ()), mask)
 
 
+def _pooled(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
+    """Maxima, means and interpolations of pixels: what is the same at all of them stays so."""
+    pixels = spatial_axes(node, shift.mask.ndim)
+    apart = not set(pixels) <= shift.axes or any(shift.mask.shape[axis] > 1 for axis in pixels)
+    zeros = name_of(node).startswith("AvgPool") and (any(node._saved_padding) or node._saved_divisor_override)
+    return None if apart or zeros else shift
+
+
 _RULES: dict[str, Backward] = {
     **dict.fromkeys(COPIES | {"Neg"}, _same),
     **dict.fromkeys(("Mul", "Div", "MaskedFill", "Where"), _by_a_constant),
@@ -225,6 +235,7 @@ _RULES: dict[str, Backward] = {
     **dict.fromkeys(("T", "Transpose", "Permute"), _permute),
     **dict.fromkeys(VIEWS, _view),
     "Cat": _concatenated,
+    **dict.fromkeys(POOLINGS, _pooled),
     **dict.fromkeys(("Mm", "Addmm", "Bmm", "Baddbmm"), _product),
     "Linear": _linear,
     "NativeLayerNorm": _bias_of_layer_norm,

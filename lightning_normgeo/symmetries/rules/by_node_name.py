@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_normgeo.symmetries.degrees.degree import Degree
-from lightning_normgeo.symmetries.degrees.nodes import ATTENTIONS, BATCH_NORMS, COPIES, CUTS, VIEWS
+from lightning_normgeo.symmetries.degrees.nodes import ATTENTIONS, BATCH_NORMS, COPIES, CUTS, POOLINGS, VIEWS
 from lightning_normgeo.symmetries.rules import elementwise, indexing, linear_maps, patches, shapes, statistics
 from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
 
@@ -38,7 +38,7 @@ _BY_RULE: dict[Rule, str] = {
     elementwise.together: "Maximum Minimum Fmax Fmin Where",
     elementwise.interpolation: "Lerp",
     elementwise.beside_constant: "MaskedFill",
-    elementwise.clamp: "ClampMin Clamp",
+    elementwise.clamp: "ClampMin ClampMax Clamp",
     shapes.copy: " ".join(sorted(COPIES - {"RegisterPostBackwardFunction"})),
     shapes.pass_through: "RegisterPostBackwardFunction",
     shapes.checkpoint: "CheckpointFunction",
@@ -57,7 +57,8 @@ _BY_RULE: dict[Rule, str] = {
     indexing.written: "Scatter ScatterAdd ScatterReduce IndexAdd IndexCopy",
     indexing.put: "IndexPut",
     indexing.embedding: "Embedding",
-    patches.same_everywhere: "Col2Im MaskedSelect",
+    patches.same_everywhere: "MaskedSelect",
+    patches.image: "Col2Im",
     patches.patches: "Im2Col",
     patches.windows: "Unfold",
     patches.pixel_shuffle: "PixelShuffle",
@@ -68,6 +69,7 @@ _BY_RULE: dict[Rule, str] = {
     patches.restride: "AsStrided",
     linear_maps.matrix_product: "Mm Addmm Bmm Baddbmm",
     linear_maps.linear: "Linear",
+    linear_maps.sparse_product: "SparseAddmm",
     linear_maps.vector_product: "Mv Dot Vdot",
     linear_maps.convolution: "Convolution",
     linear_maps.attention: " ".join(sorted(ATTENTIONS)),
@@ -81,13 +83,7 @@ _BY_RULE: dict[Rule, str] = {
     statistics.reduction(1.0, 1.0): "StdMean",
     statistics.extremum: "Max Min Median Kthvalue Mode",
     statistics.along: "Cumsum Cummax Cummin Sort Topk",
-    statistics.pooling: (
-        "MaxPool2DWithIndices MaxPool3DWithIndices AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D "
-        "AdaptiveMaxPool2D AdaptiveMaxPool3D MkldnnMaxPool2D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D "
-        "UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D UpsampleBilinear2DAa UpsampleBicubic2DAa "
-        "UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleTrilinear3D ReflectionPad1D ReflectionPad2D "
-        "ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D"
-    ),
+    statistics.pooling: " ".join(sorted(POOLINGS)),
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _BY_RULE.items() for name in names.split()}
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.invariance.node_context import name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
 from lightning_normgeo.symmetries.degrees import algebra
 from lightning_normgeo.symmetries.degrees.degree import Degree
+from lightning_normgeo.symmetries.degrees.free_scales import Axes
 from lightning_normgeo.symmetries.degrees.nodes import BATCH_NORMS, VIEWS, input_shape
 from lightning_normgeo.symmetries.degrees.shifts import Shift
 from lightning_normgeo.symmetries.equations.exponents import Exponents, Ids, Mask
 
 _MOVES = VIEWS | {"Expand", "ToCopy", "Clone"}
+
+
+class Absorption(NamedTuple):
+    """A normalization, and the exponents that it removes."""
+
+    node: Node
+    exponents: Ids
 
 
 class NoRuleError(Exception):
@@ -33,7 +42,8 @@ class Operation:
         exponents: unknown exponents; rules add equations to them.
         live: elements of each tensor that matter.
         shifts: shifts of each tensor without effect.
-        absorbed: normalizations reached so far in words, with the exponents that they remove; rules add to it.
+        scales: axes of each tensor along which scales have no effect.
+        absorbed: normalizations reached so far; rules add to them.
     """
 
     graph: Graph
@@ -43,7 +53,8 @@ class Operation:
     exponents: Exponents
     live: dict[Edge, Mask]
     shifts: dict[Edge, Shift]
-    absorbed: list[tuple[str, Ids]]
+    scales: dict[Edge, Axes]
+    absorbed: list[Absorption]
 
     @property
     def name(self) -> str:
@@ -74,6 +85,11 @@ class Operation:
     def shift(self) -> Shift | None:
         """Shifts of the output that have no effect."""
         return self.shifts.get((self.node, self.output))
+
+    @property
+    def free(self) -> Axes:
+        """Axes of the output along which scales have no effect."""
+        return self.scales.get((self.node, self.output), frozenset())
 
     def input_shape(self, position: int) -> tuple[int, ...]:
         """Return the shape of an input that some operation or parameter has made.
@@ -134,7 +150,7 @@ class Operation:
     def absorb(self, degree: Degree) -> None:
         """Note that this operation removes a degree."""
         if degree.terms:
-            self.absorbed.append((words(self.name), algebra.joint(self.exponents, degree).reshape(-1)))
+            self.absorbed.append(Absorption(self.node, algebra.joint(self.exponents, degree).reshape(-1)))
 
     def consumers(self) -> list[tuple[Node, int]]:
         """Return the nodes that compute with the output, with the input position; reshapes and copies are skipped."""
@@ -154,6 +170,8 @@ _WORDS = {
     "NativeLayerNorm": "layer normalization",
     "FusedRmsNorm": "root mean square normalization",
     "WeightNormInterface": "weight normalization",
+    **dict.fromkeys(("Embedding", "Index", "IndexSelect"), "a normalization behind a lookup"),
+    "CheckpointFunction": "a reentrant activation checkpoint",
     "Div": "division by a norm or deviation",
     "Mul": "division by a norm or deviation",
     "Gelu": "GELU",
@@ -166,8 +184,11 @@ _WORDS = {
 }
 
 
-def words(name: str) -> str:
+def words(node: Node) -> str:
     """Return an operation in words."""
+    name = name_of(node)
+    if name in BATCH_NORMS and not getattr(node, "_saved_training", True):
+        return "batch normalization with frozen statistics (evaluation mode)"
     if name.startswith("ScaledDotProduct"):
         return "attention scores"
     return _WORDS.get(name, name)

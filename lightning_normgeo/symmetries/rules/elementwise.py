@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lightning_normgeo.normalization.autograd.graph import Node
-from lightning_normgeo.normalization.invariance.node_context import name_of
+from lightning_normgeo.normalization.autograd.nodes import name_of
 from lightning_normgeo.symmetries.degrees import algebra
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation, added
@@ -39,9 +39,9 @@ def total(walk: Operation) -> Degree:
             first, second, shapes = second, first, shapes[::-1]
         return added(walk, first, second, shapes[1])  # type: ignore[arg-type]
     degree = walk.only
-    if degree.statistic and walk.node in walk.graph.epsilons and _divides(walk.consumers()):
+    if degree.statistic and _divides(walk.consumers()) and walk.graph.constants.are_tiny(walk.node):
         return walk.filled(degree)  # the ε of a variance or norm
-    return added(walk, degree, None, walk.graph.added.get(walk.node))
+    return added(walk, degree, None, walk.graph.constants.shape_of_addend(walk.node))
 
 
 def _divides(consumers: Sequence[tuple[Node, int]]) -> bool:
@@ -121,22 +121,23 @@ def together(walk: Operation) -> Degree:
         a, b = (walk.operands[position] for position in walk.positions)
         algebra.make_equal(walk.exponents, a, b, walk.where)  # type: ignore[arg-type]
         return walk.filled(a)  # type: ignore[arg-type]
-    if walk.node not in walk.graph.zeros:
+    if not walk.graph.constants.are_zero(walk.node):
         return walk.vanish_all()
     return walk.filled(walk.only)
 
 
 def beside_constant(walk: Operation) -> Degree:
     """Rule for a tensor some elements of which are replaced by a constant: homogeneous only if that is zero."""
-    return walk.only.plain() if walk.node in walk.graph.zeros else walk.vanish_all()
+    return walk.only.plain() if walk.graph.constants.are_zero(walk.node) else walk.vanish_all()
 
 
 def clamp(walk: Operation) -> Degree:
-    """Rule for a bound: at zero from below it is a ReLU, and a tiny one of a norm is an ε."""
+    """Rule for a bound: at zero it is a ReLU of x or −x, and a tiny one below a norm is an ε."""
     lower, upper = getattr(walk.node, "_saved_min", None), getattr(walk.node, "_saved_max", None)
-    if len(walk.positions) > 1 or upper is not None or not isinstance(lower, int | float):
+    if len(walk.positions) > 1 or (lower is None) == (upper is None):
         return walk.vanish_all()
-    degree = walk.only
-    if lower == 0 or (degree.statistic and 0 <= lower <= _LARGEST_EPSILON):
-        return degree
-    return walk.vanish_all()
+    degree, bound = walk.only, upper if lower is None else lower
+    epsilon = (
+        lower is not None and degree.statistic and isinstance(bound, int | float) and 0 <= bound <= _LARGEST_EPSILON
+    )
+    return degree if epsilon or (isinstance(bound, int | float) and bound == 0) else walk.vanish_all()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_normgeo.normalization.invariance.node_context import dimensions
+from lightning_normgeo.normalization.autograd.nodes import dimensions
 from lightning_normgeo.symmetries.degrees import algebra
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.nodes import signed
@@ -19,22 +19,45 @@ _LINEAR = ("sum", "mean", "amax", "amin")
 
 def index_select(walk: Operation) -> Degree:
     """Rule for entries picked along one axis by a vector of indices."""
-    degree = walk.only
-    (axis,) = dimensions(walk.node._saved_dim, len(degree.shape))
-    return degree.taken(axis, walk.node._raw_saved_index.data.cpu().numpy()).plain()
+    (axis,) = dimensions(walk.node._saved_dim, walk.ndim)
+    degree = _picked(walk, [axis], [axis])
+    return degree.over(walk.shape, degree.terms).plain()
 
 
 def index(walk: Operation) -> Degree:
-    """Rule for entries picked by tensors of indices or masks: axes that are indexed have to have one degree."""
+    """Rule for entries picked by tensors of indices or masks."""
     taken, rank = _indices(walk)
-    degree = walk.over(walk.only, taken)
     neighbors = taken == list(range(taken[0], taken[0] + len(taken)))
     place = taken[0] if neighbors else 0  # torch puts new axes first if the indexed ones are not adjacent
+    degree = _picked(walk, taken, range(place, place + rank))
     terms = []
     for term in degree.terms:
         kept = [size for axis, size in enumerate(term.shape) if axis not in taken]
         terms.append(term.reshape(kept[:place] + [1] * rank + kept[place:]))
     return degree.over(walk.shape, terms).plain()
+
+
+def _picked(walk: Operation, taken: Sequence[int], new: Iterable[int]) -> Degree:
+    """Return the degree of entries picked along axes, which does not depend on the entry.
+
+    Which entry is where depends on the data, so that all have to have the same degree, unless their scale has no
+    effect.
+
+    Args:
+        walk: the operation.
+        taken: axes of the input along which entries are picked.
+        new: axes of the output along which they lie.
+    """
+    degree = walk.only
+    free = {axis for axis in new if walk.shape[axis] > 1} <= walk.free
+    terms = [term for term in degree.terms if any(term.shape[axis] > 1 for axis in taken)]
+    apart = all(size == 1 for term in terms for axis, size in enumerate(term.shape) if axis not in taken)
+    if not (free and apart):
+        return walk.over(degree, taken)
+    degree = degree.plain()
+    walk.absorb(degree.over(degree.shape, terms))
+    shape = [1 if axis in taken else size for axis, size in enumerate(degree.shape)]
+    return degree.over(shape, [term for term in degree.terms if not any(term is one for one in terms)])
 
 
 def _indices(walk: Operation) -> tuple[list[int], int]:
@@ -87,7 +110,7 @@ def put(walk: Operation) -> Degree:
 def _into(walk: Operation, axes: Sequence[int]) -> Degree:
     """Return the degree of a tensor into which values are written at some indices into axes."""
     base, values = (*walk.operands, None)[:2]
-    zeros = walk.node in walk.graph.zeros
+    zeros = walk.graph.constants.are_zero(walk.node)
     if values is None:
         return base.plain() if base is not None and zeros else walk.vanish_all()
     apart = [
@@ -101,10 +124,10 @@ def _into(walk: Operation, axes: Sequence[int]) -> Degree:
 
 
 def embedding(walk: Operation) -> Degree:
-    """Rule for rows looked up in a table: all rows have the same degree."""
+    """Rule for rows looked up in a table."""
     if walk.node._saved_scale_grad_by_freq or not _without_padding(walk):
         return walk.vanish_all()  # the gradient that autograd computes is not that of the loss
-    degree = walk.over(walk.only, [0])
+    degree = _picked(walk, [0], range(walk.ndim - 1))
     front = (1,) * (walk.ndim - 1)
     return degree.over(walk.shape, [term.reshape(*front, term.shape[1]) for term in degree.terms]).plain()
 

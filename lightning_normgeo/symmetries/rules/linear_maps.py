@@ -22,7 +22,7 @@ def matrix_product(walk: Operation) -> Degree:
         result = _contracted(walk, (a, f"{stack}ik"), (b, f"{stack}kj"), f"{stack}ij")
     if len(walk.operands) == 3 and float(getattr(walk.node, "_saved_beta", 1)) != 0:
         source, _ = walk.graph.inputs[walk.node][0]
-        shape = walk.graph.added.get(walk.node) if source is None else walk.input_shape(0)
+        shape = walk.graph.constants.shape_of_addend(walk.node) if source is None else walk.input_shape(0)
         return added(walk, result, walk.operands[0], shape)
     return result
 
@@ -52,7 +52,16 @@ def linear(walk: Operation) -> Degree:
     if x is None:
         x = Degree((*walk.shape[:-1], weight.shape[1]))
     result = _contracted(walk, (x, f"{front}k"), (weight, "jk"), f"{front}j")
-    return result if walk.node in walk.graph.zeros else with_bias(walk, result, bias, walk.ndim - 1)
+    return result if walk.graph.constants.are_zero(walk.node) else with_bias(walk, result, bias, walk.ndim - 1)
+
+
+def sparse_product(walk: Operation) -> Degree:
+    """Rule for the product of a constant sparse matrix, such as the adjacency of a graph, with a dense one."""
+    added_term, sparse, dense = walk.operands
+    if dense is None or added_term is not None or sparse is not None or walk.node._saved_beta != 0:
+        raise NoRuleError
+    degree = walk.over(dense, [0])
+    return degree.over(walk.shape, degree.terms).plain()
 
 
 def vector_product(walk: Operation) -> Degree:

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Graph, Node
-from lightning_normgeo.normalization.invariance.node_context import name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
 from lightning_normgeo.symmetries.degrees.degree import Degree, FreeConstant
 from lightning_normgeo.symmetries.degrees.nodes import input_shape
 from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids

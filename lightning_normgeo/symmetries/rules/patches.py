@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from lightning_normgeo.normalization.invariance.node_context import dimensions, name_of
+from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.nodes import signed
 from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
@@ -29,6 +29,16 @@ def patches(walk: Operation) -> Degree:
         repeated = np.repeat(term, kernel if channels > 1 else 1, axis=-3)
         terms.append(repeated.reshape(*front, repeated.shape[-3], 1))
     return degree.over(walk.shape, terms).plain()
+
+
+def image(walk: Operation) -> Degree:
+    """Rule for ``F.fold``, the sum of all patches of an image: (…, C·k², L) to (…, C, H, W)."""
+    kernel = prod(int(size) for size in walk.node._saved_kernel_size)
+    degree = walk.only.plain()
+    *front, channels, places = degree.shape
+    apart = degree.viewed([*front, channels // kernel, kernel, places])
+    degree = walk.over(apart, [len(front) + 1, len(front) + 2])
+    return degree.over(walk.shape, degree.terms).plain()
 
 
 def windows(walk: Operation) -> Degree:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from lightning_normgeo.normalization.invariance.node_context import dimensions
+from lightning_normgeo.normalization.autograd.nodes import dimensions
 from lightning_normgeo.symmetries.degrees import algebra
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.nodes import cuts, permutation, signed
-from lightning_normgeo.symmetries.equations.exponents import Ids
+from lightning_normgeo.symmetries.equations.exponents import ZERO, Ids
 from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
 
 
@@ -110,7 +112,7 @@ def _of_a_constant(walk: Operation, position: int, axis: int, new: bool) -> tupl
             raise NoRuleError
         others = sum(degree.shape[axis] for degree in walk.operands if degree is not None)
         length = walk.shape[axis] - others
-    if walk.node in walk.graph.zeros:
+    if walk.graph.constants.are_zero(walk.node):
         like = next(degree for degree in walk.operands if degree is not None)
         term = algebra.joint(walk.exponents, like)
         return (np.expand_dims(term, axis) if new else term.take([0], axis)), length
@@ -118,18 +120,25 @@ def _of_a_constant(walk: Operation, position: int, axis: int, new: bool) -> tupl
 
 
 def pad(walk: Operation) -> Degree:
-    """Rule for a frame of a constant around a tensor: zeros have any degree."""
+    """Rule for a frame of a constant around a tensor: zeros have any degree, other constants degree 0."""
     degree = walk.only
     widths = [signed(width) for width in walk.node._saved_pad]
-    if walk.node not in walk.graph.zeros and any(width > 0 for width in widths):
-        return walk.vanish_all()
-    terms = []
-    for term in degree.terms:
-        for k in range(len(widths) // 2):
-            axis, (low, high) = walk.ndim - 1 - k, widths[2 * k : 2 * k + 2]
-            if term.shape[axis] > 1:
-                around = [(max(low, 0), max(high, 0)) if d == axis else (0, 0) for d in range(walk.ndim)]
-                term = np.pad(term, around, mode="edge")
-                term = term.take(range(max(-low, 0), term.shape[axis] - max(-high, 0)), axis)
-        terms.append(term)
-    return degree.over(walk.shape, terms).plain()
+    around = {walk.ndim - 1 - k: (widths[2 * k], widths[2 * k + 1]) for k in range(len(widths) // 2)}
+    around = {axis: sizes for axis, sizes in around.items() if any(sizes)}
+    grown = any(size > 0 for sizes in around.values() for size in sizes)
+    if grown and not walk.graph.constants.are_zero(walk.node):
+        whole = algebra.joint(walk.exponents, degree.plain())
+        wide = [size if axis in around else whole.shape[axis] for axis, size in enumerate(degree.shape)]
+        framed = _framed(np.broadcast_to(whole, wide), around, {"constant_values": ZERO})
+        return walk.tidy(Degree(walk.shape, (framed,)))
+    return degree.over(walk.shape, [_framed(term, around, {"mode": "edge"}) for term in degree.terms]).plain()
+
+
+def _framed(term: Ids, around: dict[int, tuple[int, int]], by: dict[str, Any]) -> Ids:
+    """Return a term with a frame along the axes on which it varies; negative widths cut."""
+    for axis, (low, high) in around.items():
+        if term.shape[axis] > 1:
+            width = [(max(low, 0), max(high, 0)) if d == axis else (0, 0) for d in range(term.ndim)]
+            term = np.pad(term, width, **by)
+            term = term.take(range(max(-low, 0), term.shape[axis] - max(-high, 0)), axis)
+    return term

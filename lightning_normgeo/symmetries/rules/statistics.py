@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from lightning_normgeo.normalization.invariance.node_context import dimensions
+from lightning_normgeo.normalization.autograd.nodes import dimensions
 from lightning_normgeo.symmetries.degrees import algebra
 from lightning_normgeo.symmetries.degrees.degree import Degree
-from lightning_normgeo.symmetries.degrees.nodes import signed
+from lightning_normgeo.symmetries.degrees.nodes import signed, spatial_axes
 from lightning_normgeo.symmetries.rules.context import Operation, added
 
 
@@ -58,7 +58,7 @@ def _affine(walk: Operation, axis: int | None) -> Degree:
     result = walk.constant if gamma is None else walk.filled(gamma)
     source = walk.graph.inputs[walk.node][2][0] if len(walk.operands) > 2 else None
     if source is None:
-        if walk.name == "FusedRmsNorm" or walk.node in walk.graph.zeros:
+        if walk.name == "FusedRmsNorm" or walk.graph.constants.are_zero(walk.node):
             return result
         return added(walk, result, None, _shape_of_beta(walk, axis))  # there may be a frozen β, which has degree 0
     return walk.tidy(added(walk, result, beta, walk.constant.shape if beta is None else beta.shape))
@@ -125,6 +125,5 @@ def along(walk: Operation) -> Degree:
 
 def pooling(walk: Operation) -> Degree:
     """Rule for pooling and interpolation: one degree for all positions of a channel."""
-    spatial = next(count for count in (1, 2, 3) if f"{count}D" in walk.name.upper())
-    degree = walk.over(walk.only, range(walk.ndim - spatial, walk.ndim))
+    degree = walk.over(walk.only, spatial_axes(walk.node, walk.ndim))
     return degree.over(walk.shape, degree.terms).plain()

@@ -216,7 +216,7 @@ class TwoInputs(nn.Module):
 def test_batches_of_several_arguments() -> None:
     x, scale = torch.rand(2, 4), torch.ones(4)
     units = scale_invariant_units(TwoInputs(), {"x": x, "scale": scale})
-    assert units["linear"].reason == "it reaches the loss without a normalization"
+    assert units["linear"].reason == "it reaches the loss"
     assert scale_invariant_units(nn.Bilinear(4, 3, 2), (x, torch.rand(2, 3))).kinds == {"none": 1}
 
 
@@ -260,9 +260,9 @@ def test_compiled_models_are_refused() -> None:
 def test_a_graph_is_searched_once_and_recognized_after_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two alternating heads and a layer that is frozen half of the time: four graphs in eight measured steps."""
     searched: list[Any] = []
-    original = unit_tracker.find_units
+    original = unit_tracker.search
     monkeypatch.setattr(
-        unit_tracker, "find_units", lambda module, graph: (searched.append(graph), original(module, graph))[1]
+        unit_tracker, "search", lambda module, graph: (searched.append(graph), original(module, graph))[1]
     )
 
     class Alternating(Project):

@@ -13,10 +13,10 @@ from torch import nn
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.autograd.graph import Graph
-from lightning_normgeo.normalization.invariance import find_units
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.sharded.reader import ShardedIncrements
 from lightning_normgeo.probes.sharded.shards import Shards
+from lightning_normgeo.symmetries.units.discovery import search
 from support.fsdp_models import BATCH, SAME_AS_ONE, Divided, Zoo, batch_norms, divided_trainer, samples
 from support.fsdp_training import observed
 from support.isolation import SUPPORT
@@ -233,11 +233,11 @@ def test_units_are_guessed_where_nothing_of_the_graph_has_a_name() -> None:
     """As under torch.compile, the numbers then have to confirm the units."""
     net = batch_norms()
     loss = net(torch.randn(4, 3, 8, 8)).sum()
-    found, guessed = find_units(net, Graph(loss, unsharded={}))
-    assert guessed
+    symmetries, found = search(net, Graph(loss, unsharded={}))
+    assert symmetries is None
     assert [units.kind for units in found] == ["filter", "filter", "none"]
     named = Graph(loss, unsharded={id(parameter): name for name, parameter in net.named_parameters()})
-    assert find_units(net, named) == find_units(net, Graph(loss))
+    assert search(net, named)[1] == search(net, Graph(loss))[1]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])

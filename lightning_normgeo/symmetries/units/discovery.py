@@ -1,9 +1,8 @@
 """Scale-invariant units of a model: the slices of its weights whose scale leaves the loss unchanged.
 
 They are found from the autograd graph of one forward pass, which records the operations that really ran, whatever the
-Python control flow, functional normalizations and parametrized weights. The rows of a weight are followed through all
-positively homogeneous operations (linear maps, ReLU, pooling, reshapes, concatenations) until normalizations cancel
-their scale on every path. The kind of normalization determines the unit:
+Python control flow, functional normalizations and parametrized weights. They are the scale symmetries that scale slices
+of one layer alone. The kind of normalization determines the unit:
 
 - batch and instance normalization, weight normalization and weight standardization: each output filter is a unit;
 - group normalization: the filters of one group jointly; layer normalization: the whole layer jointly;
@@ -20,12 +19,14 @@ from torch import Tensor, nn
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.autograd.graph import Graph, is_compiled, traced_graph
-from lightning_normgeo.normalization.autograd.reentrant_checkpoints import opened
-from lightning_normgeo.normalization.invariance.guess import guess_units
-from lightning_normgeo.normalization.invariance.search import Search
-from lightning_normgeo.normalization.names import by_clean_name, clean_name, named_weights
-from lightning_normgeo.normalization.units import Units, WeightUnits
+from lightning_normgeo.normalization.names import named_weights
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
+from lightning_normgeo.symmetries.search import symmetries_of
+from lightning_normgeo.symmetries.solution import Solution, solve
+from lightning_normgeo.symmetries.symmetries import Symmetries
+from lightning_normgeo.symmetries.units.find import UnitFinder
+from lightning_normgeo.symmetries.units.guess import guess_units
+from lightning_normgeo.symmetries.units.weight_units import Units, WeightUnits
 
 REENTRANT = "inside a reentrant activation checkpoint"
 """Reason reported for a weight without units that is used in a checkpoint that could not be examined."""
@@ -49,12 +50,16 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
     Raises:
         ConfigurationError: for a compiled module, and for a batch that the module does not accept.
 
-    Cost: one forward pass, and one walk over its graph for each weight.
+    Cost: one forward pass, a walk over its graph for all weights, and for each weight a walk over the operations
+    between it and its normalization.
     """
     check_module("scale_invariant_units(module, example_batch)", module)
     if is_compiled(module):
         raise ConfigurationError("scale_invariant_units cannot look into a compiled model. Give it the model itself.")
-    found = {units.name: units for units in _units_in(traced_graph(module, as_example(module, example_batch)), module)}
+    found = {
+        units.name: units
+        for units in units_of(solve(traced_graph(module, as_example(module, example_batch)), module), module)
+    }
     weights = []
     for name, parameter in named_weights(module, frozen=True):
         why = "no output depends on it" if parameter.requires_grad else "frozen: it has no gradient"
@@ -63,21 +68,20 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
     return Units(tuple(weights))
 
 
-def find_units(module: nn.Module, graph: Graph) -> tuple[tuple[WeightUnits, ...], bool]:
-    """Return the units of the weights in a graph, and whether they are a guess.
+def search(module: nn.Module, graph: Graph) -> tuple[Symmetries | None, tuple[WeightUnits, ...]]:
+    """Return the scale symmetries in a graph, and the units of its weights.
 
-    They are read from the graph as by :func:`units_from_graph`. They are guessed by :func:`guess_units` if
-    torch.compile has hidden part of the graph, or if the graph holds unsharded parameters whose names are unknown.
+    There are no symmetries, and units are guessed by :func:`guess_units`, if torch.compile has hidden part of the graph
+    or if it holds unsharded parameters whose names are unknown.
 
     Args:
         module: the model.
         graph: of one of its forward passes, before the backward pass.
-
-    Returns:
-        One entry per trainable weight in the graph, and whether :func:`guess_units` made them.
     """
-    opaque = graph.compiled or graph.anonymous
-    return (guess_units(module), True) if opaque else (_units_in(graph, module), False)
+    if graph.compiled or graph.anonymous:
+        return None, guess_units(module)
+    found = solve(graph, module)
+    return symmetries_of(found), units_of(found, module)
 
 
 def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]:
@@ -90,24 +94,21 @@ def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]
     Returns:
         One entry per weight, in the order of ``module.named_parameters()``.
 
+    The graph does not contain the values of constants: a weight in front of a normalization that is written out with an ε
+    has no units here, other than with :func:`scale_invariant_units`.
+
     Cost: one walk over the graph in Python for each weight. No tensor is read, except that the functions inside
     reentrant activation checkpoints run forward once more.
     """
-    return _units_in(Graph(loss), module)
+    return units_of(solve(Graph(loss), module), module)
 
 
-def _units_in(graph: Graph, module: nn.Module) -> tuple[WeightUnits, ...]:
-    # not for sharded models: running a checkpointed function again gathers its parameters, and a process that does so
-    # while the others do not would wait for them forever
-    if graph.unsharded is None:
-        graph = opened(graph, module)
-    names = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
-    names |= graph.unsharded or {}
-    layers = {clean_name(name): layer for name, layer in module.named_modules()}
-    leaves = {names[id(leaf.variable)]: leaf for leaf in graph.leaves if id(leaf.variable) in names}
-    search = Search(graph, names, layers, leaves)
-    found = [(name, weight) for name, weight in named_weights(module) if name in leaves or graph.hides_reentrant]
-    return tuple(search.units_of(name) if name in leaves else _hidden(name, weight) for name, weight in found)
+def units_of(found: Solution, module: nn.Module) -> tuple[WeightUnits, ...]:
+    """Return the units of every trainable weight of ``module`` that is in a graph, from its solution."""
+    finder, names = UnitFinder(found, module), set(found.names.values())
+    hides = found.graph.hides_reentrant
+    weights = [(name, weight) for name, weight in named_weights(module) if name in names or hides]
+    return tuple(finder.units_of(name) if name in names else _hidden(name, weight) for name, weight in weights)
 
 
 def _hidden(name: str, weight: Tensor) -> WeightUnits:

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_normgeo.normalization.names import by_clean_name, clean_name, layer_name, named_weights
 from lightning_normgeo.normalization.parametrizations import parametrization_kind, parametrization_title, rows_dim
-from lightning_normgeo.normalization.units import WeightUnits
+from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 
 _CONSTRUCTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
