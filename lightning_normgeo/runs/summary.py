@@ -69,7 +69,7 @@ def summary_table(record: Record) -> Group:
 
 
 def _findings(record: Record) -> Table:
-    table = Table(title="Findings", box=None, title_justify="left", show_header=False, padding=(0, 2))
+    table = Table(title="Findings", box=None, title_justify="left", show_header=False, padding=(0, 1), pad_edge=False)
     table.add_column("", style="bold", no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("")

@@ -54,7 +54,7 @@ def attack_title(attack: str) -> str:
 
 
 def strength(value: float, norm: str = "l∞") -> str:
-    """Return a radius or deviation as text: 8/255 if it is a whole number of steps of pixels with 8 bits.
+    """Return a radius or deviation as text: 8/255 or 0.5/255 if it is a whole number of half steps of 8-bit pixels.
 
     Numbers of at most two digits stay as they are.
 
@@ -64,5 +64,6 @@ def strength(value: float, norm: str = "l∞") -> str:
     """
     steps = 255 * value
     short = float(f"{value:.2g}") == value  # as 0.2, which happens to be 51/255
-    whole = norm != "l2" and not short and steps > 0.5 and abs(steps - round(steps)) < _ROUNDED
-    return f"{steps:.0f}/255" if whole else f"{value:.4g}"
+    halves = 2 * steps
+    fits = norm != "l2" and not short and halves > 0.5 and abs(halves - round(halves)) < 2 * _ROUNDED
+    return f"{round(halves) / 2:g}/255" if fits else f"{value:.4g}"

@@ -157,7 +157,7 @@ def observe(
         make: returns the project.
         data: its training data, if it brings none.
         warns: the expected warnings.
-        joint: the layers whose weight and bias are one unit.
+        joint: the layers whose weight and bias are one unit, and the weights that are one unit alone.
         settings: of the Trainer.
     """
     plain = fit(make, data, [], False, settings)
@@ -176,8 +176,10 @@ def observe(
 
 
 def rows(tensors: dict[str, Tensor], layer: str, joint: set[str]) -> Tensor:
-    """Return a weight with one unit per row."""
+    """Return a weight with one unit per row: one in all for a ``layer`` in ``joint``, with its bias, or its weight."""
     weight = tensors.get(f"{layer}.weight", tensors.get(layer))
+    if f"{layer}.weight" in joint:
+        return weight.double().flatten().unsqueeze(0)
     if layer in joint:
         return torch.cat([weight.flatten(), tensors[f"{layer}.bias"]]).double().unsqueeze(0)
     return weight.double().flatten(1)
@@ -469,7 +471,7 @@ class SimSiam(pl.LightningModule):
 
 
 def test_siamese_network() -> None:
-    observed = observe(SimSiam, images(32), joint=["encoder.fc", "predictor.3"])
+    observed = observe(SimSiam, images(32), joint=["encoder.fc.weight", "predictor.3"])
     convolutions = {name for name, m in observed.run.module.named_modules() if isinstance(m, nn.Conv2d)}
     assert observed.invariant == {*convolutions, "encoder.fc", "predictor.0", "predictor.3"}  # the last by the cosine
     assert max(observed.values("orthogonality/max_abs_cos")) < 1e-3

@@ -119,7 +119,7 @@ class Observer:
                 self.symmetries.forget()
         self._reads_symmetries = self.symmetries is not None and any(monitor.needs_symmetries for monitor in monitors)
         self.probe.symmetries = self.symmetries if self._reads_symmetries else None
-        if self.unit_tracker.asks_for_constants and not self._compiled:
+        if self._asks_for_constants and not self._compiled:
             self.unit_tracker.watch_constants()
         self._backwards = 0
         self._reads_weights = any(monitor.needs_weights for monitor in monitors)
@@ -127,6 +127,14 @@ class Observer:
         self.probe.arm(any(monitor.needs_updates for monitor in monitors), self._reads_weights)
         if self.batch_norms is not None:
             self.batch_norms.arm()
+
+    @property
+    def _asks_for_constants(self) -> bool:
+        """Whether units depend on constants whose values graphs do not contain, or symmetries may do so.
+
+        Symmetries nearly always do, so that the first graph is watched for them.
+        """
+        return self.unit_tracker.asks_for_constants or (self._reads_symmetries and not self.unit_tracker.searched)
 
     def pause(self) -> None:
         """Leave no hooks on the model between two batches of one step."""

@@ -55,8 +55,8 @@ class UnitTracker:
         guessed: whether the units are guessed from the order of layers, as under ``torch.compile``.
         searched: the number of graphs that were not recognized and had to be read.
         symmetries: the scale symmetries of the last graph; None if it is opaque or was not searched.
-        asks_for_constants: whether the next graph may be an unknown one, which depends on constants whose values graphs
-            do not contain; :meth:`watch_constants` records them.
+        asks_for_constants: whether units depend on constants whose values graphs do not contain;
+            :meth:`watch_constants` records them.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class UnitTracker:
         self.scales: dict[str, nn.Parameter] = {}
         self.guessed = False
         self.searched = 0
-        self.asks_for_constants = True
+        self.asks_for_constants = False
         self.symmetries: Symmetries | None = None
         self._constants: ZeroConstants | None = None
         self._known: dict[tuple[Any, ...], _Searched] = {}
@@ -167,8 +167,10 @@ class UnitTracker:
         own = {id(parameter) for parameter in parameters.values()} | (graph.unsharded or {}).keys()
         repeats = not self.guessed and all(id(leaf.variable) in own for leaf in graph.leaves)
         found = _Searched(observed, symmetries, [leaf.variable for leaf in graph.leaves])
-        self.asks_for_constants = bool(graph.constants.asked) or not repeats
-        if repeats and not graph.constants.asked and len(self._known) < _GRAPHS:
+        # a graph that does not come again is asked about before it comes, if the last one of its kind was
+        asks = bool(graph.constants.asked)
+        self.asks_for_constants = asks or (self.asks_for_constants and not repeats)
+        if repeats and not asks and len(self._known) < _GRAPHS:
             self._known[graph.signature] = found
         return found
 

@@ -126,7 +126,7 @@ def _equation_16(record: Record) -> Finding | None:
         return None if ratio is None else Finding("Eq 16", f"{ratio:.5f}", quantity, "", "increments", ratio)
     ratio = _ratio(_points(record, "norm_growth/predicted_momentum"), measured)
     detail = f"Here: {why_not_eq16(record)}"
-    detail += "." if ratio is None else f". Extended by these, the law gives {ratio:.5f} × the measured."
+    detail += "." if ratio is None else f". With them the law gives {ratio:.5f} × the measured."
     return Finding("Eq 16", "not covered", "Δ‖W‖² = η²‖∇W‖² is about plain SGD", detail, "increments")
 
 
@@ -140,7 +140,7 @@ def _norms(record: Record) -> Finding | None:
     points = list(_points(record, "norm_growth/weight_norm").values())
     if len(points) < 2 or not points[0]:
         return None
-    detail = f"{points[0]:.4g} → {points[-1]:.4g}; by itself this changes no output of the network."
+    detail = f"{points[0]:.4g} → {points[-1]:.4g}; no output changes by that alone."
     ratio = points[-1] / points[0]
     quantity = "‖W‖ at the last over the first measured step"
     return Finding("Norm growth", f"× {ratio:.4f}", quantity, detail, "norms", ratio)

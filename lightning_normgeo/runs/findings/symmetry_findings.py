@@ -26,7 +26,7 @@ def symmetry_findings(record: Record) -> Iterator[Finding]:
         yield Finding("Symmetries", f"{largest:.1e}", quantity, detail, "charges", largest, headline="max_charge")
     if len(norms) > 1 and norms[0]:
         ratio = norms[-1] / norms[0]
-        detail = f"{norms[0]:.4g} → {norms[-1]:.4g}; by itself this changes no output of the network."
+        detail = f"{norms[0]:.4g} → {norms[-1]:.4g}; no output changes by that alone."
         quantity = "‖W‖ of weights invariant jointly, last over first measured step"
         yield Finding("Joint norm", f"× {ratio:.4f}", quantity, detail, "joint-norm", ratio)
     if imbalances:

@@ -171,6 +171,10 @@ _WORDS = {
     "FusedRmsNorm": "root mean square normalization",
     "WeightNormInterface": "weight normalization",
     **dict.fromkeys(("Embedding", "Index", "IndexSelect"), "a normalization behind a lookup"),
+    **dict.fromkeys(
+        ("Scatter", "ScatterAdd", "ScatterReduce", "IndexAdd", "IndexCopy", "IndexPut"),
+        "writing into a tensor that is not known to be zero",
+    ),
     "CheckpointFunction": "a reentrant activation checkpoint",
     "Div": "division by a norm or deviation",
     "Mul": "division by a norm or deviation",

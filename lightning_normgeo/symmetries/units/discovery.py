@@ -94,8 +94,8 @@ def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]
     Returns:
         One entry per weight, in the order of ``module.named_parameters()``.
 
-    The graph does not contain the values of constants: a weight in front of a normalization that is written out with an ε
-    has no units here, other than with :func:`scale_invariant_units`.
+    The graph does not contain the values of constants: a weight in front of a normalization that is written out with an
+    ε has no units here, other than with :func:`scale_invariant_units`.
 
     Cost: one walk over the graph in Python for each weight. No tensor is read, except that the functions inside
     reentrant activation checkpoints run forward once more.

@@ -44,7 +44,7 @@ class InAMode(Project):
         optimizer.zero_grad()
         with Other() as mode:
             self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
-            assert _get_current_function_mode_stack() == [mode]
+            assert _get_current_function_mode_stack()[-1] is mode
         optimizer.step()
 
 
@@ -73,7 +73,7 @@ def test_sums_into_zeros_are_seen_from_the_second_measured_step_on(kind: type[Pr
 
 
 def test_sums_into_anything_else_are_none() -> None:
-    words = "None of 2 weights is scale invariant.*does not show to be zero"
+    words = "None of 2 weights is scale invariant.*a tensor that is not known to be zero is in its way"
     with pytest.warns(MeasurementWarning, match=words) as said:
         rows, _ = observe(Project(sgd(), Messages(start=1.0)))
     assert sum("scale invariant" in str(one.message) for one in said) == 1

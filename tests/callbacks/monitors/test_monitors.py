@@ -337,7 +337,7 @@ def test_a_model_without_batch_normalization_is_trained_with_a_warning() -> None
 def test_a_model_without_invariance_has_controls_only(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     with pytest.warns(
-        UserWarning, match="None of 1 weights is scale invariant; all are controls: its output is read by LogSoftmax"
+        UserWarning, match="None of 1 weights is scale invariant; all are controls: softmax is in its way"
     ):
         record = fit(tmp_path, OrthogonalityMonitor(), NormGrowthMonitor(), project=Project(net=net))
     assert "norm_growth_control/explained" in record.metrics
