@@ -48,9 +48,13 @@ def named_weights(module: nn.Module, frozen: bool = False) -> Iterator[tuple[str
     """
     own = _without_infix(module.named_parameters())
     for (name, parameter), kept in zip(own.items(), _kept_names(own), strict=True):
-        has_rows = parameter.ndim >= 2 and parameter.numel() > parameter.shape[0] and not _is_length(name, own)
-        if has_rows and (parameter.requires_grad or frozen):
+        if has_rows(parameter) and not _is_length(name, own) and (parameter.requires_grad or frozen):
             yield kept, parameter
+
+
+def has_rows(parameter: Tensor) -> bool:
+    """Whether a parameter has rows of more than one number."""
+    return parameter.ndim >= 2 and parameter.numel() > parameter.shape[0]
 
 
 def _without_infix(named: Iterable[tuple[str, T]]) -> dict[str, T]:

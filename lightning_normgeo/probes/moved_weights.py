@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.probes.weight_step import Observed
 
 _SPARSE = "its gradient is sparse"
@@ -19,7 +18,6 @@ def moving_weights(
     weights: Sequence[Observed],
     unseen: Callable[[Sequence[nn.Parameter]], list[Observed]],
     optimizer: Optimizer,
-    groups: Mapping[int, Group],
     skipped: Counter[str],
 ) -> list[Observed]:
     """Return the weights that an optimizer moves and whose gradients can be read, with their units.
@@ -28,17 +26,14 @@ def moving_weights(
         weights: the weights found in autograd graphs.
         unseen: called with the parameters that have gradients and are not among ``weights``; returns those to measure.
         optimizer: the optimizer that is about to take a step.
-        groups: its parameter groups, by the id of each parameter.
         skipped: number of weights that were left out, by reason; updated in place.
     """
-    known = {id(observed.weight) for observed in weights}
+    known = {id(parameter) for observed in weights for parameter in (observed.weight, *observed.partners)}
     moving = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    held = {id(parameter) for parameter in moving}
     found = []
-    for one in [*weights, *unseen([parameter for parameter in moving if id(parameter) not in known])]:
-        if id(one.weight) not in groups or one.weight.grad is None:
-            continue
-        if one.bias is not None and (id(one.bias) not in groups or one.bias.grad is None):
-            one = _apart(one, optimizer)
+    strangers = unseen([parameter for parameter in moving if id(parameter) not in known])
+    for one in [part for whole in [*weights, *strangers] for part in _moving_parts(whole, held, optimizer)]:
         if any(p.grad.is_sparse for p in one.parameters if p.grad is not None):
             skipped[_SPARSE] += 1
             warn_once(f"{one.units.name} is left out: {_SPARSE}. Give its layer sparse=False to have it measured.")
@@ -47,11 +42,24 @@ def moving_weights(
     return found
 
 
-def _apart(one: Observed, optimizer: Optimizer) -> Observed:
-    """Return a weight as a control, since it is invariant only with its bias, which this optimizer does not move."""
+def _moving_parts(one: Observed, held: Collection[int], optimizer: Optimizer) -> list[Observed]:
+    """Return a weight if an optimizer moves it; controls if it moves only some of the parameters of its units."""
+    moved = [parameter for parameter in one.parameters if id(parameter) in held]
+    if len(moved) == len(one.parameters):
+        return [one]
+    if one.partners and moved:
+        warn_once(
+            f"{one.units.name}: a control, since it is scale invariant only together with {len(one.partners)} other "
+            f"parameters, some of which {type(optimizer).__name__} does not move. Give all of them to one optimizer to "
+            "have their joint norm and angle.",
+            about="joint units apart",
+        )
+        return [part for part in one.apart("invariant only together with others") if id(part.weight) in held]
+    if id(one.weight) not in held:
+        return []
     warn_once(
         f"{one.units.name}: a control, since it is scale invariant only with its bias, which "
         f"{type(optimizer).__name__} does not move. Give both to one optimizer, or the layer no bias.",
         about="weight and bias apart",
     )
-    return one.as_control("its bias is moved by another optimizer, or by none")
+    return [one.as_control("its bias is moved by another optimizer, or by none")]

@@ -263,7 +263,7 @@ class StepProbe:
             self._note(_MOVED)
             if not self._updates:
                 return
-        observed = moving_weights(self.weights, self.unseen, optimizer, groups, self.skipped)
+        observed = moving_weights(self.weights, self.unseen, optimizer, self.skipped)
         if pending.moved:
             pending.steps = self._reader.read_moved(observed, groups)
         else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, many_update_products
-from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
+from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, UpdateRule
 from lightning_normgeo.geometry.products.one_pass import is_additive, many_weight_products, weight_products
 from lightning_normgeo.geometry.rows import as_rows, output_rows, wide_dtype
 from lightning_normgeo.geometry.update_rules.recipe import Group
@@ -66,7 +66,7 @@ class WeightReader:
             groups: of ``optimizer``, see :func:`groups_of`.
             keep: whether to keep a copy of W for :meth:`add_updates`.
         """
-        parts = [(one.units, parameter) for one in observed for parameter in one.parameters]
+        parts = [part for one in observed for part in one.parts]
         plans = [
             plan(
                 parameter,
@@ -86,14 +86,14 @@ class WeightReader:
 
     def read_moved(self, observed: Sequence[Observed], groups: Mapping[int, Group]) -> list[WeightStep]:
         """Return steps of weights that were moved after they were remembered, so that no gradient is the one at W."""
-        return [self._together([self._moved(one.units, p, groups[id(p)]) for p in one.parameters]) for one in observed]
+        return [self._together([self._moved(units, p, groups[id(p)]) for units, p in one.parts]) for one in observed]
 
     def add_updates(self, steps: Sequence[WeightStep], observed: Sequence[Observed]) -> None:
         """Measure D = W⁺ - W of weights of which a copy was kept."""
         pairs = [
-            (self._rows(one.units, self._before[id(p)]), self._rows(one.units, p.detach()))
+            (self._rows(units, self._before[id(p)]), self._rows(units, p.detach()))
             for one in observed
-            for p in one.parameters
+            for units, p in one.parts
         ]
         parts = iter(many_update_products(pairs))
         for step, one in zip(steps, observed, strict=True):
@@ -128,21 +128,22 @@ class WeightReader:
         steps: dict[int, WeightStep] = {}
         for members in by_rule([reading.plan for reading in readings]):
             some = [readings[k] for k in members]
+            rule = some[0].plan.reads.rule  # one object for all, by which steps of joint units are compared
             *sums, terms = explain([one.plan for one in some], [one.products for one in some])
             lengths = [len(one.products.weight_sq) for one in some]
             by_row = torch.split(torch.stack([*sums, *(terms or ())]), lengths, dim=1)
             for k, one, values in zip(members, some, by_row, strict=True):
                 count = self._values(units[k], values.shape[1])
                 values = values if count == values.shape[1] else values.view(len(values), count, -1).sum(2)
-                steps[k] = _step(units[k], one.plan, values, explained=terms is not None)
+                steps[k] = _step(units[k], one.plan, rule, values, explained=terms is not None)
         return [steps[k] for k in range(len(readings))]
 
     def _together(self, steps: Sequence[WeightStep]) -> WeightStep:
-        """Return the step of units from the steps of their weight and, if it belongs to them, their bias."""
-        return steps[0] if len(steps) == 1 else steps[0].with_bias(steps[1])
+        """Return the step of units from the steps of all parameters that belong to them."""
+        return steps[0] if len(steps) == 1 else steps[0].together(steps[1:])
 
     def _joined(self, parts: Sequence[UpdateProducts]) -> UpdateProducts:
-        """Return the update of units from those of their weight and bias."""
+        """Return the update of units from those of all parameters that belong to them."""
         return joined_products(*parts)
 
     def _kept(self, units: WeightUnits, parameter: nn.Parameter) -> Tensor | None:
@@ -177,7 +178,9 @@ class WeightReader:
         return buffer
 
 
-def _step(units: WeightUnits, planned: ReadPlan, values: Tensor, explained: bool) -> WeightStep:
+def _step(
+    units: WeightUnits, planned: ReadPlan, rule: UpdateRule | None, values: Tensor, explained: bool
+) -> WeightStep:
     """Return a step from the fields of :class:`GroupTerms`, one per row of ``values``."""
     weight_sq, inner, gradient_sq, quartic, predicted, *terms = values
     return WeightStep(
@@ -189,7 +192,7 @@ def _step(units: WeightUnits, planned: ReadPlan, values: Tensor, explained: bool
         inner=inner,
         gradient_sq=gradient_sq,
         quartic=quartic,
-        rule=planned.reads.rule,
+        rule=rule,
         terms=IncrementTerms(*terms) if explained else None,
     )
 

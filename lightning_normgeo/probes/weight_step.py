@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +16,7 @@ from lightning_normgeo.geometry.equilibrium import equilibrium_angle, steps_to_e
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, Scalar, UpdateRule
 from lightning_normgeo.geometry.increments.rounding_floors import storage_floor
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
+from lightning_normgeo.normalization.names import has_rows
 from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 
 ADDITIVE = ("predicted", "weight_sq", "inner", "gradient_sq", "quartic")
@@ -38,8 +43,9 @@ class WeightStep:
         terms: the terms that the formula adds to ‖W‖²; None without a rule.
         has_gradient: whether g is the gradient at W. If it is not, as for an optimizer that first moves W, ``inner``,
             ``gradient_sq`` and ``predicted`` are NaN.
-        uniform: whether SGD moves weight and bias of the units by the same rule, so that ⟨W, g⟩ = 0 for both jointly
-            determines the increment; always True for units without a bias.
+        uniform: whether SGD moves all parameters of the units by the same rule, so that ⟨W, g⟩ = 0 for all jointly
+            determines the increment; always True for units of one parameter.
+        alike: whether one rule of any kind moves all weights of joint units.
         scale_gradient: ∂L/∂γ of the batch normalization behind the weight, read together with g; None if there is none.
         scale_shared: whether g and ∂L/∂γ are the results of the backward pass up to one common factor.
         optimizer: class name of the optimizer that moves the weight.
@@ -59,6 +65,7 @@ class WeightStep:
     terms: IncrementTerms | None = None
     has_gradient: bool = True
     uniform: bool = True
+    alike: bool = True
     scale_gradient: Tensor | None = None
     scale_shared: bool = True
     optimizer: str = ""
@@ -68,12 +75,12 @@ class WeightStep:
     @property
     def equilibrium(self) -> Scalar | None:
         """The angle in radians at which weight decay and gradient noise balance; None without a closed form."""
-        return None if self.rule is None else equilibrium_angle(self.rule)
+        return None if self.rule is None or not self.alike else equilibrium_angle(self.rule)
 
     @property
     def relaxation(self) -> Scalar | None:
         """The time constant of the approach to that equilibrium, in steps; None without a closed form."""
-        return None if self.rule is None else steps_to_equilibrium(self.rule)
+        return None if self.rule is None or not self.alike else steps_to_equilibrium(self.rule)
 
     @property
     def is_plain_sgd(self) -> bool:
@@ -85,12 +92,28 @@ class WeightStep:
         """The increment of ‖W‖² that rounding in storage can cause, per unit in units of weight²."""
         return storage_floor(self.quartic, self.dtype, 1 if self.rule is None else self.rule.stores)
 
-    def with_bias(self, bias: WeightStep) -> WeightStep:
-        """Return the step of units that consist of a weight and its bias; every inner product is a sum over both."""
-        both = {name: getattr(self, name) + getattr(bias, name) for name in ADDITIVE}
-        known = self.terms is not None and bias.terms is not None
-        terms = IncrementTerms(*map(torch.add, self.terms or (), bias.terms or ())) if known else None
-        return replace(self, terms=terms, uniform=self.moves_like(bias), **both)
+    def together(self, others: Sequence[WeightStep]) -> WeightStep:
+        """Return the step of units that consist of this weight and others; every inner product is a sum over all.
+
+        The learning rate is NaN if partners of joint units have other ones; a bias is taken to have that of its weight.
+        """
+        steps = (self, *others)
+        sums: dict[str, Any] = {name: reduce(torch.add, [getattr(step, name) for step in steps]) for name in ADDITIVE}
+        terms = [step.terms for step in steps if step.terms is not None]
+        known = (
+            IncrementTerms(*(reduce(torch.add, parts) for parts in zip(*terms, strict=True)))
+            if len(terms) == len(steps)
+            else None
+        )
+        joint = bool(self.units.partners)
+        return replace(
+            self,
+            terms=known,
+            uniform=all(self.moves_like(step) for step in others),
+            alike=not joint or all(step.rule is self.rule for step in others),
+            lr=math.nan if joint and not all(_equal(step.lr, self.lr) for step in others) else self.lr,
+            **sums,
+        )
 
     def moves_like(self, other: WeightStep) -> bool:
         """Whether SGD moves both weights by the same rule.
@@ -105,6 +128,11 @@ class WeightStep:
         return replace(self, rule=None, terms=None)
 
 
+def _equal(a: Scalar, b: Scalar) -> bool:
+    """Whether two numbers are equal; tensors are so only if they are the same, since a comparison would wait."""
+    return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
+
+
 @dataclass(frozen=True)
 class Observed:
     """A weight that a probe measures.
@@ -113,27 +141,40 @@ class Observed:
         units: the units of the weight.
         weight: the parameter.
         bias: the bias of the same layer, if only weight and bias jointly are scale invariant; otherwise None.
+        partners: the parameters of the partners of joint units, in their order.
     """
 
     units: WeightUnits
     weight: nn.Parameter
     bias: nn.Parameter | None = None
+    partners: tuple[nn.Parameter, ...] = ()
+
+    @property
+    def parts(self) -> list[tuple[WeightUnits, nn.Parameter]]:
+        """The weight and all other parameters that belong to the units, each with the layout of its slices."""
+        bias = [] if self.bias is None else [(self.units, self.bias)]
+        return [(self.units, self.weight), *bias, *zip(self.units.partners, self.partners, strict=True)]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The weight, and the bias if it belongs to the units."""
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
+        """The weight and all other parameters that belong to the units."""
+        return [parameter for _, parameter in self.parts]
 
     @property
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The weight, and the bias if it belongs to the units, by parameter name."""
-        names = [self.units.name, *([] if self.units.bias is None else [self.units.bias])]
-        return dict(zip(names, self.parameters, strict=True))
+        """The weight and all other parameters that belong to the units, by parameter name."""
+        return dict(zip((self.units.name, *self.units.others), self.parameters, strict=True))
 
     def as_control(self, reason: str) -> Observed:
-        """Return the weight as a control: without bias and invariance, and with one unit per output channel."""
+        """Return the weight as a control: alone, without invariance, and with one unit per output channel."""
         rows = self.weight.shape[self.units.dim] * self.units.groups
         return Observed(replace(self.units.without_invariance(reason), count=rows), self.weight)
+
+    def apart(self, reason: str) -> list[Observed]:
+        """Return the weight and those of its partners that have rows as controls."""
+        partners = zip(self.units.partners, self.partners, strict=True)
+        others = [Observed(units, weight) for units, weight in partners if has_rows(weight)]
+        return [one.as_control(reason) for one in (self, *others)]
 
 
 @dataclass

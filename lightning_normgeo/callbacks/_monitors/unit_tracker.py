@@ -128,11 +128,13 @@ class UnitTracker:
     def refute(self, names: Iterable[str]) -> None:
         """Treat weights as controls from now on, whatever later graphs show."""
         self._refuted.update(names)
-        self._found = {name: self._believed(one) for name, one in self._found.items()}
+        self._found = self._all_believed(self._found)
         self._known = {
-            key: replace(known, observed={name: self._believed(one) for name, one in known.observed.items()})
-            for key, known in self._known.items()
+            key: replace(known, observed=self._all_believed(known.observed)) for key, known in self._known.items()
         }
+
+    def _all_believed(self, found: Mapping[str, Observed]) -> dict[str, Observed]:
+        return _by_name([control for one in found.values() for control in self._believed(one)])
 
     def unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter], reason: str) -> list[Observed]:
         """Return weights that have gradients but are in no graph, as controls with this reason."""
@@ -150,17 +152,18 @@ class UnitTracker:
     def _search(self, module: nn.Module, graph: Graph) -> _Searched:
         """Find the units in a graph that was not recognized, and remember it if it can occur again."""
         self.searched += 1
-        symmetries, units = search(module, graph)
+        symmetries, units = search(module, graph, joint=not self.sharded)
         self.guessed = symmetries is None
         hidden = [one.name for one in units if one.reason == REENTRANT]
         if hidden:
             message = f"{len(hidden)} weights are controls: {REENTRANT} that could not be looked into ({hidden[0]})"
             warn_once(f"{message}. Choose use_reentrant=False to have their units found.", about=REENTRANT)
         parameters = self._parameters or by_clean_name(module.named_parameters())
-        observed = {}
+        observed: dict[str, Observed] = {}
         for one in units:
             bias = None if one.bias is None else parameters[one.bias]
-            observed[one.name] = self._believed(Observed(one, parameters[one.name], bias))
+            partners = tuple(parameters[own.name] for own in one.partners)
+            observed |= _by_name(self._believed(Observed(one, parameters[one.name], bias, partners)))
             if one.scale is not None and self._parameters is None:
                 self.scales[one.scale] = parameters[one.scale]
         # a graph with other leaves, such as an attacked image, would be kept in memory but never recognized
@@ -174,11 +177,11 @@ class UnitTracker:
             self._known[graph.signature] = found
         return found
 
-    def _believed(self, one: Observed) -> Observed:
-        """Return the weight, as a control if measurements have refuted its invariance."""
+    def _believed(self, one: Observed) -> list[Observed]:
+        """Return the weight, or controls if measurements have refuted its invariance."""
         if one.units.name not in self._refuted or not one.units.invariant:
-            return one
-        return one.as_control(REFUTED)
+            return [one]
+        return one.apart(REFUTED)
 
     def _add(self, found: Mapping[str, Observed], leaves: set[int]) -> None:
         """Combine the units of a graph with those of the step's earlier graphs, for weights that have a gradient."""
@@ -188,6 +191,7 @@ class UnitTracker:
             if scale is not None and id(scale) in leaves and other != one.units.scale:
                 # in this graph γ belongs to another weight, which its gradient then includes
                 self._found[name] = replace(one, units=replace(one.units, scale=None))
+        found = self._compatible(found, leaves)
         for name, one, before in self._with_those_before(found):
             if one.bias is not None and one.weight.grad is None and one.bias.grad is not None:
                 one = one.as_control(_THAWED)
@@ -196,6 +200,25 @@ class UnitTracker:
             if fresh and scale is not None and scale.grad is not None:  # it comes from graphs without this weight
                 one = replace(one, units=replace(one.units, scale=None))
             self._found[name] = one if fresh or before is None else _joined(before, one)
+
+    def _compatible(self, found: Mapping[str, Observed], leaves: set[int]) -> Mapping[str, Observed]:
+        """Return the weights of a graph without joint units that another graph of the step contradicts.
+
+        A gradient is the sum over all graphs, so that each graph with one of the parameters must have the same units.
+        """
+        earlier = {name: one for name, one in self._found.items() if one.partners}
+        for name, one in earlier.items():
+            touched = any(id(parameter) in leaves for parameter in one.parameters)
+            if touched and (name not in found or found[name].units != one.units):
+                del self._found[name]
+                self._found |= _by_name(one.apart(_DIFFERENT))
+        before = {id(parameter): one.units for one in self._found.values() for parameter in one.parameters}
+        kept: list[Observed] = []
+        for one in found.values():
+            other = any(before.get(id(parameter), one.units) != one.units for parameter in one.parameters)
+            thawed = len({parameter.grad is None for parameter in one.parameters}) > 1
+            kept += one.apart(_DIFFERENT) if one.partners and (other or thawed) else [one]
+        return _by_name(kept)
 
     def _with_those_before(self, found: Mapping[str, Observed]) -> list[tuple[str, Observed, Observed | None]]:
         """Return each weight with its units in earlier graphs of the step, which are matched by parameter, not by name.
@@ -211,6 +234,10 @@ class UnitTracker:
                 before = replace(before, units=replace(before.units, name=name))
             pairs.append((name, one, before))
         return pairs
+
+
+def _by_name(found: Iterable[Observed]) -> dict[str, Observed]:
+    return {one.units.name: one for one in found}
 
 
 def _joined(first: Observed, second: Observed) -> Observed:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.geometry.increments.norm_increments import measured_increment
-from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
 from lightning_normgeo.probes.weight_step import WeightStep
@@ -29,7 +28,9 @@ def cumulative_readings(
     moved = {step.units.name: step for step in steps}
     sums.look_for(moved)
     for name, step in moved.items():
-        sums.members[name] = SummedWeight(step.units.invariant, step.units.bias, _floor(step))
+        sums.members[name] = SummedWeight(
+            step.units.invariant, step.units.others, len(step.units.partners), _floor(step)
+        )
         if not step.uniform:
             sums.without_momentum_form.add(name)
     members = {name: one for name, one in sums.members.items() if one.invariant is invariant}
@@ -67,23 +68,23 @@ def _readings(
         "explained": (entry.terms.total, sums.unexplained),
         "residual": (increment - entry.terms.total, sums.unexplained),
     }
+    labels = [members[name].label(name) for name in found]
     for key, (by_layer, lacking) in values.items():
         rows = [row for row, name in enumerate(found) if lacking.isdisjoint(members[name].names(name))]
-        yield from _reading(f"{group}/cumulative_{key}", by_layer, rows, list(found))
+        yield from _reading(f"{group}/cumulative_{key}", by_layer, rows, labels)
     parts = [members[name].floor * entry.steps[row].sqrt() for row, name in enumerate(found)]
     floor = torch.stack([torch.as_tensor(part, dtype=increment.dtype, device=increment.device) for part in parts])
-    layers = [layer_name(name) for name in found]
     total = floor.square().sum().sqrt() + entry.rounding.sum()
-    yield Reading(f"{group}/cumulative_storage_floor", total, floor + entry.rounding, layers)
+    yield Reading(f"{group}/cumulative_storage_floor", total, floor + entry.rounding, labels)
 
 
-def _reading(key: str, by_layer: Tensor, rows: list[int], names: list[str]) -> Iterator[Reading]:
+def _reading(key: str, by_layer: Tensor, rows: list[int], labels: list[str]) -> Iterator[Reading]:
     """Return a reading over the weights that have the quantity, if there are any."""
-    if len(rows) == len(names):
-        yield Reading(key, by_layer.sum(), by_layer, [layer_name(name) for name in names])
+    if len(rows) == len(labels):
+        yield Reading(key, by_layer.sum(), by_layer, labels)
     elif rows:
         some = torch.stack([by_layer[row] for row in rows])
-        yield Reading(key, some.sum(), some, [layer_name(names[row]) for row in rows])
+        yield Reading(key, some.sum(), some, [labels[row] for row in rows])
 
 
 def _norm_sq(step: WeightStep) -> Tensor:

@@ -171,7 +171,7 @@ class CumulativeIncrements:
             "unexplained": sorted(self.unexplained),
             "unpredicted": sorted(self.unpredicted),
             "without_momentum_form": sorted(self.without_momentum_form),
-            "members": {name: [one.invariant, one.bias] for name, one in self.members.items()},
+            "members": {name: [one.invariant, list(one.others), one.partners] for name, one in self.members.items()},
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -187,7 +187,10 @@ class CumulativeIncrements:
         self._rows = {str(name): row for row, name in enumerate(sums)}
         self._sums = table.to(self._sums.device, self._sums.dtype)
         self._counted, self._indices = set(self._rows), {}
-        self.members = {name: SummedWeight(*one) for name, one in state.get("members", {}).items()}
+        self.members = {
+            name: SummedWeight(invariant, tuple(others), partners)
+            for name, (invariant, others, partners) in state.get("members", {}).items()
+        }
         for name in ("unexplained", "unpredicted", "without_momentum_form"):
             setattr(self, name, set(state.get(name, ())))
 
@@ -238,8 +241,7 @@ class CumulativeIncrements:
         self._rows = {now(name): row for name, row in self._rows.items()}
         self.parameters = {now(name): parameter for name, parameter in self.parameters.items()}
         self.members = {
-            now(name): one._replace(bias=None if one.bias is None else now(one.bias))
-            for name, one in self.members.items()
+            now(name): one._replace(others=tuple(map(now, one.others))) for name, one in self.members.items()
         }
         for kept in ("_counted", "unexplained", "unpredicted", "without_momentum_form"):
             setattr(self, kept, set(map(now, getattr(self, kept))))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
+from lightning_normgeo.symmetries.units.weight_units import label
 
 
 class Totals(NamedTuple):
@@ -41,11 +42,17 @@ class SummedWeight(NamedTuple):
     """A weight whose totals are logged."""
 
     invariant: bool
-    bias: str | None = None
-    """The bias that belongs to its units."""
+    others: tuple[str, ...] = ()
+    """The other parameters that belong to its units."""
+    partners: int = 0
+    """How many of them are partners of joint units."""
     floor: Tensor | float = 0.0
     """Random rounding error in ‖W‖² of storing it once."""
 
     def names(self, weight: str) -> list[str]:
-        """Return the parameters of a weight and its bias, where that belongs to it."""
-        return [weight] if self.bias is None else [weight, self.bias]
+        """Return the parameters of a weight, and all others that belong to its units."""
+        return [weight, *self.others]
+
+    def label(self, weight: str) -> str:
+        """Return the name of a weight in metric keys."""
+        return label(weight, self.partners)

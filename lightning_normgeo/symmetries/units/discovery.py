@@ -26,6 +26,7 @@ from lightning_normgeo.symmetries.solution import Solution, solve
 from lightning_normgeo.symmetries.symmetries import Symmetries
 from lightning_normgeo.symmetries.units.find import UnitFinder
 from lightning_normgeo.symmetries.units.guess import guess_units
+from lightning_normgeo.symmetries.units.joint import joint_units
 from lightning_normgeo.symmetries.units.weight_units import Units, WeightUnits
 
 REENTRANT = "inside a reentrant activation checkpoint"
@@ -68,8 +69,8 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
     return Units(tuple(weights))
 
 
-def search(module: nn.Module, graph: Graph) -> tuple[Symmetries | None, tuple[WeightUnits, ...]]:
-    """Return the scale symmetries in a graph, and the units of its weights.
+def search(module: nn.Module, graph: Graph, joint: bool = True) -> tuple[Symmetries | None, tuple[WeightUnits, ...]]:
+    """Return the scale symmetries in a graph, and the units of its weights, single and joint.
 
     There are no symmetries, and units are guessed by :func:`guess_units`, if torch.compile has hidden part of the graph
     or if it holds unsharded parameters whose names are unknown.
@@ -77,11 +78,15 @@ def search(module: nn.Module, graph: Graph) -> tuple[Symmetries | None, tuple[We
     Args:
         module: the model.
         graph: of one of its forward passes, before the backward pass.
+        joint: whether to look for units of several layers, which take the place of the single ones of their weights.
     """
     if graph.compiled or graph.anonymous:
         return None, guess_units(module)
     found = solve(graph, module)
-    return symmetries_of(found), units_of(found, module)
+    single = units_of(found, module)
+    several = joint_units(found, single) if joint else ()
+    taken = {name for own in several for name in (own.name, *own.others)}
+    return symmetries_of(found), (*(own for own in single if own.name not in taken), *several)
 
 
 def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]:

@@ -17,7 +17,7 @@ from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.notebook import NotebookTable, summary
 
-Kind = Literal["filter", "group", "layer", "matrix", "none"]
+Kind = Literal["filter", "group", "layer", "matrix", "joint", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,13 @@ class WeightUnits:
         name: name of the weight, as in ``named_parameters`` of the model.
         kind: the kind of unit. ``filter``: the slice of one output channel (under torch's weight normalization, of one
             index along its ``dim``); ``group``: the slices of several channels jointly; ``layer``: the whole weight,
-            normalized over the data; ``matrix``: the whole weight, normalized by itself; ``none``: no scale
-            invariance was found.
+            normalized over the data; ``matrix``: the whole weight, normalized by itself; ``joint``: slices of several
+            layers together, such as all that write into a residual stream; ``none``: no scale invariance was found.
         count: number of units, at least 1; for ``none`` the number of output channels, each measured as one slice.
         dim: dimension of the weight along which the slices are counted.
         groups: number of groups of a transposed convolution, whose output channels are spread over them; otherwise 1.
         bias: name of the bias of the same layer, where only weight and bias scaled together leave the loss unchanged.
+        partners: for ``joint``, the slices of the other parameters, in the same number.
         scale: name of the γ of the one batch normalization behind the weight, needed to correct for its ε.
         normalization: the normalization that causes the invariance, in words; empty for ``none``.
         reason: why there is no invariance, in words; empty where there is one.
@@ -45,6 +46,7 @@ class WeightUnits:
     dim: int = 0
     groups: int = 1
     bias: str | None = None
+    partners: tuple[WeightUnits, ...] = ()
     scale: str | None = None
     normalization: str = ""
     reason: str = ""
@@ -55,8 +57,8 @@ class WeightUnits:
 
     @property
     def layer(self) -> str:
-        """The module path of the layer, which names the weight in metric keys."""
-        return layer_name(self.name)
+        """The module path of the layer, which names the weight in metric keys; with the number of partners."""
+        return label(self.name, len(self.partners))
 
     @property
     def invariant(self) -> bool:
@@ -65,13 +67,23 @@ class WeightUnits:
 
     def without_invariance(self, reason: str) -> WeightUnits:
         """Return the same weight with kind ``none``, and the reason why it is not counted as invariant."""
-        return replace(self, kind="none", bias=None, scale=None, normalization="", reason=reason)
+        return replace(self, kind="none", bias=None, partners=(), scale=None, normalization="", reason=reason)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Names of the other parameters that belong to the units."""
+        return (*(() if self.bias is None else (self.bias,)), *(own.name for own in self.partners))
 
     def rows(self, tensor: Tensor) -> Tensor:
         """View a tensor of the shape of the weight, or of its bias, as a matrix of shape ``(count, ...)``."""
         if tensor.ndim == 1:
             return as_rows(tensor, self.count)
         return as_rows(tensor, self.count, self.dim, self.groups)
+
+
+def label(name: str, partners: int) -> str:
+    """Return the name of a weight in metric keys: its module path, and ``+n`` if n other parameters belong to it."""
+    return layer_name(name) + (f"+{partners}" if partners else "")
 
 
 @dataclass(frozen=True)

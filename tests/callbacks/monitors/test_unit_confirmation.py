@@ -262,7 +262,7 @@ def test_a_graph_is_searched_once_and_recognized_after_that(tmp_path: Path, monk
     searched: list[Any] = []
     original = unit_tracker.search
     monkeypatch.setattr(
-        unit_tracker, "search", lambda module, graph: (searched.append(graph), original(module, graph))[1]
+        unit_tracker, "search", lambda module, graph, joint: (searched.append(graph), original(module, graph, joint))[1]
     )
 
     class Alternating(Project):
