@@ -37,7 +37,7 @@ LEAST = 3
 
 
 def imported(name: str) -> ModuleType:
-    if name.endswith(".numba_kernels"):
+    if name.endswith((".numba_kernels", ".row_column_loops")):
         pytest.importorskip("numba")
     return importlib.import_module(name)
 

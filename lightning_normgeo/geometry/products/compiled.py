@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -14,20 +15,21 @@ _usable = True
 _TYPES, _DTYPES = (Tensor, nn.Parameter), (torch.float32, torch.float64)
 
 
-def fast(run: Callable[[ModuleType], list[list[Tensor]]], elements: int) -> list[list[Tensor]] | None:
-    """Run compiled loops of :mod:`.numba_kernels`; return None where numba fails or is not worth importing.
+def fast(
+    run: Callable[[ModuleType], list[list[Tensor]]], elements: int, loops: str = "numba_kernels"
+) -> list[list[Tensor]] | None:
+    """Run compiled loops; return None where numba fails or is not worth importing.
 
     Args:
-        run: function of that module that calls one of its loops and returns the sums.
+        run: function of the module of the loops that calls one of them and returns the sums.
         elements: number of elements that the loop would read.
+        loops: name of the module.
     """
     global _usable
     if not _usable or elements < _WORTHWHILE:
         return None
     try:
-        from lightning_normgeo.geometry.products import numba_kernels
-
-        return run(numba_kernels)
+        return run(import_module(f"{__package__}.{loops}"))
     except Exception:  # numba is missing or cannot compile here; torch computes the same
         _usable = False
         return None

@@ -42,7 +42,7 @@ _SAFE = 0.01
 """‖D_⊥‖² / ‖D‖² above which ‖D_⊥‖² may be taken as a difference of two sums: 14 digits remain."""
 
 
-def _compiled(function: Kernel) -> Kernel:
+def compiled_loop(function: Kernel) -> Kernel:
     """Compile a loop and cache its machine code on disk for the next process, where the disk can be written."""
     # sums may be reordered, but NaN and infinite gradients have to give NaN and infinite sums: neither nnan nor ninf
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
@@ -52,7 +52,7 @@ def _compiled(function: Kernel) -> Kernel:
         return numba.njit(**options)(function)  # type: ignore[no-any-return]
 
 
-@_compiled
+@compiled_loop
 def _plain(weight: Any, gradient: Any, keep: Any, numbers: Any, out: Any, at: int, start: int, stop: int) -> None:
     (unscale,) = numbers
     count = -(-weight.shape[1] // SEGMENT)
@@ -74,7 +74,7 @@ def _plain(weight: Any, gradient: Any, keep: Any, numbers: Any, out: Any, at: in
         out[2, at + k], out[3, at + k] = unscale * unscale * gradient_sq, quartic
 
 
-@_compiled
+@compiled_loop
 def _sgd(
     weight: Any, gradient: Any, buffer: Any, keep: Any, numbers: Any, out: Any, at: int, start: int, stop: int
 ) -> None:
@@ -103,7 +103,7 @@ def _sgd(
         out[4, at + k], out[5, at + k] = buffer_inner, direction_sq
 
 
-@_compiled
+@compiled_loop
 def _adam(
     weight: Any,
     gradient: Any,
@@ -158,7 +158,7 @@ def _across(new: float, old: float, radial: float) -> float:
 _change, _across = numba.njit(fastmath={"contract"})(_change), numba.njit(fastmath={"contract"})(_across)
 
 
-@_compiled
+@compiled_loop
 def _update(weight: Any, new_weight: Any, out: Any, at: int, start: int, stop: int) -> None:
     count = -(-weight.shape[1] // SEGMENT)
     for k in range(start, stop):
@@ -235,12 +235,12 @@ def _run(loops: Sequence[Loop]) -> list[list[Tensor]]:
         for start in range(0, total, step):
             chunks.append((kernel, (*arrays, *rest, out, at, start, min(start + step, total))))
         at, elements = at + total, elements + arrays[0].size
-    _share(chunks, helpers=min(torch.get_num_threads(), len(chunks), elements // _CHUNK) - 1)
+    share(chunks, helpers=min(torch.get_num_threads(), len(chunks), elements // _CHUNK) - 1)
     columns = [row.split(pieces) for row in sums]
     return [[column[k] for column in columns[:count]] for k, (*_, count) in enumerate(loops)]
 
 
-def _share(chunks: deque[tuple[Kernel, tuple[Any, ...]]], helpers: int) -> None:
+def share(chunks: deque[tuple[Kernel, tuple[Any, ...]]], helpers: int) -> None:
     """Process all chunks in this thread and some helper threads."""
     futures: list[Future[None]] = []
     try:

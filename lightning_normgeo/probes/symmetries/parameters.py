@@ -68,6 +68,7 @@ class ParametersBefore:
         parameters: all parameters of the model by name.
         optimizer: about to take its step.
         without: names of parameters to leave out.
+        buffers: memory for copies of parameters, by id, which is kept: fresh pages cost more than a copy.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ParametersBefore:
         parameters: Mapping[str, nn.Parameter],
         optimizer: Optimizer,
         without: Collection[str] = (),
+        buffers: dict[int, Tensor] | None = None,
     ) -> None:
         groups = groups_of(optimizer)
         self._symmetries = symmetries
@@ -94,9 +96,8 @@ class ParametersBefore:
         self._options = {name: groups[id(parameter)] for name, parameter in self._moved.items()}
         self._lr, self._decay = self._option("lr", math.nan), self._option("weight_decay", 0.0)
         joint = [m.slices.parameter for family in symmetries.families if is_one_vector(family) for m in family.members]
-        self._copies = {
-            name: self._moved[name].detach().clone() for name in dict.fromkeys(joint) if name in self._moved
-        }
+        self._buffers = {} if buffers is None else buffers
+        self._copies = {name: self._copied(self._moved[name]) for name in dict.fromkeys(joint) if name in self._moved}
 
     def finished(self) -> SliceStep:
         """Return the step, with the parameters as they are now."""
@@ -105,6 +106,16 @@ class ParametersBefore:
         after = squared_norms(self._symmetries.slices, self._moved, self._device)
         moved = self._of_each(lambda name: name in self._moved)
         return SliceStep(self._symmetries, self._sums, after, self._lr, self._decay, moved, products)
+
+    def _copied(self, parameter: nn.Parameter) -> Tensor:
+        buffer = self._buffers.get(id(parameter))
+        if buffer is None or (buffer.shape, buffer.device, buffer.dtype) != (
+            parameter.shape,
+            parameter.device,
+            parameter.dtype,
+        ):
+            buffer = self._buffers[id(parameter)] = torch.empty_like(parameter, requires_grad=False)
+        return buffer.copy_(parameter.detach())
 
     def _option(self, name: str, missing: float) -> Tensor:
         """Return an option of the parameter group of each slice."""

@@ -44,6 +44,7 @@ class SymmetryProbe:
         self._graphs: list[_Found] = []
         self._before: list[ParametersBefore] = []
         self._steps: list[SliceStep] = []
+        self._buffers: dict[int, Tensor] = {}
 
     def forget(self) -> None:
         """Forget the graphs of the last step."""
@@ -97,7 +98,7 @@ class SymmetryProbe:
         for one in self._graphs:
             others = {name for other in self._graphs if other is not one for name in other.symmetries.parameters}
             if len(one.symmetries):
-                self._before.append(ParametersBefore(one.symmetries, one.parameters, optimizer, others))
+                self._before.append(ParametersBefore(one.symmetries, one.parameters, optimizer, others, self._buffers))
 
     def after(self) -> None:
         """Read the weights after the step."""

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.products.compiled import fast, readable
+from lightning_normgeo.geometry.rows import as_rows, wide_dtype
 from lightning_normgeo.symmetries.slices import Slices
 
 _BLOCK = 2**18
@@ -57,10 +58,42 @@ def _sums(
         by_parameter[own.parameter].append(own)
     count = slices[-1].stop if slices else 0
     sums = torch.zeros(products, count, dtype=wide_dtype(device), device=device)
+    compiled = _by_compiled_loops(by_parameter, tensors)
     for name, several in by_parameter.items():
-        if name in tensors:
+        if name in compiled:
+            rows, columns = compiled[name]
+            for own in several:
+                sums[:, own.start : own.stop] = _of_lines(own, rows, columns)
+        elif name in tensors:
             _add(sums, several, [tensor.detach() for tensor in tensors[name]])
     return sums
+
+
+def _by_compiled_loops(
+    by_parameter: Mapping[str, Sequence[Slices]], tensors: Mapping[str, tuple[Tensor, ...]]
+) -> dict[str, list[Tensor]]:
+    """Return the sums over rows and columns of those parameters that are sliced into them only; often all matrices."""
+    matrices = {}
+    for name, several in by_parameter.items():
+        if name in tensors and all(_is_lines(own) for own in several):
+            found = tuple(as_rows(tensor, tensor.shape[0]) for tensor in tensors[name])
+            if readable(found):
+                matrices[name] = found
+    elements = sum(found[0].numel() for found in matrices.values())
+    sums = fast(lambda loops: loops.row_and_column_sums(list(matrices.values())), elements, "row_column_loops")
+    return {} if sums is None else dict(zip(matrices, sums, strict=True))
+
+
+def _is_lines(own: Slices) -> bool:
+    """Whether the slices are the rows of a matrix, or sets of neighboring columns, or all of it."""
+    varying = [axis for axis, size in enumerate(own.sizes) if size > 1]
+    return len(own.shape) > 1 and varying in ([], [0], [1])
+
+
+def _of_lines(own: Slices, rows: Tensor, columns: Tensor) -> Tensor:
+    if own.sizes[0] > 1:
+        return rows
+    return columns.view(len(columns), own.count, -1).sum(2)
 
 
 def _add(sums: Tensor, slices: Sequence[Slices], tensors: Sequence[Tensor]) -> None:

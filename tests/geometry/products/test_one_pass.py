@@ -341,7 +341,7 @@ def test_machine_code_that_cannot_be_kept_is_compiled_all_the_same():
     numba_kernels = pytest.importorskip("lightning_normgeo.geometry.products.numba_kernels", exc_type=ImportError)
     names: dict = {}
     exec(compile("def double(x): return 2 * x", "<no file>", "exec"), names)
-    assert numba_kernels._compiled(names["double"])(21) == 42
+    assert numba_kernels.compiled_loop(names["double"])(21) == 42
 
 
 def test_numba_is_not_even_imported_for_a_few_elements(monkeypatch):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_normgeo.geometry.products import compiled
 from lightning_normgeo.probes.symmetries import slice_sums as module
 from lightning_normgeo.probes.symmetries.slice_sums import slice_sums, squared_norms
 from lightning_normgeo.symmetries.slices import Slices
@@ -18,10 +19,11 @@ CPU = torch.device("cpu")
     shape=st.lists(st.integers(1, 5), max_size=4).map(tuple),
     ways=st.lists(st.sets(st.integers(0, 3)), min_size=1, max_size=3),
     block=st.sampled_from([1, 7, 2**18]),
+    compiled_from=st.sampled_from([0, 2**16]),
     seed=st.integers(0, 2**16),
 )
 def test_every_way_to_slice_in_blocks_of_any_size(
-    shape: tuple[int, ...], ways: list[set[int]], block: int, seed: int
+    shape: tuple[int, ...], ways: list[set[int]], block: int, compiled_from: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight, gradient = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
@@ -33,6 +35,7 @@ def test_every_way_to_slice_in_blocks_of_any_size(
         start = slices[-1].stop
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK", block)
+        patch.setattr(compiled, "_WORTHWHILE", compiled_from)
         found = slice_sums(slices, {"w": weight}, {"w": gradient}, CPU)
     for own in slices:
         inside = [axis for axis, size in enumerate(own.sizes) if size == 1]
