@@ -51,7 +51,7 @@ ALLOWED = {
     "runs": {"_lightning", "_version", "utilities.attack_names"} | _FILES,
     "report": {"_version", "robustness", "runs", "utilities.attack_names"} | _FILES,
     "data": set(),
-    "models": {"normalization"},
+    "models": {"normalization", "symmetries"},
     "callbacks": {"_lightning", "geometry", "normalization", "probes", "robustness", "runs", "symmetries"}
     | {"utilities.attack_names"}
     | _FILES,

@@ -62,7 +62,14 @@ def check_exists(checkpoint: str | None) -> None:
 
 
 def _as_dict(block: Any) -> dict[str, Any] | None:
-    return None if block is None else dict(block.as_dict() if hasattr(block, "as_dict") else block)
+    return None if block is None else _listed(dict(block.as_dict() if hasattr(block, "as_dict") else block))
+
+
+def _listed(value: Any) -> Any:
+    """Return a value with lists in place of tuples, such as Adam's betas: YAML has no tuples."""
+    if isinstance(value, dict):
+        return {key: _listed(inner) for key, inner in value.items()}
+    return [_listed(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _num_classes(data: Any) -> int:

@@ -15,9 +15,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.models.architecture import ARCHITECTURES, Stem, build_resnet, smallest_map
 from lightning_normgeo.normalization.registry import NORMS, find_norm
+from lightning_normgeo.symmetries import scale_symmetries
 from lightning_normgeo.utilities.checked_values import entry_of, is_number, numbers_of, short_repr, whole
 
-Decayed = Literal["all", "weights", "none"]
+Decayed = Literal["all", "weights", "invariant", "none"]
 # a Literal, so that --help lists the names; "| str", so that other names get this package's error with similar names
 NormName = Literal[tuple(NORMS)] | str  # type: ignore[valid-type]
 _SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
@@ -73,7 +74,8 @@ class ResNetClassifier(pl.LightningModule):
         input_mean: mean of the pixels per channel, subtracted inside the model.
         input_std: standard deviation of the pixels per channel, by which the model divides.
         decayed: parameters to which the optimizer's weight decay applies: ``all`` (torch's default), ``weights`` (only
-            those with two or more dimensions: no γ, β or bias), or ``none``.
+            those with two or more dimensions: no γ, β or bias), ``invariant`` (only those whose scale has no effect on
+            the loss, alone or together with others, as :func:`.scale_symmetries` finds them), or ``none``.
         optimizer: ``class_path`` and ``init_args``, as in the command line's ``optimizer`` block. Default: SGD with
             learning rate 0.1 and momentum 0.9.
         lr_scheduler: the same for a scheduler, stepped once per epoch. Default: none.
@@ -214,6 +216,8 @@ class ResNetClassifier(pl.LightningModule):
             )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
+        if self.hparams["decayed"] == "invariant":
+            return self._groups_by_role()
         least_dimensions = {"all": 0, "weights": 2, "none": 99}[self.hparams["decayed"]]
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         groups: list[dict[str, Any]] = [
@@ -221,6 +225,15 @@ class ResNetClassifier(pl.LightningModule):
             {"params": [p for p in trained if p.ndim < least_dimensions], "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
+
+    def _groups_by_role(self) -> list[dict[str, Any]]:
+        """Return the parameters by their roles in the scale symmetries of training, decayed only if invariant."""
+        was, images = self.training, torch.rand(2, 3, 64, 64).to(next(self.parameters()))
+        try:
+            symmetries = scale_symmetries(self.train(), images)
+        finally:
+            self.train(was)
+        return symmetries.parameter_groups(self, weight_decay=dict.fromkeys(("rescaling", "without effect", "none"), 0))
 
 
 def _check(
@@ -247,8 +260,8 @@ def _check(
         raise ConfigurationError(f"input_mean={means} and input_std={stds} must have three values each.")
     if min(std) <= 0:
         raise ConfigurationError(f"input_std={tuple(std)} must be positive.")
-    if decayed not in ("all", "weights", "none"):
-        raise ConfigurationError(f"decayed={decayed!r} is unknown; choose 'all', 'weights' or 'none'.")
+    if decayed not in ("all", "weights", "invariant", "none"):
+        raise ConfigurationError(f"decayed={decayed!r} is unknown; choose 'all', 'weights', 'invariant' or 'none'.")
 
 
 def _check_block(option: str, block: Any) -> None:

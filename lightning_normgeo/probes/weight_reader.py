@@ -109,8 +109,11 @@ class WeightReader:
 
     def _finer_rows(self, units: WeightUnits, parameter: nn.Parameter) -> Callable[[Tensor], Tensor] | None:
         """Return a view by output row, for units of several output rows; None for other units."""
-        rows = output_rows(parameter)
+        first, last = units.part or (0, output_rows(parameter))
+        rows = last - first
         several = units.dim == 0 and rows > units.count and rows % units.count == 0
+        if units.part is not None:
+            return (lambda tensor: as_rows(tensor[first:last], rows)) if several else None
         return partial(as_rows, units=rows) if several else None
 
     def _values(self, units: WeightUnits, rows: int) -> int:
@@ -120,7 +123,7 @@ class WeightReader:
 
     def _adds_up_to_output_rows(self, units: WeightUnits, parameter: nn.Parameter, reading: ParameterReading) -> bool:
         rows, wanted = len(reading.products.weight_sq), output_rows(self._part(parameter))
-        along = parameter.ndim == 1 or units.dim == 0
+        along = units.part is None and (parameter.ndim == 1 or units.dim == 0)
         return along and (rows == wanted or (rows % wanted == 0 and is_additive(reading.plan.reads.rule)))
 
     def _steps(self, units: Sequence[WeightUnits], readings: Sequence[ParameterReading]) -> list[WeightStep]:

@@ -168,7 +168,14 @@ class Observed:
     def as_control(self, reason: str) -> Observed:
         """Return the weight as a control: alone, without invariance, and with one unit per output channel."""
         rows = self.weight.shape[self.units.dim] * self.units.groups
+        if self.units.part is not None:
+            rows = self.units.part[1] - self.units.part[0]
         return Observed(replace(self.units.without_invariance(reason), count=rows), self.weight)
+
+    def whole(self, reason: str) -> Observed:
+        """Return the whole weight as a control, where this is a part of it."""
+        units = WeightUnits(name=self.units.parameter, kind="none", count=self.weight.shape[0], reason=reason)
+        return Observed(units, self.weight)
 
     def apart(self, reason: str) -> list[Observed]:
         """Return the weight and those of its partners that have rows as controls."""

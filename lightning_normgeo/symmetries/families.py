@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -84,14 +84,22 @@ def in_layers(families: Sequence[Family]) -> list[tuple[list[Family], str]]:
     for family in families:
         key = (family.role, family.count, family.cause, _NUMBER.sub("*", family.text))
         alike.setdefault(key, []).append(family)
-    return [(found, _common(found)) for found in alike.values()]
+    return [(found, _common([family.text for family in found])) for found in alike.values()]
 
 
-def _common(families: Sequence[Family]) -> str:
-    """Return the text of families with * for the numbers that differ."""
-    numbers = zip(*(_NUMBER.findall(family.text) for family in families), strict=True)
+def reasons_in_layers(reasons: Mapping[str, str]) -> list[tuple[int, str, str]]:
+    """Return how many parameters there are whose names differ only in numbers, their common name, and the reason."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, reason in reasons.items():
+        alike.setdefault((reason, _NUMBER.sub("*", name)), []).append(name)
+    return [(len(names), _common(names), reason) for (reason, _), names in alike.items()]
+
+
+def _common(texts: Sequence[str]) -> str:
+    """Return texts that differ only in numbers as one, with * for the numbers that differ."""
+    numbers = zip(*(_NUMBER.findall(text) for text in texts), strict=True)
     shown = iter([different[0] if len(set(different)) == 1 else "*" for different in numbers])
-    return _NUMBER.sub(lambda _: next(shown), families[0].text)
+    return _NUMBER.sub(lambda _: next(shown), texts[0])
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import name_of
 from lightning_normgeo.symmetries.degrees.algebra import joint, make_zero, tidy
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.free_scales import free_scales
@@ -78,7 +78,7 @@ class Propagation:
             if node in parameters:
                 by_edge[node, 0] = found.parameters[node] = parameter(found.exponents, self.graph, node)
             elif hasattr(node, "variable"):
-                by_edge[node, 0] = Degree(shape_of(node))
+                by_edge[node, 0] = Degree(self.graph.shape_of(node))
             else:
                 operands = [by_edge.get(edge) for edge in self.graph.inputs[node]]
                 for output in self.graph.outputs.get(node, ()):
@@ -102,7 +102,7 @@ class Propagation:
         # the heap yields the node with the smallest index, and readers have larger ones than what they read
         while queue:
             _, node = heapq.heappop(queue)
-            operands = [by_edge.get(edge) or _unscaled(edge) for edge in self.graph.inputs[node]]
+            operands = [by_edge.get(edge) or self._unscaled(edge) for edge in self.graph.inputs[node]]
             for output in self.graph.outputs.get(node, ()):
                 degree = tidy(exponents, self._visit(node, output, operands, found))
                 if degree.terms:
@@ -131,6 +131,10 @@ class Propagation:
             found.batch_norms[node] = _by_channel(walk)
         return degree
 
+    def _unscaled(self, edge: Edge) -> Degree | None:
+        """Return the degree of a tensor that does not scale; None for one that no recorded operation has made."""
+        return None if edge[0] is None else Degree(self.graph.shape_of(*edge))
+
     def _finish(self, found: Degrees, by_edge: Mapping[Edge, Degree]) -> None:
         found.exponents.cause = RESULTS
         for edge in self.graph.results:
@@ -139,11 +143,6 @@ class Propagation:
         found.exponents.cause = None
         for degree in found.parameters.values():
             degree.plain()
-
-
-def _unscaled(edge: Edge) -> Degree | None:
-    """Return the degree of a tensor that does not scale; None for one that no recorded operation has made."""
-    return None if edge[0] is None else Degree(shape_of(*edge))
 
 
 def _by_channel(walk: Operation) -> Ids:

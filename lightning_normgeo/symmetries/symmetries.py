@@ -13,7 +13,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from lightning_normgeo.symmetries.families import ROLES, Family, Role, in_layers
+from lightning_normgeo.symmetries.families import ROLES, Family, Role, in_layers, reasons_in_layers
 from lightning_normgeo.symmetries.roles import NONE, ByRole, parameter_groups
 from lightning_normgeo.symmetries.slices import Slices
 from lightning_normgeo.utilities.notebook import NotebookTable, summary
@@ -155,7 +155,7 @@ class Symmetries:
 
     def __str__(self) -> str:
         """Return a text with the share of each role, the families, and what is in none."""
-        shares = ", ".join(f"{share:.1%} {role}" for role, share in self.shares.items() if share)
+        shares = ", ".join(f"{_percent(share)} {role}" for role, share in self.shares.items() if share)
         lines = [f"{len(self)} scale symmetries in {len(self.families)} families; parameters: {shares}"]
         role = None
         for alike, text in in_layers(self.families):
@@ -166,7 +166,8 @@ class Symmetries:
             times = f"{layers} × {first.count}" if layers > 1 else f"{first.count}"
             lines.append(f"  {times}× {text}" + (f"  ({first.cause})" if first.cause else ""))
         if self.reasons:
-            lines += ["none:", *(f"  {name}  ({reason})" for name, reason in self.reasons.items())]
+            found = reasons_in_layers(self.reasons)
+            lines += ["none:", *(f"  {f'{n} × ' if n > 1 else ''}{name}  ({reason})" for n, name, reason in found)]
         if self.unknown:
             names = ", ".join(f"{name} ×{count}" for name, count in self.unknown.items())
             lines.append(f"not understood, and may hide symmetries: {names}")
@@ -177,7 +178,7 @@ class Symmetries:
             (text, alike[0].role, len(alike) * alike[0].count, alike[0].cause)
             for alike, text in in_layers(self.families)
         ]
-        rows += [(name, NONE, 0, reason) for name, reason in self.reasons.items()]
+        rows += [(name, NONE, 0, reason) for _, name, reason in reasons_in_layers(self.reasons)]
         notes = [f"not understood, and may hide symmetries: {name}" for name in self.unknown]
         return NotebookTable("Scale symmetries", ("slices", "role", "count", "why"), rows, notes)
 
@@ -191,3 +192,7 @@ class Symmetries:
             ConfigurationError: if pandas is not installed.
         """
         return self._table().to_frame("slices")
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.0005 else "< 0.1%"

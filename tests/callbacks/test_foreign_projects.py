@@ -8,7 +8,7 @@ import random
 import warnings
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +149,12 @@ class Observed:
 
 
 def observe(
-    make: Callable[[], Any], data: Any = None, warns: Iterable[str] = (), joint: Iterable[str] = (), **settings: Any
+    make: Callable[[], Any],
+    data: Any = None,
+    warns: Iterable[str] = (),
+    joint: Iterable[str] = (),
+    streams: Mapping[str, Sequence[str]] | None = None,
+    **settings: Any,
 ) -> Observed:
     """Train without and with the callbacks; check that nothing differs, and the logged numbers against the training.
 
@@ -158,6 +163,7 @@ def observe(
         data: its training data, if it brings none.
         warns: the expected warnings.
         joint: the layers whose weight and bias are one unit, and the weights that are one unit alone.
+        streams: the parameters of units of several layers, by their label.
         settings: of the Trainer.
     """
     plain = fit(make, data, [], False, settings)
@@ -169,27 +175,31 @@ def observe(
         run = fit(make, data, callbacks, logger, settings)
     compare(plain, run)
     observed = Observed(plain, run, read_record(logger.folder))
+    whole = {name.removesuffix(".weight"): parts_of(name) for name in joint} | dict(streams or {})
     for group in ("", "_control"):
-        check_increments(observed, f"norm_growth{group}", set(joint))
-        check_cosines(observed, f"orthogonality{group}", set(joint))
+        check_increments(observed, f"norm_growth{group}", whole)
+        check_cosines(observed, f"orthogonality{group}", whole)
     return observed
 
 
-def rows(tensors: dict[str, Tensor], layer: str, joint: set[str]) -> Tensor:
-    """Return a weight with one unit per row: one in all for a ``layer`` in ``joint``, with its bias, or its weight."""
+def parts_of(name: str) -> list[str]:
+    """Return the parameters of a unit: a weight, or the weight and bias of a layer."""
+    return [name] if name.endswith(".weight") else [f"{name}.weight", f"{name}.bias"]
+
+
+def rows(tensors: dict[str, Tensor], layer: str, whole: Mapping[str, Sequence[str]]) -> Tensor:
+    """Return a weight with one unit per row; all parameters of a unit that is ``whole`` in one row."""
+    if layer in whole:
+        return torch.cat([tensors[name].flatten() for name in whole[layer]]).double().unsqueeze(0)
     weight = tensors.get(f"{layer}.weight", tensors.get(layer))
-    if f"{layer}.weight" in joint:
-        return weight.double().flatten().unsqueeze(0)
-    if layer in joint:
-        return torch.cat([weight.flatten(), tensors[f"{layer}.bias"]]).double().unsqueeze(0)
     return weight.double().flatten(1)
 
 
-def check_increments(observed: Observed, group: str, joint: set[str]) -> None:
+def check_increments(observed: Observed, group: str, whole: Mapping[str, Sequence[str]]) -> None:
     """Check that increments are those of the training without callbacks, and explained if there is a formula."""
     for step, layers in observed.record.layers.get(f"{group}/increment", []):
         for layer, increment in layers.items():
-            w, after = (rows(weights, layer, joint) for weights in observed.plain.weights[step : step + 2])
+            w, after = (rows(weights, layer, whole) for weights in observed.plain.weights[step : step + 2])
             d = after - w
             assert increment == pytest.approx(float(2 * w.ravel().dot(d.ravel()) + d.square().sum()), rel=1e-6), layer
     if group in observed.groups:
@@ -204,11 +214,11 @@ def check_residuals(record: Record, group: str) -> None:
         assert {layer: value for layer, value in by_layer.items() if abs(value) > floor[layer]} == {}
 
 
-def check_cosines(observed: Observed, group: str, joint: set[str]) -> None:
+def check_cosines(observed: Observed, group: str, whole: Mapping[str, Sequence[str]]) -> None:
     """Check that cosines are those of the training without callbacks."""
     for step, layers in observed.record.layers.get(f"{group}/max_abs_cos", []):
         for layer, largest in layers.items():
-            w, g = (rows(of[step], layer, joint) for of in (observed.plain.weights, observed.plain.gradients))
+            w, g = (rows(of[step], layer, whole) for of in (observed.plain.weights, observed.plain.gradients))
             cosines = (w * g).sum(1) / (w.norm(dim=1) * g.norm(dim=1)).clamp_min(1e-300)
             assert largest == pytest.approx(float(cosines.abs().max()), rel=1e-4, abs=1e-9), layer
 
@@ -340,13 +350,19 @@ def small_vision_transformer() -> nn.Module:
     )
 
 
-def test_vision_transformer_has_controls_only() -> None:
-    observed = observe(lambda: Classifier(small_vision_transformer(), adamw), images(32), [NO_BATCH_NORM, NO_UNIT])
-    block = ("self_attention.in_proj_weight", "self_attention.out_proj", "mlp.0", "mlp.3")
-    blocks = {f"encoder.layers.encoder_layer_{i}.{layer}" for i in range(2) for layer in block}
-    others = {"class_token", "conv_proj", "encoder.pos_embedding", "heads.head"}
-    assert observed.controls == {f"network.{layer}" for layer in blocks | others}
-    assert observed.groups == {"orthogonality_control", "norm_growth_control"}
+def test_the_stream_of_a_vision_transformer_is_one_unit() -> None:
+    blocks = [f"network.encoder.layers.encoder_layer_{i}" for i in range(2)]
+    writers = [f"{block}.{layer}" for block in blocks for layer in ("self_attention.out_proj", "mlp.3")]
+    tokens = ["network.class_token", "network.encoder.pos_embedding"]
+    stream = [*tokens, *(name for layer in ("network.conv_proj", *writers) for name in parts_of(layer))]
+    label = f"network.conv_proj+{len(stream) - 1}"
+    observed = observe(
+        lambda: Classifier(small_vision_transformer(), adamw), images(32), [NO_BATCH_NORM], streams={label: stream}
+    )
+    assert observed.invariant == {label}
+    readers = {f"{block}.{layer}" for block in blocks for layer in ("self_attention.in_proj_weight", "mlp.0")}
+    assert observed.controls == {*readers, "network.heads.head"}
+    assert max(observed.values("orthogonality/max_abs_cos")) < 1e-4
     check_robustness(observed, images(32, n=6))
 
 
@@ -357,10 +373,13 @@ def test_convnext_is_invariant_jointly_with_its_biases() -> None:
     def make() -> Any:
         return Classifier(torchvision.models.ConvNeXt([stage(8, 16, 1), stage(16, None, 2)], num_classes=4), adamw)
 
-    observed = observe(make, images(32), [NO_BATCH_NORM], joint)
-    assert observed.invariant == joint  # a layer normalization behind each
+    # a layer normalization is behind each of these, and two are behind the stream of the second stage
+    scales = [f"network.features.3.{i}.{name}" for i in range(2) for name in ("layer_scale", "block.0.bias")]
+    stream = {"network.features.2.1+5": ["network.features.2.1.weight", "network.features.2.1.bias", *scales]}
+    observed = observe(make, images(32), [NO_BATCH_NORM], joint, stream)
+    assert observed.invariant == {*joint, *stream}
     pointwise = {f"network.features.{block}.block.{i}" for block in ("1.0", "3.0", "3.1") for i in (3, 5)}
-    assert observed.controls == {*pointwise, "network.features.2.1", "network.classifier.2"}
+    assert observed.controls == {*pointwise, "network.classifier.2"}
 
 
 @pytest.mark.slow

@@ -203,7 +203,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("decayed", ["all", "weights", "none"])
+@pytest.mark.parametrize("decayed", ["all", "weights", "invariant", "none"])
 def test_parameter_groups_hold_what_is_decayed(optimizer: str, decayed: Any) -> None:
     model = small(decayed=decayed, optimizer=OPTIMIZERS[optimizer])
     built = model.configure_optimizers()
@@ -212,7 +212,9 @@ def test_parameter_groups_hold_what_is_decayed(optimizer: str, decayed: Any) -> 
     assert sum(len(group["params"]) for group in built.param_groups) == len(decays) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         is_weight = "conv" in name or name.endswith(("fc.weight", "downsample.0.weight"))
+        has_norm_behind = is_weight and not name.endswith("fc.weight")
         wanted = decayed == "all" or (decayed == "weights" and is_weight)
+        wanted = wanted or (decayed == "invariant" and has_norm_behind)
         assert decays[id(parameter)] == (0.02 if wanted else 0), name
     assert all(group["lr"] == 0.3 for group in built.param_groups)
 
@@ -244,7 +246,7 @@ def test_scheduler_drives_every_group() -> None:
         ({"arch": "resnet51"}, r"arch='resnet51' is unknown; did you mean 'resnet50'"),
         ({"norm": "bm"}, r"norm='bm' is unknown; did you mean 'bn' \(batch normalization\)"),
         ({"stem": "imagnet"}, r"stem='imagnet' is unknown; choose 'cifar' or 'imagenet'"),
-        ({"decayed": "weight"}, r"decayed='weight' is unknown; choose 'all', 'weights' or 'none'"),
+        ({"decayed": "weight"}, r"decayed='weight' is unknown; choose 'all', 'weights', 'invariant' or 'none'"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1.0 must be in \[0, 1\)"),
         ({"label_smoothing": -0.1}, r"label_smoothing=-0.1 must be in \[0, 1\)"),
         ({"num_classes": 1}, r"num_classes=1 must be an integer, at least 2"),

@@ -163,7 +163,7 @@ class UnitTracker:
         for one in units:
             bias = None if one.bias is None else parameters[one.bias]
             partners = tuple(parameters[own.name] for own in one.partners)
-            observed |= _by_name(self._believed(Observed(one, parameters[one.name], bias, partners)))
+            observed |= _by_name(self._believed(Observed(one, parameters[one.parameter], bias, partners)))
             if one.scale is not None and self._parameters is None:
                 self.scales[one.scale] = parameters[one.scale]
         # a graph with other leaves, such as an attacked image, would be kept in memory but never recognized
@@ -218,22 +218,40 @@ class UnitTracker:
             other = any(before.get(id(parameter), one.units) != one.units for parameter in one.parameters)
             thawed = len({parameter.grad is None for parameter in one.parameters}) > 1
             kept += one.apart(_DIFFERENT) if one.partners and (other or thawed) else [one]
-        return _by_name(kept)
+        return self._cut_alike(kept)
+
+    def _cut_alike(self, found: Sequence[Observed]) -> dict[str, Observed]:
+        """Return the weights of a graph; as whole controls those that another graph of the step cuts differently."""
+        before, now = _parts_of(self._found.values()), _parts_of(found)
+        apart = {key for key in before.keys() & now.keys() if before[key] != now[key]}
+        if not apart:
+            return _by_name(found)
+        self._found = {name: one for name, one in self._found.items() if id(one.weight) not in apart}
+        whole = {id(one.weight): one.whole(_DIFFERENT) for one in found if id(one.weight) in apart}
+        return _by_name([*(one for one in found if id(one.weight) not in apart), *whole.values()])
 
     def _with_those_before(self, found: Mapping[str, Observed]) -> list[tuple[str, Observed, Observed | None]]:
         """Return each weight with its units in earlier graphs of the step, which are matched by parameter, not by name.
 
         Within a step a weight may be renamed, as by pruning, and another one may get its name.
         """
-        known = {id(one.weight): (name, one) for name, one in self._found.items()}
+        known = {(id(one.weight), one.units.part): (name, one) for name, one in self._found.items()}
         pairs: list[tuple[str, Observed, Observed | None]] = []
         for name, one in found.items():
-            called, before = known.get(id(one.weight), (name, None))
+            called, before = known.get((id(one.weight), one.units.part), (name, None))
             if before is not None and called != name:
                 self._found.pop(called, None)
                 before = replace(before, units=replace(before.units, name=name))
             pairs.append((name, one, before))
         return pairs
+
+
+def _parts_of(found: Iterable[Observed]) -> dict[int, set[tuple[int, int] | None]]:
+    """Return the parts into which each weight is cut, by id."""
+    parts: dict[int, set[tuple[int, int] | None]] = {}
+    for one in found:
+        parts.setdefault(id(one.weight), set()).add(one.units.part)
+    return parts
 
 
 def _by_name(found: Iterable[Observed]) -> dict[str, Observed]:

@@ -25,7 +25,7 @@ def cumulative_readings(
         steps: weights whose update was measured.
         sums: the cumulative increments.
     """
-    moved = {step.units.name: step for step in steps}
+    moved = {step.units.name: step for step in steps if step.units.part is None}  # sums are of whole parameters
     sums.look_for(moved)
     for name, step in moved.items():
         sums.members[name] = SummedWeight(

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.autograd.constants import Constants
+from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
 from lightning_normgeo.normalization.user_inputs import misfit
 from lightning_normgeo.utilities.checked_values import first_line
@@ -62,6 +63,8 @@ class Graph:
         self.unsharded = unsharded
         self.constants = constants or Constants()
         self.inside: dict[Node, tuple[Edge, ...] | None] = {}
+        self._names: dict[Node, str] = {}
+        self._shapes: dict[Edge, tuple[int, ...]] = {}
         # unlike ``grad_fn``, which is None for a parameter, the gradient edge of a parameter is its leaf node
         edges = [get_gradient_edge(result) for result in results if result.requires_grad]
         self.results = {(edge.node, edge.output_nr) for edge in edges}
@@ -111,6 +114,19 @@ class Graph:
         graph.inside = self.inside | inside
         graph._walk()
         return graph
+
+    def name_of(self, node: Node) -> str:
+        """Return the name of a node's operation; :func:`.nodes.name_of`, which asks torch each time, from a cache."""
+        if node not in self._names:
+            self._names[node] = name_of(node)
+        return self._names[node]
+
+    def shape_of(self, node: Node, output: int = 0) -> tuple[int, ...]:
+        """Return the shape of an output of a node, from a cache."""
+        edge = node, output
+        if edge not in self._shapes:
+            self._shapes[edge] = shape_of(node, output)
+        return self._shapes[edge]
 
     @property
     def reentrant(self) -> list[Node]:

@@ -6,10 +6,8 @@ from typing import Any
 
 from torch.autograd.function import BackwardCFunction
 
-from lightning_normgeo.normalization.autograd.graph import Node
 
-
-def name_of(node: Node) -> str:
+def name_of(node: Any) -> str:
     """Return the name of a node's operation, such as ``Convolution`` for ``ConvolutionBackward0``.
 
     A function written in Python keeps its suffix, unless it is torch's own: someone's ``class Mul(Function)`` is not
@@ -23,7 +21,7 @@ def name_of(node: Node) -> str:
     return name.rstrip("0123456789").removesuffix("Backward")
 
 
-def shape_of(node: Node, output: int = 0) -> tuple[int, ...]:
+def shape_of(node: Any, output: int = 0) -> tuple[int, ...]:
     """Return the shape of an output of a node."""
     return tuple(node.variable.shape if hasattr(node, "variable") else node._input_metadata[output].shape)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import shape_of
 from lightning_normgeo.symmetries.degrees.degree import joint_axes
 from lightning_normgeo.symmetries.degrees.nodes import BATCH_NORMS, COPIES, VIEWS, input_shape, permutation
 
@@ -39,7 +39,7 @@ def _common(all_axes: Iterable[Axes]) -> Axes:
 
 
 def _of_input(graph: Graph, reader: Node, position: int, found: dict[Edge, Axes]) -> Axes:
-    name = name_of(reader)
+    name = graph.name_of(reader)
     if name in _NORMALIZATIONS:
         return _normalized(reader, name) if position == 0 else frozenset()
     rule, axes = _RULES.get(name), found.get((reader, 0))
@@ -65,17 +65,17 @@ def _same(graph: Graph, node: Node, position: int, axes: Axes) -> Axes:
 def _by_a_constant(graph: Graph, node: Node, position: int, axes: Axes) -> Axes:
     """Products and quotients with a constant, which is not broadcast over more than the input has."""
     alone = all(source is None for k, (source, _) in enumerate(graph.inputs[node]) if k != position)
-    kept = input_shape(graph, node, position) == shape_of(node)
+    kept = input_shape(graph, node, position) == graph.shape_of(node)
     return axes if position == 0 and alone and kept else frozenset()
 
 
 def _permute(graph: Graph, node: Node, position: int, axes: Axes) -> Axes:
-    order = permutation(node, len(shape_of(node)))
+    order = permutation(node, len(graph.shape_of(node)))
     return frozenset(order[axis] for axis in axes)
 
 
 def _view(graph: Graph, node: Node, position: int, axes: Axes) -> Axes:
-    old, new = shape_of(node), input_shape(graph, node, position) or ()
+    old, new = graph.shape_of(node), input_shape(graph, node, position) or ()
     found: set[int] = set()
     for before, after in joint_axes(old, new):
         if {axis for axis in before if old[axis] > 1} <= axes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of
 from lightning_normgeo.symmetries.degrees.degree import viewed
 from lightning_normgeo.symmetries.degrees.nodes import (
     ATTENTIONS,
@@ -43,14 +43,14 @@ def live_elements(graph: Graph) -> dict[Edge, Mask]:
         for output in graph.outputs[node]:
             masks = [_of_input(graph, reader, position, found) for reader, position in graph.readers[node, output]]
             if (node, output) in graph.results or not masks:
-                masks.append(_all(len(shape_of(node, output))))
+                masks.append(_all(len(graph.shape_of(node, output))))
             found[node, output] = shrunk(np.logical_or.reduce(np.broadcast_arrays(*masks)))
     return found
 
 
 def _of_input(graph: Graph, reader: Node, position: int, found: dict[Edge, Mask]) -> Mask:
     shape = input_shape(graph, reader, position) or ()
-    name = name_of(reader)
+    name = graph.name_of(reader)
     if name in CUTS:
         return _cut(graph, reader, shape, found)
     output = found.get((reader, 0))
@@ -104,7 +104,7 @@ def reduced(mask: Mask, shape: tuple[int, ...]) -> Mask:
 
 
 def _view(graph: Graph, node: Node, position: int, output: Mask) -> Mask:
-    return viewed(output, shape_of(node), input_shape(graph, node, position) or ())  # type: ignore[arg-type,return-value]
+    return viewed(output, graph.shape_of(node), input_shape(graph, node, position) or ())  # type: ignore[arg-type,return-value]
 
 
 def _permute(graph: Graph, node: Node, position: int, output: Mask) -> Mask:

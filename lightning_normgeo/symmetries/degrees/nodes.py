@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_normgeo.normalization.autograd.graph import Graph, Node
-from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of
 
 VIEWS = frozenset({"View", "ReshapeAlias", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze"})
 COPIES = frozenset({"ToCopy", "Clone", "Alias", "Contiguous", "RegisterPostBackwardFunction"})
@@ -44,7 +44,7 @@ SOFTMAX = frozenset({"Softmax", "SafeSoftmax", "LogSoftmax"})
 def input_shape(graph: Graph, node: Node, position: int) -> tuple[int, ...] | None:
     """Return the shape of an input of a node; None for an input that is no result of a recorded operation."""
     source, output = graph.inputs[node][position]
-    return None if source is None else shape_of(source, output)
+    return None if source is None else graph.shape_of(source, output)
 
 
 def permutation(node: Node, ndim: int) -> list[int]:
@@ -100,7 +100,7 @@ def signed(value: Any) -> int:
 
 def concatenation(graph: Graph, node: Node, position: int) -> tuple[int, int] | None:
     """Return the axis of a concatenation, and where an input begins in it; None if that is unknown."""
-    shape = shape_of(node)
+    shape = graph.shape_of(node)
     (axis,) = dimensions(node._saved_dim, len(shape))
     starts = [0]
     lengths = [input_shape(graph, node, k) for k in range(len(graph.inputs[node]))]

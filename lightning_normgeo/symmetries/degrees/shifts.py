@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of
 from lightning_normgeo.symmetries.degrees.degree import joint_axes, viewed
 from lightning_normgeo.symmetries.degrees.liveness import any_along, reduced, shrunk
 from lightning_normgeo.symmetries.degrees.nodes import (
@@ -87,7 +87,7 @@ def _common(shifts: Iterable[Shift | None]) -> Shift | None:
 
 def _of_input(graph: Graph, reader: Node, position: int, found: dict[Edge, Shift]) -> Shift | None:
     shape = input_shape(graph, reader, position) or ()
-    name = name_of(reader)
+    name = graph.name_of(reader)
     if name in _CENTERING and position == _CENTERING[name]:
         axes = _centered(reader, name, len(shape))
         return None if axes is None else Shift(frozenset(axes), np.ones((1,) * len(shape), bool), name in _SOFTMAX)
@@ -171,7 +171,7 @@ def _permute(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | N
 
 
 def _view(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
-    old, new = shape_of(node), input_shape(graph, node, position) or ()
+    old, new = graph.shape_of(node), input_shape(graph, node, position) or ()
     axes: set[int] = set()
     for before, after in joint_axes(old, new):
         if shift.axes & {axis for axis in before if old[axis] > 1}:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import name_of
 from lightning_normgeo.symmetries.degrees import algebra
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.free_scales import Axes
@@ -59,12 +59,12 @@ class Operation:
     @property
     def name(self) -> str:
         """The name of the operation, such as ``Convolution``."""
-        return name_of(self.node)
+        return self.graph.name_of(self.node)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """The shape of the output."""
-        return shape_of(self.node, self.output)
+        return self.graph.shape_of(self.node, self.output)
 
     @cached_property
     def ndim(self) -> int:
@@ -157,7 +157,7 @@ class Operation:
         found, stack = [], list(self.graph.readers[self.node, self.output])
         while stack:
             reader, position = stack.pop()
-            if name_of(reader) in _MOVES:
+            if self.graph.name_of(reader) in _MOVES:
                 stack += self.graph.readers[reader, 0]
             else:
                 found.append((reader, position))

@@ -78,15 +78,21 @@ def search(module: nn.Module, graph: Graph, joint: bool = True) -> tuple[Symmetr
     Args:
         module: the model.
         graph: of one of its forward passes, before the backward pass.
-        joint: whether to look for units of several layers, which take the place of the single ones of their weights.
+        joint: whether to look for units of several layers, and of parts of weights, which take the place of the single
+            units of their weights.
     """
     if graph.compiled or graph.anonymous:
         return None, guess_units(module)
     found = solve(graph, module)
-    single = units_of(found, module)
-    several = joint_units(found, single) if joint else ()
+    finder = UnitFinder(found, module)
+    single = _single(finder, found, module)
+    if not joint:
+        return symmetries_of(found), single
+    several = joint_units(found, single)
     taken = {name for own in several for name in (own.name, *own.others)}
-    return symmetries_of(found), (*(own for own in single if own.name not in taken), *several)
+    parts = {own.name: finder.parts_of(own.name) for own in single if not own.invariant and own.name not in taken}
+    rest = [part for own in single if own.name not in taken for part in parts.get(own.name) or (own,)]
+    return symmetries_of(found), (*rest, *several)
 
 
 def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]:
@@ -110,7 +116,11 @@ def units_from_graph(module: nn.Module, loss: Tensor) -> tuple[WeightUnits, ...]
 
 def units_of(found: Solution, module: nn.Module) -> tuple[WeightUnits, ...]:
     """Return the units of every trainable weight of ``module`` that is in a graph, from its solution."""
-    finder, names = UnitFinder(found, module), set(found.names.values())
+    return _single(UnitFinder(found, module), found, module)
+
+
+def _single(finder: UnitFinder, found: Solution, module: nn.Module) -> tuple[WeightUnits, ...]:
+    names = set(found.names.values())
     hides = found.graph.hides_reentrant
     weights = [(name, weight) for name, weight in named_weights(module) if name in names or hides]
     return tuple(finder.units_of(name) if name in names else _hidden(name, weight) for name, weight in weights)

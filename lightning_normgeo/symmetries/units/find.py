@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -59,20 +60,50 @@ class UnitFinder:
                 best = other
         return best
 
+    def parts_of(self, name: str) -> tuple[WeightUnits, ...]:
+        """Return the units of parts of a weight, such as the queries and keys in a packed one, and those of the rest.
+
+        Parts are runs of rows, all or none of which are invariant. Without invariant ones there are no parts.
+        """
+        leaf = self._leaves[name]
+        cut, rows = Cut(), int(leaf.variable.shape[0])
+        none = WeightUnits(name=name, kind="none", count=rows)
+        if self._reasons.forbidden(name) or _where_rows_are(self._found.graph, leaf, None) != cut:
+            return ()
+        solutions, owner = self._solved(name, cut), self._layers.get(layer_name(name))
+        covered = np.diff(solutions.of(solutions.weight).tocsc().indptr) > 0
+        edges = [0, *(np.flatnonzero(covered[1:] != covered[:-1]) + 1).tolist(), rows]
+        parts = [replace(none.of_part(*rows), count=rows[1] - rows[0]) for rows in itertools.pairwise(edges)]
+        found = [
+            self._divided(part, solutions, cut, owner)
+            if covered[edges[k]]
+            else part.without_invariance(self._reasons.of(name))
+            for k, part in enumerate(parts)
+        ]
+        return tuple(found) if any(one.invariant for one in found) else ()
+
     def _units_along(self, none: WeightUnits, cut: Cut, owner: nn.Module | None) -> WeightUnits:
-        bias = bias_of(none.name)
-        solutions = solve_layer(self._found.propagation, self._leaves[none.name], self._leaves.get(bias), cut)
-        of_weight = solutions.of(solutions.weight)
-        if not bool((np.diff(of_weight.tocsc().indptr) > 0).all()):
+        solutions = self._solved(none.name, cut)
+        if not bool((np.diff(solutions.of(solutions.weight).tocsc().indptr) > 0).all()):
             return none.without_invariance(self._reasons.of(none.name))
-        divided = units(of_weight)
+        return self._divided(none, solutions, cut, owner)
+
+    def _solved(self, name: str, cut: Cut) -> LayerSolutions:
+        return solve_layer(self._found.propagation, self._leaves[name], self._leaves.get(bias_of(name)), cut)
+
+    def _divided(self, none: WeightUnits, solutions: LayerSolutions, cut: Cut, owner: nn.Module | None) -> WeightUnits:
+        """Return the units of a weight or a part of it, all of whose rows some solution scales."""
+        if none.part is not None:
+            solutions = solutions.within(slice(*none.part))
+        divided = units(solutions.of(solutions.weight))
         if divided is None:
             return none.without_invariance("the rows that share a normalization are not consecutive")
         alone = solutions.rows(*divided)
         belongs = solutions.bias.size > 0 and alone.moves(solutions.bias)
         if belongs and not _fits(alone):
             return none.without_invariance("a part of its bias belongs to another unit")
-        found = replace(none, count=alone.count, dim=cut.dim, groups=cut.groups, bias=bias if belongs else None)
+        bias = bias_of(none.parameter) if belongs else None
+        found = replace(none, count=alone.count, dim=cut.dim, groups=cut.groups, bias=bias)
         return self._described(found, alone, owner)
 
     def _described(self, found: WeightUnits, alone: LayerSolutions, owner: nn.Module | None) -> WeightUnits:

@@ -47,6 +47,16 @@ class LayerSolutions:
         """Whether one of the unknowns is not zero in some solution."""
         return bool(self.of(np.ravel(ids)).nnz)
 
+    def within(self, rows: slice) -> LayerSolutions:
+        """Return the solutions for some rows of the weight, and the entries of the bias beside them.
+
+        Solutions that scale other rows, too, are left out.
+        """
+        outside = np.delete(self.weight, rows)
+        kept = np.flatnonzero(np.diff(self.of(outside).indptr) == 0)
+        bias = self.bias[rows] if self.bias.size == self.weight.size else self.bias
+        return LayerSolutions(self.basis[kept].tocsr(), self.weight[rows], bias, self.degrees)
+
     def rows(self, numbers: npt.NDArray[np.int64], scale: npt.NDArray[np.float64]) -> LayerSolutions:
         """Return some of the solutions, each divided by a number."""
         basis = (diags_array(1 / scale) @ self.basis[numbers]).tocsr()

@@ -25,7 +25,8 @@ class WeightUnits:
     """The scale-invariant units of one weight.
 
     Attributes:
-        name: name of the weight, as in ``named_parameters`` of the model.
+        name: name of the weight, as in ``named_parameters`` of the model; with its rows, ``qkv.weight[0:64]``, for a
+            part of one.
         kind: the kind of unit. ``filter``: the slice of one output channel (under torch's weight normalization, of one
             index along its ``dim``); ``group``: the slices of several channels jointly; ``layer``: the whole weight,
             normalized over the data; ``matrix``: the whole weight, normalized by itself; ``joint``: slices of several
@@ -36,6 +37,7 @@ class WeightUnits:
         bias: name of the bias of the same layer, where only weight and bias scaled together leave the loss unchanged.
         partners: for ``joint``, the slices of the other parameters, in the same number.
         scale: name of the γ of the one batch normalization behind the weight, needed to correct for its ε.
+        part: first row and the one behind the last, for a part of a weight, such as the queries in a packed one.
         normalization: the normalization that causes the invariance, in words; empty for ``none``.
         reason: why there is no invariance, in words; empty where there is one.
     """
@@ -48,6 +50,7 @@ class WeightUnits:
     bias: str | None = None
     partners: tuple[WeightUnits, ...] = ()
     scale: str | None = None
+    part: tuple[int, int] | None = None
     normalization: str = ""
     reason: str = ""
 
@@ -58,7 +61,17 @@ class WeightUnits:
     @property
     def layer(self) -> str:
         """The module path of the layer, which names the weight in metric keys; with the number of partners."""
-        return label(self.name, len(self.partners))
+        rows = self.name.removeprefix(self.parameter)
+        return label(self.parameter, len(self.partners)) + rows
+
+    @property
+    def parameter(self) -> str:
+        """The name of the parameter."""
+        return self.name if self.part is None else self.name.removesuffix(_rows_of(self.part))
+
+    def of_part(self, start: int, stop: int) -> WeightUnits:
+        """Return the same for some rows of the weight."""
+        return replace(self, name=self.name + _rows_of((start, stop)), part=(start, stop))
 
     @property
     def invariant(self) -> bool:
@@ -76,9 +89,15 @@ class WeightUnits:
 
     def rows(self, tensor: Tensor) -> Tensor:
         """View a tensor of the shape of the weight, or of its bias, as a matrix of shape ``(count, ...)``."""
+        if self.part is not None:
+            tensor = tensor[self.part[0] : self.part[1]]
         if tensor.ndim == 1:
             return as_rows(tensor, self.count)
         return as_rows(tensor, self.count, self.dim, self.groups)
+
+
+def _rows_of(part: tuple[int, int]) -> str:
+    return f"[{part[0]}:{part[1]}]"
 
 
 def label(name: str, partners: int) -> str:

@@ -285,7 +285,7 @@ def cosines(net: nn.Module) -> tuple[tuple[WeightUnits, ...], dict[str, Tensor]]
     with ZeroConstants() as constants:
         y = net(x)
         loss = (y * torch.randn_like(y)).sum() + y.pow(3).sum()
-    _, units = search(net, Graph(loss, constants=constants.records()))
+    _, units = search(net, Graph(loss, constants=constants.records()), joint=False)
     loss.backward()
     return units, {u.name: joint_cosine(net, u) for u in units}
 
