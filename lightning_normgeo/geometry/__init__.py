@@ -23,6 +23,7 @@ from lightning_normgeo.geometry.batch_statistics import shift_gap as shift_gap
 from lightning_normgeo.geometry.batch_statistics import squared_gain as squared_gain
 from lightning_normgeo.geometry.charges import charge as charge
 from lightning_normgeo.geometry.charges import conserved_quantity as conserved_quantity
+from lightning_normgeo.geometry.charges import epsilon_part as epsilon_part
 from lightning_normgeo.geometry.charges import imbalance as imbalance
 from lightning_normgeo.geometry.charges import normalized_charge as normalized_charge
 from lightning_normgeo.geometry.charges import quantity_increment as quantity_increment

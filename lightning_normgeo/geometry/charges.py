@@ -12,7 +12,7 @@ are still exact, since the exponents of an element add up; sums of \|s_i\| and o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,51 @@ def charge(exponents: Tensor, inner: Tensor) -> Tensor:
         True
     """
     return _applied(exponents, inner)
+
+
+def epsilon_part(x: Tensor, gradient: Tensor, eps: float, axes: Sequence[int], centered: bool = True) -> Tensor:
+    r"""Return the part of a charge that the ε of a normalization causes, for each of its statistics.
+
+    A normalization :math:`\hat y = (x - m)/\sqrt{s^2 + \varepsilon}` removes the scale of its input up to ε: if the
+    input is multiplied by :math:`e^{d t}`, the loss changes as if ε were multiplied by :math:`e^{-2 d t}`. The charge
+    of a symmetry is therefore, instead of 0,
+
+    .. math:: \sum_{\text{normalizations}} \sum_n d_n \frac{\varepsilon}{s_n^2 + \varepsilon}
+       \langle \partial L/\partial \hat y_n, \hat y_n\rangle
+
+    with the sum over all statistics n, and the degree d_n of what each of them normalizes. For one filter in front of a
+    batch normalization this is ε/(s² + ε)·γ·∂L/∂γ.
+
+    Args:
+        x: input of the normalization.
+        gradient: :math:`\partial L/\partial\hat y`, of the shape of x: that of the output times γ.
+        eps: ε.
+        axes: axes that a statistic is taken over.
+        centered: whether the mean is subtracted; not so for RMS normalization.
+
+    Returns:
+        One number for each statistic, with size 1 along ``axes``, in units of loss.
+
+    Cost: a few passes over x.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> x, target = torch.randn(2, 5, 4, dtype=torch.float64)
+        >>> w = torch.randn(4, dtype=torch.float64, requires_grad=True)
+        >>> y = x * w
+        >>> hat = (y - y.mean(0)) / (y.var(0, unbiased=False) + 0.5).sqrt()
+        >>> (hat - target).square().sum().backward()
+        >>> part = epsilon_part(y.detach(), 2 * (hat - target).detach(), 0.5, [0])
+        >>> torch.allclose(w * w.grad, part[0])
+        True
+    """
+    axes = list(axes)
+    mean = x.mean(axes, keepdim=True) if centered else torch.zeros_like(x)
+    centered_x = x - mean
+    variance = centered_x.square().mean(axes, keepdim=True)
+    inner = (gradient * centered_x).sum(axes, keepdim=True) / (variance + eps).sqrt()
+    return eps / (variance + eps) * inner
 
 
 def normalized_charge(exponents: Tensor, inner: Tensor, weight_sq: Tensor, gradient_sq: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from lightning_normgeo.symmetries.balancing import BalancedFamily as BalancedFam
 from lightning_normgeo.symmetries.balancing import BalanceReport as BalanceReport
 from lightning_normgeo.symmetries.balancing import balance as balance
 from lightning_normgeo.symmetries.conserved_quantities import quantity_terms as quantity_terms
+from lightning_normgeo.symmetries.epsilon_charges import epsilon_charges as epsilon_charges
 from lightning_normgeo.symmetries.families import Family as Family
 from lightning_normgeo.symmetries.families import Member as Member
 from lightning_normgeo.symmetries.roles import correct_weight_decay as correct_weight_decay

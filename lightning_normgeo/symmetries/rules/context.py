@@ -20,10 +20,17 @@ _MOVES = VIEWS | {"Expand", "ToCopy", "Clone"}
 
 
 class Absorption(NamedTuple):
-    """A normalization, and the exponents that it removes."""
+    """A normalization, and the exponents that it removes.
+
+    Attributes:
+        node: where it ends: a layer, or a product or quotient with a statistic.
+        exponents: degree of each statistic, in an array that broadcasts to all statistics.
+        factor: degree of its input is this factor times ``exponents``: −1 where these are of an inverse deviation.
+    """
 
     node: Node
     exponents: Ids
+    factor: float = 1.0
 
 
 class NoRuleError(Exception):
@@ -147,10 +154,10 @@ class Operation:
         """Require that a degree is constant along axes, and return it with size 1 there."""
         return algebra.constant_along(self.exponents, degree, axes, where)
 
-    def absorb(self, degree: Degree) -> None:
-        """Note that this operation removes a degree."""
+    def absorb(self, degree: Degree, factor: float = 1.0) -> None:
+        """Note that this operation removes a degree, or with ``factor`` a multiple of it."""
         if degree.terms:
-            self.absorbed.append(Absorption(self.node, algebra.joint(self.exponents, degree).reshape(-1)))
+            self.absorbed.append(Absorption(self.node, algebra.joint(self.exponents, degree), factor))
 
     def consumers(self) -> list[tuple[Node, int]]:
         """Return the nodes that compute with the output, with the input position; reshapes and copies are skipped."""

@@ -61,7 +61,7 @@ def product(walk: Operation) -> Degree:
         return walk.filled(parts[0][0])
     statistics = [degree for degree, _ in parts if degree.statistic]
     if len(statistics) == 1:
-        walk.absorb(statistics[0])
+        walk.absorb(statistics[0], -1.0)
     return algebra.combined(walk.exponents, parts, walk.shape).plain(len(statistics) == len(parts))
 
 
