@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.normalization.autograd.graph import Graph
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
-from lightning_normgeo.normalization.names import by_clean_name
+from lightning_normgeo.normalization.names import by_clean_name, has_rows
 from lightning_normgeo.probes.sharded.unsharded import UnshardedParameters
 from lightning_normgeo.probes.weight_step import Observed
 from lightning_normgeo.symmetries import Symmetries
@@ -142,10 +142,10 @@ class UnitTracker:
         found = []
         for parameter in parameters:
             name = names.get(id(parameter))
-            if name is not None and parameter.ndim >= 2 and parameter.numel() > parameter.shape[0]:
+            if name is not None and has_rows(parameter):
                 units = WeightUnits(name=name, kind="none", count=parameter.shape[0], reason=reason)
                 found.append(Observed(units, parameter))
-        self._found |= {one.units.name: one for one in found}
+        self._found |= _by_name(found)
         self._unseen.update(one.units.name for one in found)
         return found
 

@@ -90,12 +90,18 @@ class Exponents:
             root_b, factor_b = self.resolve(b)
             known = (root_a == root_b) & (np.abs(factor_a - ratios * factor_b) <= _TOLERANCE * np.abs(factor_a))
             a, b = a[~known], b[~known]
-            self._join(root_a[~known], factor_a[~known], root_b[~known], ratios * factor_b[~known])
+            if self._join(root_a[~known], factor_a[~known], root_b[~known], ratios * factor_b[~known]):
+                return
 
-    def _join(self, root_a: Ids, factor_a: Values, root_b: Ids, factor_b: Values) -> None:
-        """Make each larger root a multiple of the smaller one, for the first equation of each larger root."""
+    def _join(self, root_a: Ids, factor_a: Values, root_b: Ids, factor_b: Values) -> bool:
+        """Make each larger root a multiple of the smaller one, for the first equation of each larger root.
+
+        Returns:
+            Whether no two equations have the same larger root, so that all of them hold now.
+        """
         root_b = np.where(root_a == root_b, ZERO, root_b)  # c·x = d·x with c ≠ d: only x = 0
         upper, lower = np.maximum(root_a, root_b), np.minimum(root_a, root_b)
+        equations = len(upper)
         upper, first = np.unique(upper, return_index=True)
         lower, swapped = lower[first], (root_b > root_a)[first]
         over = np.where(swapped, factor_b[first], factor_a[first])
@@ -104,6 +110,7 @@ class Exponents:
         self._factor[upper] = np.where(lower == ZERO, 0.0, under / over)
         for root in upper[lower == ZERO]:
             self._causes[root] = self.cause
+        return len(upper) == equations
 
     def vanish(self, ids: Ids, where: Mask | None = None) -> None:
         """Add the equations x = 0."""
