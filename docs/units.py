@@ -164,8 +164,8 @@ def cases() -> list[tuple[str, str]]:
     return sorted(found, key=lambda case: list(MODELS).index(case[0]))
 
 
-def measure(name: str, norm: str) -> Row:
-    """Return the row of a model: its units, and the cosines between units and gradients."""
+def build(name: str, norm: str) -> tuple[nn.Module, Tensor]:
+    """Return a model of the table in double precision, with tiny ε, and a batch for it."""
     torch.manual_seed(0)
     model = MODELS[name]().double()
     if norm:
@@ -180,7 +180,12 @@ def measure(name: str, norm: str) -> Row:
             nn.init.ones_(layer.layer_scale)  # ConvNeXt's initial 1e-6 makes the branches negligible
         if isinstance(layer, torchvision.ops.StochasticDepth):
             layer.p = 0.0
-    batch = torch.rand(3, 3, 64, 64, dtype=torch.float64)
+    return model, torch.rand(3, 3, 64, 64, dtype=torch.float64)
+
+
+def measure(name: str, norm: str) -> Row:
+    """Return the row of a model: its units, and the cosines between units and gradients."""
+    model, batch = build(name, norm)
     units = scale_invariant_units(model, batch)
     largest = _largest_cosines(model, units, batch)
     kinds = Counter(entry.kind for entry in units)

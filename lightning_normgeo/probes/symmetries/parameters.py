@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from lightning_normgeo.geometry.angles import UpdateProducts, many_update_products
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.probes.explain import gradient_scale, groups_of
-from lightning_normgeo.probes.symmetries.slice_sums import SliceSums, slice_sums, squared_norms
 from lightning_normgeo.symmetries.families import Family
+from lightning_normgeo.symmetries.slice_sums import SliceSums, slice_sums, squared_norms
 from lightning_normgeo.symmetries.symmetries import Symmetries
 
 Array = npt.NDArray[Any]
