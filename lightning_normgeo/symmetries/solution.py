@@ -13,7 +13,7 @@ from torch import nn
 from lightning_normgeo.normalization.autograd.graph import Graph, Node
 from lightning_normgeo.normalization.autograd.reentrant_checkpoints import opened
 from lightning_normgeo.normalization.names import by_clean_name
-from lightning_normgeo.symmetries.equations.exponents import Mask
+from lightning_normgeo.symmetries.equations.exponents import Ids, Mask
 from lightning_normgeo.symmetries.equations.nullspace import solution
 from lightning_normgeo.symmetries.equations.signs import with_few_signs
 from lightning_normgeo.symmetries.families import Family, families
@@ -31,6 +31,7 @@ class Solution:
         names: name of each parameter by its node.
         degrees: degrees of the parameters, with what the operations of the graph require.
         slices: slices of the parameters.
+        unknowns: unknown exponent of each slice.
         basis: generators of shape (generators, unknowns).
         exponents: the same generators of shape (generators, slices); 1 is the smallest exponent of each.
         dead: slices that the results do not depend on.
@@ -40,6 +41,7 @@ class Solution:
     names: dict[Node, str]
     degrees: Degrees
     slices: Sequence[Slices]
+    unknowns: Ids
     basis: csr_array
     exponents: csr_array
     dead: Mask
@@ -90,7 +92,7 @@ def solve(graph: Graph, module: nn.Module) -> Solution:
     basis = basis[np.flatnonzero(np.diff(basis[:, unknowns].tocsr().indptr) > 0)]
     scale = row_scale(exponents, basis[:, unknowns])
     dead = without_effect(propagation, names, slices)
-    return Solution(propagation, names, found, slices, (diags_array(scale) @ basis).tocsr(), exponents, dead)
+    return Solution(propagation, names, found, slices, unknowns, (diags_array(scale) @ basis).tocsr(), exponents, dead)
 
 
 def _names(graph: Graph, module: nn.Module) -> dict[Node, str]:

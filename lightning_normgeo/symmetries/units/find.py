@@ -15,7 +15,7 @@ from lightning_normgeo.normalization.names import bias_of, clean_name, layer_nam
 from lightning_normgeo.symmetries.solution import Solution
 from lightning_normgeo.symmetries.units.cuts import Cut, cuts, units
 from lightning_normgeo.symmetries.units.normalizations import Normalizations
-from lightning_normgeo.symmetries.units.one_layer import LayerSolutions, solve_layer
+from lightning_normgeo.symmetries.units.one_layer import AllLayers, LayerSolutions, solve_layer
 from lightning_normgeo.symmetries.units.reasons import Reasons
 from lightning_normgeo.symmetries.units.weight_units import Kind, WeightUnits
 
@@ -36,6 +36,7 @@ class UnitFinder:
         self._found = found
         self._layers = {clean_name(name): layer for name, layer in module.named_modules()}
         self._leaves = {name: node for node, name in found.names.items()}
+        self._all = AllLayers(found)
         self._normalizations = Normalizations(found)
         self._reasons = Reasons(found)
 
@@ -83,6 +84,9 @@ class UnitFinder:
         return tuple(found) if any(one.invariant for one in found) else ()
 
     def _units_along(self, none: WeightUnits, cut: Cut, owner: nn.Module | None) -> WeightUnits:
+        known = self._all.alone(none.name, bias_of(none.name), cut)
+        if known is not None and units(known.of(known.weight)) is not None:
+            return self._divided(none, known, cut, owner)
         solutions = self._solved(none.name, cut)
         if not bool((np.diff(solutions.of(solutions.weight).tocsc().indptr) > 0).all()):
             return none.without_invariance(self._reasons.of(none.name))

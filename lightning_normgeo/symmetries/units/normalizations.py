@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -48,7 +49,19 @@ class Normalizations:
 
     def behind(self, units: LayerSolutions) -> list[Absorption]:
         """Return the normalizations that remove the scale of some units, in topological order."""
-        return [one for one in units.degrees.absorbed if units.moves(one.exponents)]
+        if units.degrees is not self._found.degrees:
+            return [one for one in units.degrees.absorbed if units.moves(one.exponents)]
+        touched = np.unique(self._of_unknown[units.columns].indices)
+        return [self._found.degrees.absorbed[k] for k in touched]
+
+    @cached_property
+    def _of_unknown(self) -> csr_array:
+        """The normalizations that remove each unknown, as a matrix of shape (unknowns, normalizations)."""
+        absorbed = self._found.degrees.absorbed
+        unknowns = np.concatenate([np.zeros(0, np.int64), *(one.exponents.ravel() for one in absorbed)])
+        owner = np.repeat(np.arange(len(absorbed)), [one.exponents.size for one in absorbed])
+        shape = (self._found.basis.shape[1], len(absorbed))
+        return csr_array((np.ones(len(unknowns)), (unknowns, owner)), shape=shape)
 
     def of_data(self, absorbed: Sequence[Absorption]) -> bool:
         """Whether one of them normalizes data; otherwise all of them normalize a weight itself."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,11 @@ from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.equations.exponents import Exponents, Ids
 from lightning_normgeo.symmetries.equations.nullspace import solution
 from lightning_normgeo.symmetries.propagation import Degrees, Propagation
+from lightning_normgeo.symmetries.slices import Slices
+from lightning_normgeo.symmetries.solution import Solution
 from lightning_normgeo.symmetries.units.cuts import Cut
+
+_NOWHERE = -1
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,15 @@ class LayerSolutions:
     """Symmetries that scale slices of one layer and nothing else.
 
     Attributes:
-        basis: exponents of shape (solutions, unknowns).
+        basis: exponents of shape (solutions, columns + 1); the last column is zero.
+        columns: unknowns that are not zero in some solution, in ascending order.
         weight: unknown exponent of each slice of the weight.
         bias: unknown exponent of each entry of the bias; empty without a bias.
         degrees: degrees of weight and bias.
     """
 
     basis: csr_array
+    columns: Ids
     weight: Ids
     bias: Ids
     degrees: Degrees
@@ -39,13 +45,20 @@ class LayerSolutions:
 
     def of(self, ids: Ids) -> csr_array:
         """Return the values of some unknowns, of shape (solutions, unknowns)."""
-        values = self.basis[:, ids].tocsr()
+        values = self.basis[:, self._places(ids)].tocsr()
         values.eliminate_zeros()
         return values
 
+    def _places(self, ids: Ids) -> Ids:
+        """Return the column of each unknown."""
+        places = np.searchsorted(self.columns, ids)
+        there = np.append(self.columns, _NOWHERE)[places] == ids
+        found: Ids = np.where(there, places, len(self.columns))
+        return found
+
     def moves(self, ids: Ids) -> bool:
         """Whether one of the unknowns is not zero in some solution."""
-        return bool(self.of(np.ravel(ids)).nnz)
+        return bool((self._places(np.ravel(ids)) < len(self.columns)).any())
 
     def within(self, rows: slice) -> LayerSolutions:
         """Return the solutions for some rows of the weight, and the entries of the bias beside them.
@@ -55,12 +68,68 @@ class LayerSolutions:
         outside = np.delete(self.weight, rows)
         kept = np.flatnonzero(np.diff(self.of(outside).indptr) == 0)
         bias = self.bias[rows] if self.bias.size == self.weight.size else self.bias
-        return LayerSolutions(self.basis[kept].tocsr(), self.weight[rows], bias, self.degrees)
+        return replace(self._some(self.basis[kept]), weight=self.weight[rows], bias=bias)
 
     def rows(self, numbers: npt.NDArray[np.int64], scale: npt.NDArray[np.float64]) -> LayerSolutions:
         """Return some of the solutions, each divided by a number."""
-        basis = (diags_array(1 / scale) @ self.basis[numbers]).tocsr()
-        return LayerSolutions(basis, self.weight, self.bias, self.degrees)
+        return self._some(diags_array(1 / scale) @ self.basis[numbers])
+
+    def _some(self, basis: csr_array) -> LayerSolutions:
+        """Return other solutions in the same columns."""
+        used = np.unique(basis.indices)
+        return replace(self, basis=basis[:, np.append(used, len(self.columns))].tocsr(), columns=self.columns[used])
+
+
+class AllLayers:
+    """The symmetries of one layer alone among the generators of a graph, for all layers.
+
+    They are what :func:`solve_layer` finds for the layer, except where a generator scales other layers, too, although a
+    combination with others would not: a layer in front of another one without a normalization between them.
+
+    Args:
+        found: all generators of the graph.
+    """
+
+    def __init__(self, found: Solution) -> None:
+        self._found = found
+        self._slices: dict[str, list[Slices]] = {}
+        for own in found.slices:
+            self._slices.setdefault(own.parameter, []).append(own)
+        self._generators_of = found.exponents.T.tocsr()
+        self._sizes = np.diff(found.exponents.indptr)
+
+    def alone(self, weight: str, bias: str, cut: Cut) -> LayerSolutions | None:
+        """Return the generators that scale slices of a weight and its bias only; None if they miss some slices.
+
+        Args:
+            weight: name of the weight.
+            bias: name that its bias has, if there is one.
+            cut: the slices of the weight.
+        """
+        own = self._along(weight, cut)
+        if own is None:
+            return None
+        places = [own, *self._slices.get(bias, ())]
+        touched = np.concatenate([self._generators_of[one.start : one.stop].indices for one in places])
+        generators, inside = np.unique(touched, return_counts=True)
+        generators = generators[inside == self._sizes[generators]]
+        weight_ids, *bias_ids = (self._found.unknowns[one.start : one.stop] for one in places)
+        found = LayerSolutions(
+            *_compact(self._found.basis[generators]),
+            np.broadcast_to(weight_ids, cut.rows(own.shape)),
+            np.concatenate([np.zeros(0, np.int64), *bias_ids]),
+            self._found.degrees,
+        )
+        covered = np.diff(found.of(found.weight).tocsc().indptr) > 0
+        return found if bool(covered.all()) else None
+
+    def _along(self, weight: str, cut: Cut) -> Slices | None:
+        """Return the slices of a weight that a cut makes, if there are such."""
+        if cut.groups > 1 or cut.leading > 1:
+            return None
+        varying = [[axis for axis, size in enumerate(own.sizes) if size > 1] for own in self._slices[weight]]
+        fits = [own for own, axes in zip(self._slices[weight], varying, strict=True) if axes in ([], [cut.dim])]
+        return fits[0] if len(fits) == 1 else None
 
 
 def solve_layer(propagation: Propagation, leaf: Node, bias: Node | None, cut: Cut) -> LayerSolutions:
@@ -82,4 +151,13 @@ def solve_layer(propagation: Propagation, leaf: Node, bias: Node | None, cut: Cu
         of_bias = exponents.new(tuple(bias.variable.shape))
         start[bias] = Degree(of_bias.shape, (of_bias,))
     degrees = propagation.from_some(start, exponents)
-    return LayerSolutions(solution(exponents), weight, of_bias.ravel(), degrees)
+    return LayerSolutions(*_compact(solution(exponents)), weight, of_bias.ravel(), degrees)
+
+
+def _compact(basis: csr_array) -> tuple[csr_array, Ids]:
+    """Return a basis without the columns that are zero in all solutions, except for one at the end, and the others."""
+    basis = basis.tocsr()
+    basis.eliminate_zeros()
+    columns, places = np.unique(basis.indices, return_inverse=True)
+    shape = (basis.shape[0], len(columns) + 1)
+    return csr_array((basis.data, places.ravel(), basis.indptr), shape=shape), columns.astype(np.int64)
