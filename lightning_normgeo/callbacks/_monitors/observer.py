@@ -119,8 +119,7 @@ class Observer:
                 self.symmetries.forget()
         self._reads_symmetries = self.symmetries is not None and any(monitor.needs_symmetries for monitor in monitors)
         self.probe.symmetries = self.symmetries if self._reads_symmetries else None
-        if self._asks_for_constants and not self._compiled:
-            self.unit_tracker.watch_constants()
+        self._watch_constants()
         self._backwards = 0
         self._reads_weights = any(monitor.needs_weights for monitor in monitors)
         self._reads_statistics = any(monitor.needs_statistics for monitor in monitors)
@@ -128,13 +127,16 @@ class Observer:
         if self.batch_norms is not None:
             self.batch_norms.arm()
 
-    @property
-    def _asks_for_constants(self) -> bool:
-        """Whether units depend on constants whose values graphs do not contain, or symmetries may do so.
+    def _watch_constants(self) -> None:
+        """Watch the constants of the forward passes to come, if the units or symmetries may depend on them.
 
-        Symmetries nearly always do, so that the first graph is watched for them.
+        In the first measured step numbers are watched, such as an ε. Tensors are read only once it is known that
+        something depends on them; for symmetries that is nearly always so.
         """
-        return self.unit_tracker.asks_for_constants or (self._reads_symmetries and not self.unit_tracker.searched)
+        first = not self.unit_tracker.searched
+        asks = self.unit_tracker.asks_for_constants or (first and self._reads_symmetries)
+        if (asks or first) and not self._compiled:
+            self.unit_tracker.watch_constants(reads=asks)
 
     def pause(self) -> None:
         """Leave no hooks on the model between two batches of one step."""

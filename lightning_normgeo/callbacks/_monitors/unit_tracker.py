@@ -96,10 +96,14 @@ class UnitTracker:
         if self._unsharded is not None:
             self._unsharded.rest()
 
-    def watch_constants(self) -> None:
-        """Record the constants of the next forward passes: an ε, or a graph network's buffer of zeros for messages."""
+    def watch_constants(self, reads: bool) -> None:
+        """Record the constants of the next forward passes: an ε, or a graph network's buffer of zeros for messages.
+
+        Args:
+            reads: whether to read tensors, which waits for the device; otherwise only numbers are known.
+        """
         self.leave_constants()
-        self._constants = ZeroConstants()
+        self._constants = ZeroConstants(reads)
         self._constants.begin()
 
     def leave_constants(self) -> None:

@@ -15,13 +15,14 @@ class Constants:
     graph. The first is homogeneous in y, the second a residual sum.
 
     Attributes:
-        recorded: whether the forward pass ran under :class:`.ZeroConstants`. Otherwise nothing is known.
+        recorded: whether everything is known: the forward pass ran under :class:`.ZeroConstants`.
         zeros: nodes of operations whose constants are all zero.
         shifting: nodes of products with a number, and of masks that fill in −∞ or nearly so, as in front of a softmax.
             If a constant is added to their input, the result is shifted by a constant as well.
         added: nodes of sums with a constant, and the shape of the constant.
         epsilons: nodes of sums with a tiny constant.
-        asked: nodes about which something was asked that is not recorded.
+        inspected: nodes of which everything is known, although not all constants were read.
+        asked: nodes about which something was asked that is not known.
     """
 
     recorded: bool = False
@@ -29,6 +30,7 @@ class Constants:
     shifting: Collection[Any] = frozenset()
     added: Mapping[Any, tuple[int, ...]] = field(default_factory=dict)
     epsilons: Collection[Any] = frozenset()
+    inspected: Collection[Any] = frozenset()
     asked: set[Any] = field(default_factory=set)
 
     def are_zero(self, node: Any) -> bool:
@@ -48,6 +50,7 @@ class Constants:
         return self._known(node) and node in self.epsilons
 
     def _known(self, node: Any) -> bool:
-        if not self.recorded and any(source is None for source, _ in node.next_functions):
+        known = self.recorded or node in self.inspected
+        if not known and any(source is None for source, _ in node.next_functions):
             self.asked.add(node)
-        return self.recorded
+        return known

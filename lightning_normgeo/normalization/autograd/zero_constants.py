@@ -17,26 +17,38 @@ class ZeroConstants(TorchFunctionMode):
 
     The nodes are described in :class:`.Constants`, whose records keep the graph alive.
 
+    Args:
+        reads: whether to read tensors. Otherwise only constants that are numbers are known.
+
     Attributes:
         nodes: nodes of operations whose constants are all zero.
         shifting: nodes of operations that let shifts through.
         added: nodes of sums with a constant, and the shape of the constant.
         epsilons: nodes of sums with a tiny constant.
+        inspected: nodes of which everything is known.
 
-    Cost: a Python call for each operation; for those in ``_CONSTANTS`` a reduction, on a GPU with a synchronization.
+    Cost: a Python call for each operation; with ``reads`` also a reduction for each tensor in an operation of
+    ``_CONSTANTS``, on a GPU with a synchronization.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reads: bool = True) -> None:
         super().__init__()
         self.nodes: set[Any] = set()
         self.shifting: set[Any] = set()
         self.added: dict[Any, tuple[int, ...]] = {}
         self.epsilons: set[Any] = set()
+        self.inspected: set[Any] = set()
+        self._reads = reads
 
     def records(self) -> Constants:
         """Return all records so far, for a graph."""
         return Constants(
-            True, frozenset(self.nodes), frozenset(self.shifting), dict(self.added), frozenset(self.epsilons)
+            self._reads,
+            frozenset(self.nodes),
+            frozenset(self.shifting),
+            dict(self.added),
+            frozenset(self.epsilons),
+            frozenset(self.inspected),
         )
 
     def begin(self) -> None:
@@ -57,26 +69,39 @@ class ZeroConstants(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation unchanged, and record its node if its constants are zero."""
+        """Run the operation unchanged, and record what its constants decide."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").rstrip("_").removeprefix("__")
         constants, keeps_shifts, addend = _CONSTANTS.get(name), _KEEPS_SHIFTS.get(name), _ADDS.get(name)
         # read before the operation, which may write to them in place
-        zero = constants is not None and all(map(_is_zero, constants(args, kwargs)))
+        zero = False if constants is None else self._are_zero(list(constants(args, kwargs)))
+        shifts = False if keeps_shifts is None else keeps_shifts(args, kwargs, self._reads)
         result = func(*args, **kwargs)
+        changed = args[0] if result is None and args else result  # y[index] = 0 returns nothing
+        node = changed.grad_fn if isinstance(changed, Tensor) else None
+        if node is None:
+            return result
         if zero:
-            changed = args[0] if result is None else result  # y[index] = 0 returns nothing
-            if isinstance(changed, Tensor) and changed.grad_fn is not None:
-                self.nodes.add(changed.grad_fn)
-        if keeps_shifts is not None and keeps_shifts(args, kwargs) and isinstance(result, Tensor):
-            self.shifting.add(result.grad_fn)
-        if addend is not None and isinstance(result, Tensor) and result.grad_fn is not None:
-            self._note_addend(result.grad_fn, addend(args, kwargs))
-        if name == "rms_norm" and result.grad_fn is not None:
-            self.epsilons |= _sums_inside(result.grad_fn, args[0].grad_fn)
+            self.nodes.add(node)
+        if shifts:
+            self.shifting.add(node)
+        known = addend is None or self._note_addend(node, addend(args, kwargs))
+        if name == "rms_norm":
+            sums = _sums_inside(node, args[0].grad_fn)
+            self.epsilons |= sums
+            self.inspected |= sums
+        if known and zero is not None and shifts is not None and (constants or keeps_shifts or addend):
+            self.inspected.add(node)
         return result
 
-    def _note_addend(self, node: Any, constant: Any) -> None:
+    def _are_zero(self, constants: list[Any]) -> bool | None:
+        """Whether all constants are zero; None if some are tensors that may not be read."""
+        if not self._reads and any(isinstance(value, Tensor) for value in constants):
+            return None
+        return all(map(_is_zero, constants))
+
+    def _note_addend(self, node: Any, constant: Any) -> bool:
+        """Record a constant that is added, and return whether everything is known about it."""
         if isinstance(constant, int | float):
             self.added[node] = ()
             if abs(constant) <= _LARGEST_EPSILON:
@@ -85,8 +110,12 @@ class ZeroConstants(TorchFunctionMode):
             while "View" in node.name():  # a linear map of a tensor of more than two dimensions
                 node = node.next_functions[0][0]
             self.added[node] = tuple(constant.shape)
+            if constant.numel() == 1 and not self._reads:
+                return False
             if constant.numel() == 1 and _is_readable(constant) and abs(float(constant)) <= _LARGEST_EPSILON:
                 self.epsilons.add(node)
+            self.inspected.add(node)
+        return True
 
 
 def _sums_inside(last: Any, first: Any) -> set[Any]:
@@ -166,20 +195,23 @@ def _is_readable(value: Tensor) -> bool:
     return not value.is_meta and not hasattr(value, "placements")
 
 
-def _by_a_number(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _by_a_number(args: tuple[Any, ...], kwargs: dict[str, Any], reads: bool) -> bool:
+    del reads
     other = kwargs.get("other", args[1] if len(args) > 1 else None)
     return isinstance(other, int | float) or (isinstance(other, Tensor) and other.ndim == 0 and not other.requires_grad)
 
 
-def _by_minus_infinity(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _by_minus_infinity(args: tuple[Any, ...], kwargs: dict[str, Any], reads: bool) -> bool | None:
     value = kwargs.get("value", kwargs.get("other", args[2] if len(args) > 2 else None))
     if isinstance(value, Tensor):
+        if not reads:
+            return None
         return value.numel() == 1 and _is_readable(value) and float(value) <= _NEARLY_MINUS_INFINITY
     return isinstance(value, int | float) and value <= _NEARLY_MINUS_INFINITY
 
 
 _NEARLY_MINUS_INFINITY = -1e4  # a softmax gives such an element a weight of exactly zero
-_KEEPS_SHIFTS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], bool]] = {
+_KEEPS_SHIFTS: dict[str, Callable[[tuple[Any, ...], dict[str, Any], bool], bool | None]] = {
     **dict.fromkeys(("mul", "rmul", "multiply", "div", "truediv", "divide", "true_divide"), _by_a_number),
     "masked_fill": _by_minus_infinity,
     "where": _by_minus_infinity,

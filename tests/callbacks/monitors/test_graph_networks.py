@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.errors import MeasurementWarning
+from lightning_normgeo.normalization.autograd import zero_constants
 from support.projects import Fingerprint, Project, Rows, images, same, sgd, trainer
 
 
@@ -70,6 +71,31 @@ def test_sums_into_zeros_are_seen_from_the_second_measured_step_on(kind: type[Pr
     trainer(plain, steps=5).fit(project, images())
     keys = ("weights", "gradients", "optimizers", "steps")
     assert all(same(a[key], b[key]) for a, b in zip(plain.states, seen.states, strict=True) for key in keys)
+
+
+class Written(nn.Module):
+    """A network with a normalization that is written out, and a mask that is a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.head = nn.Linear(192, 8, bias=False), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x.flatten(1))
+        y = y.masked_fill(y < 0, 0.0)
+        y = y / (y.square().mean(1, keepdim=True) + 1e-6).sqrt()
+        logits: Tensor = self.head(y)
+        return logits
+
+
+def test_constants_that_are_numbers_are_known_in_the_first_measured_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Tensor] = []
+    monkeypatch.setattr(zero_constants, "_is_readable", lambda value: bool(read.append(value)))
+    torch.manual_seed(0)
+    rows, _ = observe(Project(sgd(), Written()))
+    where = {key: [step for step, _ in points] for key, points in rows.curves.items() if "increment/net.linear" in key}
+    assert where == {"norm_growth/increment/net.linear": [0, 1, 2, 3, 4]}
+    assert read == []
 
 
 def test_sums_into_anything_else_are_none() -> None:
