@@ -117,7 +117,11 @@ class UnitTracker:
         constants = None if self._constants is None else self._constants.records()
         unsharded = None if self._unsharded is None else self._unsharded.names
         graph = Graph(loss, unsharded=unsharded, constants=constants)
-        found = self._known.get(graph.signature) or self._search(module, graph)
+        found = self._known.get(graph.signature)
+        if found is None:
+            found = self._search(module, graph)
+        else:
+            self.asks_for_constants = False
         self.symmetries = found.symmetries
         self._add(found.observed, {id(leaf.variable) for leaf in graph.leaves})
 
@@ -174,9 +178,8 @@ class UnitTracker:
         own = {id(parameter) for parameter in parameters.values()} | (graph.unsharded or {}).keys()
         repeats = not self.guessed and all(id(leaf.variable) in own for leaf in graph.leaves)
         found = _Searched(observed, symmetries, [leaf.variable for leaf in graph.leaves])
-        # a graph that does not come again is asked about before it comes, if the last one of its kind was
         asks = bool(graph.constants.asked)
-        self.asks_for_constants = asks or (self.asks_for_constants and not repeats)
+        self.asks_for_constants |= asks  # until a graph is recognized: others may follow that are as new as this one
         if repeats and not asks and len(self._known) < _GRAPHS:
             self._known[graph.signature] = found
         return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any
 
@@ -146,12 +147,16 @@ class Graph:
     def signature(self) -> tuple[Any, ...]:
         """Operations, their constants and parameters: equal for two forward passes that ran the same computation.
 
-        Units found for one pass are valid for another with the same signature.
+        Sizes that are those of no parameter, such as the number of samples or tokens, count by the order in which they
+        appear: batches of texts of different lengths have the same signature. Units found for one pass are valid for
+        another with the same signature.
         """
+        fixed = {1}.union(*(leaf.variable.shape for leaf in self.leaves))
+        sizes: dict[int, int] = {}
         return tuple(
             (
                 node.name(),
-                id(node.variable) if hasattr(node, "variable") else _constants(node),
+                id(node.variable) if hasattr(node, "variable") else _constants(node, fixed, sizes),
                 tuple((self.order.get(source), output) for source, output in self.inputs[node]),
             )
             for node in self.order
@@ -170,20 +175,35 @@ class Graph:
 
 _CONSTANTS: dict[str, tuple[str, ...]] = {}
 """Names of the constants on each kind of node; a cache, since ``dir`` is slow."""
+_SIZES = re.compile(r"size|numel|stride|_saved_(N|HxW|max_[qk])$")
+"""Names of constants that are sizes of tensors."""
 
 
-def _constants(node: Node) -> tuple[Any, ...]:
+def _constants(node: Node, fixed: Collection[int], sizes: dict[int, int]) -> tuple[Any, ...]:
     """Return the constants saved on a node, such as dimensions and strides, without its saved tensors.
 
     A saved tensor is recognized by its second, raw form. Reading it would run the hooks for saved tensors, with which
     activation checkpointing computes the forward pass again.
+
+    Args:
+        node: an autograd node.
+        fixed: sizes that count as they are.
+        sizes: numbers of the others so far; new ones are added.
     """
     kind = node.name()
     if kind not in _CONSTANTS:
         names = dir(type(node))
         _CONSTANTS[kind] = tuple(n for n in names if n.startswith("_saved_") and f"_raw{n}" not in names)
-    values = (getattr(node, name) for name in _CONSTANTS[kind])
-    return tuple(tuple(value) if isinstance(value, list) else value for value in values)  # hashable
+
+    def counted(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(map(counted, value))
+        free = type(value) is int and value > 0 and value not in fixed
+        return ("size", sizes.setdefault(value, len(sizes))) if free else value
+
+    values = ((name, getattr(node, name)) for name in _CONSTANTS[kind])
+    hashable = ((name, tuple(value) if isinstance(value, list) else value) for name, value in values)
+    return tuple(counted(value) if _SIZES.search(name) else value for name, value in hashable)
 
 
 def traced_graph(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> Graph:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
+from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, read_record
+from lightning_normgeo.callbacks._monitors import unit_tracker
 from lightning_normgeo.errors import MeasurementWarning
+from lightning_normgeo.normalization.autograd.graph import Graph
 from support.projects import Account, ConvNet, Fingerprint, Project, Rows, images, same, sgd, trainer
 
 GROUPS = ("norm_growth", "norm_growth_control")
@@ -423,3 +426,42 @@ def test_a_loss_without_a_graph_to_weights_is_no_obstacle(pair: tuple[str, ...])
     assert set(kinds(rows, "net.0")) == {"invariant"}
     assert not said
     check(rows, account)
+
+
+class Tokens(Project):
+    """Texts of different lengths, in a network with a residual stream."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
+        super().__init__(net=nn.Sequential(nn.Embedding(50, 16), block, nn.LayerNorm(16), nn.Linear(16, 4)))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        text = (batch[0].flatten(1)[:, : 5 + batch_idx] * 50).long()
+        return nn.functional.cross_entropy(self.net(text).mean(1), batch[1])
+
+
+def test_texts_of_different_lengths_have_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[Any] = []
+    original = unit_tracker.search
+    monkeypatch.setattr(
+        unit_tracker, "search", lambda *args, **settings: (searched.append(args), original(*args, **settings))[1]
+    )
+    logger = RecordLogger(str(tmp_path))
+    trainer(NormGrowthMonitor(layers="*"), logger=logger, steps=10).fit(Tokens(), images(80))
+    metrics = read_record(logger.folder).metrics
+    assert len(searched) <= 3  # without and with constants, and for as many tokens as a head has features
+    assert [step for step, _ in metrics["norm_growth/increment"]][-8:] == list(range(2, 10))
+
+
+def test_sizes_that_follow_from_the_batch_are_no_part_of_a_graph() -> None:
+    torch.manual_seed(0)
+    network = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+    lengths = {n: Graph(network(torch.randn(4, n, 16)).sum()).signature for n in (7, 9, 1, 16)}
+    assert lengths[7] == lengths[9]
+    assert lengths[7] != lengths[1]  # one token is broadcast
+    assert lengths[7] != lengths[16]  # as many tokens as features: views may join either
+    conv, norm = nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16)
+    before = Graph(norm(conv(torch.randn(2, 3, 8, 8))).sum()).signature
+    norm.num_groups = 8
+    assert Graph(norm(conv(torch.randn(2, 3, 8, 8))).sum()).signature != before
