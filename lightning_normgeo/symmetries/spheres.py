@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.normalization.names import bias_of, by_clean_name
+from lightning_normgeo.normalization.names import bias_of, by_clean_name, clean_name, layer_name
 from lightning_normgeo.symmetries.batch_norms import with_statistics
 from lightning_normgeo.symmetries.equations.exponents import Ids
 from lightning_normgeo.symmetries.optimizer_states import check_states, scale_states
@@ -155,17 +156,28 @@ class Spheres:
                 )
 
     def _dead_biases(self) -> list[_Part]:
-        """Return the biases that have no effect in training and belong to a layer whose rows are blocks."""
-        rows = {own.parameter: own for own in self._used if own.sizes and own.sizes[0] > 1}
+        """Return the biases that have no effect in training and belong to a layer with blocks."""
         still = self._symmetries.exponents[self._symmetries.in_role("without effect")].indices
         dead = set(still.tolist())
+        layers = {clean_name(name): layer for name, layer in self._module.named_modules()}
         found = []
-        for name, weight in rows.items():
+        for weight in self._used:
             for own in self._symmetries.slices:
-                alike = own.parameter == bias_of(name) and own.count == weight.count
-                if alike and dead.issuperset(range(own.start, own.stop)):
-                    found.append(_Part(own, self._index(weight.start, weight.stop)))
+                if own.parameter == bias_of(weight.parameter) and dead.issuperset(range(own.start, own.stop)):
+                    blocks = self._by_output(weight, layers.get(layer_name(weight.parameter)))
+                    if blocks is not None and len(blocks) == own.count:
+                        found.append(_Part(own, torch.from_numpy(blocks).to(self._device)))
         return found
+
+    def _by_output(self, weight: Slices, layer: nn.Module | None) -> Ids | None:
+        """Return the block of each output channel of a weight; None if channels have several."""
+        blocks = self._block_of_slice[weight.start : weight.stop].reshape(weight.sizes)
+        blocks = np.broadcast_to(blocks, (*weight.shape[:2], *blocks.shape[2:]))
+        if isinstance(layer, _ConvTransposeNd):
+            blocks = np.moveaxis(blocks.reshape(layer.groups, -1, *blocks.shape[1:]), 1, 2)
+            blocks = blocks.reshape(-1, *blocks.shape[2:])
+        inside: Ids = blocks.reshape(len(blocks), -1)
+        return inside[:, 0].copy() if bool((inside == inside[:, :1]).all()) else None
 
     def _channels(self) -> list[tuple[tuple[Tensor, Tensor], Tensor]]:
         """Return running statistics, each with the exponents of its channels in each block."""
