@@ -54,7 +54,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+FAST = ("resnet18", "resnet18, group normalization", "mobilenet_v2", "shufflenet", "swin_t", "alexnet")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NETWORKS]
+)
 def test_symmetries_of_one_layer_are_its_units(name: str) -> None:
     network = NETWORKS[name]().train()
     x = torch.randn(2, 3, 64, 64)

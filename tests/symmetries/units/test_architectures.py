@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -36,7 +38,16 @@ def test_every_case_is_documented() -> None:
     }
 
 
-@pytest.mark.parametrize(("name", "norm"), table.cases())
+LARGE = ("resnet101", "vgg16_bn", "densenet121", "convnext_tiny", "googlenet", "efficientnet_b0")
+
+
+def cases() -> Iterator[Any]:
+    """Yield all networks of the table; large ones with other normalizations are marked slow."""
+    for name, norm in table.cases():
+        yield pytest.param(name, norm, marks=pytest.mark.slow if name in LARGE and norm else ())
+
+
+@pytest.mark.parametrize(("name", "norm"), list(cases()))
 def test_units_are_as_documented_and_exact(name: str, norm: str) -> None:
     row = table.measure(name, norm)
     assert row.unit_cosine < 1e-12
