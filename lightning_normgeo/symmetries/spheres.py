@@ -12,14 +12,15 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.rows import as_rows, wide_dtype
 from lightning_normgeo.normalization.names import bias_of, by_clean_name, clean_name, layer_name
 from lightning_normgeo.symmetries.batch_norms import with_statistics
 from lightning_normgeo.symmetries.equations.exponents import Ids
 from lightning_normgeo.symmetries.optimizer_states import check_states, scale_states
 from lightning_normgeo.symmetries.slice_sums import squared_norms
 from lightning_normgeo.symmetries.slices import Slices
-from lightning_normgeo.symmetries.symmetries import Symmetries
+from lightning_normgeo.symmetries.symmetries import Symmetries, sparse_tensor
+from lightning_normgeo.symmetries.transformation import check_parameter, statistic_exponents
 
 _NONE = -1
 
@@ -70,7 +71,11 @@ class Spheres:
         self._used = [own for own in symmetries.slices if (self._block_of_slice[own.start : own.stop] != _NONE).any()]
         self._check()
         self._device = next(iter(self._parameters.values())).device
-        self._parts = [_Part(own, self._index(own.start, own.stop)) for own in self._used]
+        inside = np.flatnonzero(self._block_of_slice != _NONE)
+        self._inside = torch.from_numpy(inside).to(self._device)
+        self._block_inside = torch.from_numpy(self._block_of_slice[inside]).to(self._device)
+        blocks = torch.from_numpy(self._block_of_slice).to(self._device)
+        self._parts = [_Part(own, blocks[own.start : own.stop]) for own in self._used]
         self._biases = self._dead_biases()
         self._statistics = self._channels()
         norms = self.norms()
@@ -90,10 +95,8 @@ class Spheres:
         Cost: one pass over the parameters of the blocks.
         """
         weights = {own.parameter: self._parameters[own.parameter].detach() for own in self._used}
-        by_slice = squared_norms(self._symmetries.slices, weights, self._device)
-        inside = torch.from_numpy(np.flatnonzero(self._block_of_slice != _NONE)).to(self._device)
-        blocks = self._index(0, len(self._block_of_slice))[inside]
-        return by_slice.new_zeros(len(self)).index_add(0, blocks, by_slice[inside]).sqrt()
+        by_slice = squared_norms(self._used, weights, self._device)
+        return by_slice.new_zeros(len(self)).index_add(0, self._block_inside, by_slice[self._inside]).sqrt()
 
     @torch.no_grad()
     def project(self, optimizer: Optimizer | None = None) -> Tensor:
@@ -125,9 +128,6 @@ class Spheres:
             variance.mul_(scale.square().to(variance.dtype))
         return factors
 
-    def _index(self, start: int, stop: int) -> Tensor:
-        return torch.from_numpy(self._block_of_slice[start:stop]).to(self._device)
-
     def _spread(self, part: _Part, factors: Tensor) -> Tensor:
         """Return the factor of each slice of a parameter, in the shape in which it broadcasts to it."""
         values = torch.where(part.blocks == _NONE, 1.0, factors[part.blocks.clamp_min(0)])
@@ -143,15 +143,11 @@ class Spheres:
 
     def _check(self) -> None:
         for own in self._used:
-            parameter = self._parameters.get(own.parameter)
-            if parameter is None or tuple(parameter.shape) != own.shape:
+            check_parameter(self._parameters, own.parameter, own.shape)
+            dtype = self._parameters[own.parameter].dtype
+            if dtype in (torch.float16, torch.bfloat16):
                 raise ConfigurationError(
-                    f"The symmetries are those of another module, which has a parameter {own.parameter} of the shape "
-                    f"{own.shape}. Call scale_symmetries with this module."
-                )
-            if parameter.dtype in (torch.float16, torch.bfloat16):
-                raise ConfigurationError(
-                    f"{own.parameter} is stored in {parameter.dtype}, whose rounding is as large as a step: its norm "
+                    f"{own.parameter} is stored in {dtype}, whose rounding is as large as a step: its norm "
                     "cannot be held. Store the weights in float32, for instance with precision='bf16-mixed'."
                 )
 
@@ -166,37 +162,24 @@ class Spheres:
                 if own.parameter == bias_of(weight.parameter) and dead.issuperset(range(own.start, own.stop)):
                     blocks = self._by_output(weight, layers.get(layer_name(weight.parameter)))
                     if blocks is not None and len(blocks) == own.count:
-                        found.append(_Part(own, torch.from_numpy(blocks).to(self._device)))
+                        found.append(_Part(own, blocks.to(self._device)))
         return found
 
-    def _by_output(self, weight: Slices, layer: nn.Module | None) -> Ids | None:
+    def _by_output(self, weight: Slices, layer: nn.Module | None) -> Tensor | None:
         """Return the block of each output channel of a weight; None if channels have several."""
-        blocks = self._block_of_slice[weight.start : weight.stop].reshape(weight.sizes)
-        blocks = np.broadcast_to(blocks, (*weight.shape[:2], *blocks.shape[2:]))
-        if isinstance(layer, _ConvTransposeNd):
-            blocks = np.moveaxis(blocks.reshape(layer.groups, -1, *blocks.shape[1:]), 1, 2)
-            blocks = blocks.reshape(-1, *blocks.shape[2:])
-        inside: Ids = blocks.reshape(len(blocks), -1)
-        return inside[:, 0].copy() if bool((inside == inside[:, :1]).all()) else None
+        blocks = torch.from_numpy(self._block_of_slice[weight.start : weight.stop]).view(weight.sizes)
+        blocks = blocks.expand(*weight.shape[:2], *blocks.shape[2:])
+        dim, groups = (1, layer.groups) if isinstance(layer, _ConvTransposeNd) else (0, 1)
+        inside = as_rows(blocks, weight.shape[dim] * groups, dim, groups)
+        return inside[:, 0] if bool((inside == inside[:, :1]).all()) else None
 
     def _channels(self) -> list[tuple[tuple[Tensor, Tensor], Tensor]]:
         """Return running statistics, each with the exponents of its channels in each block."""
-        there, known = with_statistics(self._module), self._symmetries.batch_norms
-        missing = [name for name in there if known is None or (name in known and known[name] is None)]
-        if missing and len(self):
-            raise ConfigurationError(
-                f"It is not known how the running statistics of {missing[0]} scale with the weights. Get the "
-                "symmetries from scale_symmetries(module, example_batch), without reentrant activation checkpoints."
-            )
-        found = []
-        for name, matrix in (known or {}).items():
-            if name in there and matrix is not None:
-                chosen = matrix[self.generators].T.tocoo()
-                indices = torch.from_numpy(np.stack([chosen.row, chosen.col]).astype(np.int64))
-                values = torch.from_numpy(chosen.data.astype(np.float64))
-                exponents = torch.sparse_coo_tensor(indices, values, chosen.shape, check_invariants=False)
-                pair = there[name].running_mean, there[name].running_var
-                found.append((pair, exponents.coalesce().to(self._device, wide_dtype(self._device))))
+        there, found = with_statistics(self._module), []
+        for name, matrix in (statistic_exponents(self._symmetries, self._module) if len(self) else {}).items():
+            exponents = sparse_tensor(matrix[self.generators].T)
+            pair = there[name].running_mean, there[name].running_var
+            found.append((pair, exponents.to(self._device, wide_dtype(self._device))))
         return found  # type: ignore[return-value]
 
 

@@ -109,10 +109,7 @@ class Symmetries:
     @cached_property
     def matrix(self) -> Tensor:
         """The exponents as a sparse tensor in float64, as the functions of ``lightning_normgeo.geometry`` take them."""
-        found = self.exponents.tocoo()
-        indices = torch.from_numpy(np.stack([found.row, found.col]).astype(np.int64))
-        values = torch.from_numpy(found.data.astype(np.float64))
-        return torch.sparse_coo_tensor(indices, values, found.shape, check_invariants=False).coalesce()
+        return sparse_tensor(self.exponents)
 
     def in_role(self, role: Role) -> npt.NDArray[np.int64]:
         """Return the numbers of the generators that have a role."""
@@ -192,6 +189,14 @@ class Symmetries:
             ConfigurationError: if pandas is not installed.
         """
         return self._table().to_frame("slices")
+
+
+def sparse_tensor(matrix: csr_array) -> Tensor:
+    """Return a sparse matrix as a sparse tensor in float64."""
+    found = matrix.tocoo()
+    indices = torch.from_numpy(np.stack([found.row, found.col]).astype(np.int64))
+    values = torch.from_numpy(found.data.astype(np.float64))
+    return torch.sparse_coo_tensor(indices, values, found.shape, check_invariants=False).coalesce()
 
 
 def _percent(share: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -164,6 +165,16 @@ def needs_example(symmetries: Symmetries, combination: Values, scales: Mapping[s
 
 def _statistic_scales(symmetries: Symmetries, module: nn.Module, combination: Values) -> dict[str, Values]:
     """Return the logarithm of the factor of each channel of the input of each batch normalization."""
+    found = statistic_exponents(symmetries, module)
+    return {name: matrix.T @ combination for name, matrix in found.items()}
+
+
+def statistic_exponents(symmetries: Symmetries, module: nn.Module) -> dict[str, csr_array]:
+    """Return exponents of the inputs of a module's batch normalizations with running statistics, by module path.
+
+    Raises:
+        ConfigurationError: where they are not known.
+    """
     there = with_statistics(module)
     known = symmetries.batch_norms
     missing = list(there) if known is None else [name for name in there if name in known and known[name] is None]
@@ -172,8 +183,7 @@ def _statistic_scales(symmetries: Symmetries, module: nn.Module, combination: Va
             f"It is not known how the running statistics of {missing[0]} scale with the symmetries. Get these from "
             "scale_symmetries(module, example_batch), without reentrant activation checkpoints."
         )
-    found = {name: matrix for name, matrix in (known or {}).items() if name in there and matrix is not None}
-    return {name: matrix.T @ combination for name, matrix in found.items()}
+    return {name: matrix for name, matrix in (known or {}).items() if name in there and matrix is not None}
 
 
 def _multiply(tensor: Tensor, logarithms: list[Values], power: float) -> None:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 
 from lightning_normgeo.symmetries.equations.exponents import Ids
 
-_TOLERANCE = 1e-9  # exponents are small rational numbers
+TOLERANCE = 1e-9  # exponents are small rational numbers
 
 
 class Cut(NamedTuple):
@@ -70,5 +70,5 @@ def units(values: csr_array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.floa
     if slices % count or len(np.unique(solution)) < count:
         return None
     blocks, powers = solution.reshape(count, -1), exponent.reshape(count, -1)
-    alike = (blocks == blocks[:, :1]) & (abs(powers - powers[:, :1]) <= _TOLERANCE * abs(powers))
+    alike = (blocks == blocks[:, :1]) & (abs(powers - powers[:, :1]) <= TOLERANCE * abs(powers))
     return (blocks[:, 0], powers[:, 0]) if bool(alike.all()) else None

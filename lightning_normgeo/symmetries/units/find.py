@@ -13,7 +13,7 @@ from lightning_normgeo.normalization.autograd.graph import Graph, Node
 from lightning_normgeo.normalization.autograd.nodes import name_of
 from lightning_normgeo.normalization.names import bias_of, clean_name, layer_name
 from lightning_normgeo.symmetries.solution import Solution
-from lightning_normgeo.symmetries.units.cuts import Cut, cuts, units
+from lightning_normgeo.symmetries.units.cuts import TOLERANCE, Cut, cuts
 from lightning_normgeo.symmetries.units.normalizations import Normalizations
 from lightning_normgeo.symmetries.units.one_layer import AllLayers, LayerSolutions, solve_layer
 from lightning_normgeo.symmetries.units.reasons import Reasons
@@ -21,7 +21,6 @@ from lightning_normgeo.symmetries.units.weight_units import Kind, WeightUnits
 
 _MAPS = {"Convolution", "Mm", "Addmm", "Linear", "T", "WeightNormInterface", "Embedding"}
 """Nodes that use a weight as a linear map (or prepare it for one), which determines the dimension of its rows."""
-_TOLERANCE = 1e-9  # exponents are small rational numbers
 
 
 class UnitFinder:
@@ -37,6 +36,7 @@ class UnitFinder:
         self._layers = {clean_name(name): layer for name, layer in module.named_modules()}
         self._leaves = {name: node for node, name in found.names.items()}
         self._all = AllLayers(found)
+        self._solutions: dict[tuple[str, Cut], LayerSolutions] = {}
         self._normalizations = Normalizations(found)
         self._reasons = Reasons(found)
 
@@ -72,7 +72,7 @@ class UnitFinder:
         if self._reasons.forbidden(name) or _where_rows_are(self._found.graph, leaf, None) != cut:
             return ()
         solutions, owner = self._solved(name, cut), self._layers.get(layer_name(name))
-        covered = np.diff(solutions.of(solutions.weight).tocsc().indptr) > 0
+        covered = solutions.covered
         edges = [0, *(np.flatnonzero(covered[1:] != covered[:-1]) + 1).tolist(), rows]
         parts = [replace(none.of_part(*rows), count=rows[1] - rows[0]) for rows in itertools.pairwise(edges)]
         found = [
@@ -84,25 +84,27 @@ class UnitFinder:
         return tuple(found) if any(one.invariant for one in found) else ()
 
     def _units_along(self, none: WeightUnits, cut: Cut, owner: nn.Module | None) -> WeightUnits:
-        known = self._all.alone(none.name, bias_of(none.name), cut)
-        if known is not None and units(known.of(known.weight)) is not None:
-            return self._divided(none, known, cut, owner)
-        solutions = self._solved(none.name, cut)
-        if not bool((np.diff(solutions.of(solutions.weight).tocsc().indptr) > 0).all()):
+        solutions = self._all.alone(none.name, bias_of(none.name), cut)
+        if solutions is None or solutions.divided is None:
+            solutions = self._solved(none.name, cut)
+        if not bool(solutions.covered.all()):
             return none.without_invariance(self._reasons.of(none.name))
         return self._divided(none, solutions, cut, owner)
 
     def _solved(self, name: str, cut: Cut) -> LayerSolutions:
-        return solve_layer(self._found.propagation, self._leaves[name], self._leaves.get(bias_of(name)), cut)
+        """Return the symmetries of one layer alone; those of parts of a weight are read from the same ones."""
+        if (name, cut) not in self._solutions:
+            bias = self._leaves.get(bias_of(name))
+            self._solutions[name, cut] = solve_layer(self._found.propagation, self._leaves[name], bias, cut)
+        return self._solutions[name, cut]
 
     def _divided(self, none: WeightUnits, solutions: LayerSolutions, cut: Cut, owner: nn.Module | None) -> WeightUnits:
         """Return the units of a weight or a part of it, all of whose rows some solution scales."""
         if none.part is not None:
             solutions = solutions.within(slice(*none.part))
-        divided = units(solutions.of(solutions.weight))
-        if divided is None:
+        if solutions.divided is None:
             return none.without_invariance("the rows that share a normalization are not consecutive")
-        alone = solutions.rows(*divided)
+        alone = solutions.rows(*solutions.divided)
         belongs = solutions.bias.size > 0 and alone.moves(solutions.bias)
         if belongs and not _fits(alone):
             return none.without_invariance("a part of its bias belongs to another unit")
@@ -135,7 +137,7 @@ def _fits(alone: LayerSolutions) -> bool:
         return False
     values = alone.of(alone.bias).tocoo()
     own = values.row == values.col // (size // count)
-    return bool((own & (abs(values.data - 1) <= _TOLERANCE)).all())
+    return bool((own & (abs(values.data - 1) <= TOLERANCE)).all())
 
 
 def _where_rows_are(graph: Graph, leaf: Node, owner: nn.Module | None) -> Cut:

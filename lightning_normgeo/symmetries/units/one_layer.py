@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +11,12 @@ from scipy.sparse import csr_array, diags_array
 
 from lightning_normgeo.normalization.autograd.graph import Node
 from lightning_normgeo.symmetries.degrees.degree import Degree
-from lightning_normgeo.symmetries.equations.exponents import Exponents, Ids
+from lightning_normgeo.symmetries.equations.exponents import Exponents, Ids, Mask
 from lightning_normgeo.symmetries.equations.nullspace import solution
 from lightning_normgeo.symmetries.propagation import Degrees, Propagation
 from lightning_normgeo.symmetries.slices import Slices
 from lightning_normgeo.symmetries.solution import Solution
-from lightning_normgeo.symmetries.units.cuts import Cut
+from lightning_normgeo.symmetries.units.cuts import Cut, units
 
 _NOWHERE = -1
 
@@ -42,6 +43,17 @@ class LayerSolutions:
     def count(self) -> int:
         """The number of solutions."""
         return int(self.basis.shape[0])
+
+    @cached_property
+    def covered(self) -> Mask:
+        """The slices of the weight that some solution scales."""
+        found: Mask = np.diff(self.of(self.weight).tocsc().indptr) > 0
+        return found
+
+    @cached_property
+    def divided(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
+        """The solution and the exponent of each unit of the weight, see :func:`.cuts.units`."""
+        return units(self.of(self.weight))
 
     def of(self, ids: Ids) -> csr_array:
         """Return the values of some unknowns, of shape (solutions, unknowns)."""
@@ -120,8 +132,7 @@ class AllLayers:
             np.concatenate([np.zeros(0, np.int64), *bias_ids]),
             self._found.degrees,
         )
-        covered = np.diff(found.of(found.weight).tocsc().indptr) > 0
-        return found if bool(covered.all()) else None
+        return found if bool(found.covered.all()) else None
 
     def _along(self, weight: str, cut: Cut) -> Slices | None:
         """Return the slices of a weight that a cut makes, if there are such."""
