@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from types import ModuleType
-
 import pytest
 
-from support.isolation import REPOSITORY
+from support.scripts import load_script
 
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scale_symmetries", REPOSITORY / "benchmarks" / "scale_symmetries.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load()
+script = load_script("benchmarks/scale_symmetries.py")
 ROWS = {
     line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
     for line in script.PAGE.read_text(encoding="utf-8").splitlines()

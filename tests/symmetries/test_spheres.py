@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,22 +16,12 @@ from torch.nn import functional as F
 from lightning_normgeo import scale_symmetries
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.symmetries import Spheres
-from support.isolation import REPOSITORY
+from support.scripts import load_script
 
 EPS = 1e-60
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("units_of_spheres", REPOSITORY / "docs" / "units.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-table = load()
+table = load_script("docs/units.py")
 
 
 class Stream(nn.Module):

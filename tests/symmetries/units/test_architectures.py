@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from support.isolation import REPOSITORY
+from support.scripts import load_script
 
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("units_table", REPOSITORY / "docs" / "units.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up their module there
-    spec.loader.exec_module(module)
-    return module
-
-
-table = load()
+table = load_script("docs/units.py")
 DOCUMENTED = {
     tuple(cell.strip() for cell in line.split("|")[1:3]): line
     for line in (REPOSITORY / "docs" / "theory" / "units.md").read_text().splitlines()
