@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.geometry.charges import epsilon_part
-from lightning_normgeo.normalization.autograd.graph import Graph, Node, is_compiled, trace
+from lightning_normgeo.normalization.autograd.compiled_modules import check_not_compiled
+from lightning_normgeo.normalization.autograd.graph import Graph, Node, trace
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 from lightning_normgeo.symmetries.rules.context import Absorption
@@ -110,8 +110,7 @@ def epsilon_charges(
         (True, True)
     """
     check_module("epsilon_charges(module, example_batch, loss)", module)
-    if is_compiled(module):
-        raise ConfigurationError("epsilon_charges cannot look into a compiled model. Give it the model itself.")
+    check_not_compiled("epsilon_charges", module)
     constants = ZeroConstants()
     with _Calls(module) as calls:
         with constants:

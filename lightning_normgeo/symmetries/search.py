@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.normalization.autograd.graph import Graph, Node, is_compiled, traced_graph
+from lightning_normgeo.normalization.autograd.compiled_modules import check_not_compiled
+from lightning_normgeo.normalization.autograd.graph import Graph, Node, traced_graph
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 from lightning_normgeo.symmetries.batch_norms import BatchNormNodes, input_exponents, widths_of
 from lightning_normgeo.symmetries.solution import Solution, solve
@@ -40,8 +40,7 @@ def scale_symmetries(module: nn.Module, example_batch: Any, loss: Callable[[Any]
     networks of 100 layers. No tensor is read.
     """
     check_module("scale_symmetries(module, example_batch)", module)
-    if is_compiled(module):
-        raise ConfigurationError("scale_symmetries cannot look into a compiled model. Give it the model itself.")
+    check_not_compiled("scale_symmetries", module)
     with BatchNormNodes(module) as batch_norms:
         graph = traced_graph(module, as_example(module, example_batch), loss)
     return symmetries_in(graph, module, batch_norms.nodes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import warnings
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from lightning_normgeo.study import load_study, runner
 from lightning_normgeo.study.validation import Checker
 from support.in_process import InProcess
 from support.isolation import REPOSITORY
+from support.scripts import load_script
 
 pytestmark = [
     # Lightning's LightningCLI calls what jsonargparse 4.49 renamed
@@ -101,11 +101,7 @@ def test_configuration_runs(path: Path, tmp_path: Path) -> None:
 
 def test_configurations_of_the_normalizations_are_those_of_the_table() -> None:
     """None too many and none out of date; short, and different from the base only in the norm and weight decay."""
-    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
-    assert spec is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    files = generate.files()
+    files = load_script("docs/generate.py").files()
     assert {path: path.read_text() for path in files} == files, "run docs/generate.py"
     assert set((REPOSITORY / "configs" / "norm").iterdir()) == {path for path in files if path.suffix == ".yaml"}
     assert all(len(text.splitlines()) <= 12 for path, text in files.items() if path.suffix == ".yaml")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from lightning_normgeo.report.report_command import report_parser
 from lightning_normgeo.study import load_study
 from lightning_normgeo.study.study_command import study_parser
 from support.isolation import REPOSITORY
+from support.scripts import load_script
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -74,12 +74,7 @@ def public_names(package: str) -> set[str]:
 
 def generator() -> ModuleType:
     """Return ``docs/generate.py``."""
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("docs/generate.py")
 
 
 def accept(command: str, monkeypatch: pytest.MonkeyPatch) -> None:

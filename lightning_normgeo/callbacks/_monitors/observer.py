@@ -26,7 +26,7 @@ from lightning_normgeo.callbacks._readings.epsilon_part import (
 )
 from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
 from lightning_normgeo.errors import skipped_on_error, warn_once
-from lightning_normgeo.normalization.autograd.graph import is_compiled
+from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
 from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe, affine_batch_norms
@@ -86,7 +86,7 @@ class Observer:
         """Also read batch statistics."""
         if self.batch_norms is None:
             layers = affine_batch_norms(module)
-            self.batch_norms = BatchNormProbe(layers, is_compiled(module), self.all_reduce is not None)
+            self.batch_norms = BatchNormProbe(layers, self._compiled, self.all_reduce is not None)
             # fixed now: messages between processes must not depend on layers that only one of them sees later
             self._channels = {name: layer.num_features for name, layer in layers.items()}
 

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.normalization.autograd.graph import is_compiled
+from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
 from lightning_normgeo.normalization.names import bias_of, by_clean_name, clean_name, named_weights
 from lightning_normgeo.probes.sharded.shards import ShardedWeight, Shards, is_sharded, local_part
 from lightning_normgeo.probes.sharded.unsharded import UnshardedParameters

@@ -267,18 +267,6 @@ def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Whether ``torch.compile`` was applied to a module, to a submodule, or to the LightningModule itself."""
-    if getattr(module, "_compiler_ctx", None) is not None:  # Lightning's mark: it compiles the methods of the module
-        return True
-    # ``module.compile()`` sets the attribute, ``torch.compile(module)`` returns a wrapper of this class; it is compared
-    # by name, since importing it loads all of the compiler
-    return any(
-        getattr(child, "_compiled_call_impl", None) is not None or type(child).__name__ == "OptimizedModule"
-        for child in module.modules()
-    )
-
-
 def _describe(value: Any) -> str:
     """Return the shapes of the tensors in a value as text; its type if there are none."""
     shapes = [str(tuple(leaf.shape)) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.normalization.autograd.graph import is_compiled
+from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
 from lightning_normgeo.normalization.example_inputs import attributes_kept, inputs_by_trial, shapes
 from lightning_normgeo.normalization.registry import Normalization, find_norm
 from lightning_normgeo.normalization.surgery.function_change import Yardstick

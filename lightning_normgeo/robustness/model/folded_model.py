@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.geometry.rows import wide_dtype
-from lightning_normgeo.normalization.autograd.graph import is_compiled
+from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
 from lightning_normgeo.normalization.folding import foldable, scale_and_shift, tied_parameters
 from lightning_normgeo.normalization.surgery.norm_layers import NormLayer, normalization_layers, overrides
 from lightning_normgeo.normalization.surgery.preceding_layers import PrecedingLayer, inputs_by_graph

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.normalization.autograd.graph import Graph, is_compiled, traced_graph
+from lightning_normgeo.normalization.autograd.compiled_modules import check_not_compiled
+from lightning_normgeo.normalization.autograd.graph import Graph, traced_graph
 from lightning_normgeo.normalization.names import named_weights
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 from lightning_normgeo.symmetries.search import symmetries_of
@@ -55,8 +55,7 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
     between it and its normalization.
     """
     check_module("scale_invariant_units(module, example_batch)", module)
-    if is_compiled(module):
-        raise ConfigurationError("scale_invariant_units cannot look into a compiled model. Give it the model itself.")
+    check_not_compiled("scale_invariant_units", module)
     found = {
         units.name: units
         for units in units_of(solve(traced_graph(module, as_example(module, example_batch)), module), module)
