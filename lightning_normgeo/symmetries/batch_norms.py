@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, cast
 
@@ -30,7 +30,20 @@ def with_statistics(module: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-class BatchNormNodes:
+class ForwardHooks:
+    """Context in which modules have hooks; a subclass registers them on entry, in ``_handles``."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class BatchNormNodes(ForwardHooks):
     """Context in which a forward pass notes the autograd node of each batch normalization with running statistics.
 
     Args:
@@ -42,38 +55,37 @@ class BatchNormNodes:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        super().__init__()
         self.nodes: dict[str, Node | None] = {}
         self._module = module
-        self._handles: list[Any] = []
 
     def __enter__(self) -> BatchNormNodes:
         for name, child in with_statistics(self._module).items():
             self._handles.append(child.register_forward_hook(self._hook(name)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-
     def _hook(self, name: str) -> Any:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
             constant = torch.is_grad_enabled() and not (isinstance(output, Tensor) and output.requires_grad)
             if not constant:
-                self.nodes[name] = _batch_norm_before(getattr(output, "grad_fn", None))
+                self.nodes[name] = nearest_node(getattr(output, "grad_fn", None), _is_batch_norm)
 
         return note
 
 
-def _batch_norm_before(node: Node) -> Node | None:
-    """Return the nearest batch normalization that has computed a tensor."""
-    nodes = [node]
+def _is_batch_norm(node: Node) -> bool:
+    return name_of(node) in BATCH_NORMS
+
+
+def nearest_node(node: Node, accepts: Callable[[Node], bool], before: Node = None) -> Node | None:
+    """Return the nearest node that has computed a tensor and is accepted, behind the one that made the input."""
+    waiting = [node]
     for _ in range(_REACH):
-        for found in nodes:
-            if found is not None and name_of(found) in BATCH_NORMS:
+        waiting = [found for found in waiting if found is not None and found is not before]
+        for found in waiting:
+            if accepts(found):
                 return found
-        nodes = [source for found in nodes if found is not None for source, _ in found.next_functions]
+        waiting = [source for found in waiting for source, _ in found.next_functions]
     return None
 
 

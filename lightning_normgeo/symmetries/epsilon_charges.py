@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,13 @@ from lightning_normgeo.normalization.autograd.compiled_modules import check_not_
 from lightning_normgeo.normalization.autograd.graph import Graph, Node, trace
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
+from lightning_normgeo.symmetries.batch_norms import ForwardHooks, nearest_node
 from lightning_normgeo.symmetries.rules.context import Absorption
 from lightning_normgeo.symmetries.search import symmetries_of
 from lightning_normgeo.symmetries.solution import Solution, solve
 from lightning_normgeo.symmetries.symmetries import Symmetries
 
 _LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm)
-_REACH = 8
-"""The largest number of nodes between a normalization and the output of its module."""
 
 
 @dataclass
@@ -41,25 +39,19 @@ class _Call:
     part: Tensor | None = None
 
 
-class _Calls:
+class _Calls(ForwardHooks):
     """Context in which the calls of all normalization layers are recorded, and the parts of ε in the backward pass."""
 
     def __init__(self, module: nn.Module) -> None:
+        super().__init__()
         self.found: list[_Call] = []
         self._layers = [
             layer for layer in module.modules() if isinstance(layer, _LAYERS) and not isinstance(layer, _InstanceNorm)
         ]
-        self._handles: list[Any] = []
 
     def __enter__(self) -> _Calls:
         self._handles = [layer.register_forward_hook(self._note) for layer in self._layers]
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def _note(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
         if output.grad_fn is not None:
@@ -127,25 +119,10 @@ def _by_absorption(found: Solution, calls: list[_Call]) -> dict[Node, list[_Call
     nodes = {one.node for one in found.degrees.absorbed}
     by_node: dict[Node, list[_Call]] = defaultdict(list)
     for call in calls:
-        node = _inside(call, nodes)
+        node = nearest_node(call.node, nodes.__contains__, call.before)
         if node is not None:
             by_node[node].append(call)
     return by_node
-
-
-def _inside(call: _Call, nodes: set[Node]) -> Node | None:
-    waiting = [call.node]
-    for _ in range(_REACH):
-        for node in waiting:
-            if node in nodes:
-                return node
-        waiting = [
-            source
-            for node in waiting
-            for source, _ in node.next_functions
-            if source is not None and source is not call.before
-        ]
-    return None
 
 
 def _summed(found: Solution, by_node: Mapping[Node, list[_Call]]) -> npt.NDArray[np.float64]:
