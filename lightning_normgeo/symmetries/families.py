@@ -88,7 +88,7 @@ def in_layers(families: Sequence[Family]) -> list[tuple[list[Family], str]]:
 
 
 def reasons_in_layers(reasons: Mapping[str, str]) -> list[tuple[int, str, str]]:
-    """Return how many parameters there are whose names differ only in numbers, their common name, and the reason."""
+    """Return the number of parameters whose names differ only in numbers, their common name, and the reason."""
     alike: dict[tuple[str, str], list[str]] = {}
     for name, reason in reasons.items():
         alike.setdefault((reason, _NUMBER.sub("*", name)), []).append(name)
