@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_normgeo.callbacks import NormGrowthMonitor as NormGrowthMonitor
     from lightning_normgeo.callbacks import OrthogonalityMonitor as OrthogonalityMonitor
     from lightning_normgeo.callbacks import RobustnessEvaluation as RobustnessEvaluation
+    from lightning_normgeo.callbacks import SphereProjection as SphereProjection
     from lightning_normgeo.callbacks import SymmetryMonitor as SymmetryMonitor
     from lightning_normgeo.data import CIFARDataModule as CIFARDataModule
     from lightning_normgeo.data import DigitsDataModule as DigitsDataModule
@@ -47,6 +48,7 @@ _HOMES = {
     "RecordLogger": "runs.record_logger",
     "ResNetClassifier": "models",
     "RobustnessEvaluation": "callbacks",
+    "SphereProjection": "callbacks",
     "SwapReport": "normalization",
     "Symmetries": "symmetries",
     "SymmetryMonitor": "callbacks",

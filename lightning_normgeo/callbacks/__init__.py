@@ -8,4 +8,5 @@ from lightning_normgeo.callbacks.affine_convergence_monitor import AffineConverg
 from lightning_normgeo.callbacks.norm_growth_monitor import NormGrowthMonitor as NormGrowthMonitor
 from lightning_normgeo.callbacks.orthogonality_monitor import OrthogonalityMonitor as OrthogonalityMonitor
 from lightning_normgeo.callbacks.robustness_evaluation import RobustnessEvaluation as RobustnessEvaluation
+from lightning_normgeo.callbacks.sphere_projection import SphereProjection as SphereProjection
 from lightning_normgeo.callbacks.symmetry_monitor import SymmetryMonitor as SymmetryMonitor

@@ -66,6 +66,8 @@ from lightning_normgeo.geometry.sphere import effective_weight as effective_weig
 from lightning_normgeo.geometry.sphere import sphere_radius as sphere_radius
 from lightning_normgeo.geometry.sphere import standardize as standardize
 from lightning_normgeo.geometry.sphere import standardize_gradient as standardize_gradient
+from lightning_normgeo.geometry.sphere_steps import geodesic_step as geodesic_step
+from lightning_normgeo.geometry.sphere_steps import hyperball_step as hyperball_step
 from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule as ElementwiseRule
 from lightning_normgeo.geometry.update_rules.elementwise import StepParts as StepParts
 from lightning_normgeo.geometry.update_rules.optimizers.adafactor import AdafactorRule as AdafactorRule

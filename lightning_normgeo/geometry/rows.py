@@ -8,6 +8,7 @@ value per unit (float32 where the device has no float64).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,17 @@ def has_float64(device: torch.device) -> bool:
 def wide_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype in which statistics are accumulated: float64, or float32 on devices without it (MPS)."""
     return torch.float64 if has_float64(device) else torch.float32
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor, told by its attributes, since importing the class is slow."""
+    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return the shard of a tensor that this process holds, without a collective; other tensors unchanged."""
+    part: Any = tensor.detach()
+    return part.to_local() if is_sharded(part) else part  # type: ignore[no-any-return]
 
 
 def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor:

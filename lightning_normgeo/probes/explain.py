@@ -15,10 +15,10 @@ from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.geometry.increments.norm_increments import predicted_increment
 from lightning_normgeo.geometry.products.one_pass import is_additive
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
+from lightning_normgeo.geometry.rows import is_sharded
 from lightning_normgeo.geometry.update_rules.recipe import Group, scalar
 from lightning_normgeo.geometry.update_rules.registry import described_safely, warn_unexplained
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule, whole_products
-from lightning_normgeo.probes.sharded.shards import is_sharded
 
 
 def groups_of(optimizer: Optimizer) -> dict[int, Group]:

@@ -153,6 +153,13 @@ JOINT_ANGLES = Section(
     "The angle between all weights that are invariant as one vector, before and after a step.",
     ("symmetry/joint_angular_update",),
 )
+SPHERES = Section(
+    "Free training with the same directions",
+    "Training on spheres moves directions exactly as free training with this learning rate, whose norms would be "
+    "longer by the other factor. Geometric means over all blocks.",
+    ("sphere/equivalent_lr", "sphere/free_norm_ratio"),
+    wandb_keys=("sphere/equivalent_lr", "sphere/free_norm_ratio", "sphere/step_stretch"),
+)
 CONTROLS_ONLY = "No weight of these runs is scale invariant, so the curves are those of the controls."
 """Sentence in front of captions where only weights without the invariance were measured."""
 GLOSSARY = {
@@ -187,7 +194,7 @@ WANDB_TRAINING = Section("Loss and accuracy", LOSS.caption, ())
 """Section at W&B with the curves that the project logged itself."""
 WANDB_KEYS = Section("Words and keys", "Every metric key, its unit and its meaning.", ())
 """Last section of the view of a W&B project."""
-WANDB_SECTIONS = (AFFINE, NORMS, INCREMENTS, TERMS, ORTHOGONALITY, ANGLES, CHARGES, IMBALANCE, JOINT_NORM)
+WANDB_SECTIONS = (AFFINE, NORMS, INCREMENTS, TERMS, ORTHOGONALITY, ANGLES, CHARGES, IMBALANCE, JOINT_NORM, SPHERES)
 """Sections of a W&B report, in order. The section of increments also shows the cumulative ones."""
 WANDB_ROBUSTNESS = (
     "Accuracy on the test set and under each attack, and what the attack takes of it. A bar over several runs is their "

@@ -11,7 +11,7 @@ from lightning_normgeo.symmetries.roles import correct_weight_decay as correct_w
 from lightning_normgeo.symmetries.roles import parameter_groups as parameter_groups
 from lightning_normgeo.symmetries.search import scale_symmetries as scale_symmetries
 from lightning_normgeo.symmetries.slices import Slices as Slices
-from lightning_normgeo.symmetries.spheres import Spheres as Spheres
+from lightning_normgeo.symmetries.spheres.spheres import Spheres as Spheres
 from lightning_normgeo.symmetries.symmetries import Symmetries as Symmetries
 from lightning_normgeo.symmetries.transformation import transform as transform
 from lightning_normgeo.symmetries.units.discovery import scale_invariant_units as scale_invariant_units

@@ -106,7 +106,7 @@ def per_element(spheres: Spheres, values: Tensor, parameters: dict[str, nn.Param
         whole = torch.ones_like(parameter)
         for part in spheres._parts:
             if part.slices.parameter == name:
-                whole = whole * spheres._spread(part, values)
+                whole = whole * part.spread(values)
         found[name] = whole
     return found
 
@@ -146,7 +146,7 @@ def trained_on_spheres(name: str, make: Callable[..., Any], decay: float) -> tup
     network, batch = built(name)
     start = copy.deepcopy(network)
     spheres = Spheres(scale_symmetries(network, batch(0)[0]), network)
-    blocks = {part.slices.parameter for part in spheres._parts}
+    blocks = {part.slices.parameter for part in spheres.blocks.weights}
     groups = [
         {"params": [p for n, p in network.named_parameters() if n in blocks], "weight_decay": decay},
         {"params": [p for n, p in network.named_parameters() if n not in blocks], "weight_decay": 0.0},

@@ -8,9 +8,10 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.geometry.rows import is_sharded, local_part
 from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
 from lightning_normgeo.normalization.names import bias_of, by_clean_name, clean_name, named_weights
-from lightning_normgeo.probes.sharded.shards import ShardedWeight, Shards, is_sharded, local_part
+from lightning_normgeo.probes.sharded.shards import ShardedWeight, Shards
 from lightning_normgeo.probes.sharded.unsharded import UnshardedParameters
 
 _REMEDY = "Shard the model by fully_shard alone, over all processes, or use ddp, or remove the callback."

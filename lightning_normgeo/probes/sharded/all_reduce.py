@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.geometry.angles import UpdateProducts, folded_products
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.rows import is_sharded, wide_dtype
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import Totals
 from lightning_normgeo.probes.sharded.reader import ShardedIncrements
-from lightning_normgeo.probes.sharded.shards import RowRange, ShardedWeight, Shards, is_sharded
+from lightning_normgeo.probes.sharded.shards import RowRange, ShardedWeight, Shards
 from lightning_normgeo.probes.weight_step import ADDITIVE, MeasuredWeights, WeightStep
 
 _TERMS, _PRODUCTS = len(IncrementTerms._fields), len(UpdateProducts._fields)

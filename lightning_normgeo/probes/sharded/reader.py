@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lightning_normgeo.geometry.angles import UpdateProducts
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
-from lightning_normgeo.geometry.rows import output_rows
+from lightning_normgeo.geometry.rows import local_part, output_rows
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import Totals
-from lightning_normgeo.probes.sharded.shards import Shards, local_part, local_rows
+from lightning_normgeo.probes.sharded.shards import Shards, local_rows
 from lightning_normgeo.probes.weight_reader import WeightReader
 from lightning_normgeo.probes.weight_step import ADDITIVE, WeightStep
 from lightning_normgeo.symmetries.units.weight_units import WeightUnits

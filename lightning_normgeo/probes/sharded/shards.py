@@ -6,11 +6,12 @@ A parameter is sharded along dimension 0: each process holds some of its slices 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_normgeo.geometry.rows import is_sharded, local_part
 from lightning_normgeo.normalization.names import bias_of, clean_name, layer_name, named_weights
 from lightning_normgeo.normalization.parametrizations import rows_dim
 
@@ -101,17 +102,6 @@ class Shards:
         """Return the names and sharded parameters that have rows, including frozen ones."""
         named = [(name, self.parameters[name]) for name, _ in named_weights(module, frozen=True)]
         return [(name, parameter) for name, parameter in named if is_sharded(parameter)]
-
-
-def is_sharded(tensor: Any) -> bool:
-    """Whether a tensor is a DTensor, told by its attributes, since importing the class is slow."""
-    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """Return the shard of a tensor that this process holds, without a collective; other tensors unchanged."""
-    part: Any = tensor.detach()
-    return part.to_local() if is_sharded(part) else part  # type: ignore[no-any-return]
 
 
 def local_rows(tensor: Tensor, dim: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_normgeo.probes.sharded.shards import is_sharded
+from lightning_normgeo.geometry.rows import is_sharded
 
 _Entries = list[tuple[nn.Module, str, str]]
 """Parameters as (owning module, attribute, name in the model)."""

@@ -11,7 +11,7 @@ from lightning_normgeo.report.figures.curves import Curves, Row, last_by_layer
 from lightning_normgeo.report.figures.figure import Figure, color_of, panels, unique, value_axis, value_scale
 from lightning_normgeo.report.figures.robustness_figures import accuracies, against_eps
 from lightning_normgeo.report.figures.section_figures import drawn, names_of
-from lightning_normgeo.report.figures.symmetry_figures import charges, imbalance, joint_angles, joint_norm
+from lightning_normgeo.report.figures.symmetry_figures import charges, imbalance, joint_angles, joint_norm, spheres
 from lightning_normgeo.report.figures.training_figures import accuracy, loss
 from lightning_normgeo.report.story import (
     AFFINE,
@@ -49,6 +49,7 @@ def all_figures(curves: Curves) -> list[Figure]:
         imbalance,
         joint_norm,
         joint_angles,
+        spheres,
     )
     found = [make(curves) for make in geometry] + [accuracies(curves.runs), against_eps(curves.runs)]
     return [figure for figure in found if figure is not None]

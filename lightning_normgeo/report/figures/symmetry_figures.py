@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_normgeo.report.figures.curves import Curves
 from lightning_normgeo.report.figures.figure import Figure, unique
 from lightning_normgeo.report.figures.section_figures import drawn
-from lightning_normgeo.report.story import CHARGES, IMBALANCE, JOINT_ANGLES, JOINT_NORM, Section
+from lightning_normgeo.report.story import CHARGES, IMBALANCE, JOINT_ANGLES, JOINT_NORM, SPHERES, Section
 from lightning_normgeo.runs.quantities import labels
 
 
@@ -39,6 +39,13 @@ def joint_norm(curves: Curves) -> Figure | None:
 def joint_angles(curves: Curves) -> Figure | None:
     """Return the figure of the angles by which this vector turns."""
     return _one(curves, "joint-angles", JOINT_ANGLES, "angle, radians", log=True)
+
+
+def spheres(curves: Curves) -> Figure | None:
+    """Return the figure of the free training that moves directions as training on spheres does."""
+    names = labels(*SPHERES.keys)
+    rows = curves.of(names)
+    return drawn(rows, "spheres", SPHERES, "", panel="quantity", log=True, known=[*names.values()], by_layer=False)
 
 
 def _one(curves: Curves, anchor: str, section: Section, axis: str, log: bool) -> Figure | None:

@@ -1,0 +1,1 @@
+"""Parts of SphereProjection: the search for blocks, their projection, and its log."""

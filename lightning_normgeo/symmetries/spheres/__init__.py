@@ -1,0 +1,1 @@
+"""Spheres of scale-invariant blocks, and steps that stay on them."""
