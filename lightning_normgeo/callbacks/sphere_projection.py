@@ -210,7 +210,7 @@ class SphereProjection(QuietCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the radii, and how far free training would be from them."""
-        return {} if self._projector is None else self._projector.state() or dict(self._restored)
+        return dict(self._restored if self._projector is None else self._projector.state())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the radii of a checkpoint."""

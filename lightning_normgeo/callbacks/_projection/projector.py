@@ -127,7 +127,7 @@ class Projector:
         group = BlockGroup(owners, spheres, torch.zeros_like(spheres.radii))
         if not self._restore_group(group) and self._radius is not None:
             spheres.radii = torch.full_like(spheres.radii, self._radius)
-            spheres.project([self._optimizers[k] for k in owners], self._transport)
+            spheres.project([self._optimizers[k] for k in owners], self._transport, gradients=True)
         self.groups.append(group)
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -171,16 +171,18 @@ class Projector:
             group.factors = group.spheres.project(own, self._transport)
             group.growth -= group.factors.log()
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
+    def state(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the state of each group for a checkpoint, by the parameter of the first slice of each block."""
-        found: dict[str, dict[str, Tensor]] = {"radii": {}, "growth": {}, "steps": {}}
+        if not self.groups:  # no step has been taken since the last checkpoint
+            return dict(self._restored)
+        radii, growth, steps = {}, {}, {}
         for group in self.groups:
             for name, numbers in group.spheres.blocks.places().items():
                 key, at = _key(name, group.owners), torch.from_numpy(numbers).to(group.growth.device)
-                found["radii"][key] = group.spheres.radii[at].cpu()
-                found["growth"][key] = group.growth[at].cpu()
-                found["steps"][key] = torch.tensor(group.steps)
-        return found
+                radii[key] = group.spheres.radii[at].cpu()
+                growth[key] = group.growth[at].cpu()
+                steps[key] = torch.tensor(group.steps)
+        return {"radii": radii, "growth": growth, "steps": steps}
 
     def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take over the radii of a checkpoint, for blocks that are found later."""

@@ -118,13 +118,19 @@ class Spheres:
         return self._by_block(by_slice.unsqueeze(0))[0].sqrt()
 
     @torch.no_grad()
-    def project(self, optimizers: Optimizer | Sequence[Optimizer] | None = None, transport: bool = True) -> Tensor:
+    def project(
+        self,
+        optimizers: Optimizer | Sequence[Optimizer] | None = None,
+        transport: bool = True,
+        gradients: bool = False,
+    ) -> Tensor:
         """Bring every block back to its sphere, in place, and return the factor a of each block.
 
         Args:
             optimizers: whose state is transported. Blocks of which they move no parameter stay as they are. Default:
                 all blocks are projected, and no state is transported.
             transport: whether to transport the state at all.
+            gradients: whether to scale ``.grad`` as well, for a projection between a backward pass and its step.
 
         Raises:
             ConfigurationError: for a state that is not known; nothing is changed then.
@@ -145,6 +151,8 @@ class Spheres:
                 scale_states(one, scaled, _multiply)
         for parameter, values in scaled:
             _multiply(parameter, values, 1.0)
+            if gradients and parameter.grad is not None:
+                _multiply(parameter.grad, values, -1.0)
         for mean, variance, exponents in self._statistics:
             scale = torch.sparse.mm(exponents, factors.log().unsqueeze(1)).squeeze(1).exp()
             mean.mul_(scale.to(mean.dtype))

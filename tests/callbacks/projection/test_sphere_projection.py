@@ -198,6 +198,23 @@ def test_a_given_radius_leaves_the_function(tmp_path: Path) -> None:
     torch.testing.assert_close(project.eval()(x), reference.eval()(x), rtol=1e-10, atol=1e-11)
 
 
+def test_a_given_radius_is_as_if_training_had_started_there() -> None:
+    def start(radius: float | None) -> Project:
+        project = exact(optimizers=sgd(lr=0.05, momentum=0.9))
+        if radius is not None:
+            with torch.no_grad():
+                for layer in (project.net[0], project.net[3]):
+                    layer.weight.mul_((radius / filters(layer.weight).norm(dim=1)).view(-1, 1, 1, 1))
+        return project
+
+    given, there = start(None), start(0.5)
+    trainer(SphereProjection(radius=0.5), steps=6).fit(given, data())
+    trainer(SphereProjection(), steps=6).fit(there, data())
+    for (name, a), b in zip(given.named_parameters(), there.parameters(), strict=True):
+        if name != "net.3.bias":  # without effect; it follows its weight
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12, msg=name)
+
+
 @pytest.mark.parametrize("mode", ["retract", "geodesic"])
 def test_a_resumed_training_is_the_same_bit_for_bit(mode: Any, tmp_path: Path) -> None:
     optimizers = sgd(lr=0.1) if mode == "geodesic" else sgd(lr=0.1, momentum=0.9)
@@ -216,6 +233,23 @@ def test_a_resumed_training_is_the_same_bit_for_bit(mode: Any, tmp_path: Path) -
     )
     assert same(whole.state_dict(), part.state_dict())
     assert first.rows[8:] == second.rows
+
+
+def test_a_checkpoint_before_the_first_step_keeps_the_radii(tmp_path: Path) -> None:
+    first = trainer(SphereProjection(radius=2.0), steps=8)
+    first.fit(exact(), data())
+    first.save_checkpoint(tmp_path / "first.ckpt")
+
+    class Save(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "second.ckpt")
+
+    trainer(SphereProjection(radius=2.0), Save(), steps=9).fit(exact(), data(), ckpt_path=tmp_path / "first.ckpt")
+    one, other = (
+        torch.load(tmp_path / f"{name}.ckpt", weights_only=False)["callbacks"]["SphereProjection"]
+        for name in ("first", "second")
+    )
+    assert same(one, other)
 
 
 def test_radii_of_another_network_are_not_taken_over(tmp_path: Path) -> None:
