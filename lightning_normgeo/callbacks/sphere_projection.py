@@ -49,8 +49,9 @@ class SphereProjection(QuietCallback):
     - ``hyperball``: :math:`W^+ = r N(W - \eta r N(u))` with D = −ηu (arXiv 2606.16899): η is the tangent of the angle
       per step, whatever the size of u.
 
-    Weight decay λ keeps an effect. Decoupled, it acts as the learning rate η/(1 − ηλ) and the momentum μ(1 − ηλ); added
-    to the gradient, what momentum keeps of it is no longer radial in later steps. A line at the start says which.
+    Weight decay λ keeps an effect. Decoupled, it acts as the learning rate η/(1 − ηλ), with averages of gradients that
+    shrink by 1 − ηλ per step; added to the gradient, what momentum keeps of it is no longer radial in later steps. A
+    line at the start says which.
 
     This callback changes the training. Measured increments of :class:`NormGrowthMonitor` are those of the optimizer's
     step, before the projection.

@@ -22,8 +22,9 @@ def opening(groups: Sequence[BlockGroup], mode: Mode, every_n_steps: int, optimi
     """Return the console line with the number of blocks, and a sentence on weight decay if there is any."""
     blocks = sum(len(group.spheres) for group in groups)
     names = {name for group in groups for name in group.spheres.parameters}
-    every = "" if every_n_steps == 1 else f" of every {every_n_steps} steps"
-    line = f"SphereProjection: {blocks:,} scale-invariant blocks of {len(names)} parameters are {_HOW[mode]}{every}."
+    every = "" if every_n_steps == 1 else f", every {every_n_steps} steps"
+    what = "scale-invariant block is" if blocks == 1 else f"scale-invariant blocks of {len(names)} parameters are"
+    line = f"SphereProjection: {blocks:,} {what} {_HOW[mode]}{every}."
     sentences = [_on_decay(optimizer, mode) for optimizer in optimizers]
     return " ".join([line, *dict.fromkeys(sentence for sentence in sentences if sentence)])
 
@@ -39,7 +40,10 @@ def _on_decay(optimizer: Optimizer, mode: Mode) -> str:
     if mode == "hyperball":
         return f"{amount} changes the direction of their steps; set it to 0 for them to have the published algorithm."
     if any(shrink_of(optimizer, group) != 1 for group in decayed):
-        return f"{amount} does not vanish: it acts on them as the learning rate η/(1 - ηλ) and the momentum μ(1 - ηλ)."
+        return (
+            f"{amount} does not vanish: it acts on them as the learning rate η/(1 - ηλ), and averages of gradients shrink "
+            "by 1 - ηλ per step."
+        )
     return (
         f"{amount} does not vanish: it acts on them as the learning rate η/(1 - ηλ), and what momentum keeps of it is "
         "no longer radial in later steps."

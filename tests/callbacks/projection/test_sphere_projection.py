@@ -452,7 +452,11 @@ def test_steps_that_are_too_long_are_reported() -> None:
     ("optimizers", "mode", "text"),
     [
         (sgd(weight_decay=0.01, momentum=0.9), "retract", "SGD's weight decay 0.01 does not vanish.*momentum keeps"),
-        (adamw(weight_decay=0.1), "retract", r"AdamW's weight decay 0.1 does not vanish.*η/\(1 - ηλ\) and the"),
+        (
+            adamw(weight_decay=0.1),
+            "retract",
+            r"AdamW's weight decay 0.1 does not vanish.*η/\(1 - ηλ\), and averages of gradients",
+        ),
         (sgd(weight_decay=0.01), "geodesic", "has no effect on them: it is radial"),
         (adamw(weight_decay=0.1), "hyperball", "changes the direction of their steps; set it to 0"),
         (sgd(), "retract", r"14 scale-invariant blocks of 2 parameters are rescaled after the step\.$"),
