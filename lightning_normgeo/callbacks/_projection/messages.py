@@ -41,8 +41,8 @@ def _on_decay(optimizer: Optimizer, mode: Mode) -> str:
         return f"{amount} changes the direction of their steps; set it to 0 for them to have the published algorithm."
     if any(shrink_of(optimizer, group) != 1 for group in decayed):
         return (
-            f"{amount} does not vanish: it acts on them as the learning rate η/(1 - ηλ), and averages of gradients shrink "
-            "by 1 - ηλ per step."
+            f"{amount} does not vanish: it acts on them as the learning rate η/(1 - ηλ), and averages of gradients "
+            "shrink by 1 - ηλ per step."
         )
     return (
         f"{amount} does not vanish: it acts on them as the learning rate η/(1 - ηλ), and what momentum keeps of it is "
