@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_normgeo.runs.findings.run_findings import Finding, findings_of
 from overview import KEYS
 
 from lightning_normgeo.report.compared_runs import Run, load_runs
 from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
 from lightning_normgeo.report.tables.table import Table
-from lightning_normgeo.runs.findings.run_findings import Finding, findings_of
 from lightning_normgeo.runs.record import STUDY_NAME, Record
 
 _CURVES = (

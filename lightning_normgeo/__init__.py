@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lightning_normgeo.runs.record import read_record as read_record
     from lightning_normgeo.runs.record_logger import RecordLogger as RecordLogger
     from lightning_normgeo.runs.summary import summarize as summarize
+    from lightning_normgeo.runs.verdicts.run_verdicts import verdicts as verdicts
+    from lightning_normgeo.runs.verdicts.thresholds import Thresholds as Thresholds
     from lightning_normgeo.symmetries import Symmetries as Symmetries
     from lightning_normgeo.symmetries import Units as Units
     from lightning_normgeo.symmetries import balance as balance
@@ -52,6 +54,7 @@ _HOMES = {
     "SwapReport": "normalization",
     "Symmetries": "symmetries",
     "SymmetryMonitor": "callbacks",
+    "Thresholds": "runs.verdicts.thresholds",
     "Units": "symmetries",
     "balance": "symmetries",
     "describe_lion": "probes",
@@ -62,6 +65,7 @@ _HOMES = {
     "scale_symmetries": "symmetries",
     "summarize": "runs.summary",
     "swap_norm": "normalization",
+    "verdicts": "runs.verdicts.run_verdicts",
 }
 """The module of each public name, relative to this package."""
 

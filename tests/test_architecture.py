@@ -48,7 +48,7 @@ ALLOWED = {
     "symmetries": {"geometry", "normalization"},
     "robustness": {"geometry", "normalization", "symmetries", "utilities.attack_names"} | _FILES,
     "probes": {"geometry", "normalization", "symmetries"},
-    "runs": {"_lightning", "_version", "utilities.attack_names"} | _FILES,
+    "runs": {"_lightning", "_version", "robustness", "utilities.attack_names"} | _FILES,
     "report": {"_version", "robustness", "runs", "utilities.attack_names"} | _FILES,
     "data": set(),
     "models": {"normalization", "symmetries"},

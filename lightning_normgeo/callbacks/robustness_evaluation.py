@@ -49,7 +49,7 @@ class RobustnessEvaluation(RobustnessHooks):
     else a new one). ``robustness.json`` holds the settings, counts per class, mean losses, the largest perturbations,
     and warnings if an attack looks broken. ``robustness.npz`` holds the per-sample results. Loggers with tables and
     images (W&B, RecordLogger) also get ``robustness/results``, ``robustness/examples`` and ``about/robustness``, its
-    findings; W&B gets the ``.npz`` file as an artifact.
+    verdicts; W&B gets the ``.npz`` file as an artifact.
 
     The model is called as ``pl_module(images)`` and has to return logits: as a tensor, as the attribute ``.logits``, or
     in a tuple. Batches have to be pairs, dictionaries, named tuples or dataclasses of images and labels. For anything

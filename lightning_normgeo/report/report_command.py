@@ -9,6 +9,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.utilities.plain_text import plain_line
 
 _DESCRIPTION = """Write a report of runs: one HTML page that opens without a network, tables for papers, pictures, or a
@@ -36,6 +37,10 @@ def report_parser() -> ArgumentParser:
         default=[],
         help="Globs of the layers that figures can show, such as '[\"*conv1\"]'.",
     )
+    parser.add_class_arguments(
+        Thresholds, "thresholds", help="Limits by which verdicts on the paper's claims are given."
+    )
+    parser.add_argument("--config", action="config", help="YAML file with options, such as thresholds.")
     parser.add_argument(
         "--wandb", type=str | None, default=None, help="Publish the report in entity/project of W&B instead."
     )
@@ -52,15 +57,17 @@ def main(args: list[str]) -> int:
         ConfigurationError: If the report cannot be written or published.
     """
     options = report_parser().parse_args(args)
+    thresholds = Thresholds(**vars(options.thresholds))
     if options.wandb is not None:
-        for url in _publish(options):
+        for url in _publish(options, thresholds):
             print(url)
         return 0
     try:
         from lightning_normgeo.report.write import write_report
     except ImportError as error:
         raise ConfigurationError(f"normgeo report needs {error.name}: {_EXTRA}") from error
-    print(write_report(options.runs, options.output, options.format, options.layers, options.title).absolute())
+    written = write_report(options.runs, options.output, options.format, options.layers, options.title, thresholds)
+    print(written.absolute())
     return 0
 
 
@@ -83,14 +90,16 @@ def write_quietly(runs: Sequence[str | Path]) -> str:
         return f"not written: {plain_line(error)}"
 
 
-def _publish(options: Namespace) -> Sequence[str]:
+def _publish(options: Namespace, thresholds: Thresholds) -> Sequence[str]:
     """Publish a report at W&B, and return the addresses of the report and the workspace view."""
     match = re.fullmatch(r"([\w.-]+)/([\w.-]+)", options.wandb)
     if match is None:
         raise ConfigurationError(f"--wandb {options.wandb} is not entity/project.")
     from lightning_normgeo.report.compared_runs import load_runs
     from lightning_normgeo.report.tables import all_tables
+    from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
     from lightning_normgeo.report.wandb.publishing import publish_report
 
     runs = load_runs(options.runs)
-    return publish_report(runs, match[1], match[2], all_tables(runs), options.title or match[2])
+    tables = all_tables(runs, verdicts_of(runs, thresholds))
+    return publish_report(runs, match[1], match[2], tables, options.title or match[2])

@@ -13,8 +13,10 @@ from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.report.formats.html_page import render
 from lightning_normgeo.report.formats.text import as_csv, as_latex, as_markdown
 from lightning_normgeo.report.tables import all_tables
-from lightning_normgeo.runs.findings.run_title import run_title
+from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
 from lightning_normgeo.runs.record import RECORD_NAME, STUDY_NAME
+from lightning_normgeo.runs.run_title import run_title
+from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.utilities.contained_files import leads_out
 from lightning_normgeo.utilities.files import replacing
 from lightning_normgeo.utilities.plain_text import plain_line
@@ -31,6 +33,7 @@ def write_report(
     form: str = "html",
     layers: Sequence[str] = (),
     title: str | None = None,
+    thresholds: Thresholds | None = None,
 ) -> Path:
     """Write a report of some runs.
 
@@ -44,6 +47,7 @@ def write_report(
         layers: Globs of the layers that figures can show. Default: the first residual block and a few others.
         title: Title of the report. Default: for one run its network, normalization, data and optimizer, else the folder
             of the runs.
+        thresholds: Limits by which verdicts are given. Default: those that the documentation gives.
 
     Returns:
         The path of the file or folder.
@@ -64,7 +68,7 @@ def write_report(
         if form in ("png", "pdf"):
             _write_figures(path, all_figures(Curves(loaded, layers)), form, strict=output is None)
         else:
-            text = _text(loaded, form, plain_line(title), layers)
+            text = _text(loaded, form, plain_line(title), layers, thresholds)
             with replacing(path) as draft:
                 draft.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -72,12 +76,12 @@ def write_report(
     return path
 
 
-def _text(runs: list[Run], form: str, title: str, layers: Sequence[str]) -> str:
+def _text(runs: list[Run], form: str, title: str, layers: Sequence[str], thresholds: Thresholds | None) -> str:
     if form == "html":
-        return render(runs, title, layers)
+        return render(runs, title, layers, thresholds)
     if form == "csv":
         return as_csv(runs)
-    tables = all_tables(runs)
+    tables = all_tables(runs, verdicts_of(runs, thresholds))
     return as_markdown(title, tables) if form == "md" else as_latex(title, tables)
 
 

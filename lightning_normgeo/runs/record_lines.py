@@ -145,7 +145,7 @@ def _check_row(row: Any) -> None:
         _known(row["accuracy_drop"])
         _known(row.get("ci_low"))
         _known(row.get("ci_high"))
-    for name in ("eps", "std"):
+    for name in ("eps", "std", "changed"):
         _optional(row, name, _NUMBER)
     for name in ("loss", "linf", "l2"):
         _known(row.get(name))

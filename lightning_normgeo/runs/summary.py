@@ -1,4 +1,4 @@
-"""Summary of a run on one screen: findings, geometry at the first and last measured step, and accuracies."""
+"""Summary of a run on one screen: verdicts, geometry at the first and last measured step, and accuracies."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_normgeo.runs.findings.equation_16 import eq16_applies
-from lightning_normgeo.runs.findings.run_findings import findings_of
-from lightning_normgeo.runs.findings.run_title import run_title
 from lightning_normgeo.runs.quantities import QUANTITIES
 from lightning_normgeo.runs.record import Record, read_record
+from lightning_normgeo.runs.run_title import run_title
+from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.optimizers import eq16_applies
+from lightning_normgeo.runs.verdicts.run_verdicts import verdicts
+from lightning_normgeo.runs.verdicts.verdict import NOT_APPLICABLE, NOT_TESTED, REFUTED, SUPPORTED, UNDECIDED, WORDS
 from lightning_normgeo.utilities.attack_names import attack_title
 from lightning_normgeo.utilities.plain_text import plain_line
 
@@ -26,6 +28,7 @@ _SUMMARY = {quantity.key: quantity.summary for quantity in QUANTITIES.values() i
 _EQ16, _WITH_MOMENTUM = "norm_growth/predicted", "norm_growth/predicted_momentum"
 _NAMED = ("orthogonality/", "affine/")
 """Prefixes of quantities for which the layer with the largest value is shown: a large value is remarkable there."""
+_STYLES = {SUPPORTED: "green", REFUTED: "red", UNDECIDED: "yellow", NOT_APPLICABLE: "dim"}
 _WIDTH = 100
 
 
@@ -46,14 +49,14 @@ def summarize(run: str | Path | Record) -> str:
 
 
 def summary_table(record: Record) -> Group:
-    """Return the summary of a run for a console of rich: findings, geometry, notes on it, and the accuracies."""
+    """Return the summary of a run for a console of rich: verdicts, geometry, notes on it, and the accuracies."""
     title = run_title(record)
     parts: list[RenderableType] = [Text(title, style="bold")] if title else []
     if record.diverged is not None:
         parts.append(Text(plain_line(f"The run {record.diverged}."), style="bold red"))
-    findings = _findings(record)
-    if findings.row_count:
-        parts += [findings, Text("")]
+    judged = _verdicts(record)
+    if judged.row_count > 1:
+        parts += [judged, Text("")]
     geometry = _geometry(record)
     if geometry.row_count:
         parts += [geometry, Text("")]
@@ -68,14 +71,20 @@ def summary_table(record: Record) -> Group:
     return Group(*parts)
 
 
-def _findings(record: Record) -> Table:
-    table = Table(title="Findings", box=None, title_justify="left", show_header=False, padding=(0, 1), pad_edge=False)
-    table.add_column("", style="bold", no_wrap=True)
-    table.add_column("", justify="right", no_wrap=True)
-    table.add_column("")
-    for finding in findings_of(record):
-        words = f"{finding.quantity}. {finding.detail}" if finding.detail else finding.quantity
-        table.add_row(finding.topic, finding.number, Text(plain_line(words)))
+def _verdicts(record: Record) -> Table:
+    """Return a line for each claim that the run tests, and one for all others."""
+    table = Table(title="Verdicts", box=None, title_justify="left", show_header=False, padding=(0, 1), pad_edge=False)
+    found = verdicts(record)
+    tested = {key: one for key, one in found.items() if one.word != NOT_TESTED}
+    table.add_column("", no_wrap=True, min_width=max(map(len, WORDS)))
+    table.add_column(
+        "", style="bold", no_wrap=True, min_width=max((len(CLAIMS[key].title) for key in tested), default=0)
+    )
+    table.add_column("", no_wrap=True, overflow="ellipsis")
+    for key, one in tested.items():
+        table.add_row(Text(one.word, style=_STYLES[one.word]), CLAIMS[key].title, Text(plain_line(one.phrase)))
+    others = f"{len(found) - len(tested)} other claims"
+    table.add_row(Text(NOT_TESTED, style="dim"), others, Text("the report says what each of them needs", style="dim"))
     return table
 
 

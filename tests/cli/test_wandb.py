@@ -30,8 +30,8 @@ from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.robustness import load_decisions
 from lightning_normgeo.robustness.results.logged_results import ORDER, TITLES, rows_of
 from lightning_normgeo.robustness.results.robustness_report import COLUMNS
-from lightning_normgeo.runs.findings import logged_findings
 from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.verdicts import logged_verdicts
 from support.wandb_log import BLOCK, CHUNK, FIRST, FULL, HEADER, LAST, MIDDLE, WandbRun, raw_records, read_finished
 
 
@@ -192,13 +192,13 @@ def test_captions_say_how_to_read_the_images(logged: tuple[WandbRun, Record]) ->
     assert captions == [f"{caption}. {ORDER}" for _, caption in record.images["robustness/examples"]]
 
 
-def test_findings_are_those_of_the_record(logged: tuple[WandbRun, Record]) -> None:
+def test_verdicts_are_those_of_the_record(logged: tuple[WandbRun, Record]) -> None:
     run, record = logged
     tables = [run.table(key) for key in ("about/training", "about/robustness")]
-    assert [table["columns"] for table in tables] == [logged_findings.COLUMNS] * 2
-    assert [row for table in tables for row in table["data"]] == logged_findings.findings_rows(record)
-    headlines = {key: value for key, value in run.summary.items() if key in logged_findings.headlines(record)}
-    assert headlines == pytest.approx(logged_findings.headlines(record), rel=1e-6)
+    assert [table["columns"] for table in tables] == [logged_verdicts.COLUMNS] * 2
+    assert [row for table in tables for row in table["data"]] == logged_verdicts.verdict_rows(record)
+    headlines = {key: value for key, value in run.summary.items() if key in logged_verdicts.headlines(record)}
+    assert headlines == pytest.approx(logged_verdicts.headlines(record), rel=1e-6)
     names = ["max_abs_cos", "increments_explained", "accuracy_clean", "accuracy_noise", "accuracy_attack"]
     assert list(headlines) == [f"about/{name}" for name in names]
 
@@ -231,7 +231,7 @@ def test_hyperparameters_are_in_the_config(logged: tuple[WandbRun, Record]) -> N
     assert run.config["batch_size"] == 16
 
 
-@pytest.mark.filterwarnings("ignore:WandbLogger failed to log the (table|findings)")
+@pytest.mark.filterwarnings("ignore:WandbLogger failed to log the (table|verdicts)")
 def test_a_failing_wandb_does_not_stop_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no route to host")

@@ -167,6 +167,7 @@ class Session:
             "summary": line,
             "left_out": dict(self.left_out),
             "optimizers": console_lines.optimizers_of(trainer),
+            "precision": str(trainer.precision),
             **(self._described(trainer) or {}),
         }
         self.publisher.note(trainer.loggers, observation)

@@ -13,7 +13,7 @@ from lightning_normgeo.callbacks._monitors.unit_confirmation import Verdict
 from lightning_normgeo.callbacks._readings.layer_table import LayerTable
 from lightning_normgeo.callbacks._readings.readings import HostValues, log_readings
 from lightning_normgeo.callbacks._readings.residual_warnings import report_residuals
-from lightning_normgeo.callbacks._readings.training_findings import TrainingFindings
+from lightning_normgeo.callbacks._readings.training_verdicts import TrainingVerdicts
 from lightning_normgeo.callbacks._readings.wandb_keys import for_wandb, without_chart
 from lightning_normgeo.errors import skipped_on_error, warn_once
 
@@ -32,7 +32,7 @@ class Publisher:
     def __init__(self) -> None:
         self.rows = 0
         self._table = LayerTable()
-        self._findings = TrainingFindings()
+        self._verdicts = TrainingVerdicts()
         self._resumed = False
         self._observation: dict[str, Any] = {}
         self._at_wandb: set[str] = set()
@@ -56,7 +56,7 @@ class Publisher:
             warn_once("Values that are not finite are left out of the logs.")
         log_readings(row, trainer.loggers, step, self._for_wandb(row, trainer.loggers, monitors))
         self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
-        self._findings.add(step, row.scalars)
+        self._verdicts.add(step, row.scalars)
         self._resumed = getattr(trainer, "ckpt_path", None) is not None
         trainer.callback_metrics.update({key: torch.tensor(row.scalars[key]) for key in row.watched})
 
@@ -72,9 +72,9 @@ class Publisher:
 
     @skipped_on_error
     def finish(self, loggers: Iterable[Any]) -> None:
-        """Log the findings, the meanings of the keys, and the layer table, once."""
+        """Log the verdicts, the meanings of the keys, and the layer table, once."""
         keys = dict.fromkeys([*sorted(self._at_wandb), *self._table.quantities()])
-        self._findings.publish(loggers, self._observation, keys, self._resumed)
+        self._verdicts.publish(loggers, self._observation, keys, self._resumed)
         self._table.publish(loggers)
 
     def note(self, loggers: Iterable[Any], observation: Mapping[str, Any]) -> None:

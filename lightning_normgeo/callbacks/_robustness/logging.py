@@ -13,8 +13,8 @@ from lightning_normgeo.callbacks._robustness.example_pictures import example_str
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.robustness.results.logged_results import EXAMPLES, ORDER, RESULTS, table_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
-from lightning_normgeo.runs.findings import logged_findings
 from lightning_normgeo.runs.record import Record, evaluation_stem
+from lightning_normgeo.runs.verdicts import logged_verdicts
 from lightning_normgeo.utilities.files import write_document
 
 _QUANTITIES = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
@@ -80,7 +80,7 @@ def log_evaluation(trainer: Any, reports: Mapping[str, RobustnessReport], name: 
             if is_wandb(logger):
                 hide_charts(logger, filter(_IN_THE_TABLE.fullmatch, metrics_of(reports)))
                 logger.experiment.summary[stem] = _for_summary(document)
-                logger.experiment.summary.update(logged_findings.headlines(_record(stem, document)))
+                logger.experiment.summary.update(logged_verdicts.headlines(_record(stem, document)))
                 _log_artifact(logger.experiment, files)
         except Exception as error:
             kind = type(logger).__name__
@@ -145,10 +145,10 @@ def _save(
 
 
 def _log_tables(logger: Any, stem: str, document: Mapping[str, Any]) -> None:
-    """Log the findings of an evaluation, and its results."""
-    findings = logged_findings.findings_rows(_record(stem, document))
-    if findings:
-        logger.log_table(key=f"{logged_findings.ABOUT}/{stem}", columns=logged_findings.COLUMNS, data=findings)
+    """Log the verdicts on an evaluation, and its results."""
+    verdicts = logged_verdicts.verdict_rows(_record(stem, document))
+    if verdicts:
+        logger.log_table(key=f"{logged_verdicts.ABOUT}/{stem}", columns=logged_verdicts.COLUMNS, data=verdicts)
     columns, rows = table_of(document)
     logger.log_table(key=f"{stem}/{RESULTS}", columns=columns, data=rows)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -18,21 +19,26 @@ from lightning_normgeo.report.figures.pictures import pictures_of
 from lightning_normgeo.report.run_settings import flat
 from lightning_normgeo.report.story import GLOSSARY
 from lightning_normgeo.report.tables import all_tables
-from lightning_normgeo.runs.findings.run_findings import joint_findings
+from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
+from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.thresholds import Thresholds
+from lightning_normgeo.runs.verdicts.verdict import NOT_TESTED, WORDS, Verdict
 from lightning_normgeo.utilities.plain_text import plain_line
 
 _DIFFERS = "differs between the runs"
+_ICONS = dict(zip(WORDS, "✓✗?–∅", strict=True))
 _FIRST = "robustness"
 """Prefix of the anchors of tables that come before the figures."""
 
 
-def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
+def render(runs: Sequence[Run], title: str, layers: Sequence[str] = (), thresholds: Thresholds | None = None) -> str:
     """Return the HTML page of some runs, with its scripts, data and pictures, so that it needs no network.
 
     Args:
         runs: Runs to compare; one is enough.
         title: Title of the page.
         layers: Globs of the layers that the reader can choose; see :class:`Curves`.
+        thresholds: Limits by which verdicts are given. Default: those that the documentation gives.
     """
     environment = Environment(
         loader=PackageLoader("lightning_normgeo.report.formats", "."),
@@ -42,9 +48,11 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
         lstrip_blocks=True,
     )
     curves = Curves(runs, layers)
-    figures, tables = all_figures(curves), all_tables(list(runs))
+    verdicts = verdicts_of(runs, thresholds)
+    figures, (judged, *tables) = all_figures(curves), all_tables(list(runs), verdicts)
     first = [table for table in tables if table.anchor.startswith(_FIRST)]
     rest = [table for table in tables if not table.anchor.startswith(_FIRST)]
+    places = _places([figure.anchor for figure in figures], [table.anchor for table in tables])
     return environment.get_template("page.html.j2").render(
         title=title,
         runs=len(runs),
@@ -55,8 +63,9 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
         figures=figures,
         specs={figure.anchor: _inline_json(figure.chart.to_json(indent=None)) for figure in figures},
         library=_library(),
-        findings=joint_findings([run.record for run in runs]),
-        places=_places([figure.anchor for figure in figures], [table.anchor for table in tables]),
+        cards=list(_cards(verdicts, places)),
+        tally=_tally(verdicts),
+        verdicts=judged,
         contents=[*first, *figures, *rest] if len(runs) > 1 else [*figures, *first, *rest],
         glossary=GLOSSARY,
         first=first,
@@ -70,10 +79,25 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = ()) -> str:
     )
 
 
+def _cards(verdicts: Mapping[str, Verdict], places: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield the content of a card for each claim that the runs test, or that has a number."""
+    for key, one in verdicts.items():
+        if one.word != NOT_TESTED or one.number:
+            claim = CLAIMS[key]
+            words = {"sort": one.word.replace(" ", "-"), "icon": _ICONS[one.word], "place": places.get(claim.section)}
+            yield {"claim": claim, "verdict": one, **words}
+
+
+def _tally(verdicts: Mapping[str, Verdict]) -> str:
+    """Return how many claims have each word, such as "5 supported, 1 refuted, 2 undecided, 7 not tested"."""
+    words = Counter(one.word for one in verdicts.values())
+    return ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
+
+
 def _places(figures: Sequence[str], tables: Sequence[str]) -> dict[str, str]:
-    """Return the anchor of each section of findings: that of its figure or table, or the first that begins so."""
+    """Return the anchor of each section of claims: that of its figure or table, or the first that begins so."""
     anchors = [*figures, *tables]
-    sections = ("orthogonality", "increments", "norms", "affine", "control", _FIRST)
+    sections = dict.fromkeys(claim.section for claim in CLAIMS.values() if claim.section)
     found = {name: [anchor for anchor in anchors if anchor.startswith(name)] for name in sections}
     return {name: some[0] for name, some in found.items() if some}
 

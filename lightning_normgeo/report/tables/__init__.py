@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.tables.evaluations import evaluations_of
@@ -13,22 +13,26 @@ from lightning_normgeo.report.tables.paired_tests import paired_tables
 from lightning_normgeo.report.tables.robustness_tables import robustness_tables
 from lightning_normgeo.report.tables.settings_tables import environment_table, settings_table
 from lightning_normgeo.report.tables.table import Table
+from lightning_normgeo.report.tables.verdicts_table import verdicts_table
+from lightning_normgeo.runs.verdicts.verdict import Verdict
 
 
-def all_tables(runs: Sequence[Run]) -> list[Table]:
+def all_tables(runs: Sequence[Run], verdicts: Mapping[str, Verdict] | None = None) -> list[Table]:
     """Return the tables for which there is data, in the order of the report.
 
-    Their anchors are ``robustness…`` for accuracies and drops on each data set and for attacks that were not evaluated,
-    ``paired-…`` for paired differences by each setting in which runs differ, ``control`` for the control with rescaled
-    weights, ``geometry``, ``settings`` and ``environment``.
+    Their anchors are ``verdicts``, ``robustness…`` for accuracies and drops on each data set and for attacks that were
+    not evaluated, ``paired-…`` for paired differences by each setting in which runs differ, ``control`` for the control
+    with rescaled weights, ``geometry``, ``settings`` and ``environment``.
 
     Args:
         runs: Runs of the report.
+        verdicts: Verdicts of the runs by claim. Default: no table of verdicts.
     """
     evaluations = evaluations_of(runs)
     background = [control_table(evaluations), geometry_table(runs), settings_table(runs), environment_table(runs)]
-    left_out = not_evaluated_table(runs)
+    judged, left_out = verdicts_table(verdicts or {}), not_evaluated_table(runs)
     return [
+        *([] if judged is None else [judged]),
         *robustness_tables(evaluations, runs),
         *([] if left_out is None else [left_out]),
         *paired_tables(evaluations),

@@ -9,10 +9,10 @@ from typing import Any
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.run_settings import flat
-from lightning_normgeo.robustness.results.attack_results import compare, paired_drop
+from lightning_normgeo.robustness.results.attack_results import changed_decisions, compare, paired_drop
 from lightning_normgeo.robustness.results.sample_results import SampleResults, load_decisions
-from lightning_normgeo.runs.findings.run_title import data_title
-from lightning_normgeo.utilities.attack_names import control_of, is_control, split_attack, without_control
+from lightning_normgeo.runs.run_title import data_title
+from lightning_normgeo.utilities.attack_names import is_control, split_attack, without_control
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
 
 _LARGEST = 1024 * MEBIBYTE
@@ -54,9 +54,8 @@ class Evaluation:
             The number of samples; None without per-sample results.
         """
         name, loader = split_attack(attack)
-        control, _ = split_attack(control_of(attack))
         found = self.decisions.get(loader)
-        return None if found is None else int((found.of(name).correct != found.of(control).correct).sum())
+        return None if found is None else changed_decisions(found, name)
 
     def conditions(self, attack: str) -> dict[str, str]:
         """Return all settings of the evaluation that influence an attack, by dotted name."""

@@ -11,6 +11,7 @@ from lightning_normgeo.report.formats.text import markdown_table
 from lightning_normgeo.report.setting_roles import is_weight_decay
 from lightning_normgeo.report.story import WANDB_ROBUSTNESS, WANDB_SECTIONS, WANDB_TRAINING, Section
 from lightning_normgeo.report.tables.table import Table
+from lightning_normgeo.report.tables.verdicts_table import ANCHOR
 from lightning_normgeo.report.wandb.panels import (
     COLUMNS,
     HEIGHT,
@@ -24,7 +25,6 @@ from lightning_normgeo.report.wandb.panels import (
 from lightning_normgeo.report.wandb.runset import evaluations, ids, runset
 from lightning_normgeo.report.wandb.workspace_spec import TITLE
 from lightning_normgeo.robustness.results.logged_results import RESULTS
-from lightning_normgeo.runs.findings.run_findings import joint_findings
 
 
 def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequence[Table], title: str) -> Any:
@@ -37,29 +37,28 @@ def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequenc
             the project.
         entity: Owner of the project.
         project: Project with the runs.
-        tables: Tables of the report.
+        tables: Tables of the report; that of verdicts comes first.
         title: Title of the report; W&B's limit of 128 characters cuts it off.
 
     Raises:
         ConfigurationError: If wandb-workspaces is missing.
     """
     wr = module("wandb_workspaces.reports.v2")
-    blocks = [wr.P(_introduction(runs)), *_finding_blocks(wr, runs), wr.TableOfContents()]
+    first = [table for table in tables if table.anchor == ANCHOR]
+    blocks = [wr.P(_introduction(runs)), *_table_blocks(wr, first), wr.TableOfContents()]
     blocks += _training_blocks(wr, runs)
     for section in WANDB_SECTIONS:
         blocks += _section_blocks(wr, runs, section)
     blocks += _robustness_blocks(wr, runs)
-    for table in tables:
-        blocks += [wr.H2(table.title), wr.P(table.caption), wr.MarkdownBlock(markdown_table(table))]
+    blocks += _table_blocks(wr, [table for table in tables if table.anchor != ANCHOR])
     blocks += _settings_blocks(wr, runs)
     return wr.Report(entity=entity, project=project, title=title[:TITLE], width="fluid", blocks=blocks)
 
 
-def _finding_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
-    """Return the findings of the runs as a list, as the page shows them as cards."""
-    findings = joint_findings([run.record for run in runs])
-    lines = [f"{one.topic}: {one.number}, {one.quantity}. {one.detail}".strip() for one in findings]
-    return [wr.H2("Findings"), wr.UnorderedList(items=lines)] if lines else []
+def _table_blocks(wr: Any, tables: Sequence[Table]) -> list[Any]:
+    """Return the blocks of tables: a heading, how to read it, and the table as text."""
+    parts = ((wr.H2(table.title), wr.P(table.caption), wr.MarkdownBlock(markdown_table(table))) for table in tables)
+    return [block for part in parts for block in part]
 
 
 def _introduction(runs: Sequence[Run]) -> str:

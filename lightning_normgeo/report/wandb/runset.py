@@ -10,8 +10,8 @@ from typing import Any
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.run_settings import has_own_config
 from lightning_normgeo.report.setting_roles import is_norm
-from lightning_normgeo.runs.findings.logged_findings import headlines
 from lightning_normgeo.runs.record import evaluation_stem
+from lightning_normgeo.runs.verdicts.logged_verdicts import headlines
 
 
 def runset(wr: Any, runs: Sequence[Run], grouped: Sequence[Run], table: bool = False) -> Any:

@@ -22,8 +22,8 @@ from lightning_normgeo.report.wandb.panels import (
 )
 from lightning_normgeo.report.wandb.runset import columns, evaluations, grouping
 from lightning_normgeo.robustness.results.logged_results import RESULTS
-from lightning_normgeo.runs.findings.logged_findings import ABOUT, KEYS, TRAINING
 from lightning_normgeo.runs.quantities import QUANTITIES
+from lightning_normgeo.runs.verdicts.logged_verdicts import ABOUT, KEYS, TRAINING
 
 TITLE = 128
 """Characters of W&B's longest title."""
@@ -68,10 +68,10 @@ def _contents(wr: Any, runs: Sequence[Run]) -> list[tuple[str, str, list[Any]]]:
     """Return the title, the text and the panels of each section; sections without panels are left out later."""
     stems = evaluations(runs)
     measured = not QUANTITIES.keys().isdisjoint(logged(runs))
-    findings = [*([TRAINING] if measured else []), *(f"{ABOUT}/{stem}" for stem in stems)]
+    verdicts = [*([TRAINING] if measured else []), *(f"{ABOUT}/{stem}" for stem in stems)]
     of_evaluations = [*_tables(wr, [f"{stem}/{RESULTS}" for stem in stems]), *_images(wr, runs, stems)]
     return [
-        (AT_A_GLANCE.title, AT_A_GLANCE.caption, [*headline_panels(wr, runs), *_tables(wr, findings)]),
+        (AT_A_GLANCE.title, AT_A_GLANCE.caption, [*headline_panels(wr, runs), *_tables(wr, verdicts)]),
         (WANDB_TRAINING.title, WANDB_TRAINING.caption, training_panels(wr, runs)),
         *((one.title, one.wandb_text or one.caption, section_panels(wr, runs, one)) for one in WANDB_SECTIONS),
         ("Robustness", WANDB_ROBUSTNESS, [*bar_panels(wr, runs), *of_evaluations]),

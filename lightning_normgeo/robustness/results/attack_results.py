@@ -15,6 +15,7 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.registry import Attack, Noise, ProjectedGradient
 from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows, load_decisions
 from lightning_normgeo.robustness.results.statistics import mcnemar, paired_interval, wilson_interval
+from lightning_normgeo.utilities.attack_names import control_of
 from lightning_normgeo.utilities.checked_values import short_repr
 
 
@@ -176,6 +177,17 @@ def paired_drop(decisions: SampleResults, attack: str) -> dict[str, Any]:
         ConfigurationError: if the attack was not evaluated.
     """
     return _paired(decisions.of(attack), decisions.of("clean"))
+
+
+def changed_decisions(decisions: SampleResults, attack: str) -> int:
+    """Return the number of samples that only one of an attack and its control with rescaled weights gets right.
+
+    Args:
+        decisions: the per-sample results of an evaluation that has both.
+        attack: name of the attack.
+    """
+    found = _paired(decisions.of(attack), decisions.of(control_of(attack)))
+    return int(found["only_first"] + found["only_second"])
 
 
 def _paired(one: SampleRows, other: SampleRows) -> dict[str, Any]:

@@ -138,8 +138,8 @@ def test_numbers_at_logarithmic_axes_are_short(page: Shown) -> None:
     assert any(label.startswith("10⁻") for label in page.labels("orthogonality", "y"))
 
 
-def test_findings_lead_to_their_figures(page: Shown) -> None:
-    links = page.page.locator(".findings a")
+def test_verdicts_lead_to_their_figures(page: Shown) -> None:
+    links = page.page.locator(".verdicts li a")
     assert links.count() >= 5
     for link in links.all():
         assert page.page.locator(link.get_attribute("href")).is_visible()

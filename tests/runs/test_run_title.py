@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_normgeo import NormGrowthMonitor, RecordLogger, read_record
-from lightning_normgeo.runs.findings.run_title import run_title
 from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.run_title import run_title
 from support.projects import Project, images, sgd, trainer
 
 OPTIMIZER = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.0, "weight_decay": 5e-4}}

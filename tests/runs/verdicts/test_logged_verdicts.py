@@ -1,4 +1,4 @@
-"""Findings for loggers: rows of a table, headline values, and the keys that are needed for them."""
+"""Verdicts for loggers: rows of a table, and headline values."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from lightning_normgeo.runs.findings.logged_findings import findings_rows, headlines
-from lightning_normgeo.runs.findings.run_findings import FINDING_KEYS, findings_of
-from lightning_normgeo.runs.quantities import QUANTITIES
 from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.logged_verdicts import COLUMNS, headlines, verdict_rows
 
 
 def row(attack: str, accuracy: float) -> dict[str, Any]:
@@ -20,17 +19,6 @@ def row(attack: str, accuracy: float) -> dict[str, Any]:
 
 def evaluated(*rows: dict[str, Any], stem: str = "robustness") -> Record:
     return Record(Path(), results={stem: {"results": list(rows)}})
-
-
-def test_findings_need_no_other_keys() -> None:
-    metrics = {key: [(0, 0.5), (1, 0.25)] for key in QUANTITIES}
-    metrics |= {key: [(0, 0.5), (1, 0.25)] for key in FINDING_KEYS}
-    few = {key: metrics[key] for key in FINDING_KEYS}
-    for applies in (0.0, 1.0):
-        key = "norm_growth/eq16_applies"
-        whole, part = (Record(Path(), metrics={**some, key: [(0, applies)]}) for some in (metrics, few))
-        assert findings_of(part) == findings_of(whole)
-        assert len(findings_of(part)) == 8
 
 
 def test_headlines_of_a_training() -> None:
@@ -52,4 +40,20 @@ def test_headlines_of_an_evaluation_are_the_lowest_accuracies_without_controls()
 
 def test_a_training_that_diverged_says_so_first() -> None:
     record = Record(Path(), metrics={"loss": [(0, 1.0), (5, float("nan"))]})
-    assert findings_rows(record) == [["Training", "diverged", "diverged: loss is not finite from step 5 on", ""]]
+    (row,) = verdict_rows(record)
+    assert row == ["Training", "diverged", "diverged: loss is not finite from step 5 on", "", "", "", ""]
+    assert len(row) == len(COLUMNS)
+
+
+def test_rows_are_those_of_claims_with_evidence() -> None:
+    control = [(step, 0.5) for step in range(12)]
+    metrics = {
+        "orthogonality/max_abs_cos": [(step, 1e-5) for step in range(12)],
+        "orthogonality_control/max_abs_cos": control,
+    }
+    record = Record(Path(), metrics=metrics, results=evaluated(row("clean", 0.8), row("bim", 0.2)).results)
+    found = {each[0]: dict(zip(COLUMNS, each, strict=True)) for each in verdict_rows(record)}
+    assert list(found) == [CLAIMS[key].title for key in ("orthogonality", "vulnerability", "decay_attack")]
+    law = found["Lemma 3: W ⟂ ∇W"]
+    assert (law["verdict"], law["number"], law["threshold"]) == ("supported", "max |cos| 1.0e-05", "limit 1e-03")
+    assert "orthogonality/max_abs_cos: 12 steps, 0 to 11" in law["evidence"]

@@ -1,4 +1,4 @@
-"""Findings of a training are logged with every logger that has tables, also of a training that was resumed."""
+"""Verdicts on a training are logged with every logger that has tables, also of a training that was resumed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, read_record
-from lightning_normgeo.runs.findings.logged_findings import KEYS, TRAINING, findings_rows
+from lightning_normgeo.runs.verdicts.logged_verdicts import KEYS, TRAINING, verdict_rows
 from support.projects import Project, Rows, images, sgd, trainer
 
 
@@ -29,18 +29,20 @@ def fit(*loggers: Any, steps: int, **settings: Any) -> Any:
     return run
 
 
-def test_findings_need_no_record() -> None:
+def test_verdicts_need_no_record() -> None:
     tables, record = Tables(), RecordLogger("runs")
     fit(tables, record, steps=4)
     alone = Tables()
     fit(alone, steps=4)
-    assert [row[0] for row in alone.tables[TRAINING]] == ["W ⟂ ∇W", "Increments explained", "Eq 16", "Norm growth"]
-    assert tables.tables[TRAINING] == findings_rows(read_record(record.folder))
-    assert "momentum 0.9" in alone.tables[TRAINING][2][3]
+    topics = ["Lemma 3: W ⟂ ∇W", "Eq 16: Δ‖W‖² = η²‖∇W‖²", "Increments explained", "Norms grow (Lemma 3)"]
+    assert [row[0] for row in alone.tables[TRAINING]] == [*topics, "Decay: equilibrium"]
+    assert tables.tables[TRAINING] == verdict_rows(read_record(record.folder))
+    assert alone.tables[TRAINING][1][1:5] == ["not applicable", "", "", "momentum 0.9"]
+    assert {row[1] for row in alone.tables[TRAINING]} == {"undecided", "not applicable"}, "four steps are too few"
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_findings_of_a_resumed_training_are_those_of_all_its_steps_if_it_has_a_record(
+def test_verdicts_of_a_resumed_training_are_those_of_all_its_steps_if_it_has_a_record(
     recorded: bool, tmp_path: Path
 ) -> None:
     first = RecordLogger("runs", version="one")
@@ -48,11 +50,11 @@ def test_findings_of_a_resumed_training_are_those_of_all_its_steps_if_it_has_a_r
     tables, second = Tables(), RecordLogger("runs", version="one")
     fit(tables, *([second] if recorded else []), steps=6, ckpt_path=tmp_path / "half.ckpt")
     norms = [value for _, value in read_record(second.folder).metrics["norm_growth/weight_norm"]]
-    growth = next(row for row in tables.tables[TRAINING] if row[0] == "Norm growth")
+    growth = next(row for row in tables.tables[TRAINING] if row[0] == "Norms grow (Lemma 3)")
     if recorded:
-        assert growth[1] == f"× {norms[5] / norms[0]:.4f}"
+        assert growth[2] == f"‖W‖ × {norms[5] / norms[0]:.4f}"
     else:
-        assert growth[1] != f"× {norms[-1] / norms[0]:.4f}"
+        assert growth[2] != f"‖W‖ × {norms[-1] / norms[0]:.4f}"
 
 
 def test_columns_of_the_layer_table_are_explained() -> None:

@@ -1,4 +1,4 @@
-"""Findings of a training for loggers that have tables, from a few curves that are kept in memory."""
+"""Verdicts of a training for loggers that have tables, from a few curves that are kept in memory."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.errors import is_rank_zero, warn_once
 from lightning_normgeo.runs import key_meanings
-from lightning_normgeo.runs.findings import logged_findings
-from lightning_normgeo.runs.findings.run_findings import FINDING_KEYS
 from lightning_normgeo.runs.record import Record, read_record
+from lightning_normgeo.runs.verdicts import logged_verdicts
+from lightning_normgeo.runs.verdicts.claims import VERDICT_KEYS
 
 
-class TrainingFindings:
-    """The curves that findings are made from, 16 bytes a point."""
+class TrainingVerdicts:
+    """The curves that verdicts are made from, 16 bytes a point."""
 
     def __init__(self) -> None:
         self._curves: dict[str, tuple[array[int], array[float]]] = {}
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
         """Add the values of a measured step."""
-        for key in FINDING_KEYS:
+        for key in VERDICT_KEYS:
             if key in scalars:
                 steps, values = self._curves.setdefault(key, (array("q"), array("d")))
                 steps.append(step)
@@ -32,7 +32,7 @@ class TrainingFindings:
     def publish(
         self, loggers: Iterable[Any], observation: Mapping[str, Any], keys: Iterable[str], resumed: bool
     ) -> None:
-        """Log the findings and the meanings of keys with every logger that has tables, and headline values with W&B.
+        """Log the verdicts and the meanings of keys with every logger that has tables, and headline values with W&B.
 
         Args:
             loggers: Loggers of the Trainer; one that fails causes a warning, not an error.
@@ -46,17 +46,17 @@ class TrainingFindings:
         if not able or not is_rank_zero():
             return
         record = self._record(loggers, observation, resumed)
-        rows, meanings = logged_findings.findings_rows(record), key_meanings.key_rows(keys)
+        rows, meanings = logged_verdicts.verdict_rows(record), key_meanings.key_rows(keys)
         for logger in able:
             try:
                 if rows:
-                    logger.log_table(key=logged_findings.TRAINING, columns=logged_findings.COLUMNS, data=rows)
+                    logger.log_table(key=logged_verdicts.TRAINING, columns=logged_verdicts.COLUMNS, data=rows)
                 if meanings:
-                    logger.log_table(key=logged_findings.KEYS, columns=key_meanings.COLUMNS, data=meanings)
+                    logger.log_table(key=logged_verdicts.KEYS, columns=key_meanings.COLUMNS, data=meanings)
                 if is_wandb(logger):
-                    logger.experiment.summary.update(logged_findings.headlines(record))
+                    logger.experiment.summary.update(logged_verdicts.headlines(record))
             except Exception as error:
-                warn_once(f"{type(logger).__name__} failed to log the findings of the training: {error!r}.")
+                warn_once(f"{type(logger).__name__} failed to log the verdicts of the training: {error!r}.")
 
     def _record(self, loggers: Iterable[Any], observation: Mapping[str, Any], resumed: bool) -> Record:
         """Return a record with the curves, or that of the run if it also has the steps before a checkpoint."""

@@ -1,0 +1,18 @@
+"""Table of the paper's claims, in the order of reports: the one place that lists what verdicts are given on."""
+
+from __future__ import annotations
+
+from lightning_normgeo.runs.verdicts.affine_claims import AFFINE_CLAIMS
+from lightning_normgeo.runs.verdicts.claim import Claim
+from lightning_normgeo.runs.verdicts.growth_claims import GROWTH_CLAIMS
+from lightning_normgeo.runs.verdicts.later_claims import LATER_CLAIMS
+from lightning_normgeo.runs.verdicts.orthogonality_claims import ORTHOGONALITY_CLAIMS
+from lightning_normgeo.runs.verdicts.robustness_claims import ROBUSTNESS_CLAIMS
+
+CLAIMS: dict[str, Claim] = {
+    claim.key: claim
+    for claim in (*ORTHOGONALITY_CLAIMS, *GROWTH_CLAIMS, *AFFINE_CLAIMS, *ROBUSTNESS_CLAIMS, *LATER_CLAIMS)
+}
+"""All claims by key."""
+VERDICT_KEYS = tuple(dict.fromkeys(key for claim in CLAIMS.values() for key in claim.keys))
+"""Metric keys that verdicts on a training are made from."""

@@ -1,0 +1,47 @@
+"""Verdicts of a single run on all claims, from its record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.verdicts.claim import Claim
+from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.thresholds import Thresholds
+from lightning_normgeo.runs.verdicts.verdict import DECIDED, NOT_TESTED, UNDECIDED, Verdict
+
+
+def verdicts(record: Record, thresholds: Thresholds | None = None) -> dict[str, Verdict]:
+    """Return the verdict of a run on each claim of the paper.
+
+    A claim is not decided by a run that diverged, or by fewer measured steps than ``thresholds.min_steps``; it is not
+    tested by a run that measured nothing of it.
+
+    Args:
+        record: Record of the run.
+        thresholds: Limits of the verdicts. Default: those that the documentation gives.
+
+    Returns:
+        Verdicts by the key of the claim, in the order of :data:`~lightning_normgeo.runs.verdicts.claims.CLAIMS`.
+
+    Example:
+        >>> verdicts(read_record("runs/mine"))["orthogonality"].word
+        'supported'
+    """
+    limits = thresholds or Thresholds()
+    return {key: _verdict(claim, record, limits) for key, claim in CLAIMS.items()}
+
+
+def _verdict(claim: Claim, record: Record, thresholds: Thresholds) -> Verdict:
+    found = None if claim.judge is None else claim.judge(record, thresholds)
+    if found is None:
+        return Verdict(NOT_TESTED, reason=f"needs {claim.needs}")
+    if found.word not in DECIDED:
+        return found
+    if record.diverged is not None:
+        return replace(found, word=UNDECIDED, reason=f"diverged at step {record.diverged.step}")
+    measured = len(record.points(claim.keys[0])) if claim.keys else thresholds.min_steps
+    if measured < thresholds.min_steps:
+        reason = f"{measured} of {thresholds.min_steps} needed steps"
+        return replace(found, word=UNDECIDED, reason=reason)
+    return found
