@@ -1,6 +1,6 @@
 """Generator of configs/norm, the pages of normalizations and formulas, the API reference, and tables of other pages.
 
-Run it after a change of ``NORMS``, of ``QUANTITIES``, of public names, of the docstrings of
+Run it after a change of ``NORMS``, of ``QUANTITIES``, of ``CLAIMS``, of public names, of the docstrings of
 ``lightning_normgeo.geometry``, or of docs/records: ``python docs/generate.py``. A test checks that the files are up to
 date.
 """
@@ -91,6 +91,11 @@ API: dict[str, tuple[str, list[str], list[str], str]] = {
             f"{_P}.runs.summary.summarize",
             f"{_P}.runs.quantity.Quantity",
             f"{_P}.runs.quantities.QUANTITIES",
+            f"{_P}.runs.verdicts.run_verdicts.verdicts",
+            f"{_P}.runs.verdicts.verdict.Verdict",
+            f"{_P}.runs.verdicts.thresholds.Thresholds",
+            f"{_P}.runs.verdicts.claim.Claim",
+            f"{_P}.runs.verdicts.claims.CLAIMS",
         ],
         "What a run writes, and how to read it.",
     ),
@@ -271,7 +276,7 @@ def files() -> dict[Path, str]:
         docs / "api" / "index.md": api_index(),
         **{docs / "api" / f"{page}.md": api_page(page) for page in API},
     }
-    for script in ("gallery.py", "transformers.py"):
+    for script in ("gallery.py", "transformers.py", "verdicts.py"):
         written = runpy.run_path(str(docs / script))
         found[written["PAGE"]] = written["page"]()
     for path in sorted((docs / "callbacks").glob("*.md")):

@@ -9,14 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_normgeo.runs.findings.run_findings import Finding, findings_of
 from overview import KEYS
 
 from lightning_normgeo.report.compared_runs import Run, load_runs
 from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
 from lightning_normgeo.report.tables.table import Table
+from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
 from lightning_normgeo.runs.record import STUDY_NAME, Record
+from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.verdict import NOT_TESTED, Verdict
 
 _CURVES = (
     "orthogonality/max_abs_cos",
@@ -45,22 +47,25 @@ def _index(study: Path) -> list[dict[str, Any]]:
 
 
 def overview_numbers(study: Path) -> dict[str, Any]:
-    """Return the curves, accuracies and findings of every run of paper_small, by the name of its folder."""
-    return {run.record.folder.name: _overview_run(run.record) for run in load_runs(finished(study))}
+    """Return the curves, accuracies and verdicts of every run of paper_small, by the name of its folder."""
+    return {run.record.folder.name: _overview_run(run) for run in load_runs(finished(study))}
 
 
-def _overview_run(record: Record) -> dict[str, Any]:
+def _overview_run(run: Run) -> dict[str, Any]:
+    record = run.record
+    tested = {key: one for key, one in verdicts_of([run]).items() if one.word != NOT_TESTED}
     rows = record.evaluations[""]["results"]
     return {
         "curves": {key: [[step, _short(value)] for step, value in record.metrics.get(key, [])] for key in KEYS},
         "accuracies": {row["attack"]: [row["correct"], row["n"]] for row in rows},
-        "findings": {finding.topic: _finding(finding) for finding in findings_of(record)},
+        "verdicts": {CLAIMS[key].title: _verdict(one) for key, one in tested.items()},
     }
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
-    value = finding.value if math.isfinite(finding.value) else None  # JSON has no NaN
-    return {"number": finding.number, "quantity": finding.quantity, "detail": finding.detail, "value": value}
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    value = verdict.value if math.isfinite(verdict.value) else None  # JSON has no NaN
+    texts = {name: getattr(verdict, name) for name in ("word", "phrase", "detail")}
+    return {**texts, "value": value}
 
 
 def gallery_numbers(study: Path) -> dict[str, Any]:

@@ -40,7 +40,6 @@ def report_parser() -> ArgumentParser:
     parser.add_class_arguments(
         Thresholds, "thresholds", help="Limits by which verdicts on the paper's claims are given."
     )
-    parser.add_argument("--config", action="config", help="YAML file with options, such as thresholds.")
     parser.add_argument(
         "--wandb", type=str | None, default=None, help="Publish the report in entity/project of W&B instead."
     )
@@ -56,17 +55,19 @@ def main(args: list[str]) -> int:
     Raises:
         ConfigurationError: If the report cannot be written or published.
     """
-    options = report_parser().parse_args(args)
-    thresholds = Thresholds(**vars(options.thresholds))
+    parser = report_parser()
+    options = parser.instantiate(parser.parse_args(args))
     if options.wandb is not None:
-        for url in _publish(options, thresholds):
+        for url in _publish(options):
             print(url)
         return 0
     try:
         from lightning_normgeo.report.write import write_report
     except ImportError as error:
         raise ConfigurationError(f"normgeo report needs {error.name}: {_EXTRA}") from error
-    written = write_report(options.runs, options.output, options.format, options.layers, options.title, thresholds)
+    written = write_report(
+        options.runs, options.output, options.format, options.layers, options.title, options.thresholds
+    )
     print(written.absolute())
     return 0
 
@@ -90,7 +91,7 @@ def write_quietly(runs: Sequence[str | Path]) -> str:
         return f"not written: {plain_line(error)}"
 
 
-def _publish(options: Namespace, thresholds: Thresholds) -> Sequence[str]:
+def _publish(options: Namespace) -> Sequence[str]:
     """Publish a report at W&B, and return the addresses of the report and the workspace view."""
     match = re.fullmatch(r"([\w.-]+)/([\w.-]+)", options.wandb)
     if match is None:
@@ -101,5 +102,5 @@ def _publish(options: Namespace, thresholds: Thresholds) -> Sequence[str]:
     from lightning_normgeo.report.wandb.publishing import publish_report
 
     runs = load_runs(options.runs)
-    tables = all_tables(runs, verdicts_of(runs, thresholds))
+    tables = all_tables(runs, verdicts_of(runs, options.thresholds))
     return publish_report(runs, match[1], match[2], tables, options.title or match[2])

@@ -29,8 +29,8 @@ def cost(row: str, column: int) -> float:
 
 
 def test_the_quick_start_shows_the_summary_of_its_run() -> None:
-    _, findings, geometry, robustness = (block.code for block in blocks(DOCS / "start" / "quickstart.md", "text"))
-    shown = "\n".join([findings.partition("\n")[2], geometry, robustness])
+    _, verdicts, geometry, robustness = (block.code for block in blocks(DOCS / "start" / "quickstart.md", "text"))
+    shown = "\n".join([verdicts.partition("\n")[2], geometry, robustness])
     assert shown.split("\n") == QUICKSTART.split("\n")
 
 
@@ -38,13 +38,13 @@ def test_the_quick_start_reads_its_summary_correctly() -> None:
     text = in_one_line(DOCS / "start" / "quickstart.md")
     first, last = re.search(r"of the other weights +(\S+) +(\S+)", QUICKSTART).groups()
     (removed,) = re.findall(r"epsilon part removed +\S+ +(\S+)", QUICKSTART)
-    ratio, start = re.search(r"γ against σ +(\S+) .*channels at the end. (\S+) at", QUICKSTART).groups()
+    (share,) = re.findall(r"Fig 2\) +end/start (\S+):", QUICKSTART)[:1]
     (drop,) = re.findall(r" bim .* (\S+) pt", QUICKSTART)
     rounded = f"{float(removed):.0e}".replace("e-0", "e-")
     assert f"have cosines of {float(first):.1f} to {float(last):.1f}" in text
     assert f"the largest value is {rounded}, in the first layer" in text
     assert f"({rounded} in the quick start)" in in_one_line(DOCS / "callbacks" / "orthogonality.md")
-    assert f"falls from {float(start):.1f} to {float(ratio):.1f}" in text
+    assert f"ends at {share} of its start" in text
     assert f"removes {float(drop):.0f} percentage points" in text
 
 

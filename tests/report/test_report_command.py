@@ -44,6 +44,18 @@ def test_runs_of_several_places_are_reported_here(capsys: pytest.CaptureFixture[
     assert "<h1>Two runs</h1>" in Path("report.html").read_text(encoding="utf-8")
 
 
+def test_thresholds_are_options_or_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    study = str(write_study("runs/small", norms=("bn",)))
+    Path("limits.yaml").write_text("min_steps: 30\n", encoding="utf-8")
+    for options in (["--thresholds.min_steps", "30"], ["--thresholds", "limits.yaml"]):
+        assert main([study, "--format", "md", *options]) == 0
+        assert "12 of 30 needed steps" in printed(capsys).read_text(encoding="utf-8")
+    assert main([study, "--format", "md"]) == 0
+    assert "needed steps" not in printed(capsys).read_text(encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"thresholds\.far=1.* must be a number above 1\. Default: 10"):
+        main([study, "--thresholds.far", "1"])
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_is_written(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     study = write_study("runs/small", norms=("bn",))

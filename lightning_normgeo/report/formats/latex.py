@@ -34,7 +34,7 @@ _TABLE = r"""
 _NAMES = (
     "α=alpha β=beta γ=gamma δ=delta ε=varepsilon η=eta θ=theta λ=lambda μ=mu µ=mu π=pi ρ=rho σ=sigma τ=tau φ=phi "
     "Δ=Delta Σ=sum ∇=nabla ∂=partial ∞=infty √=surd ×=times ·=cdot ±=pm →=to ≤=leq ≥=geq ≠=neq ≈=approx ℓ=ell ‖=| "
-    "⟨=langle ⟩=rangle"
+    "⟨=langle ⟩=rangle ⟂=perp"
 )
 _MATH = dict(name.split("=") for name in _NAMES.split())
 _SUPERSCRIPT, _SUBSCRIPT, _LEVEL = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-"

@@ -15,39 +15,49 @@ _RATIO, _NORM = "affine/gamma2_over_sigma2_median", "norm_growth/weight_norm"
 
 
 def _gamma(record: Record, thresholds: Thresholds) -> Verdict | None:
-    """Judge γ² against σ², by their distance and by their ratio, which has no scale."""
+    """Judge γ² against σ², by their distance and by their ratio."""
     distances, ratios = magnitudes(record, _GAMMA), magnitudes(record, _RATIO)
     share = _share(distances)
     if share is None or not ratios:
         return None
-    before, after = (abs(math.log(value)) if value > 0 else math.inf for value in ends(ratios))
     first, last = ends(ratios)
-    word, reason = UNDECIDED, "neither small nor grown"
-    if share <= thresholds.affine_share and after <= math.log(thresholds.affine_factor):
-        word, reason = SUPPORTED, ""
-    elif share >= thresholds.affine_growth and after >= before:
-        word, reason = REFUTED, ""
-    elif share <= thresholds.affine_share:
-        reason = "but γ²/σ² is not near 1"
-    detail = f"Median γ²/σ² {first:.3g} → {last:.3g}; 1 would be γ = σ. It has no scale, as the distance has."
+    before, after = (abs(math.log(value)) if value > 0 else math.inf for value in (first, last))
+    word, reason = _approached(share, _longer(record) ** 2, thresholds)
+    if word == SUPPORTED and after > math.log(thresholds.affine_factor):
+        word, reason = UNDECIDED, "but γ²/σ² is not near 1"
+    elif word == REFUTED and after < before:
+        word, reason = UNDECIDED, "but γ²/σ² is nearer to 1"
+    detail = (
+        f"Median γ²/σ² {first:.3g} → {last:.3g}; 1 would be γ = σ. Both change with the scale of the weights in front."
+    )
     return _verdict(word, share, reason, detail, span(record, _GAMMA, _RATIO), thresholds)
 
 
 def _beta(record: Record, thresholds: Thresholds) -> Verdict | None:
-    """Judge β against μ by their distance; one that grows no more than the weights do refutes nothing."""
-    distances, norms = magnitudes(record, _BETA), magnitudes(record, _NORM)
+    """Judge β against μ by their distance."""
+    distances = magnitudes(record, _BETA)
     share = _share(distances)
     if share is None:
         return None
-    longer = max(1.0, norms[-1] / norms[0]) if norms and norms[0] else math.inf
-    word, reason = UNDECIDED, "neither small nor grown"
-    if share <= thresholds.affine_share:
-        word, reason = SUPPORTED, ""
-    elif share >= thresholds.affine_growth:
-        word, reason = (REFUTED, "") if share >= thresholds.affine_growth * longer else (UNDECIDED, "μ grows with ‖W‖")
+    word, reason = _approached(share, _longer(record), thresholds)
     first, last = ends(distances)
     detail = f"Median |β − μ| {first:.3g} → {last:.3g}. It changes with the scale of the weights in front."
     return _verdict(word, share, reason, detail, span(record, _BETA, _NORM), thresholds)
+
+
+def _approached(share: float, longer: float, thresholds: Thresholds) -> tuple[str, str]:
+    """Return whether a distance has become small, or grown by more than longer weights explain."""
+    if share <= thresholds.affine_share:
+        return SUPPORTED, ""
+    if share >= thresholds.affine_growth * longer:
+        return REFUTED, ""
+    return UNDECIDED, "may grow with ‖W‖" if share >= thresholds.affine_growth else "neither small nor grown"
+
+
+def _longer(record: Record) -> float:
+    """Return the growth of ‖W‖, with which σ and μ grow, of at least 1; infinite if it was not measured."""
+    norms = magnitudes(record, _NORM)
+    return max(1.0, norms[-1] / norms[0]) if norms and norms[0] else math.inf
 
 
 def _share(distances: list[float]) -> float | None:
@@ -77,12 +87,13 @@ AFFINE_CLAIMS = (
         rule=(
             _NUMBER
             + "Supported if it is at most `affine_share` and the median γ²/σ² ends within `affine_factor` of 1; "
-            "refuted if it is at least `affine_growth` and γ²/σ² ends no nearer to 1."
+            "refuted if it is at least `affine_growth` times the growth of ‖W‖², with which σ² grows, and γ²/σ² ends "
+            "no nearer to 1."
         ),
         needs="AffineConvergenceMonitor, and batch normalization",
         section="affine",
         thresholds=("affine_share", "affine_factor", "affine_growth", "min_steps"),
-        keys=(_GAMMA, _RATIO),
+        keys=(_GAMMA, _RATIO, _NORM),
         judge=_gamma,
     ),
     Claim(
@@ -94,9 +105,8 @@ AFFINE_CLAIMS = (
         ),
         source="section 3.1, Fig 2",
         rule=(
-            _NUMBER
-            + "Supported if it is at most `affine_share`; refuted if it is at least `affine_growth`, and that times "
-            "the growth of ‖W‖, with which μ grows."
+            _NUMBER + "Supported if it is at most `affine_share`; refuted if it is at least `affine_growth` times the "
+            "growth of ‖W‖, with which μ grows."
         ),
         needs="AffineConvergenceMonitor, and batch normalization",
         section="affine",

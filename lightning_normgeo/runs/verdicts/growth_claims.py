@@ -47,7 +47,7 @@ def _not_plain_sgd(record: Record, measured: dict[int, float]) -> Verdict:
     error = relative_error(law, measured)
     detail = "Eq 16 is about SGD without momentum and weight decay."
     if error is not None:
-        detail = f"With them the same law misses the measured increments by {error:.1e} of their sum."
+        detail = f"The law with these terms and ⟨W, ∇W⟩ = 0 misses the measured increments by {error:.1e} of their sum."
     evidence = span(record, _MOMENTUM if law else _PREDICTED, _INCREMENT)
     return Verdict(NOT_APPLICABLE, reason=why_not_eq16(record), detail=detail, evidence=evidence)
 

@@ -105,7 +105,7 @@ def _caused(record: Record, pairs: list[tuple[Row, Row]], thresholds: Thresholds
         return UNDECIDED, "too few samples"
     change = _logit_change(record)
     if change is None or change > thresholds.logit_change:
-        return UNDECIDED, "ε changed the function"
+        return UNDECIDED, "ε changed outputs"
     return SUPPORTED, ""
 
 

@@ -67,7 +67,7 @@ class Thresholds:
         1.25, "simulated optimizers meet the closed forms within 3 %, networks less well"
     )
     equilibrium_times: float = _default(3.0, "e⁻³ = 5 % of the way is left")
-    affine_share: float = _default(0.1, "a tenth of the distance at the start, as Fig 2 shows it")
+    affine_share: float = _default(0.1, "the paper says small, and gives no number; a tenth is small")
     affine_factor: float = _default(1.25, "γ within 12 % of σ")
     affine_growth: float = _default(1.1, "ten percent are within the scatter of batches")
     accuracy_margin: float = _default(0.03, "half of the 6 points that weight decay adds in Table 1")

@@ -126,10 +126,12 @@ def gamma(run: Raw) -> Found | None:
     )
     if not len(distances):
         return None
+    norms = run.values("norm_growth/weight_norm")
     first, last = windows(distances)
     before, after = np.abs(np.log(windows(ratios)))
     word = "supported" if last / first <= 0.1 and after <= math.log(1.25) else "undecided"
-    return ("refuted" if last / first >= 1.1 and after >= before else word), last / first
+    longer = max(1.0, norms[-1] / norms[0])
+    return ("refuted" if last / first >= 1.1 * longer**2 and after >= before else word), last / first
 
 
 def beta(run: Raw) -> Found | None:

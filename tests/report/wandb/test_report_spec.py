@@ -16,7 +16,9 @@ import pytest
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.report.compared_runs import Run, compare_runs
 from lightning_normgeo.report.story import INCREMENTS, ORTHOGONALITY, WANDB_SECTIONS
+from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.tables.table import Table, number, text
+from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
 from lightning_normgeo.report.wandb.publishing import publish_report
 from lightning_normgeo.report.wandb.report_spec import build_report
 from lightning_normgeo.report.wandb.workspace_spec import build_workspace
@@ -155,8 +157,7 @@ def test_every_metric_of_the_story_is_documented() -> None:
 
 def test_a_grid_for_each_quantity_that_was_logged() -> None:
     spec = report_of(study())
-    assert words(spec, "heading")[:4] == [
-        "Findings",
+    assert words(spec, "heading")[:3] == [
         "γ, β against σ, μ (Fig 2)",
         "Norms of the weights (Fig 3)",
         "Without weight decay",
@@ -172,6 +173,14 @@ def test_a_grid_for_each_quantity_that_was_logged() -> None:
     ]
     assert signed
     assert not any(panel["config"].get("yLogScale") for panel in signed)
+
+
+def test_verdicts_come_first() -> None:
+    runs = study()
+    tables = all_tables(runs, verdicts_of(runs))
+    spec = report_of(runs, (*tables[1:], tables[0]))
+    assert words(spec, "heading")[0] == tables[0].title == "Verdicts on the paper's claims"
+    assert words(spec, "heading").count(tables[0].title) == 1
 
 
 def test_panels_of_a_grid_do_not_cover_each_other() -> None:

@@ -114,8 +114,10 @@ CASES: list[tuple[str, str, Record, float | None]] = [
     ("equilibrium", "not applicable", record({G + "angular_update": 0.01}), None),
     ("equilibrium", "not tested", record(), None),
     ("gamma_sigma", "supported", record({GAMMA: spike(0.05, 1.0), RATIO: spike(1.1, 4.0)}), 0.05),
-    ("gamma_sigma", "refuted", record({GAMMA: spike(1.2, 1.0), RATIO: spike(5.0, 4.0)}), 1.2),
-    ("gamma_sigma", "undecided", record({GAMMA: spike(1.2, 1.0), RATIO: spike(1.1, 4.0)}), 1.2),
+    ("gamma_sigma", "refuted", record({GAMMA: spike(1.2, 1.0), RATIO: spike(5.0, 4.0), NORM: 10.0}), 1.2),
+    ("gamma_sigma", "undecided", record({GAMMA: spike(1.2, 1.0), RATIO: spike(5.0, 4.0)}), 1.2),
+    ("gamma_sigma", "undecided", record({GAMMA: spike(2.0, 1.0), RATIO: 5.0, NORM: spike(15.0, 10.0)}), 2.0),
+    ("gamma_sigma", "undecided", record({GAMMA: spike(1.2, 1.0), RATIO: spike(1.1, 4.0), NORM: 10.0}), 1.2),
     ("gamma_sigma", "undecided", record({GAMMA: spike(0.05, 1.0), RATIO: 4.0}), 0.05),  # σ shrank
     ("gamma_sigma", "undecided", record({GAMMA: spike(0.5, 1.0), RATIO: spike(1.1, 4.0)}), 0.5),
     ("gamma_sigma", "not tested", record(), None),
