@@ -79,24 +79,23 @@ class RobustnessReport:
         return True  # also without results, where __len__ would make it false
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row for each attack, with the keys :data:`COLUMNS`, ``by_class``, ``not_finite`` and ``changed``.
+        """Return one row for each attack, with the keys :data:`COLUMNS`, ``by_class`` and ``not_finite``.
 
-        ``changed`` is the number of samples that only one of an attack and its control with rescaled weights gets
-        right, in the row of the control; None in other rows.
+        Rows of controls with rescaled weights also have ``changed``, the number of samples that only one of the attack
+        and its control gets right.
         """
         rows = []
         for name, result in self.results.items():
             strength = self.settings["attacks"].get(without_control(name), {})
             known = {"attack": name, "eps": self._radius(strength), "std": strength.get("std"), **asdict(result)}
-            others = {"by_class": known["by_class"], "not_finite": known["not_finite"], "changed": self._changed(name)}
+            others = {"by_class": known["by_class"], "not_finite": known["not_finite"], **self._changed(name)}
             rows.append({**{column: known[column] for column in COLUMNS}, **others})
         return rows
 
-    def _changed(self, control: str) -> int | None:
-        attack = without_control(control)
-        if attack == control or not {attack, control} <= set(self.decisions.attacks):
-            return None
-        return changed_decisions(self.decisions, attack)
+    def _changed(self, name: str) -> dict[str, int]:
+        attack = without_control(name)
+        paired = attack != name and {attack, name} <= set(self.decisions.attacks)
+        return {"changed": changed_decisions(self.decisions, attack)} if paired else {}
 
     def _radius(self, strength: Mapping[str, Any]) -> float | None:
         """Return the radius of an attack; if it is a multiple of √d, with d values per image, then its actual value.

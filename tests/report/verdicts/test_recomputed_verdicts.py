@@ -164,6 +164,9 @@ def rescaled(run: Raw) -> Found | None:
     for name in [one for one in run.rows if f"{one}_rescaled" in run.rows]:
         before, after = run.right[name], run.right[f"{name}_rescaled"]
         lost, won, n = int((before & ~after).sum()), int((~before & after).sum()), len(before)
+        assert run.rows[f"{name}_rescaled"].get("changed", lost + won) == lost + won, (
+            "records of earlier versions lack it"
+        )
         p_lost, p_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)
         middle = p_won - p_lost
         half = norm.ppf(0.975) * math.sqrt((p_lost + p_won - middle**2) / (n + 2))
