@@ -63,7 +63,7 @@ def _section(claim: Claim) -> str:
     limits = f"\nThresholds: {', '.join(f'`{name}`' for name in claim.thresholds)}.\n" if claim.thresholds else ""
     title = claim.title.replace("|", "\\|")
     return (
-        f"\n### {title} {{#{claim.key}}}\n\n*{_escaped(claim.statement)}* ({_escaped(claim.source)})\n\n"
+        f"\n### {title}\n\n*{_escaped(claim.statement)}* ({_escaped(claim.source)})\n\n"
         f"{_escaped(claim.rule)}\n\nNeeds: {claim.needs}.\n{keys}{limits}"
     )
 

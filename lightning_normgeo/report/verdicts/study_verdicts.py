@@ -11,7 +11,7 @@ from typing import Any
 from lightning_normgeo.report.compared_runs import Run, compare_runs
 from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
 from lightning_normgeo.report.verdicts.decay import decay_verdicts
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.record import Record, evaluation_stem
 from lightning_normgeo.runs.verdicts.run_verdicts import verdicts
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import (
@@ -70,13 +70,11 @@ def _with_paired_counts(record: Record, evaluation: Evaluation | None) -> Record
         missing = is_control(name) and row.get("changed") is None and without_control(name) in evaluation.rows
         return {**row, "changed": evaluation.changed(without_control(name))} if missing else row
 
-    results = {
-        name: {**found, "results": [counted(row) for row in found["results"]]}
-        if any(found is one for one in record.evaluations.values()) and "results" in found
-        else found
-        for name, found in record.results.items()
+    evaluated = {evaluation_stem(name): found for name, found in record.evaluations.items() if "results" in found}
+    counts = {
+        stem: {**found, "results": [counted(row) for row in found["results"]]} for stem, found in evaluated.items()
     }
-    return replace(record, results=results)
+    return replace(record, results=record.results | counts)
 
 
 def _joint(some: Sequence[Verdict]) -> Verdict:
@@ -102,8 +100,7 @@ def _summed_up(shown: Sequence[Verdict], word: str, some: Sequence[Verdict]) -> 
     first, untested = same[0], len(some) - len(shown)
     is_tested = first.word not in (NOT_TESTED, NOT_APPLICABLE)
     parts = [
-        "; ".join(dict.fromkeys(one.detail for one in same)) if not is_tested else "",
-        _counts(shown) if is_tested else "",
+        _counts(shown) if is_tested else first.detail,
         f"{untested} more runs do not test it." if untested and is_tested else "",
     ]
     return replace(
@@ -114,8 +111,14 @@ def _summed_up(shown: Sequence[Verdict], word: str, some: Sequence[Verdict]) -> 
         reason="" if word in DECIDED else _reasons(same, shown),
         detail=" ".join(filter(None, parts)),
         value=known[-1].value if known else math.nan,
-        runs=f"{sum(one.word == word for one in shown)} of {len(shown)} runs" if is_tested else "",
+        runs=_how_many(shown, word) if is_tested else "",
     )
+
+
+def _how_many(shown: Sequence[Verdict], word: str) -> str:
+    """Return the number of runs with a word among all, such as "7 of 8 runs"; that of all runs if none has it."""
+    count = sum(one.word == word for one in shown)
+    return f"{count} of {len(shown)} runs" if count else f"{len(shown)} runs"
 
 
 def _counts(shown: Sequence[Verdict]) -> str:

@@ -39,7 +39,7 @@ def _equation_16(record: Record, thresholds: Thresholds) -> Verdict | None:
     total = sum(measured[step] for step in predicted.keys() & measured.keys())
     ratio = sum(predicted[step] for step in predicted.keys() & measured.keys()) / total if total else math.nan
     detail = f"All predicted increments together are {ratio:.5f} × the measured ones." if math.isfinite(ratio) else ""
-    return _increments(record, word, error, reason, detail, thresholds, _PREDICTED)
+    return _error(record, word, error, reason, detail, thresholds, _PREDICTED)
 
 
 def _not_plain_sgd(record: Record, measured: dict[int, float]) -> Verdict:
@@ -80,7 +80,7 @@ def _law(record: Record, error: float, measured: dict[int, float], thresholds: T
     return (REFUTED, "") if error > far else (UNDECIDED, "near the limit")
 
 
-def _increments(
+def _error(
     record: Record, word: str, error: float, reason: str, detail: str, thresholds: Thresholds, key: str
 ) -> Verdict:
     limit = f"limit {thresholds.increment_error:.0e}"

@@ -158,7 +158,7 @@ def test_print_is_light_and_whole(browser: Browser, study_report: Path) -> None:
         assert brightness(page, "#norms text", "fill") < 2
         assert page.page.locator(".choice, .chart summary").first.is_hidden()
         shown = [details.is_visible() for details in page.page.locator("main details:not(.chart details)").all()]
-        assert shown == [True, False, False], "open settings are printed, closed ones are not"
+        assert shown == [False, True, False, False], "open settings are printed, what is closed is not"
         assert page.page.get_by_text("threat.eps", exact=True).is_visible()
         for scroller in page.page.locator(".scroll").all():
             assert scroller.evaluate("s => s.scrollHeight <= s.clientHeight + 1 && s.scrollWidth <= s.clientWidth + 1")
@@ -191,7 +191,8 @@ def test_names_for_those_who_do_not_see_figures(browser: Browser, study_report: 
             caption = figure.evaluate("f => document.getElementById(f.getAttribute('aria-describedby')).textContent")
             assert caption == page.page.locator(f"#{anchor} .caption").text_content()
             assert page.page.locator(f"#{anchor} svg [role^=graphics]").count() == 0, "marks without names"
-        for table in page.page.locator("section:has(thead)[id]").all():
+        page.page.locator("#verdicts summary").click()
+        for table in page.page.locator("section:has(> .scroll thead)[id]").all():
             title = table.locator("h2").text_content()
             assert page.page.get_by_role("table", name=title, exact=True).count() == 1
         assert page.page.get_by_role("combobox", name="Layer").count() == 1

@@ -128,7 +128,8 @@ def test_claims_about_single_runs_need_a_majority_without_contradiction() -> Non
     assert (of(bad=3).word, of(bad=2, open=1).word) == ("refuted", "refuted")
     assert (of(good=2, open=1).runs, of(good=2, open=1).detail) == ("2 of 3 runs", "Runs: 2 supported, 1 undecided.")
     assert of(good=1, open=1).word == "undecided"
-    assert (of(good=3, bad=1).word, of(good=3, bad=1).reason) == ("undecided", "runs contradict each other")
+    torn = of(good=3, bad=1)
+    assert (torn.word, torn.reason, torn.runs) == ("undecided", "runs contradict each other", "4 runs")
     assert of(good=1, none=2).detail == "2 more runs do not test it."
     assert of(none=2).word == "not tested"
     assert of(good=1) == verdicts(read_record(written["good", 0]))["orthogonality"]
