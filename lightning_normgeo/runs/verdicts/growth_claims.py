@@ -17,6 +17,8 @@ _INCREMENT, _RESIDUAL, _FLOOR = f"{_G}/increment", f"{_G}/residual", f"{_G}/stor
 _PREDICTED, _MOMENTUM, _APPLIES = f"{_G}/predicted", f"{_G}/predicted_momentum", f"{_G}/eq16_applies"
 _NORM = f"{_G}/weight_norm"
 _ANGLE, _EQUILIBRIUM, _TIME = f"{_G}/angular_update", f"{_G}/equilibrium_angle", f"{_G}/steps_to_equilibrium"
+_PROJECTED = "sphere/radius_error"
+"""A key that only a training on spheres of fixed radius logs."""
 _VISIBLE = 1e-3
 """Relative growth that four decimals show."""
 _SAME_ANGLE = 0.01
@@ -96,7 +98,7 @@ def _growth(record: Record, thresholds: Thresholds) -> Verdict | None:
     ratio = last / first if first else math.nan
     detail = f"‖W‖ {first:.4g} → {last:.4g}; no output changes by that alone."
     evidence = span(record, _NORM, _INCREMENT)
-    other, decay = other_than_sgd(record), _decay(record)
+    other, decay = "held on spheres" if curve(record, _PROJECTED) else other_than_sgd(record), _decay(record)
     number = f"× {ratio:.4f}" if abs(ratio - 1) > _VISIBLE else f"× {ratio:.7f}"
     if decay or other:
         reason = other or f"weight decay {decay:g}"
@@ -124,6 +126,8 @@ def _equilibrium(record: Record, thresholds: Thresholds) -> Verdict | None:
     steps = _constant_tail({step: value for step, value in wanted.items() if step in angles and value})
     if not steps:
         return _without_decay(record) if angles else None
+    if curve(record, _PROJECTED):
+        return Verdict(NOT_APPLICABLE, reason="held on spheres", evidence=span(record, _ANGLE, _PROJECTED))
     late = steps[-max(1, len(steps) // 4) :]
     ratio = median(angles[step] / wanted[step] for step in late)
     time = times.get(steps[-1])
@@ -209,12 +213,13 @@ GROWTH_CLAIMS = (
         rule=(
             "Number: ‖W‖ at the last over the first measured step. Supported if it is above 1 and no measured step "
             "shrinks ‖W‖² by more than rounding; refuted if ‖W‖ ends no larger than it began, with shrinking steps "
-            "beyond `increment_error` of the growth. Not applicable with weight decay or other optimizers than SGD."
+            "beyond `increment_error` of the growth. Not applicable with weight decay, other optimizers than SGD, or "
+            "SphereProjection."
         ),
         needs="NormGrowthMonitor",
         section="norms",
         thresholds=("increment_error", "min_steps"),
-        keys=(_NORM, _INCREMENT, _FLOOR),
+        keys=(_NORM, _INCREMENT, _FLOOR, _PROJECTED),
         judge=_growth,
     ),
     Claim(
@@ -233,7 +238,7 @@ GROWTH_CLAIMS = (
         needs="NormGrowthMonitor, and weight decay",
         section="angles",
         thresholds=("equilibrium_factor", "equilibrium_times", "min_steps"),
-        keys=(_ANGLE, _EQUILIBRIUM, _TIME),
+        keys=(_ANGLE, _EQUILIBRIUM, _TIME, _PROJECTED),
         judge=_equilibrium,
     ),
 )

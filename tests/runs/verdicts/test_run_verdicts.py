@@ -105,6 +105,8 @@ CASES: list[tuple[str, str, Record, float | None]] = [
     ("growth", "undecided", record({**GROWTH, G + "increment": spike(2.0, -1.0)}), 1.11),
     ("growth", "not applicable", record(GROWTH, DECAYED), 1.11),
     ("growth", "not applicable", record(GROWTH, ADAM), 1.11),
+    ("growth", "not applicable", record({**GROWTH, "sphere/radius_error": 1e-8}), 1.11),
+    ("equilibrium", "not applicable", record({**TURN, "sphere/radius_error": 1e-8}, DECAYED), None),
     ("growth", "not tested", record(), None),
     ("equilibrium", "supported", record({**TURN, G + "angular_update": spike(0.011, 0.2, 5)}, DECAYED), 1.1),
     ("equilibrium", "refuted", record({**TURN, G + "angular_update": 0.1}, DECAYED), 10.0),
