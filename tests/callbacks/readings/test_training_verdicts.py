@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, read_record
 from lightning_normgeo.runs.verdicts.logged_verdicts import KEYS, TRAINING, verdict_rows
@@ -61,3 +62,12 @@ def test_columns_of_the_layer_table_are_explained() -> None:
     tables = Tables()
     fit(tables, steps=2)
     assert {row[0] for row in tables.tables[KEYS]} >= {"norm_growth/increment", "orthogonality/max_abs_cos"}
+
+
+def test_the_limit_is_that_of_the_precision_of_the_training() -> None:
+    tables, record = Tables(), RecordLogger("runs")
+    run = trainer(OrthogonalityMonitor(), steps=2, logger=[tables, record], precision="64-true")
+    run.fit(Project(), images(16, dtype=torch.float64))
+    assert read_record(record.folder).observed["precision"] == "64-true"
+    (row,) = tables.tables[TRAINING]
+    assert row[3] == "limit 1e-10"
