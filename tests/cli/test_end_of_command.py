@@ -194,7 +194,7 @@ def test_the_summary_says_what_does_not_apply(tiny: Path) -> None:
     (run,) = (tiny / "runs" / "normgeo").iterdir()
     text = summarize(run)
     said = " ".join(text.split())
-    assert "Eq 16 not covered Δ‖W‖² = η²‖∇W‖² is about plain SGD. Here: momentum 0.9 and weight decay 0.001." in said
+    assert "not applicable Eq 16: Δ‖W‖² = η²‖∇W‖² momentum 0.9, weight decay 0.001" in said
     assert "predicted by eq 16" not in text
     record = read_record(run)
     last = record.layers["orthogonality/max_abs_cos"][-1][1]

@@ -129,7 +129,7 @@ def _counts(shown: Sequence[Verdict]) -> str:
 
 
 def _reasons(same: Sequence[Verdict], shown: Sequence[Verdict]) -> str:
-    """Return why runs together decide nothing."""
+    """Return the reasons for which runs together decide nothing."""
     if {SUPPORTED, REFUTED} <= {one.word for one in shown}:
         return "runs contradict each other"
     reasons = list(dict.fromkeys(one.reason for one in same if one.reason))
