@@ -49,8 +49,8 @@ def masking(
     - ``similar``: the distance to a channel that is kept in (γ, β) alone, as Sun et al. 2020 propose;
     - ``pairs``: one minus the cosine of the outputs of both, which needs similar (γ, β) up to a factor and correlation;
     - ``random``: channels drawn by a seed, a control;
-    - ``gamma_shuffled``, …, ``pairs_shuffled``: as many channels of each layer as by this criterion, drawn by a seed: the
-      control that tells a good order of channels from a good choice of layers.
+    - ``gamma_shuffled``, …, ``pairs_shuffled``: as many channels of each layer as by this criterion, drawn by a seed:
+      the control that tells a good order of channels from a good choice of layers.
 
     A masked channel's output becomes zero (``zero``), β (``mean``), or a multiple of the output of the most similar
     channel that is kept (``partner``, for ``similar`` and ``pairs`` only), which the next weights could absorb.
@@ -59,8 +59,8 @@ def masking(
         module: the classifier, evaluated on the device of its parameters.
         loader: yields batches of images and labels.
         ratios: shares of channels to remove, in (0, 1).
-        criteria: names of criteria. Default: the first six and ``share_shuffled``. One that is known for less than half of the channels is left out, and
-            the report says why.
+        criteria: names of criteria. Default: the first six and ``share_shuffled``. One that is known for less than half
+            of the channels is left out, and the report says why.
         replace: ``zero``, ``mean`` or ``partner``, one or several.
         seed: of the random control.
         streams: Whether channels of residual streams are candidates: masking one takes away what one layer writes into

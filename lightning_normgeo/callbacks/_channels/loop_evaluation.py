@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -42,12 +43,22 @@ class ChannelLoop:
         module: the model.
         loader: the loader; None if there is none.
         data: ``test`` or ``validation``.
+        count: number of its batches, infinite or None if it has no length.
     """
 
-    def __init__(self, callback: ChannelsCallback, trainer: Any, module: Any, loader: Any, data: str) -> None:
+    def __init__(
+        self,
+        callback: ChannelsCallback,
+        trainer: Any,
+        module: Any,
+        loader: Any,
+        data: str,
+        count: float | None = None,
+    ) -> None:
         self._callback, self._trainer, self._module, self._data = callback, trainer, module, data
-        self._batches = 0
-        self._bar: Any = None
+        self._batches, self._begun = 0, False
+        self._bar: _Tqdm | _Task | None = None
+        self._count = count
         self._meets_others = trainer.world_size > 1
 
         def logits(images: Tensor) -> Any:
@@ -71,20 +82,41 @@ class ChannelLoop:
             return
         self._batches += 1
         try:
-            if evaluation.plan is None:
-                evaluation.begin(lambda: self._unpacked(batch))
+            if not self._begun:
+                self._begin(lambda: self._unpacked(batch))
             evaluation.add(*self._unpacked(batch))
         except Exception as error:
             self.give_up(error)
 
     def give_up(self, error: Exception) -> None:
         """Evaluate nothing more on this process, and warn; the other processes learn of it in :meth:`finish`."""
-        warn_once(f"Channels are not evaluated. {self._evaluation.give_up(error)}")
+        reason = self._evaluation.give_up(error)
+        if self._meets_others and not self._begun:
+            self._begin_without(error)
+        warn_once(f"Channels are not evaluated. {reason}")
+
+    def _begin(self, first: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """Take part in the plan, which all processes make together once."""
+        self._begun = True
+        self._evaluation.begin(first)
+
+    def _begin_without(self, error: Exception) -> None:
+        """Take part in the plan without a batch, since the other processes wait for it."""
+
+        def first() -> tuple[Tensor, Tensor]:
+            raise error
+
+        try:
+            self._begin(first)
+        except Exception as failed:
+            self._evaluation.give_up(failed)
 
     def finish(self) -> MaskingReport:
         """Return the report of all processes; every process has to call this."""
         if self._bar is not None:
             self._bar.close()
+        if self._meets_others and not self._begun:
+            self._begin_without(UnsuitableError("The first process has no samples."))
         mine = self._evaluation.share()
         shares: list[Any] = [mine]
         if self._meets_others:
@@ -122,21 +154,27 @@ class ChannelLoop:
         return made
 
     def _show(self, name: str, samples: int, correct: int, seen: int) -> None:
-        """Advance the bar, which is opened when the first accuracies are there."""
+        """Advance the bar, which is opened when the first accuracy is there."""
         own = self._trainer.progress_bar_callback
         if own is None or not own.is_enabled or not self._trainer.is_global_zero:
             return
         if self._bar is None:
-            self._bar = _bar(getattr(own, "progress", None))
-        self._bar.show(f"channels {name} {100 * correct / seen:.1f} %", samples)
+            self._bar = _bar(getattr(own, "progress", None), self._total(samples))
+        self._bar.show(f"{name} {100 * correct / seen:.1f} %", samples)
+
+    def _total(self, samples: int) -> int | None:
+        """Return the number of images that the bar counts, if the loader has a length."""
+        plan, limit = self._evaluation.plan, self._callback.limit_batches
+        known = [count for count in (self._count, limit) if count is not None and count != math.inf]
+        return None if plan is None or not known else int(min(known)) * samples * (1 + len(plan.conditions))
 
 
 class _Tqdm:
-    def __init__(self) -> None:
-        self._bar = tqdm(unit="img", leave=False, position=1, dynamic_ncols=True)
+    def __init__(self, total: int | None) -> None:
+        self._bar = tqdm(total=total, unit="img", leave=False, position=1, dynamic_ncols=True)
 
     def show(self, text: str, samples: int) -> None:
-        self._bar.set_description_str(text, refresh=False)
+        self._bar.set_description_str(f"channels {text}", refresh=False)
         self._bar.update(samples)
 
     def close(self) -> None:
@@ -146,8 +184,9 @@ class _Tqdm:
 class _Task:
     """A further line in the Trainer's rich display; rich allows only one live display at a time."""
 
-    def __init__(self, progress: Any) -> None:
-        self._progress, self._task = progress, progress.add_task("channels", total=None)
+    def __init__(self, progress: Any, total: int | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task("channels", total=math.inf if total is None else total)
 
     def show(self, text: str, samples: int) -> None:
         self._progress.update(self._task, advance=samples, description=text)
@@ -156,6 +195,6 @@ class _Task:
         self._progress.update(self._task, visible=False)
 
 
-def _bar(progress: Any) -> _Tqdm | _Task:
+def _bar(progress: Any, total: int | None) -> _Tqdm | _Task:
     """Return a progress bar of the same kind as the Trainer's, tqdm or rich."""
-    return _Tqdm() if progress is None else _Task(progress)
+    return _Tqdm(total) if progress is None else _Task(progress, total)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks._channels.logging import log_report, metrics_of
 from lightning_normgeo.callbacks._channels.loop_evaluation import NAME, ChannelLoop
 from lightning_normgeo.callbacks._robustness.dataloaders import (
+    batch_count,
     batches_of,
     check_not_sharded,
     named_loaders,
@@ -78,37 +81,37 @@ class ChannelHooks(QuietCallback):
 
     @skipped_on_error
     def _evaluate_after_fit(self, trainer: Any, module: Any) -> None:
-        with preserved_state(module):  # iterating a loader draws a random number
+        """Evaluate after fit; whatever fails on this process, the others wait for it in :meth:`_finish`."""
+        with preserved_state(module), ExitStack() as stack:  # iterating a loader draws a random number
+            self._run = ChannelLoop(self, trainer, module, None, "test")
             try:
-                test_source(trainer, NAME)
-            except UnsuitableError:
-                loaders = {} if not trainer.val_dataloaders else named_loaders(trainer.val_dataloaders)
-                self._evaluate(trainer, module, loaders, "validation")
-            else:
-                with testing(trainer):
-                    self._evaluate(trainer, module, test_loaders(trainer, NAME), "test")
+                loader, data = self._loader_after_fit(trainer, stack)
+                self._run = ChannelLoop(self, trainer, module, loader, data, batch_count(trainer, loader, data))
+                for batch in islice(batches_of(trainer, loader, 0, data), self.limit_batches):
+                    self._run.take(batch)
+            except Exception as error:
+                self._run.give_up(error)
         self._finish(trainer)
-        metrics, step = (
-            metrics_of(self._report) if self._report else {},
-            trainer.fit_loop.epoch_loop._batches_that_stepped,
-        )
-        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=step)
+        if self._report is not None:
+            metrics, step = metrics_of(self._report), trainer.fit_loop.epoch_loop._batches_that_stepped
+            trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=step)
 
-    def _evaluate(self, trainer: Any, module: Any, loaders: dict[str, Any], data: str) -> None:
-        loader = next(iter(loaders.values()), None)
-        self._run = ChannelLoop(self, trainer, module, loader, data)
-        if loader is None:
-            return
-        for number, batch in enumerate(batches_of(trainer, loader, 0, "test" if data == "test" else "val")):
-            if self.limit_batches is not None and number >= self.limit_batches:
-                break
-            self._run.take(batch)
+    def _loader_after_fit(self, trainer: Any, stack: ExitStack) -> tuple[Any, str]:
+        """Return the first test loader, else the first validation loader, and which of both it is."""
+        try:
+            test_source(trainer, NAME)
+        except UnsuitableError:
+            if not trainer.val_dataloaders:
+                raise
+            return next(iter(named_loaders(trainer.val_dataloaders).values())), "validation"
+        stack.enter_context(testing(trainer))
+        return next(iter(test_loaders(trainer, NAME).values())), "test"
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Start an evaluation, and discard the results of the last one."""
-        self._start(trainer, pl_module, trainer.test_loop, "test")
+        self._start(trainer, pl_module, trainer.test_loop, "test", trainer.num_test_batches)
 
     def on_test_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -128,7 +131,7 @@ class ChannelHooks(QuietCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Start an evaluation in ``trainer.validate``; validation inside ``fit`` starts none."""
         if trainer.state.fn == "validate":
-            self._start(trainer, pl_module, trainer.validate_loop, "validation")
+            self._start(trainer, pl_module, trainer.validate_loop, "validation", trainer.num_val_batches)
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -145,11 +148,12 @@ class ChannelHooks(QuietCallback):
         self._run = None
 
     @skipped_on_error
-    def _start(self, trainer: Any, module: Any, loop: Any, data: str) -> None:
+    def _start(self, trainer: Any, module: Any, loop: Any, data: str, counts: Any) -> None:
         self._report, self._run = None, None
         combined = getattr(loop, "_combined_loader", None)
         loaders = {} if combined is None else named_loaders(combined)
-        self._run = ChannelLoop(self, trainer, module, next(iter(loaders.values()), None), data)
+        loader = next(iter(loaders.values()), None)
+        self._run = ChannelLoop(self, trainer, module, loader, data, next(iter(counts), None))
 
     @skipped_on_error
     def _finish(self, trainer: Any) -> None:

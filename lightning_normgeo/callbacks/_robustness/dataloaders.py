@@ -141,7 +141,7 @@ def batches_of(trainer: Any, loader: Any, number: int = 0, limit: str = "test") 
         trainer: has the limits ``limit_test_batches`` and ``limit_val_batches``.
         loader: the loader.
         number: its number.
-        limit: ``test`` or ``val``.
+        limit: ``test`` or ``validation``.
     """
     module = trainer.lightning_module
     for batch in islice(loader, batch_count(trainer, loader, limit)):
