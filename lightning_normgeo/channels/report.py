@@ -191,9 +191,9 @@ class MaskingReport:
     def __str__(self) -> str:
         """Return the table."""
         table = self._table()
-        lines = [f"{'criterion':13}  {'replaced by':11}  removed   accuracy   95 % interval     drop"]
+        width = max(len(str(row[0])) for row in (("criterion",), *table.rows))
+        lines = [f"{'criterion':{width}}  {'replaced by':11}  removed   accuracy   95 % interval     drop"]
         for criterion, replace, removed, accuracy, interval, drop in table.rows:
-            lines.append(
-                f"{criterion!s:13}  {replace!s:11}  {removed:5.1f} %  {accuracy:6.2f} %   {interval!s:15}  {drop:6.2f}"
-            )
+            numbers = f"{removed:5.1f} %  {accuracy:6.2f} %   {interval!s:15}  {drop:6.2f}"
+            lines.append(f"{criterion!s:{width}}  {replace!s:11}  {numbers}")
         return "\n".join([*(lines if table.rows else []), *table.notes])
