@@ -21,6 +21,10 @@ from lightning_normgeo.symmetries.slice_sums import squared_norms
 Ids = npt.NDArray[np.int64]
 ABSORBED = "a normalization behind removes the scale of γ and β together"
 """Reason for channels whose γ and β are scale invariant as one vector."""
+_BLOCK = 2**20
+"""Elements of a weight that are converted to float64 at once."""
+_EVEN = 1e-6
+"""Largest difference of exponents that are equal."""
 UNKNOWN = "no rescaling of it was found"
 
 
@@ -69,19 +73,19 @@ def find_readers(symmetries: Symmetries, widths: Mapping[str, int], prefix: str 
     touched = np.unique(symmetries.generator_of_entry[is_gamma[exponents.indices]])
     for generator in touched.tolist():
         row = slice(exponents.indptr[generator], exponents.indptr[generator + 1])
-        columns, values = exponents.indices[row].astype(np.int64), exponents.data[row]
-        gammas = columns[is_gamma[columns]]
-        values = values / values[is_gamma[columns]][0]
-        channels = owner[gammas]
-        if (values > 0).all():
+        columns = exponents.indices[row].astype(np.int64)
+        scaled, affine = is_gamma[columns], is_affine[columns]
+        values = exponents.data[row] / exponents.data[row][scaled.argmax()]
+        channels = owner[columns[scaled]]
+        reads = (values < 0) & ~affine
+        if values.min() > 0:
             absorbed[channels] = True
             continue
-        reads = (values < 0) & ~is_affine[columns]
-        even = np.allclose(values[is_affine[columns]], 1)  # channels of another sign or power are no plain writers
-        if not even or len(np.unique(channels)) < len(channels) or writers[channels].any():
+        even = abs(values[affine] - 1).max() < _EVEN  # channels of another sign or power are no plain writers
+        if not even or len(set(channels.tolist())) < len(channels) or writers[channels].any():
             continue
         writers[channels] = len(channels)
-        found += [(np.full(reads.sum(), channel), columns[reads], -values[reads]) for channel in channels.tolist()]
+        found += [(np.repeat(channel, reads.sum()), columns[reads], -values[reads]) for channel in channels]
     writers[absorbed] = 0
     parts = [np.concatenate(column) for column in zip(*found, strict=True)] if found else [np.zeros(0)] * 3
     known = ~absorbed[parts[0].astype(np.int64)]
@@ -180,17 +184,32 @@ def _of_weight(
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of the shares of each channel in the units of one weight, and the number of its units."""
     energy = torch.zeros(own.count, dtype=torch.float64).index_add_(0, places, gamma_sq[channels])
-    squares = weight.detach().double().cpu().square().reshape(*weight.shape[:2], -1).sum(2)
     factors = energy.reshape(*own.sizes[:2], -1)[..., 0]
-    transposed = own.sizes[0] > 1 and squares.shape[1] > factors.shape[1]  # (inputs, outputs) in place of the reverse
-    if transposed:
-        squares, factors = squares.T, factors.T
-    shares = input_shares(squares, factors)
+    matrix = weight.detach().reshape(*weight.shape[:2], -1) if weight.ndim > 1 else weight.detach().view(-1, 1, 1)
+    if own.sizes[0] > 1 and matrix.shape[1] > factors.shape[1]:  # (inputs, outputs) in place of the reverse
+        matrix, factors = matrix.transpose(0, 1), factors.T
     shared = len(factors) == 1  # by all units: a slice is a column
-    by_slice = shares.sum(0) if shared else shares.reshape(-1)
+    by_slice = _by_slice(matrix, factors, shared)
     part = torch.where(energy[places] > 0, gamma_sq[channels] / energy[places], 0.0)
     total = torch.zeros(len(gamma_sq), dtype=torch.float64).index_add_(0, channels, by_slice[places] * part)
     rows = torch.zeros_like(places) if shared else places // factors.shape[1]
     pairs = torch.unique(torch.stack([channels, rows], 1), dim=0)[:, 0]
-    each = len(squares) if shared else 1
+    each = len(matrix) if shared else 1
     return total, each * torch.bincount(pairs, minlength=len(gamma_sq)).double()
+
+
+def _by_slice(matrix: Tensor, factors: Tensor, shared: bool) -> Tensor:
+    """Return the shares of each slice, added up over the units that share it, a few units at a time.
+
+    Args:
+        matrix: a weight ``(units, channels, positions)``.
+        factors: γ² of each of its slices, ``(1, channels)`` or ``(units, channels)``.
+        shared: whether all units share the slices.
+    """
+    parts = []
+    size = max(1, _BLOCK // max(1, matrix[:1].numel()))
+    for start in range(0, len(matrix), size):
+        squares = matrix[start : start + size].double().cpu().square().sum(2)
+        shares = input_shares(squares, factors if shared else factors[start : start + size])
+        parts.append(shares.sum(0) if shared else shares.reshape(-1))
+    return torch.stack(parts).sum(0) if shared else torch.cat(parts)

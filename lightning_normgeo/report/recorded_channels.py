@@ -27,7 +27,7 @@ def criterion_title(name: str) -> str:
     """Return the title of a criterion, or of the control that shuffles its channels within layers."""
     base = name.removesuffix(_SHUFFLED)
     title = CRITERIA.get(base, base)
-    return f"as many of each layer as by {title}, at random" if name.endswith(_SHUFFLED) else title
+    return f"{title}, shuffled in each layer" if name.endswith(_SHUFFLED) else title
 
 
 def is_control(name: str) -> bool:

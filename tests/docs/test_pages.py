@@ -28,6 +28,7 @@ PACKAGES = (
     "callbacks",
     "normalization",
     "robustness",
+    "channels",
     "geometry",
     "probes",
     "models",
@@ -49,7 +50,7 @@ SECTIONS = (*GEOMETRY, "robustness")
 CONDITIONS = ("with weight decay", "with `cumulative=True`")
 """Conditions of quantities that hold in the run of these tests."""
 SUFFIXES = ("_median", "_q90")
-PARTS = ("orthogonality", "norm_growth", "affine_convergence", "symmetry", "robustness")
+PARTS = ("orthogonality", "norm_growth", "affine_convergence", "symmetry", "robustness", "channels")
 
 
 def scope() -> dict[str, Any]:
