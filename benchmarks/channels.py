@@ -1,6 +1,6 @@
 """Cost of measuring and masking channels, over that of a plain forward pass, measured side by side.
 
-``python benchmarks/channels.py`` prints for each network the processor time of ``channel_table`` over that of one forward
+``python benchmarks/channels.py`` prints for each network the processor time of ``channel_table`` over that of a forward
 pass of its batch, and of one masked pass over an unmasked one, medians of interleaved repetitions.
 """
 

@@ -79,7 +79,7 @@ def _shuffled(scores: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _importance(layer: LayerChannels) -> Tensor:
-    """Return what decides which of two similar channels is removed: the one with less effect on its readers."""
+    """Return the importance by which of two similar channels the one with less effect on its readers is removed."""
     return torch.where(layer.product.isnan(), layer.gamma.abs(), layer.product)
 
 
@@ -131,7 +131,7 @@ def candidates(table: ChannelTable, criteria: Sequence[str], seed: int, streams:
 
 
 def masks(table: ChannelTable, one: Ranking, among: Tensor, ratio: float) -> dict[str, Tensor]:
-    """Return which channels are kept by module path, if a share of the candidates is removed.
+    """Return the masks of kept channels by module path, if a share of the candidates is removed.
 
     Args:
         table: the channels.

@@ -26,7 +26,7 @@ REPLACEMENTS: dict[str, str] = {
 
 
 class Partners(NamedTuple):
-    """What takes the place of each channel of a layer.
+    """Replacements of the channels of a layer by others.
 
     Attributes:
         channel: ``(channels,)``, the channel that is read in its place, itself where it is kept.

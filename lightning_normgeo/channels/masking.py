@@ -1,4 +1,4 @@
-"""What removing channels costs: the accuracy of a network on a loader with channels masked, without retraining."""
+"""Cost of removing channels: the accuracy of a network on a loader with channels masked, without retraining."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class MaskedAccuracy:
 
 @dataclass(frozen=True)
 class MaskingReport:
-    """What removing channels costs, without retraining.
+    """Accuracies of a network with channels removed, without retraining.
 
     Attributes:
         clean: the accuracy of the whole network; None if nothing was evaluated.
@@ -90,7 +90,7 @@ class MaskingReport:
     not_evaluated: str = ""
 
     def keep(self, criterion: str, ratio: float) -> dict[str, Tensor]:
-        """Return which channels are kept, ``(channels,)`` of bool by module path.
+        """Return the mask of kept channels, ``(channels,)`` of bool, by module path.
 
         Raises:
             ConfigurationError: for a criterion or ratio that was not evaluated.

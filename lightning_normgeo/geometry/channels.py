@@ -22,7 +22,7 @@ _BLOCK = 2**22
 
 
 def slimming_mask(scores: Tensor, ratio: float) -> Tensor:
-    r"""Return which channels network slimming keeps (Liu et al. 2017, in the form of its published code).
+    r"""Return the mask of channels that network slimming keeps (Liu et al. 2017, in the form of its published code).
 
     All scores are sorted together; the threshold is the one at index :math:`\lfloor n\,r\rfloor`, and channels strictly
     above it are kept. So one channel more than n·r is removed, and every channel with the same score as the threshold:

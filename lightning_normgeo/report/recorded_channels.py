@@ -36,7 +36,7 @@ def is_control(name: str) -> bool:
 
 
 def evaluation_of(run: Run) -> Mapping[str, Any]:
-    """Return what a run recorded of its channels; empty without an evaluation."""
+    """Return the document of a channel evaluation as a run recorded it; empty without an evaluation."""
     found = run.record.results.get(CHANNELS)
     return found if isinstance(found, Mapping) else {}
 

@@ -137,7 +137,7 @@ class ChannelLoop:
         return images, labels
 
     def _agreed(self, make: Callable[[], _T]) -> _T:
-        """Return what the first process makes, on all of them; its error is raised on all of them."""
+        """Return the object that the first process makes, on all of them; its error is raised on all of them."""
         if not self._meets_others:
             return make()
         found: list[Any] = [None, ""]
