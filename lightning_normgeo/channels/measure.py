@@ -60,8 +60,8 @@ def channel_table(
         UnsuitableError: a ConfigurationError, if there is no batch normalization with γ and β, or none that ran.
         ConfigurationError: for thresholds out of range, and a batch that the network does not accept.
 
-    Cost: one forward pass, channels² multiplications per value of a channel (about as much as a 1×1 convolution, in
-    float64), and the search for symmetries, 0.2 s for a ResNet-18 on one core.
+    Cost: one forward pass, channels² multiplications in float64 per value of a channel, and the search for symmetries:
+    together as long as 3 forward passes of 64 images for a ResNet-18, as 9 for a MobileNetV2 with 17,000 channels.
 
     Example:
         >>> import torch
