@@ -20,6 +20,7 @@ PARTS = {
     "models": "ResNetClassifier",
     "probes": "read a running training",
     "robustness": "attacks and their statistics",
+    "channels": "importance and masks",
     "runs": "records of runs on disk",
     "data": "data modules",
     "callbacks": "monitors for a Trainer",

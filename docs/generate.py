@@ -81,6 +81,13 @@ API: dict[str, tuple[str, list[str], list[str], str]] = {
         [],
         "Names of `lightning_normgeo.robustness`, which needs torch and NumPy, but not Lightning.",
     ),
+    "channels": (
+        "Channels",
+        [f"{_P}.channels"],
+        [],
+        "Names of `lightning_normgeo.channels`, which needs torch and NumPy, but not Lightning. How to read what they\n"
+        "find: [ChannelEvaluation](../callbacks/channels.md). The formulas: [the geometry](geometry.md).",
+    ),
     "runs": (
         "Records of runs",
         [],

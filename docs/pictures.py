@@ -6,6 +6,8 @@ studies and runs, and writes
 - paper_small: docs/records/paper_small.json, the picture of the README, and a picture of the report;
 - paper_resnet18: docs/records/paper_resnet18.json, docs/reference/gallery.md, and the pictures of that page and of the
   callbacks;
+- channels (docs/records/channels.yaml): docs/records/channels.json, the picture and the numbers of
+  docs/callbacks/channels.md;
 - cumulative (docs/records/cumulative.yaml): the picture of the sums over all steps;
 - quickstart (``normgeo fit --config quickstart --run runs/quickstart``): docs/records/quickstart.txt, its summary.
 
@@ -27,8 +29,9 @@ from typing import Any
 import gallery
 import overview
 from PIL import Image
-from recorded_numbers import finished, gallery_numbers, overview_numbers
+from recorded_numbers import channel_numbers, finished, gallery_numbers, overview_numbers
 
+import channels
 from lightning_normgeo import summarize
 from lightning_normgeo.report import write_report
 
@@ -67,10 +70,10 @@ def write_summary(run: Path) -> Path:
     return path
 
 
-def figures(study: Path, names: Sequence[str]) -> Iterator[Path]:
-    """Draw figures of a study's finished runs with few colors, which makes small files; yield these."""
+def figures(runs: Sequence[Path], names: Sequence[str]) -> Iterator[Path]:
+    """Draw figures of runs with few colors, which makes small files; yield these."""
     with TemporaryDirectory() as folder:
-        write_report(finished(study), folder, form="png")
+        write_report(runs, folder, form="png")
         for name in names:
             yield on_paper(Path(folder, f"{name}.png"), PICTURES / f"{name}.png")
 
@@ -111,11 +114,16 @@ def update(study: Path) -> Iterator[Path]:
             yield photograph(study)
         case "paper_resnet18":
             yield write_record(name, gallery_numbers(study))
-            yield from figures(study, GALLERY)
+            yield from figures(finished(study), GALLERY)
             gallery.PAGE.write_text(gallery.page(), encoding="utf-8")
             yield gallery.PAGE
+        case "channels":
+            yield write_record(name, channel_numbers(study))
+            channels.PAGE.write_text(channels.page(), encoding="utf-8")
+            yield channels.PAGE
+            yield from figures([study], ["channels"])
         case "cumulative":
-            yield from figures(study, ["cumulative"])
+            yield from figures(finished(study), ["cumulative"])
         case "quickstart":
             yield write_summary(study)
         case _:

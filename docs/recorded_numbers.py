@@ -16,7 +16,7 @@ from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
-from lightning_normgeo.runs.record import STUDY_NAME, Record
+from lightning_normgeo.runs.record import STUDY_NAME, Record, read_record
 from lightning_normgeo.runs.verdicts.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.verdict import NOT_TESTED, Verdict
 
@@ -152,3 +152,13 @@ def _paired(tables: Sequence[Table], only: str) -> Iterator[Mapping[str, Any]]:
 
 def _short(value: float) -> float:
     return float(f"{value:.6g}")
+
+
+def channel_numbers(run: Path) -> dict[str, Any]:
+    """Return the correct samples of a run's channel evaluation, by criterion, replacement and ratio."""
+    document = read_record(run).results["channels"]
+    curves: dict[str, dict[str, int]] = {}
+    for row in document["results"]:
+        curves.setdefault(f"{row['criterion']}/{row['replace']}", {})[f"{row['ratio']:g}"] = row["correct"]
+    clean = [document["clean"]["correct"], document["clean"]["n"]]
+    return {"clean": clean, "channels": document["settings"]["channels"], "pairs": document["pairs"], "curves": curves}

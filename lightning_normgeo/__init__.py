@@ -13,11 +13,14 @@ from lightning_normgeo._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lightning_normgeo.callbacks import AffineConvergenceMonitor as AffineConvergenceMonitor
+    from lightning_normgeo.callbacks import ChannelEvaluation as ChannelEvaluation
     from lightning_normgeo.callbacks import NormGrowthMonitor as NormGrowthMonitor
     from lightning_normgeo.callbacks import OrthogonalityMonitor as OrthogonalityMonitor
     from lightning_normgeo.callbacks import RobustnessEvaluation as RobustnessEvaluation
     from lightning_normgeo.callbacks import SphereProjection as SphereProjection
     from lightning_normgeo.callbacks import SymmetryMonitor as SymmetryMonitor
+    from lightning_normgeo.channels import channel_table as channel_table
+    from lightning_normgeo.channels import masking as masking
     from lightning_normgeo.data import CIFARDataModule as CIFARDataModule
     from lightning_normgeo.data import DigitsDataModule as DigitsDataModule
     from lightning_normgeo.data import ImageFolderDataModule as ImageFolderDataModule
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AffineConvergenceMonitor": "callbacks",
     "CIFARDataModule": "data",
+    "ChannelEvaluation": "callbacks",
     "DigitsDataModule": "data",
     "ImageFolderDataModule": "data",
     "NORMS": "normalization",
@@ -57,8 +61,10 @@ _HOMES = {
     "Thresholds": "runs.verdicts.thresholds",
     "Units": "symmetries",
     "balance": "symmetries",
+    "channel_table": "channels",
     "describe_lion": "probes",
     "evaluate_robustness": "robustness",
+    "masking": "channels",
     "read_record": "runs.record",
     "register_optimizer": "probes",
     "scale_invariant_units": "symmetries",

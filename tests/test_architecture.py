@@ -48,14 +48,15 @@ ALLOWED = {
     "symmetries": {"geometry", "normalization"},
     "robustness": {"geometry", "normalization", "symmetries", "utilities.attack_names"} | _FILES,
     "probes": {"geometry", "normalization", "symmetries"},
+    "channels": {"geometry", "normalization", "symmetries", "robustness", "probes"} | _FILES,
     "runs": {"_lightning", "_version", "robustness", "utilities.attack_names"} | _FILES,
     "report": {"_version", "robustness", "runs", "utilities.attack_names"} | _FILES,
     "data": set(),
     "models": {"normalization", "symmetries"},
-    "callbacks": {"_lightning", "geometry", "normalization", "probes", "robustness", "runs", "symmetries"}
+    "callbacks": {"_lightning", "channels", "geometry", "normalization", "probes", "robustness", "runs", "symmetries"}
     | {"utilities.attack_names"}
     | _FILES,
-    "__init__": {"_version", "callbacks", "data", "models", "normalization", "probes", "robustness", "runs"}
+    "__init__": {"_version", "callbacks", "channels", "data", "models", "normalization", "probes", "robustness", "runs"}
     | {"symmetries"},
     "cli": {"_lightning", "_version", "callbacks", "data", "models", "report", "runs", "terminal"}
     | {"utilities.checkpoints"},
@@ -81,6 +82,7 @@ THIRD_PARTY = {
     "symmetries": {"numpy", "scipy", "torch"},
     "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last one only if it is installed and requested
     "probes": {"numpy", "torch"},
+    "channels": {"numpy", "torch", "tqdm"},
     "runs": {"filelock", "lightning_utilities", "numpy", "PIL", "pytorch_lightning", "rich", "torch"},
     "report": {"altair", "jinja2", "jsonargparse", "numpy", "PIL", "scipy", "vl_convert", "wandb", "wandb_workspaces"},
     "study": {"filelock", "jsonargparse", "rich", "torch", "yaml"},

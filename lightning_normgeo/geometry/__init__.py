@@ -21,6 +21,15 @@ from lightning_normgeo.geometry.batch_statistics import preactivation_variance a
 from lightning_normgeo.geometry.batch_statistics import scale_gap as scale_gap
 from lightning_normgeo.geometry.batch_statistics import shift_gap as shift_gap
 from lightning_normgeo.geometry.batch_statistics import squared_gain as squared_gain
+from lightning_normgeo.geometry.channels import ChannelMoments as ChannelMoments
+from lightning_normgeo.geometry.channels import affine_distances as affine_distances
+from lightning_normgeo.geometry.channels import clusters as clusters
+from lightning_normgeo.geometry.channels import input_shares as input_shares
+from lightning_normgeo.geometry.channels import merge_order as merge_order
+from lightning_normgeo.geometry.channels import output_correlations as output_correlations
+from lightning_normgeo.geometry.channels import output_cosines as output_cosines
+from lightning_normgeo.geometry.channels import rescaling_free_scale as rescaling_free_scale
+from lightning_normgeo.geometry.channels import slimming_mask as slimming_mask
 from lightning_normgeo.geometry.charges import charge as charge
 from lightning_normgeo.geometry.charges import conserved_quantity as conserved_quantity
 from lightning_normgeo.geometry.charges import epsilon_part as epsilon_part

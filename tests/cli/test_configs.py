@@ -234,7 +234,7 @@ trainer:
 """
 
 
-@pytest.mark.parametrize("path", FRAGMENTS, ids=named)
+@pytest.mark.parametrize("path", [path for path in FRAGMENTS if path.stem == "callbacks"], ids=named)
 def test_fragment_joins_the_callbacks_of_another_project(path: Path, tmp_path: Path) -> None:
     (tmp_path / "theirs.yaml").write_text(FOREIGN)
     cli = LightningCLI(

@@ -74,8 +74,12 @@ def _parts(loaders: Any, batch: Any) -> Iterator[Any]:
         yield batch
 
 
-def test_source(trainer: Any) -> Any:
+def test_source(trainer: Any, callback: str) -> Any:
     """Return the data module or LightningModule with a ``test_dataloader`` of its own.
+
+    Args:
+        trainer: knows both.
+        callback: name of the callback, for the message.
 
     Raises:
         UnsuitableError: if neither has one.
@@ -84,7 +88,7 @@ def test_source(trainer: Any) -> Any:
         if source is not None and not is_lightnings_own(source, "test_dataloader"):
             return source
     raise UnsuitableError(
-        "RobustnessEvaluation(after_fit=True) needs a test_dataloader in the data module or in the LightningModule. "
+        f"{callback}(after_fit=True) needs a test_dataloader in the data module or in the LightningModule. "
         "Add one, or call trainer.test(model, dataloader) with after_fit=False."
     )
 
@@ -107,12 +111,19 @@ def testing(trainer: Any) -> Iterator[None]:
             vars(data).update(attributes)
 
 
-def test_loaders(trainer: Any) -> dict[str, Any]:
+def test_loaders(trainer: Any, callback: str) -> dict[str, Any]:
     """Return the test loaders by name, with distributed samplers if there are several processes.
 
     To be called inside :func:`testing`.
+
+    Args:
+        trainer: the Trainer.
+        callback: name of the callback, for the message.
+
+    Raises:
+        UnsuitableError: if there are none.
     """
-    source = test_source(trainer)
+    source = test_source(trainer, callback)
     if source is trainer.datamodule:
         source.setup("test")
     loaders = named_loaders(source.test_dataloader())
@@ -123,28 +134,35 @@ def test_loaders(trainer: Any) -> dict[str, Any]:
     return {name: prepare(loader, shuffle=False, mode=stage) for name, loader in loaders.items()}
 
 
-def batches_of(trainer: Any, loader: Any, number: int = 0) -> Iterable[Any]:
-    """Yield the batches of a test loader after fit, on the device, up to the Trainer's ``limit_test_batches``."""
+def batches_of(trainer: Any, loader: Any, number: int = 0, limit: str = "test") -> Iterable[Any]:
+    """Yield the batches of a loader after fit, on the device, up to a limit of the Trainer's.
+
+    Args:
+        trainer: has the limits ``limit_test_batches`` and ``limit_val_batches``.
+        loader: the loader.
+        number: its number.
+        limit: ``test`` or ``validation``.
+    """
     module = trainer.lightning_module
-    for batch in islice(loader, batch_count(trainer, loader)):
+    for batch in islice(loader, batch_count(trainer, loader, limit)):
         converted = trainer.precision_plugin.convert_input(batch)
         converted = module._on_before_batch_transfer(converted, dataloader_idx=number)
         yield trainer.strategy.batch_to_device(converted, dataloader_idx=number)
 
 
-def batch_count(trainer: Any, loader: Any) -> int | None:
+def batch_count(trainer: Any, loader: Any, limit: str = "test") -> int | None:
     """Return the number of a loader's batches that are evaluated after fit; None if there is no length and no limit."""
-    limit = trainer.limit_test_batches
+    most = trainer.limit_test_batches if limit == "test" else trainer.limit_val_batches
     try:
         length = len(loader)
     except TypeError:
-        return limit if isinstance(limit, int) and not isinstance(limit, bool) else None
-    if limit is None:
+        return most if isinstance(most, int) and not isinstance(most, bool) else None
+    if most is None:
         return length
-    return min(length, limit if isinstance(limit, int) else int(limit * length))
+    return min(length, most if isinstance(most, int) else int(most * length))
 
 
-def check_not_sharded(trainer: Any) -> None:
+def check_not_sharded(trainer: Any, callback: str = "RobustnessEvaluation") -> None:
     """Refuse strategies that shard the model's layers.
 
     There every process has to take part in every forward pass, but a process without samples left makes none.
@@ -155,12 +173,12 @@ def check_not_sharded(trainer: Any) -> None:
     strategy = runs_under(trainer, "ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
     if strategy is not None:
         raise UnsuitableError(
-            f"RobustnessEvaluation cannot run under {strategy}, where processes wait for each other in every layer. "
+            f"{callback} cannot run under {strategy}, where processes wait for each other in every layer. "
             "Save a checkpoint and test it on one device or with ddp."
         )
 
 
-def check_all_take_part(trainer: Any) -> None:
+def check_all_take_part(trainer: Any, callback: str = "RobustnessEvaluation") -> None:
     """Refuse loops that Lightning skips on processes without a batch: the other processes would wait for them forever.
 
     Raises:
@@ -170,6 +188,6 @@ def check_all_take_part(trainer: Any) -> None:
     allows = any(getattr(one, flag, False) for one in (trainer.lightning_module, trainer.datamodule))
     if trainer.world_size > 1 and allows:
         raise UnsuitableError(
-            f"RobustnessEvaluation needs every process in its loop, and {flag} lets some be without a batch. Set it to "
+            f"{callback} needs every process in its loop, and {flag} lets some be without a batch. Set it to "
             "False, or test on one device."
         )

@@ -96,11 +96,12 @@ def log_evaluation(trainer: Any, reports: Mapping[str, RobustnessReport], name: 
     return not problem
 
 
-def folder_of(trainer: Any) -> Path:
+def folder_of(trainer: Any, name: str = "robustness") -> Path:
     """Return the folder of the run, for the files of results.
 
     It is the folder of the run's record, else that of the first logger's version, where Lightning puts checkpoints
-    too. Without a logger, or with one that has no versions, it is a new folder in the Trainer's ``default_root_dir``.
+    too. Without a logger, or with one that has no versions, it is a new folder of that name in the Trainer's
+    ``default_root_dir``.
     """
     for logger in trainer.loggers:
         if hasattr(logger, "log_results"):
@@ -108,7 +109,7 @@ def folder_of(trainer: Any) -> Path:
     first = next(iter(trainer.loggers), None)
     version = None if first is None else first.version
     if first is None or version in (None, ""):
-        return _new_folder(Path(trainer.default_root_dir) / "robustness")
+        return _new_folder(Path(trainer.default_root_dir) / name)
     version = version if isinstance(version, str) else f"version_{version}"
     return Path(first.save_dir or trainer.default_root_dir) / str(first.name) / version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
@@ -45,7 +46,7 @@ class _Task:
 
     def __init__(self, progress: Any, total: int | None) -> None:
         self._progress = progress
-        self._task = progress.add_task("robustness", total=total)
+        self._task = progress.add_task("robustness", total=math.inf if total is None else total)  # it takes no None
 
     def show(self, evaluator: RobustnessEvaluator | None, name: str, samples: int) -> None:
         if evaluator is None:

@@ -26,6 +26,8 @@ from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.settings import RobustnessSettings
 
+_NAME = "RobustnessEvaluation"
+
 
 class RobustnessHooks(QuietCallback):
     """Base of RobustnessEvaluation: evaluates in ``trainer.test``, ``trainer.validate`` and optionally after ``fit``.
@@ -89,7 +91,7 @@ class RobustnessHooks(QuietCallback):
             )
         try:
             check_not_sharded(trainer)
-            test_source(trainer)
+            test_source(trainer, _NAME)
         except UnsuitableError as error:
             if self.settings.on_unsuitable == "raise":
                 raise
@@ -100,7 +102,7 @@ class RobustnessHooks(QuietCallback):
         if not self.after_fit or trainer.fast_dev_run:
             return
         try:
-            test_source(trainer)
+            test_source(trainer, _NAME)
         except UnsuitableError:
             return  # a warning was given when training began, on every process
         with preserved_state(pl_module), testing(trainer):  # iterating a loader draws a random number
@@ -183,7 +185,7 @@ class RobustnessHooks(QuietCallback):
         self.reports = {}
         run = LoopEvaluation(self, trainer, module, None, {}, None)
         try:
-            loaders = test_loaders(trainer)
+            loaders = test_loaders(trainer, _NAME)
             run = LoopEvaluation(self, trainer, module, None, loaders, None)
             for number, loader in enumerate(loaders.values()):
                 for batch in batches_of(trainer, loader, number):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
+from lightning_normgeo.report.figures.channel_figures import channels
 from lightning_normgeo.report.figures.comparison_figures import cumulative, cumulative_ratio, increments, ratio
 from lightning_normgeo.report.figures.curves import Curves, Row, last_by_layer
 from lightning_normgeo.report.figures.figure import Figure, color_of, panels, unique, value_axis, value_scale
@@ -51,7 +52,8 @@ def all_figures(curves: Curves) -> list[Figure]:
         joint_angles,
         spheres,
     )
-    found = [make(curves) for make in geometry] + [accuracies(curves.runs), against_eps(curves.runs)]
+    evaluations = [accuracies(curves.runs), against_eps(curves.runs), channels(curves.runs)]
+    found = [make(curves) for make in geometry] + evaluations
     return [figure for figure in found if figure is not None]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lightning_normgeo.report.compared_runs import Run
+from lightning_normgeo.report.tables.channel_tables import channel_tables
 from lightning_normgeo.report.tables.evaluations import evaluations_of
 from lightning_normgeo.report.tables.geometry_table import geometry_table
 from lightning_normgeo.report.tables.norm_control import control_table
@@ -21,8 +22,9 @@ def all_tables(runs: Sequence[Run], verdicts: Mapping[str, Verdict] | None = Non
     """Return the tables for which there is data, in the order of the report.
 
     Their anchors are ``verdicts``, ``robustness…`` for accuracies and drops on each data set and for attacks that were
-    not evaluated, ``paired-…`` for paired differences by each setting in which runs differ, ``control`` for the control
-    with rescaled weights, ``geometry``, ``settings`` and ``environment``.
+    not evaluated, ``paired-…`` for paired differences by each setting in which runs differ, ``channels`` and
+    ``channel-pairs`` for removed and similar channels, ``control`` for the control with rescaled weights, ``geometry``,
+    ``settings`` and ``environment``.
 
     Args:
         runs: Runs of the report.
@@ -36,5 +38,6 @@ def all_tables(runs: Sequence[Run], verdicts: Mapping[str, Verdict] | None = Non
         *robustness_tables(evaluations, runs),
         *([] if left_out is None else [left_out]),
         *paired_tables(evaluations),
+        *channel_tables(runs),
         *(table for table in background if table is not None),
     ]

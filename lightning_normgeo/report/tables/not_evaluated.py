@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_normgeo.report.compared_runs import Run
+from lightning_normgeo.report.recorded_channels import reasons_of
 from lightning_normgeo.report.tables.table import Table, text
 
 _CAPTION = (
@@ -21,6 +22,7 @@ def not_evaluated_table(runs: Sequence[Run]) -> Table | None:
         for evaluation in run.record.evaluations.values()
         for attack, reason in evaluation.get("not_evaluated", {}).items()
     ]
+    rows += [[text(run.name), text(name), text(reason)] for run in runs for name, reason in reasons_of(run)]
     if not rows:
         return None
     return Table("robustness-not-evaluated", "Not evaluated", _CAPTION, ["network", "attack", "why"], rows)

@@ -1,0 +1,1 @@
+"""Parts of ChannelEvaluation: Trainer hooks, and output to loggers."""
