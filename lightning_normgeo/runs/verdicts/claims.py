@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_normgeo.runs.verdicts.affine_claims import AFFINE_CLAIMS
+from lightning_normgeo.runs.verdicts.channel_claims import CHANNEL_CLAIMS
 from lightning_normgeo.runs.verdicts.claim import Claim
 from lightning_normgeo.runs.verdicts.growth_claims import GROWTH_CLAIMS
 from lightning_normgeo.runs.verdicts.later_claims import LATER_CLAIMS
@@ -11,7 +12,14 @@ from lightning_normgeo.runs.verdicts.robustness_claims import ROBUSTNESS_CLAIMS
 
 CLAIMS: dict[str, Claim] = {
     claim.key: claim
-    for claim in (*ORTHOGONALITY_CLAIMS, *GROWTH_CLAIMS, *AFFINE_CLAIMS, *ROBUSTNESS_CLAIMS, *LATER_CLAIMS)
+    for claim in (
+        *ORTHOGONALITY_CLAIMS,
+        *GROWTH_CLAIMS,
+        *AFFINE_CLAIMS,
+        *ROBUSTNESS_CLAIMS,
+        *LATER_CLAIMS,
+        *CHANNEL_CLAIMS,
+    )
 }
 """All claims by key."""
 VERDICT_KEYS = tuple(dict.fromkeys(key for claim in CLAIMS.values() for key in claim.keys))

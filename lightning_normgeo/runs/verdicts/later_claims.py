@@ -1,4 +1,4 @@
-"""Claims that no callback of a training tests yet: spheres as constraints, ranks, effective weights, channels."""
+"""Claims that no callback of a training tests yet: spheres as constraints, ranks, effective weights."""
 
 from __future__ import annotations
 
@@ -34,24 +34,6 @@ LATER_CLAIMS = (
         rule=_NONE,
         needs="several runs with EffectiveWeightMonitor and RobustnessEvaluation",
         stage="study",
-    ),
-    Claim(
-        key="small_gamma",
-        title="Small γ: prunable",
-        statement="Channels with small γ can be removed at little cost.",
-        source="section 2.2, Liu et al. 2017",
-        rule=_NONE,
-        needs="ChannelEvaluation",
-        stage="evaluation",
-    ),
-    Claim(
-        key="similar_channels",
-        title="Similar (γ, β): redundant",
-        statement="Channels with similar γ and β have similar outputs, so that one of them can be removed.",
-        source="section 2.2",
-        rule=_NONE,
-        needs="ChannelEvaluation",
-        stage="evaluation",
     ),
 )
 """Claims of sections 2.2 and 2.5 without a verdict function: each moves to the module of its subject with its judge."""

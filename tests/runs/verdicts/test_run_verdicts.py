@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def rescaled(change: int, changed: int | None, n: int = 1000) -> list[dict[str, 
     rows = [row("clean", 800, n), row("bim", 500, n)]
     more = {} if changed is None else {"changed": changed}
     return [*rows, row(control_of("clean"), 800, n, changed=0), row(control_of("bim"), 500 + change, n, **more)]
+
+
+def channels(gamma: int, random: int | None, close: int = 1000, redundant: int = 3) -> Record:
+    """Return the record of a channel evaluation: samples that are right with channels removed by |γ| and at random."""
+    removed = [("gamma", 0.05, 790), ("gamma", 0.2, gamma), ("gamma", 0.5, 10), ("random", 0.2, random)]
+    rows = [
+        {**row("", correct), "criterion": name, "replace": "zero", "ratio": ratio}
+        for name, ratio, correct in removed
+        if correct is not None
+    ]
+    pairs = {"pairs": 5000, "close": close, "correlated": 10, "redundant": redundant}
+    return replace(record(), results={"channels": {"clean": row("", 800), "results": rows, "pairs": pairs}})
 
 
 GROWTH = {G + "weight_norm": [10 + 0.1 * k for k in range(N)], G + "increment": 2.0, G + "storage_floor": 1e-6}
@@ -140,6 +153,16 @@ CASES: list[tuple[str, str, Record, float | None]] = [
     ("norm_cause", "undecided", record(rows=rescaled(-2, None)), -0.002),
     ("norm_cause", "undecided", record(rows=rescaled(20, 40)), 0.02),
     ("norm_cause", "not tested", record(rows=[row("clean", 800)]), None),
+    ("small_gamma", "supported", channels(780, 500), 0.02),
+    ("small_gamma", "refuted", channels(600, 500), 0.2),
+    ("small_gamma", "undecided", channels(780, 790), 0.02),  # nothing costs anything
+    ("small_gamma", "undecided", channels(760, 500), 0.04),
+    ("small_gamma", "undecided", channels(780, None), 0.02),
+    ("small_gamma", "not tested", record(), None),
+    ("similar_channels", "supported", channels(780, 500, 1000, 700), 0.7),
+    ("similar_channels", "refuted", channels(780, 500, 1000, 3), 0.003),
+    ("similar_channels", "undecided", channels(780, 500, 1000, 300), 0.3),
+    ("similar_channels", "not tested", channels(780, 500, 0, 0), None),
     ("decay_noise", "not tested", record(rows=[row("clean", 800), row("gaussian", 700)]), 0.1),
     ("decay_attack", "not tested", record(rows=[row("clean", 800), row("gaussian", 700), row("bim", 600)]), 0.2),
 ]  # fmt: skip
