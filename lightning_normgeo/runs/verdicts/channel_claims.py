@@ -75,8 +75,8 @@ CHANNEL_CLAIMS = (
         source="section 2.2, Liu et al. 2017",
         rule=(
             "Number: points of accuracy lost with the channels of smallest |γ| set to zero, at the smallest share of "
-            "at least `removed_share`. Supported up to `accuracy_margin`, if as many channels drawn at random cost more, "
-            "with 95 % intervals apart; refuted if the loss is above `accuracy_margin` also at the upper end of the "
+            "at least `removed_share`. Supported up to `accuracy_margin`, if as many channels drawn at random cost "
+            "more, with 95 % intervals apart; refuted if the loss is above `accuracy_margin` also at the upper end of the "
             "interval of the accuracy."
         ),
         needs="ChannelEvaluation",
