@@ -9,6 +9,9 @@ from lightning_normgeo.robustness.attacks.projected_gradient import bim_linf as 
 from lightning_normgeo.robustness.attacks.projected_gradient import gaussian_noise as gaussian_noise
 from lightning_normgeo.robustness.attacks.projected_gradient import projected_gradient as projected_gradient
 from lightning_normgeo.robustness.attacks.registry import ATTACKS as ATTACKS
+from lightning_normgeo.robustness.effective.layer_weights import LayerWeight as LayerWeight
+from lightning_normgeo.robustness.effective.measure import effective_weights as effective_weights
+from lightning_normgeo.robustness.effective.result import EffectiveWeights as EffectiveWeights
 from lightning_normgeo.robustness.evaluate import evaluate_robustness as evaluate_robustness
 from lightning_normgeo.robustness.evaluator import RobustnessEvaluator as RobustnessEvaluator
 from lightning_normgeo.robustness.model.folded_model import FoldedModel as FoldedModel
