@@ -34,7 +34,7 @@ class EffectiveWeightsSummary(QuietCallback):
     in ``test`` and ``validate`` of the weights that are loaded there, unless these are the same. The report of a study
     shows which of them go with robustness.
 
-    It runs on rank zero only, in evaluation mode, with inputs like those of the first batch. Training modes, weights,
+    Rank zero measures, in evaluation mode, with inputs like those of the first batch. Training modes, weights,
     gradients, buffers and random states are left unchanged. It never stops a training: a model that is compiled or
     sharded, or whose batches hold no inputs that it finds, is left out with one warning.
 
@@ -94,8 +94,13 @@ class EffectiveWeightsSummary(QuietCallback):
         self._keep(trainer, batch)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure the weights at the end of fit."""
-        self._measure(trainer, pl_module)
+        """Measure the weights at the end of fit; every process gets the metrics."""
+        if trainer.fast_dev_run:
+            return
+        metrics = self._measure(trainer, pl_module) or {}
+        if trainer.world_size > 1:
+            metrics = trainer.strategy.broadcast(metrics)
+        _publish(trainer, metrics)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Wait for the first batch."""
@@ -107,7 +112,7 @@ class EffectiveWeightsSummary(QuietCallback):
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the tested weights, unless they were measured before."""
-        self._measure(trainer, pl_module)
+        _publish(trainer, self._measure(trainer, pl_module) or {})
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Wait for the first batch of ``trainer.validate``."""
@@ -122,7 +127,7 @@ class EffectiveWeightsSummary(QuietCallback):
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the weights in ``trainer.validate``."""
         if trainer.state.fn == "validate":
-            self._measure(trainer, pl_module)
+            _publish(trainer, self._measure(trainer, pl_module) or {})
 
     def _wait(self) -> None:
         self._batch = None
@@ -137,19 +142,22 @@ class EffectiveWeightsSummary(QuietCallback):
                 self._batch = pytree.tree_map(_copied, few(batch))
 
     @skipped_on_error
-    def _measure(self, trainer: Any, module: Any) -> None:
+    def _measure(self, trainer: Any, module: Any) -> dict[str, float]:
+        """Measure and log the weights; return the metrics, none on other ranks and for weights measured before."""
         if not trainer.is_global_zero or trainer.fast_dev_run:
-            return
+            return {}
         weights = _fingerprint(module)
         if weights == self._measured:
-            return
+            return {}
         try:
             self.result = self._found(trainer, module)
         except ConfigurationError as error:
             warn_once(f"EffectiveWeightsSummary measures nothing. {error}")
-            return
+            return {}
         self._measured = weights
-        _log(trainer, self.result)
+        metrics = {f"{GROUP}/{name}": value for name, value in self.result.quantities.items()}
+        _log(trainer, metrics, self.result)
+        return metrics
 
     def _found(self, trainer: Any, module: Any) -> EffectiveWeights:
         strategy = runs_under(trainer, "ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
@@ -186,10 +194,12 @@ def _fingerprint(module: nn.Module) -> list[float]:
     return [float(value) for t in sums for value in (t.sum(), t.square().sum())]
 
 
-def _log(trainer: Any, found: EffectiveWeights) -> None:
-    """Log the quantities of the network, the rows of its layers, and the whole result; a failing logger is skipped."""
-    metrics = {f"{GROUP}/{name}": value for name, value in found.quantities.items()}
+def _publish(trainer: Any, metrics: dict[str, float]) -> None:
     trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
+
+
+def _log(trainer: Any, metrics: dict[str, float], found: EffectiveWeights) -> None:
+    """Log the quantities of the network, the rows of its layers, and the whole result; a failing logger is skipped."""
     for logger in trainer.loggers:
         try:
             logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -22,6 +22,8 @@ from lightning_normgeo.robustness.results.attack_results import AttackResult as 
 from lightning_normgeo.robustness.results.attack_results import compare as compare
 from lightning_normgeo.robustness.results.attack_results import results_of as results_of
 from lightning_normgeo.robustness.results.attack_results import sanity_warnings as sanity_warnings
+from lightning_normgeo.robustness.results.rank_correlation import RankCorrelation as RankCorrelation
+from lightning_normgeo.robustness.results.rank_correlation import rank_correlation as rank_correlation
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport as RobustnessReport
 from lightning_normgeo.robustness.results.sample_results import SampleResults as SampleResults
 from lightning_normgeo.robustness.results.sample_results import load_decisions as load_decisions

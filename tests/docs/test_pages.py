@@ -46,11 +46,19 @@ OPTION = "--print_config"
 FRAGMENTS = 2
 """Largest number of Python blocks that do not run."""
 GEOMETRY = ("orthogonality", "orthogonality_control", "norm_growth", "norm_growth_control", "affine", "symmetry")
-SECTIONS = (*GEOMETRY, "robustness", "channels")
+SECTIONS = (*GEOMETRY, "effective", "robustness", "channels")
 CONDITIONS = ("with weight decay", "with `cumulative=True`")
 """Conditions of quantities that hold in the run of these tests."""
 SUFFIXES = ("_median", "_q90")
-PARTS = ("orthogonality", "norm_growth", "affine_convergence", "symmetry", "robustness", "channels")
+PARTS = (
+    "orthogonality",
+    "norm_growth",
+    "affine_convergence",
+    "symmetry",
+    "effective_weights",
+    "robustness",
+    "channels",
+)
 
 
 def scope() -> dict[str, Any]:
@@ -130,6 +138,8 @@ def test_the_key_table_is_complete() -> None:
     monitors = [names.OrthogonalityMonitor(), names.NormGrowthMonitor(cumulative=True)]
     monitors += [names.AffineConvergenceMonitor(), names.SymmetryMonitor(), names.RobustnessEvaluation(steps=1)]
     monitors += [names.ChannelEvaluation(criteria="gamma", replace="zero")]
+    monitors += [names.AffineConvergenceMonitor(), names.SymmetryMonitor(), names.EffectiveWeightsSummary()]
+    monitors += [names.RobustnessEvaluation(steps=1)]
     record = RecordLogger("runs")
     fitted = trainer(*monitors, logger=[record])
     fitted.fit(Project(sgd(weight_decay=0.01)), images())
