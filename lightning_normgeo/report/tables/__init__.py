@@ -24,9 +24,8 @@ def all_tables(runs: Sequence[Run], verdicts: Mapping[str, Verdict] | None = Non
 
     Their anchors are ``verdicts``, ``robustness…`` for accuracies and drops on each data set and for attacks that were
     not evaluated, ``paired-…`` for paired differences by each setting in which runs differ, ``channels`` and
-    ``channel-pairs`` for removed and similar channels, ``correlations…`` for rank
-    correlations of norms with accuracies, ``control`` for the control with rescaled weights, ``geometry``,
-    ``settings`` and ``environment``.
+    ``channel-pairs`` for removed and similar channels, ``correlations…`` for rank correlations of norms with
+    accuracies, ``control`` for the control with rescaled weights, ``geometry``, ``settings`` and ``environment``.
 
     Args:
         runs: Runs of the report.
