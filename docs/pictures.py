@@ -8,8 +8,8 @@ reads any of these studies and runs, and writes
   callbacks;
 - channels (docs/records/channels.yaml): docs/records/channels.json, the picture and the numbers of
   docs/callbacks/channels.md;
-- effective_weights (docs/records/effective_weights.yaml): docs/records/effective_weights.json, the tables of the page of
-  effective weights;
+- effective_weights (docs/records/effective_weights.yaml): docs/records/effective_weights.json, for the tables of the
+  page of effective weights;
 - cumulative (docs/records/cumulative.yaml): the picture of the sums over all steps;
 - quickstart (``normgeo fit --config quickstart --run runs/quickstart``): docs/records/quickstart.txt, its summary.
 

@@ -46,7 +46,7 @@ def effective_weights(
     Raises:
         ConfigurationError: for a compiled model, for a batch that the model does not accept, and for ``steps`` < 1.
 
-    Cost: five forward passes of two samples, the search for scale-invariant units, and up to 2·``steps`` products with
+    Cost: seven forward passes of two samples, the search for scale-invariant units, and up to 2·``steps`` products with
     each layer's linear map and its transpose for one sample.
     """
     check_module("effective_weights(module, example_batch)", module)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_normgeo.normalization.autograd.graph import Graph, trace
 from lightning_normgeo.normalization.folding import tied_parameters
-from lightning_normgeo.normalization.names import by_clean_name, layer_name, named_weights
+from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.parametrizations import Linear
 from lightning_normgeo.normalization.registry import NORMS
 from lightning_normgeo.normalization.surgery.norm_layers import Layers, NormLayer, normalization_layers, overrides
@@ -112,15 +112,12 @@ def _invariant_in_evaluation(module: nn.Module, example: Any) -> dict[nn.Module,
 
     Only the statistics of the sample make it so. The search also finds normalizations that are no module of torch's.
     """
-    layers = {layer_name(name): name for name, _ in named_weights(module)}
-    modules = dict(module.named_modules())
-    units = {own.layer: own for own in scale_invariant_units(module, example) if own.invariant}
-    plain = {path: modules.get(path) for path in layers if path in units}
-    return {
-        layer: units[path].normalization or "a normalization"
-        for path, layer in plain.items()
-        if isinstance(layer, Linear) and "weight" in layer._parameters
-    }
+    modules, found = dict(module.named_modules()), dict[nn.Module, str]()
+    for units in scale_invariant_units(module, example):
+        layer = modules.get(units.layer)
+        if units.invariant and isinstance(layer, Linear) and "weight" in layer._parameters:
+            found[layer] = units.normalization or "a normalization"
+    return found
 
 
 def _folds(
