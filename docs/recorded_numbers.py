@@ -173,7 +173,7 @@ def _effective_run(record: Record) -> dict[str, Any]:
     rows = record.evaluations[""]["results"]
     measured = [key for key in record.metrics if key.startswith("effective/")]
     return {
-        "quantities": {key: record.metrics[key][-1][1] for key in (*measured, "norm_growth/weight_norm")},
+        "quantities": {key: record.metrics[key][-1][1] for key in measured},
         "accuracies": {row["attack"]: [row["correct"], row["n"]] for row in rows},
     }
 

@@ -13,13 +13,11 @@ from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.rank_correlation import RankCorrelation, rank_correlation, smallest_p_value
 from lightning_normgeo.robustness.results.statistics import holm
 from lightning_normgeo.runs.effective_quantities import EFFECTIVE, GROUP
-from lightning_normgeo.runs.quantities import QUANTITIES
 from lightning_normgeo.utilities.attack_names import attack_title, split_attack
 
 LEVEL = 0.05
 """Largest adjusted p-value of a correlation that counts as found."""
-_KEYS = ("norm_growth/weight_norm", *(quantity.key for quantity in EFFECTIVE))
-_FIRST = "‖W‖, scale-invariant weights"
+_LABELS = {quantity.key: quantity.label for quantity in EFFECTIVE}
 _COLUMNS = ["quantity", "accuracy under", "ρ", "runs", "p", "p (Holm)", "larger goes with"]
 _READ = (
     "Spearman's rank correlation ρ over runs, between a quantity of the evaluated weights and an accuracy, in brackets "
@@ -74,7 +72,7 @@ def strongest_attack(evaluations: Sequence[Evaluation]) -> str | None:
 def _table(data: str, evaluations: Sequence[Evaluation], several: bool) -> Table:
     noise = next((a for a in _common(evaluations) if split_attack(a)[0].startswith("gaussian")), None)
     attacks = [attack for attack in (noise, strongest_attack(evaluations)) if attack is not None]
-    tests = [test for key in _KEYS for attack in attacks if (test := _test(key, attack, evaluations)) is not None]
+    tests = [test for key in _LABELS for attack in attacks if (test := _test(key, attack, evaluations)) is not None]
     sound = [test for test in tests if math.isfinite(test.found.p_value)]
     adjusted = dict(zip(sound, holm([test.found.p_value for test in sound]), strict=True))
     rows = [_row(test, adjusted.get(test), len(sound)) for test in tests]
@@ -114,7 +112,7 @@ def _test(key: str, attack: str, evaluations: Sequence[Evaluation]) -> _Test | N
 def _row(test: _Test, adjusted: float | None, tests: int) -> list[Cell]:
     found = test.found
     head = [
-        text(_FIRST if test.key == _KEYS[0] else QUANTITIES[test.key].label),
+        text(_LABELS[test.key]),
         text(attack_title(test.attack)),
     ]
     if adjusted is None:
