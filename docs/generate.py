@@ -288,6 +288,8 @@ def files() -> dict[Path, str]:
         found[written["PAGE"]] = written["page"]()
     for path in sorted((docs / "callbacks").glob("*.md")):
         found[path] = with_keys(path.read_text(encoding="utf-8"))
+    effective = runpy.run_path(str(docs / "effective_weights.py"))
+    found[effective["PAGE"]] = effective["with_tables"](found[effective["PAGE"]])
     for name, norm in NORMS.items():
         found[ROOT / "configs" / "norm" / f"{name}.yaml"] = config(name, norm, decay=False)
         found[ROOT / "configs" / "norm" / f"{name}_wd.yaml"] = config(name, norm, decay=True)

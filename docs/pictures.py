@@ -1,13 +1,15 @@
 """Draws every picture of the documentation from studies that anyone can run, and records the numbers of its texts.
 
-``python docs/pictures.py runs/paper_small runs/paper_resnet18 runs/cumulative runs/quickstart`` reads any of these
-studies and runs, and writes
+``python docs/pictures.py runs/paper_small runs/paper_resnet18 runs/effective_weights runs/cumulative runs/quickstart``
+reads any of these studies and runs, and writes
 
 - paper_small: docs/records/paper_small.json, the picture of the README, and a picture of the report;
 - paper_resnet18: docs/records/paper_resnet18.json, docs/reference/gallery.md, and the pictures of that page and of the
   callbacks;
 - channels (docs/records/channels.yaml): docs/records/channels.json, the picture and the numbers of
   docs/callbacks/channels.md;
+- effective_weights (docs/records/effective_weights.yaml): docs/records/effective_weights.json, for the tables of the
+  page of effective weights;
 - cumulative (docs/records/cumulative.yaml): the picture of the sums over all steps;
 - quickstart (``normgeo fit --config quickstart --run runs/quickstart``): docs/records/quickstart.txt, its summary.
 
@@ -29,7 +31,7 @@ from typing import Any
 import gallery
 import overview
 from PIL import Image
-from recorded_numbers import channel_numbers, finished, gallery_numbers, overview_numbers
+from recorded_numbers import channel_numbers, effective_numbers, finished, gallery_numbers, overview_numbers
 
 import channels
 from lightning_normgeo import summarize
@@ -122,6 +124,8 @@ def update(study: Path) -> Iterator[Path]:
             channels.PAGE.write_text(channels.page(), encoding="utf-8")
             yield channels.PAGE
             yield from figures([study], ["channels"])
+        case "effective_weights":
+            yield write_record(name, effective_numbers(study))
         case "cumulative":
             yield from figures(finished(study), ["cumulative"])
         case "quickstart":

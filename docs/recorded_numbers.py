@@ -13,6 +13,7 @@ from overview import KEYS
 
 from lightning_normgeo.report.compared_runs import Run, load_runs
 from lightning_normgeo.report.tables import all_tables
+from lightning_normgeo.report.tables.correlations import correlation_tables
 from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
@@ -32,6 +33,9 @@ _CURVES = (
     "affine/gamma2_over_sigma2_median",
 )
 """Metrics of which the gallery gives the first, the last, the smallest or the largest value."""
+_LAYERS = ("model.conv1", "model.layer1.0.conv1", "model.layer3.0.conv1", "model.layer4.1.conv2", "model.fc")
+"""Layers in the table of effective weights."""
+_NORMS = ("weight_norm", "effective_norm", "spectral_norm", "effective_spectral_norm", "effective_spectral_residual")
 _SUMS = ("increment", "explained", "predicted", "term_weight_decay", "residual", "storage_floor")
 """Increments that the gallery adds up over all measured steps."""
 
@@ -148,6 +152,41 @@ def _paired(tables: Sequence[Table], only: str) -> Iterator[Mapping[str, Any]]:
             **{name: cells[name].value for name in ("won", "lost", "p")},
             "p_holm": cells["p (Holm)"].value,
         }
+
+
+def effective_numbers(study: Path) -> dict[str, Any]:
+    """Return quantities, accuracies and correlations of the study of effective weights, and some layers of its runs."""
+    runs = load_runs(finished(study))
+    (table,) = correlation_tables(evaluations_of(runs))
+    return {
+        "runs": {run.record.folder.name: _effective_run(run.record) for run in runs},
+        "table": {
+            "columns": table.columns,
+            "rows": [[cell.text for cell in row] for row in table.rows],
+            "caption": table.caption,
+        },
+        "layers": dict(_effective_layers(runs)),
+    }
+
+
+def _effective_run(record: Record) -> dict[str, Any]:
+    rows = record.evaluations[""]["results"]
+    measured = [key for key in record.metrics if key.startswith("effective/")]
+    return {
+        "quantities": {key: record.metrics[key][-1][1] for key in measured},
+        "accuracies": {row["attack"]: [row["correct"], row["n"]] for row in rows},
+    }
+
+
+def _effective_layers(runs: Sequence[Run]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the weight decay and some layers of the first run without weight decay, and of the first with the most."""
+    by_decay: dict[float, Run] = {}
+    for run in runs:
+        by_decay.setdefault(float(run.settings["optimizer.init_args.weight_decay"]), run)
+    for decay in (min(by_decay), max(by_decay)):
+        found = by_decay[decay].record.results["effective_weights"]["layers"]
+        rows = [row for row in found if row["layer"] in _LAYERS]
+        yield f"{decay:g}", [{key: row[key] for key in ("layer", *_NORMS)} for row in rows]
 
 
 def _short(value: float) -> float:

@@ -14,6 +14,7 @@ from lightning_normgeo._version import __version__ as __version__
 if TYPE_CHECKING:
     from lightning_normgeo.callbacks import AffineConvergenceMonitor as AffineConvergenceMonitor
     from lightning_normgeo.callbacks import ChannelEvaluation as ChannelEvaluation
+    from lightning_normgeo.callbacks import EffectiveWeightsSummary as EffectiveWeightsSummary
     from lightning_normgeo.callbacks import NormGrowthMonitor as NormGrowthMonitor
     from lightning_normgeo.callbacks import OrthogonalityMonitor as OrthogonalityMonitor
     from lightning_normgeo.callbacks import RobustnessEvaluation as RobustnessEvaluation
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from lightning_normgeo.normalization import swap_norm as swap_norm
     from lightning_normgeo.probes import describe_lion as describe_lion
     from lightning_normgeo.probes import register_optimizer as register_optimizer
+    from lightning_normgeo.robustness import EffectiveWeights as EffectiveWeights
+    from lightning_normgeo.robustness import effective_weights as effective_weights
     from lightning_normgeo.robustness import evaluate_robustness as evaluate_robustness
     from lightning_normgeo.runs.record import read_record as read_record
     from lightning_normgeo.runs.record_logger import RecordLogger as RecordLogger
@@ -47,6 +50,8 @@ _HOMES = {
     "CIFARDataModule": "data",
     "ChannelEvaluation": "callbacks",
     "DigitsDataModule": "data",
+    "EffectiveWeights": "robustness",
+    "EffectiveWeightsSummary": "callbacks",
     "ImageFolderDataModule": "data",
     "NORMS": "normalization",
     "NormGrowthMonitor": "callbacks",
@@ -63,6 +68,7 @@ _HOMES = {
     "balance": "symmetries",
     "channel_table": "channels",
     "describe_lion": "probes",
+    "effective_weights": "robustness",
     "evaluate_robustness": "robustness",
     "masking": "channels",
     "read_record": "runs.record",

@@ -6,6 +6,7 @@ require("torch", "pytorch-lightning")
 
 from lightning_normgeo.callbacks.affine_convergence_monitor import AffineConvergenceMonitor as AffineConvergenceMonitor
 from lightning_normgeo.callbacks.channel_evaluation import ChannelEvaluation as ChannelEvaluation
+from lightning_normgeo.callbacks.effective_weights_summary import EffectiveWeightsSummary as EffectiveWeightsSummary
 from lightning_normgeo.callbacks.norm_growth_monitor import NormGrowthMonitor as NormGrowthMonitor
 from lightning_normgeo.callbacks.orthogonality_monitor import OrthogonalityMonitor as OrthogonalityMonitor
 from lightning_normgeo.callbacks.robustness_evaluation import RobustnessEvaluation as RobustnessEvaluation

@@ -67,6 +67,9 @@ from lightning_normgeo.geometry.orthogonality import (
     weight_standardization_epsilon_inner as weight_standardization_epsilon_inner,
 )
 from lightning_normgeo.geometry.rows import as_rows as as_rows
+from lightning_normgeo.geometry.spectral_norms import SpectralNorm as SpectralNorm
+from lightning_normgeo.geometry.spectral_norms import convolution_norm as convolution_norm
+from lightning_normgeo.geometry.spectral_norms import largest_singular_value as largest_singular_value
 from lightning_normgeo.geometry.sphere import affine_decomposition as affine_decomposition
 from lightning_normgeo.geometry.sphere import affine_norm as affine_norm
 from lightning_normgeo.geometry.sphere import center as center

@@ -9,6 +9,9 @@ from lightning_normgeo.robustness.attacks.projected_gradient import bim_linf as 
 from lightning_normgeo.robustness.attacks.projected_gradient import gaussian_noise as gaussian_noise
 from lightning_normgeo.robustness.attacks.projected_gradient import projected_gradient as projected_gradient
 from lightning_normgeo.robustness.attacks.registry import ATTACKS as ATTACKS
+from lightning_normgeo.robustness.effective.layer_weights import LayerWeight as LayerWeight
+from lightning_normgeo.robustness.effective.measure import effective_weights as effective_weights
+from lightning_normgeo.robustness.effective.result import EffectiveWeights as EffectiveWeights
 from lightning_normgeo.robustness.evaluate import evaluate_robustness as evaluate_robustness
 from lightning_normgeo.robustness.evaluator import RobustnessEvaluator as RobustnessEvaluator
 from lightning_normgeo.robustness.model.folded_model import FoldedModel as FoldedModel
@@ -19,6 +22,8 @@ from lightning_normgeo.robustness.results.attack_results import AttackResult as 
 from lightning_normgeo.robustness.results.attack_results import compare as compare
 from lightning_normgeo.robustness.results.attack_results import results_of as results_of
 from lightning_normgeo.robustness.results.attack_results import sanity_warnings as sanity_warnings
+from lightning_normgeo.robustness.results.rank_correlation import RankCorrelation as RankCorrelation
+from lightning_normgeo.robustness.results.rank_correlation import rank_correlation as rank_correlation
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport as RobustnessReport
 from lightning_normgeo.robustness.results.sample_results import SampleResults as SampleResults
 from lightning_normgeo.robustness.results.sample_results import load_decisions as load_decisions

@@ -6,6 +6,7 @@ W&B's selection of keys, the summary of a run, figures, reports, and the documen
 from __future__ import annotations
 
 from lightning_normgeo.runs.channel_quantities import CHANNEL_QUANTITIES
+from lightning_normgeo.runs.effective_quantities import EFFECTIVE
 from lightning_normgeo.runs.quantity import Quantity
 from lightning_normgeo.runs.sphere_quantities import SPHERE
 from lightning_normgeo.runs.symmetry_quantities import SYMMETRY
@@ -260,7 +261,16 @@ _ROBUSTNESS = (
 )
 QUANTITIES: dict[str, Quantity] = {
     quantity.key: quantity
-    for quantity in (*_ORTHOGONALITY, *_NORM_GROWTH, *_AFFINE, *SYMMETRY, *SPHERE, *_ROBUSTNESS, *CHANNEL_QUANTITIES)
+    for quantity in (
+        *_ORTHOGONALITY,
+        *_NORM_GROWTH,
+        *_AFFINE,
+        *SYMMETRY,
+        *SPHERE,
+        *EFFECTIVE,
+        *_ROBUSTNESS,
+        *CHANNEL_QUANTITIES,
+    )
 }
 """All logged quantities by metric key, in the order of the key table."""
 

@@ -58,6 +58,17 @@ def test_increments_of_all_steps_add_up(two: Any) -> None:
         assert abs(residual) <= floor
 
 
+def test_one_rank_measures_effective_weights_for_all(two: Any) -> None:
+    folder, (first, second) = two
+    measured, again = first["effective"]
+    assert measured == again
+    assert second["effective"][0] is None
+    for name, value in measured.items():
+        key = f"effective/{name}"
+        assert read_metrics(folder)[key][-1][1] == value
+        assert first["watched"][key] == second["watched"][key] == pytest.approx(value, rel=1e-6)
+
+
 def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return read_record(folder / "normgeo" / "run").metrics
 

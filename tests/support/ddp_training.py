@@ -16,11 +16,13 @@ warnings.simplefilter("ignore")
 
 from lightning_normgeo import (  # noqa: E402
     AffineConvergenceMonitor,
+    EffectiveWeightsSummary,
     NormGrowthMonitor,
     OrthogonalityMonitor,
     RecordLogger,
     RobustnessEvaluation,
     SymmetryMonitor,
+    effective_weights,
 )
 from support.processes import leave_group  # noqa: E402
 from support.projects import Project, images, sgd, trainer  # noqa: E402
@@ -38,13 +40,16 @@ def main(folder: str, devices: int) -> None:
         AffineConvergenceMonitor(),
         SymmetryMonitor(),
     ]
-    monitors = [*geometry, after]
+    effective = EffectiveWeightsSummary(steps=5)
+    monitors = [*geometry, effective, after]
     logger = RecordLogger(folder, version="run")
     spread: dict[str, Any] = {"strategy": "ddp", "devices": 2} if devices == 2 else {}
     run = trainer(*monitors, steps=4, logger=logger, **spread)
     run.fit(project, images(64, batch_size=8 // devices))
     watched = {key: float(value) for key, value in run.callback_metrics.items()}
     after_fit = after.results["clean"].n
+    measured = None if effective.result is None else dict(effective.result.quantities)
+    again = dict(effective_weights(project, torch.rand(2, 3, 8, 8), steps=5).quantities)
     counts = {}
     robustness = RobustnessEvaluation(steps=2, eps=0.1)
     broken = RobustnessEvaluation(attacks=["bim"], steps=2, eps=0.1, semantics="any", batch_size=50, name="any")
@@ -61,7 +66,7 @@ def main(folder: str, devices: int) -> None:
     counts["undealt"] = (undealt.results["clean"].correct, undealt.results["clean"].n)
     counts["after_fit"] = (0, after_fit)
     weights = {name: tensor.tolist() for name, tensor in project.named_parameters()}
-    report = {"watched": watched, "counts": counts, "weights": weights}
+    report = {"watched": watched, "counts": counts, "weights": weights, "effective": [measured, again]}
     Path(folder, f"rank{run.global_rank}.json").write_text(json.dumps(report))
 
 

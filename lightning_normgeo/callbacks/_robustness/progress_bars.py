@@ -1,8 +1,10 @@
-"""Progress bars of a robustness evaluation, beside the Trainer's own progress bar."""
+"""Progress bars of evaluations, beside the Trainer's own progress bar."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
@@ -57,3 +59,31 @@ class _Task:
 
     def close(self) -> None:
         self._progress.update(self._task, visible=False)
+
+
+@contextmanager
+def named_steps(trainer: Any, title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Context with a progress bar of named steps, of the same kind as the Trainer's, that appears after a second.
+
+    Args:
+        trainer: the Trainer, which may show no progress bar.
+        title: name of what is done.
+        total: number of steps.
+
+    Yields:
+        A function to be called with the name of each step when it begins.
+    """
+    own = trainer.progress_bar_callback
+    if own is None or not own.is_enabled:
+        yield lambda name: None
+        return
+    progress = getattr(own, "progress", None)
+    if progress is None:
+        with tqdm(total=total, desc=title, leave=False, delay=1, dynamic_ncols=True) as bar:
+            yield lambda name: bar.update()
+        return
+    task = progress.add_task(title, total=total)
+    try:
+        yield lambda name: progress.update(task, advance=1, description=f"{title}: {name}")
+    finally:
+        progress.update(task, visible=False)

@@ -20,6 +20,7 @@ from lightning_normgeo.callbacks._robustness.dataloaders import (
 )
 from lightning_normgeo.callbacks._robustness.logging import log_evaluation, metrics_of
 from lightning_normgeo.callbacks._robustness.loop_evaluation import LoopEvaluation
+from lightning_normgeo.callbacks._robustness.weight_averaging import check_behind_averaging
 from lightning_normgeo.errors import ConfigurationError, UnsuitableError, warn_once
 from lightning_normgeo.robustness.inputs import DeclaredInputs
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
@@ -83,12 +84,7 @@ class RobustnessHooks(QuietCallback):
         """
         if not self.after_fit:
             return
-        behind = trainer.callbacks[trainer.callbacks.index(self) :]
-        if any(kind.__name__ == "WeightAveraging" for callback in behind for kind in type(callback).__mro__):
-            raise ConfigurationError(
-                "RobustnessEvaluation(after_fit=True) comes before WeightAveraging in the list of callbacks and "
-                "would evaluate weights that are not averaged. Put it after WeightAveraging."
-            )
+        check_behind_averaging(self, trainer, "RobustnessEvaluation(after_fit=True)")
         try:
             check_not_sharded(trainer)
             test_source(trainer, _NAME)

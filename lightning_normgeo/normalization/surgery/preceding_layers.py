@@ -27,11 +27,14 @@ class PrecedingLayer:
         layer: the layer.
         direct: whether its unchanged output is read by the normalization and by nothing else, so that γ and β can be
             folded into the layer.
+        adjacent: the same without regard to the weight, which direct layers read once and a parametrization may read
+            several times; False where no forward pass showed it.
     """
 
     name: str
     layer: nn.Module
     direct: bool
+    adjacent: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,9 @@ def _inputs(
     found: dict[str, PrecedingLayer] = {}
     for node, _ in calls:
         for preceding in [] if node is None else _walk_back(graph, node, owners):
-            direct = preceding.direct and len(calls) == 1
-            found[preceding.name] = replace(preceding, direct=direct)
+            once = len(calls) == 1
+            direct, adjacent = preceding.direct and once, preceding.adjacent and once
+            found[preceding.name] = replace(preceding, direct=direct, adjacent=adjacent)
     shape = min((shape for _, shape in calls), key=lambda shape: math.prod(shape[2:]), default=None)
     return NormInputs(tuple(found.values()), shape, traced=True)
 
@@ -161,8 +165,8 @@ def _walk_back(graph: Graph, start: Node, owners: dict[int, tuple[str, nn.Module
         node = stack.pop()
         owner, leaf = _owner(node, owners)
         if owner is not None:
-            direct = alone and node is first and len(graph.readers[leaf, 0]) == 1
-            found[owner[0]] = PrecedingLayer(*owner, direct)
+            adjacent = alone and node is first
+            found[owner[0]] = PrecedingLayer(*owner, adjacent and len(graph.readers[leaf, 0]) == 1, adjacent)
             continue
         for parent, _ in node.next_functions:
             if parent is not None and parent not in seen:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.tables.channel_tables import channel_tables
+from lightning_normgeo.report.tables.correlations import correlation_tables
 from lightning_normgeo.report.tables.evaluations import evaluations_of
 from lightning_normgeo.report.tables.geometry_table import geometry_table
 from lightning_normgeo.report.tables.norm_control import control_table
@@ -23,8 +24,8 @@ def all_tables(runs: Sequence[Run], verdicts: Mapping[str, Verdict] | None = Non
 
     Their anchors are ``verdicts``, ``robustness…`` for accuracies and drops on each data set and for attacks that were
     not evaluated, ``paired-…`` for paired differences by each setting in which runs differ, ``channels`` and
-    ``channel-pairs`` for removed and similar channels, ``control`` for the control with rescaled weights, ``geometry``,
-    ``settings`` and ``environment``.
+    ``channel-pairs`` for removed and similar channels, ``correlations…`` for rank correlations of norms with
+    accuracies, ``control`` for the control with rescaled weights, ``geometry``, ``settings`` and ``environment``.
 
     Args:
         runs: Runs of the report.
@@ -39,5 +40,6 @@ def all_tables(runs: Sequence[Run], verdicts: Mapping[str, Verdict] | None = Non
         *([] if left_out is None else [left_out]),
         *paired_tables(evaluations),
         *channel_tables(runs),
+        *correlation_tables(evaluations),
         *(table for table in background if table is not None),
     ]

@@ -76,8 +76,8 @@ CHANNEL_CLAIMS = (
         rule=(
             "Number: points of accuracy lost with the channels of smallest |γ| set to zero, at the smallest share of "
             "at least `removed_share`. Supported up to `accuracy_margin`, if as many channels drawn at random cost "
-            "more, with 95 % intervals apart; refuted if the loss is above `accuracy_margin` also at the upper end of the "
-            "interval of the accuracy."
+            "more, with 95 % intervals apart; refuted if the loss is above `accuracy_margin` also at the upper end of "
+            "the interval of the accuracy."
         ),
         needs="ChannelEvaluation",
         stage="evaluation",

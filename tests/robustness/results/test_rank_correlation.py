@@ -1,0 +1,103 @@
+"""Spearman's ρ with its permutation test and interval, against scipy and permutations counted one by one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.robustness import rank_correlation
+from lightning_normgeo.robustness.results.rank_correlation import smallest_p_value
+
+PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
+NUMBERS = st.lists(st.sampled_from([-2.5, -1.0, 0.0, 0.5, 3.0, 1e6]), min_size=2, max_size=6)
+
+
+def ranks(values: list[float]) -> list[Fraction]:
+    """Mean ranks, from the definition."""
+    order = sorted(values)
+    places = {value: [k for k, other in enumerate(order, 1) if other == value] for value in values}
+    return [Fraction(sum(places[value]), len(places[value])) for value in values]
+
+
+def product(a: list[Fraction], b: list[Fraction]) -> Fraction:
+    middle = Fraction(len(a) + 1, 2)
+    return sum(((x - middle) * (y - middle) for x, y in zip(a, b, strict=True)), Fraction(0))
+
+
+@PROPERTY
+@given(st.data())
+def test_rho_and_p_are_those_of_all_permutations(data: st.DataObject) -> None:
+    """In rational arithmetic: |ρ| is as large as observed if |Σ ranks · ranks| is."""
+    first = data.draw(NUMBERS)
+    second = data.draw(st.lists(st.sampled_from([0.0, 1.0, 2.0, 7.0]), min_size=len(first), max_size=len(first)))
+    found = rank_correlation(first, second)
+    assert found.n == len(first)
+    a, b = ranks(first), ranks(second)
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        assert math.isnan(found.rho)
+        assert math.isnan(found.p_value)
+        return
+    observed = product(a, b)
+    assert found.rho == pytest.approx(float(observed) / math.sqrt(product(a, a) * product(b, b)), abs=1e-12)
+    every = [abs(product(a, list(shuffled))) >= abs(observed) for shuffled in itertools.permutations(b)]
+    assert found.p_value == pytest.approx(sum(every) / len(every), abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [5, 7, 12, 40])
+def test_against_scipy(n: int) -> None:
+    generator = np.random.default_rng(n)
+    x = generator.normal(size=n)
+    y = (x + generator.normal(size=n)).round(1)
+    found, expected = rank_correlation(list(x), list(y)), stats.spearmanr(x, y)
+    assert found.rho == pytest.approx(expected.statistic, abs=1e-12)
+    half = stats.norm.ppf(0.975) * math.sqrt((1 + found.rho**2 / 2) / (n - 3))
+    assert found.low == pytest.approx(math.tanh(math.atanh(found.rho) - half), abs=1e-9)
+    assert found.high == pytest.approx(math.tanh(math.atanh(found.rho) + half), abs=1e-9)
+    if n == 12:
+        drawn = stats.permutation_test(
+            (y,),
+            lambda other: stats.spearmanr(x, other).statistic,
+            permutation_type="pairings",
+            n_resamples=2000,
+            rng=np.random.default_rng(1),
+        )
+        assert found.p_value == pytest.approx(drawn.pvalue, abs=0.03)
+        assert rank_correlation(list(x), list(y)) == found
+
+
+def test_only_the_order_counts() -> None:
+    x, y = [3.0, 1.0, 2.0, 5.0, 4.0], [0.1, 0.4, 0.2, 0.3, 0.9]
+    found = rank_correlation(x, y)
+    assert rank_correlation([math.exp(v) for v in x], [v**3 for v in y]) == found
+    mirrored = rank_correlation([-v for v in x], y)
+    assert mirrored.rho == pytest.approx(-found.rho)
+    assert mirrored.p_value == found.p_value
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 8])
+def test_a_perfect_order_has_the_smallest_p_value(n: int) -> None:
+    found = rank_correlation(list(range(n)), [v**2 for v in range(n)])
+    assert found.rho == pytest.approx(1)
+    assert found.p_value == pytest.approx(smallest_p_value(n)) == pytest.approx(min(1, 2 / math.factorial(n)))
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_a_perfect_order_of_many_counts_as_one_of_those_drawn() -> None:
+    found = rank_correlation(list(range(20)), list(range(20)))
+    assert found.p_value == pytest.approx(1 / 50_001)
+
+
+def test_what_is_no_list_of_pairs_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="first has 2 and second has 3 numbers"):
+        rank_correlation([1, 2], [1, 2, 3])
+    with pytest.raises(ConfigurationError, match="must be a list of numbers that are finite"):
+        rank_correlation([1, math.inf], [1, 2])
