@@ -16,6 +16,7 @@ warnings.simplefilter("ignore")
 
 from lightning_normgeo import (  # noqa: E402
     AffineConvergenceMonitor,
+    BatchGeometryMonitor,
     NormGrowthMonitor,
     OrthogonalityMonitor,
     RecordLogger,
@@ -37,6 +38,7 @@ def main(folder: str, devices: int) -> None:
         NormGrowthMonitor(cumulative=True),
         AffineConvergenceMonitor(),
         SymmetryMonitor(),
+        BatchGeometryMonitor(),
     ]
     monitors = [*geometry, after]
     logger = RecordLogger(folder, version="run")

@@ -20,7 +20,8 @@ class ExactSpectrum:
     Attributes:
         eigenvalues: the min(n, N) largest, descending, in units of x²: ``(G, min(n, N))``.
         rank: number of eigenvalues above rounding, ``(G,)``, integers.
-        basis: orthonormal columns that span the range, followed by columns of zeros: ``(G, n, min(n, N))``.
+        basis: orthonormal columns that span the range, followed by columns of zeros: ``(G, n, min(n, N))``. Empty if
+            all ranks are n, so that it would be any basis.
     """
 
     eigenvalues: Tensor
@@ -40,7 +41,7 @@ class ExactSpectrum:
         return torch.where(nothing, 0.0, share).clamp(0, 1)
 
 
-def exact_spectrum(x: Tensor, stored: torch.dtype | None = None) -> ExactSpectrum:
+def exact_spectrum(x: Tensor, stored: torch.dtype | None = None, with_basis: bool = True) -> ExactSpectrum:
     r"""Return the spectrum of :math:`\Sigma_X = (X - \bar X)(X - \bar X)^T / N` (below eq 11 of Sun et al. 2020).
 
     A singular value of the centered X counts for the rank if it exceeds 2 ε(stored) ‖X‖, with the rounding unit of the
@@ -51,6 +52,7 @@ def exact_spectrum(x: Tensor, stored: torch.dtype | None = None) -> ExactSpectru
     Args:
         x: X, ``(G, n, N)`` in float64, one input vector per column.
         stored: dtype in which the data was stored. Default: that of ``x``.
+        with_basis: whether to compute the basis of the range where it is not the whole space.
 
     Returns:
         The spectrum of each of the G matrices.
@@ -69,12 +71,16 @@ def exact_spectrum(x: Tensor, stored: torch.dtype | None = None) -> ExactSpectru
     energy = x.square().sum((1, 2))
     x = x - x.mean(2, keepdim=True)
     few = samples < x.shape[1]
-    values, vectors = torch.linalg.eigh(x.mT @ x if few else x @ x.mT)
-    values, vectors = values.flip(1).clamp_min(0), vectors.flip(2)
+    gram = x.mT @ x if few else x @ x.mT
+    values = torch.linalg.eigvalsh(gram).flip(1).clamp_min(0)
     limit = torch.maximum(floor**2 * energy, _GRAM * torch.finfo(x.dtype).eps * values[:, 0])
     inside = values > limit[:, None]
-    basis = _left_vectors(x, vectors, values, inside) if few else vectors
-    return ExactSpectrum(values / samples, inside.sum(1), basis * inside[:, None])
+    rank = inside.sum(1)
+    basis = x[:, :, :0]
+    if with_basis and (rank < x.shape[1]).any():
+        vectors = torch.linalg.eigh(gram).eigenvectors.flip(2)
+        basis = (_left_vectors(x, vectors, values, inside) if few else vectors) * inside[:, None]
+    return ExactSpectrum(values / samples, rank, basis)
 
 
 def _left_vectors(x: Tensor, right: Tensor, values: Tensor, inside: Tensor) -> Tensor:

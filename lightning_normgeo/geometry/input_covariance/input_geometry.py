@@ -104,13 +104,18 @@ def input_geometry(
     sketch, signs, tests = normal.chunk(3, 1)
     spectrum = probed_spectrum(x, layer, sketch, signs.sign())
     found = InputGeometry(n, samples, False, spectrum, *_unknown(rows))
-    columns = min(2 * n + _MORE_SAMPLES if n <= exact_up_to else exact_up_to, most, samples)
-    if columns < 2:
+    count = min(2 * n + _MORE_SAMPLES if n <= exact_up_to else exact_up_to, most, samples)
+    if count < 2:
         return found
-    chosen = torch.randint(samples, (columns,), generator=generator).to(x.device)
-    part = exact_spectrum(layer.columns(x, chosen), stored)
-    found = replace(found, rank_at_least=part.rank.to(spectrum.trace))
-    return _with_range(found, x, layer, rows, part, tests, stored) if n < columns else found
+    columns = layer.columns(x, torch.randint(samples, (count,), generator=generator).to(x.device))
+    rank = exact_spectrum(columns, stored, with_basis=False).rank
+    found = replace(found, rank_at_least=rank.to(spectrum.trace))
+    if (rank == n).all():
+        return replace(found, rank=found.rank_at_least, kernel_share=torch.zeros_like(found.kernel_share))
+    if n >= count:
+        return found
+    rounding = ROUNDING * torch.finfo(stored).eps + _PRODUCTS * torch.finfo(x.dtype).eps
+    return _with_range(found, x, layer, rows, exact_spectrum(columns, stored), tests, rounding)
 
 
 def _unknown(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,7 +131,7 @@ def _with_range(
     rows: Tensor,
     part: ExactSpectrum,
     tests: Tensor,
-    stored: torch.dtype,
+    rounding: float,
 ) -> InputGeometry:
     """Return the geometry with the rank and kernel of some columns of X, if the kernel is that of all columns.
 
@@ -138,7 +143,6 @@ def _with_range(
     products = centered(layer.apply(x, (vectors / lengths[:, :, None]).to(x))).square()
     axes = [axis for axis in range(products.ndim) if axis != 1]
     largest = products.sum(axes, dtype=lengths.dtype).reshape(lengths.shape).amax(1)
-    rounding = ROUNDING * torch.finfo(stored).eps + _PRODUCTS * torch.finfo(x.dtype).eps
     vanish = largest <= rounding**2 * layer.energy(x)
     known = vanish | (part.rank == found.width)
     rank = torch.where(known, found.rank_at_least, torch.nan)

@@ -306,7 +306,9 @@ def test_view_tells_the_story_in_order_what_matters_first() -> None:
     sections = sections_of(study())
     assert [section["name"] for section in sections] == [
         "At a glance",
-        *(one.title for one in WANDB_SECTIONS if not one.keys[0].startswith("symmetry/")),  # not measured here
+        *(
+            one.title for one in WANDB_SECTIONS if not one.keys[0].startswith(("symmetry/", "batch_geometry/"))
+        ),  # not measured
         "Robustness",
         "Words and keys",
     ]
