@@ -48,7 +48,7 @@ KEYS = [
 ]
 TABLE = Table("robustness", "Accuracies", "How to read it.", ["run", "bim | pgd"], [[text("a|b"), number(0.5)]])
 
-NOT_MEASURED = ("symmetry/", "batch_geometry/")
+NOT_MEASURED = ("symmetry/", "sphere/", "batch_geometry/")
 """Beginnings of keys that the study of these tests does not have."""
 
 
