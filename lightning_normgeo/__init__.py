@@ -13,6 +13,7 @@ from lightning_normgeo._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lightning_normgeo.callbacks import AffineConvergenceMonitor as AffineConvergenceMonitor
+    from lightning_normgeo.callbacks import BatchGeometryMonitor as BatchGeometryMonitor
     from lightning_normgeo.callbacks import ChannelEvaluation as ChannelEvaluation
     from lightning_normgeo.callbacks import EffectiveWeightsSummary as EffectiveWeightsSummary
     from lightning_normgeo.callbacks import NormGrowthMonitor as NormGrowthMonitor
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_normgeo.normalization import NORMS as NORMS
     from lightning_normgeo.normalization import SwapReport as SwapReport
     from lightning_normgeo.normalization import swap_norm as swap_norm
+    from lightning_normgeo.probes import batch_geometry as batch_geometry
     from lightning_normgeo.probes import describe_lion as describe_lion
     from lightning_normgeo.probes import register_optimizer as register_optimizer
     from lightning_normgeo.robustness import EffectiveWeights as EffectiveWeights
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AffineConvergenceMonitor": "callbacks",
+    "BatchGeometryMonitor": "callbacks",
     "CIFARDataModule": "data",
     "ChannelEvaluation": "callbacks",
     "DigitsDataModule": "data",
@@ -66,6 +69,7 @@ _HOMES = {
     "Thresholds": "runs.verdicts.thresholds",
     "Units": "symmetries",
     "balance": "symmetries",
+    "batch_geometry": "probes",
     "channel_table": "channels",
     "describe_lion": "probes",
     "effective_weights": "robustness",

@@ -20,11 +20,16 @@ MODULES = [
 # modules in which each public function has an example: an import, a seed and at least one relation that holds
 COMPLETE = (
     "angles",
+    "batch_outputs",
     "batch_statistics",
     "charges",
     "equilibrium",
     "increments.norm_increments",
     "increments.rounding_floors",
+    "input_covariance.exact_spectrum",
+    "input_covariance.input_geometry",
+    "input_covariance.input_spectrum",
+    "input_covariance.patch_map",
     "joint_angles",
     "matrix_laws",
     "orthogonality",

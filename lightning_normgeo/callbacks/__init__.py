@@ -5,6 +5,7 @@ from lightning_normgeo.utilities.versions import require
 require("torch", "pytorch-lightning")
 
 from lightning_normgeo.callbacks.affine_convergence_monitor import AffineConvergenceMonitor as AffineConvergenceMonitor
+from lightning_normgeo.callbacks.batch_geometry_monitor import BatchGeometryMonitor as BatchGeometryMonitor
 from lightning_normgeo.callbacks.channel_evaluation import ChannelEvaluation as ChannelEvaluation
 from lightning_normgeo.callbacks.effective_weights_summary import EffectiveWeightsSummary as EffectiveWeightsSummary
 from lightning_normgeo.callbacks.norm_growth_monitor import NormGrowthMonitor as NormGrowthMonitor

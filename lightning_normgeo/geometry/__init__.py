@@ -11,6 +11,9 @@ from lightning_normgeo.geometry.angles import effective_lr as effective_lr
 from lightning_normgeo.geometry.angles import joined_products as joined_products
 from lightning_normgeo.geometry.angles import split_update as split_update
 from lightning_normgeo.geometry.angles import update_products as update_products
+from lightning_normgeo.geometry.batch_outputs import epsilon_over_variance as epsilon_over_variance
+from lightning_normgeo.geometry.batch_outputs import orthogonality_gap as orthogonality_gap
+from lightning_normgeo.geometry.batch_outputs import radius_reached as radius_reached
 from lightning_normgeo.geometry.batch_statistics import covariance as covariance
 from lightning_normgeo.geometry.batch_statistics import covariance_rank as covariance_rank
 from lightning_normgeo.geometry.batch_statistics import kernel_fraction as kernel_fraction
@@ -49,6 +52,15 @@ from lightning_normgeo.geometry.increments.rounding_floors import decay_floor as
 from lightning_normgeo.geometry.increments.rounding_floors import lattice_floor as lattice_floor
 from lightning_normgeo.geometry.increments.rounding_floors import storage_floor as storage_floor
 from lightning_normgeo.geometry.increments.rounding_floors import systematic_floor as systematic_floor
+from lightning_normgeo.geometry.input_covariance.exact_spectrum import ExactSpectrum as ExactSpectrum
+from lightning_normgeo.geometry.input_covariance.exact_spectrum import exact_spectrum as exact_spectrum
+from lightning_normgeo.geometry.input_covariance.input_geometry import InputGeometry as InputGeometry
+from lightning_normgeo.geometry.input_covariance.input_geometry import input_geometry as input_geometry
+from lightning_normgeo.geometry.input_covariance.input_spectrum import InputSpectrum as InputSpectrum
+from lightning_normgeo.geometry.input_covariance.input_spectrum import participation_ratio as participation_ratio
+from lightning_normgeo.geometry.input_covariance.input_spectrum import probed_spectrum as probed_spectrum
+from lightning_normgeo.geometry.input_covariance.patch_map import PatchMap as PatchMap
+from lightning_normgeo.geometry.input_covariance.patch_map import covariance_product as covariance_product
 from lightning_normgeo.geometry.joint_angles import joint_effective_lr as joint_effective_lr
 from lightning_normgeo.geometry.joint_angles import joint_update_products as joint_update_products
 from lightning_normgeo.geometry.matrix_laws import MatrixLaw as MatrixLaw

@@ -11,6 +11,9 @@ from lightning_normgeo.geometry.update_rules.registry import register_optimizer 
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics as BatchStatistics
 from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe as BatchNormProbe
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements as CumulativeIncrements
+from lightning_normgeo.probes.layer_inputs.probe import LayerGeometry as LayerGeometry
+from lightning_normgeo.probes.layer_inputs.table import BatchGeometry as BatchGeometry
+from lightning_normgeo.probes.layer_inputs.table import batch_geometry as batch_geometry
 from lightning_normgeo.probes.step_probe import StepProbe as StepProbe
 from lightning_normgeo.probes.weight_step import MeasuredWeights as MeasuredWeights
 from lightning_normgeo.probes.weight_step import Observed as Observed

@@ -160,12 +160,38 @@ SPHERES = Section(
     ("sphere/equivalent_lr", "sphere/free_norm_ratio"),
     wandb_keys=("sphere/equivalent_lr", "sphere/free_norm_ratio", "sphere/step_stretch"),
 )
+BATCH_RANK = Section(
+    "Batch against width",
+    "Rank of Σ_X, the covariance of the inputs of a unit, over their number: at most (N − 1)/n for N input vectors in "
+    "the batch. Below 1 there is a kernel, in which gradients never move the weights; the second curve is the share of "
+    "their squared norm in it.",
+    ("batch_geometry/rank_over_inputs", "batch_geometry/kernel_share_mean"),
+)
+EFFECTIVE_RANK = Section(
+    "Effective rank of the inputs",
+    "tr(Σ)²/tr(Σ²), the number of directions that carry the variance of the inputs, mean over the chosen layers.",
+    ("batch_geometry/effective_rank",),
+)
+BATCH_OUTPUTS = Section(
+    "Spheres that batch normalization reaches",
+    "s/√(s² + ε), the length of a channel's normalized outputs over √N, smallest of all channels. At 1 the ε has no "
+    "effect; near 0 the channel has collapsed to its β.",
+    ("batch_geometry/radius_reached_min",),
+    wandb_keys=("batch_geometry/radius_reached_min", "batch_geometry/collapsed_channels"),
+)
+GAP = Section(
+    "Orthogonality of samples",
+    "The gap ‖HᵀH/‖H‖² − I/B‖ of the inputs H of the chosen layers: 0 if the samples of a batch are orthogonal, near 1 "
+    "if they are parallel (Daneshmand et al. 2021).",
+    ("batch_geometry/orthogonality_gap",),
+)
 CONTROLS_ONLY = "No weight of these runs is scale invariant, so the curves are those of the controls."
 """Sentence in front of captions where only weights without the invariance were measured."""
 GLOSSARY = {
     "scale symmetry": "Slices of weights that can be multiplied by e^(s·t), each with its exponent s, without "
     "effect on the loss. With exponents of both signs it is a rescaling, such as queries against keys.",
     "charge": "Σ s⟨W, ∇W⟩ of a scale symmetry, which is zero; for a single unit this is ⟨W, ∇W⟩ = 0.",
+    "Σ_X": "The covariance of the inputs of a unit over the samples and positions of one batch.",
     "unit": "A slice of a weight whose scale leaves the loss unchanged: a filter in front of batch normalization, a "
     "group of filters in front of group normalization, a whole layer in front of layer normalization.",
     "scale-invariant weight": "A weight that consists of such units. Its gradient is orthogonal to it: ⟨W, ∇W⟩ = 0.",
@@ -194,7 +220,11 @@ WANDB_TRAINING = Section("Loss and accuracy", LOSS.caption, ())
 """Section at W&B with the curves that the project logged itself."""
 WANDB_KEYS = Section("Words and keys", "Every metric key, its unit and its meaning.", ())
 """Last section of the view of a W&B project."""
-WANDB_SECTIONS = (AFFINE, NORMS, INCREMENTS, TERMS, ORTHOGONALITY, ANGLES, CHARGES, IMBALANCE, JOINT_NORM, SPHERES)
+WANDB_SECTIONS = (
+    *(AFFINE, NORMS, INCREMENTS, TERMS, ORTHOGONALITY, ANGLES),
+    *(CHARGES, IMBALANCE, JOINT_NORM, SPHERES),
+    *(BATCH_RANK, EFFECTIVE_RANK, BATCH_OUTPUTS, GAP),
+)
 """Sections of a W&B report, in order. The section of increments also shows the cumulative ones."""
 WANDB_ROBUSTNESS = (
     "Accuracy on the test set and under each attack, and what the attack takes of it. A bar over several runs is their "

@@ -5,6 +5,7 @@ W&B's selection of keys, the summary of a run, figures, reports, and the documen
 
 from __future__ import annotations
 
+from lightning_normgeo.runs.batch_geometry_quantities import BATCH_GEOMETRY
 from lightning_normgeo.runs.channel_quantities import CHANNEL_QUANTITIES
 from lightning_normgeo.runs.effective_quantities import EFFECTIVE
 from lightning_normgeo.runs.quantity import Quantity
@@ -261,16 +262,18 @@ _ROBUSTNESS = (
 )
 QUANTITIES: dict[str, Quantity] = {
     quantity.key: quantity
-    for quantity in (
-        *_ORTHOGONALITY,
-        *_NORM_GROWTH,
-        *_AFFINE,
-        *SYMMETRY,
-        *SPHERE,
-        *EFFECTIVE,
-        *_ROBUSTNESS,
-        *CHANNEL_QUANTITIES,
+    for group in (
+        _ORTHOGONALITY,
+        _NORM_GROWTH,
+        _AFFINE,
+        SYMMETRY,
+        SPHERE,
+        BATCH_GEOMETRY,
+        EFFECTIVE,
+        _ROBUSTNESS,
+        CHANNEL_QUANTITIES,
     )
+    for quantity in group
 }
 """All logged quantities by metric key, in the order of the key table."""
 

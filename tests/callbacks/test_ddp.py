@@ -32,7 +32,8 @@ def test_every_rank_can_watch_the_same_numbers(two: Any) -> None:
     for key in first["watched"]:
         if key.startswith(("norm_growth", "orthogonality", "symmetry")):
             assert first["watched"][key] == second["watched"][key], key
-    assert not [key for key in first["watched"] if key.startswith("affine")], "each rank has a batch of its own"
+    own = ("affine", "batch_geometry")
+    assert not [key for key in first["watched"] if key.startswith(own)], "each rank has a batch of its own"
     assert first["weights"] == second["weights"]
 
 
@@ -44,7 +45,9 @@ def test_increments_are_explained_and_only_one_rank_records(two: Any) -> None:
     assert all(abs(value) <= bound for (_, value), (_, bound) in zip(residual, floor, strict=True))
     assert metrics["orthogonality/max_abs_cos"][-1][1] < 1e-3
     assert metrics["symmetry/max_charge"][-1][1] < 1e-3
-    assert "affine/abs_beta_minus_mu_mean" in metrics
+    assert {"affine/abs_beta_minus_mu_mean", "batch_geometry/rank"} <= metrics.keys()
+    vectors = 4 * 8 * 8  # of the four images of rank zero
+    assert metrics["batch_geometry/samples_over_inputs/net.0"] == [(step, vectors / 27) for step in range(4)]
 
 
 def test_increments_of_all_steps_add_up(two: Any) -> None:

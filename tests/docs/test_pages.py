@@ -46,7 +46,7 @@ OPTION = "--print_config"
 FRAGMENTS = 2
 """Largest number of Python blocks that do not run."""
 GEOMETRY = ("orthogonality", "orthogonality_control", "norm_growth", "norm_growth_control", "affine", "symmetry")
-SECTIONS = (*GEOMETRY, "sphere", "effective", "robustness", "channels")
+SECTIONS = (*GEOMETRY, "sphere", "batch_geometry", "effective", "robustness", "channels")
 CONDITIONS = ("with weight decay", "with `cumulative=True`")
 """Conditions of quantities that hold in the run of these tests."""
 SUFFIXES = ("_median", "_q90")
@@ -57,6 +57,7 @@ PARTS = (
     "symmetry",
     "sphere_projection",
     "effective_weights",
+    "batch_geometry",
     "robustness",
     "channels",
 )
@@ -140,6 +141,7 @@ def test_the_key_table_is_complete() -> None:
     monitors += [names.AffineConvergenceMonitor(), names.SymmetryMonitor(), names.RobustnessEvaluation(steps=1)]
     monitors += [names.ChannelEvaluation(criteria="gamma", replace="zero"), names.SphereProjection()]
     monitors += [names.EffectiveWeightsSummary()]
+    monitors.append(names.BatchGeometryMonitor())
     record = RecordLogger("runs")
     fitted = trainer(*monitors, logger=[record])
     fitted.fit(Project(sgd(weight_decay=0.01)), images())

@@ -16,6 +16,7 @@ warnings.simplefilter("ignore")
 
 from lightning_normgeo import (  # noqa: E402
     AffineConvergenceMonitor,
+    BatchGeometryMonitor,
     EffectiveWeightsSummary,
     NormGrowthMonitor,
     OrthogonalityMonitor,
@@ -39,6 +40,7 @@ def main(folder: str, devices: int) -> None:
         NormGrowthMonitor(cumulative=True),
         AffineConvergenceMonitor(),
         SymmetryMonitor(),
+        BatchGeometryMonitor(),
     ]
     effective = EffectiveWeightsSummary(steps=5)
     monitors = [*geometry, effective, after]

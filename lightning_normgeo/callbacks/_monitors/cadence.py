@@ -39,6 +39,11 @@ class Cadence:
         """Whether any optimizer is due."""
         return any(self._due.values())
 
+    @property
+    def due(self) -> set[int]:
+        """The cadences that some optimizer is due for."""
+        return {every for every, optimizers in self._due.items() if optimizers}
+
     def advance(self, step: int, cadences: Iterable[int], optimizers: Sequence[Any]) -> None:
         """Start a step of the training; does nothing if it is the current step (another micro-batch).
 

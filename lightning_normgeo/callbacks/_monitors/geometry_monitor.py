@@ -17,6 +17,7 @@ from lightning_normgeo.callbacks._monitors.sharded_models import forget_sharding
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.errors import ConfigurationError, nearest_names, skipped_on_error, warn_once
 from lightning_normgeo.normalization.names import layer_name, named_weights
+from lightning_normgeo.probes.layer_inputs.probe import InputProbe
 from lightning_normgeo.utilities.checked_values import plain_values, short_repr, strings
 from lightning_normgeo.utilities.notebook import one_line
 
@@ -28,6 +29,11 @@ _REFUSED_STRATEGIES = {
 LAYER_LIMIT = 16
 """Largest number of layers of one monitor that get metric keys of their own. Each layer has up to two dozen keys, and
 W&B recommends fewer than 10,000 in a whole project, over all models with different names of layers."""
+
+
+def first_residual_block(layers: Iterable[str]) -> list[str]:
+    """Return the layers of the first residual block, as in the paper, at most 16; none without a ``layer1``."""
+    return [layer for layer in layers if fnmatchcase(f".{layer}", "*.layer1.0.*")][:LAYER_LIMIT]
 
 
 class GeometryMonitor(QuietCallback):
@@ -67,6 +73,7 @@ class GeometryMonitor(QuietCallback):
     needs_updates: ClassVar[bool] = False
     needs_statistics: ClassVar[bool] = False
     needs_symmetries: ClassVar[bool] = False
+    needs_inputs: ClassVar[bool] = False
     cumulative: bool = False
 
     def __init__(
@@ -104,6 +111,14 @@ class GeometryMonitor(QuietCallback):
     def observable_layers(self, module: nn.Module) -> list[str]:
         """Return the module paths that ``layers`` chooses from."""
         return [layer_name(name) for name, _ in named_weights(module)]
+
+    def default_layers(self, layers: Sequence[str]) -> list[str]:
+        """Return the layers that have keys of their own by default: the first residual block, or the first three."""
+        return first_residual_block(layers) or list(layers[:3])
+
+    def input_probe(self, module: nn.Module) -> InputProbe | None:
+        """Return a probe of the inputs of layers, for a monitor that needs them."""
+        return None
 
     def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
         """Return the readings of one step."""
@@ -187,8 +202,7 @@ class GeometryMonitor(QuietCallback):
     def _choose(self, layers: Sequence[str]) -> frozenset[str]:
         """Return the layers that ``layers`` selects, or the default ones."""
         if self.layers is None:
-            first_block = [layer for layer in layers if fnmatchcase(f".{layer}", "*.layer1.0.*")]
-            return frozenset(first_block[:LAYER_LIMIT] or layers[:3])
+            return frozenset(self.default_layers(layers))
         chosen: set[str] = set()
         for glob in [self.layers] if isinstance(self.layers, str) else self.layers:
             matches = [layer for layer in layers if fnmatchcase(layer, glob)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_normgeo._lightning import is_lightnings_own
 from lightning_normgeo.callbacks._monitors.unit_tracker import REFUTED
@@ -14,6 +14,7 @@ from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
+from lightning_normgeo.probes.layer_inputs.probe import InputProbe, LayerGeometry
 from lightning_normgeo.probes.symmetries.step import SymmetryStep
 from lightning_normgeo.probes.weight_step import WeightStep
 
@@ -33,6 +34,7 @@ class MeasuredStep:
         turned: whether gradients are clipped by value, which changes their direction.
         sums: the cumulative increments of ‖W‖² over all steps so far; None where no monitor needs them.
         symmetry: sums over the generators of scale symmetries; None where no monitor needs them.
+        inputs: geometry of the inputs of the layers that a monitor chose, by module path.
     """
 
     steps: Sequence[WeightStep]
@@ -42,6 +44,7 @@ class MeasuredStep:
     turned: bool
     sums: CumulativeIncrements | None
     symmetry: SymmetryStep | None = None
+    inputs: dict[str, LayerGeometry] = field(default_factory=dict)
     _columns: dict[tuple[str, ...], StackedUnits] = field(default_factory=dict, repr=False)
 
     def without_invariance(self, names: Sequence[str]) -> MeasuredStep:
@@ -85,7 +88,11 @@ class Monitor(Protocol):
     needs_updates: bool
     needs_statistics: bool
     needs_symmetries: bool
+    needs_inputs: bool
     cumulative: bool
+
+    def input_probe(self, module: nn.Module) -> InputProbe | None:
+        """Return a probe of the inputs of layers, for a monitor that needs them."""
 
     def cadence(self) -> int:
         """Return the number of optimizer steps between two measurements; 0 for never."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe, affine_batch_norms
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
+from lightning_normgeo.probes.layer_inputs.probe import InputProbe
 from lightning_normgeo.probes.sharded.all_reduce import StepAllReduce
 from lightning_normgeo.probes.sharded.reader import ShardedReader
 from lightning_normgeo.probes.step_probe import StepProbe
@@ -61,6 +62,7 @@ class Observer:
         self.confirmation = UnitConfirmation(self.unit_tracker)
         self.batch_norms: BatchNormProbe | None = None
         self.symmetries: SymmetryProbe | None = None
+        self.inputs = InputProbe({})
         self.backwards_seen = 0
         self.without_formula: set[str] = set()
         self.optimizers: Any = None
@@ -74,6 +76,7 @@ class Observer:
         self._channels: dict[str, int] = {}
         self._searched = 0
         self._reads_weights = self._reads_statistics = self._reads_symmetries = True
+        self._reads_inputs = False
         self.probe.gradients_are_fresh = lambda: self._backwards > 0 or not self._automatic
         self.probe.before_update = self._before_update
         self.probe.unseen = lambda parameters: self._unseen(module, parameters)
@@ -95,6 +98,16 @@ class Observer:
         if self.symmetries is None:
             self.symmetries = SymmetryProbe()
 
+    def watch_inputs(self, inputs: InputProbe | None) -> None:
+        """Also read the inputs of layers; a second probe is not used, nor any in a compiled model."""
+        if inputs is not None and self._compiled:
+            warn_once(
+                "BatchGeometryMonitor reads no inputs of layers under torch.compile, so that nothing is known about "
+                "Σ_X. Statistics of batch normalizations are logged."
+            )
+        elif inputs is not None and not self.inputs.layers:
+            self.inputs, inputs.skipped = inputs, self.probe.skipped
+
     @skipped_on_error
     def attach(self, optimizers: Sequence[Any]) -> None:
         """Hook into the optimizers that the Trainer has now."""
@@ -109,9 +122,15 @@ class Observer:
         self.unit_tracker.rest()
         if self.batch_norms is not None:
             self.batch_norms.detach()
+        self.inputs.disarm()
 
-    def arm(self, monitors: Sequence[Monitor]) -> None:
-        """Start to read, until :meth:`disarm`."""
+    def arm(self, monitors: Sequence[Monitor], cadences: Collection[int]) -> None:
+        """Start to read, until :meth:`disarm`.
+
+        Args:
+            monitors: all monitors of the training.
+            cadences: those that are due. Inputs, which take long to read, are read only for these.
+        """
         if not self._carries:
             self.unit_tracker.forget()
             self.probe.gradients.forget()
@@ -126,6 +145,9 @@ class Observer:
         self.probe.arm(any(monitor.needs_updates for monitor in monitors), self._reads_weights)
         if self.batch_norms is not None:
             self.batch_norms.arm()
+        self._reads_inputs = any(monitor.needs_inputs and monitor.cadence() in cadences for monitor in monitors)
+        if self._reads_inputs:
+            self.inputs.arm()
 
     def _watch_constants(self) -> None:
         """Watch the constants of the forward passes to come, if the units or symmetries may depend on them.
@@ -143,11 +165,14 @@ class Observer:
         self.unit_tracker.leave_constants()
         if self.batch_norms is not None:
             self.batch_norms.pause()
+        self.inputs.pause()
 
     def resume(self) -> None:
         """Resume with another batch of the same step."""
         if self.batch_norms is not None:
             self.batch_norms.resume()
+        if self._reads_inputs:
+            self.inputs.resume()
 
     def disarm(self, waits: bool = False) -> None:
         """Stop reading; with ``waits`` the graphs of gradients that are not yet applied are kept."""
@@ -157,9 +182,10 @@ class Observer:
         self.unit_tracker.rest()
         if self.batch_norms is not None:
             self.batch_norms.disarm()
+        self.inputs.disarm()
 
     def before_backward(self, module: nn.Module, loss: Tensor) -> None:
-        """Read the graph behind a loss, and the batch statistics of its forward passes."""
+        """Read the graph behind a loss, and the inputs and batch statistics of its forward passes."""
         if self._reads_weights or self._reads_symmetries:
             self.unit_tracker.read(module, loss)
             self._note_symmetries(module)
@@ -171,6 +197,11 @@ class Observer:
             if self._searched != self.unit_tracker.searched:  # another graph: layers may have been added or replaced
                 self._searched = self.unit_tracker.searched
                 self.batch_norms.follow(affine_batch_norms(module))
+        self._close_inputs()
+
+    @skipped_on_error
+    def _close_inputs(self) -> None:
+        self.inputs.close()
 
     @skipped_on_error
     def _note_symmetries(self, module: nn.Module) -> None:
@@ -212,7 +243,8 @@ class Observer:
         one_device = trainer.world_size == 1
         symmetry = self.symmetries.collect() if self._reads_symmetries and self.symmetries is not None else None
         valid = measurement.valid if symmetry is None else [*measurement.valid, symmetry.noise.sum().isfinite()]
-        return MeasuredStep(steps, statistics, one_device, epsilon, turned, sums, symmetry), valid
+        inputs = self.inputs.collect()
+        return MeasuredStep(steps, statistics, one_device, epsilon, turned, sums, symmetry, inputs), valid
 
     @skipped_on_error
     def _collect(self, batch_norms: BatchNormProbe) -> dict[str, list[BatchStatistics]]:
@@ -242,6 +274,7 @@ class Observer:
         """Read forward passes inside the backward pass (reentrant checkpoints) before the optimizer changes their γ."""
         if self.batch_norms is not None:
             self.batch_norms.close()
+        self.inputs.close()
 
     def _unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter]) -> list[Observed]:
         """Measure weights that no graph contained as controls, and warn once with the reason."""

@@ -97,6 +97,8 @@ class Session:
             self.observer.watch_batch_norms(module)
         if monitor.needs_symmetries:
             self.observer.watch_symmetries()
+        if monitor.needs_inputs:
+            self.observer.watch_inputs(monitor.input_probe(module))
         if self.driver not in trainer.callbacks:
             # a new list, since Lightning is iterating over the old one; the driver comes first, so that other callbacks
             # see the numbers of this step
@@ -191,7 +193,7 @@ class Session:
         if not self._armed:
             self._armed = True
             due = [monitor for monitor in self.monitors if monitor.cadence()]
-            self.observer.arm(due)
+            self.observer.arm(due, self.cadence.due)
             hooks = (self._before_backward, self._after_backward, self._batch_ends)
             self.driver.lend(dict(zip(_MEASURED_HOOKS, hooks, strict=True)))
         else:

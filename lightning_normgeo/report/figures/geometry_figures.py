@@ -6,6 +6,12 @@ from collections.abc import Sequence
 
 import altair as alt
 
+from lightning_normgeo.report.figures.batch_geometry_figures import (
+    effective_rank,
+    orthogonality_of_samples,
+    rank_against_width,
+    spheres_reached,
+)
 from lightning_normgeo.report.figures.channel_figures import channels
 from lightning_normgeo.report.figures.comparison_figures import cumulative, cumulative_ratio, increments, ratio
 from lightning_normgeo.report.figures.curves import Curves, Row, last_by_layer
@@ -51,6 +57,10 @@ def all_figures(curves: Curves) -> list[Figure]:
         joint_norm,
         joint_angles,
         spheres,
+        rank_against_width,
+        effective_rank,
+        spheres_reached,
+        orthogonality_of_samples,
     )
     evaluations = [accuracies(curves.runs), against_eps(curves.runs), channels(curves.runs)]
     found = [make(curves) for make in geometry] + evaluations

@@ -255,7 +255,7 @@ def test_hooks_exist_in_measured_batches_alone(every: int, monkeypatch: pytest.M
     original = Observer.arm
     project = Project(sgd())
     monkeypatch.setattr(
-        Observer, "arm", lambda self, due: (armed.append(project.trainer.global_step), original(self, due))[1]
+        Observer, "arm", lambda self, *due: (armed.append(project.trainer.global_step), original(self, *due))[1]
     )
     observe(project, 20, every)
     assert armed == list(range(every - 1, 20, every))

@@ -12,6 +12,7 @@ from pytorch_lightning.plugins import MixedPrecision
 
 from lightning_normgeo import (
     AffineConvergenceMonitor,
+    BatchGeometryMonitor,
     NormGrowthMonitor,
     OrthogonalityMonitor,
     RecordLogger,
@@ -89,6 +90,7 @@ def run(observed: bool, optimizers: Any, settings: dict[str, Any], folder: Any) 
         NormGrowthMonitor(every_n_steps=2),
         AffineConvergenceMonitor(),
         SymmetryMonitor(every_n_steps=3),
+        BatchGeometryMonitor(every_n_steps=2, layers="*", exact_up_to=30),  # one layer exactly, others with probes
         RobustnessEvaluation(after_fit=True, steps=2),
     ]
     logger = RecordLogger(str(folder)) if observed else False
