@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lightning_normgeo.runs.quantity import Quantity
 
+ON_SPHERES = "sphere/radius_error"
+"""A key that every training on spheres logs, and no other."""
 _RETRACT = "with `mode: retract`"
 SPHERE = (
     Quantity(
@@ -33,6 +35,6 @@ SPHERE = (
         in_wandb=True,
         log_scale=True,
     ),
-    Quantity("sphere/radius_error", "1", "largest |‖W‖/r − 1| after the projection"),
+    Quantity(ON_SPHERES, "1", "largest |‖W‖/r − 1| after the projection"),
 )
 """Quantities of SphereProjection, in the order of the key table."""

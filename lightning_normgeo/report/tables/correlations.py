@@ -34,7 +34,7 @@ _TOO_FEW = "too few runs"
 
 
 @dataclass(frozen=True)
-class _Test:
+class Correlation:
     """The correlation of one quantity with the accuracy under one attack."""
 
     key: str
@@ -72,7 +72,9 @@ def strongest_attack(evaluations: Sequence[Evaluation]) -> str | None:
 def _table(data: str, evaluations: Sequence[Evaluation], several: bool) -> Table:
     noise = next((a for a in _common(evaluations) if split_attack(a)[0].startswith("gaussian")), None)
     attacks = [attack for attack in (noise, strongest_attack(evaluations)) if attack is not None]
-    tests = [test for key in _LABELS for attack in attacks if (test := _test(key, attack, evaluations)) is not None]
+    tests = [
+        test for key in _LABELS for attack in attacks if (test := correlation_of(key, attack, evaluations)) is not None
+    ]
     sound = [test for test in tests if math.isfinite(test.found.p_value)]
     adjusted = dict(zip(sound, holm([test.found.p_value for test in sound]), strict=True))
     rows = [_row(test, adjusted.get(test), len(sound)) for test in tests]
@@ -97,7 +99,7 @@ def _accuracy(evaluation: Evaluation, attack: str) -> float:
     return float(row["correct"] / row["n"])
 
 
-def _test(key: str, attack: str, evaluations: Sequence[Evaluation]) -> _Test | None:
+def correlation_of(key: str, attack: str, evaluations: Sequence[Evaluation]) -> Correlation | None:
     """Return the correlation over the runs that have the quantity; None if fewer than two have it."""
     pairs = []
     for evaluation in evaluations:
@@ -106,10 +108,10 @@ def _test(key: str, attack: str, evaluations: Sequence[Evaluation]) -> _Test | N
             pairs.append((points[-1][1], _accuracy(evaluation, attack)))
     if len(pairs) < 2:
         return None
-    return _Test(key, attack, rank_correlation(*zip(*pairs, strict=True)))
+    return Correlation(key, attack, rank_correlation(*zip(*pairs, strict=True)))
 
 
-def _row(test: _Test, adjusted: float | None, tests: int) -> list[Cell]:
+def _row(test: Correlation, adjusted: float | None, tests: int) -> list[Cell]:
     found = test.found
     head = [
         text(_LABELS[test.key]),

@@ -10,7 +10,8 @@ from typing import Any
 
 from lightning_normgeo.report.compared_runs import Run, compare_runs
 from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
-from lightning_normgeo.report.verdicts.decay import decay_verdicts
+from lightning_normgeo.report.verdicts.effective_weights import effective_verdict
+from lightning_normgeo.report.verdicts.paired_claims import paired_verdicts
 from lightning_normgeo.runs.record import Record, evaluation_stem
 from lightning_normgeo.runs.verdicts.run_verdicts import verdicts
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
@@ -57,7 +58,9 @@ def verdicts_of(runs: Sequence[Run], thresholds: Thresholds | None = None) -> di
     by_folder = {evaluation.run.name: evaluation for evaluation in evaluations}
     found = [verdicts(_with_paired_counts(run.record, by_folder.get(run.name)), limits) for run in runs]
     joint = {key: _joint([one[key] for one in found]) for key in found[0]} if found else {}
-    return joint | decay_verdicts(evaluations, limits)
+    effective = effective_verdict(evaluations, limits)
+    more = {} if effective is None else {"effective_weights": effective}
+    return joint | paired_verdicts(evaluations, limits) | more
 
 
 def _with_paired_counts(record: Record, evaluation: Evaluation | None) -> Record:

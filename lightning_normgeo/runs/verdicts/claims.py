@@ -6,20 +6,23 @@ from lightning_normgeo.runs.verdicts.affine_claims import AFFINE_CLAIMS
 from lightning_normgeo.runs.verdicts.channel_claims import CHANNEL_CLAIMS
 from lightning_normgeo.runs.verdicts.claim import Claim
 from lightning_normgeo.runs.verdicts.growth_claims import GROWTH_CLAIMS
-from lightning_normgeo.runs.verdicts.later_claims import LATER_CLAIMS
 from lightning_normgeo.runs.verdicts.orthogonality_claims import ORTHOGONALITY_CLAIMS
 from lightning_normgeo.runs.verdicts.robustness_claims import ROBUSTNESS_CLAIMS
+from lightning_normgeo.runs.verdicts.study_claims import STUDY_CLAIMS
+from lightning_normgeo.runs.verdicts.width_claims import WIDTH_CLAIMS
 
 CLAIMS: dict[str, Claim] = {
     claim.key: claim
-    for claim in (
-        *ORTHOGONALITY_CLAIMS,
-        *GROWTH_CLAIMS,
-        *AFFINE_CLAIMS,
-        *ROBUSTNESS_CLAIMS,
-        *LATER_CLAIMS,
-        *CHANNEL_CLAIMS,
+    for group in (
+        ORTHOGONALITY_CLAIMS,
+        GROWTH_CLAIMS,
+        AFFINE_CLAIMS,
+        ROBUSTNESS_CLAIMS,
+        STUDY_CLAIMS,
+        WIDTH_CLAIMS,
+        CHANNEL_CLAIMS,
     )
+    for claim in group
 }
 """All claims by key."""
 VERDICT_KEYS = tuple(dict.fromkeys(key for claim in CLAIMS.values() for key in claim.keys))

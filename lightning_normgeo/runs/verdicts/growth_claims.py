@@ -6,6 +6,7 @@ import math
 from statistics import median
 
 from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.sphere_quantities import ON_SPHERES
 from lightning_normgeo.runs.verdicts.claim import Claim
 from lightning_normgeo.runs.verdicts.curves import curve, relative_error, span
 from lightning_normgeo.runs.verdicts.optimizers import eq16_applies, other_than_sgd, weight_decay_of, why_not_eq16
@@ -17,8 +18,6 @@ _INCREMENT, _RESIDUAL, _FLOOR = f"{_G}/increment", f"{_G}/residual", f"{_G}/stor
 _PREDICTED, _MOMENTUM, _APPLIES = f"{_G}/predicted", f"{_G}/predicted_momentum", f"{_G}/eq16_applies"
 _NORM = f"{_G}/weight_norm"
 _ANGLE, _EQUILIBRIUM, _TIME = f"{_G}/angular_update", f"{_G}/equilibrium_angle", f"{_G}/steps_to_equilibrium"
-_PROJECTED = "sphere/radius_error"
-"""A key that only a training on spheres of fixed radius logs."""
 _VISIBLE = 1e-3
 """Relative growth that four decimals show."""
 _SAME_ANGLE = 0.01
@@ -98,7 +97,7 @@ def _growth(record: Record, thresholds: Thresholds) -> Verdict | None:
     ratio = last / first if first else math.nan
     detail = f"‖W‖ {first:.4g} → {last:.4g}; no output changes by that alone."
     evidence = span(record, _NORM, _INCREMENT)
-    other, decay = "held on spheres" if curve(record, _PROJECTED) else other_than_sgd(record), _decay(record)
+    other, decay = "held on spheres" if curve(record, ON_SPHERES) else other_than_sgd(record), _decay(record)
     number = f"× {ratio:.4f}" if abs(ratio - 1) > _VISIBLE else f"× {ratio:.7f}"
     if decay or other:
         reason = other or f"weight decay {decay:g}"
@@ -126,8 +125,8 @@ def _equilibrium(record: Record, thresholds: Thresholds) -> Verdict | None:
     steps = _constant_tail({step: value for step, value in wanted.items() if step in angles and value})
     if not steps:
         return _without_decay(record) if angles else None
-    if curve(record, _PROJECTED):
-        return Verdict(NOT_APPLICABLE, reason="held on spheres", evidence=span(record, _ANGLE, _PROJECTED))
+    if curve(record, ON_SPHERES):
+        return Verdict(NOT_APPLICABLE, reason="held on spheres", evidence=span(record, _ANGLE, ON_SPHERES))
     late = steps[-max(1, len(steps) // 4) :]
     ratio = median(angles[step] / wanted[step] for step in late)
     time = times.get(steps[-1])
@@ -219,7 +218,7 @@ GROWTH_CLAIMS = (
         needs="NormGrowthMonitor",
         section="norms",
         thresholds=("increment_error", "min_steps"),
-        keys=(_NORM, _INCREMENT, _FLOOR, _PROJECTED),
+        keys=(_NORM, _INCREMENT, _FLOOR, ON_SPHERES),
         judge=_growth,
     ),
     Claim(
@@ -238,7 +237,7 @@ GROWTH_CLAIMS = (
         needs="NormGrowthMonitor, and weight decay",
         section="angles",
         thresholds=("equilibrium_factor", "equilibrium_times", "min_steps"),
-        keys=(_ANGLE, _EQUILIBRIUM, _TIME, _PROJECTED),
+        keys=(_ANGLE, _EQUILIBRIUM, _TIME, ON_SPHERES),
         judge=_equilibrium,
     ),
 )

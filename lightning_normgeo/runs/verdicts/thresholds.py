@@ -23,6 +23,7 @@ _RULES: dict[str, _Rule] = {
     "affine_factor": _ABOVE_ONE,
     "affine_growth": ("a number of at least 1", lambda value: value >= 1),
     "accuracy_margin": _SHARE,
+    "kernel_share": _SHARE,
     "removed_share": _SHARE,
     "redundant_share": _SHARE,
     "alpha": _SHARE,
@@ -51,6 +52,7 @@ class Thresholds:
         affine_growth: factor by which such a distance must grow to refute the claim, at least 1.
         accuracy_margin: largest difference of two accuracies that counts as none, as a share in (0, 1).
         logit_change: largest change of a logit of a network with rescaled weights that still is the same function.
+        kernel_share: share of ‖W‖² in the kernel of Σ_X from which on weights are near it, in (0, 1).
         removed_share: smallest share of removed channels at which their cost is judged, in (0, 1).
         redundant_share: share of the pairs close in (γ, β) from which on such pairs count as redundant, in (0, 1).
         alpha: level of tests, in (0, 1).
@@ -76,6 +78,7 @@ class Thresholds:
     affine_growth: float = _default(1.1, "ten percent are within the scatter of batches")
     accuracy_margin: float = _default(0.03, "half of the 6 points that weight decay adds in Table 1")
     logit_change: float = _default(0.01, "float32 changes logits by 1e-4; more is the ε of a normalization")
+    kernel_share: float = _default(0.9, "nine tenths of ‖W‖², which leaves a tenth that learns")
     removed_share: float = _default(0.1, "a tenth is the least that is worth removing")
     redundant_share: float = _default(0.5, "more than half of them")
     alpha: float = _default(0.05, "the usual level")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, spearmanr
 
 from lightning_normgeo import Thresholds, read_record, verdicts
 from lightning_normgeo.report import study_verdicts
@@ -154,3 +154,57 @@ def test_thresholds_decide() -> None:
     p = judged(folders)["decay_attack"].p_value
     assert judged(folders, alpha=math.nextafter(p, 1))["decay_attack"].word == "supported"
     assert judged(folders, alpha=p)["decay_attack"].word == "undecided"
+
+
+SPHERES = {"sphere/radius_error": [(k, 1e-8) for k in range(12)]}
+CALLBACKS = {"trainer": {"callbacks": [{"class_path": "lightning_normgeo.SphereProjection"}]}}
+
+
+@pytest.mark.parametrize(("free", "projected", "word"), [(0.5, 0.8, "supported"), (0.8, 0.5, "refuted")])
+def test_spheres_are_judged_by_pairs_that_differ_in_callbacks_alone(free: float, projected: float, word: str) -> None:
+    folders = [
+        write_run("free", shares={"clean": free}, n=300),
+        write_run("other", shares={"clean": free}, n=300, decay=0.1),
+        write_run("sphere", shares={"clean": projected}, n=300, metrics=SPHERES, settings=CALLBACKS),
+    ]
+    found = judged(folders)["sphere_training"]
+    won, lost, difference = votes([folders[0], folders[2]], "clean")
+    assert found.word == word
+    assert found.value == pytest.approx(difference, abs=1e-12)
+    assert f"{won} samples won, {lost} lost" in found.detail
+    assert judged(folders[:2])["sphere_training"].word == "not tested"
+
+
+def studied(effective: list[float], raw: list[float]) -> dict[str, Verdict]:
+    """Return the verdicts of runs whose accuracy under attack falls from run to run."""
+    metrics = [
+        {"effective/weight_norm": [(9, a)], "effective/weight_norm_raw": [(9, b)]}
+        for a, b in zip(effective, raw, strict=True)
+    ]
+    return judged(
+        [
+            write_run(f"run{k}", seed=k, shares={"clean": 1.0, "bim": 0.9 - 0.1 * k}, n=2000, metrics=one)
+            for k, one in enumerate(metrics)
+        ]
+    )
+
+
+UP, MIXED = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [3.0, 1.0, 5.0, 2.0, 6.0, 0.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("effective", "raw", "word", "reason"),
+    [
+        (UP, MIXED, "supported", ""),
+        (MIXED, UP, "refuted", ""),
+        (UP, UP[::-1], "undecided", "both go with it"),
+        (MIXED, MIXED, "undecided", "neither goes with it"),
+        (UP[:4], UP[:4], "undecided", "too few runs: 4"),
+    ],
+)
+def test_effective_weights_are_judged_by_rank_correlations(
+    effective: list[float], raw: list[float], word: str, reason: str
+) -> None:
+    found = studied(effective, raw)["effective_weights"]
+    assert (found.word, found.reason) == (word, reason)
+    assert found.value == pytest.approx(float(spearmanr(effective, range(len(effective), 0, -1)).statistic))

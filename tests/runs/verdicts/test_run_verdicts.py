@@ -81,6 +81,9 @@ def channels(gamma: int, random: int | None, close: int = 1000, redundant: int =
 
 GROWTH = {G + "weight_norm": [10 + 0.1 * k for k in range(N)], G + "increment": 2.0, G + "storage_floor": 1e-6}
 TURN = {G + "angular_update": 0.01, G + "equilibrium_angle": 0.01, G + "steps_to_equilibrium": 10.0}
+WIDTH = "batch_geometry/"
+SHARE = WIDTH + "kernel_share_mean"
+NARROW = {WIDTH + "samples_over_inputs": 0.3, WIDTH + "rank_over_inputs": 0.3}
 FALLING = [0.01 * 0.9**k for k in range(N)]
 GAMMA, RATIO = "affine/abs_gamma2_minus_sigma2_median", "affine/gamma2_over_sigma2_median"
 BETA, NORM = "affine/abs_beta_minus_mu_median", G + "weight_norm"
@@ -153,6 +156,12 @@ CASES: list[tuple[str, str, Record, float | None]] = [
     ("norm_cause", "undecided", record(rows=rescaled(-2, None)), -0.002),
     ("norm_cause", "undecided", record(rows=rescaled(20, 40)), 0.02),
     ("norm_cause", "not tested", record(rows=[row("clean", 800)]), None),
+    ("batch_rank", "supported", record({**NARROW, SHARE: 0.95}), 0.95),
+    ("batch_rank", "refuted", record({**NARROW, SHARE: 0.2}), 0.2),
+    ("batch_rank", "undecided", record({**NARROW, SHARE: 0.6}), 0.6),
+    ("batch_rank", "undecided", record(NARROW), None),
+    ("batch_rank", "not applicable", record({**NARROW, WIDTH + "rank_over_inputs": 1.0, SHARE: 0.0}), None),
+    ("batch_rank", "not tested", record(), None),
     ("small_gamma", "supported", channels(780, 500), 0.02),
     ("small_gamma", "refuted", channels(600, 500), 0.2),
     ("small_gamma", "undecided", channels(780, 790), 0.02),  # nothing costs anything

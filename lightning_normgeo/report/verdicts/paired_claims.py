@@ -1,4 +1,4 @@
-"""Verdicts on weight decay and robustness, from pairs of runs that are otherwise equal, on the same samples."""
+"""Verdicts on weight decay and on spheres, from pairs of runs that are otherwise equal, on the same samples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.run_settings import number_of
@@ -16,12 +17,13 @@ from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of
 from lightning_normgeo.report.tables.run_pairs import Pair, contrasts_of
 from lightning_normgeo.robustness.results.sample_results import SampleRows
 from lightning_normgeo.robustness.results.statistics import holm, mcnemar
+from lightning_normgeo.runs.sphere_quantities import ON_SPHERES
 from lightning_normgeo.runs.verdicts.robustness_claims import ATTACK, KINDS, NOISE, points
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
-from lightning_normgeo.utilities.attack_names import split_attack
+from lightning_normgeo.utilities.attack_names import is_control, split_attack
 
-_CLAIMS = {"decay_noise": NOISE, "decay_attack": ATTACK}
+_CALLBACKS = "trainer.callbacks"
 _Votes = Counter[tuple[str, int]]
 """For each sample, by loader and identity, how many more comparisons it wins than it loses with weight decay."""
 
@@ -45,16 +47,15 @@ class _PairVotes:
     n: int
 
 
-def decay_verdicts(evaluations: Sequence[Evaluation], thresholds: Thresholds) -> dict[str, Verdict]:
-    """Return the verdicts on weight decay under noise and under attacks; claims without a pair of runs are left out.
+def paired_verdicts(evaluations: Sequence[Evaluation], thresholds: Thresholds) -> dict[str, Verdict]:
+    """Return the verdicts on weight decay under noise and attacks, and on spheres; claims without a pair are left out.
 
     Their p-values are adjusted together by Holm's procedure.
     """
-    pairs = list(_decay_pairs(evaluations))
     voted: dict[str, list[_PairVotes]] = {}
     problems: dict[str, list[str]] = {}
-    for key, kind in _CLAIMS.items():
-        found, refused = _voted(pairs, KINDS[kind])
+    for key, (pairs_of, belongs) in _CLAIMS.items():
+        found, refused = _voted(list(pairs_of(evaluations)), belongs)
         if found:
             voted[key] = found
         elif refused:
@@ -75,6 +76,30 @@ def _decay_pairs(evaluations: Sequence[Evaluation]) -> Iterator[Pair]:
             for pair in (pair for contrast in contrasts for pair in contrast.pairs):
                 if number_of(pair.first.run.differing[settings[0]]) == 0:
                     yield pair
+
+
+def _sphere_pairs(evaluations: Sequence[Evaluation]) -> Iterator[Pair]:
+    """Yield the pairs of runs that differ in callbacks alone, of which only the second was trained on spheres."""
+    alike: dict[tuple[Any, ...], tuple[list[Evaluation], list[Evaluation]]] = {}
+    for evaluation in evaluations:
+        settings = [pair for pair in evaluation.run.differing.items() if not pair[0].startswith(_CALLBACKS)]
+        free, projected = alike.setdefault((evaluation.data, *settings), ([], []))
+        (projected if evaluation.run.record.points(ON_SPHERES) else free).append(evaluation)
+    for free, projected in alike.values():
+        for one, other in zip(free, projected, strict=False):
+            yield Pair(one, other, one.run.repeat)
+
+
+def _is_clean(attack: str) -> bool:
+    return attack.startswith("clean") and not is_control(attack)
+
+
+_CLAIMS: dict[str, tuple[Callable[[Sequence[Evaluation]], Iterator[Pair]], Callable[[str], bool]]] = {
+    "decay_noise": (_decay_pairs, KINDS[NOISE]),
+    "decay_attack": (_decay_pairs, KINDS[ATTACK]),
+    "sphere_training": (_sphere_pairs, _is_clean),
+}
+"""For each claim the pairs of runs that test it, and the conditions."""
 
 
 def _voted(pairs: Sequence[Pair], belongs: Callable[[str], bool]) -> tuple[list[_PairVotes], list[str]]:

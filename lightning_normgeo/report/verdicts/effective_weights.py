@@ -1,0 +1,44 @@
+"""Verdict on effective weights: the rank correlation of their norm with robustness, against that of raw norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_normgeo.report.tables.correlations import Correlation, correlation_of, strongest_attack
+from lightning_normgeo.report.tables.evaluations import Evaluation
+from lightning_normgeo.robustness.results.rank_correlation import smallest_p_value
+from lightning_normgeo.robustness.results.statistics import holm
+from lightning_normgeo.runs.verdicts.thresholds import Thresholds
+from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
+from lightning_normgeo.utilities.attack_names import attack_title
+
+_EFFECTIVE, _RAW = "effective/weight_norm", "effective/weight_norm_raw"
+
+
+def effective_verdict(evaluations: Sequence[Evaluation], thresholds: Thresholds) -> Verdict | None:
+    """Return the verdict on the runs of the data set with most runs; None without two runs that have both norms."""
+    sets: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        if all(evaluation.run.record.points(key) for key in (_EFFECTIVE, _RAW)):
+            sets.setdefault(evaluation.data, []).append(evaluation)
+    members = max(sets.values(), key=len, default=[])
+    attack = strongest_attack(members) if len(members) > 1 else None
+    if attack is None:
+        return None
+    effective, raw = (correlation_of(key, attack, members) for key in (_EFFECTIVE, _RAW))
+    return None if effective is None or raw is None else _judged(effective, raw, thresholds)
+
+
+def _judged(effective: Correlation, raw: Correlation, thresholds: Thresholds) -> Verdict:
+    """Return the verdict on two correlations over the same runs."""
+    adjusted = holm([1.0 if p != p else p for p in (effective.found.p_value, raw.found.p_value)])
+    own, other = (p < thresholds.alpha for p in adjusted)
+    word, reason = UNDECIDED, "both go with it" if own else "neither goes with it"
+    if 2 * smallest_p_value(effective.found.n) >= thresholds.alpha:
+        reason = f"too few runs: {effective.found.n}"
+    elif own != other:
+        word, reason = (SUPPORTED if own else REFUTED), ""
+    detail = f"ρ of the raw ‖W‖ is {raw.found.rho:+.2f}; p {adjusted[0]:.2g} and {adjusted[1]:.2g}, adjusted."
+    evidence = f"{effective.found.n} runs under {attack_title(effective.attack)}"
+    limit = f"p {adjusted[0]:.1g}, level {thresholds.alpha:g}"
+    return Verdict(word, "ρ", f"{effective.found.rho:+.2f}", limit, reason, detail, evidence, effective.found.rho)
