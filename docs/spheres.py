@@ -36,6 +36,7 @@ from lightning_normgeo import (
 
 DOCS = Path(__file__).resolve().parent
 DATA = DOCS / "records" / "spheres.json"
+PAGE = DOCS / "callbacks" / "sphere_projection.md"
 SEEDS, STEPS, BATCH, EVERY, TESTED_EVERY = 3, 1200, 64, 10, 100
 LR, MOMENTUM, DECAY = 0.05, 0.9, 0.002
 CONDITIONS = {
@@ -202,6 +203,30 @@ def _spread(values: Sequence[float]) -> list[float]:
     return [float(f"{value:.5g}") for value in (fmean(values), min(values), max(values))]
 
 
+def table(found: Mapping[str, Any]) -> str:
+    """Return the table of the page: means over the seeds, with the smallest and the largest."""
+    columns = ["training", "accuracy, last three", "best", "swings of the accuracy", "jumps of the loss", "last angle"]
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)]]
+    for condition, name in CONDITIONS.items():
+        one = found[condition]
+        angle = one["curves"]["norm_growth/angular_update"][-1][1:]
+        percent = (_range([100 * value for value in one[key]], ".1f", " %") for key in ("final", "best", "swings"))
+        lines.append([name, *percent, _range(one["jumps"], ".3f"), _range(angle, ".4f")])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _range(values: Sequence[float], form: str, unit: str = "") -> str:
+    mean, low, high = (f"{value:{form}}" for value in values)
+    return f"{mean}{unit} ({low} … {high})"
+
+
+def with_table(text: str, found: Mapping[str, Any]) -> str:
+    """Return the page with the table between its marks."""
+    before, _, rest = text.partition("<!-- spheres -->\n")
+    after = rest.partition("<!-- /spheres -->")[2]
+    return f"{before}<!-- spheres -->\n{table(found)}\n<!-- /spheres -->{after}"
+
+
 def draw(found: Mapping[str, Any]) -> None:
     """Draw the picture of the page."""
     from pictures import on_paper
@@ -242,6 +267,7 @@ def main(arguments: Sequence[str]) -> None:
         train(condition, seed, folder, data)
     found = numbers(folder)
     DATA.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
     draw(found)
 
 

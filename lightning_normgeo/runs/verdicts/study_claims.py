@@ -8,13 +8,13 @@ STUDY_CLAIMS = (
     Claim(
         key="sphere_training",
         title="Sphere against free",
-        statement="Optimization on the sphere, with the scaling symmetry removed, improves the training.",
+        statement="Optimization on a sphere, with the scaling symmetry removed, stabilizes the training and improves it.",
         source="abstract, section 2.5",
         rule=(
             "Number: mean difference of the accuracies on clean samples, on spheres minus free, over all pairs of runs "
             "that differ in callbacks alone, seed included. p as for weight decay; supported if it is below `alpha` "
-            "and the difference positive, refuted if negative. It is about these learning rates: free training lowers its "
-            "effective one by itself, training on spheres does not."
+            "and the difference positive, refuted if negative. It is about these learning rates: free training lowers "
+            "its effective one by itself, training on spheres does not."
         ),
         needs="the same run free and with SphereProjection, and RobustnessEvaluation",
         stage="study",
