@@ -8,7 +8,7 @@ STUDY_CLAIMS = (
     Claim(
         key="sphere_training",
         title="Sphere against free",
-        statement="Optimization on a sphere, with the scaling symmetry removed, stabilizes the training and improves it.",
+        statement="Optimization on a sphere, with the scaling symmetry removed, helps to stabilize the training.",
         source="abstract, section 2.5",
         rule=(
             "Number: mean difference of the accuracies on clean samples, on spheres minus free, over all pairs of runs "
