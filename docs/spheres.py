@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -37,8 +38,8 @@ from lightning_normgeo import (
 DOCS = Path(__file__).resolve().parent
 DATA = DOCS / "records" / "spheres.json"
 PAGE = DOCS / "callbacks" / "sphere_projection.md"
-SEEDS, STEPS, BATCH, EVERY, TESTED_EVERY = 3, 1200, 64, 10, 100
-LR, MOMENTUM, DECAY = 0.05, 0.9, 0.002
+SEEDS, STEPS, BATCH, EVERY, TESTED_EVERY = 3, 800, 64, 10, 100
+LR, MOMENTUM, DECAY = 0.02, 0.9, 0.005
 CONDITIONS = {
     "free": "free, no decay",
     "decayed": "free, weight decay",
@@ -89,10 +90,10 @@ class Training(pl.LightningModule):
 
     Args:
         condition: one of ``CONDITIONS``.
-        rates: learning rate of the convolutions at each step, over ``LR``. Default: 1.
+        rates: learning rate of each convolution at each step, over ``LR``. Default: 1.
     """
 
-    def __init__(self, condition: str, seed: int, rates: Sequence[float] | None = None) -> None:
+    def __init__(self, condition: str, seed: int, rates: Sequence[Sequence[float]] | None = None) -> None:
         super().__init__()
         self.save_hyperparameters({"condition": condition, "seed": seed})
         self.network, self.rates = Network(), rates
@@ -114,29 +115,28 @@ class Training(pl.LightningModule):
         """Return SGD; the learning rate of the convolutions follows ``rates``."""
         convolutions = [p for p in self.parameters() if p.ndim == 4]
         rest = [p for p in self.parameters() if p.ndim != 4]
-        groups = [{"params": convolutions, "weight_decay": self.decay}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM)
-        factor: list[Callable[[int], float]] = [self._factor, lambda step: 1.0]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        groups = [{"params": [p], "weight_decay": self.decay} for p in convolutions]
+        optimizer = torch.optim.SGD([*groups, {"params": rest, "weight_decay": 0.0}], lr=LR, momentum=MOMENTUM)
+        factors: list[Callable[[int], float]] = [partial(self._factor, k) for k in range(len(convolutions))]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [*factors, lambda step: 1.0])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _factor(self, step: int) -> float:
-        return 1.0 if self.rates is None else self.rates[min(step, len(self.rates) - 1)]
+    def _factor(self, convolution: int, step: int) -> float:
+        return 1.0 if self.rates is None else self.rates[min(step, len(self.rates) - 1)][convolution]
 
 
 class Norms(pl.Callback):
-    """Keeps ‖W‖² of each filter at each step, over that at the start."""
+    """Keeps (r/‖W‖)² at each step, mean over the filters of each convolution, with r = ‖W‖ at the start."""
 
     def __init__(self) -> None:
-        self.ratios: list[float] = []
+        self.ratios: list[list[float]] = []
         self._start: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Add the mean of (r/‖W‖)² over all filters: the rate on spheres over that of this training."""
+        """Add the learning rates on spheres, over that of this training."""
         squares = [p.detach().double().flatten(1).square().sum(1) for p in pl_module.parameters() if p.ndim == 4]
         self._start = self._start or squares
-        shares = [start / now for start, now in zip(self._start, squares, strict=True)]
-        self.ratios.append(float(torch.cat(shares).mean()))
+        self.ratios.append([float((a / b).mean()) for a, b in zip(self._start, squares, strict=True)])
 
 
 def loaded(folder: str) -> dict[str, TensorDataset]:

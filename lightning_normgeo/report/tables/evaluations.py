@@ -165,6 +165,7 @@ def _counts(decisions: SampleResults) -> dict[str, tuple[int, int]]:
 
 
 def _completed(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with the number of correct samples, which a row downloaded from W&B may lack."""
+    """Return a row with the numbers of samples and of correct ones, which a row downloaded from W&B may lack."""
     accuracy = row["accuracy"] if isinstance(row["accuracy"], (int, float)) else 0.0  # null if there are no samples
-    return {"correct": round(accuracy * row["n"]), **row, "n": int(row["n"])}
+    n = int(row.get("n") or 0)
+    return {"correct": round(accuracy * n), **row, "n": n}

@@ -353,7 +353,7 @@ def test_a_long_training_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step for step, _ in record.layers["norm_growth/increment"]] == [*range(1, 24, 2)]
 
 
-@pytest.mark.filterwarnings("ignore:Broken failed to log the findings")
+@pytest.mark.filterwarnings("ignore:Broken failed to log the verdicts")
 def test_a_logger_whose_table_fails_does_not_stop_training() -> None:
     run = trainer(NormGrowthMonitor(layers="*"), logger=Broken())
     with pytest.warns(UserWarning, match="Broken failed to log the table"):
