@@ -89,7 +89,7 @@ def _cards(verdicts: Mapping[str, Verdict], places: Mapping[str, str]) -> Iterat
 
 
 def _tally(verdicts: Mapping[str, Verdict]) -> str:
-    """Return how many claims have each word, such as "5 supported, 1 refuted, 2 undecided, 7 not tested"."""
+    """Return the number of claims with each word, such as "5 supported, 1 refuted, 2 undecided, 7 not tested"."""
     words = Counter(one.word for one in verdicts.values())
     return ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
 

@@ -136,7 +136,7 @@ def _correct(rows: SampleRows) -> dict[int, int]:
 
 
 def _votes(some: Sequence[_PairVotes]) -> tuple[int, int]:
-    """Return how many samples win, and how many lose, over all pairs and conditions together."""
+    """Return the numbers of samples that win and that lose, over all pairs and conditions together."""
     total = Counter[tuple[str, int]]()
     for one in some:
         total.update(one.votes)

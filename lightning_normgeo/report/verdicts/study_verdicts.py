@@ -125,7 +125,7 @@ def _how_many(shown: Sequence[Verdict], word: str) -> str:
 
 
 def _counts(shown: Sequence[Verdict]) -> str:
-    """Return how many runs have each word; empty if all have the same."""
+    """Return the number of runs with each word; empty if all have the same."""
     words = Counter(one.word for one in shown)
     counts = ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
     return f"Runs: {counts}." if len(words) > 1 else ""

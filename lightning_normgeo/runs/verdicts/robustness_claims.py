@@ -110,7 +110,7 @@ def _caused(record: Record, pairs: list[tuple[Row, Row]], thresholds: Thresholds
 
 
 def _discordant(row: Row, control: Row) -> tuple[int, int, int] | None:
-    """Return how many samples only the network, and only its control, gets right, and n; None if this is not known."""
+    """Return the numbers of samples that only the network and only its control gets right, and n; None if unknown."""
     changed, n = control.get("changed"), int(row["n"])
     if not isinstance(changed, int) or control["n"] != row["n"]:
         return None

@@ -140,9 +140,10 @@ class Spheres:
         several = _several(optimizers)
         norms = self.norms()
         factors = torch.where(norms > 0, self.radii / norms, 1.0)
-        if optimizers is not None:
-            moved = torch.stack([self.moved_by(one) for one in several]).any(0)
-            factors = torch.where(moved, factors, 1.0)
+        held = {id(parameter) for one in several for group in one.param_groups for parameter in group["params"]}
+        if optimizers is not None and any(id(part.parameter) not in held for part in self._parts):
+            # rarely needed, and a copy to the device for each parameter
+            factors = torch.where(torch.stack([self.moved_by(one) for one in several]).any(0), factors, 1.0)
         scaled = [(part.parameter, [part.spread(factors)]) for part in (*self._parts, *self._biases)]
         if transport:
             for one in several:
