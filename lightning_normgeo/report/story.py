@@ -185,6 +185,20 @@ GAP = Section(
     "if they are parallel (Daneshmand et al. 2021).",
     ("batch_geometry/orthogonality_gap",),
 )
+EFFECTIVE_WEIGHTS = Section(
+    "Effective weights",
+    "W' = γW/√(σ² + ε) is what a layer in front of batch normalization computes with. Norms, products of spectral "
+    "norms and path norms of these weights belong to the function; those of raw weights change with scales without "
+    "effect on it. A correlation over runs that also differ in other settings is no cause.",
+    (),
+)
+CHANNELS = Section(
+    "What removing channels costs",
+    "Channels of batch normalizations masked without retraining, the least important ones first. A criterion that "
+    "works stays above the controls at random. |γ| depends on a scale without effect: a channel's γ can grow while the "
+    "weights that read it shrink.",
+    (),
+)
 CONTROLS_ONLY = "No weight of these runs is scale invariant, so the curves are those of the controls."
 """Sentence in front of captions where only weights without the invariance were measured."""
 GLOSSARY = {

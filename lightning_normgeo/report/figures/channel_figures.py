@@ -18,14 +18,11 @@ from lightning_normgeo.report.recorded_channels import (
     is_control,
     results_of,
 )
+from lightning_normgeo.report.story import CHANNELS
 
 _PERCENT = alt.Axis(format="%", tickCount=5)
 _RANKED, _RANDOM = "ranked", "at random"
-_CAPTION = (
-    "Channels of batch normalizations masked without retraining, the least important ones first. A criterion that "
-    "works stays above the dashed controls. |γ| depends on a scale without effect: a channel's γ can grow while the "
-    "weights that read it shrink. Bars are Wilson intervals at 95 %."
-)
+_DRAWN = "The controls are dashed. Bars are Wilson intervals at 95 %."
 
 
 def channels(runs: Sequence[Run]) -> Figure | None:
@@ -47,7 +44,9 @@ def channels(runs: Sequence[Run]) -> Figure | None:
     )
     points = base.mark_point(filled=True, size=30, opacity=1).encode(y=alt.Y("accuracy:Q", **shown))
     chart = panels(alt.layer(bars, line, points), rows, "panel", shared=True)
-    return Figure("channels", "What removing channels costs", _CAPTION, chart, wide=len(unique(rows, "panel")) > 1)
+    return Figure(
+        "channels", CHANNELS.title, f"{CHANNELS.caption} {_DRAWN}", chart, wide=len(unique(rows, "panel")) > 1
+    )
 
 
 def _rows(run: Run, several: bool) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from lightning_normgeo.report.recorded_channels import (
     evaluation_of,
     results_of,
 )
+from lightning_normgeo.report.story import CHANNELS
 from lightning_normgeo.report.tables.cells import NOTHING, interval, percent
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 
@@ -61,7 +62,7 @@ def _accuracies(runs: Sequence[Run]) -> Table | None:
         cells = [_accuracy(by_ratio[ratio]) if ratio in by_ratio else NOTHING for ratio in ratios]
         rows.append([text(name), text(criterion_title(criterion)), text(REPLACED.get(replace, replace)), *cells])
     columns = ["network", "removed first: least", "channels", *(f"{100 * ratio:g} % removed" for ratio in ratios)]
-    return Table("channels", "What removing channels costs", _CAPTION, columns, rows)
+    return Table("channels", CHANNELS.title, _CAPTION, columns, rows)
 
 
 def _accuracy(row: Mapping[str, Any]) -> Cell:

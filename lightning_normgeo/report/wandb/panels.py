@@ -12,7 +12,6 @@ from lightning_normgeo.report.story import INCREMENTS, ORTHOGONALITY, Section
 from lightning_normgeo.report.training_keys import accuracy_keys, loss_keys
 from lightning_normgeo.report.wandb.downloaded_records import STEP
 from lightning_normgeo.report.wandb.runset import attacks
-from lightning_normgeo.robustness.results.logged_results import EXAMPLES
 from lightning_normgeo.runs.key_meanings import meaning_of
 from lightning_normgeo.runs.quantities import QUANTITIES
 from lightning_normgeo.runs.quantity import Quantity
@@ -49,7 +48,7 @@ def section_panels(wr: Any, runs: Sequence[Run], section: Section) -> list[Any]:
     known = logged(runs)
     found = [(quantity, key) for quantity in wanted for key in _matching(quantity.key, known)]
     return [
-        _lines(wr, _panel_title(quantity, key), [key], _unit(key), quantity.log_scale, place(wr, i))
+        lines(wr, _panel_title(quantity, key), [key], _unit(key), quantity.log_scale, place(wr, i))
         for i, (quantity, key) in enumerate(found)
     ]
 
@@ -58,7 +57,7 @@ def training_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
     """Return the panels of the losses and accuracies that the project logged."""
     wanted = {"loss": loss_keys(runs), "accuracy": accuracy_keys(runs)}
     found = {title: keys for title, keys in wanted.items() if keys}
-    return [_lines(wr, title, keys, "", False, place(wr, i)) for i, (title, keys) in enumerate(found.items())]
+    return [lines(wr, title, keys, "", False, place(wr, i)) for i, (title, keys) in enumerate(found.items())]
 
 
 def headline_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
@@ -68,30 +67,11 @@ def headline_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
     for section, title in ((ORTHOGONALITY, "largest |cos(W, ∇W)|"), (INCREMENTS, "Δ‖W‖² of a step")):
         keys = [key for key in section.keys if key in known]
         if keys:
-            panels.append(_lines(wr, title, keys, _unit(keys[0]), section is ORTHOGONALITY, place(wr, len(panels))))
+            panels.append(lines(wr, title, keys, _unit(keys[0]), section is ORTHOGONALITY, place(wr, len(panels))))
     accuracies = [f"robustness/{attack}/accuracy" for attack in attacks(runs) if not is_control(attack)]
     if accuracies:
-        panels.append(_bars(wr, "accuracy under each attack", accuracies, (0.0, 1.0), place(wr, len(panels))))
+        panels.append(bars(wr, "accuracy under each attack", accuracies, (0.0, 1.0), place(wr, len(panels))))
     return panels
-
-
-def bar_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
-    """Return panels with the accuracy and the drop under each attack."""
-    quantities = (("accuracy", (0.0, 1.0)), ("accuracy_drop", (None, None)))
-    bars = [
-        (f"{attack}: {quantity.replace('_', ' ')}", f"robustness/{attack}/{quantity}", span)
-        for attack in attacks(runs)
-        for quantity, span in quantities
-        # no panel of the drop at each radius of an attack, and none of the drop of clean images
-        if quantity == "accuracy" or not (attack == "clean" or "_eps" in attack)
-    ]
-    return [_bars(wr, title, [key], span, place(wr, i)) for i, (title, key, span) in enumerate(bars)]
-
-
-def example_keys(runs: Sequence[Run], stems: Sequence[str]) -> list[str]:
-    """Return the keys of the example images that some run has, of the evaluations with these beginnings of keys."""
-    known = {key for run in runs for key in run.record.images}
-    return [key for stem in stems if (key := f"{stem}/{EXAMPLES}") in known]
 
 
 def place(wr: Any, index: int) -> Any:
@@ -100,7 +80,8 @@ def place(wr: Any, index: int) -> Any:
     return wr.Layout(x=index % COLUMNS * width, y=index // COLUMNS * HEIGHT, w=width, h=HEIGHT)
 
 
-def _lines(wr: Any, title: str, keys: Sequence[str], unit: str, log: bool, layout: Any) -> Any:
+def lines(wr: Any, title: str, keys: Sequence[str], unit: str, log: bool, layout: Any) -> Any:
+    """Return a panel with curves over the training steps."""
     return wr.LinePlot(
         title=title,
         x=STEP,
@@ -116,7 +97,8 @@ def _lines(wr: Any, title: str, keys: Sequence[str], unit: str, log: bool, layou
     )
 
 
-def _bars(wr: Any, title: str, keys: Sequence[str], span: tuple[float | None, float | None], layout: Any) -> Any:
+def bars(wr: Any, title: str, keys: Sequence[str], span: tuple[float | None, float | None], layout: Any) -> Any:
+    """Return a panel with a bar for each key and run."""
     return wr.BarPlot(
         title=title,
         metrics=list(keys),

@@ -9,18 +9,31 @@ from typing import Any
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.formats.text import markdown_table
 from lightning_normgeo.report.setting_roles import is_weight_decay
-from lightning_normgeo.report.story import WANDB_ROBUSTNESS, WANDB_SECTIONS, WANDB_TRAINING, Section
+from lightning_normgeo.report.story import (
+    CHANNELS,
+    EFFECTIVE_WEIGHTS,
+    WANDB_ROBUSTNESS,
+    WANDB_SECTIONS,
+    WANDB_TRAINING,
+    Section,
+)
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.report.tables.verdicts_table import ANCHOR
 from lightning_normgeo.report.wandb.panels import (
     COLUMNS,
     HEIGHT,
     WIDTH,
-    bar_panels,
-    example_keys,
     module,
     section_panels,
     training_panels,
+)
+from lightning_normgeo.report.wandb.result_panels import (
+    attack_panels,
+    channel_panels,
+    channel_tables,
+    effective_panels,
+    effective_tables,
+    example_keys,
 )
 from lightning_normgeo.report.wandb.runset import evaluations, ids, runset
 from lightning_normgeo.report.wandb.workspace_spec import TITLE
@@ -49,6 +62,8 @@ def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequenc
     blocks += _training_blocks(wr, runs)
     for section in WANDB_SECTIONS:
         blocks += _section_blocks(wr, runs, section)
+    blocks += _result_blocks(wr, runs, EFFECTIVE_WEIGHTS, effective_panels(wr, runs), effective_tables(runs))
+    blocks += _result_blocks(wr, runs, CHANNELS, channel_panels(wr, runs), channel_tables(runs))
     blocks += _robustness_blocks(wr, runs)
     blocks += _table_blocks(wr, [table for table in tables if table.anchor != ANCHOR])
     blocks += _settings_blocks(wr, runs)
@@ -119,23 +134,35 @@ def _is_zero(value: str) -> bool:
 
 def _robustness_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
     """Return the blocks with accuracies, tables and example images; empty if no run was evaluated."""
-    bars = bar_panels(wr, runs)
+    section = Section("Accuracy under attack", WANDB_ROBUSTNESS, ())
+    stems = evaluations(runs)
+    tables = [f"{stem}/{RESULTS}" for stem in stems]
+    return _result_blocks(wr, runs, section, attack_panels(wr, runs), tables, example_keys(runs, stems))
+
+
+def _result_blocks(
+    wr: Any,
+    runs: Sequence[Run],
+    section: Section,
+    bars: Sequence[Any],
+    tables: Sequence[str],
+    images: Sequence[str] = (),
+) -> list[Any]:
+    """Return the blocks of a section with results: bars, below them tables, and images; empty without bars."""
     if not bars:
         return []
     below = math.ceil(len(bars) / COLUMNS) * HEIGHT
     panels = list(bars)
-    stems = evaluations(runs)
-    for stem in stems:
+    for name in tables:
         place = wr.Layout(x=0, y=below, w=WIDTH, h=HEIGHT + 2)
-        panels.append(wr.WeavePanelSummaryTable(table_name=f"{stem}/{RESULTS}", layout=place))
+        panels.append(wr.WeavePanelSummaryTable(table_name=name, layout=place))
         below += HEIGHT + 2
-    shown = example_keys(runs, stems)
-    if shown:
+    if images:
         place = wr.Layout(x=0, y=below, w=WIDTH, h=HEIGHT + 4)
-        panels.append(wr.MediaBrowser(title="attacked images", media_keys=shown, layout=place))
+        panels.append(wr.MediaBrowser(title="attacked images", media_keys=list(images), layout=place))
     return [
-        wr.H2("Accuracy under attack"),
-        wr.P(WANDB_ROBUSTNESS),
+        wr.H2(section.title),
+        wr.P(section.wandb_text or section.caption),
         wr.PanelGrid(runsets=[runset(wr, runs, runs, table=True)], panels=panels),
     ]
 

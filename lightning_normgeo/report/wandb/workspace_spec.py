@@ -7,18 +7,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_normgeo.report.compared_runs import Run
-from lightning_normgeo.report.story import AT_A_GLANCE, WANDB_KEYS, WANDB_ROBUSTNESS, WANDB_SECTIONS, WANDB_TRAINING
+from lightning_normgeo.report.story import (
+    AT_A_GLANCE,
+    CHANNELS,
+    EFFECTIVE_WEIGHTS,
+    WANDB_KEYS,
+    WANDB_ROBUSTNESS,
+    WANDB_SECTIONS,
+    WANDB_TRAINING,
+)
 from lightning_normgeo.report.wandb.downloaded_records import STEP
 from lightning_normgeo.report.wandb.panels import (
     COLUMNS,
     MOST_RUNS,
-    bar_panels,
-    example_keys,
     headline_panels,
     logged,
     module,
     section_panels,
     training_panels,
+)
+from lightning_normgeo.report.wandb.result_panels import (
+    attack_panels,
+    channel_panels,
+    channel_tables,
+    effective_panels,
+    effective_tables,
+    example_keys,
 )
 from lightning_normgeo.report.wandb.runset import columns, evaluations, grouping
 from lightning_normgeo.robustness.results.logged_results import RESULTS
@@ -74,7 +88,13 @@ def _contents(wr: Any, runs: Sequence[Run]) -> list[tuple[str, str, list[Any]]]:
         (AT_A_GLANCE.title, AT_A_GLANCE.caption, [*headline_panels(wr, runs), *_tables(wr, verdicts)]),
         (WANDB_TRAINING.title, WANDB_TRAINING.caption, training_panels(wr, runs)),
         *((one.title, one.wandb_text or one.caption, section_panels(wr, runs, one)) for one in WANDB_SECTIONS),
-        ("Robustness", WANDB_ROBUSTNESS, [*bar_panels(wr, runs), *of_evaluations]),
+        (
+            EFFECTIVE_WEIGHTS.title,
+            EFFECTIVE_WEIGHTS.caption,
+            [*effective_panels(wr, runs), *_tables(wr, effective_tables(runs))],
+        ),
+        (CHANNELS.title, CHANNELS.caption, [*channel_panels(wr, runs), *_tables(wr, channel_tables(runs))]),
+        ("Robustness", WANDB_ROBUSTNESS, [*attack_panels(wr, runs), *of_evaluations]),
         (WANDB_KEYS.title, WANDB_KEYS.caption, _tables(wr, [KEYS] if measured else [])),
     ]
 

@@ -48,6 +48,13 @@ KEYS = [
 ]
 TABLE = Table("robustness", "Accuracies", "How to read it.", ["run", "bim | pgd"], [[text("a|b"), number(0.5)]])
 
+EFFECTIVE = ["effective/weight_norm", "effective/weight_norm_raw"]
+MASKED = [
+    {"criterion": criterion, "replace": replace, "ratio": 0.3, "removed_share": 0.3, "n": 9}
+    | {"accuracy": 0.5, "ci_low": 0.2, "ci_high": 0.8}
+    for replace in ("zero", "mean")
+    for criterion in ("gamma", "random")
+]
 NOT_MEASURED = ("symmetry/", "sphere/", "batch_geometry/")
 """Beginnings of keys that the study of these tests does not have."""
 
@@ -79,6 +86,20 @@ def study(unknown: Sequence[int] = ()) -> list[Run]:
             for i, point in enumerate(grid)
         ]
     )
+
+
+def study_of_weights() -> list[Run]:
+    """Return two runs with effective weights, masked channels, and accuracies under attack of which one tells apart."""
+    runs = []
+    for name, correct in (("a", 4), ("b", 2)):
+        made = record(name, {"decay": correct, "wandb": {"id": name}}, [*EFFECTIVE, "channels/clean/accuracy"])
+        counts = {"clean": 8, "gaussian": 7, "bim_eps0.01": correct, "bim_eps0.5": 0}
+        made.results["robustness"] = {
+            "results": [{"attack": attack, "correct": c, "n": 9, "accuracy": c / 9} for attack, c in counts.items()]
+        }
+        made.results["channels"] = {"results": MASKED}
+        runs.append(made)
+    return compare_runs(runs)
 
 
 def blocks(spec: Mapping[str, Any], kind: str = "panel-grid") -> list[dict[str, Any]]:
@@ -186,8 +207,9 @@ def test_verdicts_come_first() -> None:
     assert words(spec, "heading").count(tables[0].title) == 1
 
 
-def test_panels_of_a_grid_do_not_cover_each_other() -> None:
-    for grid in blocks(report_of(study())):
+@pytest.mark.parametrize("runs", [study(), study_of_weights()], ids=["geometry", "weights"])
+def test_panels_of_a_grid_do_not_cover_each_other(runs: list[Run]) -> None:
+    for grid in blocks(report_of(runs)):
         places = [panel["layout"] for panel in panels(grid)]
         cells = [(x, y) for p in places for x in range(p["x"], p["x"] + p["w"]) for y in range(p["y"], p["y"] + p["h"])]
         assert len(cells) == len(set(cells))
@@ -279,6 +301,46 @@ def test_robustness_has_bars_for_each_attack_its_table_and_pictures() -> None:
         "summary:robustness/bim/accuracy",
         "summary:robustness/bim_eps0.01/accuracy",
     ]
+
+
+def test_effective_weights_have_bars_and_the_accuracy_against_each() -> None:
+    spec = report_of(study_of_weights())
+    assert words(spec, "heading")[:2] == ["Effective weights", "What removing channels costs"]
+    grid = blocks(spec)[0]
+    kinds = [panel["viewType"] for panel in panels(grid)]
+    assert kinds == ["Bar Chart", "Bar Chart", "Scatter Plot", "Scatter Plot", "Weave"]
+    assert drawn(grid) == EFFECTIVE
+    points = [panel["config"] for panel in panels(grid)[2:4]]
+    assert [one["xAxis"] for one in points] == [f"summary:{key}" for key in EFFECTIVE]
+    # all runs are at zero at the larger radius, which tells nothing
+    assert {one["yAxis"] for one in points} == {"summary:robustness/bim_eps0.01/accuracy"}
+    assert '"effective/layers"' in json.dumps(panels(grid)[4])
+
+
+def test_accuracy_against_effective_weights_needs_several_evaluated_runs() -> None:
+    grid = blocks(report_of(study_of_weights()[:1]))[0]
+    assert [panel["viewType"] for panel in panels(grid)] == ["Bar Chart", "Bar Chart", "Weave"]
+
+
+def test_masked_channels_have_bars_by_share_and_replacement_and_their_tables() -> None:
+    grid = blocks(report_of(study_of_weights()))[1]
+    bars = [panel["config"] for panel in panels(grid) if panel["viewType"] == "Bar Chart"]
+    assert [one["metrics"] for one in bars] == [
+        ["channels/clean/accuracy", *(f"channels/{by}/{replace}/0.3/accuracy" for by in ("gamma", "random"))]
+        for replace in ("zero", "mean")
+    ]
+    assert [one["chartTitle"] for one in bars] == [
+        "30 % of channels replaced by 0",
+        "30 % of channels replaced by β",
+    ]
+    shown = json.dumps(panels(grid))
+    assert '"channels/results"' in shown
+    assert '"channels/table"' in shown
+
+
+def test_view_has_effective_weights_and_channels_before_robustness() -> None:
+    names = [section["name"] for section in sections_of(study_of_weights())]
+    assert names[-4:-1] == ["Effective weights", "What removing channels costs", "Robustness"]
 
 
 def test_tables_are_markdown() -> None:
