@@ -68,11 +68,13 @@ class RobustnessEvaluation(RobustnessHooks):
         eps: Radius of the l∞ ball in units of ``space``; a list adds one row per radius. Default: the preset's.
         step_size: Step size of BIM and PGD in l∞, in units of ``space``, for every radius; l2 attacks keep its ratio to
             ``eps``. Default: keeps the preset's step-to-radius ratio.
-        steps: Number of BIM and PGD iterations. Default: the preset's.
+        steps: Number of BIM and PGD iterations; APGD has 100 of its own. Default: the preset's.
         noise_std: Standard deviation of the Gaussian noise in units of ``space``; a list adds one row per value.
             Default: the preset's.
-        attacks: Attacks to run besides ``clean``: one or several of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``,
-            ``pgd_l2`` and ``torchattacks.<name>``. Default: ``gaussian`` and ``bim``.
+        attacks: Attacks to run besides ``clean``: one or several of ``gaussian``, ``bim``, ``pgd``, ``apgd``,
+            ``square``, ``standard`` (AutoAttack's suite), ``bim_l2``, ``pgd_l2``, ``apgd_l2``, ``standard_l2`` and
+            ``torchattacks.<name>``; or dictionaries with settings of their own, as ``{name: apgd, loss: dlr}``.
+            Default: ``gaussian`` and ``bim``.
         mean: Mean of the input normalization, one value or one per channel. Default: found in the data pipeline, in
             the model, or from 8-bit images; the table says "unconfirmed" if the images cannot confirm it. Not needed
             for pixels in [0, 1] that the model normalizes.
@@ -90,7 +92,7 @@ class RobustnessEvaluation(RobustnessHooks):
         attack_options: Constructor arguments of torchattacks' attacks, as a dictionary for each attack's name, e.g.
             ``{torchattacks.Square: {n_queries: 100}}``. In a pixel-space threat model, l∞ attacks take eps, step size
             and steps from it unless given here.
-        semantics: Iterates of BIM and PGD that count: ``final``, the last one (as in the papers and torchattacks), or
+        semantics: Points of BIM and PGD that count: ``final``, the last one (as in the papers and torchattacks), or
             ``any``, the first misclassified one, the clean image included (as in AutoAttack), after which the sample is
             attacked no further.
         restarts: Number of random starts of PGD; a sample is robust only if it withstands all.
@@ -128,7 +130,7 @@ class RobustnessEvaluation(RobustnessHooks):
         step_size: float | None = None,
         steps: int | None = None,
         noise_std: float | list[float] | None = None,
-        attacks: list[str] | str | None = None,
+        attacks: list[str | dict[str, Any]] | dict[str, Any] | str | None = None,
         mean: list[float] | float | None = None,
         std: list[float] | float | None = None,
         max_samples: int | None = None,

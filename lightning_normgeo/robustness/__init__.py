@@ -4,11 +4,11 @@ from lightning_normgeo.utilities.versions import require
 
 require("torch", "numpy")
 
-from lightning_normgeo.robustness.attacks.projected_gradient import Ball as Ball
+from lightning_normgeo.robustness.attacks.ball import Ball as Ball
 from lightning_normgeo.robustness.attacks.projected_gradient import bim_linf as bim_linf
-from lightning_normgeo.robustness.attacks.projected_gradient import gaussian_noise as gaussian_noise
 from lightning_normgeo.robustness.attacks.projected_gradient import projected_gradient as projected_gradient
-from lightning_normgeo.robustness.attacks.registry import ATTACKS as ATTACKS
+from lightning_normgeo.robustness.attacks.requests import ATTACKS as ATTACKS
+from lightning_normgeo.robustness.attacks.sample_randoms import gaussian_noise as gaussian_noise
 from lightning_normgeo.robustness.effective.layer_weights import LayerWeight as LayerWeight
 from lightning_normgeo.robustness.effective.measure import effective_weights as effective_weights
 from lightning_normgeo.robustness.effective.result import EffectiveWeights as EffectiveWeights

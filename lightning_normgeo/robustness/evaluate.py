@@ -31,7 +31,7 @@ def evaluate_robustness(
     dataloader: Iterable[Any],
     *,
     preset: str = "pixel-8-255",
-    attacks: str | Sequence[str] | None = None,
+    attacks: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
     eps: float | Sequence[float] | None = None,
     eps_l2: float | Sequence[float] | None = None,
     step_size: float | None = None,
@@ -75,13 +75,15 @@ def evaluate_robustness(
             0.5), ``galloway2019`` (normalized inputs: eps 0.03, step 0.003, 20 steps, noise 0.25 unclipped, values
             clipped to ±2, l2 radius 0.03·√d for d values per image) or ``galloway2019-boxed`` (the same, clipped to
             valid pixels).
-        attacks: Attacks to run besides ``clean``: one or several of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``,
-            ``pgd_l2`` and ``torchattacks.<name>``. Default: ``gaussian`` and ``bim``.
+        attacks: Attacks to run besides ``clean``: one or several of ``gaussian``, ``bim``, ``pgd``, ``apgd``,
+            ``square``, ``standard`` (AutoAttack's suite), ``bim_l2``, ``pgd_l2``, ``apgd_l2``, ``standard_l2`` and
+            ``torchattacks.<name>``; or dictionaries with settings of their own, as ``{name: apgd, loss: dlr}``.
+            Default: ``gaussian`` and ``bim``.
         eps: Radius of the l∞ ball in units of ``space``; a list adds one row per radius. Default: the preset's.
         eps_l2: Radius of the l2 ball in units of ``space``; a list adds one row per radius. Default: the preset's.
         step_size: Step size of BIM and PGD in l∞, in units of ``space``, for every radius; l2 attacks keep its ratio to
             ``eps``. Default: keeps the preset's step-to-radius ratio.
-        steps: Number of BIM and PGD iterations. Default: the preset's.
+        steps: Number of BIM and PGD iterations; APGD has 100 of its own. Default: the preset's.
         noise_std: Standard deviation of the Gaussian noise in units of ``space``; a list adds one row per value.
             Default: the preset's.
         lower: Smallest value an attacked image may have, in units of ``space``, one number or one per channel. Default:
@@ -91,7 +93,7 @@ def evaluate_robustness(
         attack_options: Constructor arguments of torchattacks' attacks, as a dictionary for each attack's name, e.g.
             ``{torchattacks.Square: {n_queries: 100}}``. In a pixel-space threat model, l∞ attacks take eps, step size
             and steps from it unless given here.
-        semantics: Iterates of BIM and PGD that count: ``final``, the last one (as in the papers and torchattacks), or
+        semantics: Points of BIM and PGD that count: ``final``, the last one (as in the papers and torchattacks), or
             ``any``, the first misclassified one, the clean image included (as in AutoAttack), after which the sample is
             attacked no further.
         restarts: Number of random starts of PGD; a sample is robust only if it withstands all.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_normgeo.errors import UnsuitableError, warn_once
 from lightning_normgeo.normalization.user_inputs import weight_of
 from lightning_normgeo.robustness.attacks.batch_attacks import Progress
-from lightning_normgeo.robustness.attacks.registry import ProjectedGradient
+from lightning_normgeo.robustness.attacks.native_attacks import ProjectedGradient
 from lightning_normgeo.robustness.evaluator import RobustnessEvaluator
 from lightning_normgeo.robustness.inputs import DeclaredInputs, InputSpace, class_indices, class_logits, input_space
 from lightning_normgeo.robustness.inputs.advice import UNPACK

@@ -11,14 +11,9 @@ from typing import Any, Literal
 import torch
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.robustness.attacks.registry import (
-    DEFAULT_ATTACKS,
-    Attack,
-    Noise,
-    ProjectedGradient,
-    attack_list,
-    step_size,
-)
+from lightning_normgeo.robustness.attacks.attack import Attack, Noise
+from lightning_normgeo.robustness.attacks.registry import DEFAULT_ATTACKS, Defaults, attack_list, step_size
+from lightning_normgeo.robustness.attacks.requests import FOREIGN, requests
 from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel, threat_model
 from lightning_normgeo.utilities.attack_names import control_of
 from lightning_normgeo.utilities.checked_values import (
@@ -27,7 +22,6 @@ from lightning_normgeo.utilities.checked_values import (
     one_or_more,
     plain_values,
     short_repr,
-    strings,
     whole,
 )
 
@@ -54,19 +48,21 @@ class RobustnessSettings:
         eps_l2: Radius of the l2 ball in units of ``space``; a list adds one row per radius. Default: the preset's.
         step_size: Step size of BIM and PGD in l∞, in units of ``space``, for every radius; l2 attacks keep its ratio to
             ``eps``. Default: keeps the preset's step-to-radius ratio.
-        steps: Number of BIM and PGD iterations. Default: the preset's.
+        steps: Number of BIM and PGD iterations; APGD has 100 of its own. Default: the preset's.
         noise_std: Standard deviation of the Gaussian noise in units of ``space``; a list adds one row per value.
             Default: the preset's.
         lower: Smallest value an attacked image may have, in units of ``space``, one number or one per channel. Default:
             the preset's.
         upper: Largest value an attacked image may have, in units of ``space``, one number or one per channel. Default:
             the preset's.
-        attacks: Attacks to run besides ``clean``: one or several of ``gaussian``, ``bim``, ``pgd``, ``bim_l2``,
-            ``pgd_l2`` and ``torchattacks.<name>``. Default: ``gaussian`` and ``bim``.
+        attacks: Attacks to run besides ``clean``: one or several of ``gaussian``, ``bim``, ``pgd``, ``apgd``,
+            ``square``, ``standard`` (AutoAttack's suite), ``bim_l2``, ``pgd_l2``, ``apgd_l2``, ``standard_l2`` and
+            ``torchattacks.<name>``; or dictionaries with settings of their own, as ``{name: apgd, loss: dlr}``.
+            Default: ``gaussian`` and ``bim``.
         attack_options: Constructor arguments of torchattacks' attacks, as a dictionary for each attack's name, e.g.
             ``{torchattacks.Square: {n_queries: 100}}``. In a pixel-space threat model, l∞ attacks take eps, step size
             and steps from it unless given here.
-        semantics: Iterates of BIM and PGD that count: ``final``, the last one (as in the papers and torchattacks), or
+        semantics: Points of BIM and PGD that count: ``final``, the last one (as in the papers and torchattacks), or
             ``any``, the first misclassified one, the clean image included (as in AutoAttack), after which the sample is
             attacked no further.
         restarts: Number of random starts of PGD; a sample is robust only if it withstands all.
@@ -96,7 +92,7 @@ class RobustnessSettings:
     noise_std: float | Sequence[float] | None = None
     lower: float | Sequence[float] | None = None
     upper: float | Sequence[float] | None = None
-    attacks: str | Sequence[str] | None = None
+    attacks: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None
     attack_options: Mapping[str, Mapping[str, Any]] | None = None
     semantics: Semantics = "final"
     restarts: int = 1
@@ -166,13 +162,21 @@ class RobustnessSettings:
     @cached_property
     def all_attacks(self) -> tuple[Attack, ...]:
         """The attacks, one for each row of the results besides ``clean``; noise comes first."""
-        names = DEFAULT_ATTACKS if self.attacks is None else self.attacks
+        names = self._asked
         same_step = self.step_size is not None
-        found = attack_list(self.threat, names, self.sweep, self.restarts, self.attack_options, same_step)
+        options = self.attack_options or {}
+        found = attack_list(names, Defaults(self.threat, self.sweep, self.restarts, options, same_step))
         double = {attack.name for attack in found if [other.name for other in found].count(attack.name) > 1}
         if double:
-            raise ConfigurationError(f"attacks={list(names)}: {min(double)!r} is there more than once.")
+            raise ConfigurationError(
+                f"attacks={short_repr(list(names))}: {min(double)!r} is there more than once. Give attacks of one kind "
+                "names of their own: {'name': 'strong', 'attack': 'apgd', …}."
+            )
         return tuple(sorted(found, key=lambda attack: not isinstance(attack, Noise)))
+
+    @property
+    def _asked(self) -> list[Any]:
+        return list(DEFAULT_ATTACKS if self.attacks is None else self.attacks)
 
     @property
     def rows(self) -> list[str]:
@@ -216,7 +220,7 @@ class RobustnessSettings:
             value = one_or_more(given) if is_collection and not is_array else given
             object.__setattr__(self, name, plain_values(value))
         if self.attacks is not None:
-            object.__setattr__(self, "attacks", strings("attacks", self.attacks, "the name of an attack, as 'bim'"))
+            object.__setattr__(self, "attacks", one_or_more(self.attacks))
         options = {} if self.attack_options is None else self.attack_options
         if not isinstance(options, Mapping) or not all(isinstance(one, Mapping) for one in options.values()):
             raise ConfigurationError(
@@ -248,14 +252,14 @@ class RobustnessSettings:
             ConfigurationError: naming the settings that have to be given.
         """
         needed = {"lower", "upper"}
-        for attack in self.all_attacks:
-            if isinstance(attack, Noise):
-                needed.add("noise_std")
-            elif isinstance(attack, ProjectedGradient):
-                needed.add("eps" if attack.norm == "linf" else "eps_l2")
+        for request in requests(self._asked):
+            if request.kind == "gaussian":
+                needed |= set() if "std" in request.options else {"noise_std"}
+            elif not request.kind.startswith(FOREIGN):
+                needed |= set() if "eps" in request.options else {"eps" if request.norm == "linf" else "eps_l2"}
             elif any(not math.isfinite(end) for end in self._ends()):
                 raise ConfigurationError(
-                    f"{attack.name} works on pixels, so space='input' needs lower=… and upper=… that are finite."
+                    f"{request.name} works on pixels, so space='input' needs lower=… and upper=… that are finite."
                 )
         missing = sorted(name for name in needed if getattr(self, name) is None)
         if missing:

@@ -9,6 +9,10 @@ import re
 
 RESCALED = "_rescaled"
 """Ending of the names of attacks on the control with rescaled weights."""
+WORST = "worst"
+"""Row of the worst case over all attacks with one radius, sample by sample."""
+RESERVED = ("clean", f"{WORST}.*", r".*_(eps|std)\d.*", f".*{RESCALED}")
+"""Patterns of names that attacks cannot have, since they have a meaning."""
 _RADIUS = re.compile(r"_eps(\d[\d.]*(?:e-?\d+)?)")
 _ROUNDED = 2e-3
 """Largest difference of a radius from a whole number of steps of 1/255: names and settings have a few digits."""

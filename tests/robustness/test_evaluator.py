@@ -151,7 +151,7 @@ def test_any_decides_as_one_sample_at_a_time_would(order, cut, batch_size):
         assert rows.correct.tolist() == [not broken for _, broken, _ in expected]
         last = torch.stack([x for x, _, _ in expected])
         torch.testing.assert_close(rows.l2, (last - IMAGES).flatten(1).norm(dim=1).float(), rtol=1e-6, atol=1e-9)
-        assert run.attacks._active[attack, IMAGES.shape[1:]].passes == pytest.approx(
+        assert run.attacks._stages[attack, IMAGES.shape[1:]].passes == pytest.approx(
             sum(cost for *_, cost in expected), rel=1e-12
         )
 

@@ -1,119 +1,93 @@
-"""Attacks in which any iterate counts: a sample is attacked only until it is misclassified."""
+"""Attacks in which any point counts: a sample is attacked only until it is misclassified."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.projected_gradient import Ball, Logits, ascent, at_least_float32, predicted
-from lightning_normgeo.robustness.attacks.registry import AttackBatch, ProjectedGradient
-
-
-@dataclass(frozen=True)
-class ActiveSamples:
-    """Samples under attack, with one entry per sample in every tensor.
-
-    Attributes:
-        images: the original images, in the threat model's space.
-        adversarial: the current iterates.
-        labels: class indices.
-        indices: a number for each sample, which seeds its random starts.
-        step: number of steps from the start to the iterate.
-        restart: number of the current start, from 0.
-    """
-
-    images: Tensor
-    adversarial: Tensor
-    labels: Tensor
-    indices: Tensor
-    step: Tensor
-    restart: Tensor
-
-    def __getitem__(self, which: Tensor | slice) -> ActiveSamples:
-        """Return a part of the samples."""
-        return ActiveSamples(*(tensor[which] for tensor in self.tensors))
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return self.labels.shape[0]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors, in the order of the attributes."""
-        return self.images, self.adversarial, self.labels, self.indices, self.step, self.restart
-
-    @staticmethod
-    def joined(*parts: ActiveSamples) -> ActiveSamples:
-        """Return the samples of all parts as one object."""
-        return ActiveSamples(*map(torch.cat, zip(*(part.tensors for part in parts), strict=True)))
+from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.robustness.attacks.attack import AttackBatch
+from lightning_normgeo.robustness.attacks.losses import at_least_float32, predicted
+from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
+from lightning_normgeo.robustness.attacks.projected_gradient import Logits, ascent
+from lightning_normgeo.robustness.attacks.rules import ActiveSamples, Rule
+from lightning_normgeo.robustness.attacks.smallest_radius import SmallestRadius
 
 
 class FinishedSamples(NamedTuple):
-    """Samples whose attack has ended, at the first misclassified iterate or at the last one, with its logits."""
+    """Samples whose attack has ended, at the first misclassified point or at the last one, with its logits."""
 
     images: Tensor
     adversarial: Tensor
     labels: Tensor
     indices: Tensor
     scores: Tensor
+    clean: Tensor
+
+    def at(self, which: Tensor) -> FinishedSamples:
+        """Return the samples of a mask."""
+        return FinishedSamples(*(tensor[which] for tensor in self))
 
 
-def any_iterate(attack: ProjectedGradient, batch: AttackBatch, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each sample's first misclassified iterate over all starts, else its last one, and the logits of these.
+def any_point(attack: BallAttack, batch: AttackBatch, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each sample's first misclassified point over all starts, else its last one, and the logits of these.
 
     For models whose logits depend on the whole batch: all samples take part in every pass.
 
     Args:
-        attack: BIM or PGD.
+        attack: the attack.
         batch: a batch of the loader.
-        scores: logits of the clean images, which count as the first iterate.
+        scores: logits of the clean images, which count as the first point.
+
+    Raises:
+        UnsuitableError: for an attack that looks for the smallest radius of each sample by itself.
     """
-    ball, step_size = attack.ball(batch)
+    if attack.bisections:
+        raise UnsuitableError("Its smallest radius is found for single images, whose logits depend on no others.")
+    rule = attack.rule(batch)
     found, found_scores = batch.images.clone(), scores.clone()
-    correct = predicted(scores) == batch.labels  # under every iterate so far
-    for restart in range(attack.restarts):
-        start = ball.sample(batch.images, batch.seed, batch.indices, restart) if attack.random_start else batch.images
-        for iterate, iterate_scores in _iterates(batch, ball, step_size, attack.steps, start):
-            found[correct], found_scores[correct] = iterate[correct], iterate_scores[correct]
-            correct = correct & (predicted(iterate_scores) == batch.labels)
+    correct = predicted(scores) == batch.labels  # at every point so far
+    indices = torch.tensor(batch.indices, dtype=torch.long, device=batch.labels.device)
+    samples = ActiveSamples.fresh(batch.images, batch.labels, indices, scores)
+    for number in range(rule.starts(scores.shape[1])):
+        samples = rule.begin(replace(samples, restart=torch.full_like(batch.labels, number)))
+        while True:
+            last = bool(rule.arrived(samples).all())
+            gradient, losses, here = None, scores, samples.adversarial
+            if rule.needs_gradient and not last:
+                point, losses, gradient = ascent(
+                    batch.logits, here, batch.labels, rule.loss, rule.targets(samples), attack.eot
+                )
+            else:
+                with torch.no_grad():
+                    point = at_least_float32(batch.logits(here))
+                losses = rule.losses(samples, point)
+            found[correct], found_scores[correct] = here[correct], point[correct]
+            correct = correct & (predicted(point) == batch.labels)
             if not bool(correct.any()):
                 return found, found_scores
+            if last:
+                break
+            samples = rule.move(samples, losses, gradient)
     return found, found_scores
-
-
-def _iterates(
-    batch: AttackBatch, ball: Ball, step_size: float, steps: int, start: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the iterates from one start and their logits, beginning with the start itself."""
-    iterate = start
-    for _ in range(steps):
-        scores, _, gradient = ascent(batch.logits, iterate, batch.labels)
-        yield iterate, scores
-        iterate = ball.project(ball.ascend(iterate, gradient, step_size), batch.images)
-    iterate = ball.finish(iterate)
-    with torch.no_grad():
-        yield iterate, at_least_float32(batch.logits(iterate))
 
 
 class ActiveSet:
     """Runs one attack on a stream of samples, in batches that are filled up when samples have finished.
 
-    A sample is finished at its first misclassified iterate (the clean image is one), or after the last iterate of the
-    last start. Except for rounding, its result does not depend on the other samples.
+    A sample is finished at its first misclassified point (the clean image is one), or after the last point of the last
+    start. Except for rounding, its result does not depend on the other samples.
 
     Args:
-        ball: the set of allowed images around each original.
-        step_size: step size of one iteration, in units of the images.
-        steps: number of iterations.
-        restart: returns random starts for images, given their indices and the number of the start; None to start at
-            the images.
-        restarts: number of starts.
+        rule: the rule by which samples move.
         batch_size: samples per pass.
         ended: is called with the finished samples.
+        draws: passes of a random model over which each gradient is averaged.
+        bisections: bisections of the radius, to find the smallest one of each sample; 0 to attack at one radius.
 
     Attributes:
         passes: number of samples that went through a forward and backward pass; a forward pass alone counts a third.
@@ -121,43 +95,39 @@ class ActiveSet:
 
     def __init__(
         self,
-        ball: Ball,
-        step_size: float,
-        steps: int,
-        restart: Callable[[Tensor, Tensor, int], Tensor] | None,
-        restarts: int,
+        rule: Rule,
         batch_size: int,
         ended: Callable[[FinishedSamples], None],
+        draws: int = 1,
+        bisections: int = 0,
     ) -> None:
-        self.ball, self.step_size, self.steps = ball, step_size, steps
-        self.restart, self.restarts = restart, restarts
-        self.batch_size = batch_size
-        self.ended = ended
+        self.rule, self.batch_size, self.ended, self.draws = rule, batch_size, ended, draws
+        self.search = SmallestRadius(bisections) if bisections else None
         self.passes = 0.0
         self._moving: ActiveSamples | None = None
         self._arrived: ActiveSamples | None = None
 
-    def put(self, images: Tensor, labels: Tensor, indices: Tensor, scores: Tensor, gradient: Tensor | None) -> None:
+    def put(
+        self, images: Tensor, labels: Tensor, indices: Tensor, scores: Tensor, gradient: Tensor | None = None
+    ) -> None:
         """Add samples to be attacked.
 
         Args:
             images: ``(batch, channels, …)`` in the threat model's space.
             labels: class indices.
-            indices: a number for each sample, which seeds its random starts.
+            indices: a number for each sample, which seeds its random numbers.
             scores: logits of ``images``.
-            gradient: gradient of the loss at ``images``, if it is known; ignored with random starts.
+            gradient: gradient of the loss at ``images``, if it is known and the attack begins there.
         """
         broken = predicted(scores) != labels  # misclassified without any attack
-        self.ended(FinishedSamples(*(t[broken] for t in (images, images, labels, indices, scores))))
-        images, labels, indices = (tensor[~broken] for tensor in (images, labels, indices))
-        zero = torch.zeros_like(labels)
-        fresh = ActiveSamples(images, images, labels, indices, zero, zero)
-        if self.restart is not None:
-            self._move(self._started(fresh))
-        elif gradient is None:
+        self.ended(FinishedSamples(*(t[broken] for t in (images, images, labels, indices, scores, scores))))
+        stands = ~broken
+        fresh = ActiveSamples.fresh(*(t[stands] for t in (images, labels, indices, scores)))
+        fresh = self.rule.begin(fresh if self.search is None else self.search.begun(fresh))
+        if gradient is None:
             self._move(fresh)
-        else:
-            self._step(fresh, gradient[~broken])
+        elif len(fresh):
+            self._step(fresh, torch.zeros_like(fresh.clean[:, 0]), gradient[stands])
 
     def run(self, logits: Logits, everything: bool = False) -> None:
         """Attack as long as there are full batches.
@@ -178,35 +148,44 @@ class ActiveSet:
                 return
 
     def _advance(self, logits: Logits) -> None:
-        """Make one step: a forward and backward pass of one batch of iterates."""
+        """Make one step: a pass of one batch of points, with its gradient if the rule needs it."""
         assert self._moving is not None  # noqa: S101
         batch, self._moving = self._moving[: self.batch_size], self._moving[self.batch_size :]
-        scores, _, gradient = ascent(logits, batch.adversarial, batch.labels)
-        self.passes += len(batch)
+        gradient: Tensor | None = None
+        if self.rule.needs_gradient:
+            scores, losses, gradient = ascent(
+                logits, batch.adversarial, batch.labels, self.rule.loss, self.rule.targets(batch), self.draws
+            )
+        else:
+            with torch.no_grad():
+                scores = at_least_float32(logits(batch.adversarial))
+            losses = self.rule.losses(batch, scores)
+        self.passes += len(batch) * (1 if self.rule.needs_gradient else 1 / 3)
         broken = predicted(scores) != batch.labels
         self._end(batch, scores, broken)
-        self._step(batch[~broken], gradient[~broken])
+        if not bool(broken.all()):
+            self._step(batch[~broken], losses[~broken], None if gradient is None else gradient[~broken])
 
     def _judge(self, logits: Logits) -> None:
-        """Classify one batch of last iterates in a forward pass; samples with starts left begin again."""
+        """Classify one batch of last points in a forward pass; samples with starts left begin again."""
         assert self._arrived is not None  # noqa: S101
         batch, self._arrived = self._arrived[: self.batch_size], self._arrived[self.batch_size :]
         with torch.no_grad():
             scores = at_least_float32(logits(batch.adversarial))
         self.passes += len(batch) / 3
-        done = (predicted(scores) != batch.labels) | (batch.restart + 1 >= self.restarts)
+        last = batch.restart + 1 >= self.rule.starts(scores.shape[1])
+        done = (predicted(scores) != batch.labels) | last
         self._end(batch, scores, done)
         again = batch[~done]
         if len(again):
-            self._move(self._started(replace(again, restart=again.restart + 1, step=torch.zeros_like(again.step))))
+            self._move(self.rule.begin(replace(again, restart=again.restart + 1)))
 
-    def _step(self, batch: ActiveSamples, gradient: Tensor) -> None:
-        """Move iterates along the gradient, and queue them for the next step or the final classification."""
-        moved = self.ball.project(self.ball.ascend(batch.adversarial, gradient, self.step_size), batch.images)
-        batch = replace(batch, adversarial=moved, step=batch.step + 1)
-        arrived = batch.step >= self.steps
+    def _step(self, batch: ActiveSamples, losses: Tensor, gradient: Tensor | None) -> None:
+        """Move samples by the rule, and queue them for the next step or the final classification."""
+        with torch.no_grad():
+            batch = self.rule.move(batch, losses, gradient)
+        arrived = self.rule.arrived(batch)
         last = batch[arrived]
-        last = replace(last, adversarial=self.ball.finish(last.adversarial))
         self._arrived = last if self._arrived is None else ActiveSamples.joined(self._arrived, last)
         self._move(batch[~arrived])
 
@@ -214,17 +193,11 @@ class ActiveSet:
         """Put samples at the front of the queue: finishing those that began first keeps the queue short."""
         self._moving = batch if self._moving is None else ActiveSamples.joined(batch, self._moving)
 
-    def _started(self, batch: ActiveSamples) -> ActiveSamples:
-        """Return samples at the random starts of their ``restart`` numbers, ordered by these."""
-        assert self.restart is not None  # noqa: S101
-        starts = []
-        for number in torch.unique(batch.restart):
-            part = batch[batch.restart == number]
-            starts.append(self.restart(part.images, part.indices, int(number)))
-        order = torch.argsort(batch.restart, stable=True)
-        return replace(batch[order], adversarial=torch.cat(starts) if starts else batch.adversarial)
-
     def _end(self, batch: ActiveSamples, scores: Tensor, done: Tensor) -> None:
-        """Pass the samples that are done to ``ended``, with the logits of their iterates."""
-        ended = batch[done]
-        self.ended(FinishedSamples(ended.images, ended.adversarial, ended.labels, ended.indices, scores[done]))
+        """Pass the samples that are done to ``ended``, or begin anew at a smaller radius."""
+        ended, scores = batch[done], scores[done]
+        if self.search is not None and len(ended):
+            ended, scores, again = self.search.narrowed(ended, scores)
+            if len(again):
+                self._move(self.rule.begin(again))
+        self.ended(FinishedSamples(ended.images, ended.adversarial, ended.labels, ended.indices, scores, ended.clean))

@@ -9,17 +9,27 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.active_samples import ActiveSet, FinishedSamples, any_iterate
-from lightning_normgeo.robustness.attacks.projected_gradient import ascent, predicted
-from lightning_normgeo.robustness.attacks.registry import Attack, AttackBatch, ProjectedGradient
+from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.robustness.attacks.active_samples import FinishedSamples, any_point
+from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
+from lightning_normgeo.robustness.attacks.ball import per_image
+from lightning_normgeo.robustness.attacks.losses import predicted
+from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
+from lightning_normgeo.robustness.attacks.projected_gradient import ascent
+from lightning_normgeo.robustness.attacks.stages import Stage, stage_of
 from lightning_normgeo.robustness.model.assumptions import Assumptions
 from lightning_normgeo.robustness.model.evaluated_model import EvaluatedModel
 from lightning_normgeo.robustness.model.preserved_state import seeded
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.sample_results import SampleResults, rows_of
-from lightning_normgeo.utilities.attack_names import RESCALED, is_control
+from lightning_normgeo.utilities.attack_names import RESCALED, is_control, without_control
 
 Progress = Callable[[str, int], None]
+
+
+def suffix_of(name: str) -> str:
+    """Return the ending of a row's name that marks the control; empty for other rows."""
+    return RESCALED if is_control(name) else ""
 
 
 class BatchAttacks:
@@ -48,7 +58,7 @@ class BatchAttacks:
         self.shown = ExampleImages(num_images)
         self.failed: dict[str, str] = {}
         self.progress: Progress = progress or (lambda name, samples: None)
-        self._active: dict[tuple[str, torch.Size], ActiveSet] = {}
+        self._stages: dict[tuple[str, torch.Size], Stage] = {}
 
     def evaluate(
         self, images: Tensor, labels: Tensor, samples: Tensor, size: int, counted: Tensor | None = None
@@ -84,11 +94,11 @@ class BatchAttacks:
 
     def finish(self) -> None:
         """Finish the attacks that still have samples in partly filled batches."""
-        for (name, _), active in self._active.items():
+        for (name, _), stage in list(self._stages.items()):  # those of a suite are in its order
             if name not in self.failed:
                 with self.model.active(control=is_control(name)), self._failing(name):
                     self.progress(name, 0)
-                    active.run(self.model, everything=True)
+                    stage.run(self.model, everything=True)
 
     def _draws(self, batch: AttackBatch) -> AbstractContextManager[None]:
         """Context in which a random model draws the same random numbers for the same batch."""
@@ -105,9 +115,22 @@ class BatchAttacks:
     def _fail(self, name: str, error: Exception) -> None:
         if self.settings.on_unsuitable == "raise":
             raise error
-        self.failed[name] = f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, UnsuitableError) else f"{type(error).__name__}: {error}"
         if "Inference tensors" in str(error):
-            self.failed[name] += " Trainer(inference_mode=False) makes tensors that have a gradient."
+            reason += " Trainer(inference_mode=False) makes tensors that have a gradient."
+        self.failed[name] = reason
+        for follower in self._chain(name)[1:]:
+            self.failed[follower.name + suffix_of(name)] = f"{name}, which comes before it, failed. {reason}"
+
+    def _chain(self, name: str) -> list[Attack]:
+        """Return an attack by the name of its row, and those that get what it does not break, in order."""
+        found = [attack for attack in self.settings.all_attacks if attack.name == without_control(name)]
+        while found:
+            following = [attack for attack in self.settings.all_attacks if attack.after == found[-1].name]
+            if not following:
+                break
+            found += following
+        return found
 
     def _is_done(self, name: str, batch: AttackBatch) -> bool:
         """Whether an attack has failed, or has results of an earlier attempt for all samples of a batch."""
@@ -124,18 +147,21 @@ class BatchAttacks:
             return
         self.progress(clean, 0)
         scores, gradient = self._clean(batch, todo, suffix)
-        todo = [attack for attack in todo if attack.name + suffix not in self.failed]
+        heads = [attack for attack in self.settings.all_attacks if attack.after is None]
+        todo = [head for head in heads if any(one in todo for one in self._chain(head.name))]
         if not self._is_done(clean, batch):
             self._done(clean, batch, batch.images, scores, gradient)
-        batch = replace(batch, gradient=gradient)
+        batch = replace(batch, gradient=gradient, clean=scores)
         for attack in todo:
-            self.progress(attack.name + suffix, 0)
-            with self._failing(attack.name + suffix):
-                self._run(attack, batch, scores, size, attack.name + suffix)
+            name = attack.name + suffix
+            if name not in self.failed:
+                self.progress(name, 0)
+                with self._failing(name):
+                    self._run(attack, batch, scores, size, suffix)
 
     def _clean(self, batch: AttackBatch, attacks: Sequence[Attack], suffix: str) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the clean images and, if an attack starts there, the gradient, from the same pass."""
-        beginning = [attack for attack in attacks if isinstance(attack, ProjectedGradient) and not attack.random_start]
+        beginning = [attack for attack in attacks if isinstance(attack, BallAttack) and attack.begins_with_gradient]
         if beginning:
             try:
                 scores, _, gradient = ascent(self.model, batch.images, batch.labels)
@@ -145,26 +171,53 @@ class BatchAttacks:
                     self._fail(attack.name + suffix, error)
         return self._scores(batch.images), None
 
-    def _run(self, attack: Attack, batch: AttackBatch, scores: Tensor, size: int, name: str) -> None:
-        """Run one attack on a batch; ``name`` is that of its row, ``scores`` are the logits of the clean images."""
-        if not isinstance(attack, ProjectedGradient) or self.settings.semantics == "final":
-            self._done(name, batch, *self._last_iterate(attack, batch))
+    def _run(self, attack: Attack, batch: AttackBatch, scores: Tensor, size: int, suffix: str) -> None:
+        """Run an attack and those that follow it on a batch; ``scores`` are the logits of the clean images."""
+        chain = self._chain(attack.name)
+        if len(chain) == 1 and not self._takes_any(attack):
+            self._done(attack.name + suffix, batch, *self._last_iterate(attack, batch))
         elif not self.assumptions.independent:
-            self._done(name, batch, *any_iterate(attack, batch, scores))
+            self._run_whole(chain, batch, scores, suffix)
         else:
-            active, done = self._active_set(attack, batch, size, name), self.decisions.done.get(name, set())
-            todo = [sample not in done or self.shown.lacks(name, [sample]) for sample in batch.indices]
-            fresh = torch.tensor(todo, device=batch.labels.device)
-            part = batch.part(fresh)
+            stages = [self._stage(one, batch, size, one.name + suffix) for one in chain]
+            last = chain[-1].name + suffix
+            done = self.decisions.done.get(last, set())
+            todo = [sample not in done or self.shown.lacks(last, [sample]) for sample in batch.indices]
+            part = batch.part(torch.tensor(todo, device=batch.labels.device))
             numbers = torch.tensor(part.indices, dtype=torch.long, device=part.labels.device)
-            active.put(part.images, part.labels, numbers, scores[fresh], part.gradient)
-            active.run(self.model)
+            begins = isinstance(attack, BallAttack) and attack.begins_with_gradient
+            assert part.clean is not None  # noqa: S101
+            stages[0].put(part.images, part.labels, numbers, part.clean, part.gradient if begins else None)
+            for one, stage in zip(chain, stages, strict=True):
+                with self._failing(one.name + suffix):
+                    stage.run(self.model)
+
+    def _takes_any(self, attack: Attack) -> bool:
+        return isinstance(attack, BallAttack) and (attack.takes_any or self.settings.semantics == "any")
+
+    def _run_whole(self, chain: Sequence[Attack], batch: AttackBatch, scores: Tensor, suffix: str) -> None:
+        """Run the attacks of a chain on a whole batch, of a model whose logits depend on all images of it."""
+        found, found_scores = batch.images, scores
+        for attack in chain:
+            if attack.name + suffix in self.failed:
+                return
+            with self._failing(attack.name + suffix):
+                if isinstance(attack, BallAttack):
+                    attacked, attacked_scores = any_point(attack, batch, scores)
+                else:
+                    attacked, attacked_scores = self._last_iterate(attack, batch)
+                stands = predicted(found_scores) == batch.labels
+                wide = per_image(stands, found)
+                found = torch.where(wide, attacked, found)
+                found_scores = torch.where(stands[:, None], attacked_scores, found_scores)
+                self._done(attack.name + suffix, batch, found, found_scores)
 
     def _last_iterate(self, attack: Attack, batch: AttackBatch) -> tuple[Tensor, Tensor]:
         """Return attacked images and their logits, of each sample's first successful start, or else of its last."""
         perturbed = attack.perturb(batch)
         scores = self._scores(perturbed)
-        for restart in range(1, getattr(attack, "restarts", 1)):
+        starts = attack.objective.starts(attack.restarts, scores.shape[1]) if isinstance(attack, BallAttack) else 1
+        for restart in range(1, starts):
             stands = predicted(scores) == batch.labels
             if not stands.any():
                 break
@@ -175,26 +228,26 @@ class BatchAttacks:
             perturbed[stands], scores[stands] = again[stands[part]], found[stands[part]]
         return perturbed, scores
 
-    def _active_set(self, attack: ProjectedGradient, batch: AttackBatch, size: int, name: str) -> ActiveSet:
-        """Return the queue of an attack for images of this shape, which lives until :meth:`finish`."""
+    def _stage(self, attack: Attack, batch: AttackBatch, size: int, name: str) -> Stage:
+        """Return the stage of an attack for images of this shape, which lives until :meth:`finish`."""
         key = name, batch.images.shape[1:]
-        if key not in self._active:
-            ball, step_size = attack.ball(batch)
-            seed = self.settings.seed
+        if key not in self._stages:
+            self._stages[key] = stage_of(attack, batch, size, lambda ended: self._ended(name, ended))
+        return self._stages[key]
 
-            def restart(images: Tensor, indices: Tensor, number: int) -> Tensor:
-                return ball.sample(images, seed, indices.tolist(), number)
-
-            self._active[key] = ActiveSet(
-                ball,
-                step_size,
-                attack.steps,
-                restart if attack.random_start else None,
-                attack.restarts,
-                size,
-                lambda ended: self._keep(name, ended),
-            )
-        return self._active[key]
+    def _ended(self, name: str, ended: FinishedSamples) -> None:
+        """Keep the results of finished samples, and pass them on to the attack that follows, if there is one."""
+        self._keep(name, ended)
+        chain = self._chain(name)
+        if len(chain) == 1 or not len(ended.labels):
+            return
+        follower = chain[1].name + suffix_of(name)
+        broken = predicted(ended.scores) != ended.labels
+        self._ended(follower, ended.at(broken))
+        rest = ended.at(~broken)
+        stage = self._stages[follower, ended.images.shape[1:]]
+        if follower not in self.failed:
+            stage.put(rest.images, rest.labels, rest.indices, rest.clean)
 
     def _scores(self, images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -205,9 +258,8 @@ class BatchAttacks:
     ) -> None:
         """Keep the results of a whole batch under an attack."""
         samples = torch.tensor(batch.indices, dtype=torch.long, device=batch.labels.device)
-        self._keep(
-            name, FinishedSamples(batch.images, perturbed, batch.labels, samples, scores), gradient, batch.counted
-        )
+        ended = FinishedSamples(batch.images, perturbed, batch.labels, samples, scores, scores)
+        self._keep(name, ended, gradient, batch.counted)
 
     def _keep(
         self, name: str, ended: FinishedSamples, gradient: Tensor | None = None, counted: Tensor | None = None
@@ -215,7 +267,7 @@ class BatchAttacks:
         """Keep the per-sample results and the example images of finished samples, and report the progress."""
         if not len(ended.labels):
             return
-        rows = rows_of(*ended, gradient)
+        rows = rows_of(*ended[:5], gradient)
         done = self.decisions.done.get(name, ())
         counted = torch.ones_like(rows.sample, dtype=torch.bool) if counted is None else counted
         wanted = counted & torch.tensor([sample not in done for sample in rows.sample.tolist()])

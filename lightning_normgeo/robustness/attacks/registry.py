@@ -3,154 +3,29 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.robustness.attacks.projected_gradient import (
-    Ball,
-    Bound,
-    Norm,
-    gaussian_noise,
-    per_image,
-    projected_gradient,
-)
+from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch, Noise
+from lightning_normgeo.robustness.attacks.ball import per_image
+from lightning_normgeo.robustness.attacks.native_attacks import AutoPGD, ProjectedGradient, SquareSearch
+from lightning_normgeo.robustness.attacks.requests import FOREIGN, Request, requests
 from lightning_normgeo.robustness.attacks.torchattacks_attack import check_torchattacks, torchattacks_attack
-from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel
-from lightning_normgeo.utilities.checked_values import nearest, short_repr
+from lightning_normgeo.robustness.threat_model import ThreatModel
+from lightning_normgeo.utilities.checked_values import short_repr
 
-ATTACKS = ("gaussian", "bim", "pgd", "bim_l2", "pgd_l2")
-"""Names of the attacks, besides ``torchattacks.<name>``; ``clean`` is always evaluated."""
 DEFAULT_ATTACKS = ("gaussian", "bim")
 """Attacks that are evaluated unless others are named."""
-FOREIGN = "torchattacks."
-"""Prefix of the names of torchattacks' attacks."""
+_STEPS, _QUERIES, _SHARE, _TARGETS = 100, 5000, 0.8, 9
+"""Published defaults: steps of APGD and FAB, queries and first share of Square, and classes that are aimed at."""
 
 
-@dataclass(frozen=True)
-class AttackBatch:
-    """A batch of samples to be attacked.
-
-    Attributes:
-        logits: maps images in the threat model's space to logits.
-        images: ``(batch, channels, …)`` in the threat model's space.
-        labels: ``(batch,)`` class indices.
-        indices: a number for each sample, which seeds its random numbers.
-        box: lower and upper bound of image values.
-        gradient: gradient of the loss at ``images``; None if it is not known.
-        inputs: how images relate to pixels.
-        threat: the threat model.
-        seed: seed of the evaluation.
-        representable: see :class:`Ball`.
-        counted: mask of the samples that count, on the host; None for all.
-    """
-
-    logits: Callable[[Tensor], Tensor]
-    images: Tensor
-    labels: Tensor
-    indices: Sequence[int]
-    box: tuple[Bound, Bound]
-    gradient: Tensor | None
-    inputs: InputSpace
-    threat: ThreatModel
-    seed: int
-    representable: Callable[[Tensor, Tensor], Tensor] | None = None
-    counted: Tensor | None = None
-
-    def part(self, which: Tensor) -> AttackBatch:
-        """Return the samples of a mask as a batch."""
-        indices = [index for index, wanted in zip(self.indices, which.tolist(), strict=True) if wanted]
-        gradient = None if self.gradient is None else self.gradient[which]
-        return replace(self, images=self.images[which], labels=self.labels[which], indices=indices, gradient=gradient)
-
-
-@dataclass(frozen=True)
-class Attack:
-    """An attack, which makes one row of the results.
-
-    Attributes:
-        name: the name of the row, as in metric keys.
-    """
-
-    name: str
-
-    def perturb(self, batch: AttackBatch) -> Tensor:
-        """Return the attacked images, in the threat model's space."""
-        raise NotImplementedError
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the result, as plain values."""
-        return {key: value for key, value in asdict(self).items() if key != "name"}
-
-
-@dataclass(frozen=True)
-class Noise(Attack):
-    """White Gaussian noise.
-
-    Attributes:
-        std: standard deviation, in units of the threat model's space.
-        clip: whether to clip noisy images to the box.
-    """
-
-    std: float
-    clip: bool
-
-    def perturb(self, batch: AttackBatch) -> Tensor:
-        """Return noisy images."""
-        return gaussian_noise(batch.images, self.std, batch.seed, batch.indices, batch.box if self.clip else None)
-
-
-@dataclass(frozen=True)
-class ProjectedGradient(Attack):
-    """BIM or PGD.
-
-    Attributes:
-        norm: norm of the ball, ``linf`` or ``l2``.
-        eps: radius of the ball, in units of the threat model's space.
-        step_size: step size of one iteration, in the same units.
-        times_sqrt_d: whether to multiply ``eps`` and ``step_size`` by √d, with d values per image.
-        steps: number of iterations.
-        random_start: whether to start at a random point of the ball (PGD) instead of the image (BIM).
-        restarts: number of starts; a sample is robust only if it withstands all.
-    """
-
-    norm: Norm
-    eps: float
-    step_size: float
-    times_sqrt_d: bool
-    steps: int
-    random_start: bool
-    restarts: int
-
-    def scale(self, values: int) -> float:
-        """Return the factor of the radius and the step size for images with this number of values."""
-        return values**0.5 if self.times_sqrt_d else 1.0
-
-    def ball(self, batch: AttackBatch) -> tuple[Ball, float]:
-        """Return the ball and the step size for the images of a batch."""
-        scale = self.scale(batch.images[0].numel())
-        ball = Ball(self.norm, self.eps * scale, *batch.box, batch.threat.box_first, batch.representable)
-        return ball, self.step_size * scale
-
-    def perturb(self, batch: AttackBatch, restart: int = 0) -> Tensor:
-        """Return the last iterates of the start number ``restart``."""
-        ball, step_size = self.ball(batch)
-        start = ball.sample(batch.images, batch.seed, batch.indices, restart) if self.random_start else None
-        gradient = None if self.random_start else batch.gradient
-        return projected_gradient(
-            batch.logits, batch.images, batch.labels, ball, step_size, self.steps, start, gradient
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the result, as plain values."""
-        return {**super().settings(), "loss": "cross_entropy"}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TorchattacksAttack(Attack):
     """An attack of torchattacks, which works on pixels.
 
@@ -169,6 +44,11 @@ class TorchattacksAttack(Attack):
         """The radius among the options, in pixels; None if the attack has none."""
         return self.options.get("eps")
 
+    @property
+    def norm(self) -> str:
+        """Norm of the radius."""
+        return "l2" if self.options.get("norm") == "L2" else "linf"
+
     def perturb(self, batch: AttackBatch) -> Tensor:
         """Return the attacked images."""
         space = batch.threat.space
@@ -185,92 +65,173 @@ class TorchattacksAttack(Attack):
         return torch.where(same, batch.images, batch.inputs.pixels_to_space(attacked, space))
 
 
-def attack_list(
-    threat: ThreatModel,
-    names: Sequence[str] = DEFAULT_ATTACKS,
-    sweep: Mapping[str, Sequence[float]] | None = None,
-    restarts: int = 1,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    same_step: bool = False,
-) -> list[Attack]:
-    """Return the attacks of the given names, with one attack for each value of a sweep.
+@dataclass(frozen=True)
+class Defaults:
+    """Settings of an evaluation that hold for attacks without settings of their own.
 
-    Args:
-        threat: has the settings that are not in ``sweep``.
-        names: names out of :data:`ATTACKS`, or ``torchattacks.<name>``.
+    Attributes:
+        threat: the threat model.
         sweep: several values for any of ``eps``, ``eps_l2`` and ``noise_std``.
         restarts: number of random starts of PGD.
         options: constructor arguments of torchattacks' attacks, by name of the attack.
         same_step: whether attacks in l∞ use the threat model's step size for every radius. Default: the step size keeps
             its ratio to the radius.
+    """
+
+    threat: ThreatModel
+    sweep: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    restarts: int = 1
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    same_step: bool = False
+
+    def radii(self, norm: str) -> Sequence[float]:
+        """Return the radii in a norm."""
+        if norm == "l2":
+            return self.sweep.get("eps_l2", [self.threat.eps if self.threat.eps_l2 is None else self.threat.eps_l2])
+        return self.sweep.get("eps", [self.threat.eps])
+
+
+def attack_list(names: Sequence[Any], defaults: Defaults) -> list[Attack]:
+    """Return the attacks that were asked for, with one attack for each value of a sweep.
+
+    Args:
+        names: see :func:`.requests`.
+        defaults: settings for attacks without settings of their own.
 
     Raises:
-        ConfigurationError: for unknown names and options.
+        ConfigurationError: for unknown names and settings.
     """
-    unused = set(options or {}) - set(names)
+    asked = requests(names)
+    unused = set(defaults.options) - {request.name for request in asked}
     if unused:
         raise ConfigurationError(
-            f"attack_options has an entry for {min(unused)!r}, which is not among attacks={names}."
+            f"attack_options has an entry for {min(unused)!r}, which is not among attacks={short_repr(list(names))}."
         )
-    for name in names:
-        if name not in ATTACKS and not name.startswith(FOREIGN):
-            raise ConfigurationError(
-                f"attacks={short_repr(list(names))}: {name!r} is unknown; {nearest(name, ATTACKS)}, and any attack of "
-                "torchattacks as 'torchattacks.…'."
-            )
+    return [attack for request in asked for attack in _attacks(request, defaults)]
+
+
+def _attacks(request: Request, defaults: Defaults) -> list[Attack]:
+    """Return the attacks of one request, one for each value of a sweep."""
+    if request.kind.startswith(FOREIGN):
+        return _foreign(request, defaults)
+    if request.name in defaults.options:
+        raise ConfigurationError(
+            f"attack_options[{request.name!r}]: only attacks of torchattacks take them. Give its settings with its "
+            f"name: attacks=[{{'name': {request.name!r}, …}}]."
+        )
+    if request.kind == "gaussian":
+        stds = request.options.get("std", defaults.sweep.get("noise_std", [defaults.threat.noise_std]))
+        stds = stds if isinstance(stds, (list, tuple)) else [stds]
+        clip = defaults.threat.clip_noise
+        return [Noise(_swept(request.name, "std", std, stds), std=std, clip=clip) for std in stds]
+    radii = request.radii(defaults.radii(request.norm))
+    _check_radii(request, radii, defaults.threat)
+    builders = {"bim": _projected, "pgd": _projected, "apgd": _auto, "square": _square, "standard": _standard}
+    build = builders[request.kind]
     return [
-        attack for name in names for attack in _attacks(name, threat, sweep or {}, restarts, options or {}, same_step)
+        attack for eps in radii for attack in build(request, _swept(request.name, "eps", eps, radii), eps, defaults)
     ]
 
 
-def _attacks(
-    name: str,
-    threat: ThreatModel,
-    sweep: Mapping[str, Sequence[float]],
-    restarts: int,
-    options: Mapping[str, Mapping[str, Any]],
-    same_step: bool,
-) -> list[Attack]:
-    """Return the attacks of one name, one for each value of a sweep."""
-    if name.startswith(FOREIGN):
-        return _foreign(name, threat, sweep.get("eps", [threat.eps]), options.get(name, {}), same_step)
-    if name in options:
-        raise ConfigurationError(f"attack_options[{name!r}]: only attacks of torchattacks take options.")
-    if name == "gaussian":
-        stds = sweep.get("noise_std", [threat.noise_std])
-        return [Noise(_swept(name, "std", std, stds), std, threat.clip_noise) for std in stds]
-    norm: Norm = "l2" if name.endswith("_l2") else "linf"
-    times_sqrt_d = norm == "l2" and "eps_l2" not in sweep and threat.eps_l2 is None
-    radius = threat.eps if norm == "linf" or threat.eps_l2 is None else threat.eps_l2
-    radii = sweep.get("eps_l2" if norm == "l2" else "eps", [radius])
-    random_start = name.startswith("pgd")
-    return [
-        ProjectedGradient(
-            name=_swept(name, "eps", eps, radii),
-            norm=norm,
-            eps=eps,
-            step_size=step_size(threat, eps, same_step and norm == "linf"),
-            times_sqrt_d=times_sqrt_d,
-            steps=threat.steps,
-            random_start=random_start,
-            restarts=restarts if random_start else 1,
+def _check_radii(request: Request, radii: Sequence[float], threat: ThreatModel) -> None:
+    """Refuse radii beyond the range of pixels, which are probably in steps of 8-bit pixels."""
+    if request.norm == "linf" and "eps" in request.options and threat.space == "pixel" and max(radii) > 1:
+        raise ConfigurationError(
+            f"attacks: {request.name!r} has eps={max(radii)!r}, larger than the pixel range [0, 1]. Did you mean "
+            f"{max(radii):g}/255 = {max(radii) / 255:.4f}?"
         )
+
+
+def _ball(request: Request, name: str, eps: float, defaults: Defaults) -> dict[str, Any]:
+    """Return the settings that all attacks within a ball have."""
+    own = request.options
+    no_radius = "eps" not in own and "eps_l2" not in defaults.sweep and defaults.threat.eps_l2 is None
+    return {
+        "name": name,
+        "norm": request.norm,
+        "eps": eps,
+        "times_sqrt_d": request.norm == "l2" and no_radius,
+        "loss": own.get("loss", "cross_entropy"),
+        "targets": own.get("targets", 0),
+        "restarts": own.get("restarts", 1),
+        "eot": own.get("eot", 1),
+        "bisections": own.get("bisections", 0),
+    }
+
+
+def _projected(request: Request, name: str, eps: float, defaults: Defaults) -> list[Attack]:
+    own, ball = request.options, _ball(request, name, eps, defaults)
+    random_start = request.kind == "pgd"
+    if random_start:
+        ball["restarts"] = own.get("restarts", defaults.restarts)
+    size = own.get("step_size", step_size(defaults.threat, eps, defaults.same_step and request.norm == "linf"))
+    steps = own.get("steps", defaults.threat.steps)
+    return [ProjectedGradient(**ball, step_size=size, steps=steps, random_start=random_start)]
+
+
+def _auto(request: Request, name: str, eps: float, defaults: Defaults) -> list[Attack]:
+    own, ball = request.options, _ball(request, name, eps, defaults)
+    size = step_size(defaults.threat, eps, defaults.same_step and request.norm == "linf")
+    # a targeted loss has no BIM to be compared with
+    bim_steps = own.get("bim_steps", 0 if ball["targets"] else defaults.threat.steps)
+    first = {"bim_steps": bim_steps, "bim_step_size": size} if bim_steps else {}
+    return [AutoPGD(**ball, steps=own.get("steps", _STEPS), **first)]
+
+
+def _square(request: Request, name: str, eps: float, defaults: Defaults) -> list[Attack]:
+    own, ball = request.options, _ball(request, name, eps, defaults)
+    ball["loss"] = own.get("loss", "margin")
+    return [SquareSearch(**ball, queries=own.get("queries", _QUERIES), share=own.get("share", _SHARE))]
+
+
+def _standard(request: Request, name: str, eps: float, defaults: Defaults) -> list[Attack]:
+    """Return the parts of AutoAttack's standard version (Croce and Hein 2020), each for what the last did not break."""
+    if defaults.threat.space != "pixel" or _ball(request, name, eps, defaults)["times_sqrt_d"]:
+        raise ConfigurationError(
+            f"attacks: {request.name!r} is published for pixels in [0, 1]: choose a preset in pixels, as 'pixel-8-255'."
+        )
+    ball: dict[str, Any] = {"norm": request.norm, "eps": eps}
+    foreign = {"norm": "L2" if request.norm == "l2" else "Linf", "eps": eps, "n_restarts": 1, "verbose": False}
+    names = [f"{name}-{part}" for part in ("apgd-ce", "apgd-t", "fab-t")]
+    fab = {**foreign, "steps": _STEPS, "multi_targeted": True}
+    parts: list[Attack] = [
+        AutoPGD(names[0], **ball, steps=_STEPS),
+        AutoPGD(names[1], names[0], **ball, steps=_STEPS, loss="dlr", targets=_TARGETS),
+        _torchattacks(names[2], names[1], "FAB", defaults.threat, fab),
+    ]
+    if request.norm == "linf":
+        square = SquareSearch(name, names[2], **ball, loss="margin", queries=_QUERIES, share=_SHARE)
+        return [*parts, square]
+    queries = {**foreign, "n_queries": _QUERIES}
+    return [*parts, _torchattacks(name, names[2], "Square", defaults.threat, queries)]
+
+
+def _torchattacks(
+    name: str, after: str | None, attack: str, threat: ThreatModel, options: Mapping[str, Any]
+) -> TorchattacksAttack:
+    arguments = check_torchattacks(attack, threat, options)
+    version = importlib.metadata.version("torchattacks")
+    return TorchattacksAttack(name, after, attack=attack, options=arguments, version=version)
+
+
+def _foreign(request: Request, defaults: Defaults) -> list[Attack]:
+    """Return torchattacks' attack for each radius, or one attack if its arguments do not depend on the radius."""
+    attack = request.kind.removeprefix(FOREIGN)
+    options = {**request.options, **defaults.options.get(request.name, {})}
+    given: Any = options.get("eps")
+    swept = isinstance(given, (list, tuple))
+    radii = list(given if swept else defaults.sweep.get("eps", [defaults.threat.eps]))
+    own = [{**options, "eps": eps} if swept else options for eps in radii]
+    threats = [
+        replace(defaults.threat, eps=eps, step_size=step_size(defaults.threat, eps, defaults.same_step))
         for eps in radii
     ]
-
-
-def _foreign(
-    name: str, threat: ThreatModel, radii: Sequence[float], options: Mapping[str, Any], same_step: bool
-) -> list[Attack]:
-    """Return torchattacks' attack for each radius, or one attack if its arguments do not depend on the radius."""
-    attack = name.removeprefix(FOREIGN)
-    threats = [replace(threat, eps=eps, step_size=step_size(threat, eps, same_step)) for eps in radii]
-    chosen = [check_torchattacks(attack, one, options) for one in threats]
+    chosen = [check_torchattacks(attack, one, given) for one, given in zip(threats, own, strict=True)]
     if all(one == chosen[0] for one in chosen):
         radii, chosen = radii[:1], chosen[:1]
     version = importlib.metadata.version("torchattacks")
     return [
-        TorchattacksAttack(_swept(name, "eps", eps, radii), attack, arguments, version)
+        TorchattacksAttack(_swept(request.name, "eps", eps, radii), attack=attack, options=arguments, version=version)
         for eps, arguments in zip(radii, chosen, strict=True)
     ]
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lightning_normgeo.errors import ConfigurationError, nearest_names
-from lightning_normgeo.robustness.attacks.projected_gradient import per_image
+from lightning_normgeo.robustness.attacks.ball import per_image
+from lightning_normgeo.robustness.attacks.sample_draws import BatchDrawError, SampleDraws
 from lightning_normgeo.robustness.model.preserved_state import seeded
 from lightning_normgeo.robustness.threat_model import ThreatModel
 
@@ -76,8 +77,8 @@ def torchattacks_attack(
     """Return images attacked by an attack of torchattacks, which computes in float32.
 
     No parameter's ``.grad`` is changed, even by attacks that call ``backward``, and the random states of torch, numpy
-    and Python are restored. The random numbers of an attack depend on ``seed`` and on the batch. If its constructor has
-    an argument ``seed`` (AutoAttack, Square), it gets ``seed`` for every batch, unless ``options`` have one.
+    and Python are restored. The random numbers of a sample depend on ``seed`` and its index alone: an attack that draws
+    them otherwise than with one entry per sample (AutoAttack, Square, DIFGSM) gets the samples one by one.
 
     Args:
         name: name of the class, e.g. ``PGD``.
@@ -85,17 +86,33 @@ def torchattacks_attack(
         pixels: ``(batch, channels, height, width)`` in [0, 1], up to rounding.
         labels: ``(batch,)`` class indices.
         options: the arguments that :func:`check_torchattacks` returned.
-        indices: a number for each sample; that of the first seeds the batch.
+        indices: a number for each sample, which seeds its random numbers.
         seed: seed of the evaluation.
 
     Returns:
         Pixels in [0, 1], of the same shape and dtype. A sample for which the attack found no finite image is unchanged.
 
-    Cost: that of the attack. Backward passes go to the input only, which saves a third for attacks that call
-    ``backward``.
+    Cost: that of the attack, of which some take samples one by one. Backward passes go to the input only, which saves
+    a third for attacks that call ``backward``.
     """
     if not len(labels):
         return pixels
+    try:
+        return _attacked(name, logits, pixels, labels, options, indices, seed)
+    except BatchDrawError:
+        single = ((pixels[k : k + 1], labels[k : k + 1], indices[k : k + 1]) for k in range(len(labels)))
+        return torch.cat([_attacked(name, logits, x, y, options, number, seed) for x, y, number in single])
+
+
+def _attacked(
+    name: str,
+    logits: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    labels: Tensor,
+    options: Mapping[str, Any],
+    indices: Sequence[int],
+    seed: int,
+) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed, indices[0]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torchattacks")  # warnings of its own code, not those of the model
         originals = pixels.detach().clamp(0, 1)
@@ -103,7 +120,10 @@ def torchattacks_attack(
         later = _later(name, logits, originals, seed)
         try:
             attack = _attack_class(name)(_Pixels(logits, originals), **{**later, **options})
-            attacked: Tensor = attack(images, labels.clone()).detach()
+            with SampleDraws(options.get("seed", seed), indices):
+                attacked: Tensor = attack(images, labels.clone()).detach()
+        except BatchDrawError:
+            raise
         except Exception as error:
             error.add_note(f"This was torchattacks.{name} with {dict(options)}.")
             raise

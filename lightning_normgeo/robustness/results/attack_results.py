@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.robustness.attacks.registry import Attack, Noise, ProjectedGradient
+from lightning_normgeo.robustness.attacks.attack import Attack, Noise
+from lightning_normgeo.robustness.attacks.native_attacks import ProjectedGradient
 from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows, load_decisions
 from lightning_normgeo.robustness.results.statistics import mcnemar, paired_interval, wilson_interval
 from lightning_normgeo.utilities.attack_names import control_of

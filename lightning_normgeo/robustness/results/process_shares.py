@@ -14,6 +14,8 @@ from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.results.sample_identity import merged_places
 from lightning_normgeo.robustness.results.sample_results import SampleResults
+from lightning_normgeo.robustness.results.smallest_radii import smallest_radii
+from lightning_normgeo.robustness.results.worst_case import worst_cases
 from lightning_normgeo.robustness.settings import RobustnessSettings
 
 EVERYTHING = "all attacks"
@@ -66,14 +68,18 @@ def report_of(parts: Sequence[ProcessShare], settings: RobustnessSettings, shown
     decisions = SampleResults.from_parts([part.rows for part in with_samples], places).without(failed)
     failed = {name: reason for name, reason in failed.items() if name in settings.rows}
     attacks = [attack for attack in settings.all_attacks if attack.name in decisions.attacks]
+    said += sanity_warnings(decisions, attacks)
+    worst = worst_cases(decisions, attacks)
     return RobustnessReport(
         results=results_of(decisions),
         settings=with_samples[0].settings,
-        warnings=[*said, *sanity_warnings(decisions, attacks)],
+        warnings=said,
         decisions=decisions,
         shown=shown,
         weights=with_samples[0].weights,
         not_evaluated=failed,
+        worst=worst,
+        radii=smallest_radii(decisions, attacks),
     )
 
 

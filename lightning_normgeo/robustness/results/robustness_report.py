@@ -10,6 +10,8 @@ from typing import Any
 from lightning_normgeo.robustness.results.attack_results import AttackResult, changed_decisions
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.sample_results import SampleResults
+from lightning_normgeo.robustness.results.smallest_radii import SmallestRadii
+from lightning_normgeo.robustness.results.worst_case import WorstCase
 from lightning_normgeo.utilities.attack_names import without_control
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.files import finite, write_document
@@ -44,6 +46,8 @@ class RobustnessReport:
         shown: example images, by :mod:`sample <lightning_normgeo.robustness.results.sample_identity>`.
         weights: weight norms: raw and effective ones, and those of the control.
         not_evaluated: the reason for each attack without a result; under ``all attacks`` if there is no result at all.
+        worst: what each attack adds to the worst case over attacks, for each radius.
+        radii: the smallest radii at which an attack succeeds, for each attack that looks for them.
     """
 
     results: dict[str, AttackResult]
@@ -53,6 +57,8 @@ class RobustnessReport:
     shown: ExampleImages = field(default_factory=ExampleImages)
     weights: dict[str, Any] = field(default_factory=dict)
     not_evaluated: dict[str, str] = field(default_factory=dict)
+    worst: list[WorstCase] = field(default_factory=list)
+    radii: dict[str, SmallestRadii] = field(default_factory=dict)
 
     def __getitem__(self, attack: str) -> AttackResult:
         """Return the result under an attack.
@@ -111,7 +117,12 @@ class RobustnessReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the content of ``robustness.json``, with None in place of NaN and infinities."""
         known = {"settings": self.settings, "warnings": self.warnings, "results": self.rows()}
-        found: dict[str, Any] = finite({**known, "not_evaluated": self.not_evaluated, "weights": self.weights})
+        more: dict[str, Any] = {"not_evaluated": self.not_evaluated, "weights": self.weights}
+        if self.worst:
+            more["worst"] = [asdict(one) for one in self.worst]
+        if self.radii:
+            more["radii"] = {name: asdict(one) for name, one in self.radii.items()}
+        found: dict[str, Any] = finite({**known, **more})
         return found
 
     def save(self, folder: str | Path) -> None:
@@ -148,7 +159,8 @@ class RobustnessReport:
             for name, r in self.results.items()
         ]
         missing = [f"{name}: not evaluated: {why}" for name, why in self.not_evaluated.items()]
-        return NotebookTable("Robustness", columns, rows, [*missing, *self._unconfirmed, *self.warnings])
+        notes = [*missing, *self.ladders, *self.medians, *self._unconfirmed, *self.warnings]
+        return NotebookTable("Robustness", columns, rows, notes)
 
     def _repr_html_(self) -> str:
         return self._table().to_html()
@@ -160,6 +172,27 @@ class RobustnessReport:
             ConfigurationError: if pandas is not installed.
         """
         return NotebookTable("", COLUMNS, [[row[name] for name in COLUMNS] for row in self.rows()]).to_frame("attack")
+
+    @property
+    def ladders(self) -> list[str]:
+        """For each radius with several attacks, what each of them takes of those before it, in points of accuracy."""
+        found = []
+        for case in self.worst:
+            n = self.results[case.name].n
+            steps = [f"clean {100 * self.results['clean'].accuracy:.2f}"]
+            steps += [f"{name} −{100 * case.gained[name] / n:.2f}" for name in case.attacks]
+            found.append(f"{' → '.join(steps)} → {case.name} {100 * self.results[case.name].accuracy:.2f} %")
+        return found
+
+    @property
+    def medians(self) -> list[str]:
+        """For each attack that looks for the smallest radius, the median with its 95 % interval."""
+        norms = {"linf": "l∞", "l2": "l2"}
+        return [
+            f"{name}: median of the smallest {norms[one.norm]} radius {one.median:.4g} "
+            f"({one.ci_low:.4g} … {one.ci_high:.4g}), {one.broken} of {one.n} broken"
+            for name, one in self.radii.items()
+        ]
 
     @property
     def _unconfirmed(self) -> list[str]:
@@ -178,4 +211,4 @@ class RobustnessReport:
                 f"{name:{width}}  {100 * r.accuracy:6.2f} %  {interval}  {100 * r.accuracy_drop:6.2f}  {r.n:6}"
             )
         lines += [f"{name:{width}}  not evaluated: {reason}" for name, reason in self.not_evaluated.items()]
-        return "\n".join([*lines, *self._unconfirmed, *self.warnings])
+        return "\n".join([*lines, *self.ladders, *self.medians, *self._unconfirmed, *self.warnings])

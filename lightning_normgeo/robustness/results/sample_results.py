@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.robustness.attacks.projected_gradient import lengths, predicted
+from lightning_normgeo.robustness.attacks.ball import lengths
+from lightning_normgeo.robustness.attacks.losses import predicted
 from lightning_normgeo.robustness.results.npz_columns import read_columns
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.files import replacing
@@ -151,6 +152,11 @@ class SampleResults:
         self._rows[attack].append(rows)
         correct, n = self.seen[attack]
         self.seen[attack] = (correct + int(rows.correct.sum()), n + len(rows.index))
+
+    def attach(self, name: str, rows: SampleRows) -> None:
+        """Add the results of a row that is made from others."""
+        self._rows[name], self.seen[name] = [], (0, 0)
+        SampleResults.add(self, name, rows)
 
     def of(self, attack: str) -> SampleRows:
         """Return the results of all samples under an attack, ordered by index.

@@ -14,6 +14,7 @@ import torch
 from lightning_normgeo import RobustnessEvaluation
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.robustness import SampleResults, evaluate_robustness, load_decisions
+from lightning_normgeo.robustness.attacks import registry
 from support.fork_server import lightning_server
 from support.isolation import SUPPORT
 from support.projects import Project, images, trainer
@@ -134,12 +135,18 @@ def test_a_trainer_leaves_its_journal_only_where_it_was_interrupted(tmp_path: Pa
 
 @pytest.mark.parametrize("semantics", ["final", "any"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_attacks_that_draw_by_the_batch_resume_with_the_batches_they_had(
-    tmp_path: Path, semantics: Any, share: float
+def test_attacks_resume_with_the_random_numbers_they_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, semantics: Any, share: float
 ) -> None:
-    """torchattacks draws random numbers for a whole batch, so another batch would draw other numbers."""
+    """Also those of torchattacks, and of a suite, which passes samples on from one attack to the next."""
     project, data = Project(), images(60, batch_size=7)
-    attacks = ["gaussian", "bim", "torchattacks.Square", "pgd"]
+    attacks = [
+        *("gaussian", "bim", "torchattacks.Square", "pgd", "standard"),
+        {"name": "square", "queries": 8},
+        {"name": "apgd", "steps": 3, "loss": "dlr", "restarts": 2},
+    ]
+    for name, few in (("_STEPS", 3), ("_QUERIES", 8), ("_TARGETS", 2)):
+        monkeypatch.setattr(registry, name, few)
     settings: dict[str, Any] = {
         "attacks": attacks, "eps": 0.1, "steps": 3, "semantics": semantics, "batch_size": 8,
         "attack_options": {"torchattacks.Square": {"n_queries": 8, "eps": 0.1}},

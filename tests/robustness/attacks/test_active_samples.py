@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from lightning_normgeo.robustness import Ball, projected_gradient
 from lightning_normgeo.robustness.attacks.active_samples import ActiveSet
+from lightning_normgeo.robustness.attacks.losses import CROSS_ENTROPY
 from lightning_normgeo.robustness.attacks.projected_gradient import ascent
+from lightning_normgeo.robustness.attacks.rules import FixedSteps, RandomStart
 from support import reference as ref
 from support.small_classifiers import conv_net, pixels
 
@@ -33,8 +35,9 @@ class Run:
 
     def __post_init__(self):
         ball, step_size = BALLS[self.norm]
-        begin = None if self.restarts is None else lambda x, i, k: ball.sample(x, SEED, i.tolist(), k)
-        self.active = ActiveSet(ball, step_size, STEPS, begin, self.restarts or 1, self.batch_size, self._ended)
+        start = None if self.restarts is None else RandomStart(SEED)
+        rule = FixedSteps(ball, CROSS_ENTROPY, STEPS, self.restarts or 1, step_size, start)
+        self.active = ActiveSet(rule, self.batch_size, self._ended)
 
     def _ended(self, ended):
         for k, index in enumerate(ended.indices.tolist()):
@@ -49,6 +52,7 @@ class Run:
 
     def put(self, which):
         scores, _, gradient = ascent(NET, IMAGES[which], LABELS[which])
+        gradient = gradient if self.restarts is None else None
         self.active.put(IMAGES[which], LABELS[which], torch.tensor(which), scores, gradient)
 
     def all(self, parts):
@@ -133,7 +137,7 @@ def test_without_the_gradient_at_the_image_one_pass_more_is_made():
 def test_batches_are_full_but_for_the_last_ones():
     """Samples that arrive in small parts, one step apart, and all stay right."""
     run = Run("linf", None, 6)
-    run.active.ball = Ball("linf", 0.0, 0.0, 1.0)
+    run.active.rule.ball = Ball("linf", 0.0, 0.0, 1.0)
     which = [k for k in range(COUNT) if k not in (2, 9)][:5]
     scores = NET(IMAGES[which]).detach()
     run.active.put(IMAGES[which[:3]], LABELS[which[:3]], torch.tensor(which[:3]), scores[:3], None)
@@ -157,7 +161,7 @@ def test_tensors_of_inference_mode_can_be_attacked():
     with torch.inference_mode():
         x, y = IMAGES + 0, LABELS + 0
     ended = []
-    active = ActiveSet(BALLS["linf"][0], 0.006, STEPS, None, 1, 4, ended.append)
+    active = ActiveSet(FixedSteps(BALLS["linf"][0], CROSS_ENTROPY, STEPS, 1, 0.006, None), 4, ended.append)
     with torch.no_grad():
         active.put(x, y, torch.arange(COUNT), NET(x), None)
         active.run(NET, everything=True)

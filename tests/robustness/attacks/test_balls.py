@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from lightning_normgeo.robustness import Ball, projected_gradient
-from lightning_normgeo.robustness.attacks.projected_gradient import ascent, lengths
+from lightning_normgeo.robustness.attacks.ball import lengths
+from lightning_normgeo.robustness.attacks.projected_gradient import ascent
 from support import reference as ref
 from support.small_classifiers import conv_net, draw, pixels, two_classes
 

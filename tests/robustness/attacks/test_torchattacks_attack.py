@@ -31,8 +31,17 @@ DETERMINISTIC = {
     "PGDL2": {"eps": 0.5, "random_start": False},
     "CW": {"steps": 30, "lr": 0.05, "c": 10},
     "DeepFool": {"steps": 20},
-    "APGD": {"eps": 0.05},
     "FAB": {"eps": 0.05, "n_classes": 5},
+}
+RANDOM = {
+    "PGD": {"eps": 0.1, "steps": 4},
+    "PGDL2": {"eps": 0.5},
+    "FFGSM": {"eps": 0.1},
+    "GN": {"std": 0.2},
+    "EOTPGD": {"eps": 0.1, "steps": 3},
+    "Jitter": {"eps": 0.1, "steps": 3},
+    "DIFGSM": {"eps": 0.1, "steps": 3},  # draws for the whole batch
+    "APGD": {"eps": 0.05},  # draws for the samples that are still right
     "Square": {"eps": 0.05, "n_queries": 60},
     "AutoAttack": {"eps": 0.08, "n_classes": 5},
 }
@@ -82,7 +91,7 @@ def by_hand(name, net, x, y, options):
 def test_an_attack_by_name_equals_torchattacks_called_by_hand(name):
     (x, y), net = data(), network()
     options = DETERMINISTIC[name]
-    seeded = {"seed": 3} if name in ("APGD", "FAB", "Square", "AutoAttack") else {}
+    seeded = {"seed": 3} if name == "FAB" else {}
     adversarial, decisions = evaluated(name, net, x, y, options, seed=3)
     theirs = by_hand(name, network(), x, y, {**options, **seeded})
     assert torch.equal(adversarial, theirs)
@@ -90,6 +99,25 @@ def test_an_attack_by_name_equals_torchattacks_called_by_hand(name):
     assert torch.equal(rows.prediction, network()(theirs).argmax(1))
     assert torch.equal(rows.linf, (theirs - x).abs().flatten(1).amax(1))
     assert bool((rows.prediction != y)[:-1].any()) == (name != "VANILA"), "the attack does something"
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_numbers_belong_to_a_sample_and_not_to_its_batch(name):
+    """Alone, in a batch, and in another order of other samples, a sample is attacked in the same way."""
+    (x, y), net = data(), network()
+    options = check_torchattacks(name, THREAT, RANDOM[name])
+
+    def attacked(which):
+        return torchattacks_attack(name, net, x[which], y[which], options, [10 + k for k in which], 3)
+
+    together, mixed = attacked(list(range(8))), attacked([6, 2, 7, 0])
+    torch.testing.assert_close(mixed, together[[6, 2, 7, 0]], rtol=0, atol=2e-6)
+    for k in (0, 5, 7):
+        torch.testing.assert_close(attacked([k]), together[k : k + 1], rtol=0, atol=2e-6)
+    moved = (together != x).flatten(1).any(1)
+    assert bool(moved.any())
+    other = torchattacks_attack(name, net, x, y, options, range(8), 4)
+    assert not torch.allclose(other, together)
 
 
 def test_attacks_in_the_linf_ball_get_the_threat_model_and_options_win():
@@ -211,8 +239,7 @@ def test_what_is_drawn_depends_on_seed_and_batch_alone(name):
     once = attacked(0, 0, state=1)
     assert torch.equal(once, attacked(0, 0, state=2))
     assert not torch.equal(once, attacked(1, 0, state=1))
-    if name != "Square":  # this attack has its own seed, for all batches
-        assert not torch.equal(once, attacked(0, 4, state=1))
+    assert not torch.equal(once, attacked(0, 4, state=1))
 
 
 def test_a_seed_among_the_options_wins():
