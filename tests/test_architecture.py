@@ -80,7 +80,7 @@ THIRD_PARTY = {
     "geometry": {"torch", "numba"},  # numba only if it is installed
     "normalization": {"torch"},
     "symmetries": {"numpy", "scipy", "torch"},
-    "robustness": {"torch", "numpy", "tqdm", "torchattacks"},  # the last one only if it is installed and requested
+    "robustness": {"torch", "numpy", "PIL", "torchvision", "tqdm", "torchattacks"},  # the last one only on request
     "probes": {"numpy", "torch"},
     "channels": {"numpy", "torch", "tqdm"},
     "runs": {"filelock", "lightning_utilities", "numpy", "PIL", "pytorch_lightning", "rich", "torch"},

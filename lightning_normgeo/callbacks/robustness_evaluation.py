@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_normgeo.callbacks._robustness.trainer_hooks import RobustnessHooks
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labels
+from lightning_normgeo.robustness.model.surrogate import check_surrogate
 from lightning_normgeo.robustness.results.attack_results import AttackResult
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.settings import OnUnsuitable, RobustnessSettings
@@ -117,6 +118,8 @@ class RobustnessEvaluation(RobustnessHooks):
             ``lower`` and ``upper`` are then required. Default: the preset's.
         on_unsuitable: If the model or its data cannot be evaluated, or an attack fails: ``raise`` stops, ``skip``
             continues and gives the reason in the report.
+        surrogate: Path of a checkpoint with other weights of the same module, for attacks that are transferred from it
+            (``transfer``). Default: none.
 
     Raises:
         ConfigurationError: for settings out of range, on construction; for two evaluations with the same name, when a
@@ -154,6 +157,7 @@ class RobustnessEvaluation(RobustnessHooks):
         value_range: list[float] | None = None,
         space: Literal["pixel", "normalized", "input"] | None = None,
         on_unsuitable: OnUnsuitable = "skip",
+        surrogate: str | None = None,
     ) -> None:
         super().__init__()
         self.settings = RobustnessSettings.among(locals())
@@ -168,6 +172,8 @@ class RobustnessEvaluation(RobustnessHooks):
                 f"name={short_repr(name)} becomes part of keys and files: use letters, digits, '-' and '.'."
             )
         self.name = name
+        check_surrogate(surrogate, self.settings.transfers)
+        self.surrogate = surrogate
         self.num_images = whole("num_images", num_images, 0)
         self.after_fit = flag("after_fit", after_fit)
         self.resume = flag("resume", resume)

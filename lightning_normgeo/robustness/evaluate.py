@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from lightning_normgeo.robustness.evaluator import RobustnessEvaluator
 from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labels, unpacked
 from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
+from lightning_normgeo.robustness.model.surrogate import check_surrogate, surrogate_of
 from lightning_normgeo.robustness.results.journal import size_of
 from lightning_normgeo.robustness.results.process_shares import ProcessShare, report_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
@@ -60,6 +62,7 @@ def evaluate_robustness(
     num_images: int = 0,
     progress: bool = True,
     resume_dir: str | Path | None = None,
+    surrogate: nn.Module | str | Path | None = None,
 ) -> RobustnessReport:
     """Evaluate a classifier's accuracy on clean images, under Gaussian noise and under attack.
 
@@ -126,6 +129,8 @@ def evaluate_robustness(
         progress: whether to show a progress bar.
         resume_dir: folder for a journal of finished samples, from which the same call resumes after a kill. Default:
             no journal.
+        surrogate: another network, or the path of a checkpoint with other weights of this one, for attacks that are
+            transferred from it. Default: none.
 
     Returns:
         The report; ``print`` shows its table, ``save`` writes it to files.
@@ -145,6 +150,8 @@ def evaluate_robustness(
     flag("progress", progress)
     if resume_dir is not None and not isinstance(resume_dir, (str, PathLike)):
         raise ConfigurationError(f"resume_dir={short_repr(resume_dir)} must be the path of a folder.")
+    check_surrogate(surrogate, chosen.transfers)
+    other = surrogate_of(model, surrogate)
     declared = declared_inputs(mean, std, normalized_by, value_range)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     samples = min((n for n in (size_of(dataloader), chosen.max_samples) if n is not None), default=None)
@@ -159,8 +166,9 @@ def evaluate_robustness(
         num_images,
         lambda name, samples: show_progress(bar, evaluation.evaluator, name, samples),
         None if resume_dir is None else JournalPlace(Path(resume_dir)),
+        other,
     )
-    with bar, preserved_state(model):
+    with bar, preserved_state(model), preserved_state(other) if other is not None else nullcontext():
         try:
             for batch in dataloader:
                 if evaluation.stopped:

@@ -41,6 +41,7 @@ class RobustnessEvaluator:
             samples are finished.
         assumptions: properties of the model. If its logits are random or depend on the batch, the loader's batches are
             evaluated as they are, instead of being joined to larger ones. Default: deterministic and independent.
+        surrogate: the logits of another model, of which attacks are transferred. Default: none.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class RobustnessEvaluator:
         num_images: int = 0,
         progress: Progress | None = None,
         assumptions: Assumptions | None = None,
+        surrogate: Logits | None = None,
     ) -> None:
         self.settings, self.inputs = settings, inputs
         self.assumptions = assumptions or Assumptions()
-        self.model = EvaluatedModel(logits, inputs, settings, module)
+        self.model = EvaluatedModel(logits, inputs, settings, module, surrogate)
         self.attacks = BatchAttacks(self.model, self.assumptions, num_images, progress)
         self._queue = BatchQueue()
         self._classes: int | None = None

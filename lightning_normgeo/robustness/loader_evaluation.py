@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_normgeo.errors import UnsuitableError, warn_once
 from lightning_normgeo.normalization.user_inputs import weight_of
 from lightning_normgeo.robustness.attacks.batch_attacks import Progress
-from lightning_normgeo.robustness.attacks.native_attacks import ProjectedGradient
+from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
 from lightning_normgeo.robustness.evaluator import RobustnessEvaluator
 from lightning_normgeo.robustness.inputs import DeclaredInputs, InputSpace, class_indices, class_logits, input_space
 from lightning_normgeo.robustness.inputs.advice import UNPACK
@@ -49,6 +49,7 @@ class LoaderEvaluation:
         num_images: number of example images to keep.
         progress: see :class:`RobustnessEvaluator`.
         journal: the place of the journal of finished samples; None for no journal.
+        surrogate: maps images to the output of another model, of which attacks are transferred; None for none.
 
     Attributes:
         evaluator: evaluates the samples; None before the first batch.
@@ -67,6 +68,7 @@ class LoaderEvaluation:
         num_images: int = 0,
         progress: Progress | None = None,
         journal: JournalPlace | None = None,
+        surrogate: Callable[[Tensor], Any] | None = None,
     ) -> None:
         self.settings = settings
         self.evaluator: RobustnessEvaluator | None = None
@@ -74,7 +76,7 @@ class LoaderEvaluation:
         self._module, self._logits = module, logits
         self._declared, self._loader = declared, loader
         self._num_images, self._progress = num_images, progress
-        self._journal = journal
+        self._journal, self._surrogate = journal, surrogate
         self._shapes: set[torch.Size] = set()
         self._dtype: torch.dtype | None = None
         self._failed: dict[str, str] = {}
@@ -102,7 +104,7 @@ class LoaderEvaluation:
         images, labels = self._floating(images), class_indices(labels)
         inputs = self._input_space(images)
         self.confirmed = inputs.confirmed
-        needs_gradient = any(isinstance(attack, ProjectedGradient) for attack in self.settings.all_attacks)
+        needs_gradient = bool(self._with_gradient)
         assumptions = check_assumptions(self._module, self._logits, images, labels, needs_gradient)
         self.evaluator = RobustnessEvaluator(
             lambda batch: class_logits(self._logits(batch), len(batch)),
@@ -112,6 +114,7 @@ class LoaderEvaluation:
             self._num_images,
             self._progress,
             assumptions,
+            self._of_surrogate if self._surrogate is not None else None,
         )
         self._said += [text for text in (inputs.said, *assumptions.said) if text]
         if assumptions.no_gradient:
@@ -176,6 +179,10 @@ class LoaderEvaluation:
             "independent_of_batch": holds.independent,
         }
 
+    def _of_surrogate(self, images: Tensor) -> Tensor:
+        assert self._surrogate is not None  # noqa: S101
+        return class_logits(self._surrogate(images), len(images))
+
     def _input_space(self, images: Tensor) -> InputSpace:
         threat = self.settings.threat
         if threat.space != "input":
@@ -230,14 +237,23 @@ class LoaderEvaluation:
         return True
 
     def _without_gradient(self, reason: str) -> None:
-        """Leave out BIM and PGD, which need a gradient with respect to the images."""
+        """Leave out attacks that need a gradient with respect to the images, such as BIM."""
         assert self.evaluator is not None  # noqa: S101
-        attacks = [attack.name for attack in self.settings.all_attacks if isinstance(attack, ProjectedGradient)]
+        attacks = self._with_gradient
         if self.settings.on_unsuitable == "raise":
             raise UnsuitableError(f"{', '.join(attacks)} cannot be evaluated: {reason}.")
         for name in attacks:
             self.evaluator.failed.update({name: reason, control_of(name): reason})
         self._tell(f"{', '.join(attacks)} cannot be evaluated: {reason}. Clean images and noise are still evaluated.")
+
+    @property
+    def _with_gradient(self) -> list[str]:
+        """The names of the attacks that need the gradient with respect to the images, and of those behind them."""
+        found: list[str] = []
+        for attack in self.settings.all_attacks:
+            if (isinstance(attack, BallAttack) and attack.needs_gradient) or attack.after in found:
+                found.append(attack.name)
+        return found
 
     def _tell(self, text: str) -> None:
         self.told.add(text)

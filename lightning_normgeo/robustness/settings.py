@@ -12,7 +12,9 @@ import torch
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.attack import Attack, Noise
-from lightning_normgeo.robustness.attacks.registry import DEFAULT_ATTACKS, Defaults, attack_list, step_size
+from lightning_normgeo.robustness.attacks.builders import Defaults, step_size
+from lightning_normgeo.robustness.attacks.native_attacks import Transfer
+from lightning_normgeo.robustness.attacks.registry import DEFAULT_ATTACKS, attack_list
 from lightning_normgeo.robustness.attacks.requests import FOREIGN, requests
 from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel, threat_model
 from lightning_normgeo.utilities.attack_names import control_of
@@ -173,6 +175,11 @@ class RobustnessSettings:
                 "names of their own: {'name': 'strong', 'attack': 'apgd', …}."
             )
         return tuple(sorted(found, key=lambda attack: not isinstance(attack, Noise)))
+
+    @property
+    def transfers(self) -> bool:
+        """Whether an attack is transferred from a surrogate."""
+        return any(isinstance(attack, Transfer) for attack in self.all_attacks)
 
     @property
     def _asked(self) -> list[Any]:

@@ -9,13 +9,20 @@ import re
 
 RESCALED = "_rescaled"
 """Ending of the names of attacks on the control with rescaled weights."""
+_DRAWS = 5
+"""Draws of a random model's accuracy on clean images."""
 WORST = "worst"
 """Row of the worst case over all attacks with one radius, sample by sample."""
-RESERVED = ("clean", f"{WORST}.*", r".*_(eps|std)\d.*", f".*{RESCALED}")
+RESERVED = (r"clean(_draw\d)?", f"{WORST}.*", r".*_(eps|std)\d.*", f".*{RESCALED}")
 """Patterns of names that attacks cannot have, since they have a meaning."""
 _RADIUS = re.compile(r"_eps(\d[\d.]*(?:e-?\d+)?)")
 _ROUNDED = 2e-3
 """Largest difference of a radius from a whole number of steps of 1/255: names and settings have a few digits."""
+
+
+def draws_of_clean() -> list[str]:
+    """Return the names of the rows with further draws of a random model's accuracy on clean images."""
+    return [f"clean_draw{k}" for k in range(2, _DRAWS + 1)]
 
 
 def split_attack(attack: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ PIXELS = InputSpace(None, None, normalized_data=False)
 NORMALIZED = InputSpace((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), normalized_data=True)
 
 
-SINGLE = [name for name in ATTACKS if not name.startswith("standard")]
+SINGLE = [name for name in ATTACKS if not name.startswith(("standard", "sanity", "corruptions"))]
 """Attacks that make one row."""
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness import InputSpace, RobustnessEvaluator, RobustnessSettings
-from lightning_normgeo.robustness.attacks import registry
+from lightning_normgeo.robustness.attacks import builders
 from lightning_normgeo.robustness.model.assumptions import Assumptions
 from lightning_normgeo.robustness.results.worst_case import worst_cases
 from support.small_classifiers import conv_net, draw, pixels
@@ -25,7 +25,7 @@ PGD = {"name": "pgd", "steps": 4}
 def short(monkeypatch):
     """Make the suite's parts short and weak, so that each of them gets samples."""
     for name, few in (("_STEPS", 2), ("_QUERIES", 12), ("_TARGETS", 2)):
-        monkeypatch.setattr(registry, name, few)
+        monkeypatch.setattr(builders, name, few)
 
 
 def evaluated(parts=(range(COUNT),), net=NET, images=IMAGES, labels=LABELS, assumptions=None, **changes):
@@ -65,7 +65,7 @@ def test_results_do_not_depend_on_order_and_batches(order, cut, batch_size):
     names = [PGD, {"name": "apgd", "steps": 4, "loss": "dlr"}, {"name": "square", "queries": 12}, "standard"]
     with pytest.MonkeyPatch.context() as patch:
         for name, few in (("_STEPS", 2), ("_QUERIES", 12), ("_TARGETS", 2)):
-            patch.setattr(registry, name, few)
+            patch.setattr(builders, name, few)
         once, _ = evaluated(attacks=names)
         mixed, _ = evaluated((order[:cut], order[cut:]), attacks=names, batch_size=batch_size)
     for name in once.attacks:

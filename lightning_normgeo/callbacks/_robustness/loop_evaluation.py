@@ -22,6 +22,7 @@ from lightning_normgeo.robustness.inputs import unpacked
 from lightning_normgeo.robustness.inputs.declared_inputs import DeclaredInputs
 from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
+from lightning_normgeo.robustness.model.surrogate import surrogate_of
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.process_shares import EVERYTHING, ProcessShare, report_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
@@ -36,6 +37,7 @@ class EvaluatingCallback(Protocol):
     num_images: int
     name: str | None
     resume: bool
+    surrogate: str | None
 
     def logits(self, pl_module: Any, images: Tensor) -> Any:
         """Return the logits of images."""
@@ -75,6 +77,7 @@ class LoopEvaluation:
         self._trainer = trainer
         self._module = module
         self._loop = loop
+        self._other: Any = None
         self._counts = [batch_count(trainer, one) for one in loaders.values()] if counts is None else list(counts)
         self.names = list(loaders)
         self.evaluations = [self._evaluation(k, name, loader) for k, (name, loader) in enumerate(loaders.items())]
@@ -86,6 +89,10 @@ class LoopEvaluation:
                 evaluation.seen.order = replace(evaluation.seen.order, repeats=True)
         self.failed: str | None = None
         self._meets_others = trainer.world_size > 1
+        try:
+            self._other = surrogate_of(module, callback.surrogate)
+        except Exception as error:
+            self.give_up(error)
         try:
             check_not_sharded(trainer)
         except UnsuitableError as error:
@@ -167,6 +174,9 @@ class LoopEvaluation:
             with trainer.precision_plugin.tensor_init_context():
                 return callback.logits(module, images)
 
+        def surrogate(images: Tensor) -> Any:
+            return callback.logits(self._other, images)
+
         return LoaderEvaluation(
             module,
             logits,
@@ -176,6 +186,7 @@ class LoopEvaluation:
             callback.num_images if number == 0 else 0,
             lambda attack, samples: self._show(number, attack, samples),
             journal if callback.resume else None,
+            surrogate if callback.surrogate is not None else None,
         )
 
     def _take(self, number: int, batch: Any) -> None:

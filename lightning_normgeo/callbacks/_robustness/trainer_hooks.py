@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class RobustnessHooks(QuietCallback):
         num_images: number of example images to log.
         after_fit: whether to evaluate at the end of ``fit``.
         resume: whether to keep a journal of finished samples until the evaluation has ended.
+        surrogate: path of the checkpoint that attacks are transferred from; None for none.
         reports: the reports of the last evaluation, by suffix of their keys (name of the evaluation and of the loader).
     """
 
@@ -49,6 +51,7 @@ class RobustnessHooks(QuietCallback):
     num_images: int
     after_fit: bool
     resume: bool
+    surrogate: str | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,11 +67,13 @@ class RobustnessHooks(QuietCallback):
         raise NotImplementedError
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse two evaluations with the same name in one Trainer.
+        """Refuse two evaluations with the same name in one Trainer, and a surrogate that does not exist.
 
         Raises:
-            ConfigurationError: if there are several with this name.
+            ConfigurationError: if there are several with this name, or no file for the surrogate.
         """
+        if self.surrogate is not None and not Path(self.surrogate).is_file():
+            raise ConfigurationError(f"surrogate={self.surrogate!r} is no file. Give the path of a checkpoint.")
         names = [callback.name for callback in trainer.callbacks if isinstance(callback, RobustnessHooks)]
         if names.count(self.name) > 1:
             raise ConfigurationError(

@@ -30,6 +30,7 @@ class AttackBatch:
         representable: see :class:`Ball`.
         counted: mask of the samples that count, on the host; None for all.
         clean: logits of ``images``; None before they are known.
+        surrogate: maps images to the logits of another model, of which attacks are transferred; None if there is none.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -44,6 +45,7 @@ class AttackBatch:
     representable: Callable[[Tensor, Tensor], Tensor] | None = None
     counted: Tensor | None = None
     clean: Tensor | None = None
+    surrogate: Callable[[Tensor], Tensor] | None = None
 
     def part(self, which: Tensor) -> AttackBatch:
         """Return the samples of a mask as a batch."""
@@ -61,10 +63,12 @@ class Attack:
         name: the name of the row, as in metric keys.
         after: the name of the row whose broken samples count as broken here too, so that this attack gets only the
             others, as in a suite; None for an attack on all samples.
+        role: the part that the row plays in a check of the evaluation, see :mod:`.sanity_checks`; empty for none.
     """
 
     name: str
     after: str | None = None
+    role: str = ""
 
     def perturb(self, batch: AttackBatch) -> Tensor:
         """Return the attacked images, in the threat model's space."""
@@ -73,9 +77,7 @@ class Attack:
     def settings(self) -> dict[str, Any]:
         """Return the settings that determine the result, as plain values."""
         settings = {key: value for key, value in asdict(self).items() if key != "name"}
-        if self.after is None:
-            del settings["after"]
-        return settings
+        return {key: value for key, value in settings.items() if value or key not in ("after", "role")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,15 +16,20 @@ from lightning_normgeo.robustness.attacks.ball import per_image
 from lightning_normgeo.robustness.attacks.losses import predicted
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
 from lightning_normgeo.robustness.attacks.projected_gradient import ascent
+from lightning_normgeo.robustness.attacks.sample_randoms import mixed_seed
 from lightning_normgeo.robustness.attacks.stages import Stage, stage_of
 from lightning_normgeo.robustness.model.assumptions import Assumptions
 from lightning_normgeo.robustness.model.evaluated_model import EvaluatedModel
 from lightning_normgeo.robustness.model.preserved_state import seeded
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.sample_results import SampleResults, rows_of
-from lightning_normgeo.utilities.attack_names import RESCALED, is_control, without_control
+from lightning_normgeo.utilities.attack_names import RESCALED, draws_of_clean, is_control, without_control
 
 Progress = Callable[[str, int], None]
+
+
+_DRAWS = 2**22
+"""Stream of the further draws of a random model."""
 
 
 def suffix_of(name: str) -> str:
@@ -54,7 +59,8 @@ class BatchAttacks:
         self.model = model
         self.settings = model.settings
         self.assumptions = assumptions
-        self.decisions: SampleResults = SampleResults(self.settings.rows)
+        drawn = [] if assumptions.deterministic else draws_of_clean()
+        self.decisions: SampleResults = SampleResults([*self.settings.rows, *drawn])
         self.shown = ExampleImages(num_images)
         self.failed: dict[str, str] = {}
         self.progress: Progress = progress or (lambda name, samples: None)
@@ -86,6 +92,7 @@ class BatchAttacks:
             seed=self.settings.seed,
             representable=self.model.representable,
             counted=None if counted is None else counted.cpu(),
+            surrogate=self.model.surrogate,
         )
         suffixes = ("",) if self.model.rescaled is None else ("", RESCALED)
         for suffix in suffixes:
@@ -151,6 +158,7 @@ class BatchAttacks:
         todo = [head for head in heads if any(one in todo for one in self._chain(head.name))]
         if not self._is_done(clean, batch):
             self._done(clean, batch, batch.images, scores, gradient)
+            self._draw_again(batch, suffix)
         batch = replace(batch, gradient=gradient, clean=scores)
         for attack in todo:
             name = attack.name + suffix
@@ -158,6 +166,14 @@ class BatchAttacks:
                 self.progress(name, 0)
                 with self._failing(name):
                     self._run(attack, batch, scores, size, suffix)
+
+    def _draw_again(self, batch: AttackBatch, suffix: str) -> None:
+        """Classify the clean images of a random model with other random numbers, for the spread of its accuracy."""
+        if self.assumptions.deterministic or suffix:
+            return
+        for number, name in enumerate(draws_of_clean(), 1):
+            with seeded(mixed_seed(self.settings.seed, number, _DRAWS), batch.indices[0]):
+                self._done(name, batch, batch.images, self._scores(batch.images))
 
     def _clean(self, batch: AttackBatch, attacks: Sequence[Attack], suffix: str) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the clean images and, if an attack starts there, the gradient, from the same pass."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
 from lightning_normgeo.robustness.attacks.auto_pgd import AutoSteps
 from lightning_normgeo.robustness.attacks.ball import Ball, Norm
 from lightning_normgeo.robustness.attacks.losses import Loss
 from lightning_normgeo.robustness.attacks.projected_gradient import projected_gradient
-from lightning_normgeo.robustness.attacks.rules import FixedSteps, Preceded, RandomStart, Rule
+from lightning_normgeo.robustness.attacks.rules import FixedSteps, Preceded, RandomPoints, RandomStart, Rule
 from lightning_normgeo.robustness.attacks.square import SquareSteps
 
 
@@ -154,6 +155,64 @@ class AutoPGD(BallAttack):
         """Return the settings that determine the result, as plain values."""
         settings = super().settings()
         return settings if self.bim_steps else {k: v for k, v in settings.items() if not k.startswith("bim_")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSearch(BallAttack):
+    """Random points of the ball.
+
+    Attributes:
+        points: number of points.
+    """
+
+    points: int
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the attack needs the gradient with respect to the images."""
+        return False
+
+    def rule(self, batch: AttackBatch) -> RandomPoints:
+        """Return the rule by which samples move."""
+        return RandomPoints(self.ball(batch), self.objective, self.points - 1, 1, RandomStart(batch.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Attack):
+    """BIM on another model, the surrogate, whose last iterates are given to the model itself.
+
+    Attributes:
+        source: the attack on the surrogate.
+    """
+
+    source: ProjectedGradient
+
+    @property
+    def eps(self) -> float:
+        """Radius of the ball."""
+        return self.source.eps
+
+    @property
+    def norm(self) -> Norm:
+        """Norm of the ball."""
+        return self.source.norm
+
+    def perturb(self, batch: AttackBatch) -> Tensor:
+        """Return the last iterates of the attack on the surrogate.
+
+        Raises:
+            UnsuitableError: without a surrogate.
+        """
+        if batch.surrogate is None:
+            raise UnsuitableError("There is no surrogate to transfer attacks from. Give surrogate=….")
+        with torch.no_grad():
+            clean = batch.surrogate(batch.images)
+        return self.source.perturb(replace(batch, logits=batch.surrogate, gradient=None, clean=clean))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that determine the result, as plain values."""
+        settings = {key: value for key, value in super().settings().items() if key != "source"}
+        return {**settings, **self.source.settings()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.robustness.attacks.corruptions import CORRUPTIONS, SEVERITIES
 from lightning_normgeo.robustness.attacks.losses import LOSSES
 from lightning_normgeo.utilities.attack_names import RESERVED
 from lightning_normgeo.utilities.checked_values import entry_of, is_number, nearest, plain_values, short_repr, whole
@@ -34,9 +35,9 @@ class Request:
     norm: str
     options: dict[str, Any]
 
-    def radii(self, default: Sequence[float]) -> list[float]:
-        """Return the radii that were asked for, or the default."""
-        given = self.options.get("eps", list(default))
+    def many(self, setting: str, default: Sequence[Any]) -> list[Any]:
+        """Return the values of a setting, one or several, or the default."""
+        given = self.options.get(setting, list(default))
         return list(given) if isinstance(given, (list, tuple)) else [given]
 
     def refuse(self, setting: str, allowed: str) -> ConfigurationError:
@@ -77,6 +78,16 @@ def _loss(request: Request, name: str) -> None:
     entry_of(f"attacks: {request.name!r}: {name}", request.options[name], LOSSES)
 
 
+def _names(request: Request, name: str) -> None:
+    for kind in request.many(name, []):
+        entry_of(f"attacks: {request.name!r}: {name}", kind, CORRUPTIONS)
+
+
+def _severities(request: Request, name: str) -> None:
+    if not request.many(name, []) or not set(request.many(name, [])) <= set(SEVERITIES):
+        raise request.refuse(name, "one or several of 1, 2, 3, 4, 5")
+
+
 def _norm(request: Request, name: str) -> None:
     if request.options[name] not in _NORMS:
         raise request.refuse(name, "'linf' or 'l2'")
@@ -104,9 +115,12 @@ KINDS: dict[str, dict[str, _Check]] = {
         "bisections": _count_or_none,
     },
     "standard": {"eps": _radius, "norm": _norm},
+    "transfer": {**_BALL, "steps": _count, "step_size": _number},
+    "corruptions": {"kinds": _names, "severities": _severities},
+    "sanity": {"eps": _radius, "norm": _norm},
 }
 """The settings of each kind of attack, with their checks."""
-ATTACKS = (*KINDS, "bim_l2", "pgd_l2", "apgd_l2", "standard_l2")
+ATTACKS = (*KINDS, "bim_l2", "pgd_l2", "apgd_l2", "standard_l2", "transfer_l2", "sanity_l2")
 """Names of the attacks, besides ``torchattacks.<name>``; ``clean`` is always evaluated."""
 
 

@@ -177,6 +177,27 @@ class FixedSteps(Rule):
         return replace(samples, adversarial=moved, step=samples.step + 1)
 
 
+class RandomPoints(Rule):
+    """Random points of the ball, one after another; no gradient is used."""
+
+    needs_gradient = False
+
+    def __init__(self, ball: Ball, loss: Loss, steps: int, restarts: int, start: RandomStart) -> None:
+        super().__init__(ball, loss, steps, restarts)
+        self.start = start
+
+    def begin(self, samples: ActiveSamples) -> ActiveSamples:
+        """Return samples at their first random points."""
+        begun = replace(samples, step=torch.zeros_like(samples.step))
+        return replace(begun, adversarial=self.start(self, begun))
+
+    def move(self, samples: ActiveSamples, losses: Tensor, gradient: Tensor | None) -> ActiveSamples:
+        """Return samples at their next random points."""
+        step = samples.step + 1
+        drawn = replace(samples, restart=samples.restart * (self.steps + 1) + step)
+        return replace(samples, adversarial=self.start(self, drawn), step=step)
+
+
 class Preceded(Rule):
     """A rule with one start by another rule before its own, with the same loss, so that it is never the weaker one.
 

@@ -27,6 +27,7 @@ class EvaluatedModel:
         inputs: how those images relate to pixels.
         settings: the settings of the evaluation.
         module: holds the weights that ``logits`` uses. Default: none, and batch normalization is not folded.
+        surrogate: the same for another model, of which attacks are transferred; None if there is none.
 
     Attributes:
         folded: the model with folded batch normalization; None before :meth:`prepare` and without folding.
@@ -35,7 +36,12 @@ class EvaluatedModel:
     """
 
     def __init__(
-        self, logits: Logits, inputs: InputSpace, settings: RobustnessSettings, module: nn.Module | None = None
+        self,
+        logits: Logits,
+        inputs: InputSpace,
+        settings: RobustnessSettings,
+        module: nn.Module | None = None,
+        surrogate: Logits | None = None,
     ) -> None:
         self.inputs = inputs
         self.settings = settings
@@ -43,7 +49,7 @@ class EvaluatedModel:
         self.rescaled: RescaledModel | None = None
         self.precision = "fp32"
         self.call = logits
-        self._module = module
+        self._module, self._other = module, surrogate
         self._compiled = torch.compile(logits) if settings.compile else logits
         self._device = "cpu"
         self._narrow: torch.dtype | None = None
@@ -104,6 +110,16 @@ class EvaluatedModel:
         if self.folded is not None:
             loaded = self.folded.arranged(loaded)
         return at_least_float32(self._compiled(loaded))
+
+    @property
+    def surrogate(self) -> Logits | None:
+        """The logits of the surrogate for images in the threat model's space; None if there is no surrogate."""
+        return None if self._other is None else self._of_surrogate
+
+    def _of_surrogate(self, images: Tensor) -> Tensor:
+        assert self._other is not None  # noqa: S101
+        loaded = self.inputs.from_space(images, self.settings.threat.space)
+        return at_least_float32(self._other(loaded if self._narrow is None else loaded.to(self._narrow)))
 
     @property
     def representable(self) -> Callable[[Tensor, Tensor], Tensor] | None:

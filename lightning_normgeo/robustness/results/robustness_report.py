@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lightning_normgeo.robustness.results.attack_results import AttackResult, changed_decisions
+from lightning_normgeo.robustness.results.corruption_summary import CorruptionSummary
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.sample_results import SampleResults
+from lightning_normgeo.robustness.results.sanity_checks import SanityCheck, verdict_on
 from lightning_normgeo.robustness.results.smallest_radii import SmallestRadii
 from lightning_normgeo.robustness.results.worst_case import WorstCase
-from lightning_normgeo.utilities.attack_names import without_control
+from lightning_normgeo.utilities.attack_names import draws_of_clean, without_control
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.files import finite, write_document
 from lightning_normgeo.utilities.notebook import NotebookTable, summary
@@ -48,6 +51,8 @@ class RobustnessReport:
         not_evaluated: the reason for each attack without a result; under ``all attacks`` if there is no result at all.
         worst: what each attack adds to the worst case over attacks, for each radius.
         radii: the smallest radii at which an attack succeeds, for each attack that looks for them.
+        corruptions: accuracies under corruptions; None without any.
+        checks: sanity checks of the evaluation; empty without the attacks of ``sanity``.
     """
 
     results: dict[str, AttackResult]
@@ -59,6 +64,8 @@ class RobustnessReport:
     not_evaluated: dict[str, str] = field(default_factory=dict)
     worst: list[WorstCase] = field(default_factory=list)
     radii: dict[str, SmallestRadii] = field(default_factory=dict)
+    corruptions: CorruptionSummary | None = None
+    checks: list[SanityCheck] = field(default_factory=list)
 
     def __getitem__(self, attack: str) -> AttackResult:
         """Return the result under an attack.
@@ -122,6 +129,12 @@ class RobustnessReport:
             more["worst"] = [asdict(one) for one in self.worst]
         if self.radii:
             more["radii"] = {name: asdict(one) for name, one in self.radii.items()}
+        if self.corruptions is not None:
+            more["corruptions"] = asdict(self.corruptions)
+        if self.checks:
+            more["sanity"] = [asdict(check) for check in self.checks]
+        if self.clean_draws:
+            more["clean_draws"] = self.clean_draws
         found: dict[str, Any] = finite({**known, **more})
         return found
 
@@ -159,8 +172,7 @@ class RobustnessReport:
             for name, r in self.results.items()
         ]
         missing = [f"{name}: not evaluated: {why}" for name, why in self.not_evaluated.items()]
-        notes = [*missing, *self.ladders, *self.medians, *self._unconfirmed, *self.warnings]
-        return NotebookTable("Robustness", columns, rows, notes)
+        return NotebookTable("Robustness", columns, rows, [*missing, *self.notes])
 
     def _repr_html_(self) -> str:
         return self._table().to_html()
@@ -195,6 +207,32 @@ class RobustnessReport:
         ]
 
     @property
+    def clean_draws(self) -> list[float]:
+        """The accuracies on clean images of a random model, by draw; empty for other models."""
+        drawn = [self.results[name].accuracy for name in draws_of_clean() if name in self.results]
+        return [self.results["clean"].accuracy, *drawn] if drawn else []
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines below the table: what attacks add, medians, corruptions, draws of a random model, checks, warnings."""
+        found = [*self.ladders, *self.medians]
+        if self.corruptions is not None:
+            one = self.corruptions
+            found.append(
+                f"corruptions: mean accuracy {100 * one.accuracy:.2f} % "
+                f"({100 * one.ci_low:.2f} … {100 * one.ci_high:.2f}) over {len(one.by_kind)} kinds and "
+                f"{len(one.by_severity)} severities"
+            )
+        if self.clean_draws:
+            drawn = [100 * value for value in self.clean_draws]
+            found.append(
+                f"random model: clean accuracy {fmean(drawn):.2f} % on average over {len(drawn)} draws, from "
+                f"{min(drawn):.2f} to {max(drawn):.2f} %"
+            )
+        verdict = [text] if (text := verdict_on(self.checks)) else []
+        return [*found, *verdict, *self._unconfirmed, *self.warnings]
+
+    @property
     def _unconfirmed(self) -> list[str]:
         inputs = self.settings.get("inputs", {})
         if not self.results or inputs.get("confirmed", True):
@@ -211,4 +249,4 @@ class RobustnessReport:
                 f"{name:{width}}  {100 * r.accuracy:6.2f} %  {interval}  {100 * r.accuracy_drop:6.2f}  {r.n:6}"
             )
         lines += [f"{name:{width}}  not evaluated: {reason}" for name, reason in self.not_evaluated.items()]
-        return "\n".join([*lines, *self.ladders, *self.medians, *self._unconfirmed, *self.warnings])
+        return "\n".join([*lines, *self.notes])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.robustness.attacks.attack import Attack
+from lightning_normgeo.robustness.attacks.foreign_attack import TorchattacksAttack
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
-from lightning_normgeo.robustness.attacks.registry import TorchattacksAttack
 from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows
 from lightning_normgeo.utilities.attack_names import control_of
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from lightning_normgeo.robustness.attacks.attack import Attack
-from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
-from lightning_normgeo.robustness.attacks.registry import TorchattacksAttack
+from lightning_normgeo.robustness.attacks.builders import UNBOUNDED
+from lightning_normgeo.robustness.attacks.foreign_attack import TorchattacksAttack
+from lightning_normgeo.robustness.attacks.native_attacks import BallAttack, Transfer
 from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows
 from lightning_normgeo.utilities.attack_names import WORST, control_of, is_control
 
@@ -47,7 +48,9 @@ def worst_cases(decisions: SampleResults, attacks: Sequence[Attack]) -> list[Wor
     """
     groups: dict[tuple[str, bool], dict[float, list[str]]] = {}
     for attack in attacks:
-        if isinstance(attack, (BallAttack, TorchattacksAttack)) and attack.eps is not None:
+        if attack.role == UNBOUNDED:
+            continue  # its ball is another threat
+        if isinstance(attack, (BallAttack, TorchattacksAttack, Transfer)) and attack.eps is not None:
             key = attack.norm, isinstance(attack, BallAttack) and attack.times_sqrt_d
             groups.setdefault(key, {}).setdefault(attack.eps, []).append(attack.name)
     found = []

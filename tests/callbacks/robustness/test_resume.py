@@ -14,7 +14,7 @@ import torch
 from lightning_normgeo import RobustnessEvaluation
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.robustness import SampleResults, evaluate_robustness, load_decisions
-from lightning_normgeo.robustness.attacks import registry
+from lightning_normgeo.robustness.attacks import builders
 from support.fork_server import lightning_server
 from support.isolation import SUPPORT
 from support.projects import Project, images, trainer
@@ -146,7 +146,7 @@ def test_attacks_resume_with_the_random_numbers_they_had(
         {"name": "apgd", "steps": 3, "loss": "dlr", "restarts": 2},
     ]
     for name, few in (("_STEPS", 3), ("_QUERIES", 8), ("_TARGETS", 2)):
-        monkeypatch.setattr(registry, name, few)
+        monkeypatch.setattr(builders, name, few)
     settings: dict[str, Any] = {
         "attacks": attacks, "eps": 0.1, "steps": 3, "semantics": semantics, "batch_size": 8,
         "attack_options": {"torchattacks.Square": {"n_queries": 8, "eps": 0.1}},

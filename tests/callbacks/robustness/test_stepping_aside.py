@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from lightning_normgeo import RecordLogger, RobustnessEvaluation, evaluate_robustness, read_record
 from lightning_normgeo.errors import MeasurementWarning, UnsuitableError
 from lightning_normgeo.report import write_report
-from lightning_normgeo.robustness.attacks import registry
+from lightning_normgeo.robustness.attacks import builders
+from lightning_normgeo.robustness.attacks.attack import AttackBatch
 from lightning_normgeo.runs.summary import summarize
 from support.projects import Project, images, trainer
 
@@ -266,11 +267,11 @@ def test_the_report_has_the_reasons(tmp_path: Path) -> None:
 
 
 def test_an_attack_that_fails_is_left_out_and_the_others_are_not(monkeypatch: Any, tmp_path: Path) -> None:
-    class Fails(registry.Noise):
-        def perturb(self, batch: registry.Batch) -> Tensor:
+    class Fails(builders.Noise):
+        def perturb(self, batch: AttackBatch) -> Tensor:
             raise RuntimeError("the attack has failed")
 
-    monkeypatch.setattr(registry, "Noise", Fails)
+    monkeypatch.setattr(builders, "Noise", Fails)
     callback, logger = RobustnessEvaluation(steps=2), RecordLogger(str(tmp_path))
     with pytest.warns(MeasurementWarning, match="gaussian is not evaluated. RuntimeError: the attack has failed"):
         (logged,) = trainer(callback, logger=logger).test(Project(), images(24), verbose=False)

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_normgeo import RecordLogger, RobustnessEvaluation
 from lightning_normgeo.robustness import evaluate_robustness, load_decisions
-from lightning_normgeo.robustness.attacks import registry
+from lightning_normgeo.robustness.attacks import builders
+from lightning_normgeo.robustness.attacks.attack import AttackBatch
 from support.projects import Project, images, trainer
 
 
@@ -106,8 +107,8 @@ def test_a_bar_shows_the_attack_and_the_accuracy(own: Any, capsys: Any, tmp_path
     assert any("clean" in line for line in seen)
 
 
-class Fails(registry.Noise):
-    def perturb(self, batch: registry.Batch) -> torch.Tensor:
+class Fails(builders.Noise):
+    def perturb(self, batch: AttackBatch) -> torch.Tensor:
         torch.rand(3)
         raise RuntimeError("the attack has failed")
 
@@ -127,7 +128,7 @@ def same_state(first: Any, second: Any) -> None:
 
 
 def test_an_attack_that_fails_leaves_everything_as_it_was(monkeypatch: Any) -> None:
-    monkeypatch.setattr(registry, "Noise", Fails)
+    monkeypatch.setattr(builders, "Noise", Fails)
     project = Project()
     project.net[1].eval()
     before = state_of(project)
