@@ -14,6 +14,7 @@ from lightning_normgeo.report.run_settings import MISSING, settings_of, without_
 from lightning_normgeo.report.setting_roles import elided
 from lightning_normgeo.report.sources import records_of
 from lightning_normgeo.runs.record import Record
+from lightning_normgeo.utilities.attack_names import is_detail
 from lightning_normgeo.utilities.plain_text import plain
 
 _LONGEST_NAME = 60
@@ -67,9 +68,23 @@ class Run:
         return {name: value for name, value in self.differing.items() if name not in self.seed_settings}
 
     @property
-    def results(self) -> list[dict[str, Any]]:
+    def all_results(self) -> list[dict[str, Any]]:
         """The rows of all robustness evaluations, ``clean`` first; empty without an evaluation."""
         return [row for evaluation in self.record.evaluations.values() for row in evaluation.get("results", [])]
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """The rows of all robustness evaluations without details, such as single corruptions and parts of a suite."""
+        return [row for row in self.all_results if not is_detail(row)]
+
+    @property
+    def evaluated_parts(self) -> dict[str, dict[str, Any]]:
+        """The documents of the evaluations, of each loader by the ending of its attacks' names."""
+        parts: dict[str, dict[str, Any]] = {}
+        for name, found in self.record.evaluations.items():
+            own = f"/{name}" if name else ""
+            parts |= found.get("loaders", {own: found})
+        return parts
 
     def evaluation_settings(self, loader: str) -> dict[str, Any]:
         """Return the settings of the evaluation on one test loader.

@@ -13,7 +13,8 @@ import torch
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.attack import Attack, Noise
 from lightning_normgeo.robustness.attacks.builders import Defaults, step_size
-from lightning_normgeo.robustness.attacks.native_attacks import Transfer
+from lightning_normgeo.robustness.attacks.corruptions import Corruption
+from lightning_normgeo.robustness.attacks.native_attacks import BallAttack, Transfer
 from lightning_normgeo.robustness.attacks.registry import DEFAULT_ATTACKS, attack_list
 from lightning_normgeo.robustness.attacks.requests import FOREIGN, requests
 from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel, threat_model
@@ -175,6 +176,20 @@ class RobustnessSettings:
                 "names of their own: {'name': 'strong', 'attack': 'apgd', …}."
             )
         return tuple(sorted(found, key=lambda attack: not isinstance(attack, Noise)))
+
+    @property
+    def details(self) -> list[str]:
+        """The names of rows that are details: parts of suites, corruptions, checks, searches for smallest radii."""
+        parts = {attack.after for attack in self.all_attacks}
+        found = [
+            attack.name
+            for attack in self.all_attacks
+            if attack.name in parts
+            or attack.role
+            or isinstance(attack, Corruption)
+            or (isinstance(attack, BallAttack) and attack.bisections)
+        ]
+        return [*found, *map(control_of, found)]
 
     @property
     def transfers(self) -> bool:

@@ -20,7 +20,7 @@ from lightning_normgeo.runs.verdicts.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.optimizers import eq16_applies
 from lightning_normgeo.runs.verdicts.run_verdicts import verdicts
 from lightning_normgeo.runs.verdicts.verdict import NOT_APPLICABLE, NOT_TESTED, REFUTED, SUPPORTED, UNDECIDED, WORDS
-from lightning_normgeo.utilities.attack_names import attack_title
+from lightning_normgeo.utilities.attack_names import attack_title, is_detail
 from lightning_normgeo.utilities.plain_text import plain_line
 
 _SUMMARY = {quantity.key: quantity.summary for quantity in QUANTITIES.values() if quantity.summary}
@@ -131,9 +131,12 @@ def _accuracies(record: Record) -> Table:
     table = Table(title="Robustness", box=box.SIMPLE, show_edge=False, title_justify="left")
     for name in ("attack", "accuracy", "95 % interval", "drop", "n"):
         table.add_column(name, justify="left" if name == "attack" else "right")
-    for row in [row for found in record.evaluations.values() for row in found.get("results", [])]:
+    rows = [row for found in record.evaluations.values() for row in found.get("results", [])]
+    for row in (row for row in rows if not is_detail(row)):
         table.add_row(Text(plain_line(attack_title(row["attack"]))), *_cells(row))
     for found in record.evaluations.values():
+        if isinstance(found.get("corruptions"), Mapping):
+            table.add_row("corruptions, mean", *_cells({**found["corruptions"], "accuracy_drop": math.nan}))
         for attack, reason in found.get("not_evaluated", {}).items():
             table.add_row(Text(plain_line(attack)), "not evaluated", Text(plain_line(reason)))
     return table
@@ -147,6 +150,6 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         f"{100 * row['accuracy']:.2f} %",
         f"{100 * row['ci_low']:.1f} … {100 * row['ci_high']:.1f} %",
-        f"{100 * row['accuracy_drop']:.2f} pt",
+        "" if math.isnan(row["accuracy_drop"]) else f"{100 * row['accuracy_drop']:.2f} pt",
         str(row["n"]),
     ]

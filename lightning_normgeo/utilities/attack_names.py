@@ -6,6 +6,8 @@ Evaluations make these names, and records, figures and tables read them.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 RESCALED = "_rescaled"
 """Ending of the names of attacks on the control with rescaled weights."""
@@ -15,6 +17,8 @@ WORST = "worst"
 """Row of the worst case over all attacks with one radius, sample by sample."""
 RESERVED = (r"clean(_draw\d)?", f"{WORST}.*", r".*_(eps|std)\d.*", f".*{RESCALED}")
 """Patterns of names that attacks cannot have, since they have a meaning."""
+_DETAIL = re.compile(r"^clean_draw\d|-[a-z]+_s[1-5](_rescaled)?(/|$)")
+"""Names of details in tables that have nothing but names."""
 _RADIUS = re.compile(r"_eps(\d[\d.]*(?:e-?\d+)?)")
 _ROUNDED = 2e-3
 """Largest difference of a radius from a whole number of steps of 1/255: names and settings have a few digits."""
@@ -23,6 +27,11 @@ _ROUNDED = 2e-3
 def draws_of_clean() -> list[str]:
     """Return the names of the rows with further draws of a random model's accuracy on clean images."""
     return [f"clean_draw{k}" for k in range(2, _DRAWS + 1)]
+
+
+def is_detail(row: Mapping[str, Any]) -> bool:
+    """Whether a row of results is a detail that overviews leave out: a part of a suite, one corruption, one draw."""
+    return bool(row.get("part")) or _DETAIL.search(str(row.get("attack"))) is not None
 
 
 def split_attack(attack: str) -> tuple[str, str]:

@@ -53,13 +53,13 @@ def test_tables_come_in_the_order_of_the_story():
     metrics = {"norm_growth/weight_norm": [(1, 1.0)]}
     _, tables = written(write_run("a", metrics=metrics), write_run("b", decay=5e-4))
     decay = "paired-optimizer-init-args-weight-decay"
-    assert list(tables) == ["robustness", "robustness-drops", decay, "geometry", "settings", "environment"]
+    assert list(tables) == ["robustness", "robustness-drops", "by-class", decay, "geometry", "settings", "environment"]
     assert all(table.rows and table.caption and table.title for table in tables.values())
 
 
 def test_one_run_has_nothing_to_compare():
     _, tables = written(write_run("a"))
-    assert list(tables) == ["robustness", "robustness-drops", "environment"]
+    assert list(tables) == ["robustness", "robustness-drops", "by-class", "environment"]
     assert texts(tables["robustness"])[0][:2] == ["a", "1"]
 
 

@@ -11,26 +11,31 @@ from typing import Any
 from lightning_normgeo._lightning import hide_charts, is_wandb
 from lightning_normgeo.callbacks._robustness.example_pictures import example_strips
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.robustness.results.logged_results import EXAMPLES, ORDER, RESULTS, table_of
+from lightning_normgeo.robustness.results.logged_results import EXAMPLES, ORDER, RESULTS, detail_tables, table_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.runs.record import Record, evaluation_stem
 from lightning_normgeo.runs.verdicts import logged_verdicts
+from lightning_normgeo.utilities.attack_names import is_detail
 from lightning_normgeo.utilities.files import write_document
 
 _QUANTITIES = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
 _IN_THE_TABLE = re.compile(r"robustness/(.+/(ci_low|ci_high|n)|clean(/.+)?/accuracy_drop)")
 """Metrics that W&B draws no chart of: the table has them, and clean images lose no accuracy."""
 _OF_LOADER = ("settings", "warnings", "not_evaluated", "weights")
+_DETAILS = ("worst", "radii", "corruptions", "sanity", "clean_draws")
+"""Parts of the document of a loader, the second ones where they were evaluated."""
 
 
 def metrics_of(reports: Mapping[str, RobustnessReport]) -> dict[str, float]:
-    """Return the logged metrics by key, without those that are not finite."""
-    found = {
-        f"robustness/{attack}{suffix}/{quantity}": float(getattr(result, quantity))
-        for suffix, report in reports.items()
-        for attack, result in report.results.items()
-        for quantity in _QUANTITIES
-    }
+    """Return the logged metrics by key, without those that are not finite; of details the accuracy only."""
+    found: dict[str, float] = {}
+    for suffix, report in reports.items():
+        details = {row["attack"] for row in report.rows() if is_detail(row)}
+        for attack, result in report.results.items():
+            for quantity in ("accuracy",) if attack in details else _QUANTITIES:
+                found[f"robustness/{attack}{suffix}/{quantity}"] = float(getattr(result, quantity))
+        for quantity in ("accuracy", "ci_low", "ci_high", "n") if report.corruptions is not None else ():
+            found[f"robustness/corruptions{suffix}/{quantity}"] = float(getattr(report.corruptions, quantity))
     return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
@@ -47,7 +52,8 @@ def document_of(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:
     warnings = dict.fromkeys(warning for one in documents.values() for warning in one["warnings"])
     found = {**first, "warnings": list(warnings), "results": rows, "not_evaluated": reasons}
     if len(documents) > 1:
-        found["loaders"] = {suffix: {key: one[key] for key in _OF_LOADER} for suffix, one in documents.items()}
+        keys = (*_OF_LOADER, *_DETAILS)
+        found["loaders"] = {suffix: {key: one[key] for key in keys if key in one} for suffix, one in documents.items()}
     return found
 
 
@@ -152,6 +158,9 @@ def _log_tables(logger: Any, stem: str, document: Mapping[str, Any]) -> None:
         logger.log_table(key=f"{logged_verdicts.ABOUT}/{stem}", columns=logged_verdicts.COLUMNS, data=verdicts)
     columns, rows = table_of(document)
     logger.log_table(key=f"{stem}/{RESULTS}", columns=columns, data=rows)
+    for loader, part in document.get("loaders", {"": document}).items():
+        for name, (columns, rows) in detail_tables(part).items():
+            logger.log_table(key=f"{stem}/{name}{loader}", columns=columns, data=rows)
 
 
 def _record(stem: str, document: Mapping[str, Any]) -> Record:

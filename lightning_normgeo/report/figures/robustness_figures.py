@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -10,6 +10,7 @@ import altair as alt
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.figures.curves import Row
 from lightning_normgeo.report.figures.figure import SMALL, WIDTH, Figure, color_of, dash_of, panels, unique
+from lightning_normgeo.robustness.results.statistics import wilson_interval
 from lightning_normgeo.utilities.attack_names import (
     attack_title,
     control_of,
@@ -115,6 +116,19 @@ def _by_radius(run: Run) -> Iterable[Row]:
             yield {**_row(run, start, name), "norm": norm_of(name), "eps": 0.0}
     for row in swept:
         yield {**_row(run, row, family(row["attack"])), "norm": norm_of(row["attack"]), "eps": row["eps"]}
+    for loader, document in run.evaluated_parts.items():
+        for attack, radii in document.get("radii", {}).items():
+            yield from _by_smallest_radius(run, attack + loader, radii)
+
+
+def _by_smallest_radius(run: Run, attack: str, radii: Mapping[str, Any]) -> Iterable[Row]:
+    """Yield the accuracy under perturbations up to each radius, from the smallest radii of the samples."""
+    for eps, accuracy in radii["curve"]:
+        correct, n = round(accuracy * radii["n"]), radii["n"]
+        low, high = wilson_interval(correct, n)
+        point = {"accuracy": accuracy, "ci_low": low, "ci_high": high, "correct": correct, "n": n}
+        norm = {"linf": "l∞"}.get(radii["norm"], radii["norm"])
+        yield {**_row(run, point, f"{attack}, smallest radii"), "norm": norm, "eps": eps}
 
 
 def _numbers(*names: str) -> list[Any]:

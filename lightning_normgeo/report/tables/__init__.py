@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lightning_normgeo.report.compared_runs import Run
+from lightning_normgeo.report.tables.attack_details import detail_tables
 from lightning_normgeo.report.tables.channel_tables import channel_tables
 from lightning_normgeo.report.tables.correlations import correlation_tables
 from lightning_normgeo.report.tables.evaluations import evaluations_of
@@ -23,7 +24,8 @@ def all_tables(runs: Sequence[Run], verdicts: Mapping[str, Verdict] | None = Non
     """Return the tables for which there is data, in the order of the report.
 
     Their anchors are ``verdicts``, ``robustness…`` for accuracies and drops on each data set and for attacks that were
-    not evaluated, ``paired-…`` for paired differences by each setting in which runs differ, ``channels`` and
+    not evaluated, ``worst-case``, ``agreement``, ``smallest-radii``, ``corruptions``, ``by-class`` and ``sanity`` for
+    details of evaluations, ``paired-…`` for paired differences by each setting in which runs differ, ``channels`` and
     ``channel-pairs`` for removed and similar channels, ``correlations…`` for rank correlations of norms with
     accuracies, ``control`` for the control with rescaled weights, ``geometry``, ``settings`` and ``environment``.
 
@@ -37,6 +39,7 @@ def all_tables(runs: Sequence[Run], verdicts: Mapping[str, Verdict] | None = Non
     return [
         *([] if judged is None else [judged]),
         *robustness_tables(evaluations, runs),
+        *detail_tables(runs, evaluations),
         *([] if left_out is None else [left_out]),
         *paired_tables(evaluations),
         *channel_tables(runs),

@@ -136,9 +136,10 @@ def problems_of(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
 
 def _evaluation(run: Run) -> Evaluation:
     """Return the evaluation of a run, with per-sample results if their counts match those of the record."""
-    rows = {row["attack"]: _completed(row) for row in run.results}
+    every = {row["attack"]: _completed(row) for row in run.all_results}
+    rows = {row["attack"]: every[row["attack"]] for row in run.results}
     decisions, problems = {}, []
-    for loader in dict.fromkeys(split_attack(attack)[1] for attack in rows):
+    for loader in dict.fromkeys(split_attack(attack)[1] for attack in every):
         name = f"robustness{loader.replace('/', '_')}.npz"
         try:
             path = contained_file(run.record.folder, name, _LARGEST)
@@ -150,7 +151,7 @@ def _evaluation(run: Run) -> Evaluation:
         except ConfigurationError:
             problems.append(f"{name} cannot be read")
             continue
-        here = {split_attack(a)[0]: (r["correct"], r["n"]) for a, r in rows.items() if split_attack(a)[1] == loader}
+        here = {split_attack(a)[0]: (r["correct"], r["n"]) for a, r in every.items() if split_attack(a)[1] == loader}
         if _counts(found) == here:
             decisions[loader] = found
         else:

@@ -34,10 +34,10 @@ from lightning_normgeo.report.wandb.result_panels import (
     effective_panels,
     effective_tables,
     example_keys,
+    result_tables,
 )
 from lightning_normgeo.report.wandb.runset import evaluations, ids, runset
 from lightning_normgeo.report.wandb.workspace_spec import TITLE
-from lightning_normgeo.robustness.results.logged_results import RESULTS
 
 
 def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequence[Table], title: str) -> Any:
@@ -136,7 +136,7 @@ def _robustness_blocks(wr: Any, runs: Sequence[Run]) -> list[Any]:
     """Return the blocks with accuracies, tables and example images; empty if no run was evaluated."""
     section = Section("Accuracy under attack", WANDB_ROBUSTNESS, ())
     stems = evaluations(runs)
-    tables = [f"{stem}/{RESULTS}" for stem in stems]
+    tables = result_tables(runs, stems)
     return _result_blocks(wr, runs, section, attack_panels(wr, runs), tables, example_keys(runs, stems))
 
 

@@ -11,11 +11,13 @@ from lightning_normgeo.report.tables.correlations import strongest_attack
 from lightning_normgeo.report.tables.evaluations import Evaluation
 from lightning_normgeo.report.wandb.panels import bars, logged, place
 from lightning_normgeo.report.wandb.runset import attacks
-from lightning_normgeo.robustness.results.logged_results import EXAMPLES
+from lightning_normgeo.robustness.results.logged_results import EXAMPLES, RESULTS, detail_tables
 from lightning_normgeo.runs.channel_quantities import CHANNELS
 from lightning_normgeo.runs.effective_quantities import EFFECTIVE, GROUP
+from lightning_normgeo.runs.record import evaluation_stem
 from lightning_normgeo.utilities.attack_names import attack_title
 
+_CORRUPTED = "robustness/corruptions/accuracy"
 _WHOLE = (None, None)
 """The range of an axis that W&B chooses."""
 
@@ -30,6 +32,8 @@ def attack_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
         # no panel of the drop at each radius of an attack, and none of the drop of clean images
         if quantity == "accuracy" or not (attack == "clean" or "_eps" in attack)
     ]
+    if _CORRUPTED in logged(runs):
+        found.append(("corruptions: mean accuracy", _CORRUPTED, (0.0, 1.0)))
     return [bars(wr, title, [key], span, place(wr, i)) for i, (title, key, span) in enumerate(found)]
 
 
@@ -77,6 +81,17 @@ def effective_tables(runs: Sequence[Run]) -> list[str]:
 def channel_tables(runs: Sequence[Run]) -> list[str]:
     """Return the keys of the tables of channels that some run has."""
     return [f"{CHANNELS}/{name}" for name in ("results", "table") if any(results_of(run) for run in runs)]
+
+
+def result_tables(runs: Sequence[Run], stems: Sequence[str]) -> list[str]:
+    """Return the keys of the tables of evaluations: their results, and the details that some run has."""
+    keys = [f"{stem}/{RESULTS}" for stem in stems]
+    for run in runs:
+        for name, found in run.record.evaluations.items():
+            stem = evaluation_stem(name)
+            for loader, part in found.get("loaders", {"": found}).items():
+                keys += [f"{stem}/{detail}{loader}" for detail in detail_tables(part)]
+    return list(dict.fromkeys(keys))
 
 
 def example_keys(runs: Sequence[Run], stems: Sequence[str]) -> list[str]:

@@ -33,9 +33,9 @@ from lightning_normgeo.report.wandb.result_panels import (
     effective_panels,
     effective_tables,
     example_keys,
+    result_tables,
 )
 from lightning_normgeo.report.wandb.runset import columns, evaluations, grouping
-from lightning_normgeo.robustness.results.logged_results import RESULTS
 from lightning_normgeo.runs.quantities import QUANTITIES
 from lightning_normgeo.runs.verdicts.logged_verdicts import ABOUT, KEYS, TRAINING
 
@@ -83,7 +83,7 @@ def _contents(wr: Any, runs: Sequence[Run]) -> list[tuple[str, str, list[Any]]]:
     stems = evaluations(runs)
     measured = not QUANTITIES.keys().isdisjoint(logged(runs))
     verdicts = [*([TRAINING] if measured else []), *(f"{ABOUT}/{stem}" for stem in stems)]
-    of_evaluations = [*_tables(wr, [f"{stem}/{RESULTS}" for stem in stems]), *_images(wr, runs, stems)]
+    of_evaluations = [*_tables(wr, result_tables(runs, stems)), *_images(wr, runs, stems)]
     return [
         (AT_A_GLANCE.title, AT_A_GLANCE.caption, [*headline_panels(wr, runs), *_tables(wr, verdicts)]),
         (WANDB_TRAINING.title, WANDB_TRAINING.caption, training_panels(wr, runs)),

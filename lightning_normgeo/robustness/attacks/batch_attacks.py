@@ -61,7 +61,7 @@ class BatchAttacks:
         self.assumptions = assumptions
         drawn = [] if assumptions.deterministic else draws_of_clean()
         self.decisions: SampleResults = SampleResults([*self.settings.rows, *drawn])
-        self.shown = ExampleImages(num_images)
+        self.shown = ExampleImages(num_images, [*self.settings.details, *drawn])
         self.failed: dict[str, str] = {}
         self.progress: Progress = progress or (lambda name, samples: None)
         self._stages: dict[tuple[str, torch.Size], Stage] = {}
@@ -263,7 +263,8 @@ class BatchAttacks:
         rest = ended.at(~broken)
         stage = self._stages[follower, ended.images.shape[1:]]
         if follower not in self.failed:
-            stage.put(rest.images, rest.labels, rest.indices, rest.clean)
+            with self._failing(follower):
+                stage.put(rest.images, rest.labels, rest.indices, rest.clean)
 
     def _scores(self, images: Tensor) -> Tensor:
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ class ExampleImages:
 
     Args:
         count: number of samples to keep.
+        without: names of attacks that have no pictures.
 
     Attributes:
         pixels: the images as pixels, on the host, by attack and sample.
@@ -21,14 +22,16 @@ class ExampleImages:
         labels: the labels, by sample.
     """
 
-    def __init__(self, count: int = 0) -> None:
-        self.count = count
+    def __init__(self, count: int = 0, without: Iterable[str] = ()) -> None:
+        self.count, self._without = count, frozenset(without)
         self.pixels: dict[str, dict[int, Tensor]] = {}
         self.predictions: dict[str, dict[int, int]] = {}
         self.labels: dict[int, int] = {}
 
     def lacks(self, attack: str, samples: Sequence[int]) -> bool:
         """Whether pictures of samples are missing: after a kill the journal has only the per-sample results."""
+        if attack in self._without:
+            return False
         if len(self.labels) < self.count:
             return True
         seen = self.pixels.get(attack, {})
@@ -43,6 +46,8 @@ class ExampleImages:
             rows: per-sample results of the same samples.
             to_pixels: converts images to pixels.
         """
+        if attack in self._without:
+            return
         samples = rows.sample.tolist()
         if attack == "clean":
             room = self.count - len(self.labels)

@@ -47,6 +47,40 @@ def table_of(document: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return list(TITLES.values()), rows
 
 
+def detail_tables(document: Mapping[str, Any]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Return the titles and rows of the tables of details that an evaluation has, by the second part of their keys.
+
+    Args:
+        document: Content of ``robustness.json``, or its part of a test loader.
+    """
+    found = {
+        "worst": (
+            ["worst case", "attack", "breaks", "takes", "alone"],
+            [
+                [case["name"], attack, *(case[count][attack] for count in ("broken", "gained", "alone"))]
+                for case in document.get("worst", [])
+                for attack in case["attacks"]
+            ],
+        ),
+        "radii": (
+            ["attack", "norm", "median radius", "95 % interval from", "95 % interval to", "broken", "samples"],
+            [
+                [name, *(one[key] for key in ("norm", "median", "ci_low", "ci_high", "broken", "n"))]
+                for name, one in document.get("radii", {}).items()
+            ],
+        ),
+        "corruptions": (
+            ["corruption", "accuracy"],
+            [[kind, value] for kind, value in document.get("corruptions", {}).get("by_kind", {}).items()],
+        ),
+        "sanity": (
+            ["check", "outcome", "numbers"],
+            [list(check.values()) for check in document.get("sanity", [])],
+        ),
+    }
+    return {name: table for name, table in found.items() if table[1]}
+
+
 def rows_of(table: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the results in the rows of a table, by name; names may also be titles, as in early versions."""
     named = [{_NAMES.get(title, title): value for title, value in row.items()} for row in table]

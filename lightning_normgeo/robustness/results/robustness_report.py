@@ -95,15 +95,27 @@ class RobustnessReport:
         """Return one row for each attack, with the keys :data:`COLUMNS`, ``by_class`` and ``not_finite``.
 
         Rows of controls with rescaled weights also have ``changed``, the number of samples that only one of the attack
-        and its control gets right.
+        and its control gets right. Rows that are details have ``part``: of a ``suite``, one ``corruption`` at one
+        severity, a ``check`` of the evaluation, a search for the smallest ``radius``, or a ``draw`` of a random model.
         """
         rows = []
         for name, result in self.results.items():
             strength = self.settings["attacks"].get(without_control(name), {})
             known = {"attack": name, "eps": self._radius(strength), "std": strength.get("std"), **asdict(result)}
             others = {"by_class": known["by_class"], "not_finite": known["not_finite"], **self._changed(name)}
+            if part := self._part(name):
+                others["part"] = part
             rows.append({**{column: known[column] for column in COLUMNS}, **others})
         return rows
+
+    def _part(self, name: str) -> str:
+        """Return the kind of detail that a row is; empty for a row of its own."""
+        known = self.settings["attacks"]
+        own = known.get(without_control(name), {})
+        if any(other.get("after") == without_control(name) for other in known.values()):
+            return "suite"
+        kinds = {"corruption": "corruption", "role": "check", "bisections": "radius"}
+        return next((part for key, part in kinds.items() if own.get(key)), _draw(name))
 
     def _changed(self, name: str) -> dict[str, int]:
         attack = without_control(name)
@@ -192,7 +204,8 @@ class RobustnessReport:
         for case in self.worst:
             n = self.results[case.name].n
             steps = [f"clean {100 * self.results['clean'].accuracy:.2f}"]
-            steps += [f"{name} −{100 * case.gained[name] / n:.2f}" for name in case.attacks]
+            named = [name for name in case.attacks if case.gained[name] or self._part(name) != "check"]
+            steps += [f"{name} −{100 * case.gained[name] / n:.2f}" for name in named]
             found.append(f"{' → '.join(steps)} → {case.name} {100 * self.results[case.name].accuracy:.2f} %")
         return found
 
@@ -221,7 +234,8 @@ class RobustnessReport:
             found.append(
                 f"corruptions: mean accuracy {100 * one.accuracy:.2f} % "
                 f"({100 * one.ci_low:.2f} … {100 * one.ci_high:.2f}) over {len(one.by_kind)} kinds and "
-                f"{len(one.by_severity)} severities"
+                f"{len(one.by_severity)} severities: "
+                + ", ".join(f"{kind} {100 * value:.1f}" for kind, value in one.by_kind.items())
             )
         if self.clean_draws:
             drawn = [100 * value for value in self.clean_draws]
@@ -241,12 +255,17 @@ class RobustnessReport:
 
     def __str__(self) -> str:
         """Return the table."""
-        width = max(len(name) for name in ("attack", *self.results, *self.not_evaluated))
+        shown = {name: one for name, one in self.results.items() if self._part(name) != "corruption"}
+        width = max(len(name) for name in ("attack", *shown, *self.not_evaluated))
         lines = [f"{'attack':{width}}  accuracy   95 % interval     drop       n"]
-        for name, r in self.results.items():
+        for name, r in shown.items():
             interval = f"{100 * r.ci_low:6.2f} … {100 * r.ci_high:6.2f}"
             lines.append(
                 f"{name:{width}}  {100 * r.accuracy:6.2f} %  {interval}  {100 * r.accuracy_drop:6.2f}  {r.n:6}"
             )
         lines += [f"{name:{width}}  not evaluated: {reason}" for name, reason in self.not_evaluated.items()]
         return "\n".join([*lines, *self.notes])
+
+
+def _draw(name: str) -> str:
+    return "draw" if name in draws_of_clean() else ""

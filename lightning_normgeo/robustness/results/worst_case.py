@@ -48,8 +48,8 @@ def worst_cases(decisions: SampleResults, attacks: Sequence[Attack]) -> list[Wor
     """
     groups: dict[tuple[str, bool], dict[float, list[str]]] = {}
     for attack in attacks:
-        if attack.role == UNBOUNDED:
-            continue  # its ball is another threat
+        if attack.role == UNBOUNDED or (isinstance(attack, BallAttack) and attack.bisections):
+            continue  # the ball is only a bound of what is looked for
         if isinstance(attack, (BallAttack, TorchattacksAttack, Transfer)) and attack.eps is not None:
             key = attack.norm, isinstance(attack, BallAttack) and attack.times_sqrt_d
             groups.setdefault(key, {}).setdefault(attack.eps, []).append(attack.name)

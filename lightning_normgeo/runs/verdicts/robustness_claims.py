@@ -11,7 +11,7 @@ from lightning_normgeo.runs.record import Record
 from lightning_normgeo.runs.verdicts.claim import Claim
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import NOT_TESTED, REFUTED, SUPPORTED, UNDECIDED, Verdict
-from lightning_normgeo.utilities.attack_names import attack_title, control_of, is_control
+from lightning_normgeo.utilities.attack_names import attack_title, control_of, is_control, is_detail
 
 NOISE, ATTACK = "Noise", "Attack"
 """Kinds of conditions."""
@@ -33,7 +33,8 @@ def strongest(record: Record) -> dict[str, Row]:
 def _evaluations(record: Record) -> Iterator[dict[str, Row]]:
     """Yield the rows by attack for each evaluation; those without samples, or from elsewhere, are left out."""
     for found in record.evaluations.values():
-        yield {row["attack"]: row for row in found.get("results", []) if _is_complete(row)}
+        rows = [row for row in found.get("results", []) if _is_complete(row) and not is_detail(row)]
+        yield {row["attack"]: row for row in rows}
 
 
 def _is_complete(row: Row) -> bool:

@@ -338,6 +338,20 @@ def test_masked_channels_have_bars_by_share_and_replacement_and_their_tables() -
     assert '"channels/table"' in shown
 
 
+def test_details_of_evaluations_have_their_tables_below_the_bars() -> None:
+    case = {"name": "worst", "attacks": ["bim"], "broken": {"bim": 2}, "gained": {"bim": 1}, "alone": {"bim": 1}}
+    runs = study_of_weights()
+    runs[0].record.results["robustness"]["worst"] = [case]
+    runs[1].record.results["robustness_b"] = {
+        "results": [],
+        "sanity": [{"claim": "c", "outcome": "passed", "evidence": ""}],
+    }
+    shown = json.dumps(panels(blocks(report_of(runs))[2]))
+    tables = [f'"{key}"' for key in ("robustness/results", "robustness/worst", "robustness_b/sanity")]
+    assert all(key in shown for key in tables)
+    assert [shown.index(key) for key in tables] == sorted(shown.index(key) for key in tables)
+
+
 def test_view_has_effective_weights_and_channels_before_robustness() -> None:
     names = [section["name"] for section in sections_of(study_of_weights())]
     assert names[-4:-1] == ["Effective weights", "What removing channels costs", "Robustness"]

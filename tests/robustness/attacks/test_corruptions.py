@@ -8,6 +8,7 @@ from torch.nn.functional import avg_pool2d
 
 from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness import InputSpace, RobustnessEvaluator, RobustnessSettings
+from lightning_normgeo.robustness.attacks.attack import AttackBatch
 from lightning_normgeo.robustness.attacks.corruptions import CORRUPTIONS, SEVERITIES
 from lightning_normgeo.robustness.results.corruption_summary import corruption_summary
 from support.small_classifiers import conv_net, pixels
@@ -24,19 +25,16 @@ def images(n=4, side=32, channels=3, seed=1):
 
 
 def corrupted(kind, severity, x, inputs=PIXELS, indices=None, seed=0, **changes):
+    """Return corrupted images as pixels."""
     asked = {"name": "corruptions", "kinds": kind, "severities": severity}
-    (attack,) = RobustnessSettings(attacks=[asked], **changes).all_attacks
-    shown = {}
-
-    def net(batch):
-        shown["x"] = batch
-        return batch.flatten(1)[:, :5]
-
-    run = RobustnessEvaluator(net, inputs, RobustnessSettings(attacks=[asked], seed=seed, **changes), num_images=len(x))
-    run.put(x, torch.zeros(len(x), dtype=torch.long), range(len(x)) if indices is None else indices)
-    run.finish()
-    kept = run.shown.pixels[attack.name]
-    return torch.stack([kept[i] for i in (range(len(x)) if indices is None else indices)])
+    settings = RobustnessSettings(attacks=[asked], seed=seed, **changes)
+    (attack,) = settings.all_attacks
+    space = settings.threat.space
+    labels = torch.zeros(len(x), dtype=torch.long)
+    places = range(len(x)) if indices is None else indices
+    shown = inputs.to_space(x, space)
+    batch = AttackBatch(None, shown, labels, places, (0.0, 1.0), None, inputs, settings.threat, seed)
+    return inputs.to_pixels(attack.perturb(batch), space)
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
