@@ -1,0 +1,44 @@
+"""``--config published_attacks`` adds an evaluation with attacks as robustness tables have them."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_normgeo import RobustnessEvaluation, read_record
+from lightning_normgeo.cli import run
+from lightning_normgeo.errors import MeasurementWarning
+
+TINY = {
+    "trainer": {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "limit_train_batches": 1,
+        "limit_val_batches": 1,
+        "limit_test_batches": 1,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+    },
+    "model": {"arch": "resnet18", "stem": "imagenet"},
+    "data": {"class_path": "lightning_normgeo.DigitsDataModule", "init_args": {"batch_size": 4}},
+}
+
+
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+def test_it_adds_an_evaluation_beside_that_of_a_base(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    with warnings.catch_warnings(action="ignore", category=MeasurementWarning):  # of an untrained network
+        cli = run(["fit", "--config", "tiny.yaml", "--config", "published_attacks", "--wandb", "disabled"])
+    names = [one.name for one in cli.trainer.callbacks if isinstance(one, RobustnessEvaluation)]
+    assert names == [None, "published"]
+    record = read_record(cli.trainer.loggers[0].log_dir)
+    found = record.evaluations["published"]
+    rows = {row["attack"].partition("/")[0] for row in found["results"]}
+    assert {"bim-margin", "apgd", "apgd-t", "square", "nearest", "worst", "corruptions-jpeg_s5"} <= rows
+    assert found["sanity"]
+    assert found["settings"]["attacks"]["apgd-t"]["targets"] == 9
+    report = (record.folder / "report.html").read_text(encoding="utf-8")
+    assert all(f'id="{anchor}"' in report for anchor in ("worst-case", "smallest-radii", "corruptions", "sanity"))
