@@ -15,6 +15,8 @@ from lightning_normgeo.robustness.attacks.rules import ActiveSamples, Rule
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries out of 10,000 after which the share of changed pixels is halved."""
+_AHEAD = 64
+"""Steps whose random numbers are drawn together."""
 
 
 class SquareSteps(Rule):
@@ -48,14 +50,18 @@ class SquareSteps(Rule):
             )
         channels, width = samples.images.shape[1], samples.images.shape[3]
         step = torch.zeros_like(samples.step)
-        signs = self._signs(self._drawn(samples, step, channels * width)).view(-1, channels, 1, width)
+        first = uniforms(self.seed, samples.indices, self._stream(samples.restart, step), channels * width)
+        signs = self._signs(first).view(-1, channels, 1, width)
         ball = self.ball_of(samples)
         points = ball.project(samples.images + ball.eps * signs.to(samples.images), samples.images)
         low = torch.full(samples.labels.shape, -torch.inf, dtype=points.dtype, device=points.device)
-        return replace(samples, adversarial=points, step=step, state={"best": points, "best_loss": low})
+        drawn = torch.zeros(len(low), _AHEAD, 2 + channels, device=points.device)
+        state = {"best": points, "best_loss": low, "drawn": drawn}
+        return replace(samples, adversarial=points, step=step, state=state)
 
     def move(self, samples: ActiveSamples, losses: Tensor, gradient: Tensor | None = None) -> ActiveSamples:
         """Return samples with one more square on the best points so far."""
+        samples = self._drawn_ahead(samples)
         state = samples.state
         better = losses > state["best_loss"]
         best = torch.where(per_image(better, samples.adversarial), samples.adversarial, state["best"])
@@ -64,7 +70,7 @@ class SquareSteps(Rule):
             samples,
             adversarial=self.ball_of(samples).project(changed, samples.images),
             step=samples.step + 1,
-            state={"best": best, "best_loss": torch.where(better, losses.to(best.dtype), state["best_loss"])},
+            state={**state, "best": best, "best_loss": torch.where(better, losses.to(best.dtype), state["best_loss"])},
         )
 
     def side(self, step: Tensor, height: int, width: int) -> Tensor:
@@ -75,8 +81,8 @@ class SquareSteps(Rule):
         return side.clamp(1, min(height, width))
 
     def _squares(self, samples: ActiveSamples) -> Tensor:
-        channels, height, width = samples.images.shape[1:]
-        drawn = self._drawn(samples, samples.step + 1, 2 + channels)
+        height, width = samples.images.shape[2:]
+        drawn = samples.state["drawn"][torch.arange(len(samples), device=samples.step.device), samples.step % _AHEAD]
         side = self.side(samples.step, height, width)
         top, left = ((drawn[:, k] * (size - side)).long() for k, size in ((0, height), (1, width)))
         rows, columns = (
@@ -87,8 +93,22 @@ class SquareSteps(Rule):
         signs = self._signs(drawn[:, 2:])[:, :, None, None]
         return 2 * self.ball_of(samples).eps * signs * (rows[:, None, :, None] & columns[:, None, None, :])
 
-    def _drawn(self, samples: ActiveSamples, step: Tensor, count: int) -> Tensor:
-        return uniforms(self.seed, samples.indices, samples.restart * (self.steps + 1) + step, count)
+    def _drawn_ahead(self, samples: ActiveSamples) -> ActiveSamples:
+        """Return samples with the random numbers of their next steps, of many at once, which is faster."""
+        due = samples.step % _AHEAD == 0
+        if not bool(due.any()):
+            return samples
+        drawn = samples.state["drawn"].clone()
+        ahead = torch.arange(1, _AHEAD + 1, device=samples.step.device)
+        steps, starts = (samples.step[due][:, None] + ahead), samples.restart[due][:, None]
+        indices = samples.indices[due][:, None].expand_as(steps)
+        found = uniforms(self.seed, indices.flatten(), self._stream(starts, steps).flatten(), drawn.shape[2])
+        drawn[due] = found.view(len(steps), _AHEAD, -1)
+        return replace(samples, state={**samples.state, "drawn": drawn})
+
+    def _stream(self, restart: Tensor, step: Tensor) -> Tensor:
+        """Return the numbers of the draws of some steps of some starts."""
+        return restart * (self.steps + 1) + step
 
     @staticmethod
     def _signs(drawn: Tensor) -> Tensor:
