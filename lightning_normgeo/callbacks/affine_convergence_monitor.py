@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
+from lightning_normgeo.callbacks._monitors.geometry_monitor import EveryNSteps, GeometryMonitor
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, WandbKeys
 from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
 from lightning_normgeo.callbacks._readings.readings import Reading
@@ -46,7 +46,8 @@ class AffineConvergenceMonitor(GeometryMonitor):
     Cost: no pass over data; a few operations on one value per channel.
 
     Args:
-        every_n_steps: measure every n-th optimizer step. Default: the Trainer's ``log_every_n_steps``.
+        every_n_steps: measure every n-th optimizer step; ``auto`` for less and less often in long trainings (see
+            :class:`GeometryMonitor`). Default: the Trainer's ``log_every_n_steps``.
         layers: globs for the normalization layers with metric keys of their own, at most 16; more layers go into one
             table (see :class:`GeometryMonitor`). Default: those of the first residual block.
         channel_seed: seed that selects the one channel per layer with a key of its own, at least 0. Default: 0.
@@ -63,7 +64,7 @@ class AffineConvergenceMonitor(GeometryMonitor):
 
     def __init__(
         self,
-        every_n_steps: int | None = None,
+        every_n_steps: EveryNSteps = None,
         layers: str | list[str] | None = None,
         channel_seed: int = 0,
         wandb_keys: WandbKeys = "aggregates",

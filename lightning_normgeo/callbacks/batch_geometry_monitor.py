@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor, first_residual_block
+from lightning_normgeo.callbacks._monitors.geometry_monitor import EveryNSteps, GeometryMonitor, first_residual_block
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, WandbKeys
 from lightning_normgeo.callbacks._monitors.sharded_models import sharding_of
 from lightning_normgeo.callbacks._readings.batch_geometry_readings import GROUP, input_readings, output_readings
@@ -48,7 +48,8 @@ class BatchGeometryMonitor(GeometryMonitor):
     used if the training uses it. Memory: see :func:`.input_geometry`; nothing between measured steps.
 
     Args:
-        every_n_steps: measure every n-th optimizer step. Default: the Trainer's ``log_every_n_steps``.
+        every_n_steps: measure every n-th optimizer step; ``auto`` for less and less often in long trainings (see
+            :class:`GeometryMonitor`). Default: the Trainer's ``log_every_n_steps``.
         layers: globs for the linear and convolution layers that are read, and for the batch normalizations that have
             metric keys of their own; above 16 they go into one table (see :class:`GeometryMonitor`). Default: the first
             residual block, or the first three layers in front of a batch normalization.
@@ -66,7 +67,7 @@ class BatchGeometryMonitor(GeometryMonitor):
 
     def __init__(
         self,
-        every_n_steps: int | None = None,
+        every_n_steps: EveryNSteps = None,
         layers: str | list[str] | None = None,
         probes: int = InputSettings.probes,
         exact_up_to: int = InputSettings.exact_up_to,

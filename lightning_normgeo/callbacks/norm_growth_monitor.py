@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
+from lightning_normgeo.callbacks._monitors.geometry_monitor import EveryNSteps, GeometryMonitor
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, WandbKeys
 from lightning_normgeo.callbacks._monitors.session import Session
 from lightning_normgeo.callbacks._readings.cumulative_readings import cumulative_readings
@@ -53,7 +53,8 @@ class NormGrowthMonitor(GeometryMonitor):
     ``cumulative`` one pass over the same per unmeasured step.
 
     Args:
-        every_n_steps: measure every n-th optimizer step. Default: the Trainer's ``log_every_n_steps``.
+        every_n_steps: measure every n-th optimizer step; ``auto`` for less and less often in long trainings (see
+            :class:`GeometryMonitor`). Default: the Trainer's ``log_every_n_steps``.
         layers: globs for the layers with metric keys of their own, at most 16; more layers go into one table (see
             :class:`GeometryMonitor`). Default: the first residual block.
         cumulative: whether to log cumulative increments over all steps as well. Default: False.
@@ -66,7 +67,7 @@ class NormGrowthMonitor(GeometryMonitor):
 
     def __init__(
         self,
-        every_n_steps: int | None = None,
+        every_n_steps: EveryNSteps = None,
         layers: str | list[str] | None = None,
         cumulative: bool = False,
         wandb_keys: WandbKeys = "aggregates",

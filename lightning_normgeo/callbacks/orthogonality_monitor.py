@@ -36,7 +36,8 @@ class OrthogonalityMonitor(GeometryMonitor):
     Cost: one pass over weights and gradients per measured step.
 
     Args:
-        every_n_steps: measure every n-th optimizer step. Default: the Trainer's ``log_every_n_steps``.
+        every_n_steps: measure every n-th optimizer step; ``auto`` for less and less often in long trainings (see
+            :class:`GeometryMonitor`). Default: the Trainer's ``log_every_n_steps``.
         layers: globs for the layers with metric keys of their own, at most 16; more layers go into one table (see
             :class:`GeometryMonitor`). Default: the first residual block.
         wandb_keys: metric keys sent to W&B: two dozen ``aggregates`` or ``all`` (see :class:`GeometryMonitor`).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
+from lightning_normgeo.callbacks._monitors.geometry_monitor import EveryNSteps, GeometryMonitor
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, WandbKeys
 from lightning_normgeo.callbacks._monitors.sharded_models import sharding_of
 from lightning_normgeo.callbacks._readings.readings import Reading
@@ -31,7 +31,8 @@ class SymmetryMonitor(GeometryMonitor):
     and one over their gradients, and a copy of those that are invariant jointly.
 
     Args:
-        every_n_steps: measure every n-th optimizer step. Default: the Trainer's ``log_every_n_steps``.
+        every_n_steps: measure every n-th optimizer step; ``auto`` for less and less often in long trainings (see
+            :class:`GeometryMonitor`). Default: the Trainer's ``log_every_n_steps``.
         wandb_keys: metric keys sent to W&B: ``aggregates`` or ``all`` (see :class:`GeometryMonitor`).
             Default: ``aggregates``.
     """
@@ -40,7 +41,7 @@ class SymmetryMonitor(GeometryMonitor):
     needs_weights = False
     needs_symmetries = True
 
-    def __init__(self, every_n_steps: int | None = None, wandb_keys: WandbKeys = "aggregates") -> None:
+    def __init__(self, every_n_steps: EveryNSteps = None, wandb_keys: WandbKeys = "aggregates") -> None:
         super().__init__(every_n_steps, None, wandb_keys)
 
     def __repr__(self) -> str:

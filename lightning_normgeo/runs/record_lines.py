@@ -20,13 +20,16 @@ _LAST_YEAR = 2.5e11
 """Seconds since 1970, about the year 9999: dates cannot express later times."""
 _BEGINNING = b'{"kind": "'
 """The beginning of every line, by which a line that was cut off can be told from other damage."""
+Columns = list[tuple[str, list[str]]]
+"""Quantities of columns, each with its layers."""
 ROBUSTNESS = "robustness"
 """The name of an evaluation's results, also in files and W&B; ``robustness_{name}`` for an evaluation with a name."""
 
 
 def as_line(kind: str, fields: Mapping[str, Any]) -> str:
     """Return a line of a record as JSON text, with the current time."""
-    return json.dumps({"kind": kind, "time": round(time.time(), 3), **plain_json(fields)}, allow_nan=False)
+    known = {"kind": kind, "time": round(time.time(), 3), **plain_json(fields)}
+    return json.dumps(known, allow_nan=False, separators=(",", ": "))
 
 
 def plain_json(value: Any) -> Any:
@@ -46,6 +49,7 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     A line that was cut off because its process was killed, or that is being written right now, causes no warning.
     """
     left_out: Counter[str] = Counter()
+    columns: dict[str, Columns] = {}
     count = 0
     cut_off = ""  # the reason counted for the previous line, if that may be incomplete instead of damaged
     for raw in raw_lines(path):
@@ -53,7 +57,7 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         count += 1
         try:
-            line = checked(parsed(raw))
+            line = checked(parsed(raw), columns)
         except ValueError as error:
             left_out[str(error)] += 1
             cut_off = str(error) if _BEGINNING.startswith(raw.strip()[: len(_BEGINNING)]) else ""
@@ -61,17 +65,21 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
         if cut_off and line["kind"] == "environment":  # a new process begins: the one before it was killed
             left_out[cut_off] -= 1
         cut_off = ""
-        yield line
+        if line["kind"] == "columns":
+            columns[line["columns"]] = line["names"]
+        else:
+            yield line
     if cut_off and not raw.endswith(b"\n"):
         left_out[cut_off] -= 1
     _warn(path, count, +left_out)  # the sign removes reasons whose count is zero
 
 
-def checked(line: Mapping[str, Any]) -> dict[str, Any]:
+def checked(line: Mapping[str, Any], columns: Mapping[str, Columns] | None = None) -> dict[str, Any]:
     """Return a line with the fields of its kind, checked and converted.
 
     Args:
         line: Line of a record, as parsed from JSON.
+        columns: Names of the columns of earlier lines, by which a line of their values becomes one of ``layers``.
 
     Raises:
         ValueError: If a field is missing or wrong; the message is a short reason that lines can be counted by.
@@ -79,14 +87,16 @@ def checked(line: Mapping[str, Any]) -> dict[str, Any]:
     kind = line.get("kind")
     if not isinstance(kind, str):
         raise ValueError("without a kind")
-    if kind not in _KINDS:
+    if kind not in _KINDS and kind != "column_values":
         raise ValueError("of an unknown kind")
     try:
         moment = _finite(line.get("time", 0.0))
         if not 0 <= moment < _LAST_YEAR:
             raise ValueError(moment)
+        if kind == "column_values":
+            return {"kind": "layers", "time": moment, **_column_values(line, columns or {})}
         return {"kind": kind, "time": moment, **_KINDS[kind](line)}
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"of kind {kind} with wrong fields") from error
 
 
@@ -96,6 +106,27 @@ def _metrics(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def _layers(line: Mapping[str, Any]) -> dict[str, Any]:
     return {"step": _step(line), "values": {key: _numbers(by_layer) for key, by_layer in _mapping(line).items()}}
+
+
+def _columns(line: Mapping[str, Any]) -> dict[str, Any]:
+    layers = [_text(name) for name in _list(line["layers"])]
+    places = line["quantities"]
+    if not isinstance(places, dict) or any(type(k) is not int or k < 0 for one in places.values() for k in one):
+        raise TypeError(places)
+    return {
+        "columns": _text(line["columns"]),
+        "names": [(key, [layers[k] for k in one]) for key, one in places.items()],
+    }
+
+
+def _column_values(line: Mapping[str, Any], columns: Mapping[str, Columns]) -> dict[str, Any]:
+    """Return the fields of a line of ``layers`` from one with the values of columns."""
+    names, rows = columns[_text(line["columns"])], _list(line["values"])
+    values = {
+        key: {layer: _number(value) for layer, value in zip(layers, _list(row), strict=True)}
+        for (key, layers), row in zip(names, rows, strict=True)
+    }
+    return {"step": _step(line), "values": values}
 
 
 def _settings(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,6 +217,7 @@ def _end(line: Mapping[str, Any]) -> dict[str, Any]:
 _KINDS = {
     "metrics": _metrics,
     "layers": _layers,
+    "columns": _columns,
     "settings": _settings,
     "environment": _environment,
     "results": _results,

@@ -16,12 +16,13 @@ from lightning_normgeo._lightning import Logger
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero, warn_once
 from lightning_normgeo.runs.environment import describe_environment
 from lightning_normgeo.runs.hyperparameters import as_nested
+from lightning_normgeo.runs.layer_columns import LayerColumns
 from lightning_normgeo.runs.record import RECORD_NAME
 from lightning_normgeo.runs.record_lines import as_line, plain_json
 from lightning_normgeo.utilities.files import as_json
 from lightning_normgeo.utilities.spool import MOST_WAITING, Spool, reason_of
 
-_SPARE = ("metrics", "layers")
+_SPARE = ("metrics", "column_values")
 """Kinds of lines that are dropped first when too many wait in memory: a record is readable without them."""
 
 
@@ -57,6 +58,7 @@ class RecordLogger(Logger):
         self._ended = True
         self._waited = 0
         self._said: set[str] = set()
+        self._columns = LayerColumns()
         check_writable(save_dir, name)
 
     @property
@@ -107,7 +109,13 @@ class RecordLogger(Logger):
     def log_layers(self, layers: Mapping[str, Mapping[str, float]], step: int | None = None) -> None:
         """Record the values by layer of several quantities at an optimizer step."""
         if layers:
-            self._write("layers", step=step, values=layers)
+            try:
+                lines = self._columns.lines(layers, step)
+            except Exception as error:  # str() of an object of the user's own class failed
+                warn_once(f"RecordLogger cannot keep layers: {error!r}.", about="RecordLogger layers")
+                return
+            for kind, line in lines:
+                self._append(kind, line)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None, *args: Any, **kwargs: Any) -> None:
@@ -179,16 +187,19 @@ class RecordLogger(Logger):
 
     def _write(self, kind: str, **fields: Any) -> bool:
         """Append a line to the record; return whether it is on the disk."""
-        if not self._described:
-            self._described = True
-            self._write("environment", values=_environment())
-        self._ended = False
-        spool = self._opened()
         try:
             line = as_line(kind, fields)
         except Exception as error:  # str() of an object of the user's own class failed
             warn_once(f"RecordLogger cannot keep {kind}: {error!r}.", about=f"RecordLogger {kind}")
             return False
+        return self._append(kind, line)
+
+    def _append(self, kind: str, line: str) -> bool:
+        if not self._described:
+            self._described = True
+            self._write("environment", values=_environment())
+        self._ended = False
+        spool = self._opened()
         written = spool.append(line, spare=kind in _SPARE)
         if spool.error is not None:
             self._say(

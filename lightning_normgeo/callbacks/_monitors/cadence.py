@@ -10,6 +10,25 @@ PATIENCE = 16
 """Number of batches, before and after the batch in which an optimizer should step, in which hooks wait for its step."""
 
 
+DENSE = 50
+"""Measurements of a cadence that thins between two halvings, and half of those before the first."""
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether a cadence is due at a step.
+
+    Args:
+        every: number of steps between two measurements. A negative number -n is a cadence that thins: n steps up to
+            step 100·n, and twice as many each time the step has doubled, so that a training of N > 100·n steps has
+            about 100 + 50·log2(N/100n) measurements. It depends on the step alone, also after a resume.
+        step: the step number, counted from 1.
+    """
+    if every < 0:
+        halvings = max(step // (DENSE * -every), 1).bit_length() - 1
+        every = -every * 2**halvings
+    return step % every == 0
+
+
 class Cadence:
     """Counts the steps of every optimizer and decides which optimizers to measure next.
 
@@ -49,13 +68,13 @@ class Cadence:
 
         Args:
             step: the step number, counted from 1.
-            cadences: the n of all monitors; 0 means never.
+            cadences: the n of all monitors, see :func:`is_due`; 0 means never.
             optimizers: the current optimizers of the Trainer.
         """
         if step == self.step:
             return
         self.step = step
-        due = [every for every in cadences if every and step % every == 0]
+        due = [every for every in cadences if every and is_due(every, step)]
         if due:
             self.missed += self._unfulfilled
             self._unfulfilled = True

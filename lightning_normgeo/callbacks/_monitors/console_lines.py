@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from lightning_normgeo._lightning import is_wandb
-from lightning_normgeo.callbacks._monitors.cadence import Cadence
+from lightning_normgeo.callbacks._monitors.cadence import DENSE, Cadence
 from lightning_normgeo.callbacks._monitors.measured_step import Monitor
 from lightning_normgeo.geometry.rows import has_float64
 from lightning_normgeo.geometry.update_rules.registry import description_of
@@ -140,7 +140,9 @@ def _weights(trainer: Any, module: nn.Module) -> str:
 def _how_often(every: int, steps: float) -> str:
     if not every:
         return "never, since log_every_n_steps is 0 (give the monitor an every_n_steps)"
-    often = "every step" if every == 1 else f"every {every} steps"
+    often = "every step" if abs(every) == 1 else f"every {abs(every)} steps"
+    often += ", later less often" if every < 0 and steps > DENSE * -every else ""
+    every = abs(every)
     if steps < every:
         return f"{often}, which is more than the {_count(int(steps), 'step')} of this training: never"
     return often

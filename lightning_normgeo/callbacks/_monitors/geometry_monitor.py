@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ _REFUSED_STRATEGIES = {
     "DeepSpeedStrategy": "its engine owns the optimizer step. Use ddp",
     "XLAFSDPStrategy": "it shards weights without regard to filters. Use ddp",
 }
+AUTO = "auto"
+EveryNSteps = int | Literal["auto"] | None
+"""Cadence of a monitor: a number of steps, ``auto`` to thin out, or None for the Trainer's."""
 LAYER_LIMIT = 16
 """Largest number of layers of one monitor that get metric keys of their own. Each layer has up to two dozen keys, and
 W&B recommends fewer than 10,000 in a whole project, over all models with different names of layers."""
@@ -48,7 +51,9 @@ class GeometryMonitor(QuietCallback):
     anyway.
 
     Args:
-        every_n_steps: measure each optimizer at its next step after every n steps of the training, n ≥ 1. Default: the
+        every_n_steps: measure each optimizer at its next step after every n steps of the training, n ≥ 1. ``auto``:
+            the Trainer's ``log_every_n_steps`` for a hundred measurements, then twice as many steps each time the
+            step has doubled, for long trainings: a million steps have about five hundred measurements. Default: the
             Trainer's ``log_every_n_steps``, where 0 means never.
         layers: glob or globs for the module paths of layers with metric keys of their own; ``"*"`` for all. More than
             16 layers get no keys but rows in the table ``geometry/layers``, which W&B gets when training ends (at most
@@ -78,7 +83,7 @@ class GeometryMonitor(QuietCallback):
 
     def __init__(
         self,
-        every_n_steps: int | None = None,
+        every_n_steps: EveryNSteps = None,
         layers: str | list[str] | None = None,
         wandb_keys: WandbKeys = "aggregates",
     ) -> None:
@@ -88,17 +93,17 @@ class GeometryMonitor(QuietCallback):
             raise ConfigurationError(f"{type(self).__name__}(wandb_keys={wandb_keys!r}): choose one of {known}.")
         name = type(self).__name__
         every_n_steps = plain_values(every_n_steps)
-        if every_n_steps is not None and (type(every_n_steps) is not int or every_n_steps < 1):
+        if every_n_steps not in (None, AUTO) and (type(every_n_steps) is not int or every_n_steps < 1):
             raise ConfigurationError(
-                f"{name}(every_n_steps={short_repr(every_n_steps)}): must be an integer, at least 1. "
+                f"{name}(every_n_steps={short_repr(every_n_steps)}): must be an integer, at least 1, or 'auto'. "
                 "Leave it out to measure at the Trainer's log_every_n_steps; remove the callback to not measure at all."
             )
-        self.every_n_steps = every_n_steps
+        self.every_n_steps: EveryNSteps = every_n_steps
         if layers is not None and not isinstance(layers, str):
             layers = strings(f"{name}: layers", layers, "a glob for module paths, as '*conv1'")
         self.layers = layers
         self.wandb_keys = wandb_keys
-        self._cadence = every_n_steps or 1
+        self._cadence = every_n_steps if isinstance(every_n_steps, int) else 1
         self._ready = False
         self._known_layers: set[str] = set()
         self._layers: frozenset[str] = frozenset()
@@ -125,7 +130,7 @@ class GeometryMonitor(QuietCallback):
         raise NotImplementedError
 
     def cadence(self) -> int:
-        """Return the number of optimizer steps between two measurements; 0 for never."""
+        """Return the number of optimizer steps between two measurements; 0 for never, negative if they thin out."""
         return self._cadence
 
     def chosen(self) -> dict[str, frozenset[str]]:
@@ -159,7 +164,9 @@ class GeometryMonitor(QuietCallback):
             self._refuse(trainer, pl_module)
             note_sharding(type(self).__name__, trainer, pl_module)
             every = self.every_n_steps
-            self._cadence = trainer.log_every_n_steps if every is None else every
+            self._cadence = every if isinstance(every, int) else trainer.log_every_n_steps
+            if every == AUTO:
+                self._cadence *= -1
             self._prepare(trainer, pl_module)
             self._ready = True
         except ConfigurationError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
-from lightning_normgeo.callbacks._monitors.cadence import PATIENCE, Cadence
+from lightning_normgeo.callbacks._monitors.cadence import PATIENCE, Cadence, is_due
 from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.errors import MeasurementWarning
 from support.projects import Account, Fingerprint, Project, Rows, images, same, sgd, trainer
@@ -322,3 +324,41 @@ def test_steps_by_hand_are_measured_without_a_trace() -> None:
         trainer(*monitors, fingerprint, steps=-1, max_epochs=1).fit(ByHand(), images(8 * 24))
         states.append(fingerprint.states)
     assert same(*states)
+
+
+# --- a cadence that thins ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 7, 20])
+@pytest.mark.parametrize("steps", [50, 3000, 156_400])
+def test_a_thinning_cadence_is_dense_at_first_and_has_a_bounded_number_of_points(n: int, steps: int) -> None:
+    due = [step for step in range(1, steps + 1) if is_due(-n, step)]
+    dense = [step for step in due if step <= 100 * n]
+    assert dense == list(range(n, min(steps, 100 * n) + 1, n))
+    bound = 100 + 50 * max(0.0, math.log2(steps / (100 * n)) + 1)
+    assert len(due) <= bound + 1
+    gaps = [b - a for a, b in itertools.pairwise(due)]
+    assert gaps == sorted(gaps), "less and less often"
+    assert all(gap <= max(n, step / 25) for gap, step in zip(gaps, due, strict=False)), "never far apart"
+
+
+def test_the_papers_training_has_about_four_hundred_points() -> None:
+    """200 epochs of CIFAR-10 in batches of 64, measured every 20 steps at first; 7,820 points without thinning."""
+    assert 350 < sum(is_due(-20, step) for step in range(1, 200 * 782 + 1)) < 450
+
+
+def test_a_monitor_thins_and_a_resumed_training_measures_at_the_same_steps(tmp_path: Any) -> None:
+    def measured(steps: int, path: Any = None) -> tuple[list[int], Any]:
+        rows = Rows()
+        options = {"max_epochs": -1, "max_steps": steps, "log_every_n_steps": 1, "default_root_dir": tmp_path}
+        run = trainer(NormGrowthMonitor("auto"), logger=[rows], **options)
+        run.fit(Project(), images(64, batch_size=4), ckpt_path=path)
+        return [step for step, row in rows.rows if "norm_growth/increment" in row], run
+
+    whole, _ = measured(256)
+    first, run = measured(128)
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    rest, _ = measured(256, tmp_path / "half.ckpt")
+    assert whole == [step - 1 for step in range(1, 257) if is_due(-1, step)]
+    assert len(whole) == 99 + 50 + 15
+    assert first + rest == whole

@@ -1,0 +1,102 @@
+"""Values by layer in a record: names once, nine digits, and everything read back, also from older records."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_normgeo import RecordLogger, read_record
+from lightning_normgeo.errors import MeasurementWarning
+from lightning_normgeo.runs.layer_columns import LayerColumns
+from lightning_normgeo.runs.record_lines import as_line
+
+LAYERS = st.dictionaries(
+    st.text("abc.", min_size=1), st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=5
+)
+
+
+def record_of(folder: Path, steps: list[dict[str, dict[str, float]]]) -> RecordLogger:
+    logger = RecordLogger(str(folder), name="r", version="v")
+    for step, layers in enumerate(steps):
+        logger.log_layers(layers, step=step)
+    logger.finalize("success")
+    return logger
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(
+    steps=st.lists(st.dictionaries(st.text("qr/", min_size=1), LAYERS, min_size=1, max_size=3), min_size=1, max_size=4)
+)
+def test_numbers_of_float32_come_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[dict[str, dict[str, float]]]
+) -> None:
+    logger = record_of(tmp_path_factory.mktemp("r"), steps)
+    found = read_record(logger.folder).layers
+    for step, layers in enumerate(steps):
+        for quantity, values in layers.items():
+            (back,) = (one for at, one in found[quantity] if at == step)
+            assert list(back) == list(values)
+            for layer, value in values.items():
+                assert np.float32(back[layer]) == np.float32(value) or (math.isnan(value) and math.isnan(back[layer]))
+                assert math.isnan(value) or not math.isfinite(value) or abs(back[layer] - value) <= 1e-8 * abs(value)
+
+
+def test_names_are_written_once_for_the_same_columns(tmp_path: Path) -> None:
+    one, other = {"q": {"a": 1.0, "b": 2.0}, "r": {"b": 3.0}}, {"q": {"a": 1.0}}
+    logger = record_of(tmp_path, [one, one, other, one, other])
+    kinds = [line["kind"] for line in lines(logger.path)]
+    assert kinds.count("columns") == 2
+    assert kinds.count("column_values") == 5
+    assert [step for step, _ in read_record(logger.folder).layers["q"]] == [0, 1, 2, 3, 4]
+    assert read_record(logger.folder).layers["r"] == [(step, {"b": 3.0}) for step in (0, 1, 3)]
+
+
+def test_a_process_that_resumes_writes_the_names_again(tmp_path: Path) -> None:
+    record_of(tmp_path, [{"q": {"a": 1.0}}])
+    logger = RecordLogger(str(tmp_path), name="r", version="v")
+    logger.log_layers({"q": {"a": 2.0}}, step=1)
+    logger.finalize("success")
+    assert [line["kind"] for line in lines(logger.path)].count("columns") == 2
+    assert read_record(logger.folder).layers["q"] == [(0, {"a": 1.0}), (1, {"a": 2.0})]
+
+
+def test_values_whose_names_are_lost_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    logger = record_of(tmp_path, [{"q": {"a": 1.0}}, {"q": {"a": 2.0}}])
+    kept = [text for text in logger.path.read_text().splitlines() if json.loads(text)["kind"] != "columns"]
+    logger.path.write_text("\n".join(kept) + "\n")
+    with pytest.warns(
+        MeasurementWarning, match="2 of 4 lines are left out .2 of kind column_values with wrong fields."
+    ):
+        assert read_record(logger.folder).layers == {}
+
+
+def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    path.write_text(as_line("layers", {"step": 7, "values": {"q": {"a": 1.25, "b": math.nan}}}) + "\n")
+    ((step, values),) = read_record(tmp_path).layers["q"]
+    assert (step, values["a"]) == (7, 1.25)
+    assert math.isnan(values["b"])
+
+
+def test_a_measured_point_of_a_large_network_is_small() -> None:
+    """ResNet-101 has 105 weights and 39 quantities by layer: 103 kB a point when names were written each time."""
+    columns = LayerColumns()
+    generator = np.random.default_rng(0)
+    layers = {
+        f"norm_growth/q{k}": {f"layer3.{i}.conv2": float(generator.normal()) for i in range(105)} for k in range(39)
+    }
+    columns.lines(layers, 0)
+    ((kind, line),) = columns.lines(layers, 1)
+    assert kind == "column_values"
+    assert len(line) < 60_000
+    assert len(line) / (105 * 39) < 14
