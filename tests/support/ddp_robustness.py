@@ -32,6 +32,13 @@ from support.projects import ConvNet, Project, images, trainer  # noqa: E402
 COUNT = 31
 RANK, WORLD = int(os.environ.get("LOCAL_RANK", "0")), 1
 
+ATTACKS = [
+    *("gaussian", "bim", "pgd"),
+    {"name": "apgd", "steps": 3, "loss": "dlr", "restarts": 2},
+    {"name": "square", "queries": 4},
+    {"name": "corruptions", "kinds": ["noise", "elastic"], "severities": 3},
+]
+
 
 def data() -> TensorDataset:
     """Return images, two of which are equal, with the same label."""
@@ -120,7 +127,7 @@ def main(folder: str, devices: int) -> None:
     for way, (loaders, settings) in ways().items():
         limit = 12 if way == "limited" else None
         callback = RobustnessEvaluation(
-            eps=0.02, attacks=["gaussian", "bim", "pgd"], noise_std=0.1, num_images=0, max_samples=limit, batch_size=5
+            eps=0.02, attacks=ATTACKS, noise_std=0.1, num_images=0, max_samples=limit, batch_size=5
         )
         run = trainer(callback, default_root_dir=folder, **spread, **settings)
         run.test(project, loaders, verbose=False)
