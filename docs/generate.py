@@ -305,6 +305,8 @@ def files() -> dict[Path, str]:
         found[path] = with_keys(path.read_text(encoding="utf-8"))
     attacks = docs / "reference" / "attacks.md"
     found[attacks] = with_corruptions(attacks.read_text(encoding="utf-8"))
+    robustness = runpy.run_path(str(docs / "robustness_table.py"))
+    found[robustness["PAGE"]] = robustness["with_tables"](robustness["PAGE"].read_text(encoding="utf-8"))
     effective = runpy.run_path(str(docs / "effective_weights.py"))
     found[effective["PAGE"]] = effective["with_tables"](found[effective["PAGE"]])
     for name, norm in NORMS.items():
