@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import time
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +11,13 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
 from lightning_normgeo._lightning import Logger
-from lightning_normgeo.errors import ConfigurationError, is_rank_zero, warn_once
+from lightning_normgeo.errors import warn_once
 from lightning_normgeo.runs.environment import describe_environment
 from lightning_normgeo.runs.hyperparameters import as_nested
 from lightning_normgeo.runs.layer_columns import LayerColumns
 from lightning_normgeo.runs.record import RECORD_NAME
 from lightning_normgeo.runs.record_lines import as_line, plain_json
+from lightning_normgeo.runs.run_folders import check_writable, claim_version
 from lightning_normgeo.utilities.files import as_json
 from lightning_normgeo.utilities.spool import MOST_WAITING, Spool, reason_of
 
@@ -243,42 +242,6 @@ class _NoExperiment:
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *args, **kwargs: None
-
-
-def check_writable(save_dir: str, name: str) -> None:
-    """Check on rank zero that runs can be written to ``save_dir/name``, which is created if needed.
-
-    Raises:
-        ConfigurationError: If they cannot; the message names the folder and the reason.
-    """
-    if not is_rank_zero():
-        return
-    folder = Path(save_dir) / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigurationError(
-            f"RecordLogger(save_dir={save_dir!r}): cannot write there ({error.strerror}). Choose another folder."
-        ) from error
-
-
-def claim_version(folder: Path) -> str:
-    """Create a run folder named after the current time that no other run has, and return its name; on rank zero."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for version in [stamp, *(f"{stamp}-{i}" for i in range(1, 1000))]:
-        if not is_rank_zero():  # other ranks need a name, but write nothing
-            return version
-        try:
-            (folder / version).mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError:  # a full disk: the first line for which there is room creates it
-            return version
-        return version
-    raise ConfigurationError(f"{folder} has a thousand runs that started at {stamp}; give version=… a name.")
 
 
 def _environment() -> dict[str, str]:

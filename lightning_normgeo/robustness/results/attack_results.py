@@ -16,7 +16,7 @@ from lightning_normgeo.robustness.attacks.attack import Attack, Noise
 from lightning_normgeo.robustness.attacks.native_attacks import ProjectedGradient
 from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows, load_decisions
 from lightning_normgeo.robustness.results.statistics import mcnemar, paired_interval, wilson_interval
-from lightning_normgeo.utilities.attack_names import control_of
+from lightning_normgeo.utilities.attack_names import control_of, family
 from lightning_normgeo.utilities.checked_values import short_repr
 
 
@@ -105,7 +105,7 @@ def sanity_warnings(decisions: SampleResults, attacks: Sequence[Attack]) -> list
             "BIM and PGD no direction. Attack the logits before a saturating output, or in float64."
         )
     for attack in attacks:
-        if isinstance(attack, ProjectedGradient):
+        if isinstance(attack, ProjectedGradient) and not attack.role:
             found += _useless(attack, decisions, attacks)
     found += _rising(decisions, attacks)
     return found
@@ -281,8 +281,8 @@ def _rising(decisions: SampleResults, attacks: Sequence[Attack]) -> list[str]:
     ascending = sorted((a for a in attacks if isinstance(a, ProjectedGradient)), key=lambda a: a.eps)
     for k, small in enumerate(ascending):
         for large in ascending[k + 1 :]:
-            if (large.norm, large.random_start) != (small.norm, small.random_start):
-                continue
+            if family(large.name) != family(small.name) or large.eps == small.eps or large.role:
+                continue  # another attack
             gain = compare(decisions.renamed(small.name, "it"), decisions.renamed(large.name, "it"), "it")
             if gain["difference"] > 0 and gain["p_value"] < 0.01:
                 found.append(
