@@ -113,7 +113,8 @@ def test_layers_of_the_first_block_are_in_the_table(logged: tuple[WandbRun, Reco
     assert all(".layer1.0." in f".{layer}" for layer in layers)
     for key, points in record.layers.items():
         for step, values in points:
-            there = {row["layer"]: row[key] for row in rows if row["step"] == step and row.get(key) is not None}
+            here = [row for row in rows if row["step"] == step and row.get(key) is not None]
+            there = {row["layer"]: float(f"{row[key]:.9g}") for row in here}  # the record has nine digits
             assert there == {layer: value for layer, value in values.items() if layer in layers and layer in there}
 
 

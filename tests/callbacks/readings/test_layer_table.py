@@ -196,12 +196,12 @@ def keys_of_layers(record: Record) -> dict[str, set[str]]:
 
 
 def curves(columns: list[str], rows: list[list[Any]]) -> Curves:
-    """Return a table's rows as the record stores them."""
+    """Return a table's rows as the record stores them, with nine digits."""
     found: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for step, layer, *values in rows:
         for key, value in zip(columns[2:], values, strict=True):
             if value is not None:
-                found[key][step][layer] = value
+                found[key][step][layer] = float(f"{value:.9g}")
     return {key: list(points.items()) for key, points in found.items()}
 
 
