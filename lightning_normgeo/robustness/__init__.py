@@ -21,12 +21,12 @@ from lightning_normgeo.robustness.model.rescaled_model import effective_norms as
 from lightning_normgeo.robustness.results.attack_results import AttackResult as AttackResult
 from lightning_normgeo.robustness.results.attack_results import compare as compare
 from lightning_normgeo.robustness.results.attack_results import results_of as results_of
-from lightning_normgeo.robustness.results.attack_results import sanity_warnings as sanity_warnings
 from lightning_normgeo.robustness.results.rank_correlation import RankCorrelation as RankCorrelation
 from lightning_normgeo.robustness.results.rank_correlation import rank_correlation as rank_correlation
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport as RobustnessReport
 from lightning_normgeo.robustness.results.sample_results import SampleResults as SampleResults
 from lightning_normgeo.robustness.results.sample_results import load_decisions as load_decisions
+from lightning_normgeo.robustness.results.sanity_warnings import sanity_warnings as sanity_warnings
 from lightning_normgeo.robustness.results.statistics import holm as holm
 from lightning_normgeo.robustness.results.statistics import mcnemar as mcnemar
 from lightning_normgeo.robustness.results.statistics import mean_interval as mean_interval

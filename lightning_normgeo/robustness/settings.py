@@ -13,12 +13,11 @@ import torch
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.attack import Attack, Noise
 from lightning_normgeo.robustness.attacks.builders import Defaults, step_size
-from lightning_normgeo.robustness.attacks.corruptions import Corruption
-from lightning_normgeo.robustness.attacks.native_attacks import BallAttack, Transfer
+from lightning_normgeo.robustness.attacks.native_attacks import Transfer
 from lightning_normgeo.robustness.attacks.registry import DEFAULT_ATTACKS, attack_list
 from lightning_normgeo.robustness.attacks.requests import FOREIGN, requests
 from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel, threat_model
-from lightning_normgeo.utilities.attack_names import control_of
+from lightning_normgeo.utilities.attack_names import control_of, draws_of_clean
 from lightning_normgeo.utilities.checked_values import (
     flag,
     is_number,
@@ -178,18 +177,14 @@ class RobustnessSettings:
         return tuple(sorted(found, key=lambda attack: not isinstance(attack, Noise)))
 
     @property
-    def details(self) -> list[str]:
-        """The names of rows that are details: parts of suites, corruptions, checks, searches for smallest radii."""
-        parts = {attack.after for attack in self.all_attacks}
-        found = [
-            attack.name
-            for attack in self.all_attacks
-            if attack.name in parts
-            or attack.role
-            or isinstance(attack, Corruption)
-            or (isinstance(attack, BallAttack) and attack.bisections)
-        ]
-        return [*found, *map(control_of, found)]
+    def parts(self) -> dict[str, str]:
+        """The kind of detail by row, for rows that are details: a part of a ``suite``, or :attr:`Attack.part`."""
+        followed = {attack.after for attack in self.all_attacks}
+        found = {one.name: "suite" if one.name in followed else one.part for one in self.all_attacks}
+        found = {name: part for name, part in found.items() if part}
+        return (
+            found | {control_of(name): part for name, part in found.items()} | dict.fromkeys(draws_of_clean(), "draw")
+        )
 
     @property
     def transfers(self) -> bool:

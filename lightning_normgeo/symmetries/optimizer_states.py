@@ -124,7 +124,7 @@ def scale_states(
 
 
 def scaling_of(optimizer: Optimizer) -> StateScaling | None:
-    """Return how the state of an optimizer scales; None if it is not known."""
+    """Return the scaling of an optimizer's state; None if it is not known."""
     for kind in type(optimizer).__mro__:
         found = _SCALINGS.get(f"{kind.__module__}.{kind.__qualname__}")
         if found is not None:

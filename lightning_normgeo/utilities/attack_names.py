@@ -17,6 +17,8 @@ WORST = "worst"
 """Row of the worst case over all attacks with one radius, sample by sample."""
 RESERVED = (r"clean(_draw\d)?", f"{WORST}.*", r".*_(eps|std)\d.*", f".*{RESCALED}")
 """Patterns of names that attacks cannot have, since they have a meaning."""
+NORM_TITLES = {"linf": "l∞", "l2": "l2"}
+"""Titles of norms by their names in settings."""
 _DETAIL = re.compile(r"^clean_draw\d|-[a-z]+_s[1-5](_rescaled)?(/|$)")
 """Names of details in tables that have nothing but names."""
 _RADIUS = re.compile(r"_eps(\d[\d.]*(?:e-?\d+)?)")

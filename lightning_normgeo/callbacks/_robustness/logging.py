@@ -15,7 +15,6 @@ from lightning_normgeo.robustness.results.logged_results import EXAMPLES, ORDER,
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.runs.record import Record, evaluation_stem
 from lightning_normgeo.runs.verdicts import logged_verdicts
-from lightning_normgeo.utilities.attack_names import is_detail
 from lightning_normgeo.utilities.files import write_document
 
 _QUANTITIES = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
@@ -30,9 +29,8 @@ def metrics_of(reports: Mapping[str, RobustnessReport]) -> dict[str, float]:
     """Return the logged metrics by key, without those that are not finite; of details the accuracy only."""
     found: dict[str, float] = {}
     for suffix, report in reports.items():
-        details = {row["attack"] for row in report.rows() if is_detail(row)}
         for attack, result in report.results.items():
-            for quantity in ("accuracy",) if attack in details else _QUANTITIES:
+            for quantity in ("accuracy",) if attack in report.parts else _QUANTITIES:
                 found[f"robustness/{attack}{suffix}/{quantity}"] = float(getattr(result, quantity))
         for quantity in ("accuracy", "ci_low", "ci_high", "n") if report.corruptions is not None else ():
             found[f"robustness/corruptions{suffix}/{quantity}"] = float(getattr(report.corruptions, quantity))

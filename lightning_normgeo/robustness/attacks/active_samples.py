@@ -57,15 +57,8 @@ def any_point(attack: BallAttack, batch: AttackBatch, scores: Tensor) -> tuple[T
         samples = rule.begin(replace(samples, restart=torch.full_like(batch.labels, number)))
         while True:
             last = bool(rule.arrived(samples).all())
-            gradient, losses, here = None, scores, samples.adversarial
-            if rule.needs_gradient and not last:
-                point, losses, gradient = ascent(
-                    batch.logits, here, batch.labels, rule.loss, rule.targets(samples), attack.eot
-                )
-            else:
-                with torch.no_grad():
-                    point = at_least_float32(batch.logits(here))
-                losses = rule.losses(samples, point)
+            here = samples.adversarial
+            point, losses, gradient = _evaluated(rule, samples, batch.logits, attack.eot, moves=not last)
             found[correct], found_scores[correct] = here[correct], point[correct]
             correct = correct & (predicted(point) == batch.labels)
             if not bool(correct.any()):
@@ -74,6 +67,17 @@ def any_point(attack: BallAttack, batch: AttackBatch, scores: Tensor) -> tuple[T
                 break
             samples = rule.move(samples, losses, gradient)
     return found, found_scores
+
+
+def _evaluated(
+    rule: Rule, samples: ActiveSamples, logits: Logits, draws: int, moves: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the logits and losses at the points of samples, with the gradient if the rule moves them by it."""
+    if rule.needs_gradient and moves:
+        return ascent(logits, samples.adversarial, samples.labels, rule.loss, rule.targets(samples), draws)
+    with torch.no_grad():
+        scores = at_least_float32(logits(samples.adversarial))
+    return scores, rule.losses(samples, scores), None
 
 
 class ActiveSet:
@@ -151,15 +155,7 @@ class ActiveSet:
         """Make one step: a pass of one batch of points, with its gradient if the rule needs it."""
         assert self._moving is not None  # noqa: S101
         batch, self._moving = self._moving[: self.batch_size], self._moving[self.batch_size :]
-        gradient: Tensor | None = None
-        if self.rule.needs_gradient:
-            scores, losses, gradient = ascent(
-                logits, batch.adversarial, batch.labels, self.rule.loss, self.rule.targets(batch), self.draws
-            )
-        else:
-            with torch.no_grad():
-                scores = at_least_float32(logits(batch.adversarial))
-            losses = self.rule.losses(batch, scores)
+        scores, losses, gradient = _evaluated(self.rule, batch, logits, self.draws)
         self.passes += len(batch) * (1 if self.rule.needs_gradient else 1 / 3)
         broken = predicted(scores) != batch.labels
         self._end(batch, scores, broken)

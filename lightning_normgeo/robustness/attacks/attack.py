@@ -70,6 +70,11 @@ class Attack:
     after: str | None = None
     role: str = ""
 
+    @property
+    def part(self) -> str:
+        """The kind of detail that the row is, ``check`` or another; empty for a row of its own."""
+        return "check" if self.role else ""
+
     def perturb(self, batch: AttackBatch) -> Tensor:
         """Return the attacked images, in the threat model's space."""
         raise NotImplementedError

@@ -81,9 +81,8 @@ class AutoSteps(Rule):
         share = per_image(torch.where(first, 1.0, _MOMENTUM).to(here.dtype), here)
         ahead = ball.project(ball.ascend(here, gradient, per_image(state["step_size"], here)), samples.images)
         moved = here + share * (ahead - here) + (1 - share) * (here - state["previous"])
-        moved = ball.project(moved, samples.images)
-        moved = torch.where(per_image(samples.step + 1 >= self.steps, moved), ball.finish(moved), moved)
-        return replace(samples, adversarial=moved, step=samples.step + 1, state={**state, "previous": here})
+        samples = replace(samples, state={**state, "previous": here})
+        return self.stepped(samples, ball.project(moved, samples.images))
 
     def _noted(self, samples: ActiveSamples, losses: Tensor, gradient: Tensor) -> ActiveSamples:
         """Return samples with their best points, and with the numbers of steps that raised the loss."""

@@ -37,6 +37,12 @@ def suffix_of(name: str) -> str:
     return RESCALED if is_control(name) else ""
 
 
+def chain_of(attack: Attack, attacks: Sequence[Attack]) -> list[Attack]:
+    """Return an attack and those that get what it does not break, in order."""
+    following = [one for one in attacks if one.after == attack.name]
+    return [attack, *(chain_of(following[0], attacks) if following else [])]
+
+
 class BatchAttacks:
     """Runs all attacks of an evaluation on its batches, and collects the per-sample results.
 
@@ -61,10 +67,12 @@ class BatchAttacks:
         self.assumptions = assumptions
         drawn = [] if assumptions.deterministic else draws_of_clean()
         self.decisions: SampleResults = SampleResults([*self.settings.rows, *drawn])
-        self.shown = ExampleImages(num_images, [*self.settings.details, *drawn])
+        self.shown = ExampleImages(num_images, self.settings.parts)
         self.failed: dict[str, str] = {}
         self.progress: Progress = progress or (lambda name, samples: None)
         self._stages: dict[tuple[str, torch.Size], Stage] = {}
+        attacks = self.settings.all_attacks
+        self._chains = {attack.name: chain_of(attack, attacks) for attack in attacks}
 
     def evaluate(
         self, images: Tensor, labels: Tensor, samples: Tensor, size: int, counted: Tensor | None = None
@@ -130,14 +138,7 @@ class BatchAttacks:
             self.failed[follower.name + suffix_of(name)] = f"{name}, which comes before it, failed. {reason}"
 
     def _chain(self, name: str) -> list[Attack]:
-        """Return an attack by the name of its row, and those that get what it does not break, in order."""
-        found = [attack for attack in self.settings.all_attacks if attack.name == without_control(name)]
-        while found:
-            following = [attack for attack in self.settings.all_attacks if attack.after == found[-1].name]
-            if not following:
-                break
-            found += following
-        return found
+        return self._chains[without_control(name)]
 
     def _is_done(self, name: str, batch: AttackBatch) -> bool:
         """Whether an attack has failed, or has results of an earlier attempt for all samples of a batch."""

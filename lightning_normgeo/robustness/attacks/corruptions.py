@@ -143,6 +143,11 @@ class Corruption(Attack):
     severity: int
     amount: float
 
+    @property
+    def part(self) -> str:
+        """The kind of detail that the row is: one ``corruption`` at one severity."""
+        return "corruption"
+
     def perturb(self, batch: AttackBatch) -> Tensor:
         """Return corrupted images.
 

@@ -43,6 +43,11 @@ class BallAttack(Attack):
     bisections: int = 0
 
     @property
+    def part(self) -> str:
+        """The kind of detail that the row is: also a search for the smallest ``radius``."""
+        return super().part or ("radius" if self.bisections else "")
+
+    @property
     def objective(self) -> Loss:
         """The loss to maximize."""
         return Loss(self.loss, self.targets)

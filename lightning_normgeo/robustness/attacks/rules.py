@@ -116,6 +116,12 @@ class Rule:
         """Return a mask of the samples at the last points of their starts."""
         return samples.step >= self.steps
 
+    def stepped(self, samples: ActiveSamples, moved: Tensor) -> ActiveSamples:
+        """Return samples one step further at other points, of which the last ones of a start are put into the box."""
+        last = per_image(samples.step + 1 >= self.steps, moved)
+        moved = torch.where(last, self.ball.finish(moved), moved)
+        return replace(samples, adversarial=moved, step=samples.step + 1)
+
     def targets(self, samples: ActiveSamples) -> Tensor | None:
         """Return the classes that the starts of the samples aim at; None for a loss without targets."""
         return self.loss.target_of(samples.clean, samples.labels, samples.restart) if self.loss.targets else None
@@ -171,10 +177,7 @@ class FixedSteps(Rule):
         assert gradient is not None  # noqa: S101
         ball, scale = self.ball_of(samples), samples.bounds.get("scale")
         size = self.step_size if scale is None else self.step_size * per_image(scale, samples.images)
-        moved = ball.project(ball.ascend(samples.adversarial, gradient, size), samples.images)
-        last = per_image(samples.step + 1 >= self.steps, moved)
-        moved = torch.where(last, ball.finish(moved), moved)
-        return replace(samples, adversarial=moved, step=samples.step + 1)
+        return self.stepped(samples, ball.project(ball.ascend(samples.adversarial, gradient, size), samples.images))
 
 
 class RandomPoints(Rule):

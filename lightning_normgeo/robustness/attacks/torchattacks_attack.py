@@ -97,22 +97,6 @@ def torchattacks_attack(
     """
     if not len(labels):
         return pixels
-    try:
-        return _attacked(name, logits, pixels, labels, options, indices, seed)
-    except BatchDrawError:
-        single = ((pixels[k : k + 1], labels[k : k + 1], indices[k : k + 1]) for k in range(len(labels)))
-        return torch.cat([_attacked(name, logits, x, y, options, number, seed) for x, y, number in single])
-
-
-def _attacked(
-    name: str,
-    logits: Callable[[Tensor], Tensor],
-    pixels: Tensor,
-    labels: Tensor,
-    options: Mapping[str, Any],
-    indices: Sequence[int],
-    seed: int,
-) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed, indices[0]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="torchattacks")  # warnings of its own code, not those of the model
         originals = pixels.detach().clamp(0, 1)
@@ -122,8 +106,9 @@ def _attacked(
             attack = _attack_class(name)(_Pixels(logits, originals), **{**later, **options})
             with SampleDraws(options.get("seed", seed), indices):
                 attacked: Tensor = attack(images, labels.clone()).detach()
-        except BatchDrawError:
-            raise
+        except BatchDrawError:  # never of a single sample
+            single = ((pixels[k : k + 1], labels[k : k + 1], indices[k : k + 1]) for k in range(len(labels)))
+            return torch.cat([torchattacks_attack(name, logits, x, y, options, i, seed) for x, y, i in single])
         except Exception as error:
             error.add_note(f"This was torchattacks.{name} with {dict(options)}.")
             raise

@@ -104,9 +104,7 @@ class EvaluatedModel:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the logits of images in the threat model's space."""
-        loaded = self.inputs.from_space(images, self.settings.threat.space)
-        if self._narrow is not None:
-            loaded = loaded.to(self._narrow)
+        loaded = self._loaded(images)
         if self.folded is not None:
             loaded = self.folded.arranged(loaded)
         return at_least_float32(self._compiled(loaded))
@@ -118,8 +116,12 @@ class EvaluatedModel:
 
     def _of_surrogate(self, images: Tensor) -> Tensor:
         assert self._other is not None  # noqa: S101
+        return at_least_float32(self._other(self._loaded(images)))
+
+    def _loaded(self, images: Tensor) -> Tensor:
+        """Return images of the threat model's space as the loader yields them, in the model's precision."""
         loaded = self.inputs.from_space(images, self.settings.threat.space)
-        return at_least_float32(self._other(loaded if self._narrow is None else loaded.to(self._narrow)))
+        return loaded if self._narrow is None else loaded.to(self._narrow)
 
     @property
     def representable(self) -> Callable[[Tensor, Tensor], Tensor] | None:

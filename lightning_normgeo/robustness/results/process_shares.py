@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from lightning_normgeo.robustness.inputs import InputSpace
-from lightning_normgeo.robustness.results.attack_results import results_of, sanity_warnings
+from lightning_normgeo.robustness.results.attack_results import results_of
 from lightning_normgeo.robustness.results.corruption_summary import corruption_summary
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.results.sample_identity import merged_places
 from lightning_normgeo.robustness.results.sample_results import SampleResults
 from lightning_normgeo.robustness.results.sanity_checks import sanity_checks
+from lightning_normgeo.robustness.results.sanity_warnings import sanity_warnings
 from lightning_normgeo.robustness.results.smallest_radii import smallest_radii
 from lightning_normgeo.robustness.results.worst_case import worst_cases
 from lightning_normgeo.robustness.settings import RobustnessSettings
@@ -80,6 +81,7 @@ def report_of(parts: Sequence[ProcessShare], settings: RobustnessSettings, shown
         shown=shown,
         weights=with_samples[0].weights,
         not_evaluated=failed,
+        parts=settings.parts,
         worst=worst,
         radii=smallest_radii(decisions, attacks),
         corruptions=corruption_summary(decisions, attacks),

@@ -15,7 +15,7 @@ from lightning_normgeo.robustness.results.sample_results import SampleResults
 from lightning_normgeo.robustness.results.sanity_checks import SanityCheck, verdict_on
 from lightning_normgeo.robustness.results.smallest_radii import SmallestRadii
 from lightning_normgeo.robustness.results.worst_case import WorstCase
-from lightning_normgeo.utilities.attack_names import draws_of_clean, without_control
+from lightning_normgeo.utilities.attack_names import NORM_TITLES, draws_of_clean, without_control
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.files import finite, write_document
 from lightning_normgeo.utilities.notebook import NotebookTable, summary
@@ -49,6 +49,7 @@ class RobustnessReport:
         shown: example images, by :mod:`sample <lightning_normgeo.robustness.results.sample_identity>`.
         weights: weight norms: raw and effective ones, and those of the control.
         not_evaluated: the reason for each attack without a result; under ``all attacks`` if there is no result at all.
+        parts: the kind of detail by row, for rows that are details, see :attr:`.RobustnessSettings.parts`.
         worst: what each attack adds to the worst case over attacks, for each radius.
         radii: the smallest radii at which an attack succeeds, for each attack that looks for them.
         corruptions: accuracies under corruptions; None without any.
@@ -62,6 +63,7 @@ class RobustnessReport:
     shown: ExampleImages = field(default_factory=ExampleImages)
     weights: dict[str, Any] = field(default_factory=dict)
     not_evaluated: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
     worst: list[WorstCase] = field(default_factory=list)
     radii: dict[str, SmallestRadii] = field(default_factory=dict)
     corruptions: CorruptionSummary | None = None
@@ -103,19 +105,10 @@ class RobustnessReport:
             strength = self.settings["attacks"].get(without_control(name), {})
             known = {"attack": name, "eps": self._radius(strength), "std": strength.get("std"), **asdict(result)}
             others = {"by_class": known["by_class"], "not_finite": known["not_finite"], **self._changed(name)}
-            if part := self._part(name):
-                others["part"] = part
+            if name in self.parts:
+                others["part"] = self.parts[name]
             rows.append({**{column: known[column] for column in COLUMNS}, **others})
         return rows
-
-    def _part(self, name: str) -> str:
-        """Return the kind of detail that a row is; empty for a row of its own."""
-        known = self.settings["attacks"]
-        own = known.get(without_control(name), {})
-        if any(other.get("after") == without_control(name) for other in known.values()):
-            return "suite"
-        kinds = {"corruption": "corruption", "role": "check", "bisections": "radius"}
-        return next((part for key, part in kinds.items() if own.get(key)), _draw(name))
 
     def _changed(self, name: str) -> dict[str, int]:
         attack = without_control(name)
@@ -204,7 +197,7 @@ class RobustnessReport:
         for case in self.worst:
             n = self.results[case.name].n
             steps = [f"clean {100 * self.results['clean'].accuracy:.2f}"]
-            named = [name for name in case.attacks if case.gained[name] or self._part(name) != "check"]
+            named = [name for name in case.attacks if case.gained[name] or self.parts.get(name) != "check"]
             steps += [f"{name} −{100 * case.gained[name] / n:.2f}" for name in named]
             found.append(f"{' → '.join(steps)} → {case.name} {100 * self.results[case.name].accuracy:.2f} %")
         return found
@@ -212,9 +205,8 @@ class RobustnessReport:
     @property
     def medians(self) -> list[str]:
         """For each attack that looks for the smallest radius, the median with its 95 % interval."""
-        norms = {"linf": "l∞", "l2": "l2"}
         return [
-            f"{name}: median of the smallest {norms[one.norm]} radius {one.median:.4g} "
+            f"{name}: median of the smallest {NORM_TITLES[one.norm]} radius {one.median:.4g} "
             f"({one.ci_low:.4g} … {one.ci_high:.4g}), {one.broken} of {one.n} broken"
             for name, one in self.radii.items()
         ]
@@ -255,7 +247,7 @@ class RobustnessReport:
 
     def __str__(self) -> str:
         """Return the table."""
-        shown = {name: one for name, one in self.results.items() if self._part(name) != "corruption"}
+        shown = {name: one for name, one in self.results.items() if self.parts.get(name) != "corruption"}
         width = max(len(name) for name in ("attack", *shown, *self.not_evaluated))
         lines = [f"{'attack':{width}}  accuracy   95 % interval     drop       n"]
         for name, r in shown.items():
@@ -265,7 +257,3 @@ class RobustnessReport:
             )
         lines += [f"{name:{width}}  not evaluated: {reason}" for name, reason in self.not_evaluated.items()]
         return "\n".join([*lines, *self.notes])
-
-
-def _draw(name: str) -> str:
-    return "draw" if name in draws_of_clean() else ""

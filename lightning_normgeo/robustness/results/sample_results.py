@@ -156,7 +156,7 @@ class SampleResults:
     def attach(self, name: str, rows: SampleRows) -> None:
         """Add the results of a row that is made from others."""
         self._rows[name], self.seen[name] = [], (0, 0)
-        SampleResults.add(self, name, rows)
+        self.add(name, rows)
 
     def of(self, attack: str) -> SampleRows:
         """Return the results of all samples under an attack, ordered by index.

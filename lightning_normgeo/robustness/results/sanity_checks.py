@@ -11,11 +11,8 @@ from lightning_normgeo.robustness.attacks.builders import ITERATIVE, RANDOM, SIN
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack, Transfer
 from lightning_normgeo.robustness.results.attack_results import compare
 from lightning_normgeo.robustness.results.sample_results import SampleResults
+from lightning_normgeo.robustness.results.sanity_warnings import LEVEL, too_many
 
-LEVEL = 0.01
-"""Significance level at which a difference between two attacks counts, in McNemar's test on the same samples."""
-_ZERO_SHARE = 0.05
-"""Share of images with a gradient of zero above which gradients count as masked."""
 _UNBROKEN = 0.01
 """Share of images that an attack without a bound may leave unbroken: a few may saturate the softmax."""
 PASSED, FAILED, UNTESTED = "passed", "failed", "not tested"
@@ -79,7 +76,7 @@ def _gradients(decisions: SampleResults) -> SanityCheck:
     if not len(known):
         return SanityCheck(claim, UNTESTED, "no attack has computed the gradient at the images")
     bad = int((known == 0).sum() + known.isinf().sum())
-    outcome = FAILED if bad > max(2, _ZERO_SHARE * len(known)) else PASSED
+    outcome = FAILED if too_many(bad, len(known)) else PASSED
     return SanityCheck(claim, outcome, f"{bad} of {len(known)} images have a gradient of zero or none")
 
 
