@@ -12,6 +12,7 @@ from lightning_normgeo.report.figures.curves import Row
 from lightning_normgeo.report.figures.figure import SMALL, WIDTH, Figure, color_of, dash_of, panels, unique
 from lightning_normgeo.robustness.results.statistics import wilson_interval
 from lightning_normgeo.utilities.attack_names import (
+    NORM_TITLES,
     attack_title,
     control_of,
     family,
@@ -127,7 +128,7 @@ def _by_smallest_radius(run: Run, attack: str, radii: Mapping[str, Any]) -> Iter
         correct, n = round(accuracy * radii["n"]), radii["n"]
         low, high = wilson_interval(correct, n)
         point = {"accuracy": accuracy, "ci_low": low, "ci_high": high, "correct": correct, "n": n}
-        norm = {"linf": "l∞"}.get(radii["norm"], radii["norm"])
+        norm = NORM_TITLES.get(radii["norm"], radii["norm"])
         yield {**_row(run, point, f"{attack}, smallest radii"), "norm": norm, "eps": eps}
 
 

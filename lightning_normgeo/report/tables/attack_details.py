@@ -12,7 +12,8 @@ from lightning_normgeo.report.tables.cells import NOTHING, interval, percent
 from lightning_normgeo.report.tables.evaluations import Evaluation
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.attacks.corruptions import CORRUPTIONS
-from lightning_normgeo.utilities.attack_names import attack_title, is_control, split_attack
+from lightning_normgeo.robustness.results.logged_results import detail_tables as detail_tables_of
+from lightning_normgeo.utilities.attack_names import NORM_TITLES, attack_title, is_control, split_attack
 
 _WORST = (
     "A sample is robust only if it withstands all attacks with a radius up to this one. Breaks: samples that are wrong "
@@ -55,27 +56,40 @@ def detail_tables(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> lis
     return [table for table in tables if table is not None]
 
 
-def _parts(runs: Sequence[Run], key: str) -> Iterator[tuple[str, Any]]:
-    """Yield the name of each run, and the part of its evaluations' documents with this key."""
+def _documents(runs: Sequence[Run]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name of each run and loader, and the document of its evaluation."""
     for run in runs:
         for loader, document in run.evaluated_parts.items():
-            if document.get(key):
-                yield f"{run.name} {loader}".rstrip(), document[key]
+            yield f"{run.name} {loader}".rstrip(), document
+
+
+def _parts(runs: Sequence[Run], key: str) -> Iterator[tuple[str, Any]]:
+    """Yield the name of each run and loader, and the part of its evaluation's document with this key."""
+    return ((name, document[key]) for name, document in _documents(runs) if document.get(key))
 
 
 def _worst(runs: Sequence[Run]) -> Table | None:
+    return _listed(runs, "worst", "worst-case", "What each attack adds", _WORST, attack_title)
+
+
+def _checks(runs: Sequence[Run]) -> Table | None:
+    return _listed(runs, "sanity", "sanity", "Are the attacks sound?", _CHECKS, str)
+
+
+def _listed(
+    runs: Sequence[Run], detail: str, anchor: str, title: str, caption: str, show: Callable[[str], str]
+) -> Table | None:
+    """Return the table of a kind of detail as loggers get it, for all runs; texts are shown by a function."""
+    known = ((name, detail_tables_of(document).get(detail)) for name, document in _documents(runs))
+    found = [(name, *table) for name, table in known if table is not None]
+    if not found:
+        return None
     rows = [
-        [text(name), text(attack_title(case["name"])), text(attack_title(attack)), *_counts(case, attack)]
-        for name, cases in _parts(runs, "worst")
-        for case in cases
-        for attack in case["attacks"]
+        [text(name), *(text(show(cell)) if isinstance(cell, str) else number(cell, "d") for cell in row)]
+        for name, _, rows in found
+        for row in rows
     ]
-    columns = ["network", "worst case", "attack", "breaks", "takes", "alone"]
-    return Table("worst-case", "What each attack adds", _WORST, columns, rows) if rows else None
-
-
-def _counts(case: Mapping[str, Any], attack: str) -> list[Cell]:
-    return [number(case[column][attack], "d") for column in ("broken", "gained", "alone")]
+    return Table(anchor, title, caption, ["network", *found[0][1]], rows)
 
 
 def _agreement(evaluations: Sequence[Evaluation]) -> Table | None:
@@ -102,16 +116,12 @@ def _agreement(evaluations: Sequence[Evaluation]) -> Table | None:
 
 
 def _radii(runs: Sequence[Run]) -> Table | None:
-    norms = {"linf": "l∞", "l2": "l2"}
     rows = [
         [
             text(name),
             text(attack_title(attack)),
-            text(norms.get(one["norm"], str(one["norm"]))),
-            Cell(
-                f"{_radius(one['median'])} [{_radius(one['ci_low'])}, {_radius(one['ci_high'])}]",
-                _finite(one["median"]),
-            ),
+            text(NORM_TITLES.get(one["norm"], str(one["norm"]))),
+            _median(one),
             number(one["broken"], "d"),
             number(one["n"], "d"),
         ]
@@ -193,16 +203,3 @@ def _lowest(chosen: Sequence[tuple[Run, Mapping[str, Any]]]) -> Callable[[int], 
         return min((value for value in values if isinstance(value, float)), default=math.inf)
 
     return accuracy
-
-
-def _checks(runs: Sequence[Run]) -> Table | None:
-    rows = [
-        [text(name), text(check["claim"]), text(check["outcome"]), text(check["evidence"])]
-        for name, checks in _parts(runs, "sanity")
-        for check in checks
-    ]
-    return (
-        Table("sanity", "Are the attacks sound?", _CHECKS, ["network", "check", "outcome", "numbers"], rows)
-        if rows
-        else None
-    )

@@ -10,8 +10,6 @@ from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.formats.text import markdown_table
 from lightning_normgeo.report.setting_roles import is_weight_decay
 from lightning_normgeo.report.story import (
-    CHANNELS,
-    EFFECTIVE_WEIGHTS,
     WANDB_ROBUSTNESS,
     WANDB_SECTIONS,
     WANDB_TRAINING,
@@ -29,12 +27,9 @@ from lightning_normgeo.report.wandb.panels import (
 )
 from lightning_normgeo.report.wandb.result_panels import (
     attack_panels,
-    channel_panels,
-    channel_tables,
-    effective_panels,
-    effective_tables,
     example_keys,
     result_tables,
+    weight_results,
 )
 from lightning_normgeo.report.wandb.runset import evaluations, ids, runset
 from lightning_normgeo.report.wandb.workspace_spec import TITLE
@@ -62,8 +57,8 @@ def build_report(runs: Sequence[Run], entity: str, project: str, tables: Sequenc
     blocks += _training_blocks(wr, runs)
     for section in WANDB_SECTIONS:
         blocks += _section_blocks(wr, runs, section)
-    blocks += _result_blocks(wr, runs, EFFECTIVE_WEIGHTS, effective_panels(wr, runs), effective_tables(runs))
-    blocks += _result_blocks(wr, runs, CHANNELS, channel_panels(wr, runs), channel_tables(runs))
+    for section, panels, keys in weight_results(wr, runs):
+        blocks += _result_blocks(wr, runs, section, panels, keys)
     blocks += _robustness_blocks(wr, runs)
     blocks += _table_blocks(wr, [table for table in tables if table.anchor != ANCHOR])
     blocks += _settings_blocks(wr, runs)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_normgeo.report import story
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.recorded_channels import REPLACED, results_of
+from lightning_normgeo.report.story import Section
 from lightning_normgeo.report.tables.correlations import strongest_attack
 from lightning_normgeo.report.tables.evaluations import Evaluation
 from lightning_normgeo.report.wandb.panels import bars, logged, place
@@ -37,7 +39,17 @@ def attack_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
     return [bars(wr, title, [key], span, place(wr, i)) for i, (title, key, span) in enumerate(found)]
 
 
-def effective_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
+def weight_results(wr: Any, runs: Sequence[Run]) -> list[tuple[Section, list[Any], list[str]]]:
+    """Return the sections of effective weights and masked channels, with their panels and the keys of their tables."""
+    effective = [f"{GROUP}/layers"] if any(key.startswith(f"{GROUP}/") for key in logged(runs)) else []
+    channels = [f"{CHANNELS}/{name}" for name in ("results", "table") if any(results_of(run) for run in runs)]
+    return [
+        (story.EFFECTIVE_WEIGHTS, _effective_panels(wr, runs), effective),
+        (story.CHANNELS, _channel_panels(wr, runs), channels),
+    ]
+
+
+def _effective_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
     """Return a panel for each quantity of effective weights, and of several attacked runs the accuracy against it."""
     known = logged(runs)
     found = [quantity for quantity in EFFECTIVE if quantity.key in known]
@@ -58,7 +70,7 @@ def effective_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
     return panels
 
 
-def channel_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
+def _channel_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
     """Return a panel for each share of channels and replacement: a bar for each criterion and for the whole network."""
     whole, panels = f"{CHANNELS}/clean/accuracy", dict[tuple[float, str], list[str]]()
     for row in (row for run in runs for row in results_of(run)):
@@ -71,16 +83,6 @@ def channel_panels(wr: Any, runs: Sequence[Run]) -> list[Any]:
         bars(wr, f"{100 * ratio:g} % of channels {REPLACED.get(name, name)}", keys, (0.0, 1.0), place(wr, i))
         for i, ((ratio, name), keys) in enumerate(panels.items())
     ]
-
-
-def effective_tables(runs: Sequence[Run]) -> list[str]:
-    """Return the keys of the tables of effective weights that some run has."""
-    return [f"{GROUP}/layers"] if any(key.startswith(f"{GROUP}/") for key in logged(runs)) else []
-
-
-def channel_tables(runs: Sequence[Run]) -> list[str]:
-    """Return the keys of the tables of channels that some run has."""
-    return [f"{CHANNELS}/{name}" for name in ("results", "table") if any(results_of(run) for run in runs)]
 
 
 def result_tables(runs: Sequence[Run], stems: Sequence[str]) -> list[str]:

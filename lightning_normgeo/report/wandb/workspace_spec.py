@@ -9,8 +9,6 @@ from typing import Any
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.story import (
     AT_A_GLANCE,
-    CHANNELS,
-    EFFECTIVE_WEIGHTS,
     WANDB_KEYS,
     WANDB_ROBUSTNESS,
     WANDB_SECTIONS,
@@ -28,12 +26,9 @@ from lightning_normgeo.report.wandb.panels import (
 )
 from lightning_normgeo.report.wandb.result_panels import (
     attack_panels,
-    channel_panels,
-    channel_tables,
-    effective_panels,
-    effective_tables,
     example_keys,
     result_tables,
+    weight_results,
 )
 from lightning_normgeo.report.wandb.runset import columns, evaluations, grouping
 from lightning_normgeo.runs.quantities import QUANTITIES
@@ -88,12 +83,7 @@ def _contents(wr: Any, runs: Sequence[Run]) -> list[tuple[str, str, list[Any]]]:
         (AT_A_GLANCE.title, AT_A_GLANCE.caption, [*headline_panels(wr, runs), *_tables(wr, verdicts)]),
         (WANDB_TRAINING.title, WANDB_TRAINING.caption, training_panels(wr, runs)),
         *((one.title, one.wandb_text or one.caption, section_panels(wr, runs, one)) for one in WANDB_SECTIONS),
-        (
-            EFFECTIVE_WEIGHTS.title,
-            EFFECTIVE_WEIGHTS.caption,
-            [*effective_panels(wr, runs), *_tables(wr, effective_tables(runs))],
-        ),
-        (CHANNELS.title, CHANNELS.caption, [*channel_panels(wr, runs), *_tables(wr, channel_tables(runs))]),
+        *((one.title, one.caption, [*panels, *_tables(wr, keys)]) for one, panels, keys in weight_results(wr, runs)),
         ("Robustness", WANDB_ROBUSTNESS, [*attack_panels(wr, runs), *of_evaluations]),
         (WANDB_KEYS.title, WANDB_KEYS.caption, _tables(wr, [KEYS] if measured else [])),
     ]
