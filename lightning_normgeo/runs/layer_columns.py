@@ -14,13 +14,15 @@ from typing import Any
 from lightning_normgeo.runs.record_lines import as_line
 
 _DIGITS = 9
+Columns = tuple[tuple[str, tuple[str, ...]], ...]
+"""Quantities, each with its layers."""
 
 
 class LayerColumns:
     """Lines of a record with values by layer; the names come in a line of their own before they are first used."""
 
     def __init__(self) -> None:
-        self._written: set[str] = set()
+        self._keys: dict[Columns, str] = {}
 
     def lines(self, layers: Mapping[str, Mapping[str, float]], step: int | None) -> list[tuple[str, str]]:
         """Return the kinds and the texts of the lines for one step.
@@ -29,17 +31,23 @@ class LayerColumns:
             layers: values by layer of several quantities.
             step: optimizer step.
         """
-        names = list(dict.fromkeys(layer for values in layers.values() for layer in values))
-        number = {name: k for k, name in enumerate(names)}
-        places = {quantity: [number[layer] for layer in values] for quantity, values in layers.items()}
-        columns = {"layers": names, "quantities": places}
-        key = hashlib.blake2b(json.dumps(columns).encode(), digest_size=6).hexdigest()
+        columns = tuple((quantity, tuple(values)) for quantity, values in layers.items())
+        found = []
+        if columns not in self._keys:
+            key, names = _names_of(columns)
+            self._keys[columns] = key
+            found.append(("columns", as_line("columns", {"columns": key, **names})))
         rows = [[_rounded(value) for value in values.values()] for values in layers.values()]
-        found = [("column_values", as_line("column_values", {"step": step, "columns": key, "values": rows}))]
-        if key not in self._written:
-            self._written.add(key)
-            found.insert(0, ("columns", as_line("columns", {"columns": key, **columns})))
-        return found
+        fields = {"step": step, "columns": self._keys[columns], "values": rows}
+        return [*found, ("column_values", as_line("column_values", fields))]
+
+
+def _names_of(columns: Columns) -> tuple[str, dict[str, Any]]:
+    """Return the key of columns, and their names: all layers once, and the numbers of those of each quantity."""
+    layers = list(dict.fromkeys(layer for _, own in columns for layer in own))
+    number = {layer: k for k, layer in enumerate(layers)}
+    names = {"layers": layers, "quantities": {quantity: [number[layer] for layer in own] for quantity, own in columns}}
+    return hashlib.blake2b(json.dumps(names).encode(), digest_size=6).hexdigest(), names
 
 
 def _rounded(value: Any) -> Any:

@@ -57,7 +57,7 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         count += 1
         try:
-            line = checked(parsed(raw), columns)
+            line = _named(checked(parsed(raw)), columns)
         except ValueError as error:
             left_out[str(error)] += 1
             cut_off = str(error) if _BEGINNING.startswith(raw.strip()[: len(_BEGINNING)]) else ""
@@ -74,12 +74,11 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     _warn(path, count, +left_out)  # the sign removes reasons whose count is zero
 
 
-def checked(line: Mapping[str, Any], columns: Mapping[str, Columns] | None = None) -> dict[str, Any]:
+def checked(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return a line with the fields of its kind, checked and converted.
 
     Args:
         line: Line of a record, as parsed from JSON.
-        columns: Names of the columns of earlier lines, by which a line of their values becomes one of ``layers``.
 
     Raises:
         ValueError: If a field is missing or wrong; the message is a short reason that lines can be counted by.
@@ -87,17 +86,19 @@ def checked(line: Mapping[str, Any], columns: Mapping[str, Columns] | None = Non
     kind = line.get("kind")
     if not isinstance(kind, str):
         raise ValueError("without a kind")
-    if kind not in _KINDS and kind != "column_values":
+    if kind not in _KINDS:
         raise ValueError("of an unknown kind")
     try:
         moment = _finite(line.get("time", 0.0))
         if not 0 <= moment < _LAST_YEAR:
             raise ValueError(moment)
-        if kind == "column_values":
-            return {"kind": "layers", "time": moment, **_column_values(line, columns or {})}
         return {"kind": kind, "time": moment, **_KINDS[kind](line)}
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"of kind {kind} with wrong fields") from error
+        raise ValueError(_wrong(kind)) from error
+
+
+def _wrong(kind: str) -> str:
+    return f"of kind {kind} with wrong fields"
 
 
 def _metrics(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,14 +120,27 @@ def _columns(line: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _column_values(line: Mapping[str, Any], columns: Mapping[str, Columns]) -> dict[str, Any]:
-    """Return the fields of a line of ``layers`` from one with the values of columns."""
-    names, rows = columns[_text(line["columns"])], _list(line["values"])
-    values = {
-        key: {layer: _number(value) for layer, value in zip(layers, _list(row), strict=True)}
-        for (key, layers), row in zip(names, rows, strict=True)
-    }
-    return {"step": _step(line), "values": values}
+def _column_values(line: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [[_number(value) for value in _list(row)] for row in _list(line["values"])]
+    return {"step": _step(line), "columns": _text(line["columns"]), "values": rows}
+
+
+def _named(line: dict[str, Any], columns: Mapping[str, Columns]) -> dict[str, Any]:
+    """Return a line with the values of columns as one of ``layers``, by their names in an earlier line; others as is.
+
+    Raises:
+        ValueError: If the names are not known, or others than the values.
+    """
+    if line["kind"] != "column_values":
+        return line
+    try:
+        values = {
+            key: dict(zip(layers, row, strict=True))
+            for (key, layers), row in zip(columns[line["columns"]], line["values"], strict=True)
+        }
+    except (LookupError, ValueError) as error:
+        raise ValueError(_wrong(line["kind"])) from error
+    return {"kind": "layers", "time": line["time"], "step": line["step"], "values": values}
 
 
 def _settings(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,6 +232,7 @@ _KINDS = {
     "metrics": _metrics,
     "layers": _layers,
     "columns": _columns,
+    "column_values": _column_values,
     "settings": _settings,
     "environment": _environment,
     "results": _results,
