@@ -10,8 +10,8 @@ PATIENCE = 16
 """Number of batches, before and after the batch in which an optimizer should step, in which hooks wait for its step."""
 
 
-DENSE = 50
-"""Measurements of a cadence that thins between two halvings, and half of those before the first."""
+DENSE = 100
+"""Measurements of a cadence that thins before its first halving; half as many come between two halvings."""
 
 
 def is_due(every: int, step: int) -> bool:
@@ -24,7 +24,7 @@ def is_due(every: int, step: int) -> bool:
         step: the step number, counted from 1.
     """
     if every < 0:
-        halvings = max(step // (DENSE * -every), 1).bit_length() - 1
+        halvings = max(2 * step // (DENSE * -every), 1).bit_length() - 1
         every = -every * 2**halvings
     return step % every == 0
 
