@@ -9,27 +9,14 @@ import yaml
 
 from lightning_normgeo import ChannelEvaluation, OrthogonalityMonitor, read_record
 from lightning_normgeo.cli import run
-
-TINY = {
-    "trainer": {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "limit_train_batches": 1,
-        "limit_val_batches": 1,
-        "limit_test_batches": 1,
-        "log_every_n_steps": 1,
-        "enable_progress_bar": False,
-    },
-    "model": {"arch": "resnet18", "stem": "imagenet"},
-    "data": {"class_path": "lightning_normgeo.DigitsDataModule", "init_args": {"batch_size": 4}},
-}
+from support.tiny_config import TINY_DIGITS
 
 
 @pytest.mark.filterwarnings("ignore:The gradient is zero for:lightning_normgeo.errors.MeasurementWarning")
 @pytest.mark.filterwarnings("ignore:bim does not raise the loss:lightning_normgeo.errors.MeasurementWarning")
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 def test_it_adds_to_the_callbacks_of_a_base(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY_DIGITS))
     cli = run(["fit", "--config", "tiny.yaml", "--config", "channels", "--wandb", "disabled"])
     kinds = [type(callback) for callback in cli.trainer.callbacks]
     assert {ChannelEvaluation, OrthogonalityMonitor} <= set(kinds)

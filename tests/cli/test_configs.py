@@ -33,6 +33,7 @@ from lightning_normgeo.study.validation import Checker
 from support.in_process import InProcess
 from support.isolation import REPOSITORY
 from support.scripts import load_script
+from support.tiny_config import TINY
 
 pytestmark = [
     # Lightning's LightningCLI calls what jsonargparse 4.49 renamed
@@ -46,19 +47,6 @@ FRAGMENTS = [path for path in CONFIGS if "callbacks+" in (yaml.safe_load(path.re
 STUDIES = [path for path in CONFIGS if "grid" in yaml.safe_load(path.read_text())]
 DATA = {"paper_resnet18": "cifar10", "paper_cifar10": "cifar10", "paper_cifar100": "cifar100"}
 """Data sets of the studies that train on CIFAR."""
-TINY = {
-    "trainer": {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "limit_train_batches": 1,
-        "limit_val_batches": 1,
-        "limit_test_batches": 1,
-        "log_every_n_steps": 1,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    },
-    "model": {"arch": "resnet18", "stem": "imagenet"},
-}
 
 
 def named(path: Path) -> str:

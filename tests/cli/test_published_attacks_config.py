@@ -11,25 +11,12 @@ import yaml
 from lightning_normgeo import RobustnessEvaluation, read_record
 from lightning_normgeo.cli import run
 from lightning_normgeo.errors import MeasurementWarning
-
-TINY = {
-    "trainer": {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "limit_train_batches": 1,
-        "limit_val_batches": 1,
-        "limit_test_batches": 1,
-        "log_every_n_steps": 1,
-        "enable_progress_bar": False,
-    },
-    "model": {"arch": "resnet18", "stem": "imagenet"},
-    "data": {"class_path": "lightning_normgeo.DigitsDataModule", "init_args": {"batch_size": 4}},
-}
+from support.tiny_config import TINY_DIGITS
 
 
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 def test_it_adds_an_evaluation_beside_that_of_a_base(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY_DIGITS))
     with warnings.catch_warnings(action="ignore", category=MeasurementWarning):  # of an untrained network
         cli = run(["fit", "--config", "tiny.yaml", "--config", "published_attacks", "--wandb", "disabled"])
     names = [one.name for one in cli.trainer.callbacks if isinstance(one, RobustnessEvaluation)]
