@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton, whose interpreter then runs the GPU kernels
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
 import numpy as np

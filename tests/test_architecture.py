@@ -77,7 +77,7 @@ THIRD_PARTY = {
     "utilities.checkpoints": {"torch"},
     "utilities.attack_names": set(),
     "terminal": set(),
-    "geometry": {"torch", "numba"},  # numba only if it is installed
+    "geometry": {"torch", "numba", "triton"},  # the last two only if they are installed
     "normalization": {"torch"},
     "symmetries": {"numpy", "scipy", "torch"},
     "robustness": {"torch", "numpy", "PIL", "torchvision", "tqdm", "torchattacks"},  # the last one only on request
@@ -157,7 +157,7 @@ def test_files_are_short(file: Path) -> None:
     ("module", "absent"),
     [
         ("lightning_normgeo", ["torch", "pytorch_lightning", "lightning", "numpy"]),
-        ("lightning_normgeo.geometry", ["pytorch_lightning", "lightning", "wandb", "numba"]),
+        ("lightning_normgeo.geometry", ["pytorch_lightning", "lightning", "wandb", "numba", "triton"]),
         ("lightning_normgeo.normalization", ["pytorch_lightning", "lightning", "wandb"]),
         ("lightning_normgeo.robustness", ["pytorch_lightning", "lightning", "wandb"]),
         ("lightning_normgeo.probes", ["pytorch_lightning", "lightning", "wandb"]),

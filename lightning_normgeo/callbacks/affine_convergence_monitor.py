@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -105,11 +106,13 @@ class AffineConvergenceMonitor(GeometryMonitor):
             device,
         )
         layers, picked = LayerSegments(names, widths, device), LayerSegments(names, runs, device)
-        for name, values in gaps.items():
+        stacked = torch.stack(list(gaps.values()))
+        quantiles = stacked.quantile(_levels(stacked.dtype, device), dim=1).unbind(1)
+        for (name, values), (median, q90) in zip(gaps.items(), quantiles, strict=True):
             key = f"affine/{name}"
             yield layers.reading(f"{key}_mean", values, layers.mean)
-            yield Reading(f"{key}_median", values.quantile(0.5))
-            yield Reading(f"{key}_q90", values.quantile(0.9))
+            yield Reading(f"{key}_median", median)
+            yield Reading(f"{key}_q90", q90)
             yield Reading(f"{key}_channel", None, picked.mean(values[index]), names)
         yield from _several_passes(measured.statistics)
 
@@ -123,6 +126,12 @@ class AffineConvergenceMonitor(GeometryMonitor):
         """Return the channel of a layer that is logged separately: the same for the same seed, name and width."""
         digest = hashlib.sha256(f"{self.channel_seed}:{layer}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % channels
+
+
+@functools.lru_cache(maxsize=4)
+def _levels(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the levels of the quantiles that are logged, on the device; cached, since building them is a transfer."""
+    return torch.tensor([0.5, 0.9], dtype=dtype, device=device)
 
 
 def _gaps(passes: Sequence[BatchStatistics]) -> dict[str, Tensor]:

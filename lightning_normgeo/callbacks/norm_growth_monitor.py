@@ -164,10 +164,10 @@ def _explained(group: str, columns: StackedUnits) -> Iterator[Reading]:
 def _by_formula(group: str, columns: StackedUnits) -> Iterator[Reading]:
     layers, terms = columns.layers, columns.terms
     assert terms is not None  # noqa: S101
-    yield layers.reading(f"{group}/explained", terms.total, layers.sum)
+    yield layers.reading(f"{group}/explained", columns.explained, layers.sum)
     for name, values in terms._asdict().items():
         yield layers.reading(f"{group}/term_{name}", values, layers.sum)
-    yield layers.reading(f"{group}/residual", columns.increment - terms.total, layers.sum)
+    yield layers.reading(f"{group}/residual", columns.residual, layers.sum)
 
 
 def _with_momentum(group: str, steps: Sequence[WeightStep]) -> Iterator[Reading]:
@@ -203,12 +203,11 @@ def _by_identity(group: str, columns: StackedUnits) -> Iterator[Reading]:
 
 def _internal(columns: StackedUnits) -> Iterator[Reading]:
     """Yield residuals per weight for :mod:`._readings.residual_warnings`; not on devices without float64."""
-    layers, terms = columns.layers, columns.terms
+    layers = columns.layers
     if not has_float64(columns.increment.device):
         return
-    assert terms is not None  # noqa: S101
     names = [step.units.name for step in columns.steps]
-    residual = layers.sum(columns.increment - terms.total)
+    residual = layers.sum(columns.residual)
     for key, values in (
         (RESIDUAL, residual),
         (FLOOR, columns.floor_by_layer),
@@ -218,11 +217,13 @@ def _internal(columns: StackedUnits) -> Iterator[Reading]:
 
 
 def _equilibrium(group: str, columns: StackedUnits) -> Iterator[Reading]:
-    settling = [step for step in columns.steps if step.equilibrium is not None]
+    by_rule = {id(step.rule): step for step in columns.steps if step.alike}
+    of_rule = {key: (step.equilibrium, step.relaxation) for key, step in by_rule.items()}  # tensors on the device
+    found = [(step, *of_rule[id(step.rule)]) for step in columns.steps if step.alike]
+    settling = [(step, angle, time) for step, angle, time in found if angle is not None and time is not None]
     if settling:
-        columns = columns if len(settling) == len(columns.steps) else StackedUnits(settling)
-        layers = columns.layers
-        yield layers.reading(
-            f"{group}/equilibrium_angle", columns.spread("equilibrium").square(), layers.mean, torch.sqrt
-        )
-        yield layers.reading(f"{group}/steps_to_equilibrium", columns.spread("relaxation"), layers.mean)
+        steps, angles, times = map(list, zip(*settling, strict=True))
+        layers = columns.layers if len(steps) == len(columns.steps) else StackedUnits(steps).layers
+        squares = layers.spread(angles).square()
+        yield layers.reading(f"{group}/equilibrium_angle", squares, layers.mean, torch.sqrt)
+        yield layers.reading(f"{group}/steps_to_equilibrium", layers.spread(times), layers.mean)

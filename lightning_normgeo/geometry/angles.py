@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
-from lightning_normgeo.geometry.products.compiled import fast, readable
+from lightning_normgeo.geometry.products.compiled import loop_sums
 from lightning_normgeo.geometry.rows import column_blocks, dot, map_rows
 
 
@@ -68,10 +68,7 @@ def update_products(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
 
 def many_update_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[UpdateProducts]:
     """Return :func:`update_products` of several weights, with threads started once for all of them."""
-    chosen = {k: pair for k, pair in enumerate(pairs) if readable(pair)}
-    elements = sum(pair[0].numel() for pair in chosen.values())
-    sums = fast(lambda loops: loops.update_sums(list(chosen.values())), elements)
-    found = {} if sums is None else dict(zip(chosen, sums, strict=True))
+    found = loop_sums("update_sums", pairs, pairs)
     return [
         _over_segments(UpdateProducts(*found[k]), pair[0].shape[0]) if k in found else _by_torch(*pair)
         for k, pair in enumerate(pairs)

@@ -33,7 +33,7 @@ def cosine(inner: Tensor, squared_a: Tensor, squared_b: Tensor) -> Tensor:
         True
     """
     norms = squared_a.sqrt() * squared_b.sqrt()
-    return torch.where(norms > 0, inner / torch.where(norms > 0, norms, 1.0), torch.zeros_like(inner))
+    return torch.where(norms > 0, inner / norms, 0.0)
 
 
 def weight_gradient_products(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:

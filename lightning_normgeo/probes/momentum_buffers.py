@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_normgeo.geometry.columns import run_sums
 from lightning_normgeo.geometry.increments.momentum_increments import MomentumState, momentum_increment
 from lightning_normgeo.geometry.products.one_pass import many_weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
@@ -58,8 +59,8 @@ def next_state(
     rule = plans[0].reads.rule
     if not isinstance(rule, SGDRule):
         return None
-    weight_sq, gradient_sq = (
-        torch.stack([getattr(read, name).sum() for read in products]) for name in ("weight_sq", "gradient_sq")
-    )
-    direction_sq = torch.stack([read.rule[1].sum() for read in products]) if products[0].rule else None
+    rows = [len(read.weight_sq) for read in products]
+    weight_sq = run_sums(torch.cat([read.weight_sq for read in products]), rows)
+    gradient_sq = run_sums(torch.cat([read.gradient_sq for read in products]), rows)
+    direction_sq = run_sums(torch.cat([read.rule[1] for read in products]), rows) if products[0].rule else None
     return momentum_increment(rule, weight_sq, gradient_sq, direction_sq, state)

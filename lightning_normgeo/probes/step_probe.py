@@ -27,7 +27,7 @@ from lightning_normgeo.probes.explain import gradient_scale, groups_of
 from lightning_normgeo.probes.gradient_watch import GradientWatch
 from lightning_normgeo.probes.moved_weights import moving_weights
 from lightning_normgeo.probes.symmetries.probe import SymmetryProbe
-from lightning_normgeo.probes.weight_reader import WeightReader, scale_gradient
+from lightning_normgeo.probes.weight_reader import WeightReader, scale_gradients
 from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed, WeightStep
 
 _SEVERAL = "the optimizer evaluates its closure several times"
@@ -276,8 +276,9 @@ class StepProbe:
             step.shrink = shrinks[id(groups[id(one.weight)])]
         if pending.moved:
             return
-        for step, one in zip(pending.steps, observed, strict=True):
-            step.scale_gradient = scale_gradient(step.units, self.scales, scale)
+        gradients = scale_gradients([step.units for step in pending.steps], self.scales, scale)
+        for step, one, gradient in zip(pending.steps, observed, gradients, strict=True):
+            step.scale_gradient = gradient
             gamma = None if step.units.scale is None else self.scales.get(step.units.scale)
             step.scale_shared = gamma is None or self.gradients.alike(one.weight, gamma, id(gamma) in groups)
         if pending.steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -13,6 +14,7 @@ from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, m
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, UpdateRule
 from lightning_normgeo.geometry.products.one_pass import is_additive, many_weight_products, weight_products
 from lightning_normgeo.geometry.rows import as_rows, output_rows, wide_dtype
+from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, learning_rate, plan
 from lightning_normgeo.probes.weight_step import Observed, WeightStep
@@ -22,7 +24,8 @@ from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 class WeightReader:
     """Reads weights before and after a step.
 
-    It keeps copies of them over the step, in memory that is allocated once: fresh pages cost more than the copy.
+    It keeps copies of them over the step: on a CPU in memory that is allocated once, since fresh pages cost more than
+    the copy; on other devices the memory is free between measured steps.
     """
 
     def __init__(self) -> None:
@@ -67,17 +70,18 @@ class WeightReader:
             keep: whether to keep a copy of W for :meth:`add_updates`.
         """
         parts = [part for one in observed for part in one.parts]
-        plans = [
-            plan(
-                parameter,
-                partial(self._rows, units),
-                optimizer,
-                groups[id(parameter)],
-                self._kept(units, parameter) if keep else None,
-                self._finer_rows(units, parameter),
-            )
-            for units, parameter in parts
-        ]
+        with copied_together(optimizer):
+            plans = [
+                plan(
+                    parameter,
+                    partial(self._rows, units),
+                    optimizer,
+                    groups[id(parameter)],
+                    self._kept(units, parameter) if keep else None,
+                    self._finer_rows(units, parameter),
+                )
+                for units, parameter in parts
+            ]
         products = many_weight_products([plan.reads for plan in plans])
         readings = list(map(ParameterReading, plans, products))
         self._last = [(*part, reading) for part, reading in zip(parts, readings, strict=True)]
@@ -98,6 +102,8 @@ class WeightReader:
         parts = iter(many_update_products(pairs))
         for step, one in zip(steps, observed, strict=True):
             step.update = self._joined([next(parts) for _ in one.parameters])
+        # an accelerator's allocator has the memory at hand for the next time, and training needs it in between
+        self._before = {key: buffer for key, buffer in self._before.items() if buffer.is_cpu}
 
     def _part(self, parameter: Tensor) -> Tensor:
         """Return the part of a parameter that this process has."""
@@ -200,11 +206,22 @@ def _step(
     )
 
 
-def scale_gradient(units: WeightUnits, scales: Mapping[str, nn.Parameter], by: Tensor | None) -> Tensor | None:
-    """Return ∂L/∂γ of the normalization behind a weight, unscaled, or None where it has none that fits."""
-    scale = scales.get(units.scale) if units.scale is not None else None
-    if scale is None or scale.grad is None or scale.numel() != units.count:
-        return None
-    gradient = scale.grad.detach().to(wide_dtype(scale.device))
-    # a copy: a foreach optimizer may write to .grad
-    return gradient.clone() if by is None else gradient.div(by)
+def scale_gradients(
+    all_units: Sequence[WeightUnits], scales: Mapping[str, nn.Parameter], by: Tensor | None
+) -> list[Tensor | None]:
+    """Return ∂L/∂γ of the normalization behind each weight, unscaled; None where it has none that fits.
+
+    They are copies, since a foreach optimizer may write to ``.grad``, made together for all weights of a device.
+    """
+    found: dict[torch.device, dict[int, Tensor]] = defaultdict(dict)
+    for k, units in enumerate(all_units):
+        scale = scales.get(units.scale) if units.scale is not None else None
+        if scale is not None and scale.grad is not None and scale.numel() == units.count:
+            found[scale.device][k] = scale.grad.detach().reshape(-1)
+    gradients: list[Tensor | None] = [None] * len(all_units)
+    for device, parts in found.items():
+        flat = torch.cat(list(parts.values())).to(wide_dtype(device))
+        flat = flat if by is None else flat.div(by)
+        for k, part in zip(parts, torch.split(flat, [part.numel() for part in parts.values()]), strict=True):
+            gradients[k] = part
+    return gradients

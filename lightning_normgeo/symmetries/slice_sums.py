@@ -77,7 +77,7 @@ def _by_compiled_loops(
     for name, several in by_parameter.items():
         if name in tensors and all(_is_lines(own) for own in several):
             found = tuple(as_rows(tensor, tensor.shape[0]) for tensor in tensors[name])
-            if readable(found):
+            if found[0].is_cpu and readable(found):
                 matrices[name] = found
     elements = sum(found[0].numel() for found in matrices.values())
     sums = fast(lambda loops: loops.row_and_column_sums(list(matrices.values())), elements, "row_column_loops")

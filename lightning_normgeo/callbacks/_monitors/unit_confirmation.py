@@ -56,11 +56,8 @@ class UnitConfirmation:
             return []
         columns, names = StackedUnits(asked), [step.units.name for step in asked]
         inner = columns.column("inner")
-        parts = [epsilon.get(step.units.name) for step in asked]
-        known_parts = [
-            torch.zeros_like(step.inner) if part is None else part for step, part in zip(asked, parts, strict=True)
-        ]
-        rest = inner - torch.cat(known_parts)
+        zero = inner.new_zeros(())
+        rest = inner - torch.cat([epsilon.get(s.units.name, zero.expand(s.units.count)) for s in asked])
         squares = (
             cosine(i, columns.column("weight_sq"), columns.column("gradient_sq")).square() for i in (inner, rest)
         )

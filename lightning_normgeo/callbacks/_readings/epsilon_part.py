@@ -55,8 +55,8 @@ def gamma_sums(
             found = GammaSums(by_gamma, part)
             sums[name] = found if before is None else GammaSums(*map(torch.add, before, found))
     wide = next((one.scale.dtype for _, one in read), wide_dtype(device))
-    none = {name: torch.zeros(n, dtype=wide, device=device) for name, n in channels.items() if name not in sums}
-    return {name: sums[name] if name in sums else GammaSums(none[name], none[name]) for name in channels}
+    zero = torch.zeros((), dtype=wide, device=device)
+    return {name: sums.get(name) or GammaSums(zero.expand(n), zero.expand(n)) for name, n in channels.items()}
 
 
 def epsilon_inner_by_weight(steps: Sequence[WeightStep], sums: Mapping[str, GammaSums]) -> dict[str, Tensor]:

@@ -60,6 +60,17 @@ class StackedUnits:
         """The measured increment ‖W⁺‖² - ‖W‖²."""
         return measured_increment(self.update.weight_update, self.update.update_sq)
 
+    @cached_property
+    def explained(self) -> Tensor:
+        """The increment that the formulas of the optimizers explain; only where all weights have one."""
+        assert self.terms is not None  # noqa: S101
+        return self.terms.total
+
+    @cached_property
+    def residual(self) -> Tensor:
+        """The part of the measured increment that the formulas do not explain."""
+        return self.increment - self.explained
+
     @property
     def has_gradient(self) -> bool:
         """Whether the gradient of every weight was computed at W."""

@@ -1,47 +1,86 @@
-"""Choice between compiled loops and torch: whether numba's kernels can read given tensors, and whether it pays."""
+"""Choice between compiled loops and torch: numba's on a CPU, Triton's on a GPU, and whether they can read and pay."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _WORTHWHILE = 2**16
-"""Total number of elements below which numba is not even imported: torch takes a millisecond for them."""
-_usable = True
-_TYPES, _DTYPES = (Tensor, nn.Parameter), (torch.float32, torch.float64)
+"""Total number of elements below which numba or Triton is not even imported: torch takes a millisecond for them."""
+_LOOPS = {"cpu": "numba_kernels", "cuda": "triton_launches"}
+"""The modules of compiled loops, by the type of the device that they read."""
+_DTYPES = {
+    "cpu": {torch.float32, torch.float64},
+    "cuda": {torch.float32, torch.float64, torch.bfloat16, torch.float16},
+}
+_TYPES = (Tensor, nn.Parameter)
+_failed: set[str] = set()
+"""Modules that could not be imported, or whose loops could not be compiled here."""
 
 
 def fast(
     run: Callable[[ModuleType], list[list[Tensor]]], elements: int, loops: str = "numba_kernels"
 ) -> list[list[Tensor]] | None:
-    """Run compiled loops; return None where numba fails or is not worth importing.
+    """Run compiled loops; return None where they fail or are not worth importing.
 
     Args:
         run: function of the module of the loops that calls one of them and returns the sums.
         elements: number of elements that the loop would read.
         loops: name of the module.
     """
-    global _usable
-    if not _usable or elements < _WORTHWHILE:
+    if loops in _failed or elements < _WORTHWHILE:
         return None
     try:
         return run(import_module(f"{__package__}.{loops}"))
-    except Exception:  # numba is missing or cannot compile here; torch computes the same
-        _usable = False
+    except Exception:  # numba or Triton is missing or cannot compile here; torch computes the same
+        _failed.add(loops)
         return None
 
 
+def loop_sums(
+    function: str, items: Sequence[Any], matrices: Sequence[Sequence[Tensor] | None]
+) -> dict[int, list[Tensor]]:
+    """Return the sums that compiled loops have computed, by the position of the item.
+
+    Args:
+        function: of the modules of loops, which takes a list of items.
+        items: what to read.
+        matrices: for each item the matrices that a loop would read or write; None if there is no loop for it.
+    """
+    chosen: dict[str, list[int]] = defaultdict(list)
+    for k, tensors in enumerate(matrices):
+        if tensors is not None and readable(tensors):
+            chosen[_LOOPS[tensors[0].device.type]].append(k)
+    found: dict[int, list[Tensor]] = {}
+    for loops, some in chosen.items():
+        elements = sum(tensors[0].numel() for k in some if (tensors := matrices[k]) is not None)
+        sums = fast(_reader(function, [items[k] for k in some]), elements, loops)
+        found.update(zip(some, sums or (), strict=sums is not None))
+    return found
+
+
+def _reader(function: str, items: list[Any]) -> Callable[[ModuleType], list[list[Tensor]]]:
+    """Return a function that calls a module's function with items."""
+    return lambda module: getattr(module, function)(items)
+
+
 def readable(tensors: Sequence[Tensor]) -> bool:
-    """Whether compiled loops can read matrices: on a CPU, float32 or float64, contiguous, of one shape, not empty."""
-    shape = tensors[0].shape
+    """Whether compiled loops can read matrices: contiguous, of one shape and one device, not empty.
+
+    On a CPU they read float32 and float64, on a GPU also bfloat16 and float16.
+    """
+    shape, device = tensors[0].shape, tensors[0].device
+    dtypes = _DTYPES.get(device.type, ())
     return shape.numel() > 0 and all(
-        tensor.is_cpu
-        and type(tensor) in _TYPES
-        and tensor.dtype in _DTYPES
+        type(tensor) in _TYPES
+        and tensor.device == device
+        and tensor.dtype in dtypes
         and tensor.layout == torch.strided
         and tensor.shape == shape
         and tensor.is_contiguous()

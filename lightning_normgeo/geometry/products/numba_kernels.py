@@ -20,8 +20,7 @@ import torch
 from numba import float64
 from torch import Tensor
 
-from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
-from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
+from lightning_normgeo.geometry.products.rule_numbers import loop_of, numbers_of
 
 if TYPE_CHECKING:
     from lightning_normgeo.geometry.products.weight_pass import WeightPass
@@ -198,29 +197,13 @@ def update_sums(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
 
 
 def _loop(one: WeightPass) -> Loop:
-    unscale = 1.0 if one.gradient_scale is None else float(one.gradient_scale.double().reciprocal())
-    rule, tensors = one.rule, (one.weight, one.gradient)
     keep = None if one.keep is None else one.keep.detach().numpy()
-    if isinstance(rule, SGDRule) and one.state:
-        by_gradient, by_buffer = rule.coefficients
-        signed = -by_gradient if rule.maximize else by_gradient
-        numbers = unscale, unscale * signed, float(by_gradient * rule.weight_decay), float(by_buffer)
-        return _sgd, (*tensors, *one.state), (keep, numbers), 6
-    if isinstance(rule, AdamRule):
+    rest = keep, tuple(map(float, numbers_of(one)))
+    tensors, loop = (one.weight, one.gradient, *one.state), loop_of(one)
+    if loop == 2:
         # at the first step there is no state; its coefficients are zero, so any finite tensor serves in its place
-        state = one.state or (one.weight, one.weight)
-        return _adam, (*tensors, *state), (keep, (unscale, *_adam_numbers(rule, bool(one.state)))), 8
-    return _plain, tensors, (keep, (unscale,)), 4
-
-
-def _adam_numbers(rule: AdamRule, has_state: bool) -> tuple[float, ...]:
-    lr, step, coupled, beta1, beta2 = (float(number) for number in (rule.lr, rule.step, rule.coupled, *rule.betas))
-    correction, rate = 1 - beta2**step, lr / (1 - beta1**step)
-    # the optimizer's gradient is g̃ = ±g + λW (minus for maximize); the loop computes ±g̃ = g ± λW, of the same square
-    sign = -1.0 if rule.maximize else 1.0
-    old, new = beta2 / correction if has_state else 0.0, (1 - beta2) / correction
-    by_gradient, by_mean = rate * (1 - beta1), rate * beta1 if has_state else 0.0
-    return sign * coupled, old, new, float(rule.eps), sign * by_gradient, by_mean, by_gradient * coupled
+        return _adam, tensors if one.state else (*tensors, one.weight, one.weight), rest, 8
+    return (_sgd, tensors, rest, 6) if loop == 1 else (_plain, tensors, rest, 4)
 
 
 def _run(loops: Sequence[Loop]) -> list[list[Tensor]]:

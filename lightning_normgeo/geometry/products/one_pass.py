@@ -1,8 +1,8 @@
 """Inner products of weights before a step, from one pass over the weight, its gradient and its optimizer state.
 
-Reading memory is what costs time here. Where numba is installed, float32 and float64 on a CPU are read by the compiled
-loops of :mod:`.numba_kernels`; other dtypes and devices are read by torch, with the same results up to the order of
-sums.
+Reading memory is what costs time here. Weights on a CPU are read by the compiled loops of :mod:`.numba_kernels` where
+numba is installed, those on a GPU by the kernels of :mod:`.triton_kernels` where Triton is, and all others by torch,
+with the same results up to the order of sums.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import UpdateRule
-from lightning_normgeo.geometry.products.compiled import fast, readable
+from lightning_normgeo.geometry.products.compiled import loop_sums
+from lightning_normgeo.geometry.products.rule_numbers import has_numbers
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.rows import column_blocks, concatenated, dot, row_blocks, wide_dtype
-from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
-from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 
 
 def weight_products(
@@ -66,14 +65,26 @@ def many_weight_products(passes: Sequence[WeightPass]) -> list[WeightProducts]:
 
 
 def _read(passes: Sequence[WeightPass]) -> list[WeightProducts]:
-    chosen = {k: one for k, one in enumerate(passes) if _has_loop(one)}
-    elements = sum(one.weight.numel() for one in chosen.values())
-    sums = fast(lambda loops: loops.weight_sums(list(chosen.values())), elements)
-    found = {} if sums is None else dict(zip(chosen, sums, strict=True))
+    found = loop_sums("weight_sums", passes, [_matrices(one) for one in passes])
     return [
         _products(*(_over_segments(part, one.weight.shape[0]) for part in found[k])) if k in found else _by_torch(one)
         for k, one in enumerate(passes)
     ]
+
+
+def _matrices(one: WeightPass) -> list[Tensor] | None:
+    """Return the matrices that a compiled loop would read and write; None if there is no loop for the pass."""
+    kept = [] if one.keep is None else [one.keep]
+    return [one.weight, one.gradient, *one.state, *kept] if has_numbers(one) and _is_wide(one) else None
+
+
+def _is_wide(one: WeightPass) -> bool:
+    """Whether a loop has 1 - β^t as the optimizer has it; the host's is float64, a float32 ``step`` has it in float32.
+
+    The columns that are made on a device are of the dtype of ``step``.
+    """
+    step = getattr(one.rule, "step", None)
+    return not isinstance(step, Tensor) or step.dtype == torch.float64 or not step.is_cpu
 
 
 def _over_segments(sums: Tensor, units: int) -> Tensor:
@@ -113,15 +124,3 @@ def is_additive(rule: UpdateRule | None) -> bool:
     Without a rule there are only inner products, which are such sums.
     """
     return rule is None or bool(vars(type(rule)).get("additive", False))
-
-
-def _has_loop(one: WeightPass) -> bool:
-    rule, count = one.rule, len(one.state)
-    known = rule is None or (type(rule) is SGDRule and count < 2) or (_is_wide_adam(rule) and count in (0, 2))
-    kept = [] if one.keep is None else [one.keep]
-    return known and readable([one.weight, one.gradient, *one.state, *kept])
-
-
-def _is_wide_adam(rule: UpdateRule) -> bool:
-    """Whether a rule is Adam with β^t in float64; a float32 ``step`` means that the optimizer rounds 1 - β^t."""
-    return type(rule) is AdamRule and not (isinstance(rule.step, Tensor) and rule.step.dtype != torch.float64)

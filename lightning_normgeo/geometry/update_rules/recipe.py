@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.increments.increment_terms import Scalar, UpdateRule
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.update_rules.device_scalars import copies_of
 from lightning_normgeo.geometry.update_rules.elementwise import arithmetic_dtype
 
 Group = dict[str, Any]
@@ -89,7 +89,7 @@ def scalar(value: float | Tensor) -> float | Tensor:
     """Return the current value of a hyperparameter: a number, or a wide copy of a tensor on an accelerator."""
     if not isinstance(value, Tensor):
         return value
-    return float(value) if value.device.type == "cpu" else value.detach().to(wide_dtype(value.device), copy=True)
+    return float(value) if value.device.type == "cpu" else copies_of(value).wide
 
 
 def shared(group: Group, dtype: torch.dtype) -> dict[str, Any]:
@@ -115,12 +115,20 @@ def moments(group: Group, state: State) -> dict[str, Any]:
 
     The state is empty before the first step, in which torch creates it as zeros.
     """
-    step = state["step"] + 1 if state else 1.0
-    if not (group.get("capturable") or group.get("differentiable")) or group.get("fused"):
-        step = scalar(step)
-    elif not isinstance(step, Tensor):  # there β^t is a float32 tensor, so 1 - β^t loses digits in the first steps
+    # there β^t is a float32 tensor, so 1 - β^t loses digits in the first steps
+    narrow = bool(group.get("capturable") or group.get("differentiable")) and not group.get("fused")
+    step: Scalar = _next_step(state["step"], narrow) if state else 1.0
+    if narrow and not isinstance(step, Tensor):
         step = torch.tensor(step, dtype=scalar_dtype())
     return {"betas": pair(group["betas"]), "eps": group["eps"], "step": step}
+
+
+def _next_step(taken: Scalar, narrow: bool) -> Scalar:
+    """Return the number of the step that follows; ``narrow`` keeps the dtype of a tensor."""
+    if isinstance(taken, Tensor) and not taken.is_cpu:
+        copies = copies_of(taken)
+        return copies.following if narrow else copies.wide_following
+    return taken + 1 if narrow else scalar(taken + 1)
 
 
 def scalar_dtype() -> torch.dtype:

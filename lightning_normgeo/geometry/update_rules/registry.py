@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, MutableMapping
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.geometry.increments.increment_terms import UpdateRule
 from lightning_normgeo.geometry.update_rules import optimizers
 from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule
-from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
+from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule, as_fused_kernel
 from lightning_normgeo.geometry.update_rules.optimizers.lion import OWN_LION, describe_lion
 from lightning_normgeo.geometry.update_rules.recipe import Describe, Described, Group, Recipe, State
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule
@@ -54,6 +54,7 @@ def register_optimizer(optimizer: type[Optimizer], describe: Describe) -> None:
             f"register_optimizer({optimizer.__name__}, {short_repr(describe)}): give a function, as describe_lion."
         )
     _DESCRIPTIONS[optimizer] = describe
+    _OF_OPTIMIZERS.clear()
 
 
 def describe_update(
@@ -77,7 +78,9 @@ def describe_update(
         The rule and its state tensors; None for an optimizer whose increments have no known decomposition, or which
         has an option switched on that its rule does not know.
     """
-    describe = description_of(type(optimizer))
+    if optimizer not in _OF_OPTIMIZERS:
+        _OF_OPTIMIZERS[optimizer] = description_of(type(optimizer))
+    describe = _OF_OPTIMIZERS[optimizer]
     if isinstance(describe, Recipe):
         if not describe.covers(optimizer, group):
             return None
@@ -94,8 +97,8 @@ def described_safely(optimizer: Optimizer, group: Group, state: State, parameter
         rule, tensors = described
         if _rounds_decay(rule, group, parameter):
             return None
-        if isinstance(rule, AdamRule) and decays_in_double(group, parameter.device):
-            rule = replace(rule, dtype=torch.float64)
+        if isinstance(rule, AdamRule) and runs_fused_kernel(group, parameter.device):
+            rule = as_fused_kernel(rule, parameter.dtype)
     except Exception as error:
         warn_unexplained(optimizer, error)
         return None
@@ -107,11 +110,8 @@ def warn_unexplained(what: object, error: Exception) -> None:
     warn_once(f"Increments of some weights are not explained, since {type(what).__name__} failed: {error!r}.")
 
 
-def decays_in_double(group: Group, device: torch.device) -> bool:
-    """Whether decoupled decay is computed as W - ηλW with ηλ in double precision, as in torch's fused CUDA kernel.
-
-    Everywhere else torch multiplies W with 1 - ηλ, rounded to the precision of W.
-    """
+def runs_fused_kernel(group: Group, device: torch.device) -> bool:
+    """Whether torch takes the step in its fused CUDA kernel, whose arithmetic :func:`as_fused_kernel` follows."""
     return bool(group.get("fused")) and device.type == "cuda"
 
 
@@ -176,3 +176,5 @@ RECIPES: Mapping[str, Recipe] = _collected()
 """Recipes by the qualified name of the class: recognizing an optimizer needs no import of its library."""
 _DESCRIPTIONS: dict[type[Optimizer], Describe] = {}
 """Descriptions that :func:`register_optimizer` added."""
+_OF_OPTIMIZERS: MutableMapping[Optimizer, Describe | None] = WeakKeyDictionary()
+"""Descriptions of optimizers in use: it is asked for once for each parameter in each measured step."""

@@ -173,8 +173,8 @@ class Graph:
         return any("CompiledFunction" in node.name() for node in self.order)
 
 
-_CONSTANTS: dict[str, tuple[str, ...]] = {}
-"""Names of the constants on each kind of node; a cache, since ``dir`` is slow."""
+_CONSTANTS: dict[str, tuple[tuple[str, bool], ...]] = {}
+"""Names of the constants on each kind of node, and whether they are sizes; a cache, since ``dir`` is slow."""
 _SIZES = re.compile(r"size|numel|stride|_saved_(N|HxW|max_[qk])$")
 """Names of constants that are sizes of tensors."""
 
@@ -193,7 +193,10 @@ def _constants(node: Node, fixed: Collection[int], sizes: dict[int, int]) -> tup
     kind = node.name()
     if kind not in _CONSTANTS:
         names = dir(type(node))
-        _CONSTANTS[kind] = tuple(n for n in names if n.startswith("_saved_") and f"_raw{n}" not in names)
+        own = (name for name in names if name.startswith("_saved_") and f"_raw{name}" not in names)
+        _CONSTANTS[kind] = tuple((name, _SIZES.search(name) is not None) for name in own)
+    if not _CONSTANTS[kind]:
+        return ()
 
     def counted(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -201,9 +204,9 @@ def _constants(node: Node, fixed: Collection[int], sizes: dict[int, int]) -> tup
         free = type(value) is int and value > 0 and value not in fixed
         return ("size", sizes.setdefault(value, len(sizes))) if free else value
 
-    values = ((name, getattr(node, name)) for name in _CONSTANTS[kind])
-    hashable = ((name, tuple(value) if isinstance(value, list) else value) for name, value in values)
-    return tuple(counted(value) if _SIZES.search(name) else value for name, value in hashable)
+    values = ((getattr(node, name), is_size) for name, is_size in _CONSTANTS[kind])
+    hashable = ((tuple(value) if isinstance(value, list) else value, is_size) for value, is_size in values)
+    return tuple(counted(value) if is_size else value for value, is_size in hashable)
 
 
 def traced_graph(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> Graph:

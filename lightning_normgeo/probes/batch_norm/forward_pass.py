@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_normgeo.errors import skipped_on_error
+from lightning_normgeo.geometry.columns import repeated
 from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.probes.batch_norm.autograd_node import (
     is_inside_backward,
@@ -52,7 +53,7 @@ class BatchStatistics:
 
 def epsilons(passes: Sequence[BatchStatistics]) -> Tensor:
     """Return the ε of each channel of several passes, concatenated: shape ``(sum of channels,)``."""
-    return torch.cat([one.scale.new_full((one.scale.numel(),), one.eps) for one in passes])
+    return repeated([one.eps for one in passes], [one.scale.numel() for one in passes], passes[0].scale.device)
 
 
 @dataclass

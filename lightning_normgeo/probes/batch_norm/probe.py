@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from lightning_normgeo.geometry.columns import repeated
 from lightning_normgeo.normalization.names import clean_name
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, ForwardPass, note_pass, widened
 
@@ -183,7 +184,7 @@ class BatchNormProbe:
         pairs = [one.affine or (layer.weight, layer.bias) for (_, one), layer in zip(read, layers, strict=True)]
         parts = (*zip(*pairs, strict=True), *zip(*(one.saved or () for _, one in read), strict=True))
         scale, shift, mean, inverse_std = (widened(torch.cat(list(part))) for part in parts)
-        eps = torch.cat([mean.new_full((n,), layer.eps) for n, layer in zip(channels, layers, strict=True)])
+        eps = repeated([layer.eps for layer in layers], channels, mean.device)
         variance = (inverse_std.pow(-2) - eps).clamp_min(0)
         columns = zip(*(torch.split(column, channels) for column in (scale, shift, mean, variance)), strict=True)
         for (_, one), layer, row in zip(read, layers, columns, strict=True):

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_normgeo.geometry.columns import run_sums
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.geometry.increments.momentum_increments import MomentumState
 from lightning_normgeo.geometry.increments.rounding_floors import systematic_floor
 from lightning_normgeo.geometry.products.one_pass import many_weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.rows import as_rows, output_rows
+from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
 from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, plan
 from lightning_normgeo.probes.momentum_buffers import first_state, next_state
@@ -202,7 +204,8 @@ class CumulativeIncrements:
     ) -> None:
         names = [self._name(parameter) for parameter, _ in moving]
         missing = [(parameter, group) for parameter, group in moving if id(parameter) not in read]
-        planned = [plan(parameter, self._whole, optimizer, group) for parameter, group in missing]
+        with copied_together(optimizer):
+            planned = [plan(parameter, self._whole, optimizer, group) for parameter, group in missing]
         found = iter(map(ParameterReading, planned, many_weight_products([one.reads for one in planned])))
         readings = [read[id(parameter)] if id(parameter) in read else next(found) for parameter, _ in moving]
         plans, products = [one.plan for one in readings], [one.products for one in readings]
@@ -277,6 +280,6 @@ def _contributions(plans: Sequence[ReadPlan], products: Sequence[WeightProducts]
     columns = dict.fromkeys(Totals._fields, none) | known._asdict()
     columns |= {"predicted": predicted, "rounding": systematic_floor(known, weight_sq, dtype)}
     rows = [len(read.weight_sq) for read in products]
-    sums = torch.stack([part.sum(0) for part in torch.split(torch.stack(list(columns.values()), 1), rows)])
+    sums = run_sums(torch.stack(list(columns.values()), 1), rows)
     sums[:, Totals._fields.index("steps")] = 1.0
     return sums

@@ -5,6 +5,7 @@ A *unit* is a slice of a weight whose scale leaves the loss unchanged: L(αW_i) 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -61,8 +62,7 @@ class WeightUnits:
     @property
     def layer(self) -> str:
         """The module path of the layer, which names the weight in metric keys; with the number of partners."""
-        rows = self.name.removeprefix(self.parameter)
-        return label(self.parameter, len(self.partners)) + rows
+        return _layer(self.name, self.parameter, len(self.partners))
 
     @property
     def parameter(self) -> str:
@@ -103,6 +103,12 @@ def _rows_of(part: tuple[int, int]) -> str:
 def label(name: str, partners: int) -> str:
     """Return the name of a weight in metric keys: its module path, and ``+n`` if n other parameters belong to it."""
     return layer_name(name) + (f"+{partners}" if partners else "")
+
+
+@functools.lru_cache(maxsize=2**14)
+def _layer(name: str, parameter: str, partners: int) -> str:
+    """Return the name of a layer; cached, since the monitors ask for it many times in each measured step."""
+    return label(parameter, partners) + name.removeprefix(parameter)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -33,6 +34,7 @@ from lightning_normgeo.geometry.products.weight_pass import WeightPass
 from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule
 from support import reference as ref
 from support.tensors import PROPERTY, SEED, draw
+from support.triton_interpreter import interpreted
 
 SEGMENT = 2**13
 
@@ -44,9 +46,21 @@ def refuse(*args):
 def by_loops(function, *args):
     """Call the one-pass function so that only the compiled loops can answer, whatever the size of a matrix."""
     pytest.importorskip("numba")
+    return compiled_alone(function, args, loops="numba_kernels")
+
+
+def by_triton(function, *args):
+    """Call the one-pass function so that only the GPU kernels can answer, which Triton's interpreter runs here."""
+    interpreted()
+    with np.errstate(all="ignore"):  # the interpreter computes with numpy, which warns of infinite numbers
+        return compiled_alone(function, args, loops="triton_launches")
+
+
+def compiled_alone(function, args, loops):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "_WORTHWHILE", 0)
-        patch.setattr(compiled, "_usable", True)
+        patch.setattr(compiled, "_failed", set())
+        patch.setitem(compiled._LOOPS, "cpu", loops)
         patch.setattr(one_pass, "_by_torch", refuse)
         patch.setattr(angles, "_by_torch", refuse)
         return function(*args)
@@ -54,7 +68,7 @@ def by_loops(function, *args):
 
 def by_torch(function, *args):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "_usable", False)
+        patch.setattr(compiled, "_failed", set(compiled._LOOPS.values()))
         return function(*args)
 
 
@@ -62,7 +76,8 @@ def read_one(one):
     return many_weight_products([one])[0]
 
 
-PATHS = pytest.mark.parametrize("path", [by_loops, by_torch], ids=["loops", "torch"])
+PATHS = pytest.mark.parametrize("path", [by_loops, by_triton, by_torch], ids=["loops", "triton", "torch"])
+COMPILED = pytest.mark.parametrize("path", [by_loops, by_triton], ids=["loops", "triton"])
 SGD = SGDRule(lr=0.1, momentum=0.9, dampening=0.3, weight_decay=0.05, maximize=True, first=False)
 ADAM = AdamRule(lr=1e-3, weight_decay=0.1, betas=(0.8, 0.99), step=7.0)
 PLAIN, FIRST = SGDRule(lr=0.1, weight_decay=0.05), AdamRule(lr=1e-3, weight_decay=0.1)
@@ -191,25 +206,27 @@ SHAPES = {"units": st.integers(1, 5), "width": st.sampled_from([1, 2, 9, 40, SEG
 DTYPES = st.sampled_from([(torch.float32,) * 3, (torch.float64,) * 3, (torch.float32, torch.float32, torch.float64)])
 
 
+@COMPILED
 @PROPERTY
 @given(RULES, DTYPES, SEED, st.sampled_from([None, 3.0, 65536.0]), st.booleans(), st.booleans(), *SHAPES.values())
-def test_loops_and_torch_agree(rule, dtypes, seed, scale, keep, stateless, units, width):
+def test_loops_and_torch_agree(path, rule, dtypes, seed, scale, keep, stateless, units, width):
     one = example(rule, units, width, dtypes, seed, 0 if stateless else None)
     one = one._replace(gradient_scale=None if scale is None else torch.tensor(scale))
     kept = [torch.full_like(one.weight, torch.nan) if keep else None for _ in range(2)]
     expected = by_torch(read_one, one._replace(keep=kept[0]))
-    found = by_loops(read_one, one._replace(keep=kept[1]))
+    found = path(read_one, one._replace(keep=kept[1]))
     same(flat(found), flat(expected), sizes(one))
     assert not keep or torch.equal(kept[0], one.weight)
     assert not keep or torch.equal(kept[1], one.weight)
 
 
+@COMPILED
 @PROPERTY
 @given(DTYPES, SEED, st.sampled_from([1e-9, 1e-3, 1.0]), *SHAPES.values())
-def test_loops_and_torch_agree_on_updates(dtypes, seed, size, units, width):
+def test_loops_and_torch_agree_on_updates(path, dtypes, seed, size, units, width):
     weight = draw(units, width, seed=seed).to(dtypes[0])
     new = (weight + size * draw(units, width, seed=seed + 1)).to(dtypes[2])
-    expected, found = by_torch(update_products, weight, new), by_loops(update_products, weight, new)
+    expected, found = by_torch(update_products, weight, new), path(update_products, weight, new)
     change = (new.double() - weight.double()).abs()
     scale = [expected.weight_sq, (weight.double().abs() * change).sum(1), expected.update_sq, expected.update_sq]
     same(found, expected, scale, 1e-12)
@@ -218,11 +235,12 @@ def test_loops_and_torch_agree_on_updates(dtypes, seed, size, units, width):
 @pytest.mark.parametrize("rule", [None, SGD, ADAM], ids=["none", "sgd", "adam"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("width", [1, 9, SEGMENT + 40])
-def test_a_gradient_that_is_not_finite_shows(rule, bad, width):
+@COMPILED
+def test_a_gradient_that_is_not_finite_shows(path, rule, bad, width):
     """A gradient that is not finite is how a step that the gradient scaler skips is recognized."""
     one = example(rule, width=width, dtypes=(torch.float32,) * 3)
     one.gradient[1, width // 2] = bad
-    found, expected = by_loops(read_one, one), by_torch(read_one, one)
+    found, expected = path(read_one, one), by_torch(read_one, one)
     assert found.gradient_sq.isfinite().tolist() == [True, False, True]
     torch.testing.assert_close(flat(found), flat(expected), equal_nan=True, rtol=1e-10, atol=1e-10)
 
@@ -234,11 +252,12 @@ def test_a_gradient_scale_that_is_no_scale_shows(path, scale):
     assert not path(read_one, one).gradient_sq.isfinite().any()
 
 
+@COMPILED
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_an_update_that_is_not_finite_shows(bad):
+def test_an_update_that_is_not_finite_shows(path, bad):
     weight, new = draw(3, 40).float(), draw(3, 40, seed=1).float()
     new[1, 7] = bad
-    found, expected = by_loops(update_products, weight, new), by_torch(update_products, weight, new)
+    found, expected = path(update_products, weight, new), by_torch(update_products, weight, new)
     torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-10, atol=1e-10)
 
 
@@ -271,10 +290,10 @@ from lightning_normgeo.geometry.products import compiled, one_pass
 torch.set_num_threads(3)
 weight = torch.ones(300, 2000)
 def read(): return one_pass.weight_products(weight, weight).weight_sq.sum().item()
-assert read() == 600000 and compiled._usable
+assert read() == 600000 and not compiled._failed
 child = os.fork()
 if child == 0:
-    os._exit(0 if read() == 600000 and compiled._usable else 1)
+    os._exit(0 if read() == 600000 and not compiled._failed else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
@@ -326,7 +345,7 @@ def break_switch(patch):
 @pytest.mark.parametrize("breaks", [break_import, break_kernel, break_switch])
 def test_torch_takes_over_for_good_where_loops_fail(breaks, monkeypatch):
     monkeypatch.setattr(compiled, "_WORTHWHILE", 0)
-    monkeypatch.setattr(compiled, "_usable", True)
+    monkeypatch.setattr(compiled, "_failed", set())
     one = example(SGD, dtypes=(torch.float32,) * 3)
     one, expected = one._replace(keep=torch.empty_like(one.weight)), by_torch(read_one, one)
     breaks(monkeypatch)
@@ -345,12 +364,12 @@ def test_machine_code_that_cannot_be_kept_is_compiled_all_the_same():
 
 
 def test_numba_is_not_even_imported_for_a_few_elements(monkeypatch):
-    monkeypatch.setattr(compiled, "_usable", True)
+    monkeypatch.setattr(compiled, "_failed", set())
     break_import(monkeypatch)
     update_products(draw(9, 9), draw(9, 9))
-    assert compiled._usable
+    assert not compiled._failed
     update_products(draw(1, compiled._WORTHWHILE), draw(1, compiled._WORTHWHILE))
-    assert not compiled._usable
+    assert compiled._failed == {"numba_kernels"}
 
 
 class Subclass(torch.Tensor):
@@ -372,7 +391,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("place", ["weight", "state", "all"])
 def test_what_loops_cannot_read_goes_through_torch(change, place, monkeypatch):
     monkeypatch.setattr(compiled, "_WORTHWHILE", 0)
-    monkeypatch.setattr(one_pass, "fast", lambda run, elements: None if elements == 0 else refuse())
+    monkeypatch.setattr(compiled, "fast", refuse)
     one = example(SGD)
     weight, gradient, buffer = (change(tensor) for tensor in (one.weight, one.gradient, *one.state))
     if weight.shape == one.weight.shape and place != "all":
@@ -405,7 +424,7 @@ class Half(SGDRule):
 
 def test_several_weights_come_back_in_order_by_loops_or_by_torch(monkeypatch):
     monkeypatch.setattr(compiled, "_WORTHWHILE", 0)
-    monkeypatch.setattr(compiled, "_usable", True)
+    monkeypatch.setattr(compiled, "_failed", set())
     rules = [None, RMSpropRule(lr=0.1), ADAM, SGD, Half(lr=0.1, momentum=0.9, first=False), NAdamRule(lr=0.1, step=3.0)]
     states = [0, 0, 2, 1, 1, 2]
     steps = [example(rule, k + 1, seed=k, states=states[k]) for k, rule in enumerate(rules)]
@@ -413,7 +432,7 @@ def test_several_weights_come_back_in_order_by_loops_or_by_torch(monkeypatch):
     amsgrad = amsgrad._replace(state=(*amsgrad.state, 2 * amsgrad.state[1]))
     steps += [amsgrad, twice._replace(state=twice.state * 2), example(SGD, 9, 0), example(None, 0)]
     found = many_weight_products(steps)
-    assert compiled._usable == (importlib.util.find_spec("numba") is not None)
+    assert compiled._failed == (set() if importlib.util.find_spec("numba") else {"numba_kernels"})
     assert [len(products.weight_sq) for products in found] == [*range(1, 10), 0]
     for one, products in zip(steps, found, strict=True):
         same(flat(products), flat(by_torch(read_one, one)), sizes(one))

@@ -21,7 +21,8 @@ from lightning_normgeo.geometry import (
     update_products,
 )
 from lightning_normgeo.geometry.update_rules import registry
-from lightning_normgeo.geometry.update_rules.registry import decays_in_double
+from lightning_normgeo.geometry.update_rules.optimizers import adam
+from lightning_normgeo.geometry.update_rules.registry import runs_fused_kernel
 from lightning_normgeo.probes import explain, shrink_of
 from lightning_normgeo.probes.explain import plan
 from support import named_optimizers as zoo
@@ -131,15 +132,48 @@ def test_decay_in_double_is_not_rounded_by_the_rule(lr, decay):
     ],
 )
 def test_only_the_fused_kernel_of_cuda_decays_in_double(flags, device, expected, monkeypatch):
-    assert decays_in_double(flags, torch.device(device)) is expected
+    assert runs_fused_kernel(flags, torch.device(device)) is expected
     parameter = nn.Parameter(draw(3, 4).float())
     parameter.grad = torch.zeros_like(parameter)
     optimizer = torch.optim.AdamW([parameter], lr=3e-4, weight_decay=0.05)
     group = optimizer.param_groups[0] | flags
-    monkeypatch.setattr(registry, "decays_in_double", lambda group, _: decays_in_double(group, torch.device(device)))
+    monkeypatch.setattr(registry, "runs_fused_kernel", lambda group, _: runs_fused_kernel(group, torch.device(device)))
     rule = plan(parameter, rows, optimizer, group).reads.rule
     assert rule.dtype == (torch.float64 if expected else torch.float32)
     assert (rule.shrink == 1 - 3e-4 * 0.05) is expected
+
+
+def fused_step(weight, gradient, state, step, betas, rounded, lr=1e-3, decay=0.01, eps=1e-8):
+    """AdamW's step as the fused CUDA kernel takes it, in float32; since torch 2.11 with rounded β."""
+    beta1, beta2 = (float(torch.tensor(beta)) for beta in betas) if rounded else betas
+    mean, square = state
+    weight = weight - (lr * decay) * weight
+    mean.copy_((beta1 * mean.double() + (1 - beta1) * gradient.double()).float())
+    square.copy_((beta2 * square.double() + (1 - beta2) * gradient.double().square()).float())
+    root = (square.sqrt() / (1 - beta2**step) ** 0.5).float() + eps
+    return weight - (lr / (1 - beta1**step)) * mean / root
+
+
+@pytest.mark.parametrize("rounded", [True, False], ids=["torch 2.11", "before"])
+def test_the_fused_kernel_rounds_beta(rounded, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.11.0" if rounded else "2.10.1"))
+    generator, n, off = torch.Generator().manual_seed(0), 300_000, {}
+    weight, state = 0.02 * torch.randn(1, n, generator=generator), torch.zeros(2, 1, n)
+    for step in range(1, 6):
+        gradient = 1e-3 * torch.randn(1, n, generator=generator)
+        exact = AdamRule(lr=1e-3, weight_decay=0.01, decoupled=True, step=float(step), dtype=torch.float64)
+        rules = {"kernel": adam.as_fused_kernel(exact, torch.float32), "exact": exact}
+        terms = {name: norm_increment(rule, weight, gradient, *state.clone()) for name, rule in rules.items()}
+        after = fused_step(weight, gradient, state, step, exact.betas, rounded)
+        found, weight = increments(weight, after), after
+        floor = storage_floor(weight.double().pow(4).sum(1), torch.float32)
+        floor += arithmetic_floor(terms["kernel"], torch.float32)
+        off |= {
+            name: max(off.get(name, 0.0), ((one.total - found).abs() / floor).item()) for name, one in terms.items()
+        }
+    assert off["kernel"] < 1
+    assert (off["exact"] > 3) is rounded
+    assert adam.as_fused_kernel(exact, torch.float64).betas == exact.betas
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

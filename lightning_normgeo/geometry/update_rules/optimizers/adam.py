@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
-from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule, StepParts, average
+from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule, StepParts, arithmetic_dtype, average
 from lightning_normgeo.geometry.update_rules.recipe import (
     Describe,
     Described,
@@ -45,12 +45,12 @@ class AdamRule(ElementwiseRule):
     Args:
         betas: (β₁, β₂). Default: (0.9, 0.999).
         eps: ε. Default: 1e-8.
-        step: number t of this step, from 1.
+        step: number t of this step, from 1. Rules that differ in it alone are equal: :meth:`terms` does not use it.
     """
 
     betas: tuple[Scalar, Scalar] = (0.9, 0.999)
     eps: float = 1e-8
-    step: Scalar = 1.0
+    step: Scalar = field(default=1.0, compare=False)
     additive: ClassVar[bool] = True
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
@@ -157,6 +157,27 @@ class NAdamWRule(AdamRule):
         by = (average(second, full.square(), beta2) / (1 - beta2**self.step)).sqrt() + self.eps
         rate = self.lr / (1 - beta1**self.step)
         return self.divided(weight, gradient, first, (rate * (1 - beta1) * (1 + beta1), rate * beta1**2), by)
+
+
+def as_fused_kernel(rule: AdamRule, dtype: torch.dtype) -> AdamRule:
+    """Return a rule as torch's fused CUDA kernel computes it.
+
+    The kernel decays W as W - ηλW; everywhere else torch multiplies W with 1 - ηλ, rounded to the precision of W. From
+    torch 2.11 on it rounds β₁ and β₂ to the precision in which it computes. As 1 - β₂ = 0.001 is small, this changes
+    1 - β₂ᵗ by 1e-5 of it, and the step by half of that.
+
+    Args:
+        rule: of Adam or AdamW.
+        dtype: the type that the weight is stored in.
+    """
+    exact = arithmetic_dtype(dtype)
+    if torch.__version__ < "2.11" or exact == torch.float64:
+        return replace(rule, dtype=torch.float64)
+    beta1, beta2 = (
+        beta.to(exact).to(beta.dtype) if isinstance(beta, Tensor) else float(torch.tensor(beta, dtype=exact))
+        for beta in rule.betas
+    )
+    return replace(rule, dtype=torch.float64, betas=(beta1, beta2))
 
 
 def _rectification(length: Scalar, longest: Scalar) -> Scalar:
