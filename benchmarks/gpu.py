@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import itertools
 import logging
 import subprocess
@@ -157,6 +158,8 @@ class Clock(pl.Callback):
 
 def fit(case: Case, callbacks: list[Any], steps: int, profiled: bool) -> Clock:
     """Train a network and return the clock."""
+    gc.collect()  # the network of the last training
+    torch.cuda.empty_cache()
     torch.manual_seed(0)
     clock = Clock(steps, profiled)
     trainer = pl.Trainer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
@@ -43,6 +44,7 @@ def adam_numbers(rule: AdamRule, step: Scalar, has_state: bool) -> Numbers:
     """Return the numbers of Adam's loop; ``step`` may be a tensor with one step for each of several weights."""
     beta1, beta2 = rule.betas
     correction, rate = 1 - beta2**step, rule.lr / (1 - beta1**step)
+    correction = correction.to(torch.float64) if isinstance(correction, Tensor) else correction  # rounded as it is
     # the optimizer's gradient is g̃ = ±g + λW (minus for maximize); the loop computes ±g̃ = g ± λW, of the same square
     sign = -1.0 if rule.maximize else 1.0
     old, new = beta2 / correction if has_state else 0.0, (1 - beta2) / correction

@@ -115,12 +115,18 @@ def moments(group: Group, state: State) -> dict[str, Any]:
 
     The state is empty before the first step, in which torch creates it as zeros.
     """
-    # there β^t is a float32 tensor, so 1 - β^t loses digits in the first steps
-    narrow = bool(group.get("capturable") or group.get("differentiable")) and not group.get("fused")
+    # in these modes β^t is a float32 number, so 1 - β^t loses digits in the first steps
+    modes = bool(group.get("capturable") or group.get("differentiable")), bool(group.get("fused"))
+    narrow = modes == (True, False) or (modes[1] and bool(state) and _rounds_beta(state["step"]))
     step: Scalar = _next_step(state["step"], narrow) if state else 1.0
     if narrow and not isinstance(step, Tensor):
         step = torch.tensor(step, dtype=scalar_dtype())
     return {"betas": pair(group["betas"]), "eps": group["eps"], "step": step}
+
+
+def _rounds_beta(taken: Any) -> bool:
+    """Whether a fused kernel computes β^t in the precision of W, as CUDA's does from torch 2.11 on."""
+    return isinstance(taken, Tensor) and taken.device.type == "cuda" and torch.__version__ >= "2.11"
 
 
 def _next_step(taken: Scalar, narrow: bool) -> Scalar:

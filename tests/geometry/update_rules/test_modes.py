@@ -1,6 +1,7 @@
 """Modes of optimizers: complex weights, CUDA's fused kernel, 16 bits, parts of a weight; or no formula."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,14 +145,15 @@ def test_only_the_fused_kernel_of_cuda_decays_in_double(flags, device, expected,
 
 
 def fused_step(weight, gradient, state, step, betas, rounded, lr=1e-3, decay=0.01, eps=1e-8):
-    """AdamW's step as the fused CUDA kernel takes it, in float32; since torch 2.11 with rounded β."""
+    """AdamW's step as the fused CUDA kernel takes it, in float32; since torch 2.11 with rounded β and βᵗ."""
     beta1, beta2 = (float(torch.tensor(beta)) for beta in betas) if rounded else betas
+    corrections = [1 - (float(torch.tensor(beta**step)) if rounded else beta**step) for beta in (beta1, beta2)]
     mean, square = state
     weight = weight - (lr * decay) * weight
     mean.copy_((beta1 * mean.double() + (1 - beta1) * gradient.double()).float())
     square.copy_((beta2 * square.double() + (1 - beta2) * gradient.double().square()).float())
-    root = (square.sqrt() / (1 - beta2**step) ** 0.5).float() + eps
-    return weight - (lr / (1 - beta1**step)) * mean / root
+    root = (square.sqrt() / corrections[1] ** 0.5).float() + eps
+    return weight - (lr / corrections[0]) * mean / root
 
 
 @pytest.mark.parametrize("rounded", [True, False], ids=["torch 2.11", "before"])
@@ -162,7 +164,8 @@ def test_the_fused_kernel_rounds_beta(rounded, monkeypatch):
     for step in range(1, 6):
         gradient = 1e-3 * torch.randn(1, n, generator=generator)
         exact = AdamRule(lr=1e-3, weight_decay=0.01, decoupled=True, step=float(step), dtype=torch.float64)
-        rules = {"kernel": adam.as_fused_kernel(exact, torch.float32), "exact": exact}
+        narrow = replace(exact, step=torch.tensor(float(step))) if rounded else exact
+        rules = {"kernel": adam.as_fused_kernel(narrow, torch.float32), "exact": exact}
         terms = {name: norm_increment(rule, weight, gradient, *state.clone()) for name, rule in rules.items()}
         after = fused_step(weight, gradient, state, step, exact.betas, rounded)
         found, weight = increments(weight, after), after
@@ -173,7 +176,9 @@ def test_the_fused_kernel_rounds_beta(rounded, monkeypatch):
         }
     assert off["kernel"] < 1
     assert (off["exact"] > 3) is rounded
-    assert adam.as_fused_kernel(exact, torch.float64).betas == exact.betas
+    doubled = adam.as_fused_kernel(narrow, torch.float64)
+    assert doubled.betas == exact.betas
+    assert not isinstance(doubled.step, torch.Tensor) or doubled.step.dtype == torch.float64
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

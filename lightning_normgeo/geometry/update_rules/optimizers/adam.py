@@ -163,16 +163,19 @@ def as_fused_kernel(rule: AdamRule, dtype: torch.dtype) -> AdamRule:
     """Return a rule as torch's fused CUDA kernel computes it.
 
     The kernel decays W as W - ηλW; everywhere else torch multiplies W with 1 - ηλ, rounded to the precision of W. From
-    torch 2.11 on it rounds β₁ and β₂ to the precision in which it computes. As 1 - β₂ = 0.001 is small, this changes
-    1 - β₂ᵗ by 1e-5 of it, and the step by half of that.
+    torch 2.11 on it rounds β₁, β₂ and βᵗ to the precision of its arithmetic. As 1 - β₂ = 0.001 is small, this changes
+    1 - β₂ᵗ by up to 2e-5 of it, and the step by half of that.
 
     Args:
         rule: of Adam or AdamW.
         dtype: the type that the weight is stored in.
     """
     exact = arithmetic_dtype(dtype)
-    if torch.__version__ < "2.11" or exact == torch.float64:
+    if torch.__version__ < "2.11":
         return replace(rule, dtype=torch.float64)
+    if exact == torch.float64:
+        wide = rule.step.to(torch.float64) if isinstance(rule.step, Tensor) else rule.step
+        return replace(rule, dtype=torch.float64, step=wide)
     beta1, beta2 = (
         beta.to(exact).to(beta.dtype) if isinstance(beta, Tensor) else float(torch.tensor(beta, dtype=exact))
         for beta in rule.betas
