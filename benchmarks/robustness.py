@@ -144,8 +144,8 @@ def ours(joined: bool = True, **settings: Any) -> Contender:
         answer = final(task, [(decisions.of("clean").correct, decisions.of("bim").correct)])
         if given.semantics == "final" or evaluation.evaluator is None:
             return answer
-        active = evaluation.evaluator.attacks._active.values()
-        return answer._replace(passes=len(answer.clean) + sum(attack.passes for attack in active))
+        stages = evaluation.evaluator.attacks._stages.values()
+        return answer._replace(passes=len(answer.clean) + sum(stage.passes for stage in stages))
 
     return evaluate
 

@@ -29,6 +29,7 @@ from lightning_normgeo.probes.moved_weights import moving_weights
 from lightning_normgeo.probes.symmetries.probe import SymmetryProbe
 from lightning_normgeo.probes.weight_reader import WeightReader, scale_gradients
 from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed, WeightStep
+from lightning_normgeo.utilities.collector import without_collector
 
 _SEVERAL = "the optimizer evaluates its closure several times"
 _MOVED = "the optimizer moves the weights before the gradient is final"
@@ -183,6 +184,7 @@ class StepProbe:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @skipped_on_error
+    @without_collector
     def _step_ends(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         pending = self._pending
@@ -211,6 +213,7 @@ class StepProbe:
         self._measurement.valid += pending.valid
 
     @skipped_on_error
+    @without_collector
     @torch.no_grad()
     def _snapshot(self, optimizer: Optimizer, pending: _StepInProgress) -> None:
         """Read W, g and the optimizer's state: gradients are final, the update has not begun."""

@@ -27,6 +27,7 @@ from lightning_normgeo.callbacks._readings.readings import HostValues, Reading, 
 from lightning_normgeo.callbacks._readings.symmetry_readings import RMS_CHARGE, RMS_UNCANCELED
 from lightning_normgeo.errors import remember_warnings, skipped_on_error, warn_once
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
+from lightning_normgeo.utilities.collector import without_collector
 
 _MEASURED_HOOKS = ("on_before_backward", "on_after_backward", "on_train_batch_end")
 
@@ -208,6 +209,7 @@ class Session:
         self.driver.lend(dict.fromkeys(_MEASURED_HOOKS))
 
     @skipped_on_error
+    @without_collector
     def _before_backward(self, trainer: Any, module: nn.Module, loss: Tensor) -> None:
         if self.observer is not None:
             self.observer.before_backward(module, loss)
@@ -218,6 +220,7 @@ class Session:
             self.observer.after_backward(trainer, module)
 
     @skipped_on_error
+    @without_collector
     def _batch_ends(self, trainer: Any, module: nn.Module, outputs: Any, batch: Any, batch_index: int) -> None:
         observer = self.observer
         measurement = None if observer is None else observer.probe.collect()
