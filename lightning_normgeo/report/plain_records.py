@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.record_curves import LayerPoints
 from lightning_normgeo.utilities.plain_text import plain
 
 
@@ -30,8 +31,8 @@ def plain_record(record: Record) -> Record:
     )
 
 
-def _layers(points: list[tuple[int, dict[str, float]]]) -> list[tuple[int, dict[str, float]]]:
-    names = {name for _, values in points for name in values}
+def _layers(points: Sequence[tuple[int, dict[str, float]]]) -> Sequence[tuple[int, dict[str, float]]]:
+    names = points.layers if isinstance(points, LayerPoints) else {name for _, values in points for name in values}
     return points if all(map(str.isprintable, names)) else [(step, _keyed(values)) for step, values in points]
 
 

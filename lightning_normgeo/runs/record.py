@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_normgeo.errors import ConfigurationError, warn_once
+from lightning_normgeo.runs.record_curves import CurveReader
 from lightning_normgeo.runs.record_lines import ROBUSTNESS as ROBUSTNESS
 from lightning_normgeo.runs.record_lines import whole_lines
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
@@ -61,8 +62,8 @@ class Record:
 
     Attributes:
         folder: Folder of the run.
-        metrics: (step, value) pairs of each key, in the order they were logged.
-        layers: (step, values by layer) pairs of each quantity.
+        metrics: (step, value) pairs of each key, in the order they were logged; a sequence, equal to the list of them.
+        layers: (step, values by layer) pairs of each quantity, likewise.
         settings: Everything passed to ``log_hyperparams``; later calls override earlier ones.
         environment: Versions and hardware of the last process that wrote the record.
         results: Results by name.
@@ -76,8 +77,8 @@ class Record:
     """
 
     folder: Path
-    metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    layers: dict[str, list[tuple[int, dict[str, float]]]] = field(default_factory=dict)
+    metrics: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    layers: Mapping[str, Sequence[tuple[int, dict[str, float]]]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -188,7 +189,7 @@ class Record:
         ]
 
 
-def _by_layer(points: list[tuple[int, dict[str, float]]]) -> dict[str, list[tuple[int, float]]]:
+def _by_layer(points: Sequence[tuple[int, dict[str, float]]]) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, list[tuple[int, float]]] = {}
     for step, values in points:
         for layer, value in values.items():
@@ -212,7 +213,7 @@ def _since(points: Sequence[tuple[int, float]]) -> int | None:
     return found
 
 
-def read_record(run: str | Path) -> Record:
+def read_record(run: str | Path, most_by_layer: int | None = None) -> Record:
     """Read a run's record, also while the run is under way or after it was killed.
 
     Where a killed run resumed from a checkpoint, the steps after that checkpoint are those of the resumed run, so that
@@ -220,6 +221,8 @@ def read_record(run: str | Path) -> Record:
 
     Args:
         run: Folder of the run, or path of the record itself.
+        most_by_layer: Steps with values by layer to keep: of a record with more than twice as many, every second,
+            fourth, eighth … is read, and the last one. Metrics are always complete. Default: all steps.
 
     Raises:
         ConfigurationError: If there is no record, it is not an ordinary file of the folder, or it cannot be read.
@@ -233,25 +236,24 @@ def read_record(run: str | Path) -> Record:
     except ConfigurationError as error:
         problem = str(error).replace(path.name, str(path), 1)
         raise ConfigurationError(f"{problem}. Give the folder of a run that was logged with RecordLogger.") from error
-    record = Record(path.parent)
-    earlier: set[tuple[str, str]] = set()
+    record, curves = Record(path.parent), CurveReader(most_by_layer)
     try:
-        for line in whole_lines(path):
-            if line["kind"] == "environment":  # the first line of every process that writes the record
-                earlier = {(kind, key) for kind in ("metrics", "layers") for key in getattr(record, kind)}
-            _add(record, line, earlier)
+        for line in whole_lines(path, curves.skips_layers):
+            _add(record, line, curves)
     except OSError as error:
         raise ConfigurationError(
             f"{path} cannot be read ({error.strerror}). Check the disk and who may read it."
         ) from error
+    record.metrics, record.layers = dict(curves.metrics), dict(curves.layers)
     return record
 
 
-def read_records(runs: Sequence[str | Path]) -> list[Record]:
+def read_records(runs: Sequence[str | Path], most_by_layer: int | None = None) -> list[Record]:
     """Read the records of several runs; those that cannot be read are left out, with a warning for each.
 
     Args:
         runs: Folders of the runs, or paths of their records.
+        most_by_layer: See :func:`read_record`.
 
     Raises:
         ConfigurationError: If none of the records can be read.
@@ -259,7 +261,7 @@ def read_records(runs: Sequence[str | Path]) -> list[Record]:
     records, problems = [], []
     for run in runs:
         try:
-            records.append(read_record(run))
+            records.append(read_record(run, most_by_layer))
         except ConfigurationError as error:
             problems.append(error)
     if problems and not records:
@@ -269,24 +271,21 @@ def read_records(runs: Sequence[str | Path]) -> list[Record]:
     return records
 
 
-def _add(record: Record, line: dict[str, Any], earlier: set[tuple[str, str]]) -> None:
-    """Add a line to a record; ``earlier`` has the curves that only previous processes have written so far."""
+def _add(record: Record, line: dict[str, Any], curves: CurveReader) -> None:
+    """Add a line to a record."""
     record.complete = line.get("name") == FINISHED_NAME or line.get("status", "failed") != "failed"
     record.begun = record.begun or line["time"]
     record.ended = max(record.ended, line["time"])
     match line["kind"]:
-        case "metrics" | "layers":
-            curves: dict[str, list[tuple[int, Any]]] = getattr(record, line["kind"])
-            for key, value in line["values"].items():
-                curve, step = curves.setdefault(key, []), line["step"]
-                if (line["kind"], key) in earlier:  # a resumed run logs again what came after its checkpoint
-                    earlier.discard((line["kind"], key))
-                    curve[:] = [point for point in curve if point[0] < step]
-                curve.append((step, value))
+        case "metrics":
+            curves.add_metrics(line["step"], line["values"])
+        case "layers":
+            curves.add_layers(line["step"], line["columns"], line["rows"])
         case "settings":
             record.settings.update(line["values"])
         case "environment":
             record.environment = line["values"]
+            curves.begin_process()  # the first line of every process that writes the record
         case "results":
             record.results[line["name"]] = line["values"]
         case "observation":

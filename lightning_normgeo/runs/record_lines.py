@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,16 @@ from lightning_normgeo.errors import warn_once
 from lightning_normgeo.utilities.files import parsed, raw_lines
 
 _NUMBER = (int, float)
+_PLAIN = frozenset({float})
+"""Types of the values of lines that need no further check."""
 _NOT_FINITE = ("nan", "inf", "-inf")
 """Texts for the numbers that JSON does not have."""
 _LAST_YEAR = 2.5e11
 """Seconds since 1970, about the year 9999: dates cannot express later times."""
 _BEGINNING = b'{"kind": "'
 """The beginning of every line, by which a line that was cut off can be told from other damage."""
+_OF_LAYERS = (b'{"kind": "column_values"', b'{"kind": "layers"')
+_OF_A_PROCESS = b'{"kind": "environment"'
 Columns = list[tuple[str, list[str]]]
 """Quantities of columns, each with its layers."""
 ROBUSTNESS = "robustness"
@@ -43,16 +47,21 @@ def plain_json(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+def whole_lines(path: Path, skips_layers: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
     """Yield the valid lines of a record, and count the others in one warning.
 
     A line that was cut off because its process was killed, or that is being written right now, causes no warning.
+
+    Args:
+        path: Path of the record.
+        skips_layers: Asked for each line with values by layer: whether to skip it unparsed. The last one of each
+            process is not skipped.
     """
     left_out: Counter[str] = Counter()
     columns: dict[str, Columns] = {}
     count = 0
     cut_off = ""  # the reason counted for the previous line, if that may be incomplete instead of damaged
-    for raw in raw_lines(path):
+    for raw in _without_skipped(raw_lines(path), skips_layers):
         if raw.isspace():
             continue
         count += 1
@@ -72,6 +81,23 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     if cut_off and not raw.endswith(b"\n"):
         left_out[cut_off] -= 1
     _warn(path, count, +left_out)  # the sign removes reasons whose count is zero
+
+
+def _without_skipped(lines: Iterable[bytes], skips_layers: Callable[[], bool]) -> Iterator[bytes]:
+    """Yield lines without those that may be skipped, but the last of these where a process ends."""
+    held = b""
+    for raw in lines:
+        if raw.startswith(_OF_LAYERS):
+            skipped = skips_layers()
+            held = raw if skipped else b""
+            if skipped:
+                continue
+        elif held and raw.startswith(_OF_A_PROCESS):
+            yield held
+            held = b""
+        yield raw
+    if held:
+        yield held
 
 
 def checked(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,26 +147,26 @@ def _columns(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _column_values(line: Mapping[str, Any]) -> dict[str, Any]:
-    rows = [[_number(value) for value in _list(row)] for row in _list(line["values"])]
+    rows = [_row(_list(row)) for row in _list(line["values"])]
     return {"step": _step(line), "columns": _text(line["columns"]), "values": rows}
 
 
 def _named(line: dict[str, Any], columns: Mapping[str, Columns]) -> dict[str, Any]:
-    """Return a line with the values of columns as one of ``layers``, by their names in an earlier line; others as is.
+    """Return a line of values by layer with ``columns``, the quantities and layers of its ``rows``; others as is.
 
     Raises:
         ValueError: If the names are not known, or others than the values.
     """
+    if line["kind"] == "layers":
+        values = line.pop("values")
+        named = [(key, list(by_layer)) for key, by_layer in values.items()]
+        return {**line, "columns": named, "rows": [list(by_layer.values()) for by_layer in values.values()]}
     if line["kind"] != "column_values":
         return line
-    try:
-        values = {
-            key: dict(zip(layers, row, strict=True))
-            for (key, layers), row in zip(columns[line["columns"]], line["values"], strict=True)
-        }
-    except (LookupError, ValueError) as error:
-        raise ValueError(_wrong(line["kind"])) from error
-    return {"kind": "layers", "time": line["time"], "step": line["step"], "values": values}
+    names, rows = columns.get(line["columns"], []), line["values"]
+    if [len(layers) for _, layers in names] != [len(row) for row in rows] or not rows:
+        raise ValueError(_wrong(line["kind"]))
+    return {"kind": "layers", "time": line["time"], "step": line["step"], "columns": names, "rows": rows}
 
 
 def _settings(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,7 +280,13 @@ def _step(line: Mapping[str, Any]) -> int:
 def _numbers(values: Any) -> dict[str, float]:
     if not isinstance(values, dict):
         raise TypeError(values)
+    if _PLAIN.issuperset(map(type, values.values())):
+        return values
     return {key: _number(value) for key, value in values.items()}
+
+
+def _row(values: list[Any]) -> list[float]:
+    return values if _PLAIN.issuperset(map(type, values)) else [_number(value) for value in values]
 
 
 def _number(value: Any) -> float:

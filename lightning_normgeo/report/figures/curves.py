@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.runs.record import finite_points
+from lightning_normgeo.runs.record_curves import LayerPoints
 
 ALL = "all layers"
 """The choice of a layer that stands for the aggregate over all layers."""
@@ -111,7 +112,11 @@ class Curves:
 
 def layer_curve(run: Run, key: str, layer: str) -> list[tuple[int, float]]:
     """Return the finite (step, value) pairs of one layer, from the record's values by layer or else its own key."""
-    recorded = [(step, values[layer]) for step, values in run.record.layers.get(key, []) if layer in values]
+    points = run.record.layers.get(key, [])
+    if isinstance(points, LayerPoints):
+        recorded = points.of_layer(layer)
+    else:
+        recorded = [(step, values[layer]) for step, values in points if layer in values]
     return finite_points(recorded or run.record.metrics.get(f"{key}/{layer}", []))
 
 

@@ -114,7 +114,8 @@ def _last_step(run: Run) -> int:
     """Return the last training step; metrics of the test loop are left out, as they have a step of their own."""
     tested = ("test/", "robustness/", "epoch")
     return max(
-        (s for key, points in run.record.metrics.items() if not key.startswith(tested) for s, _ in points), default=-1
+        (points[-1][0] for key, points in run.record.metrics.items() if points and not key.startswith(tested)),
+        default=-1,
     )
 
 

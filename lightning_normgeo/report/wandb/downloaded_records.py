@@ -135,6 +135,7 @@ def _record(run: Any, folder: Path) -> Record:
     record.settings = {**run.config, "wandb": _named(run)}
     record.environment = _environment(run, folder)
     media: dict[str, Mapping[str, Any]] = {}
+    curves: dict[str, list[tuple[int, float]]] = {}
     for row in run.scan_history():
         moment = float(row.get("_timestamp", 0.0))
         record.begun = record.begun or moment
@@ -143,7 +144,8 @@ def _record(run: Any, folder: Path) -> Record:
             if isinstance(value, Mapping):
                 media[key] = value
             elif not key.startswith("_") and key != STEP:
-                _add(record, key, int(row.get(STEP, row["_step"])), value)
+                _add(curves, key, int(row.get(STEP, row["_step"])), value)
+    record.metrics = curves
     record.images = {key: _images(run, folder, entry) for key, entry in media.items() if "filenames" in entry}
     record.layers = _layers(_table(run, folder, media.get(_LAYERS)))
     decisions = _decisions(run, folder)
@@ -179,11 +181,11 @@ def _environment(run: Any, folder: Path) -> dict[str, str]:
     return found
 
 
-def _add(record: Record, key: str, step: int, value: Any) -> None:
+def _add(curves: dict[str, list[tuple[int, float]]], key: str, step: int, value: Any) -> None:
     """Add a point to a curve; it replaces later steps, which a resumed run logs again from its checkpoint on."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return
-    curve = record.metrics.setdefault(key, [])
+    curve = curves.setdefault(key, [])
     while curve and curve[-1][0] >= step:
         curve.pop()
     curve.append((step, float(value)))

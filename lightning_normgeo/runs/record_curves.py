@@ -1,0 +1,218 @@
+"""Curves of a record, kept as columns of numbers instead of pairs: a tenth of the memory, and read when asked for.
+
+The lines of a training repeat the same names at every measured step. All values of one set of names go into one block;
+a curve is a view of a block's column, which looks like the list of its points.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, overload
+
+Value = TypeVar("Value")
+Columns = Sequence[tuple[str, Sequence[str]]]
+"""Quantities with values by layer, each with its layers."""
+
+
+@dataclass
+class Block:
+    """Rows of numbers that belong to the same names.
+
+    Attributes:
+        width: Numbers in a row.
+        order: Number of the line that each row comes from.
+        steps: Step of each row.
+        values: The numbers of all rows, one row after the other.
+    """
+
+    width: int
+    order: array[int] = field(default_factory=lambda: array("q"))
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, order: int, step: int, values: Sequence[float] | Any) -> None:
+        """Add a row."""
+        self.order.append(order)
+        self.steps.append(step)
+        self.values.extend(values)
+
+    def thin(self) -> None:
+        """Drop every second row."""
+        kept = [value for k in range(0, len(self.steps), 2) for value in self.row(k)]
+        self.order, self.steps, self.values = self.order[::2], self.steps[::2], array("d", kept)
+
+    def row(self, k: int) -> array[float]:
+        """Return the numbers of a row."""
+        return self.values[k * self.width : (k + 1) * self.width]
+
+
+class Points(Sequence[tuple[int, Value]]):
+    """Points of a curve, read from blocks when they are asked for; equal to the list of them."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, Block, Any]] = []
+        self._ends: dict[int, int] = {}
+
+    def add_block(self, process: int, block: Block, place: Any) -> None:
+        """Continue the curve with a block, written by the process of this number."""
+        self._parts.append((process, block, place))
+
+    def restart(self, process: int, step: int) -> None:
+        """Note the step at which a process begins: those before it that it logs again are left out."""
+        self._ends[process] = step
+
+    @abstractmethod
+    def _value(self, block: Block, place: Any, row: int) -> Value:
+        """Return the value of a row at the place of this curve."""
+
+    def _points(self) -> list[tuple[int, Value]]:
+        return self._read(self._value)
+
+    def _read(self, value: Any) -> list[tuple[int, Any]]:
+        found: list[tuple[int, Any]] = []
+        for process in dict.fromkeys(process for process, _, _ in self._parts):
+            rows = [
+                (block.order[k], block.steps[k], value(block, place, k))
+                for of, block, place in self._parts
+                if of == process
+                for k in range(len(block.steps))
+            ]
+            if sum(of == process for of, _, _ in self._parts) > 1:
+                rows.sort(key=lambda row: row[0])
+            if process in self._ends:
+                found = [point for point in found if point[0] < self._ends[process]]
+            found += [(step, number) for _, step, number in rows]
+        return found
+
+    def __len__(self) -> int:
+        return sum(len(block.steps) for _, block, _ in self._parts) if not self._ends else len(self._points())
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, Value]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[int, Value]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[int, Value] | list[tuple[int, Value]]:
+        if index in (0, -1) and len(self._parts) == 1 and self._parts[0][1].steps:
+            _, block, place = self._parts[0]
+            row = 0 if index == 0 else len(block.steps) - 1
+            return block.steps[row], self._value(block, place, row)
+        return self._points()[index]
+
+    def __iter__(self) -> Iterator[tuple[int, Value]]:
+        return iter(self._points())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (list, Points)) and self._points() == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self._points())
+
+
+class MetricPoints(Points[float]):
+    """(step, value) pairs of a metric."""
+
+    def _value(self, block: Block, place: int, row: int) -> float:
+        return block.values[row * block.width + place]
+
+
+class LayerPoints(Points[dict[str, float]]):
+    """(step, values by layer) pairs of a quantity."""
+
+    def _value(self, block: Block, place: tuple[int, tuple[str, ...]], row: int) -> dict[str, float]:
+        start, layers = place
+        begin = row * block.width + start
+        return dict(zip(layers, block.values[begin : begin + len(layers)], strict=True))
+
+    @property
+    def layers(self) -> dict[str, None]:
+        """Names of all layers, in the order of their first occurrence."""
+        return dict.fromkeys(layer for _, _, (_, layers) in self._parts for layer in layers)
+
+    def of_layer(self, layer: str) -> list[tuple[int, float]]:
+        """Return the (step, value) pairs of one layer."""
+        places = {id(layers): layers.index(layer) for _, _, (_, layers) in self._parts if layer in layers}
+        missing = object()
+
+        def value(block: Block, place: tuple[int, tuple[str, ...]], row: int) -> Any:
+            start, layers = place
+            at = places.get(id(layers))
+            return missing if at is None else block.values[row * block.width + start + at]
+
+        return [point for point in self._read(value) if point[1] is not missing]
+
+
+class CurveReader:
+    """Reads the lines of metrics and of values by layer into blocks.
+
+    Args:
+        most: Rows of values by layer to keep: of more every second, fourth, eighth … is kept, and the last one.
+            Default: all.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self.metrics: dict[str, MetricPoints] = {}
+        self.layers: dict[str, LayerPoints] = {}
+        self._most = most
+        self._process, self._line = 0, 0
+        self._blocks: dict[Any, Block] = {}
+        self._seen: set[tuple[str, str]] = set()
+        self._begin()
+
+    def begin_process(self) -> None:
+        """Begin with the lines of another process, which may log steps again that came after its checkpoint."""
+        self._process += 1
+        self._begin()
+
+    def _begin(self) -> None:
+        self._blocks, self._seen = {}, set()
+        self._stride, self._count = 1, 0
+
+    def skips_layers(self) -> bool:
+        """Whether the next line with values by layer need not be parsed, unless it is the last one."""
+        self._count += 1
+        return (self._count - 1) % self._stride != 0
+
+    def add_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a line of metrics."""
+        self._line += 1
+        names = tuple(values)
+        block = self._blocks.get(names)
+        if block is None:
+            block = self._blocks[names] = Block(len(names))
+            for place, name in enumerate(names):
+                curve = self.metrics.setdefault(name, MetricPoints())
+                self._continue("metrics", name, curve, block, place, step)
+        block.add(self._line, step, values.values())
+
+    def add_layers(self, step: int, columns: Columns, rows: Sequence[Sequence[float]]) -> None:
+        """Add a line of values by layer."""
+        self._line += 1
+        names = tuple((quantity, tuple(layers)) for quantity, layers in columns)
+        key = ("layers", names)
+        block = self._blocks.get(key)
+        if block is None:
+            block = self._blocks[key] = Block(sum(len(layers) for _, layers in names))
+            start = 0
+            for quantity, layers in names:
+                curve = self.layers.setdefault(quantity, LayerPoints())
+                self._continue("layers", quantity, curve, block, (start, layers), step)
+                start += len(layers)
+        block.add(self._line, step, [value for row in rows for value in row])
+        if self._most is not None and len(block.steps) >= 2 * self._most:
+            block.thin()
+            self._stride *= 2
+
+    def _continue(self, kind: str, name: str, curve: Points[Any], block: Block, place: Any, step: int) -> None:
+        """Continue a curve with a block; at its first step in this process earlier steps may be logged again."""
+        if (kind, name) not in self._seen:
+            self._seen.add((kind, name))
+            if curve._parts:
+                curve.restart(self._process, step)
+        curve.add_block(self._process, block, place)
