@@ -113,7 +113,8 @@ def load_runs(sources: Sequence[str | Path]) -> list[Run]:
     """
     if not sources:
         raise ConfigurationError("There is no run to report. Give folders of runs, or of a study.")
-    records = {str(record.folder.resolve()): record for source in sources for record in records_of(str(source))}
+    found = [records_of(str(source)) for source in sources]
+    records = {str(record.folder.resolve()): record for some in found for record in some}
     return compare_runs(list(records.values()))
 
 

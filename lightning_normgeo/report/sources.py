@@ -17,6 +17,8 @@ _DEEPEST, _MOST_FOLDERS = 4, 20_000
 """Levels of folders that are searched for runs, and the largest number of folders."""
 _WITHOUT_RUNS = ("checkpoints", "wandb", "wandb-data", "images", "figures", "__pycache__", "node_modules")
 """Names of folders that are not searched."""
+_FEWEST_STEPS, _MOST_STEPS, _STEPS = 32, 300, 4800
+"""Steps with values by layer that are read: of each run at least and at most, and of all runs together."""
 _LARGEST_INDEX = 64 * MEBIBYTE
 _NAMED = 8
 """Number of names that an error message lists."""
@@ -31,7 +33,8 @@ def records_of(source: str) -> list[Record]:
     """
     path = Path(source).expanduser() if source.startswith("~") else Path(source)
     if path.is_symlink() or path.exists():
-        return read_records(folders_of(path))
+        folders = folders_of(path)
+        return read_records(folders, max(_FEWEST_STEPS, min(_MOST_STEPS, _STEPS // len(folders))))
     match = re.fullmatch(_ONLINE, source)
     if match is None or (match[1] is None and _is_local(source)):
         raise ConfigurationError(_missing(path))

@@ -90,7 +90,7 @@ def _write_figures(folder: Path, figures: Sequence[Any], form: str, strict: bool
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         path = folder / f"{figure.anchor}.{form}"
-        figure.chart.save(_own(path) if strict else path, scale_factor=_PIXELS_PER_POINT if form == "png" else 1.0)
+        figure.save(_own(path) if strict else path, _PIXELS_PER_POINT if form == "png" else 1.0)
 
 
 def _own(path: Path) -> Path:

@@ -236,7 +236,7 @@ def read_record(run: str | Path, most_by_layer: int | None = None) -> Record:
     except ConfigurationError as error:
         problem = str(error).replace(path.name, str(path), 1)
         raise ConfigurationError(f"{problem}. Give the folder of a run that was logged with RecordLogger.") from error
-    record, curves = Record(path.parent), CurveReader(most_by_layer)
+    record, curves = Record(path.parent), CurveReader(most_by_layer, path.stat().st_size)
     try:
         for line in whole_lines(path, curves.skips_layers):
             _add(record, line, curves)

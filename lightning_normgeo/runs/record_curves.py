@@ -6,15 +6,21 @@ a curve is a view of a block's column, which looks like the list of its points.
 
 from __future__ import annotations
 
+import itertools
+import math
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
 
 Value = TypeVar("Value")
 Columns = Sequence[tuple[str, Sequence[str]]]
 """Quantities with values by layer, each with its layers."""
+
+
+_SHARE = 1.25
+"""Bytes of a record for each byte of its lines with values by layer, about: its metrics take the rest."""
 
 
 @dataclass
@@ -48,6 +54,10 @@ class Block:
         """Return the numbers of a row."""
         return self.values[k * self.width : (k + 1) * self.width]
 
+    def only(self, k: int) -> Block:
+        """Return a block of one row."""
+        return Block(self.width, self.order[k : k + 1], self.steps[k : k + 1], self.row(k))
+
 
 class Points(Sequence[tuple[int, Value]]):
     """Points of a curve, read from blocks when they are asked for; equal to the list of them."""
@@ -65,26 +75,25 @@ class Points(Sequence[tuple[int, Value]]):
         self._ends[process] = step
 
     @abstractmethod
-    def _value(self, block: Block, place: Any, row: int) -> Value:
-        """Return the value of a row at the place of this curve."""
+    def _values(self, block: Block, place: Any) -> Sequence[Value]:
+        """Return the values of all rows of a block at the place of this curve."""
 
     def _points(self) -> list[tuple[int, Value]]:
-        return self._read(self._value)
+        return self._read(self._values)
 
-    def _read(self, value: Any) -> list[tuple[int, Any]]:
+    def _read(self, values: Callable[[Block, Any], Sequence[Any] | None]) -> list[tuple[int, Any]]:
+        """Return the points of a curve with the values that a function returns of each block; None for none."""
         found: list[tuple[int, Any]] = []
-        for process in dict.fromkeys(process for process, _, _ in self._parts):
-            rows = [
-                (block.order[k], block.steps[k], value(block, place, k))
-                for of, block, place in self._parts
-                if of == process
-                for k in range(len(block.steps))
-            ]
-            if sum(of == process for of, _, _ in self._parts) > 1:
-                rows.sort(key=lambda row: row[0])
+        for process, parts in itertools.groupby(self._parts, key=lambda part: part[0]):
+            read = [(block, values(block, place)) for _, block, place in parts]
+            own = [(block, some) for block, some in read if some is not None]
             if process in self._ends:
                 found = [point for point in found if point[0] < self._ends[process]]
-            found += [(step, number) for _, step, number in rows]
+            if len(own) == 1:
+                found += zip(own[0][0].steps, own[0][1], strict=True)
+            else:
+                rows = [row for block, some in own for row in zip(block.order, block.steps, some, strict=True)]
+                found += [(step, value) for _, step, value in sorted(rows, key=lambda row: row[0])]
         return found
 
     def __len__(self) -> int:
@@ -100,7 +109,7 @@ class Points(Sequence[tuple[int, Value]]):
         if index in (0, -1) and len(self._parts) == 1 and self._parts[0][1].steps:
             _, block, place = self._parts[0]
             row = 0 if index == 0 else len(block.steps) - 1
-            return block.steps[row], self._value(block, place, row)
+            return block.steps[row], self._values(block.only(row), place)[0]
         return self._points()[index]
 
     def __iter__(self) -> Iterator[tuple[int, Value]]:
@@ -118,17 +127,17 @@ class Points(Sequence[tuple[int, Value]]):
 class MetricPoints(Points[float]):
     """(step, value) pairs of a metric."""
 
-    def _value(self, block: Block, place: int, row: int) -> float:
-        return block.values[row * block.width + place]
+    def _values(self, block: Block, place: int) -> Sequence[float]:
+        return block.values[place :: block.width]
 
 
 class LayerPoints(Points[dict[str, float]]):
     """(step, values by layer) pairs of a quantity."""
 
-    def _value(self, block: Block, place: tuple[int, tuple[str, ...]], row: int) -> dict[str, float]:
+    def _values(self, block: Block, place: tuple[int, tuple[str, ...]]) -> Sequence[dict[str, float]]:
         start, layers = place
-        begin = row * block.width + start
-        return dict(zip(layers, block.values[begin : begin + len(layers)], strict=True))
+        begins = (start + row * block.width for row in range(len(block.steps)))
+        return [dict(zip(layers, block.values[k : k + len(layers)], strict=True)) for k in begins]
 
     @property
     def layers(self) -> dict[str, None]:
@@ -137,29 +146,27 @@ class LayerPoints(Points[dict[str, float]]):
 
     def of_layer(self, layer: str) -> list[tuple[int, float]]:
         """Return the (step, value) pairs of one layer."""
-        places = {id(layers): layers.index(layer) for _, _, (_, layers) in self._parts if layer in layers}
-        missing = object()
 
-        def value(block: Block, place: tuple[int, tuple[str, ...]], row: int) -> Any:
+        def values(block: Block, place: tuple[int, tuple[str, ...]]) -> Sequence[float] | None:
             start, layers = place
-            at = places.get(id(layers))
-            return missing if at is None else block.values[row * block.width + start + at]
+            return block.values[start + layers.index(layer) :: block.width] if layer in layers else None
 
-        return [point for point in self._read(value) if point[1] is not missing]
+        return self._read(values)
 
 
 class CurveReader:
     """Reads the lines of metrics and of values by layer into blocks.
 
     Args:
-        most: Rows of values by layer to keep: of more every second, fourth, eighth … is kept, and the last one.
-            Default: all.
+        most: Rows of values by layer to keep: of more than twice as many every second, fourth, eighth … is kept, and
+            the last one. Default: all.
+        size: Bytes of the record, by which the number of its rows is estimated. Default: unknown.
     """
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, most: int | None = None, size: int = 0) -> None:
         self.metrics: dict[str, MetricPoints] = {}
         self.layers: dict[str, LayerPoints] = {}
-        self._most = most
+        self._most, self._size = most, size
         self._process, self._line = 0, 0
         self._blocks: dict[Any, Block] = {}
         self._seen: set[tuple[str, str]] = set()
@@ -174,8 +181,11 @@ class CurveReader:
         self._blocks, self._seen = {}, set()
         self._stride, self._count = 1, 0
 
-    def skips_layers(self) -> bool:
-        """Whether the next line with values by layer need not be parsed, unless it is the last one."""
+    def skips_layers(self, line: bytes) -> bool:
+        """Whether a line with values by layer need not be parsed, unless it is the last one."""
+        if self._count == 0 and self._most is not None:
+            rows = self._size / (_SHARE * len(line))
+            self._stride = 2 ** max(0, math.ceil(math.log2(max(rows, 1.0) / (2 * self._most))))
         self._count += 1
         return (self._count - 1) % self._stride != 0
 

@@ -47,7 +47,7 @@ def plain_json(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def whole_lines(path: Path, skips_layers: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
+def whole_lines(path: Path, skips_layers: Callable[[bytes], bool] = lambda line: False) -> Iterator[dict[str, Any]]:
     """Yield the valid lines of a record, and count the others in one warning.
 
     A line that was cut off because its process was killed, or that is being written right now, causes no warning.
@@ -83,12 +83,12 @@ def whole_lines(path: Path, skips_layers: Callable[[], bool] = lambda: False) ->
     _warn(path, count, +left_out)  # the sign removes reasons whose count is zero
 
 
-def _without_skipped(lines: Iterable[bytes], skips_layers: Callable[[], bool]) -> Iterator[bytes]:
+def _without_skipped(lines: Iterable[bytes], skips_layers: Callable[[bytes], bool]) -> Iterator[bytes]:
     """Yield lines without those that may be skipped, but the last of these where a process ends."""
     held = b""
     for raw in lines:
         if raw.startswith(_OF_LAYERS):
-            skipped = skips_layers()
+            skipped = skips_layers(raw)
             held = raw if skipped else b""
             if skipped:
                 continue

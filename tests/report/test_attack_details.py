@@ -140,8 +140,8 @@ def test_figures_show_the_curve_of_smallest_radii_and_no_details(run: Run) -> No
     figure, curve = accuracies([run]), against_eps([run])
     assert figure is not None
     assert curve is not None
-    assert not any(name in str(figure.chart.to_dict()) for name in DETAILS)
-    shown = str(curve.chart.to_dict())
+    assert not any(name in str(figure.spec) for name in DETAILS)
+    shown = str(curve.spec)
     assert "nearest, smallest radii" in shown
     assert "sanity" not in shown
 

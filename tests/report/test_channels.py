@@ -42,7 +42,7 @@ def table(runs: list[Run], anchor: str) -> Any:
 def test_figure_and_tables_have_the_recorded_numbers(folder: Path) -> None:
     runs, document = load_runs([folder]), read_record(folder).results["channels"]
     figure = channels(runs)
-    rows = figure.chart.to_dict()["data"]["values"]
+    rows = figure.spec["data"]["values"]
     assert len(rows) == len(document["results"]) + 4, "each curve begins with the whole network"
     drawn = {(row["removed"], row["accuracy"], row["ci_low"], row["ci_high"]) for row in rows}
     names = ("removed_share", "accuracy", "ci_low", "ci_high")

@@ -118,7 +118,7 @@ def test_reports_of_a_run_that_diverged(form: str) -> None:
         assert "diverged: train/loss is not finite from step 30 on" in text
     if form == "html":
         assert "<strong>Not finite:</strong> seed 0, diverged" in text
-        specs = text[text.index("const specs = ") : text.index("};", text.index("const specs = "))]
+        specs = text[text.index('id="specs"') : text.index("</script>", text.index('id="specs"'))]
         assert not re.search("NaN|Infinity", specs)
     else:
         assert not re.search(r"\b(nan|inf)\b", text)

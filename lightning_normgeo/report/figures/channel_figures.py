@@ -45,7 +45,7 @@ def channels(runs: Sequence[Run]) -> Figure | None:
     points = base.mark_point(filled=True, size=30, opacity=1).encode(y=alt.Y("accuracy:Q", **shown))
     chart = panels(alt.layer(bars, line, points), rows, "panel", shared=True)
     return Figure(
-        "channels", CHANNELS.title, f"{CHANNELS.caption} {_DRAWN}", chart, wide=len(unique(rows, "panel")) > 1
+        "channels", CHANNELS.title, f"{CHANNELS.caption} {_DRAWN}", chart, rows, wide=len(unique(rows, "panel")) > 1
     )
 
 

@@ -79,7 +79,7 @@ def _compared(curves: Curves, anchor: str, section: Section, axis: str, *, log: 
     points = base.mark_point(filled=True, opacity=1, size=_SYMBOL, clip=True).encode(tooltip=shown, shape=shape)
     marks = [*_lines(base, rows, [*names.values()]), _only(touched(base, shown), predicted), _only(points, [measured])]
     chart, several = over_steps(marks, rows, "group", shared=False)
-    return Figure(anchor, section.title, section.caption, positive(chart, log=log, signed=log), several)
+    return Figure(anchor, section.title, section.caption, positive(chart, log=log, signed=log), rows, several)
 
 
 def _ratio(curves: Curves, anchor: str, section: Section) -> Figure | None:
@@ -93,7 +93,8 @@ def _ratio(curves: Curves, anchor: str, section: Section) -> Figure | None:
     values = (alt.Tooltip("ratio:Q", title="ratio", format=".7~g"), alt.Tooltip("value:Q", title="− 1", format=".3g"))
     marks = [*_lines(base, rows, [*names.values()]), touched(base, tooltip(rows, True, *values))]
     chart, several = over_steps(marks, rows, "group", shared=True)
-    return Figure(anchor, section.title, section.caption, chart.transform_calculate(ratio="1 + datum.value"), several)
+    chart = chart.transform_calculate(ratio="1 + datum.value")
+    return Figure(anchor, section.title, section.caption, chart, rows, several)
 
 
 def _base(rows: Sequence[Row], names: Sequence[str], y: Any) -> Any:

@@ -13,7 +13,7 @@ from lightning_normgeo.runs.record_curves import LayerPoints
 
 ALL = "all layers"
 """The choice of a layer that stands for the aggregate over all layers."""
-_POINTS, _FEWEST, _MOST = 60_000, 24, 150
+_POINTS, _FEWEST, _MOST = 60_000, 12, 150
 """Points of all curves of a page, and the smallest and largest share of one curve."""
 _LAYERS = 240
 """Layers that the readers of a page can choose, of all its runs together."""
@@ -27,6 +27,8 @@ Points = Sequence[tuple[int, float]]
 
 class Curves:
     """The curves of several runs, thinned so that a page with all of them stays small; extreme values stay.
+
+    Of long runs only every second, fourth, eighth … step with values by layer has been read.
 
     Args:
         runs: Runs of the report.
@@ -155,7 +157,7 @@ def _choose(runs: Sequence[Run], known: Mapping[str, str], patterns: Sequence[st
         names = {layer: (layer, pairs.get(layer, layer)) for layer in layers}
         return [layer for layer in layers if any(fnmatch.filter(names[layer], pattern) for pattern in patterns)]
     keyed = {layer for layer in layers if any(key.endswith(f"/{layer}") for run in runs for key in run.record.metrics)}
-    few = max(4, _LAYERS // max(1, len(runs)))
+    few = max(1, _LAYERS // max(1, len(runs)))
     stride = max(1, math.ceil(len(layers) / few))
     chosen = {*[layer for layer in layers if layer in keyed][:few], *list(layers)[::stride]}
     return [layer for layer in layers if layer in chosen]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import altair as alt
+import vl_convert
 
 from lightning_normgeo.report.figures.curves import ALL, Row
 
@@ -14,6 +16,10 @@ WIDTH, HEIGHT = 400, 250
 SMALL = {"width": 220, "height": 165}
 COLUMNS = 4
 COLORS = ["#3b6fb6", "#d1603d", "#4c9a6a", "#8d6cab", "#a98432", "#6b7787", "#c0567d", "#3a9ca6"]
+VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0]
+"""Version of Vega-Lite that draws the figures."""
+DATA = alt.Data(values="rows")
+"""The data of every chart, which :attr:`Figure.spec` replaces by the rows."""
 _DASHES = [[1, 0], [5, 3], [1.5, 2.5], [6, 2, 1.5, 2]]
 _STROKE = {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 1.6}
 """Symbols of legends of lines."""
@@ -27,7 +33,8 @@ class Figure:
         anchor: Name of the figure in links and files.
         title: Title above the figure.
         caption: Text on what is shown and how to read it.
-        chart: Altair chart.
+        chart: Altair chart; its data is a name that stands for the rows.
+        rows: Rows of data that the chart draws. Altair would copy and check each number of them several times.
         wide: Whether the figure takes the whole width of the page.
     """
 
@@ -35,7 +42,22 @@ class Figure:
     title: str
     caption: str
     chart: Any
+    rows: Sequence[Any]
     wide: bool = False
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The Vega-Lite specification of the chart, with its rows."""
+        spec: dict[str, Any] = self.chart.to_dict()
+        return {**spec, "data": {"values": list(self.rows)}}
+
+    def save(self, path: Path, scale: float) -> None:
+        """Draw the figure as ``.png`` or ``.pdf``; ``scale`` has the pixels of a PNG per point."""
+        drawn = {"vl_version": VEGA_LITE, "scale": scale}
+        if path.suffix == ".pdf":
+            path.write_bytes(vl_convert.vegalite_to_pdf(self.spec, **drawn))
+        else:
+            path.write_bytes(vl_convert.vegalite_to_png(self.spec, **drawn))
 
 
 def lines(
@@ -126,7 +148,7 @@ def tooltip(rows: Sequence[Row], by_layer: bool = True, *values: Any) -> list[An
 
 def panels(chart: Any, rows: Sequence[Row], panel: str, shared: bool) -> Any:
     """Return a chart with its data, with a panel for each value of a field if there are several."""
-    names, data = unique(rows, panel), alt.Data(values=list(rows))
+    names, data = unique(rows, panel), DATA
     if len(names) < 2:
         return chart.properties(data=data, width=WIDTH, height=HEIGHT)
     header = alt.Header(title=None, labelFontSize=12, labelLimit=SMALL["width"])

@@ -165,6 +165,7 @@ def _orthogonality_by_layer(curves: Curves) -> Figure | None:
         section.title,
         section.caption,
         panels(chart, rows, "group", shared=True),
+        rows,
         wide=len(unique(rows, "group")) > 1,
     )
 

@@ -9,7 +9,7 @@ import altair as alt
 
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.figures.curves import Row
-from lightning_normgeo.report.figures.figure import SMALL, WIDTH, Figure, color_of, dash_of, panels, unique
+from lightning_normgeo.report.figures.figure import DATA, SMALL, WIDTH, Figure, color_of, dash_of, panels, unique
 from lightning_normgeo.robustness.results.statistics import wilson_interval
 from lightning_normgeo.utilities.attack_names import (
     NORM_TITLES,
@@ -42,7 +42,7 @@ def accuracies(runs: Sequence[Run]) -> Figure | None:
     interval = base.mark_rule(strokeWidth=2, opacity=0.6).encode(x="ci_low:Q", x2="ci_high:Q")
     chart = alt.layer(interval, base.mark_point(filled=True, size=55, opacity=0.9).encode(x=x))
     size = {"width": SMALL["width"] - 20, "height": max(60, 24 * len(unique(rows, vertical)))}
-    chart = panels(chart, rows, "title", shared=True) if several else chart.properties(data=alt.Data(values=rows))
+    chart = panels(chart, rows, "title", shared=True) if several else chart.properties(data=DATA)
     if several and hasattr(chart, "spec"):  # several panels, whose size is that of each
         chart.spec = chart.spec.properties(**size)
     else:
@@ -53,6 +53,7 @@ def accuracies(runs: Sequence[Run]) -> Figure | None:
         "One point for each run, with its Wilson interval at 95 %: how sure the accuracy of this network is, not how "
         "much another training would differ.",
         chart,
+        rows,
         wide=several,
     )
 
@@ -86,6 +87,7 @@ def against_eps(runs: Sequence[Run]) -> Figure | None:
         "It has to fall towards zero as the radius grows; where it does not, the attack is too weak or gradients are "
         "masked. Bands are Wilson intervals at 95 %.",
         chart.resolve_scale(x="independent") if len(norms) > 1 else chart,
+        rows,
         wide=len(unique(rows, "panel")) > 1,
     )
 

@@ -19,7 +19,7 @@ def drawn(
     if not rows:
         return None
     chart, several = lines(rows, axis, **options)
-    return Figure(anchor, section.title, section.caption, chart, wide or several)
+    return Figure(anchor, section.title, section.caption, chart, rows, wide or several)
 
 
 def names_of(curves: Curves, section: Section) -> tuple[dict[str, str], Section]:

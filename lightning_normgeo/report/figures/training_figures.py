@@ -27,4 +27,4 @@ def _figure(curves: Curves, anchor: str, section: Section, keys: Sequence[str], 
     log = log and all(value > 0 for row in rows for value in row["value"])
     color = "series" if len(unique(rows, "series")) > 1 else "quantity"
     chart, several = lines(rows, anchor, color=color, dash="quantity", log=log, shared=True, by_layer=False)
-    return Figure(anchor, section.title, section.caption, chart, several)
+    return Figure(anchor, section.title, section.caption, chart, rows, several)

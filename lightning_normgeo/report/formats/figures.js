@@ -1,5 +1,6 @@
 const NARROW = 500, AXIS = 58, PANEL = 50, LEGEND = 26;
-const specs = JSON.parse(document.getElementById("specs").textContent);
+const { texts, steps, figures: specs } = JSON.parse(document.getElementById("specs").textContent);
+for (const spec of Object.values(specs)) spec.data = { values: unpacked(spec.data) };
 const anchors = Object.keys(specs);
 const picker = document.getElementById("layer");
 const views = new Map();  // of the figures that were drawn, with the width of the page then
@@ -14,6 +15,17 @@ const stateOf = (anchor) => `${width} ${hasLayers(anchor) ? picker?.value : ""}`
 const isStale = (anchor) => states.get(anchor) !== stateOf(anchor);
 const isMeasured = (anchor) =>
   !picker || !hasLayers(anchor) || specs[anchor].data.values.some(({ layer }) => layer === picker.value);
+
+function unpacked(data) {
+  const rows = Array.from({ length: data.rows }, () => ({}));
+  const fill = (columns, value) => {
+    for (const [field, column] of Object.entries(columns)) column.forEach((entry, k) => { rows[k][field] = value(entry); });
+  };
+  fill(data.texts, (entry) => texts[entry]);
+  fill(data.steps, (entry) => steps[entry]);
+  fill(data.values, (entry) => entry);
+  return rows;
+}
 
 function config(room) {
   // as figures are saved and printed; on a screen the style sheet has the last word

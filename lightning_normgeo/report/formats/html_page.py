@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_normgeo._version import __version__
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.figures.curves import ALL, Curves
+from lightning_normgeo.report.figures.figure import VEGA_LITE, Figure
 from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.report.figures.pictures import pictures_of
 from lightning_normgeo.report.run_settings import flat
@@ -61,7 +62,7 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = (), threshol
         unfinished=[run.name for run in runs if not run.record.complete],
         diverged=[f"{run.name}, {found}" for run in runs if (found := run.record.diverged)],
         figures=figures,
-        specs={figure.anchor: _inline_json(figure.chart.to_json(indent=None)) for figure in figures},
+        specs=_inline_json(json.dumps(_packed(figures), separators=(",", ":"))),
         library=_library(),
         cards=list(_cards(verdicts, places)),
         tally=_tally(verdicts),
@@ -133,9 +134,31 @@ def _common(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
 @functools.cache
 def _library() -> str:
     """Return the JavaScript of Vega-Lite, safe inside a script element."""
-    bundle: str = vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION.rpartition(".")[0])  # type: ignore[call-arg]
+    bundle: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
     # only the end of a script has to be hidden: "</" alone also occurs in regular expressions
     return bundle.replace("</script", "<\\/script")
+
+
+def _packed(figures: Sequence[Figure]) -> dict[str, Any]:
+    """Return the specifications of figures with their rows as columns, and each text and list of steps only once.
+
+    A page of hundreds of runs repeats the same names and steps in tens of thousands of rows. figures.js unpacks them.
+    """
+    texts: dict[str, int] = {}
+    steps: dict[tuple[int, ...], int] = {}
+    specs = {figure.anchor: figure.spec for figure in figures}
+    for spec in specs.values():
+        rows, columns = spec["data"]["values"], dict[str, dict[str, Any]](texts={}, steps={}, values={})
+        for field in dict.fromkeys(name for row in rows for name in row):
+            values = [row.get(field) for row in rows]
+            if all(isinstance(value, str) for value in values):
+                columns["texts"][field] = [texts.setdefault(value, len(texts)) for value in values]
+            elif all(isinstance(value, list) for value in values) and field == "step":
+                columns["steps"][field] = [steps.setdefault(tuple(value), len(steps)) for value in values]
+            else:
+                columns["values"][field] = values
+        spec["data"] = {"rows": len(rows), **columns}
+    return {"texts": list(texts), "steps": list(steps), "figures": specs}
 
 
 def _inline_json(text: str) -> str:

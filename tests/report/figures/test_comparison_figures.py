@@ -23,7 +23,7 @@ def curves(**metrics: Any) -> Curves:
 
 
 def rows(figure: Any) -> list[dict[str, Any]]:
-    return figure.chart.to_dict()["data"]["values"]
+    return figure.spec["data"]["values"]
 
 
 def test_ratio_is_of_the_recorded_values_where_both_are_finite_and_the_prediction_is_not_zero() -> None:
@@ -44,7 +44,7 @@ def test_no_ratio_without_a_prediction() -> None:
 def test_measured_values_are_points_on_a_thin_line_on_a_wide_line(make: Any) -> None:
     prefix = "" if make is increments else "cumulative_"
     names = (f"{prefix}increment", f"{prefix}explained", f"{prefix}predicted")
-    chart = make(curves(**{name: [(0, 1.0), (1, 2.0)] for name in names})).chart.to_dict()
+    chart = make(curves(**{name: [(0, 1.0), (1, 2.0)] for name in names})).spec
     wide, thin, _, points = chart["layer"]
     kinds = [(layer["mark"]["type"], len(layer["transform"][0]["filter"]["oneOf"])) for layer in (wide, thin, points)]
     assert kinds == [("line", 1), ("line", 1), ("point", 1)]

@@ -17,7 +17,7 @@ def figures(*groups: str) -> dict[str, tuple[str, list[float]]]:
     metrics = {f"{group}/{name}": [(0, 1.0 + k), (1, 2.0)] for k, group in enumerate(groups) for name in NAMES}
     found = all_figures(Curves(compare_runs([Record(Path("run"), metrics=metrics)])))
     return {
-        figure.anchor: (figure.caption, figure.chart.to_dict()["data"]["values"][0]["value"])
+        figure.anchor: (figure.caption, figure.spec["data"]["values"][0]["value"])
         for figure in found
         if figure.anchor not in ("orthogonality", "increments-ratio")
     }
@@ -29,7 +29,7 @@ def test_the_ratio_of_controls_is_that_of_their_increments() -> None:
     found = all_figures(Curves(compare_runs([Record(Path("run"), metrics=metrics)])))
     (figure,) = [figure for figure in found if figure.anchor == "increments-ratio"]
     assert figure.caption.startswith(CONTROLS_ONLY)
-    assert [row["value"] for row in figure.chart.to_dict()["data"]["values"]] == [[0.5, 0.5]]
+    assert [row["value"] for row in figure.spec["data"]["values"]] == [[0.5, 0.5]]
 
 
 def test_controls_take_the_place_of_invariant_weights_only_where_there_are_none() -> None:

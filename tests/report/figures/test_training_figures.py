@@ -22,7 +22,7 @@ def curves(**metrics: Any) -> Curves:
 
 
 def quantities(figure: Any) -> list[str]:
-    return sorted({row["quantity"] for row in figure.chart.to_dict()["data"]["values"]})
+    return sorted({row["quantity"] for row in figure.spec["data"]["values"]})
 
 
 def test_losses_and_accuracies_are_found_by_their_names() -> None:
@@ -55,5 +55,5 @@ def test_a_metric_of_steps_and_epochs_is_drawn_once_and_of_many_the_first_three(
 
 @pytest.mark.parametrize(("curve", "scale"), [(CURVE, "log"), ([(0, 1.0), (5, -2.0)], None)])
 def test_a_loss_that_can_be_negative_has_a_linear_axis(curve: Any, scale: str | None) -> None:
-    layers = loss(curves(loss=curve)).chart.to_dict()["layer"]
+    layers = loss(curves(loss=curve)).spec["layer"]
     assert layers[0]["encoding"]["y"]["scale"].get("type") == scale

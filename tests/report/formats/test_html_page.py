@@ -127,10 +127,20 @@ class Page(HTMLParser):
 
     def spec(self, anchor: str) -> dict[str, Any]:
         """Return the figure's specification in the form that the browser gets."""
-        return json.loads(self.scripts[1])[anchor]
+        page = json.loads(self.scripts[1])
+        spec: dict[str, Any] = page["figures"][anchor]
+        return {**spec, "data": {"values": unpacked(page, spec["data"])}}
 
     def anchors(self) -> list[str]:
         return [attrs["id"].removeprefix("chart-") for tag, attrs in self.tags if attrs.get("class") == "chart"]
+
+
+def unpacked(page: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a figure as the page's script makes them."""
+    columns = dict(data["values"])
+    for kind in ("texts", "steps"):
+        columns |= {field: [page[kind][k] for k in column] for field, column in data[kind].items()}
+    return [{field: column[k] for field, column in columns.items()} for k in range(data["rows"])]
 
 
 def rows_of(spec: Any) -> list[dict[str, Any]]:
