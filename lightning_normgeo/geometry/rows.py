@@ -73,6 +73,29 @@ def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor
     return (tensor.movedim(dim, 0) if dim else tensor).reshape(units, -1)
 
 
+def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
+    """Permute the dimensions after the first to the order in which they lie in the memory of another tensor.
+
+    The rows of a weight whose channels come last are then views, and in all tensors that are permuted alike the same
+    elements are at the same places of a row.
+
+    Args:
+        tensor: of the shape of ``like``.
+        like: the weight.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+        >>> as_rows(in_memory_order(weight, weight), 4).data_ptr() == weight.data_ptr()
+        True
+    """
+    if like.ndim < 3 or like.is_contiguous():
+        return tensor
+    strides = like.stride()
+    order = sorted(range(1, like.ndim), key=lambda d: -strides[d])
+    return tensor.permute(0, *order) if like.permute(0, *order).is_contiguous() else tensor
+
+
 def output_rows(tensor: Tensor) -> int:
     """Return the number of rows along dimension 0 of a weight; 1 for a vector, such as a bias, and an empty tensor."""
     return tensor.shape[0] if tensor.ndim > 1 and tensor.numel() else 1

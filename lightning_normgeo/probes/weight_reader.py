@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, many_update_products
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, UpdateRule
 from lightning_normgeo.geometry.products.one_pass import is_additive, many_weight_products, weight_products
-from lightning_normgeo.geometry.rows import as_rows, output_rows, wide_dtype
+from lightning_normgeo.geometry.rows import as_rows, in_memory_order, output_rows, wide_dtype
 from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, learning_rate, plan
@@ -74,7 +74,7 @@ class WeightReader:
             plans = [
                 plan(
                     parameter,
-                    partial(self._rows, units),
+                    partial(self._own_rows, units, like=parameter),
                     optimizer,
                     groups[id(parameter)],
                     self._kept(units, parameter) if keep else None,
@@ -95,7 +95,7 @@ class WeightReader:
     def add_updates(self, steps: Sequence[WeightStep], observed: Sequence[Observed]) -> None:
         """Measure D = W⁺ - W of weights of which a copy was kept."""
         pairs = [
-            (self._rows(units, self._before[id(p)]), self._rows(units, p.detach()))
+            (self._own_rows(units, self._before[id(p)], like=p), self._own_rows(units, p.detach(), like=p))
             for one in observed
             for units, p in one.parts
         ]
@@ -113,14 +113,18 @@ class WeightReader:
         """View a tensor of a parameter's shape as a matrix with one row for each value of a step."""
         return units.rows(tensor)
 
+    def _own_rows(self, units: WeightUnits, tensor: Tensor, like: nn.Parameter) -> Tensor:
+        """View a tensor of a parameter's shape as :meth:`_rows` does, rows in the order of the parameter's memory."""
+        return self._rows(units, in_memory_order(tensor, like) if units.dim == 0 else tensor)
+
     def _finer_rows(self, units: WeightUnits, parameter: nn.Parameter) -> Callable[[Tensor], Tensor] | None:
         """Return a view by output row, for units of several output rows; None for other units."""
         first, last = units.part or (0, output_rows(parameter))
         rows = last - first
         several = units.dim == 0 and rows > units.count and rows % units.count == 0
-        if units.part is not None:
-            return (lambda tensor: as_rows(tensor[first:last], rows)) if several else None
-        return partial(as_rows, units=rows) if several else None
+        if not several:
+            return None
+        return lambda tensor: as_rows(in_memory_order(tensor, parameter)[first:last], rows)
 
     def _values(self, units: WeightUnits, rows: int) -> int:
         """Return the number of values that a step has for a parameter that was read as ``rows`` rows."""
@@ -158,7 +162,7 @@ class WeightReader:
     def _kept(self, units: WeightUnits, parameter: nn.Parameter) -> Tensor | None:
         """Return the buffer for a copy of W while it is read; None if its rows are no view, and it was copied now."""
         buffer = self._buffer(parameter)
-        rows = self._rows(units, buffer)
+        rows = self._own_rows(units, buffer, like=parameter)
         if rows.untyped_storage()._cdata == buffer.untyped_storage()._cdata:
             return rows
         buffer.copy_(self._part(parameter))

@@ -214,10 +214,10 @@ class CurveReader:
                 curve = self.layers.setdefault(quantity, LayerPoints())
                 self._continue("layers", quantity, curve, block, (start, layers), step)
                 start += len(layers)
-        block.add(self._line, step, [value for row in rows for value in row])
         if self._most is not None and len(block.steps) >= 2 * self._most:
             block.thin()
             self._stride *= 2
+        block.add(self._line, step, [value for row in rows for value in row])
 
     def _continue(self, kind: str, name: str, curve: Points[Any], block: Block, place: Any, step: int) -> None:
         """Continue a curve with a block; at its first step in this process earlier steps may be logged again."""

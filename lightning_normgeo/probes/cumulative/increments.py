@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning_normgeo.geometry.increments.momentum_increments import MomentumSt
 from lightning_normgeo.geometry.increments.rounding_floors import systematic_floor
 from lightning_normgeo.geometry.products.one_pass import many_weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
-from lightning_normgeo.geometry.rows import as_rows, output_rows
+from lightning_normgeo.geometry.rows import as_rows, in_memory_order, output_rows
 from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
 from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, plan
@@ -205,7 +206,7 @@ class CumulativeIncrements:
         names = [self._name(parameter) for parameter, _ in moving]
         missing = [(parameter, group) for parameter, group in moving if id(parameter) not in read]
         with copied_together(optimizer):
-            planned = [plan(parameter, self._whole, optimizer, group) for parameter, group in missing]
+            planned = [plan(p, functools.partial(self._whole, like=p), optimizer, group) for p, group in missing]
         found = iter(map(ParameterReading, planned, many_weight_products([one.reads for one in planned])))
         readings = [read[id(parameter)] if id(parameter) in read else next(found) for parameter, _ in moving]
         plans, products = [one.plan for one in readings], [one.products for one in readings]
@@ -261,15 +262,15 @@ class CumulativeIncrements:
         return self._indices[key]
 
     def _norms(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        whole = [self._whole(parameter) for parameter in parameters]
+        whole = [self._whole(parameter, parameter) for parameter in parameters]
         return [found.weight_sq.sum() for found in many_weight_products([WeightPass(rows, rows) for rows in whole])]
 
     def _name(self, parameter: nn.Parameter) -> str:
         return self._names[id(parameter)][0] if id(parameter) in self._names else ""
 
-    def _whole(self, tensor: Tensor) -> Tensor:
+    def _whole(self, tensor: Tensor, like: Tensor) -> Tensor:
         """View a tensor by output row, so that the rounding errors of one row do not cancel those of another."""
-        return as_rows(tensor, output_rows(tensor))
+        return as_rows(in_memory_order(tensor, like), output_rows(tensor))
 
 
 def _contributions(plans: Sequence[ReadPlan], products: Sequence[WeightProducts]) -> Tensor:

@@ -35,6 +35,10 @@ class ShardedReader(WeightReader):
     def _rows(self, units: WeightUnits, tensor: Tensor) -> Tensor:
         return local_rows(tensor, units.dim)
 
+    def _own_rows(self, units: WeightUnits, tensor: Tensor, like: nn.Parameter) -> Tensor:
+        del like  # the local part of a parameter may lie in memory otherwise than the whole
+        return self._rows(units, tensor)
+
     def _together(self, steps: Sequence[WeightStep]) -> WeightStep:
         columns: dict[str, Any] = {name: torch.cat([getattr(step, name) for step in steps]) for name in ADDITIVE}
         terms = [step.terms for step in steps if step.terms is not None]
@@ -116,6 +120,6 @@ class ShardedIncrements(CumulativeIncrements):
         if not self._first:
             self._sums.zero_()
 
-    def _whole(self, tensor: Tensor) -> Tensor:
+    def _whole(self, tensor: Tensor, like: Tensor) -> Tensor:
         part = local_part(tensor)
         return part.reshape(output_rows(part), -1)
