@@ -41,20 +41,21 @@ ALLOWED = {
     "utilities.spool": {"utilities.files"},
     "utilities.checkpoints": set(),
     "utilities.attack_names": set(),
+    "utilities.collector": set(),
     "_lightning": set(),
     "terminal": {"_version"},
     "geometry": set(),
     "normalization": {"geometry"},
     "symmetries": {"geometry", "normalization"},
     "robustness": {"geometry", "normalization", "symmetries", "utilities.attack_names"} | _FILES,
-    "probes": {"geometry", "normalization", "symmetries"},
+    "probes": {"geometry", "normalization", "symmetries", "utilities.collector"},
     "channels": {"geometry", "normalization", "symmetries", "robustness", "probes"} | _FILES,
     "runs": {"_lightning", "_version", "robustness", "utilities.attack_names"} | _FILES,
     "report": {"_version", "robustness", "runs", "utilities.attack_names"} | _FILES,
     "data": set(),
     "models": {"normalization", "symmetries"},
     "callbacks": {"_lightning", "channels", "geometry", "normalization", "probes", "robustness", "runs", "symmetries"}
-    | {"utilities.attack_names"}
+    | {"utilities.attack_names", "utilities.collector"}
     | _FILES,
     "__init__": {"_version", "callbacks", "channels", "data", "models", "normalization", "probes", "robustness", "runs"}
     | {"symmetries"},
@@ -72,10 +73,11 @@ THIRD_PARTY = {
     "utilities.checked_values": set(),
     "utilities.notebook": set(),  # pandas if it is installed and requested
     "utilities.contained_files": set(),
-    "utilities.files": set(),
+    "utilities.files": {"orjson"},  # only if it is installed
     "utilities.spool": set(),
     "utilities.checkpoints": {"torch"},
     "utilities.attack_names": set(),
+    "utilities.collector": set(),
     "terminal": set(),
     "geometry": {"torch", "numba", "triton"},  # the last two only if they are installed
     "normalization": {"torch"},

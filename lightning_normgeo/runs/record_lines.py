@@ -5,13 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
-
-from lightning_normgeo.errors import warn_once
-from lightning_normgeo.utilities.files import parsed, raw_lines
 
 _NUMBER = (int, float)
 _PLAIN = frozenset({float})
@@ -20,10 +15,6 @@ _NOT_FINITE = ("nan", "inf", "-inf")
 """Texts for the numbers that JSON does not have."""
 _LAST_YEAR = 2.5e11
 """Seconds since 1970, about the year 9999: dates cannot express later times."""
-_BEGINNING = b'{"kind": "'
-"""The beginning of every line, by which a line that was cut off can be told from other damage."""
-_OF_LAYERS = (b'{"kind": "column_values"', b'{"kind": "layers"')
-_OF_A_PROCESS = b'{"kind": "environment"'
 Columns = list[tuple[str, list[str]]]
 """Quantities of columns, each with its layers."""
 ROBUSTNESS = "robustness"
@@ -47,59 +38,6 @@ def plain_json(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def whole_lines(path: Path, skips_layers: Callable[[bytes], bool] = lambda line: False) -> Iterator[dict[str, Any]]:
-    """Yield the valid lines of a record, and count the others in one warning.
-
-    A line that was cut off because its process was killed, or that is being written right now, causes no warning.
-
-    Args:
-        path: Path of the record.
-        skips_layers: Asked for each line with values by layer: whether to skip it unparsed. The last one of each
-            process is not skipped.
-    """
-    left_out: Counter[str] = Counter()
-    columns: dict[str, Columns] = {}
-    count = 0
-    cut_off = ""  # the reason counted for the previous line, if that may be incomplete instead of damaged
-    for raw in _without_skipped(raw_lines(path), skips_layers):
-        if raw.isspace():
-            continue
-        count += 1
-        try:
-            line = _named(checked(parsed(raw)), columns)
-        except ValueError as error:
-            left_out[str(error)] += 1
-            cut_off = str(error) if _BEGINNING.startswith(raw.strip()[: len(_BEGINNING)]) else ""
-            continue
-        if cut_off and line["kind"] == "environment":  # a new process begins: the one before it was killed
-            left_out[cut_off] -= 1
-        cut_off = ""
-        if line["kind"] == "columns":
-            columns[line["columns"]] = line["names"]
-        else:
-            yield line
-    if cut_off and not raw.endswith(b"\n"):
-        left_out[cut_off] -= 1
-    _warn(path, count, +left_out)  # the sign removes reasons whose count is zero
-
-
-def _without_skipped(lines: Iterable[bytes], skips_layers: Callable[[bytes], bool]) -> Iterator[bytes]:
-    """Yield lines without those that may be skipped, but the last of these where a process ends."""
-    held = b""
-    for raw in lines:
-        if raw.startswith(_OF_LAYERS):
-            skipped = skips_layers(raw)
-            held = raw if skipped else b""
-            if skipped:
-                continue
-        elif held and raw.startswith(_OF_A_PROCESS):
-            yield held
-            held = b""
-        yield raw
-    if held:
-        yield held
-
-
 def checked(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return a line with the fields of its kind, checked and converted.
 
@@ -120,10 +58,11 @@ def checked(line: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(moment)
         return {"kind": kind, "time": moment, **_KINDS[kind](line)}
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(_wrong(kind)) from error
+        raise ValueError(wrong_fields(kind)) from error
 
 
-def _wrong(kind: str) -> str:
+def wrong_fields(kind: str) -> str:
+    """Return the reason for which a line is left out, by which such lines are counted."""
     return f"of kind {kind} with wrong fields"
 
 
@@ -149,24 +88,6 @@ def _columns(line: Mapping[str, Any]) -> dict[str, Any]:
 def _column_values(line: Mapping[str, Any]) -> dict[str, Any]:
     rows = [_row(_list(row)) for row in _list(line["values"])]
     return {"step": _step(line), "columns": _text(line["columns"]), "values": rows}
-
-
-def _named(line: dict[str, Any], columns: Mapping[str, Columns]) -> dict[str, Any]:
-    """Return a line of values by layer with ``columns``, the quantities and layers of its ``rows``; others as is.
-
-    Raises:
-        ValueError: If the names are not known, or others than the values.
-    """
-    if line["kind"] == "layers":
-        values = line.pop("values")
-        named = [(key, list(by_layer)) for key, by_layer in values.items()]
-        return {**line, "columns": named, "rows": [list(by_layer.values()) for by_layer in values.values()]}
-    if line["kind"] != "column_values":
-        return line
-    names, rows = columns.get(line["columns"], []), line["values"]
-    if [len(layers) for _, layers in names] != [len(row) for row in rows] or not rows:
-        raise ValueError(_wrong(line["kind"]))
-    return {"kind": "layers", "time": line["time"], "step": line["step"], "columns": names, "rows": rows}
 
 
 def _settings(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,10 +239,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
     return value
-
-
-def _warn(path: Path, count: int, left_out: Counter[str]) -> None:
-    """Warn of the skipped lines by reason; their content is not shown, as it may be anything."""
-    if left_out:
-        reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items())
-        warn_once(f"{path}: {left_out.total()} of {count} lines are left out ({reasons}). The rest is read.")
