@@ -11,7 +11,6 @@ from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.tables.cells import NOTHING, interval, percent
 from lightning_normgeo.report.tables.evaluations import Evaluation
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
-from lightning_normgeo.robustness.attacks.corruptions import CORRUPTIONS
 from lightning_normgeo.robustness.results.logged_results import detail_tables as detail_tables_of
 from lightning_normgeo.utilities.attack_names import NORM_TITLES, attack_title, is_control, split_attack
 
@@ -150,7 +149,7 @@ def _corruptions(runs: Sequence[Run]) -> Table | None:
     if not found:
         return None
     known = dict.fromkeys(kind for _, one in found for kind in one["by_kind"])
-    kinds = [kind for kind in CORRUPTIONS if kind in known] + [kind for kind in known if kind not in CORRUPTIONS]
+    kinds = list(known)
     rows = [
         [
             text(name),

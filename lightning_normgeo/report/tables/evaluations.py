@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.run_settings import flat
-from lightning_normgeo.robustness.results.attack_results import changed_decisions, compare, paired_drop
-from lightning_normgeo.robustness.results.sample_results import SampleResults, load_decisions
 from lightning_normgeo.runs.run_title import data_title
 from lightning_normgeo.utilities.attack_names import is_control, split_attack, without_control
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
+
+if TYPE_CHECKING:  # what needs torch is imported where there are per-sample results
+    from lightning_normgeo.robustness.results.sample_results import SampleResults
 
 _LARGEST = 1024 * MEBIBYTE
 """Largest file of per-sample results in bytes, enough for a hundred attacks on half a million samples."""
@@ -55,7 +56,11 @@ class Evaluation:
         """
         name, loader = split_attack(attack)
         found = self.decisions.get(loader)
-        return None if found is None else changed_decisions(found, name)
+        if found is None:
+            return None
+        from lightning_normgeo.robustness.results.attack_results import changed_decisions
+
+        return changed_decisions(found, name)
 
     def conditions(self, attack: str) -> dict[str, str]:
         """Return all settings of the evaluation that influence an attack, by dotted name."""
@@ -74,7 +79,11 @@ class Evaluation:
     def drop(self, attack: str) -> dict[str, Any] | None:
         """Return the paired drop from the clean accuracy; None for ``clean`` itself and without per-sample results."""
         name, loader = split_attack(attack)
-        return paired_drop(self.decisions[loader], name) if loader in self.decisions and name != "clean" else None
+        if loader not in self.decisions or name == "clean":
+            return None
+        from lightning_normgeo.robustness.results.attack_results import paired_drop
+
+        return paired_drop(self.decisions[loader], name)
 
     def against(self, other: Evaluation, attack: str) -> dict[str, Any]:
         """Compare this evaluation, as the first, with another one on the samples that both share.
@@ -97,6 +106,8 @@ class Evaluation:
         if differing:
             names = ", ".join(sorted({key for key, _ in differing}))
             raise ConfigurationError(f"evaluated under different conditions ({names})")
+        from lightning_normgeo.robustness.results.attack_results import compare
+
         found = compare(self.decisions[loader], other.decisions[loader], name)
         if not found["n"]:
             raise ConfigurationError("evaluated on different samples")
@@ -146,6 +157,8 @@ def _evaluation(run: Run) -> Evaluation:
         except ConfigurationError as error:
             problems.append(str(error).replace(f"{name} does not exist", f"there is no {name}"))
             continue
+        from lightning_normgeo.robustness.results.sample_results import load_decisions
+
         try:
             found = load_decisions(path)
         except ConfigurationError:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.run_settings import number_of
@@ -15,13 +15,15 @@ from lightning_normgeo.report.setting_roles import is_weight_decay
 from lightning_normgeo.report.tables.cells import named
 from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of
 from lightning_normgeo.report.tables.run_pairs import Pair, contrasts_of
-from lightning_normgeo.robustness.results.sample_results import SampleRows
 from lightning_normgeo.robustness.results.statistics import holm, mcnemar
 from lightning_normgeo.runs.sphere_quantities import ON_SPHERES
 from lightning_normgeo.runs.verdicts.robustness_claims import ATTACK, KINDS, NOISE, points
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
 from lightning_normgeo.utilities.attack_names import is_control, split_attack
+
+if TYPE_CHECKING:  # it needs torch
+    from lightning_normgeo.robustness.results.sample_results import SampleRows
 
 _CALLBACKS = "trainer.callbacks"
 _Votes = Counter[tuple[str, int]]

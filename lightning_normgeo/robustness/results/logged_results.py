@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning_normgeo.robustness.results.robustness_report import COLUMNS
+COLUMNS = (
+    "attack",
+    "accuracy",
+    "ci_low",
+    "ci_high",
+    "accuracy_drop",
+    "correct",
+    "n",
+    "eps",
+    "std",
+    "loss",
+    "linf",
+    "l2",
+)
+"""Columns of the table of results."""
+
 
 RESULTS, EXAMPLES = "results", "examples"
 """Second parts of the keys of the table and of the example images."""

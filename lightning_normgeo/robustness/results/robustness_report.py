@@ -11,6 +11,7 @@ from typing import Any
 from lightning_normgeo.robustness.results.attack_results import AttackResult, changed_decisions
 from lightning_normgeo.robustness.results.corruption_summary import CorruptionSummary
 from lightning_normgeo.robustness.results.example_images import ExampleImages
+from lightning_normgeo.robustness.results.logged_results import COLUMNS
 from lightning_normgeo.robustness.results.sample_results import SampleResults
 from lightning_normgeo.robustness.results.sanity_checks import SanityCheck, verdict_on
 from lightning_normgeo.robustness.results.smallest_radii import SmallestRadii
@@ -19,22 +20,6 @@ from lightning_normgeo.utilities.attack_names import NORM_TITLES, draws_of_clean
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.files import finite, write_document
 from lightning_normgeo.utilities.notebook import NotebookTable, summary
-
-COLUMNS = (
-    "attack",
-    "accuracy",
-    "ci_low",
-    "ci_high",
-    "accuracy_drop",
-    "correct",
-    "n",
-    "eps",
-    "std",
-    "loss",
-    "linf",
-    "l2",
-)
-"""Columns of the table of results."""
 
 
 @dataclass(frozen=True)

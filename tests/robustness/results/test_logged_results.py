@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_normgeo.robustness.results.logged_results import rows_of, table_of
-from lightning_normgeo.robustness.results.robustness_report import COLUMNS
+from lightning_normgeo.robustness.results.logged_results import COLUMNS, rows_of, table_of
 
 
 def test_results_are_read_back_from_the_table() -> None:
