@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from lightning_normgeo.robustness.results.statistics import paired_interval as paired_interval
     from lightning_normgeo.robustness.results.statistics import wilson_interval as wilson_interval
     from lightning_normgeo.robustness.settings import RobustnessSettings as RobustnessSettings
-    from lightning_normgeo.robustness.threat_model import PRESETS as PRESETS
-    from lightning_normgeo.robustness.threat_model import InputSpace as InputSpace
-    from lightning_normgeo.robustness.threat_model import ThreatModel as ThreatModel
-    from lightning_normgeo.robustness.threat_model import threat_model as threat_model
+    from lightning_normgeo.robustness.threat_models import PRESETS as PRESETS
+    from lightning_normgeo.robustness.threat_models import InputSpace as InputSpace
+    from lightning_normgeo.robustness.threat_models import ThreatModel as ThreatModel
+    from lightning_normgeo.robustness.threat_models import threat_model as threat_model
 
 _HOMES = {
     "ATTACKS": "attacks.requests",
@@ -53,16 +53,16 @@ _HOMES = {
     "Ball": "attacks.ball",
     "EffectiveWeights": "effective.result",
     "FoldedModel": "model.folded_model",
-    "InputSpace": "threat_model",
+    "InputSpace": "threat_models",
     "LayerWeight": "effective.layer_weights",
-    "PRESETS": "threat_model",
+    "PRESETS": "threat_models",
     "RankCorrelation": "results.rank_correlation",
     "RescaledModel": "model.rescaled_model",
     "RobustnessEvaluator": "evaluator",
     "RobustnessReport": "results.robustness_report",
     "RobustnessSettings": "settings",
     "SampleResults": "results.sample_results",
-    "ThreatModel": "threat_model",
+    "ThreatModel": "threat_models",
     "bim_linf": "attacks.projected_gradient",
     "compare": "results.attack_results",
     "effective_norms": "model.rescaled_model",
@@ -79,7 +79,7 @@ _HOMES = {
     "rank_correlation": "results.rank_correlation",
     "results_of": "results.attack_results",
     "sanity_warnings": "results.sanity_warnings",
-    "threat_model": "threat_model",
+    "threat_model": "threat_models",
     "wilson_interval": "results.statistics",
 }
 """The module of each public name, relative to this package."""

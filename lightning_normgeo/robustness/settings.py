@@ -16,7 +16,7 @@ from lightning_normgeo.robustness.attacks.builders import Defaults, step_size
 from lightning_normgeo.robustness.attacks.native_attacks import Transfer
 from lightning_normgeo.robustness.attacks.registry import DEFAULT_ATTACKS, attack_list
 from lightning_normgeo.robustness.attacks.requests import FOREIGN, requests
-from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel, threat_model
+from lightning_normgeo.robustness.threat_models import InputSpace, ThreatModel, threat_model
 from lightning_normgeo.utilities.attack_names import control_of, draws_of_clean
 from lightning_normgeo.utilities.checked_values import (
     flag,

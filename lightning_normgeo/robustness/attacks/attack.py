@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_normgeo.robustness.attacks.ball import Bound
 from lightning_normgeo.robustness.attacks.sample_randoms import gaussian_noise
-from lightning_normgeo.robustness.threat_model import InputSpace, ThreatModel
+from lightning_normgeo.robustness.threat_models import InputSpace, ThreatModel
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lightning_normgeo.robustness.attacks.native_attacks import (
     Transfer,
 )
 from lightning_normgeo.robustness.attacks.requests import FOREIGN, Request
-from lightning_normgeo.robustness.threat_model import ThreatModel
+from lightning_normgeo.robustness.threat_models import ThreatModel
 
 _STEPS, _QUERIES, _SHARE, _TARGETS = 100, 5000, 0.8, 9
 """Published defaults: steps of APGD and FAB, queries and first share of Square, and classes that are aimed at."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
 from lightning_normgeo.robustness.attacks.ball import per_image
 from lightning_normgeo.robustness.attacks.torchattacks_attack import check_torchattacks, torchattacks_attack
-from lightning_normgeo.robustness.threat_model import ThreatModel
+from lightning_normgeo.robustness.threat_models import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.attack import Attack
 from lightning_normgeo.robustness.attacks.builders import BUILDERS, Defaults, corruptions, foreign, noises, swept
 from lightning_normgeo.robustness.attacks.requests import FOREIGN, Request, requests
-from lightning_normgeo.robustness.threat_model import ThreatModel
+from lightning_normgeo.robustness.threat_models import ThreatModel
 from lightning_normgeo.utilities.checked_values import short_repr
 
 DEFAULT_ATTACKS = ("gaussian", "bim")

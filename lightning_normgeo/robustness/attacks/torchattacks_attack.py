@@ -20,7 +20,7 @@ from lightning_normgeo.errors import ConfigurationError, nearest_names
 from lightning_normgeo.robustness.attacks.ball import per_image
 from lightning_normgeo.robustness.attacks.sample_draws import BatchDrawError, SampleDraws
 from lightning_normgeo.robustness.model.preserved_state import seeded
-from lightning_normgeo.robustness.threat_model import ThreatModel
+from lightning_normgeo.robustness.threat_models import ThreatModel
 
 _BALL = 8 / 255
 """Default radius of torchattacks' l∞ attacks, by which they are recognized: its other attacks have another one."""
