@@ -76,6 +76,6 @@ def test_the_number_of_filters_is_that_of_the_network() -> None:
 
 
 def test_no_other_page_has_costs() -> None:
-    places = [*PLACES, DOCS / "reference" / "cost.md", DOCS / "reference" / "attacks.md"]
+    places = [*PLACES, *(DOCS / "reference" / name for name in ("cost.md", "gpu.md", "attacks.md"))]
     for page in PAGES:
         assert page in places or not re.search(r"\d+ µs|% of (the|a) training", without_code(page)), page
