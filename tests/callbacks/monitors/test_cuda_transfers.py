@@ -52,7 +52,7 @@ def test_kernels_do_not_grow_with_the_number_of_layers(kind: str, monkeypatch: p
     assert found["resnet101"] - found["resnet18"] < 20, "one more for each layer"
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("kind", ["sgd-momentum", "adamw-fused"])
 def test_cumulative_sums_take_few_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stub_transfer(monkeypatch)
     fake_kernels(monkeypatch)

@@ -11,6 +11,7 @@ import pytest
 from support.isolation import SUPPORT
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles() -> None:
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
