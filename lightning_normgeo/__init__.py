@@ -6,10 +6,10 @@ Add the callbacks to any PyTorch Lightning project, or run ``normgeo fit``. Ever
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from lightning_normgeo._version import __version__ as __version__
+from lightning_normgeo.utilities.lazy_names import lazily
 
 if TYPE_CHECKING:
     from lightning_normgeo.callbacks import AffineConvergenceMonitor as AffineConvergenceMonitor
@@ -88,12 +88,7 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _HOMES, globals())
 
 
 def __dir__() -> list[str]:

@@ -42,12 +42,14 @@ ALLOWED = {
     "utilities.checkpoints": set(),
     "utilities.attack_names": set(),
     "utilities.collector": set(),
+    "utilities.lazy_names": set(),
     "_lightning": set(),
     "terminal": {"_version"},
     "geometry": set(),
     "normalization": {"geometry"},
     "symmetries": {"geometry", "normalization"},
-    "robustness": {"geometry", "normalization", "symmetries", "utilities.attack_names"} | _FILES,
+    "robustness": {"geometry", "normalization", "symmetries", "utilities.attack_names", "utilities.lazy_names"}
+    | _FILES,
     "probes": {"geometry", "normalization", "symmetries", "utilities.collector"},
     "channels": {"geometry", "normalization", "symmetries", "robustness", "probes"} | _FILES,
     "runs": {"_lightning", "_version", "robustness", "utilities.attack_names"} | _FILES,
@@ -58,7 +60,7 @@ ALLOWED = {
     | {"utilities.attack_names", "utilities.collector"}
     | _FILES,
     "__init__": {"_version", "callbacks", "channels", "data", "models", "normalization", "probes", "robustness", "runs"}
-    | {"symmetries"},
+    | {"symmetries", "utilities.lazy_names"},
     "cli": {"_lightning", "_version", "callbacks", "data", "models", "report", "runs", "terminal"}
     | {"utilities.checkpoints"},
     "study": {"_version", "cli", "report", "runs", "terminal"} | _FILES,
@@ -78,6 +80,7 @@ THIRD_PARTY = {
     "utilities.checkpoints": {"torch"},
     "utilities.attack_names": set(),
     "utilities.collector": set(),
+    "utilities.lazy_names": set(),
     "terminal": set(),
     "geometry": {"torch", "numba", "triton"},  # the last two only if they are installed
     "normalization": {"torch"},

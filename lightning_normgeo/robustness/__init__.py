@@ -5,9 +5,9 @@ Every name is imported on first use: reports need the statistics alone, without 
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from lightning_normgeo.utilities.lazy_names import lazily
 from lightning_normgeo.utilities.versions import require
 
 require("torch", "numpy")
@@ -87,12 +87,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _HOMES, globals())
 
 
 def __dir__() -> list[str]:
