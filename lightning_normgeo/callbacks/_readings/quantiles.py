@@ -20,8 +20,7 @@ def quantiles(values: Tensor, *levels: float) -> Tensor:
     Returns:
         ``(levels, rows)``.
 
-    Cost: on a CPU selection in O(n), a twentieth of a sort for one level near the end; one sort on other devices and for
-    other dtypes.
+    Cost: on a CPU selection in O(n), a twentieth of a sort for one level near the end; else one sort.
 
     Example:
         >>> quantiles(torch.tensor([[4.0, 1.0, 2.0]]), 0.5, 0.75).tolist()
