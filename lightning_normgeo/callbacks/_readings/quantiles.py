@@ -35,9 +35,9 @@ def quantiles(values: Tensor, *levels: float) -> Tensor:
     return torch.where(values.isnan().any(1), torch.nan, found)
 
 
-def _place(level: float, n: int) -> tuple[int, int, Tensor]:
+def _place(level: float, n: int) -> tuple[int, int, float]:
     """Return the ranks of the values on both sides of a quantile, and the weight of the upper one."""
-    rank = torch.tensor(level, dtype=torch.float64) * (n - 1)  # rounded as torch does
+    rank = level * (n - 1)
     below = math.floor(rank)
     return below, math.ceil(rank), rank - below
 
