@@ -61,6 +61,8 @@ class GroupTerms(NamedTuple):
     quartic: Tensor
     predicted: Tensor
     terms: IncrementTerms | None
+    products: tuple[Tensor, ...]
+    """The results of ``rule.products``; empty without a rule."""
 
 
 def plan(
@@ -128,8 +130,8 @@ def by_rule(plans: Sequence[ReadPlan]) -> list[list[int]]:
 
 def explain(plans: Sequence[ReadPlan], products: Sequence[WeightProducts]) -> GroupTerms:
     """Apply the rule that all ``plans`` share to the products that were read."""
-    columns = zip(*((*p[:4], *p.rule) for p in products), strict=True)
-    weight_sq, inner, gradient_sq, quartic, *rest = (torch.cat(column) for column in columns)
+    weight_sq, inner, gradient_sq, quartic, *rest = torch.cat([one.sums for one in products], 1)
     rule = plans[0].reads.rule
     terms = None if rule is None else rule.terms(weight_sq, inner, gradient_sq, *rest)
-    return GroupTerms(weight_sq, inner, gradient_sq, quartic, predicted_increment(plans[0].lr, gradient_sq), terms)
+    predicted = predicted_increment(plans[0].lr, gradient_sq)
+    return GroupTerms(weight_sq, inner, gradient_sq, quartic, predicted, terms, tuple(rest))

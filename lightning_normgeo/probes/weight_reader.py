@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, many_update_products
+from lightning_normgeo.geometry.columns import run_sums
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, UpdateRule
 from lightning_normgeo.geometry.products.one_pass import is_additive, many_weight_products, weight_products
 from lightning_normgeo.geometry.rows import as_rows, in_memory_order, output_rows, wide_dtype
@@ -132,7 +133,7 @@ class WeightReader:
         return units.count
 
     def _adds_up_to_output_rows(self, units: WeightUnits, parameter: nn.Parameter, reading: ParameterReading) -> bool:
-        rows, wanted = len(reading.products.weight_sq), output_rows(self._part(parameter))
+        rows, wanted = reading.products.units, output_rows(self._part(parameter))
         along = units.part is None and (parameter.ndim == 1 or units.dim == 0)
         return along and (rows == wanted or (rows % wanted == 0 and is_additive(reading.plan.reads.rule)))
 
@@ -142,12 +143,11 @@ class WeightReader:
         for members in by_rule([reading.plan for reading in readings]):
             some = [readings[k] for k in members]
             rule = some[0].plan.reads.rule  # one object for all, by which steps of joint units are compared
-            *sums, terms = explain([one.plan for one in some], [one.products for one in some])
-            lengths = [len(one.products.weight_sq) for one in some]
+            *sums, terms, _ = explain([one.plan for one in some], [one.products for one in some])
+            lengths = [one.products.units for one in some]
             by_row = torch.split(torch.stack([*sums, *(terms or ())]), lengths, dim=1)
-            for k, one, values in zip(members, some, by_row, strict=True):
-                count = self._values(units[k], values.shape[1])
-                values = values if count == values.shape[1] else values.view(len(values), count, -1).sum(2)
+            counts = [self._values(units[k], length) for k, length in zip(members, lengths, strict=True)]
+            for k, one, values in zip(members, some, _by_unit(by_row, counts), strict=True):
                 steps[k] = _step(units[k], one.plan, rule, values, explained=terms is not None)
         return [steps[k] for k in range(len(readings))]
 
@@ -189,6 +189,23 @@ class WeightReader:
         if buffer is None or buffer.shape != part.shape or buffer.device != part.device:
             buffer = self._before[id(parameter)] = torch.empty_like(part, requires_grad=False)
         return buffer
+
+
+def _by_unit(by_row: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Return sums over the rows of each unit, of weights that were read by finer rows; all of them at once.
+
+    Args:
+        by_row: ``(sums, rows)`` of each weight.
+        counts: the number of its units, each of equally many neighboring rows.
+    """
+    found = list(by_row)
+    finer = [k for k, count in enumerate(counts) if count != by_row[k].shape[1]]
+    if finer:
+        lengths = [by_row[k].shape[1] // counts[k] for k in finer for _ in range(counts[k])]
+        sums = run_sums(torch.cat([by_row[k] for k in finer], 1).T.contiguous(), lengths).T
+        for k, part in zip(finer, torch.split(sums, [counts[k] for k in finer], dim=1), strict=True):
+            found[k] = part
+    return found
 
 
 def _step(

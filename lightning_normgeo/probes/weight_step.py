@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,21 +96,21 @@ class WeightStep:
         The learning rate is NaN if partners of joint units have other ones; a bias is taken to have that of its weight.
         """
         steps = (self, *others)
-        sums: dict[str, Any] = {name: reduce(torch.add, [getattr(step, name) for step in steps]) for name in ADDITIVE}
-        terms = [step.terms for step in steps if step.terms is not None]
-        known = (
-            IncrementTerms(*(reduce(torch.add, parts) for parts in zip(*terms, strict=True)))
-            if len(terms) == len(steps)
-            else None
-        )
+        known = all(step.terms is not None for step in steps)
+        parts: list[Tensor] = []
+        for step in steps:
+            parts += [getattr(step, name) for name in ADDITIVE]
+            parts += step.terms if known and step.terms is not None else ()
+        stacked = torch.stack(parts)
+        sums = stacked.view(len(steps), -1, *stacked.shape[1:]).sum(0)
         joint = bool(self.units.partners)
         return replace(
             self,
-            terms=known,
+            terms=IncrementTerms(*sums[len(ADDITIVE) :]) if known else None,
             uniform=all(self.moves_like(step) for step in others),
             alike=not joint or all(step.rule is self.rule for step in others),
             lr=math.nan if joint and not all(_equal(step.lr, self.lr) for step in others) else self.lr,
-            **sums,
+            **dict(zip(ADDITIVE, sums, strict=False)),
         )
 
     def moves_like(self, other: WeightStep) -> bool:

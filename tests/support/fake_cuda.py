@@ -91,7 +91,8 @@ def _launches(name: str, args: Any) -> int:
 def _where() -> str | None:
     frame = sys._getframe(2)
     while frame is not None:
-        if "lightning_normgeo" in frame.f_code.co_filename.replace("\\", "/").split("/")[:-1]:
+        path = frame.f_code.co_filename.replace("\\", "/").split("/")
+        if "lightning_normgeo" in path[:-1] and path[-1] != "zero_constants.py":  # a mode, which the model goes through
             return f"{frame.f_code.co_filename.rpartition('lightning_normgeo/')[2]}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return None

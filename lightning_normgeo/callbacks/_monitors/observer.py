@@ -228,6 +228,7 @@ class Observer:
         self, trainer: Any, measurement: MeasuredWeights, sums: CumulativeIncrements | None
     ) -> tuple[MeasuredStep, list[Tensor]] | None:
         """Return the measured step and the conditions under which it is valid; None if no gradient was fresh."""
+        self.unit_tracker.leave_constants()  # of the model, not of what follows
         if self.all_reduce is not None and self._reads_weights:  # before anything can fail on one process: all wait
             measurement, sums = self.all_reduce(measurement, sums)
         statistics = (None if self.batch_norms is None else self._collect(self.batch_norms)) or {}

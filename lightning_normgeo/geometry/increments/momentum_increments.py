@@ -62,27 +62,31 @@ def momentum_increment(
         >>> torch.allclose(increment, weight.square().sum(1) - before)
         True
     """
-    decay, mu = rule.weight_decay, rule.momentum
-    along, size = decay * weight_sq, gradient_sq + decay**2 * weight_sq  # ⟨W, d⟩ and ‖d‖²
+    mu, along = rule.momentum, rule.weight_decay * weight_sq  # along: ⟨W, d⟩
     if rule.first or direction_sq is None:
-        inner, square, crossed = along, size, size
+        square = crossed = _direction_sq(rule, weight_sq, gradient_sq)
+        inner, whole = along, (1 + mu) ** 2 * square if rule.nesterov else square
     else:
-        share = 1 - rule.dampening
-        inner = mu * state.inner + share * along
-        square, crossed = _buffer(rule, size, direction_sq, state.square)
-    by_buffer = crossed + mu * square if rule.nesterov else square  # ⟨u, b⟩
-    radial = along + mu * inner if rule.nesterov else inner  # ⟨W, u⟩
-    whole = size + 2 * mu * crossed + mu**2 * square if rule.nesterov else square  # ‖u‖²
+        inner, whole = mu * state.inner + (1 - rule.dampening) * along, direction_sq
+        square = crossed = direction_sq
+        if rule.nesterov:
+            square, crossed = _buffer(rule, _direction_sq(rule, weight_sq, gradient_sq), direction_sq, state.square)
+    radial, by_buffer = inner, square  # ⟨W, u⟩ and ⟨u, b⟩
+    if rule.nesterov:
+        radial, by_buffer = along + mu * inner, crossed + mu * square
     increment = -2 * rule.lr * radial + rule.lr**2 * whole
     if not mu:
         return increment, MomentumState(torch.zeros_like(inner), torch.zeros_like(square))
     return increment, MomentumState(inner - rule.lr * by_buffer, square)
 
 
+def _direction_sq(rule: SGDRule, weight_sq: Tensor, gradient_sq: Tensor) -> Tensor:
+    """Return ‖d‖² of d = g + λW."""
+    return gradient_sq + rule.weight_decay**2 * weight_sq
+
+
 def _buffer(rule: SGDRule, size: Tensor, direction_sq: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ‖b‖² and ⟨d, b⟩ after the step, from ‖d‖², ‖u‖² and ‖b⁻‖²."""
-    if not rule.nesterov:  # u = b, and the caller does not use ⟨d, b⟩
-        return direction_sq, torch.zeros_like(direction_sq)
+    """Return ‖b‖² and ⟨d, b⟩ after a step of Nesterov's form, from ‖d‖², ‖u‖² and ‖b⁻‖²."""
     mu, share = rule.momentum, 1 - rule.dampening
     # ‖u‖² = ‖d + μb‖² with b = μb⁻ + c d, solved for ⟨d, b⁻⟩
     known = size * (1 + mu * share) ** 2 + mu**4 * square

@@ -36,7 +36,7 @@ def arithmetic_floor(terms: IncrementTerms, dtype: torch.dtype) -> Tensor:
         >>> bool(((rounded.total - exact.total).abs() <= arithmetic_floor(exact, torch.float32)).all())
         True
     """
-    return 4 * (torch.finfo(dtype).eps / 2) * torch.stack(list(terms)).abs().sum(0)
+    return _arithmetic(torch.stack(list(terms)).abs(), dtype)
 
 
 def lattice_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) -> Tensor:
@@ -67,8 +67,8 @@ def lattice_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) 
         >>> bool(random < error <= lattice_floor(terms, weight_sq, torch.float32))
         True
     """
-    along, moves = (terms.gradient + terms.momentum).abs(), terms.quadratic > 0
-    ratio = torch.where(moves, weight_sq / torch.where(moves, terms.quadratic, 1.0), 0.0)
+    along = (terms.gradient + terms.momentum).abs()
+    ratio = torch.where(terms.quadratic > 0, weight_sq / terms.quadratic, 0.0)
     return torch.finfo(dtype).eps * ratio.sqrt() * along
 
 
@@ -126,11 +126,7 @@ def decay_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) ->
         >>> bool((terms.total.abs() <= decay_floor(terms, weight.square().sum(1), torch.float32)).all())
         True
     """
-    unit = 2 * torch.finfo(dtype).eps * weight_sq.clamp_min(torch.finfo(weight_sq.dtype).tiny)
-    least = terms.weight_decay.abs() / unit
-    most = torch.where(least > 0, least + terms.momentum.abs() / unit, 0.0)
-    share = torch.minimum((4 * most).clamp_max(1.0), 1 / least.clamp_min(1.0))
-    return share * (torch.finfo(dtype).eps / 2) * weight_sq
+    return _decay(terms.weight_decay.abs(), terms.momentum.abs(), weight_sq, dtype)
 
 
 def systematic_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) -> Tensor:
@@ -159,9 +155,20 @@ def systematic_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtyp
         >>> bool((residual.abs() <= random + systematic_floor(terms, weight_sq, torch.float32)).all())
         True
     """
-    floors = (
-        arithmetic_floor(terms, dtype),
-        decay_floor(terms, weight_sq, dtype),
-        lattice_floor(terms, weight_sq, dtype),
-    )
-    return sum(floors[1:], floors[0])
+    sizes = torch.stack(list(terms)).abs()
+    _, momentum, decay, _ = sizes
+    floor = _arithmetic(sizes, dtype) + _decay(decay, momentum, weight_sq, dtype)
+    return floor + lattice_floor(terms, weight_sq, dtype)
+
+
+def _arithmetic(sizes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return :func:`arithmetic_floor` from the absolute values of the four terms, ``(4, units)``."""
+    return 4 * (torch.finfo(dtype).eps / 2) * sizes.sum(0)
+
+
+def _decay(decay: Tensor, momentum: Tensor, weight_sq: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return :func:`decay_floor` from absolute values of terms, with q = decay / (4u‖W‖²) inserted into its formula."""
+    whole = torch.finfo(dtype).eps / 2 * weight_sq
+    below = (decay + momentum) * decay.sign()
+    above = whole * (4 * whole / decay.clamp_min(torch.finfo(decay.dtype).tiny))
+    return torch.minimum(torch.minimum(whole, below), above)

@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Sums = TypeVar("Sums")
 _WORTHWHILE = 2**16
 """Total number of elements below which numba or Triton is not even imported: torch takes a millisecond for them."""
 _LOOPS = {"cpu": "numba_kernels", "cuda": "triton_launches"}
@@ -24,9 +25,7 @@ _failed: set[str] = set()
 """Modules that could not be imported, or whose loops could not be compiled here."""
 
 
-def fast(
-    run: Callable[[ModuleType], list[list[Tensor]]], elements: int, loops: str = "numba_kernels"
-) -> list[list[Tensor]] | None:
+def fast(run: Callable[[ModuleType], list[Sums]], elements: int, loops: str = "numba_kernels") -> list[Sums] | None:
     """Run compiled loops; return None where they fail or are not worth importing.
 
     Args:
@@ -43,9 +42,7 @@ def fast(
         return None
 
 
-def loop_sums(
-    function: str, items: Sequence[Any], matrices: Sequence[Sequence[Tensor] | None]
-) -> dict[int, list[Tensor]]:
+def loop_sums(function: str, items: Sequence[Any], matrices: Sequence[Sequence[Tensor] | None]) -> dict[int, Tensor]:
     """Return the sums that compiled loops have computed, by the position of the item.
 
     Args:
@@ -57,7 +54,7 @@ def loop_sums(
     for k, tensors in enumerate(matrices):
         if tensors is not None and readable(tensors):
             chosen[_LOOPS[tensors[0].device.type]].append(k)
-    found: dict[int, list[Tensor]] = {}
+    found: dict[int, Tensor] = {}
     for loops, some in chosen.items():
         elements = sum(tensors[0].numel() for k in some if (tensors := matrices[k]) is not None)
         sums = fast(_reader(function, [items[k] for k in some]), elements, loops)
@@ -65,7 +62,7 @@ def loop_sums(
     return found
 
 
-def _reader(function: str, items: list[Any]) -> Callable[[ModuleType], list[list[Tensor]]]:
+def _reader(function: str, items: list[Any]) -> Callable[[ModuleType], list[Tensor]]:
     """Return a function that calls a module's function with items."""
     return lambda module: getattr(module, function)(items)
 

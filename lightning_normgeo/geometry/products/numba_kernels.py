@@ -186,13 +186,13 @@ def _update(weight: Any, new_weight: Any, out: Any, at: int, start: int, stop: i
         )
 
 
-def weight_sums(passes: Sequence[WeightPass]) -> list[list[Tensor]]:
-    """Return ‖W‖², ⟨W, g⟩, ‖g‖², ΣW⁴ and the rule's products of each weight, each ``(units * segments,)``."""
+def weight_sums(passes: Sequence[WeightPass]) -> list[Tensor]:
+    """Return ‖W‖², ⟨W, g⟩, ‖g‖², ΣW⁴ and the rule's products of each weight, each ``(sums, units * segments)``."""
     return _run([_loop(one) for one in passes])
 
 
-def update_sums(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
-    """Return ‖W‖², ⟨W, D⟩, ‖D‖² and ‖D_⊥‖² of each weight, each ``(units * segments,)``."""
+def update_sums(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Return ‖W‖², ⟨W, D⟩, ‖D‖² and ‖D_⊥‖² of each weight, each ``(4, units * segments)``."""
     return _run([(_update, pair, (), 4) for pair in pairs])
 
 
@@ -206,7 +206,7 @@ def _loop(one: WeightPass) -> Loop:
     return (_sgd, tensors, rest, 6) if loop == 1 else (_plain, tensors, rest, 4)
 
 
-def _run(loops: Sequence[Loop]) -> list[list[Tensor]]:
+def _run(loops: Sequence[Loop]) -> list[Tensor]:
     """Run loops over matrices in all threads and return the sums of each loop."""
     pieces = [tensors[0].shape[0] * -(-tensors[0].shape[1] // SEGMENT) for _, tensors, _, _ in loops]
     sums = torch.empty(max((count for *_, count in loops), default=0), sum(pieces), dtype=torch.float64)
@@ -219,8 +219,7 @@ def _run(loops: Sequence[Loop]) -> list[list[Tensor]]:
             chunks.append((kernel, (*arrays, *rest, out, at, start, min(start + step, total))))
         at, elements = at + total, elements + arrays[0].size
     share(chunks, helpers=min(torch.get_num_threads(), len(chunks), elements // _CHUNK) - 1)
-    columns = [row.split(pieces) for row in sums]
-    return [[column[k] for column in columns[:count]] for k, (*_, count) in enumerate(loops)]
+    return [part[:count] for part, (*_, count) in zip(torch.split(sums, pieces, dim=1), loops, strict=True)]
 
 
 def share(chunks: deque[tuple[Kernel, tuple[Any, ...]]], helpers: int) -> None:

@@ -59,7 +59,7 @@ def many_weight_products(passes: Sequence[WeightPass]) -> list[WeightProducts]:
     """Return :func:`weight_products` of several weights, with threads started once for all of them."""
     found = _read([one._replace(rule=None, state=()) if one.known else one for one in passes])
     return [
-        products._replace(rule=one.known) if one.known else products
+        WeightProducts(torch.cat([products.sums, torch.stack(one.known)])) if one.known else products
         for one, products in zip(passes, found, strict=True)
     ]
 
@@ -67,7 +67,7 @@ def many_weight_products(passes: Sequence[WeightPass]) -> list[WeightProducts]:
 def _read(passes: Sequence[WeightPass]) -> list[WeightProducts]:
     found = loop_sums("weight_sums", passes, [_matrices(one) for one in passes])
     return [
-        _products(*(_over_segments(part, one.weight.shape[0]) for part in found[k])) if k in found else _by_torch(one)
+        WeightProducts(found[k]).joined(one.weight.shape[0]) if k in found else _by_torch(one)
         for k, one in enumerate(passes)
     ]
 
@@ -85,15 +85,6 @@ def _is_wide(one: WeightPass) -> bool:
     """
     step = getattr(one.rule, "step", None)
     return not isinstance(step, Tensor) or step.dtype == torch.float64 or not step.is_cpu
-
-
-def _over_segments(sums: Tensor, units: int) -> Tensor:
-    return sums if sums.numel() == units else sums.view(units, -1).sum(1)
-
-
-def _products(*sums: Tensor) -> WeightProducts:
-    weight_sq, inner, gradient_sq, quartic, *products = sums
-    return WeightProducts(weight_sq, inner, gradient_sq, quartic, tuple(products))
 
 
 def _by_torch(one: WeightPass) -> WeightProducts:
@@ -115,7 +106,7 @@ def _by_torch(one: WeightPass) -> WeightProducts:
     wide = wide_dtype(one.weight.device)
     blocks = column_blocks(one.weight) if is_additive(one.rule) else [slice(None)]
     by_block = [reduce_columns(columns) for columns in blocks]
-    return _products(*(sum(parts[1:], parts[0]) for parts in zip(*by_block, strict=True)))
+    return WeightProducts(torch.stack([sum(parts[1:], parts[0]) for parts in zip(*by_block, strict=True)]))
 
 
 def is_additive(rule: UpdateRule | None) -> bool:

@@ -45,9 +45,10 @@ def adam_numbers(rule: AdamRule, step: Scalar, has_state: bool) -> Numbers:
     beta1, beta2 = rule.betas
     correction, rate = 1 - beta2**step, rule.lr / (1 - beta1**step)
     correction = correction.to(torch.float64) if isinstance(correction, Tensor) else correction  # rounded as it is
+    inverse = 1 / correction
     # the optimizer's gradient is g̃ = ±g + λW (minus for maximize); the loop computes ±g̃ = g ± λW, of the same square
     sign = -1.0 if rule.maximize else 1.0
-    old, new = beta2 / correction if has_state else 0.0, (1 - beta2) / correction
+    old, new = beta2 * inverse if has_state else 0.0, (1 - beta2) * inverse
     by_gradient, by_mean = rate * (1 - beta1), rate * beta1 if has_state else 0.0
     return sign * rule.coupled, old, new, rule.eps, sign * by_gradient, by_mean, by_gradient * rule.coupled
 

@@ -16,6 +16,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from lightning_normgeo.geometry.increments.increment_terms import Scalar
 from lightning_normgeo.geometry.products import triton_kernels as kernels
 from lightning_normgeo.geometry.products.rule_numbers import adam_numbers, loop_of, numbers_of, on_device, unscale_of
 from lightning_normgeo.geometry.products.weight_pass import WeightPass
@@ -50,13 +51,13 @@ class Layout(NamedTuple):
     heights: list[int]
 
 
-def weight_sums(passes: Sequence[WeightPass]) -> list[list[Tensor]]:
-    """Return ‖W‖², ⟨W, g⟩, ‖g‖², ΣW⁴ and the rule's products of each weight, each ``(units,)``."""
+def weight_sums(passes: Sequence[WeightPass]) -> list[Tensor]:
+    """Return ‖W‖², ⟨W, g⟩, ‖g‖², ΣW⁴ and the rule's products of each weight, each ``(sums, units)``."""
     return _grouped(passes, [_group_of(one) for one in passes], _weights)
 
 
-def update_sums(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[Tensor]]:
-    """Return ‖W‖², ⟨W, D⟩, ‖D‖² and ‖D_⊥‖² of each weight, each ``(units,)``."""
+def update_sums(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Return ‖W‖², ⟨W, D⟩, ‖D‖² and ‖D_⊥‖² of each weight, each ``(4, units)``."""
     return _grouped(pairs, [(pair[0].device, *(tensor.dtype for tensor in pair)) for pair in pairs], _updates)
 
 
@@ -82,17 +83,16 @@ def _group_of(one: WeightPass) -> tuple[Any, ...]:
 
 def _grouped(
     items: Sequence[Any], groups: Sequence[Any], read: Callable[[Sequence[Any]], tuple[Tensor, Layout]]
-) -> list[list[Tensor]]:
+) -> list[Tensor]:
     """Read items group by group and return the sums of each item, in the order of the items."""
     members: dict[Any, list[int]] = defaultdict(list)
     for k, group in enumerate(groups):
         members[group].append(k)
-    found: list[list[Tensor]] = [[]] * len(items)
+    found: dict[int, Tensor] = {}
     for some in members.values():
         sums, layout = read([items[k] for k in some])
-        for k, part in zip(some, torch.split(sums, layout.heights, dim=1), strict=True):
-            found[k] = list(part.unbind())
-    return found
+        found.update(zip(some, torch.split(sums, layout.heights, dim=1), strict=True))
+    return [found[k] for k in range(len(items))]
 
 
 def _weights(passes: Sequence[WeightPass]) -> tuple[Tensor, Layout]:
@@ -186,11 +186,19 @@ def _numbers(passes: Sequence[WeightPass]) -> Tensor:
     first, device = passes[0], passes[0].weight.device
     if not on_device(first):
         return _table(tuple(tuple(map(float, numbers_of(one))) for one in passes), torch.float64, device)
-    numbers = numbers_of(first)
     if isinstance(first.rule, AdamRule) and isinstance(first.rule.step, Tensor):
         steps = torch.stack([one.rule.step for one in passes])  # type: ignore[union-attr]
         numbers = (unscale_of(first), *adam_numbers(first.rule, steps, has_state=bool(first.state)))
-    return torch.stack([torch.ones(len(passes), dtype=torch.float64, device=device).mul_(one) for one in numbers])
+    else:
+        numbers = numbers_of(first)
+    return torch.stack([_column(number, len(passes), device) for number in numbers])
+
+
+def _column(number: Scalar, length: int, device: torch.device) -> Tensor:
+    """Return a number, or one for each of several weights, as a column on a device."""
+    if isinstance(number, Tensor):
+        return number.to(torch.float64).expand(length)
+    return torch.full((length,), number, dtype=torch.float64, device=device)
 
 
 def _addresses(sources: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:

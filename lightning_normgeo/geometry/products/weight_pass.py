@@ -4,33 +4,50 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import UpdateRule
 
 
 class WeightProducts(NamedTuple):
-    """Inner products of one weight before a step, each ``(units,)`` in float64 (float32 on devices without it)."""
+    """Inner products of one weight before a step, one row for each product, one column for each unit."""
 
-    weight_sq: Tensor
-    """‖W‖²."""
-    inner: Tensor
-    """⟨W, g⟩."""
-    gradient_sq: Tensor
-    """‖g‖²."""
-    quartic: Tensor
-    """Σ W_i⁴, which bounds the effect of rounding the weights (``storage_floor``)."""
-    rule: tuple[Tensor, ...]
-    """The results of ``rule.products``; empty without a rule."""
+    sums: Tensor
+    """``(4 + products of the rule, units)`` in float64 (float32 on devices without it)."""
+
+    @property
+    def units(self) -> int:
+        """The number of units."""
+        return self.sums.shape[1]
+
+    @property
+    def weight_sq(self) -> Tensor:
+        """‖W‖², ``(units,)``."""
+        return self.sums[0]
+
+    @property
+    def inner(self) -> Tensor:
+        """⟨W, g⟩, ``(units,)``."""
+        return self.sums[1]
+
+    @property
+    def gradient_sq(self) -> Tensor:
+        """‖g‖², ``(units,)``."""
+        return self.sums[2]
+
+    @property
+    def quartic(self) -> Tensor:
+        """Σ W_i⁴, ``(units,)``, which bounds the effect of rounding the weights (``storage_floor``)."""
+        return self.sums[3]
+
+    @property
+    def rule(self) -> tuple[Tensor, ...]:
+        """The results of ``rule.products``, each ``(units,)``; empty without a rule."""
+        return self.sums[4:].unbind()
 
     def joined(self, units: int) -> WeightProducts:
         """Return the products of ``units`` units of equally many neighboring rows, for products that are sums."""
-        if len(self.weight_sq) == units:
-            return self
-        rows = torch.stack([*self[:4], *self.rule])
-        weight_sq, inner, gradient_sq, quartic, *rule = rows.view(len(rows), units, -1).sum(2)
-        return WeightProducts(weight_sq, inner, gradient_sq, quartic, tuple(rule))
+        return self if self.units == units else WeightProducts(self.sums.view(len(self.sums), units, -1).sum(2))
 
 
 class WeightPass(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils import _pytree as pytree
@@ -71,6 +72,8 @@ class ZeroConstants(TorchFunctionMode):
     ) -> Any:
         """Run the operation unchanged, and record what its constants decide."""
         kwargs = kwargs or {}
+        if not torch.is_grad_enabled():  # it has no node: an optimizer's step, or what is measured there
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "").rstrip("_").removeprefix("__")
         constants, keeps_shifts, addend = _CONSTANTS.get(name), _KEEPS_SHIFTS.get(name), _ADDS.get(name)
         # read before the operation, which may write to them in place

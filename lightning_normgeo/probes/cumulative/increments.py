@@ -12,15 +12,16 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.columns import run_sums
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
-from lightning_normgeo.geometry.increments.momentum_increments import MomentumState
+from lightning_normgeo.geometry.increments.momentum_increments import MomentumState, momentum_increment
 from lightning_normgeo.geometry.increments.rounding_floors import systematic_floor
 from lightning_normgeo.geometry.products.one_pass import many_weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.rows import as_rows, in_memory_order, output_rows
 from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
+from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
 from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, plan
-from lightning_normgeo.probes.momentum_buffers import first_state, next_state
+from lightning_normgeo.probes.momentum_buffers import first_state
 
 _BUFFER = slice(Totals._fields.index("buffer_inner"), Totals._fields.index("buffer_sq") + 1)
 
@@ -211,28 +212,40 @@ class CumulativeIncrements:
         readings = [read[id(parameter)] if id(parameter) in read else next(found) for parameter, _ in moving]
         plans, products = [one.plan for one in readings], [one.products for one in readings]
         for some in by_rule(plans):
-            members = [names[k] for k in some]
-            chosen, sums = [plans[k] for k in some], [products[k] for k in some]
-            added = _contributions(chosen, sums)
-            self._add_momentum(members, chosen, sums, added)
-            self._pending.append((members, added))
+            members, chosen = [names[k] for k in some], [plans[k] for k in some]
+            self._pending.append((members, self._contributions(members, chosen, [products[k] for k in some])))
         self.unexplained.update(name for name, planned in zip(names, plans, strict=True) if planned.reads.rule is None)
 
-    def _add_momentum(
-        self, names: list[str], plans: Sequence[ReadPlan], products: Sequence[WeightProducts], added: Tensor
-    ) -> None:
-        """Write the increments that follow from ⟨W, g⟩ = 0, and the state of the momentum buffer after this step."""
-        before = self._sums[self._index(names, added.device)]
-        fresh = [name not in self._counted for name in names]
-        state = first_state(MomentumState(*before[:, _BUFFER].T), fresh, plans, products)
-        found = next_state(plans, products, state)
-        self._counted.update(names)
-        if found is None:
+    def _contributions(self, names: list[str], plans: Sequence[ReadPlan], products: Sequence[WeightProducts]) -> Tensor:
+        """Return the contributions of one step to :class:`Totals`, one row per parameter that one rule moves."""
+        rule, found = plans[0].reads.rule, explain(plans, products)
+        terms = found.terms or IncrementTerms(*torch.zeros_like(found.weight_sq).expand(4, -1))
+        rounding = systematic_floor(terms, found.weight_sq, plans[0].dtype)
+        direction = found.products[1:2] if isinstance(rule, SGDRule) else ()  # ‖u‖², where there is a buffer
+        columns = [*terms, rounding, found.predicted, found.weight_sq, found.gradient_sq, *direction]
+        sums = run_sums(torch.stack(columns, 1), [read.units for read in products])
+        *by_term, rounded, predicted, weight_sq, gradient_sq = sums[:, :8].unbind(1)
+        direction_sq = sums[:, 8] if direction else None
+        nothing, once = torch.zeros_like(predicted), torch.ones_like(predicted)
+        kept = MomentumState(*self._sums[self._index(names, predicted.device)][:, _BUFFER].unbind(1))
+        momentum, after = nothing, kept
+        if isinstance(rule, SGDRule):
+            before = first_state(kept, [name not in self._counted for name in names], plans, products)
+            momentum, after = momentum_increment(rule, weight_sq, gradient_sq, direction_sq, before)
+        else:
             self.without_momentum_form.update(names)
-            return
-        predicted, after = found
-        added[:, Totals._fields.index("predicted_momentum")] = predicted
-        added[:, _BUFFER] = torch.stack(list(after), 1) - before[:, _BUFFER]
+        self._counted.update(names)
+        added = Totals(
+            start=nothing,
+            predicted=predicted,
+            predicted_momentum=momentum,
+            **IncrementTerms(*by_term)._asdict(),
+            rounding=rounded,
+            buffer_inner=after.inner - kept.inner,
+            buffer_sq=after.square - kept.square,
+            steps=once,
+        )
+        return torch.stack(list(added), 1)
 
     def _rename(self, called: Mapping[str, str]) -> None:
         """Rename parameters, from old to new names, as pruning and parametrizations do; nothing on a clash."""
@@ -271,16 +284,3 @@ class CumulativeIncrements:
     def _whole(self, tensor: Tensor, like: Tensor) -> Tensor:
         """View a tensor by output row, so that the rounding errors of one row do not cancel those of another."""
         return as_rows(in_memory_order(tensor, like), output_rows(tensor))
-
-
-def _contributions(plans: Sequence[ReadPlan], products: Sequence[WeightProducts]) -> Tensor:
-    """Return the contributions of one step to :class:`Totals`, one row per parameter; zero in the momentum fields."""
-    weight_sq, *_, predicted, terms = explain(plans, products)
-    none, dtype = torch.zeros_like(weight_sq), plans[0].dtype
-    known = terms or IncrementTerms(none, none, none, none)
-    columns = dict.fromkeys(Totals._fields, none) | known._asdict()
-    columns |= {"predicted": predicted, "rounding": systematic_floor(known, weight_sq, dtype)}
-    rows = [len(read.weight_sq) for read in products]
-    sums = run_sums(torch.stack(list(columns.values()), 1), rows)
-    sums[:, Totals._fields.index("steps")] = 1.0
-    return sums
