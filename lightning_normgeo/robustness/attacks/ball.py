@@ -118,7 +118,7 @@ class Ball:
         """
         samples = sample_numbers(indices, images.device)
         offsets = _unit_points(self.norm, images.shape, seed, samples, restart, surface).to(images.dtype)
-        return self.project(images + self.eps * offsets, images, ordered_lengths)
+        return self.project(images + offsets.mul_(self.eps), images, ordered_lengths)
 
 
 def lengths(perturbation: Tensor, norm: Norm = "l2") -> Tensor:
@@ -159,7 +159,9 @@ def _unit_points(
         return points.view(shape)
     points = normals(seed, samples, STARTS + restart, count)
     points /= ordered_lengths(points)[:, None]
-    return (points if surface else points * uniforms(seed, samples, RADII + restart, 1)).view(shape)
+    if not surface:
+        points *= uniforms(seed, samples, RADII + restart, 1)
+    return points.view(shape)
 
 
 def _tiny(like: Tensor) -> float:

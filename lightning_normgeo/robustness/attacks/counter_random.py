@@ -83,8 +83,8 @@ def normals(seed: int, samples: Tensor, stream: Tensor | int, count: int) -> Ten
         stream: number of the draw, below 2^32; one number, or ``(batch,)`` int64.
         count: numbers for each sample, at most 4·2^32.
 
-    Cost: on a CPU about 3 ns for each number by numba's loops, where numba is installed and there are many, otherwise
-    15 ns; on a GPU some 200 operations for each 4 million numbers. Temporaries do not grow with the result.
+    Cost: on a CPU 3 ns for each number by numba's loops, where numba is installed and there are many numbers, otherwise
+    20 ns; on a GPU some 200 operations for each 4 million numbers. Temporaries do not grow with the result.
     """
     return _numbers("normals", normals_of, seed, samples, stream, count)
 

@@ -43,7 +43,7 @@ def gaussian_noise(
     samples = sample_numbers(indices, images.device)
     noise = normals(seed, samples, NOISE, images.shape[1:].numel()).view(images.shape)
     noisy = images + noise.to(images.dtype).mul_(std)
-    return noisy if bounds is None else noisy.clamp(*bounds)  # type: ignore[arg-type]
+    return noisy if bounds is None else noisy.clamp_(*bounds)  # type: ignore[arg-type]
 
 
 def mixed_seed(seed: int, index: int, stream: int = 0) -> int:

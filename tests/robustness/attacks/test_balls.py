@@ -183,6 +183,19 @@ def test_a_start_has_the_bits_that_every_device_gives_it(norm, surface, dtype):
         assert np.array_equal(point.flatten().numpy(), offset)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_start_has_the_type_and_the_memory_layout_of_the_images(norm, dtype):
+    x = pixels(4, 3, 8, 8).to(dtype, memory_format=torch.channels_last)
+    found = Ball(norm, 0.25, 0.0, 1.0).sample(x, 3, range(4))
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, Ball(norm, 0.25, 0.0, 1.0).sample(x.contiguous(), 3, range(4)))
+    moved = lengths((found - x).double(), norm)
+    assert bool((moved > 0.01).all())
+    assert bool((moved <= 0.25 * (1 + 4 * torch.finfo(dtype).eps)).all())
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_samples_of_one_batch_may_be_at_different_starts(norm):
     x, ball = pixels(4, 3, 4, 4, dtype=torch.float32), Ball(norm, 0.3, 0.0, 1.0)

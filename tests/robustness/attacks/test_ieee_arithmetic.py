@@ -39,6 +39,13 @@ def test_lengths_are_those_of_the_twin_in_batches_of_any_size_and_layout(width, 
     assert torch.equal(ordered_lengths(x[:, None].expand(5, 1, width)), found)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_lengths_of_half_precision_are_added_in_float32(dtype):
+    x = (100 * draw(5, 1001)).to(dtype)
+    assert not x.square().sum(1).isfinite().all() or dtype != torch.float16
+    assert torch.equal(ordered_lengths(x), ordered_lengths(x.float()).to(dtype))
+
+
 def test_lengths_of_no_vectors_and_of_vectors_without_elements():
     assert ordered_lengths(torch.zeros(0, 3)).shape == (0,)
     assert ordered_lengths(torch.zeros(2, 0)).tolist() == [0.0, 0.0]
