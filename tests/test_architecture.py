@@ -85,7 +85,8 @@ THIRD_PARTY = {
     "geometry": {"torch", "numba", "triton"},  # the last two only if they are installed
     "normalization": {"torch"},
     "symmetries": {"numpy", "scipy", "torch"},
-    "robustness": {"torch", "numpy", "PIL", "torchvision", "tqdm", "torchattacks"},  # the last one only on request
+    "robustness": {"torch", "numpy", "PIL", "torchvision", "tqdm"}
+    | {"numba", "torchattacks"},  # the first only if it is installed, the second only on request
     "probes": {"numpy", "torch"},
     "channels": {"numpy", "torch", "tqdm"},
     "runs": {"filelock", "lightning_utilities", "numpy", "PIL", "pytorch_lightning", "rich", "torch"},
@@ -164,7 +165,7 @@ def test_files_are_short(file: Path) -> None:
         ("lightning_normgeo", ["torch", "pytorch_lightning", "lightning", "numpy"]),
         ("lightning_normgeo.geometry", ["pytorch_lightning", "lightning", "wandb", "numba", "triton"]),
         ("lightning_normgeo.normalization", ["pytorch_lightning", "lightning", "wandb"]),
-        ("lightning_normgeo.robustness", ["pytorch_lightning", "lightning", "wandb"]),
+        ("lightning_normgeo.robustness", ["pytorch_lightning", "lightning", "wandb", "numba"]),
         ("lightning_normgeo.probes", ["pytorch_lightning", "lightning", "wandb"]),
         ("lightning_normgeo.runs.record", ["torch", "pytorch_lightning", "lightning", "numpy"]),
         ("lightning_normgeo.__main__", ["torch", "pytorch_lightning", "lightning", "numpy"]),

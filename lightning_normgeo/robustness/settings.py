@@ -13,6 +13,7 @@ import torch
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.attack import Attack, Noise
 from lightning_normgeo.robustness.attacks.builders import Defaults, step_size
+from lightning_normgeo.robustness.attacks.counter_random import GENERATOR
 from lightning_normgeo.robustness.attacks.native_attacks import Transfer
 from lightning_normgeo.robustness.attacks.registry import DEFAULT_ATTACKS, attack_list
 from lightning_normgeo.robustness.attacks.requests import FOREIGN, requests
@@ -222,6 +223,7 @@ class RobustnessSettings:
             "attacks": {attack.name: attack.settings() for attack in self.all_attacks},
             "semantics": self.semantics,
             "seed": self.seed,
+            "generator": GENERATOR,
             "loss": "cross_entropy",
             "precision": self.autocast or precision,
             "fold": self.fold,

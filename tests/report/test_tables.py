@@ -260,11 +260,27 @@ def test_only_attacks_under_the_same_conditions_are_compared(first: Any, second:
     assert ("Not the same attack" in tables["robustness"].caption) == bool(refused)
 
 
-def test_other_random_numbers_are_other_noise():
-    folders = [write_run(norm, norm=norm, conditions={"seed": seed}) for seed, norm in enumerate(("bn", "gn"))]
+@pytest.mark.parametrize(
+    ("condition", "values"),
+    [
+        ("seed", ({"seed": 0}, {"seed": 1})),
+        ("generator", ({"seed": 0}, {"seed": 0, "generator": "philox4x32-10"})),  # the first is of an earlier version
+    ],
+)
+def test_other_random_numbers_are_other_noise_and_other_starts(condition: str, values: Any):
+    shares = dict.fromkeys(("clean", "gaussian", "bim", "square", "apgd", "standard", "strong", "search"), 0.5)
+    strengths = {"strong": {"random_start": True}, "search": {"points": 100}, "bim": {"random_start": False}}
+    strengths |= {"square": {"queries": 9}, "standard": {"queries": 9, "after": "standard-fab-t"}}
+    folders = [
+        write_run(norm, norm=norm, shares=shares, evaluation=strengths, conditions=known)
+        for norm, known in zip(("bn", "gn"), values, strict=True)
+    ]
     _, tables = written(*folders)
-    assert "evaluated under different conditions (seed)" in tables["paired-model-norm"].caption
-    assert "gaussian (seed)" in tables["robustness"].caption
+    same = ["clean", "bim"] if condition == "seed" else ["clean", "bim", "square"]  # square has always used Philox
+    assert [cell.text for cell in column(tables["paired-model-norm"], "attack")] == same
+    assert f"evaluated under different conditions ({condition})" in tables["paired-model-norm"].caption
+    for attack in set(shares) - set(same):
+        assert f"{attack} ({condition})" in tables["robustness"].caption
 
 
 def test_runs_of_one_seed_are_no_other_seeds():

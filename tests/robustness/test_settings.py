@@ -175,6 +175,7 @@ def test_what_decides_the_results_is_told_in_plain_values(settings, inputs):
     assert told["normalization"] == (None if inputs.mean is None else {"mean": [0.5, 0.4, 0.3], "std": [0.2] * 3})
     assert told["normalized_data"] == inputs.normalized_data
     assert told["precision"] == (settings.autocast or "fp32")
+    assert told["generator"] == "philox4x32-10"
     for name in ("preset", "semantics", "seed", "fold", "max_samples"):
         assert told[name] == getattr(settings, name)
 

@@ -31,12 +31,12 @@ def fast(run: Callable[[ModuleType], list[Sums]], elements: int, loops: str = "n
     Args:
         run: function of the module of the loops that calls one of them and returns the sums.
         elements: number of elements that the loop would read.
-        loops: name of the module.
+        loops: name of the module, a dotted one if it is in another folder.
     """
     if loops in _failed or elements < _WORTHWHILE:
         return None
     try:
-        return run(import_module(f"{__package__}.{loops}"))
+        return run(import_module(loops if "." in loops else f"{__package__}.{loops}"))
     except Exception:  # numba or Triton is missing or cannot compile here; torch computes the same
         _failed.add(loops)
         return None

@@ -44,7 +44,16 @@ _SAFE = 0.01
 def compiled_loop(function: Kernel) -> Kernel:
     """Compile a loop and cache its machine code on disk for the next process, where the disk can be written."""
     # sums may be reordered, but NaN and infinite gradients have to give NaN and infinite sums: neither nnan nor ninf
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+    return _compiled(function, {"reassoc", "contract", "nsz"})
+
+
+def exact_loop(function: Kernel) -> Kernel:
+    """Compile a loop as :func:`compiled_loop`, but with each operation rounded by itself and in the order written."""
+    return _compiled(function, False)
+
+
+def _compiled(function: Kernel, fastmath: set[str] | bool) -> Kernel:
+    options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
     try:
         return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
     except RuntimeError:

@@ -20,8 +20,10 @@ _LARGEST = 1024 * MEBIBYTE
 """Largest file of per-sample results in bytes, enough for a hundred attacks on half a million samples."""
 UNKNOWN_DATA = "the test data"
 """The name of data of which the settings tell nothing."""
-_RANDOM = ("gaussian", "pgd", "torchattacks")
+_RANDOM = ("gaussian", "pgd", "apgd", "square", "standard", "torchattacks")
 """Beginnings of the names of attacks that draw random numbers."""
+_DRAWN = ("std", "random_start", "queries", "points")
+"""Settings that only such attacks have, whatever their names: noise, random starts and random searches."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,13 @@ class Evaluation:
         if name != "clean":
             found |= {key: threat.get(key) for key in ("space", "lower", "upper")}
             found["normalization"] = None if threat.get("space") == "pixel" else settings.get("normalization")
-            found["seed"] = settings.get("seed") if name.startswith(_RANDOM) else None
-            found |= {"semantics": settings.get("semantics"), name: settings.get("attacks", {}).get(name, threat)}
+            strength = settings.get("attacks", {}).get(name, threat)
+            if name.startswith(_RANDOM) or any(strength.get(key) for key in _DRAWN):
+                found["seed"] = settings.get("seed")
+                # results without a generator are of versions that drew with torch's, but for the square attack
+                is_square = "queries" in strength and "after" not in strength
+                found["generator"] = None if is_square else settings.get("generator")
+            found |= {"semantics": settings.get("semantics"), name: strength}
         return flat(found)
 
     def drop(self, attack: str) -> dict[str, Any] | None:

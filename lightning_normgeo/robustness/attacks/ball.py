@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.sample_randoms import generator
+from lightning_normgeo.robustness.attacks.counter_random import normals, sample_numbers, uniforms
+from lightning_normgeo.robustness.attacks.ieee_arithmetic import ordered_lengths
+from lightning_normgeo.robustness.attacks.sample_randoms import RADII, STARTS
 
 Norm = Literal["linf", "l2"]
 Bound = float | Tensor
@@ -61,33 +63,46 @@ class Ball:
         scaled = gradient / per_image(gradient.abs().flatten(1).amax(1).clamp_min(_tiny(gradient)), gradient)
         return images + step_size * scaled / per_image(lengths(scaled).clamp_min(_tiny(gradient)), gradient)
 
-    def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
-        """Return ``adversarial`` projected onto the ball around ``images`` and onto the box."""
-        moved = self._projected(adversarial, images)
+    def project(
+        self, adversarial: Tensor, images: Tensor, length_of: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return ``adversarial`` projected onto the ball around ``images`` and onto the box.
+
+        Args:
+            adversarial: ``(batch, channels, …)``.
+            images: the originals.
+            length_of: returns the l2 norm of each image's perturbation. Default: :func:`lengths`.
+        """
+        moved = self._projected(adversarial, images, length_of or lengths)
         return moved if self.representable is None else self.representable(moved, images)
 
     def finish(self, adversarial: Tensor) -> Tensor:
         """Return the last iterates, projected onto the box if ``box_first`` left them outside it."""
         return self._boxed(adversarial) if self.box_first and self.norm == "l2" else adversarial
 
-    def _projected(self, adversarial: Tensor, images: Tensor) -> Tensor:
+    def _projected(self, adversarial: Tensor, images: Tensor, length_of: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm == "linf":
             return self._boxed(torch.minimum(torch.maximum(adversarial, images - self.eps), images + self.eps))
         if self.box_first:
-            return self._shrunk(self._boxed(adversarial), images)
-        return self._boxed(self._shrunk(adversarial, images))
+            return self._shrunk(self._boxed(adversarial), images, length_of)
+        return self._boxed(self._shrunk(adversarial, images, length_of))
 
     def _boxed(self, images: Tensor) -> Tensor:
         return images.clamp(self.lower, self.upper)  # type: ignore[arg-type]
 
-    def _shrunk(self, adversarial: Tensor, images: Tensor) -> Tensor:
+    def _shrunk(self, adversarial: Tensor, images: Tensor, length_of: Callable[[Tensor], Tensor]) -> Tensor:
         perturbation = adversarial - images
         radius = self.eps.flatten() if isinstance(self.eps, Tensor) else self.eps
-        shrink = (radius / lengths(perturbation).clamp_min(_tiny(images))).clamp_max(1.0)
+        shrink = (radius / length_of(perturbation).clamp_min(_tiny(images))).clamp_max(1.0)
         return images + perturbation * per_image(shrink, images)
 
     def sample(
-        self, images: Tensor, seed: int, indices: Sequence[int], restart: int = 0, surface: bool = False
+        self,
+        images: Tensor,
+        seed: int,
+        indices: Sequence[int] | Tensor,
+        restart: int | Tensor = 0,
+        surface: bool = False,
     ) -> Tensor:
         """Return random points of the ball, projected onto the box.
 
@@ -98,14 +113,12 @@ class Ball:
             images: ``(batch, channels, …)``, the originals.
             seed: seed of the evaluation.
             indices: a number for each sample.
-            restart: number of the start, from 0.
+            restart: number of the start, from 0; one number, or ``(batch,)`` int64.
             surface: whether to move each point along its direction to the surface of the ball, before the box.
         """
-        draws = [_draws(images.shape[1:], seed, int(i), 1 + restart, self.norm) for i in indices]
-        if surface:
-            draws = [draw / torch.linalg.vector_norm(draw, self.order).clamp_min(_tiny(draw)) for draw in draws]
-        offsets = torch.stack(draws).to(images.device, images.dtype) if draws else torch.zeros_like(images)
-        return self.project(images + self.eps * offsets, images)
+        samples = sample_numbers(indices, images.device)
+        offsets = _unit_points(self.norm, images.shape, seed, samples, restart, surface).to(images.dtype)
+        return self.project(images + offsets.mul_(self.eps), images, ordered_lengths)
 
 
 def lengths(perturbation: Tensor, norm: Norm = "l2") -> Tensor:
@@ -134,13 +147,21 @@ def per_image(values: Tensor, images: Tensor) -> Tensor:
     return values.view(-1, *[1] * (images.ndim - 1))
 
 
-def _draws(shape: Sequence[int], seed: int, index: int, stream: int, norm: Norm) -> Tensor:
-    """Return a random point of the unit ball, on the CPU."""
-    draws = generator(seed, index, stream)
+def _unit_points(
+    norm: Norm, shape: torch.Size, seed: int, samples: Tensor, restart: int | Tensor, surface: bool
+) -> Tensor:
+    """Return random points of the unit ball, or of its surface, float32."""
+    count = shape[1:].numel()
     if norm == "linf":
-        return torch.rand(shape, generator=draws) * 2 - 1
-    direction = torch.randn(shape, generator=draws)
-    return direction / direction.norm().clamp_min(_tiny(direction)) * torch.rand((), generator=draws)  # type: ignore[no-any-return]
+        points = uniforms(seed, samples, STARTS + restart, count).mul_(2.0).sub_(1.0)
+        if surface:
+            points /= points.abs().amax(1, keepdim=True).clamp_min(_tiny(points))
+        return points.view(shape)
+    points = normals(seed, samples, STARTS + restart, count)
+    points /= ordered_lengths(points)[:, None]
+    if not surface:
+        points *= uniforms(seed, samples, RADII + restart, 1)
+    return points.view(shape)
 
 
 def _tiny(like: Tensor) -> float:

@@ -7,8 +7,9 @@ numbers are not those of CIFAR-10-C or ImageNet-C, and the names are others.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,36 +18,35 @@ from torch.nn import functional
 
 from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
-from lightning_normgeo.robustness.attacks.sample_randoms import generator
+from lightning_normgeo.robustness.attacks.counter_random import normals, sample_numbers, uniforms
+from lightning_normgeo.robustness.attacks.sample_randoms import CORRUPTED, generator
 
 SEVERITIES = (1, 2, 3, 4, 5)
 """All severities."""
-_STREAM = 2**21
-"""First stream of the random numbers of corruptions, far from those of noise and random starts."""
 _SIDE = 32
 """Side of an image, in pixels, for which lengths are given; they grow with the image."""
-Draws = torch.Generator
+Drawn = Any
+"""Random numbers of one sample: a tensor, a generator, or None."""
 
 
-def _noise(image: Tensor, amount: float, draws: Draws) -> Tensor:
-    return image + amount * _normal(image, draws)
+def _noise(image: Tensor, amount: float, drawn: Tensor) -> Tensor:
+    return image + amount * drawn.to(image.dtype)
 
 
-def _speckle(image: Tensor, amount: float, draws: Draws) -> Tensor:
-    return image + amount * image * _normal(image, draws)
+def _speckle(image: Tensor, amount: float, drawn: Tensor) -> Tensor:
+    return image + amount * image * drawn.to(image.dtype)
 
 
-def _shot(image: Tensor, amount: float, draws: Draws) -> Tensor:
+def _shot(image: Tensor, amount: float, draws: torch.Generator) -> Tensor:
     photons = torch.poisson(image.cpu().double().clamp(0, 1) * amount, generator=draws) / amount
     return photons.to(image.device, image.dtype)
 
 
-def _impulse(image: Tensor, amount: float, draws: Draws) -> Tensor:
-    drawn = torch.rand(image.shape, generator=draws).to(image.device, image.dtype)
+def _impulse(image: Tensor, amount: float, drawn: Tensor) -> Tensor:
     return torch.where(drawn < amount / 2, 0.0, torch.where(drawn > 1 - amount / 2, 1.0, image))
 
 
-def _blur(image: Tensor, amount: float, draws: Draws) -> Tensor:
+def _blur(image: Tensor, amount: float, drawn: None) -> Tensor:
     from torchvision.transforms.v2 import functional as transforms
 
     sigma = amount * min(image.shape[-2:]) / _SIDE
@@ -55,13 +55,13 @@ def _blur(image: Tensor, amount: float, draws: Draws) -> Tensor:
     return blurred
 
 
-def _pixelate(image: Tensor, amount: float, draws: Draws) -> Tensor:
+def _pixelate(image: Tensor, amount: float, drawn: None) -> Tensor:
     height, width = image.shape[-2:]
     coarse = functional.adaptive_avg_pool2d(image, (max(int(height * amount), 1), max(int(width * amount), 1)))
     return functional.interpolate(coarse[None], (height, width), mode="nearest-exact")[0]
 
 
-def _jpeg(image: Tensor, amount: float, draws: Draws) -> Tensor:
+def _jpeg(image: Tensor, amount: float, drawn: None) -> Tensor:
     from PIL import Image
 
     levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
@@ -74,28 +74,56 @@ def _jpeg(image: Tensor, amount: float, draws: Draws) -> Tensor:
     return coded.to(image.device, image.dtype) / 255
 
 
-def _elastic(image: Tensor, amount: float, draws: Draws) -> Tensor:
+def _elastic(image: Tensor, amount: float, drawn: Tensor) -> Tensor:
     height, width = image.shape[-2:]
-    coarse = torch.randn(1, 2, 4, 4, generator=draws)
-    smooth = functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
-    moved = (2 * amount / _SIDE * smooth).permute(0, 2, 3, 1).to(image.device, image.dtype)  # in halves of an image
+    smooth = functional.interpolate(drawn[None], (height, width), mode="bicubic", align_corners=True)
+    moved = (2 * amount / _SIDE * smooth).permute(0, 2, 3, 1).to(image.dtype)  # in halves of an image
     whole = torch.eye(2, 3, device=image.device, dtype=image.dtype)[None]
     grid = functional.affine_grid(whole, [1, 1, height, width], align_corners=False)
     return functional.grid_sample(image[None], grid + moved, padding_mode="border", align_corners=False)[0]
 
 
-def _brightness(image: Tensor, amount: float, draws: Draws) -> Tensor:
+def _brightness(image: Tensor, amount: float, drawn: None) -> Tensor:
     return image + amount
 
 
-def _contrast(image: Tensor, amount: float, draws: Draws) -> Tensor:
+def _contrast(image: Tensor, amount: float, drawn: None) -> Tensor:
     mean = image.mean(dim=(-2, -1), keepdim=True)
     return mean + amount * (image - mean)
 
 
-def _saturation(image: Tensor, amount: float, draws: Draws) -> Tensor:
+def _saturation(image: Tensor, amount: float, drawn: None) -> Tensor:
     gray = image.mean(dim=-3, keepdim=True)
     return gray + amount * (image - gray)
+
+
+def _nothing(batch: AttackBatch, stream: int) -> Sequence[Drawn]:
+    return [None] * len(batch.images)
+
+
+def _normals(batch: AttackBatch, stream: int) -> Sequence[Drawn]:
+    return _drawn(normals, batch, stream, batch.images.shape[1:])
+
+
+def _uniforms(batch: AttackBatch, stream: int) -> Sequence[Drawn]:
+    return _drawn(uniforms, batch, stream, batch.images.shape[1:])
+
+
+def _directions(batch: AttackBatch, stream: int) -> Sequence[Drawn]:
+    """Displacements, down and to the right, at 4 × 4 places of an image."""
+    return _drawn(normals, batch, stream, torch.Size((2, 4, 4)))
+
+
+def _generators(batch: AttackBatch, stream: int) -> Sequence[Drawn]:
+    """Generators on the host: how many numbers a Poisson variable takes depends on the image."""
+    return [generator(batch.seed, index, stream) for index in batch.indices]
+
+
+def _drawn(
+    draw: Callable[[int, Tensor, int, int], Tensor], batch: AttackBatch, stream: int, shape: torch.Size
+) -> Sequence[Drawn]:
+    samples = sample_numbers(batch.indices, batch.images.device)
+    return draw(batch.seed, samples, stream, shape.numel()).view(len(samples), *shape).unbind()
 
 
 @dataclass(frozen=True)
@@ -103,25 +131,27 @@ class Kind:
     """A kind of corruption.
 
     Attributes:
-        change: returns a corrupted image ``(channels, height, width)`` in pixels, given an amount and random numbers.
+        change: returns a corrupted image ``(channels, height, width)`` in pixels, given an amount and what was drawn.
         amounts: the amount at each severity.
         meaning: what the amount is.
+        draw: returns the random numbers of each sample of a batch in pixels, given a stream.
     """
 
-    change: Callable[[Tensor, float, Draws], Tensor]
+    change: Callable[[Tensor, float, Drawn], Tensor]
     amounts: tuple[float, float, float, float, float]
     meaning: str
+    draw: Callable[[AttackBatch, int], Sequence[Drawn]] = _nothing
 
 
 CORRUPTIONS = {
-    "noise": Kind(_noise, (0.04, 0.06, 0.08, 0.09, 0.10), "standard deviation of Gaussian noise"),
-    "shot": Kind(_shot, (500, 250, 100, 75, 50), "photons of a white pixel"),
-    "impulse": Kind(_impulse, (0.01, 0.02, 0.03, 0.05, 0.07), "share of values that become black or white"),
-    "speckle": Kind(_speckle, (0.06, 0.1, 0.12, 0.16, 0.2), "standard deviation of noise, over the pixel"),
+    "noise": Kind(_noise, (0.04, 0.06, 0.08, 0.09, 0.10), "standard deviation of Gaussian noise", _normals),
+    "shot": Kind(_shot, (500, 250, 100, 75, 50), "photons of a white pixel", _generators),
+    "impulse": Kind(_impulse, (0.01, 0.02, 0.03, 0.05, 0.07), "share of values that become black or white", _uniforms),
+    "speckle": Kind(_speckle, (0.06, 0.1, 0.12, 0.16, 0.2), "standard deviation of noise, over the pixel", _normals),
     "blur": Kind(_blur, (0.4, 0.6, 0.8, 1.0, 1.3), "σ of a Gaussian, in pixels of an image of 32"),
     "pixelate": Kind(_pixelate, (0.85, 0.75, 0.6, 0.45, 0.3), "resolution, over that of the image"),
     "jpeg": Kind(_jpeg, (80, 65, 58, 50, 40), "quality"),
-    "elastic": Kind(_elastic, (0.5, 0.8, 1.1, 1.4, 1.8), "displacement in pixels of an image of 32"),
+    "elastic": Kind(_elastic, (0.5, 0.8, 1.1, 1.4, 1.8), "displacement in pixels of an image of 32", _directions),
     "brightness": Kind(_brightness, (0.05, 0.1, 0.15, 0.2, 0.3), "added to all pixels"),
     "contrast": Kind(_contrast, (0.75, 0.5, 0.4, 0.3, 0.15), "factor of deviations from the image's mean"),
     "saturation": Kind(_saturation, (0.7, 0.5, 0.3, 0.1, 0.0), "factor of deviations from gray"),
@@ -159,14 +189,10 @@ class Corruption(Attack):
                 f"Corruptions are for images of one or three channels, not for inputs {tuple(batch.images.shape[1:])}."
             )
         space, kind = batch.threat.space, CORRUPTIONS[self.corruption]
-        stream = _STREAM + 10 * list(CORRUPTIONS).index(self.corruption) + self.severity
+        stream = CORRUPTED + 10 * list(CORRUPTIONS).index(self.corruption) + self.severity
         pixels = batch.inputs.to_pixels(batch.images, space)
         changed = [
-            kind.change(pixel, self.amount, generator(batch.seed, index, stream)).clamp(0, 1)
-            for pixel, index in zip(pixels, batch.indices, strict=True)
+            kind.change(pixel, self.amount, drawn).clamp(0, 1)
+            for pixel, drawn in zip(pixels, kind.draw(batch, stream), strict=True)
         ]
         return batch.inputs.pixels_to_space(torch.stack(changed), space) if changed else batch.images
-
-
-def _normal(image: Tensor, draws: Draws) -> Tensor:
-    return torch.randn(image.shape, generator=draws).to(image.device, image.dtype)

@@ -144,12 +144,8 @@ class RandomStart(NamedTuple):
 
     def __call__(self, rule: Rule, samples: ActiveSamples) -> Tensor:
         """Return a random point of the ball for each sample, which depends on its index and the number of its start."""
-        points = samples.images.clone()
-        for number in torch.unique(samples.restart).tolist():
-            part = samples.restart == number
-            ball, chosen = rule.ball_of(samples[part]), samples.indices[part].tolist()
-            points[part] = ball.sample(samples.images[part], self.seed, chosen, number, self.surface)
-        return points
+        ball = rule.ball_of(samples)
+        return ball.sample(samples.images, self.seed, samples.indices, samples.restart, self.surface)
 
 
 class FixedSteps(Rule):

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_normgeo.robustness.attacks.sample_randoms import generator
-
-_STREAM = 2**20
-"""Stream of these random numbers, far from those of random starts."""
+from lightning_normgeo.robustness.attacks.counter_random import normals, sample_numbers, uniforms, whole_numbers
+from lightning_normgeo.robustness.attacks.sample_randoms import FOREIGN
 
 
 class BatchDrawError(Exception):
@@ -26,11 +24,11 @@ class BatchDrawError(Exception):
 
 
 class SampleDraws(TorchFunctionMode):
-    """Context in which torch draws the random numbers of each sample from a generator of its own.
+    """Context in which torch draws the random numbers of each sample by themselves, on the device asked for.
 
     Covered are ``rand``, ``randn``, ``randint``, their ``_like`` forms and the methods ``uniform_`` and ``normal_``,
     for tensors with one entry per sample in the first dimension. The k-th draw of a sample depends on the seed, the
-    sample and its k - 1 draws before, not on the other samples.
+    sample and k alone, and has a stream of its own.
 
     Args:
         seed: seed of the evaluation.
@@ -42,7 +40,7 @@ class SampleDraws(TorchFunctionMode):
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
         super().__init__()
-        self._generators = [generator(seed, int(index), _STREAM) for index in indices]
+        self._seed, self._indices, self._draws = seed, indices, 0
 
     def __enter__(self) -> SampleDraws:
         self._before = _states()
@@ -67,20 +65,22 @@ class SampleDraws(TorchFunctionMode):
             found = draw(self._drawn, args, dict(kwargs or {}))
         return func(*args, **(kwargs or {})) if found is None else found
 
-    def _drawn(self, shape: Sequence[int], make: Callable[[Sequence[int], torch.Generator], Tensor]) -> Tensor | None:
-        """Return the draws of all samples on the host; None for a shape without one entry per sample."""
-        if not shape or shape[0] != len(self._generators):
+    def _drawn(self, shape: Sequence[int], make: _Make, device: torch.device) -> Tensor | None:
+        """Return the draws of all samples on a device; None for a shape without one entry per sample."""
+        if not shape or shape[0] != len(self._indices):
             self._refuse()
             return None
-        return torch.stack([make(shape[1:], one) for one in self._generators])
+        samples, stream = sample_numbers(self._indices, device), FOREIGN + self._draws
+        self._draws += 1
+        return make(self._seed, samples, stream, torch.Size(shape[1:]).numel()).view(*shape)
 
     def _refuse(self) -> None:
-        if len(self._generators) > 1:
+        if len(self._indices) > 1:
             raise BatchDrawError
 
 
-_Make = Callable[[Sequence[int], torch.Generator], Tensor]
-_Drawn = Callable[[Sequence[int], _Make], Tensor | None]
+_Make = Callable[[int, Tensor, int, int], Tensor]
+_Drawn = Callable[[Sequence[int], _Make, torch.device], Tensor | None]
 
 
 def _states() -> tuple[Any, ...]:
@@ -89,16 +89,8 @@ def _states() -> tuple[Any, ...]:
     return known["state"]["pos"], known["state"]["key"].tobytes(), random.getstate()
 
 
-def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.rand(tuple(shape), generator=generator)
-
-
-def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randn(tuple(shape), generator=generator)
-
-
 def _whole(low: int, high: int) -> _Make:
-    return lambda shape, generator: torch.randint(low, high, tuple(shape), generator=generator)
+    return lambda seed, samples, stream, count: whole_numbers(seed, samples, stream, count, low, high)
 
 
 def _shape(args: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, ...]:
@@ -109,27 +101,33 @@ def _shape(args: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(int(entry) for entry in given)
 
 
-def _placed(drawn: Tensor | None, like: Tensor | None, options: Mapping[str, Any], default: torch.dtype) -> Any:
-    """Return draws with the device and the type that were asked for."""
-    if drawn is None:
-        return None
-    dtype = options.get("dtype") or (like.dtype if like is not None else default)
-    device = options.get("device") or (like.device if like is not None else torch.get_default_device())
-    return drawn.to(device=device, dtype=dtype).requires_grad_(bool(options.get("requires_grad", False)))
+def _placed(
+    drawn: _Drawn,
+    shape: Sequence[int],
+    make: _Make,
+    options: Mapping[str, Any],
+    default: tuple[torch.device, torch.dtype],
+) -> Any:
+    """Return draws with the device and the type that were asked for, or else the default ones."""
+    device, dtype = default
+    found = drawn(shape, make, device if options.get("device") is None else torch.device(options["device"]))
+    asked = options.get("dtype") or dtype
+    return None if found is None else found.to(asked).requires_grad_(bool(options.get("requires_grad", False)))
 
 
 def _factory(make: _Make) -> Callable[[_Drawn, Sequence[Any], dict[str, Any]], Any]:
     def draw(drawn: _Drawn, args: Sequence[Any], options: dict[str, Any]) -> Any:
         if options.get("generator") is not None:
             return None
-        return _placed(drawn(_shape(args, options), make), None, options, torch.get_default_dtype())
+        default = torch.get_default_device(), torch.get_default_dtype()
+        return _placed(drawn, _shape(args, options), make, options, default)
 
     return draw
 
 
 def _like(make: _Make) -> Callable[[_Drawn, Sequence[Any], dict[str, Any]], Any]:
     def draw(drawn: _Drawn, args: Sequence[Any], options: dict[str, Any]) -> Any:
-        return _placed(drawn(args[0].shape, make), args[0], options, args[0].dtype)
+        return _placed(drawn, args[0].shape, make, options, (args[0].device, args[0].dtype))
 
     return draw
 
@@ -139,15 +137,15 @@ def _randint(drawn: _Drawn, args: Sequence[Any], options: dict[str, Any]) -> Any
     given = {**dict(zip(names, args, strict=False)), **options}
     if given.get("generator") is not None:
         return None
-    found = drawn(tuple(given["size"]), _whole(given.get("low", 0), given["high"]))
-    return _placed(found, None, given, torch.int64)
+    make = _whole(given.get("low", 0), given["high"])
+    return _placed(drawn, tuple(given["size"]), make, given, (torch.get_default_device(), torch.int64))
 
 
 def _randint_like(drawn: _Drawn, args: Sequence[Any], options: dict[str, Any]) -> Any:
     names = ("like", "high") if len(args) < 3 else ("like", "low", "high")
     given = {**dict(zip(names, args, strict=False)), **options}
-    found = drawn(args[0].shape, _whole(given.get("low", 0), given["high"]))
-    return _placed(found, args[0], options, args[0].dtype)
+    make = _whole(given.get("low", 0), given["high"])
+    return _placed(drawn, args[0].shape, make, options, (args[0].device, args[0].dtype))
 
 
 def _in_place(make: _Make, names: tuple[str, str], defaults: tuple[float, float]) -> Callable[..., Any]:
@@ -155,7 +153,7 @@ def _in_place(make: _Make, names: tuple[str, str], defaults: tuple[float, float]
         given = {**dict(zip(names, defaults, strict=True)), **dict(zip(names, args[1:], strict=False)), **options}
         if given.get("generator") is not None:
             return None
-        found = drawn(args[0].shape, make)
+        found = drawn(args[0].shape, make, args[0].device)
         if found is None:
             return None
         first, second = given[names[0]], given[names[1]]
@@ -166,14 +164,14 @@ def _in_place(make: _Make, names: tuple[str, str], defaults: tuple[float, float]
 
 
 _DRAWS: dict[Any, Callable[[_Drawn, Sequence[Any], dict[str, Any]], Any]] = {
-    torch.rand: _factory(_uniform),
-    torch.randn: _factory(_normal),
-    torch.rand_like: _like(_uniform),
-    torch.randn_like: _like(_normal),
+    torch.rand: _factory(uniforms),
+    torch.randn: _factory(normals),
+    torch.rand_like: _like(uniforms),
+    torch.randn_like: _like(normals),
     torch.randint: _randint,
     torch.randint_like: _randint_like,
-    Tensor.uniform_: _in_place(_uniform, ("from", "to"), (0.0, 1.0)),
-    Tensor.normal_: _in_place(_normal, ("mean", "std"), (0.0, 1.0)),
+    Tensor.uniform_: _in_place(uniforms, ("from", "to"), (0.0, 1.0)),
+    Tensor.normal_: _in_place(normals, ("mean", "std"), (0.0, 1.0)),
 }
 _OTHERS = {
     *(torch.randperm, torch.bernoulli, torch.multinomial, torch.normal, torch.poisson, torch.dropout),

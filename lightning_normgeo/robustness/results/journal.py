@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import warn_once
+from lightning_normgeo.robustness.attacks.counter_random import DRAWS
 from lightning_normgeo.robustness.results.sample_results import WHOLE, SampleResults, SampleRows
 from lightning_normgeo.utilities.files import read_lines
 from lightning_normgeo.utilities.spool import Spool, reason_of
@@ -79,7 +80,7 @@ class Journal(SampleResults):
 def identity_of(settings: Mapping[str, Any], module: nn.Module, images: Tensor, dataloader: Any, name: str = "") -> str:
     """Return a hash of an evaluation's settings, weights and data, which an attempt to resume it has again.
 
-    Of the data it covers the first batch and the number of samples.
+    Of the data it covers the first batch and the number of samples. It also covers the version of the random draws.
 
     Args:
         settings: the settings as plain values.
@@ -90,7 +91,7 @@ def identity_of(settings: Mapping[str, Any], module: nn.Module, images: Tensor, 
 
     Cost: one pass over the weights on the host.
     """
-    known = [settings, name, size_of(dataloader)]
+    known = [settings, DRAWS, name, size_of(dataloader)]
     digest = hashlib.blake2b(json.dumps(known, sort_keys=True, default=str).encode(), digest_size=10)
     for name, value in (*module.state_dict().items(), ("images", images)):
         if isinstance(value, Tensor):

@@ -15,6 +15,7 @@ from lightning_normgeo import RobustnessEvaluation
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.robustness import SampleResults, evaluate_robustness, load_decisions
 from lightning_normgeo.robustness.attacks import builders
+from lightning_normgeo.robustness.results import journal
 from support.fork_server import lightning_server
 from support.isolation import SUPPORT
 from support.projects import Project, images, trainer
@@ -74,7 +75,7 @@ def broken_after(calls: int, project: Any) -> Any:
     return logits
 
 
-def test_only_the_same_evaluation_is_gone_on_with(tmp_path: Path) -> None:
+def test_only_the_same_evaluation_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project, data = Project(), images(40)
     with pytest.raises(BrokenOffError):
         evaluate(project, data, logits=broken_after(20, project), resume_dir=tmp_path, steps=5)
@@ -83,6 +84,10 @@ def test_only_the_same_evaluation_is_gone_on_with(tmp_path: Path) -> None:
         other = evaluate(project, data, resume_dir=tmp_path, **{"steps": 5, **change})
         assert other.results == evaluate(project, data, **{"steps": 5, **change}).results
         assert len(list(tmp_path.glob("*.jsonl"))) == 1, "the journal of another evaluation is left alone"
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "DRAWS", journal.DRAWS + 1)
+        evaluate(project, data, resume_dir=tmp_path, steps=5)
+        assert len(list(tmp_path.glob("*.jsonl"))) == 1, "these are other random numbers"
     with torch.no_grad():
         next(project.parameters()).add_(1e-3)
     evaluate(project, data, resume_dir=tmp_path, steps=5)

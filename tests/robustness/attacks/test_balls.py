@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -11,6 +12,8 @@ from scipy.stats import kstest
 from lightning_normgeo.robustness import Ball, projected_gradient
 from lightning_normgeo.robustness.attacks.ball import lengths
 from lightning_normgeo.robustness.attacks.projected_gradient import ascent
+from lightning_normgeo.robustness.attacks.sample_randoms import RADII, STARTS
+from support import random_twin
 from support import reference as ref
 from support.small_classifiers import conv_net, draw, pixels, two_classes
 
@@ -158,13 +161,47 @@ def test_a_start_depends_on_seed_sample_and_restart_alone(norm):
     assert ball.sample(x[:0], 3, []).shape == (0, 3, 4, 4)
 
 
-@pytest.mark.parametrize(
-    ("norm", "expected"),
-    [("linf", [-0.30362546, -0.51749909, -0.89521968]), ("l2", [0.13698852, -0.60396558, -0.23039307])],
-)
-def test_a_start_is_the_same_in_every_process(norm, expected):
-    found = Ball(norm, 1.0, -9.0, 9.0).sample(torch.zeros(1, 3), 3, [7], 2)
-    assert found[0].tolist() == pytest.approx(expected, rel=1e-6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("surface", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_start_has_the_bits_that_every_device_gives_it(norm, surface, dtype):
+    """The expected numbers are of numpy, made one by one of Philox's words."""
+    found = Ball(norm, 0.75, -9.0, 9.0).sample(torch.zeros(2, 3, 5, dtype=dtype), 3, [7, -2], 2, surface)
+    for point, sample in zip(found, (7, -2), strict=True):
+        words = random_twin.words(3, sample, STARTS + 2, 15)
+        if norm == "linf":
+            offset = 2 * random_twin.uniforms(words) - 1
+            offset = offset / np.abs(offset).max() if surface else offset
+        else:
+            normals = random_twin.normals(words)
+            radius = random_twin.uniforms(random_twin.words(3, sample, RADII + 2, 1))
+            offset = normals / random_twin.length(normals) * (1 if surface else radius)
+        offset = offset.astype(point.numpy().dtype) * point.numpy().dtype.type(0.75)
+        if norm == "l2":
+            one, radius = offset.dtype.type(1), offset.dtype.type(0.75)
+            offset = offset * min(one / random_twin.length(offset) * radius, one)  # as torch divides a number
+        assert np.array_equal(point.flatten().numpy(), offset)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_start_has_the_type_and_the_memory_layout_of_the_images(norm, dtype):
+    x = pixels(4, 3, 8, 8).to(dtype, memory_format=torch.channels_last)
+    found = Ball(norm, 0.25, 0.0, 1.0).sample(x, 3, range(4))
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, Ball(norm, 0.25, 0.0, 1.0).sample(x.contiguous(), 3, range(4)))
+    moved = lengths((found - x).double(), norm)
+    assert bool((moved > 0.01).all())
+    assert bool((moved <= 0.25 * (1 + 4 * torch.finfo(dtype).eps)).all())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_samples_of_one_batch_may_be_at_different_starts(norm):
+    x, ball = pixels(4, 3, 4, 4, dtype=torch.float32), Ball(norm, 0.3, 0.0, 1.0)
+    together = ball.sample(x, 3, torch.arange(4), torch.tensor([2, 0, 5, 2]))
+    for k, restart in enumerate((2, 0, 5, 2)):
+        assert torch.equal(ball.sample(x[k : k + 1], 3, [k], restart), together[k : k + 1])
 
 
 def test_starts_are_uniform_in_the_cube():

@@ -6,6 +6,7 @@ Both balls, l2 and random starts are in ``test_balls.py``.
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_normgeo.robustness import bim_linf, gaussian_noise
+from lightning_normgeo.robustness.attacks.sample_randoms import NOISE
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
+from support import random_twin
 from support import reference as ref
 from support.small_classifiers import conv_net, draw, pixels, two_classes
 
@@ -128,6 +131,12 @@ def test_bim_works_on_copies_of_tensors_of_inference_mode():
 # --- noise ------------------------------------------------------------------------------------------------------------
 
 
+def _noise(samples, count):
+    """The noise that every device gives, of numpy, made one by one of Philox's words."""
+    rows = [random_twin.normals(random_twin.words(3, sample, NOISE, count)) for sample in range(samples)]
+    return torch.from_numpy(np.stack(rows))
+
+
 def test_noise_depends_on_seed_and_sample_alone():
     """It does not depend on the batch, its order, its dtype or the global random state, which stays unchanged."""
     x = pixels(6, 3, 4, 4)
@@ -139,7 +148,11 @@ def test_noise_depends_on_seed_and_sample_alone():
     order = [4, 0, 5]
     assert torch.equal(gaussian_noise(x[order], 0.1, 3, order), whole[order])
     assert torch.equal(gaussian_noise(x[2:3], 0.1, 3, [2]), whole[2:3])
-    torch.testing.assert_close(gaussian_noise(x.float(), 0.1, 3, range(6)), whole.float(), rtol=0, atol=1e-6)
+    assert torch.equal(gaussian_noise(x, 0.1, 3, torch.arange(6)), whole)
+    assert torch.equal(gaussian_noise(x.float(), 0.1, 3, range(6)), (x.float() + 0.1 * _noise(6, 48).view(x.shape)))
+    assert torch.equal(whole, x + 0.1 * _noise(6, 48).double().view(x.shape))
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(gaussian_noise(last, 0.1, 3, range(6)), whole)
     assert not torch.allclose(gaussian_noise(x, 0.1, 4, range(6)), whole, atol=0.01)
 
 
@@ -169,3 +182,4 @@ def test_noise_is_clipped_only_when_bounds_are_given():
     assert free.max() > 1
     assert torch.equal(clipped, free.clamp(0, 1))
     assert torch.equal(gaussian_noise(x, 0.0, 0, range(4)), x)
+    assert gaussian_noise(x[:0], 0.5, 0, []).shape == (0, 100)
