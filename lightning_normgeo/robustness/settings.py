@@ -235,7 +235,7 @@ class RobustnessSettings:
             "fold": self.fold,
             "max_samples": self.max_samples,
             "rescale": self.rescale,
-            **({"verification": verification_settings(self.all_attacks)} if self.verified else {}),
+            **({"verification": verification_settings(self.all_attacks, precision)} if self.verified else {}),
         }
 
     def _make_plain(self) -> None:

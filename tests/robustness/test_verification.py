@@ -20,6 +20,7 @@ from lightning_normgeo.errors import MeasurementWarning, UnsuitableError
 from lightning_normgeo.robustness import RobustnessReport, load_decisions
 from lightning_normgeo.robustness.attacks.batch_attacks import BatchAttacks
 from lightning_normgeo.robustness.attacks.verification import AUDIT, BAND, reach, repeated
+from lightning_normgeo.robustness.results.logged_results import detail_tables
 from lightning_normgeo.robustness.results.verified_decisions import (
     AUDITED,
     CHANGED,
@@ -289,7 +290,11 @@ def test_a_trainer_reports_what_was_verified(tmp_path: Path) -> None:
     (file,) = tmp_path.rglob("robustness.json")
     document = json.loads(file.read_text())
     assert document["settings"]["precision"] == "bf16-verified"
-    assert document["settings"]["verification"] == {"band": BAND, "audit": AUDIT, "attacks": ["bim", "pgd"]}
+    expected = {"precision": "fp32", "band": BAND, "audit": AUDIT, "attacks": ["bim", "pgd"]}
+    assert document["settings"]["verification"] == expected
+    columns, table = detail_tables(document)["verified"]
+    assert table == [[name, *counts.values()] for name, counts in document["verified"].items()]
+    assert len(columns) == len(table[0])
     assert set(document["verified"]) == {"bim", "pgd"}
     loaded = load_decisions(file.parent)
     for name, counts in document["verified"].items():
@@ -402,6 +407,7 @@ def test_decisions_that_are_not_single_ones_are_computed_in_float32(kind: type[C
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore::DeprecationWarning")  # torch's own
 def test_a_compiled_model_is_verified() -> None:
     net = sensitive(9)
     x = levels(32, 3, 8, 8, seed=9)

@@ -62,9 +62,15 @@ def repeated(closest: Tensor, clean: Tensor, labels: Tensor, samples: Sequence[i
     return torch.where(near, NEAR, torch.where(drawn.to(labels.device), AUDITED, 0))
 
 
-def verification_settings(attacks: Sequence[Attack]) -> dict[str, Any]:
-    """Return the settings of a verification as plain values, with the names of the attacks that have any use of it."""
-    return {"band": BAND, "audit": AUDIT, "attacks": [attack.name for attack in attacks if attack.follows_model]}
+def verification_settings(attacks: Sequence[Attack], precision: str) -> dict[str, Any]:
+    """Return the settings of a verification as plain values.
+
+    Args:
+        attacks: the attacks of the evaluation; only those that follow a model search in bfloat16.
+        precision: name of the precision in which decisions are made, and everything else is computed.
+    """
+    searched = [attack.name for attack in attacks if attack.follows_model]
+    return {"precision": precision, "band": BAND, "audit": AUDIT, "attacks": searched}
 
 
 class VerifiedSet:
