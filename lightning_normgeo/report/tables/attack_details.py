@@ -36,8 +36,8 @@ _CHECKS = (
 )
 _VERIFIED = (
     "Attacks that searched in bfloat16, with every decision in full precision: samples that came near to the decision "
-    "boundary, and some of the others at random, were attacked again in full precision, and that result counts. Changes "
-    "at random tell that further decisions may differ."
+    "boundary, and some of the others at random, were attacked again in full precision, and that result counts. "
+    "Changes at random tell that further decisions may differ."
 )
 _AGREE = (
     "Samples that are right on clean images, by what two attacks do to them: broken by both, by one of them, or by "
