@@ -239,6 +239,7 @@ def robustness_table() -> Result:
 
     runs = {"torchattacks.BIM": theirs, "final": ours, "any": lambda: ours(semantics="any")}
     runs["final, bf16"] = lambda: ours(autocast="bf16")
+    runs["final, bf16, verified"] = lambda: ours(autocast="bf16-verified")
     rows, slowest = [], None
     for name, run in runs.items():
         try:

@@ -159,6 +159,8 @@ CONTENDERS: dict[str, Contender] = {
     "ours, final, not joined nor folded": ours(joined=False, fold=False),
     "ours, any": ours(semantics="any"),
     "ours, final, bf16": ours(autocast="bf16"),
+    "ours, final, bf16, verified": ours(autocast="bf16-verified"),
+    "ours, any, bf16, verified": ours(semantics="any", autocast="bf16-verified"),
 }
 
 

@@ -14,7 +14,7 @@ from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labe
 from lightning_normgeo.robustness.model.surrogate import check_surrogate
 from lightning_normgeo.robustness.results.attack_results import AttackResult
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
-from lightning_normgeo.robustness.settings import OnUnsuitable, RobustnessSettings
+from lightning_normgeo.robustness.settings import Autocast, OnUnsuitable, RobustnessSettings
 from lightning_normgeo.utilities.checked_values import flag, short_repr, whole
 from lightning_normgeo.utilities.notebook import one_line
 
@@ -101,7 +101,8 @@ class RobustnessEvaluation(RobustnessHooks):
             1024 on a GPU.
         fold: Fold batch normalization into convolutions and store their weights in channels-last order, which is faster
             and changes logits by rounding only.
-        autocast: Compute in half precision: ``bf16`` or ``fp16``. Default: the model's own precision.
+        autocast: Compute in half precision: ``bf16`` or ``fp16``; or ``bf16-verified``: attacks search in bf16, all
+            decisions are made in the model's own precision. Default: the model's own precision.
         compile: Compile the model with ``torch.compile`` for the evaluation.
         rescale: Control: repeat the evaluation with every scale-invariant weight multiplied by this factor (> 0), and
             with running statistics to match, as rows ``…_rescaled``. The function is the same except for ε, so weight
@@ -148,7 +149,7 @@ class RobustnessEvaluation(RobustnessHooks):
         restarts: int = 1,
         batch_size: int | None = None,
         fold: bool = True,
-        autocast: Literal["bf16", "fp16"] | None = None,
+        autocast: Autocast | None = None,
         compile: bool = False,  # noqa: A002 - torch's name for it
         rescale: float | None = None,
         resume: bool = True,

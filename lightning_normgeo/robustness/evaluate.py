@@ -24,7 +24,7 @@ from lightning_normgeo.robustness.model.surrogate import check_surrogate, surrog
 from lightning_normgeo.robustness.results.journal import size_of
 from lightning_normgeo.robustness.results.process_shares import ProcessShare, report_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
-from lightning_normgeo.robustness.settings import OnUnsuitable, RobustnessSettings, Semantics
+from lightning_normgeo.robustness.settings import Autocast, OnUnsuitable, RobustnessSettings, Semantics
 from lightning_normgeo.utilities.checked_values import flag, short_repr, whole
 
 
@@ -47,7 +47,7 @@ def evaluate_robustness(
     seed: int = 0,
     batch_size: int | None = None,
     fold: bool = True,
-    autocast: Literal["bf16", "fp16"] | None = None,
+    autocast: Autocast | None = None,
     compile: bool = False,  # noqa: A002 - torch's name for it
     max_samples: int | None = None,
     rescale: float | None = None,
@@ -105,7 +105,8 @@ def evaluate_robustness(
             1024 on a GPU.
         fold: Fold batch normalization into convolutions and store their weights in channels-last order, which is faster
             and changes logits by rounding only.
-        autocast: Compute in half precision: ``bf16`` or ``fp16``. Default: the model's own precision.
+        autocast: Compute in half precision: ``bf16`` or ``fp16``; or ``bf16-verified``: attacks search in bf16, all
+            decisions are made in the model's own precision. Default: the model's own precision.
         compile: Compile the model with ``torch.compile`` for the evaluation.
         max_samples: Evaluate only the first ``max_samples`` samples. Default: all.
         rescale: Control: repeat the evaluation with every scale-invariant weight multiplied by this factor (> 0), and

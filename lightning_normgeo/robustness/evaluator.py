@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,19 @@ from lightning_normgeo.robustness.inputs.input_space import InputSpace
 from lightning_normgeo.robustness.model.assumptions import Assumptions
 from lightning_normgeo.robustness.model.evaluated_model import EvaluatedModel
 from lightning_normgeo.robustness.model.folded_model import FoldedModel
+from lightning_normgeo.robustness.model.precision import check_verifiable, precision_of
+from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.model.rescaled_model import RescaledModel
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.journal import Journal, identity_of
 from lightning_normgeo.robustness.results.sample_results import SampleResults
 from lightning_normgeo.robustness.settings import RobustnessSettings
 from lightning_normgeo.utilities.attack_names import is_control
+
+_UNVERIFIED = (
+    "Everything is computed in the model's own precision instead of autocast='bf16-verified': decisions that are "
+    "random or depend on other images cannot be verified one by one."
+)
 
 
 class RobustnessEvaluator:
@@ -40,8 +48,13 @@ class RobustnessEvaluator:
         progress: called with an attack's name and 0 before it runs, and with its name and the number of samples when
             samples are finished.
         assumptions: properties of the model. If its logits are random or depend on the batch, the loader's batches are
-            evaluated as they are, instead of being joined to larger ones. Default: deterministic and independent.
+            evaluated as they are, instead of being joined to larger ones, and nothing is computed in bfloat16 with
+            ``autocast="bf16-verified"``, since no single decision can be verified. Default: deterministic and
+            independent.
         surrogate: the logits of another model, of which attacks are transferred. Default: none.
+
+    Attributes:
+        unverified: the reason if decisions are not verified though the settings say so; else empty.
     """
 
     def __init__(
@@ -55,10 +68,14 @@ class RobustnessEvaluator:
         assumptions: Assumptions | None = None,
         surrogate: Logits | None = None,
     ) -> None:
-        self.settings, self.inputs = settings, inputs
         self.assumptions = assumptions or Assumptions()
+        self.settings, self.inputs, self.unverified = settings, inputs, ""
+        if settings.verified and not (self.assumptions.deterministic and self.assumptions.independent):
+            self.settings = settings = replace(settings, autocast=None)
+            self.unverified = _UNVERIFIED
         self.model = EvaluatedModel(logits, inputs, settings, module, surrogate)
         self.attacks = BatchAttacks(self.model, self.assumptions, num_images, progress)
+        self.module = module
         self._queue = BatchQueue()
         self._classes: int | None = None
         self._sizes: dict[torch.Size, int] = {}
@@ -149,9 +166,26 @@ class RobustnessEvaluator:
         self.attacks.finish()
         return self.decisions
 
+    def check_precision(self, images: Tensor) -> None:
+        """Refuse to verify the decisions of a model that itself computes in half precision.
+
+        Args:
+            images: the first batch.
+
+        Raises:
+            UnsuitableError: with the remedy.
+
+        Cost: one forward pass of two images, if decisions are verified.
+        """
+        if self.settings.verified:
+            unchanged = nullcontext() if self.module is None else preserved_state(self.module, fork_rng=False)
+            with torch.no_grad(), unchanged:
+                check_verifiable(precision_of(images, self.module), self.model.call(images[:2]))
+
     def _check(self, images: Tensor, labels: Tensor) -> None:
         """Check labels before they are used: on a GPU a label out of range makes CUDA unusable in this process."""
         if self._classes is None:
+            self.check_precision(images)
             with torch.no_grad():
                 scores = self.model.call(images[:2])
             check_labels(labels[:2], scores)

@@ -116,7 +116,8 @@ class LoaderEvaluation:
             assumptions,
             self._of_surrogate if self._surrogate is not None else None,
         )
-        self._said += [text for text in (inputs.said, *assumptions.said) if text]
+        self.evaluator.check_precision(images)
+        self._said += [text for text in (inputs.said, *assumptions.said, self.evaluator.unverified) if text]
         if assumptions.no_gradient:
             self._without_gradient(assumptions.no_gradient)
         if self._journal is not None:
@@ -173,7 +174,9 @@ class LoaderEvaluation:
         sizes = {shape.numel() for shape in self._shapes}
         holds = evaluator.assumptions
         return {
-            **self.settings.describe(replace(evaluator.inputs, confirmed=self.confirmed), evaluator.model.precision),
+            **evaluator.settings.describe(
+                replace(evaluator.inputs, confirmed=self.confirmed), evaluator.model.precision
+            ),
             "values_per_image": sizes.pop() if len(sizes) == 1 else None,
             "deterministic": holds.deterministic,
             "independent_of_batch": holds.independent,

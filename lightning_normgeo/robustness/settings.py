@@ -17,6 +17,8 @@ from lightning_normgeo.robustness.attacks.counter_random import GENERATOR
 from lightning_normgeo.robustness.attacks.native_attacks import Transfer
 from lightning_normgeo.robustness.attacks.registry import DEFAULT_ATTACKS, attack_list
 from lightning_normgeo.robustness.attacks.requests import FOREIGN, requests
+from lightning_normgeo.robustness.attacks.verification import verification_settings
+from lightning_normgeo.robustness.model.precision import AUTOCAST, VERIFIED, precision_name
 from lightning_normgeo.robustness.threat_models import InputSpace, ThreatModel, threat_model
 from lightning_normgeo.utilities.attack_names import control_of, draws_of_clean
 from lightning_normgeo.utilities.checked_values import (
@@ -30,12 +32,12 @@ from lightning_normgeo.utilities.checked_values import (
 
 Semantics = Literal["final", "any"]
 OnUnsuitable = Literal["skip", "raise"]
+Autocast = Literal["bf16", "fp16", "bf16-verified"]
 _CHOICES = {
     "semantics": ("final", "any"),
-    "autocast": ("bf16", "fp16", None),
+    "autocast": (*AUTOCAST, None),
     "on_unsuitable": ("skip", "raise"),
 }
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class RobustnessSettings:
             1024 on a GPU.
         fold: Fold batch normalization into convolutions and store their weights in channels-last order, which is faster
             and changes logits by rounding only.
-        autocast: Compute in half precision: ``bf16`` or ``fp16``. Default: the model's own precision.
+        autocast: Compute in half precision: ``bf16`` or ``fp16``; or ``bf16-verified``: attacks search in bf16, all
+            decisions are made in the model's own precision. Default: the model's own precision.
         compile: Compile the model with ``torch.compile`` for the evaluation.
         max_samples: Evaluate only the first ``max_samples`` samples. Default: all.
         rescale: Control: repeat the evaluation with every scale-invariant weight multiplied by this factor (> 0), and
@@ -102,7 +105,7 @@ class RobustnessSettings:
     seed: int = 0
     batch_size: int | None = None
     fold: bool = True
-    autocast: Literal["bf16", "fp16"] | None = None
+    autocast: Autocast | None = None
     compile: bool = False
     max_samples: int | None = None
     rescale: float | None = None
@@ -205,7 +208,12 @@ class RobustnessSettings:
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """The dtype of autocast; None without autocast."""
-        return None if self.autocast is None else _AUTOCAST[self.autocast]
+        return None if self.autocast is None else AUTOCAST[self.autocast]
+
+    @property
+    def verified(self) -> bool:
+        """Whether attacks search in half precision, and decisions are made in the model's own."""
+        return self.autocast == VERIFIED
 
     def describe(self, inputs: InputSpace, precision: str = "fp32") -> dict[str, Any]:
         """Return the settings that determine the results, as plain values, to be stored with them.
@@ -225,10 +233,11 @@ class RobustnessSettings:
             "seed": self.seed,
             "generator": GENERATOR,
             "loss": "cross_entropy",
-            "precision": self.autocast or precision,
+            "precision": precision_name(self.autocast, precision),
             "fold": self.fold,
             "max_samples": self.max_samples,
             "rescale": self.rescale,
+            **({"verification": verification_settings(self.all_attacks, precision)} if self.verified else {}),
         }
 
     def _make_plain(self) -> None:

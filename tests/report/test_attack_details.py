@@ -180,3 +180,17 @@ def test_random_models_and_plain_runs_have_no_such_tables(tmp_path: Path) -> Non
     trainer(callback, logger=[log], default_root_dir=tmp_path).test(Project(), images(20), verbose=False)
     anchors = [table.anchor for table in all_tables(load_runs([tmp_path / "study" / "run"]))]
     assert not set(anchors) & {"worst-case", "agreement", "smallest-radii", "corruptions", "sanity"}
+
+
+def test_verified_decisions_are_counted_from_the_samples(tmp_path: Path) -> None:
+    callback = RobustnessEvaluation(attacks=["gaussian", "bim"], eps=0.05, steps=3, autocast="bf16-verified")
+    log = RecordLogger(str(tmp_path), name="study", version="run")
+    trainer(callback, logger=[log], default_root_dir=tmp_path).test(Project(), images(60), verbose=False)
+    runs = load_runs([log.folder])
+    with np.load(log.folder / "robustness.npz") as arrays:
+        checked = np.bincount(arrays["bim/checked"], minlength=5)
+    expected = [60, checked[1] + checked[2], checked[2], checked[3] + checked[4], checked[4]]
+    table = {table.anchor: table for table in all_tables(runs)}["verified"]
+    assert checked[1:].sum() > 0
+    assert [row[1:] for row in rows(table)] == [["bim", *map(str, expected)]]
+    assert runs[0].evaluation_settings("")["precision"] == "bf16-verified"

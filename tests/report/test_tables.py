@@ -218,6 +218,8 @@ def test_different_attacks_of_one_name_are_not_to_be_compared():
     assert "Not paired: gn with bn (evaluated under different conditions (bim.eps))." in pairs.caption
 
 
+EXACT: dict[str, Any] = {"precision": "fp32", "attacks": {"bim": {}}}
+VERIFIED = EXACT | {"precision": "bf16-verified", "verification": {"precision": "fp32", "attacks": ["bim"]}}
 PIXEL, NORMALIZED = ({"space": space, "lower": 0.0, "upper": 1.0} for space in ("pixel", "normalized"))
 
 
@@ -238,6 +240,8 @@ PIXEL, NORMALIZED = ({"space": space, "lower": 0.0, "upper": 1.0} for space in (
             {},
         ),
         ({"precision": "fp32"}, {"precision": "bf16"}, {"clean": "precision", "bim": "precision"}),
+        (EXACT, VERIFIED, {"bim": "precision"}),
+        (VERIFIED, VERIFIED, {}),
         (
             {"threat": {"eps": 0.1}, "attacks": {}},
             {"threat": {"eps": 0.2}, "attacks": {}},

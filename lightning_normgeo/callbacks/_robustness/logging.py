@@ -21,7 +21,7 @@ _QUANTITIES = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
 _IN_THE_TABLE = re.compile(r"robustness/(.+/(ci_low|ci_high|n)|clean(/.+)?/accuracy_drop)")
 """Metrics that W&B draws no chart of: the table has them, and clean images lose no accuracy."""
 _OF_LOADER = ("settings", "warnings", "not_evaluated", "weights")
-_DETAILS = ("worst", "radii", "corruptions", "sanity", "clean_draws")
+_DETAILS = ("worst", "radii", "corruptions", "sanity", "verified", "clean_draws")
 """Parts of the document of a loader, the second ones where they were evaluated."""
 
 

@@ -24,6 +24,7 @@ from lightning_normgeo.callbacks._robustness.loop_evaluation import LoopEvaluati
 from lightning_normgeo.callbacks._robustness.weight_averaging import check_behind_averaging
 from lightning_normgeo.errors import ConfigurationError, UnsuitableError, warn_once
 from lightning_normgeo.robustness.inputs import DeclaredInputs
+from lightning_normgeo.robustness.model.precision import check_verifiable, precision_of
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.settings import RobustnessSettings
@@ -92,7 +93,7 @@ class RobustnessHooks(QuietCallback):
         check_behind_averaging(self, trainer, "RobustnessEvaluation(after_fit=True)")
         try:
             check_not_sharded(trainer)
-            test_source(trainer, _NAME)
+            self._check_source(trainer, pl_module)
         except UnsuitableError as error:
             if self.settings.on_unsuitable == "raise":
                 raise
@@ -103,7 +104,7 @@ class RobustnessHooks(QuietCallback):
         if not self.after_fit or trainer.fast_dev_run:
             return
         try:
-            test_source(trainer, _NAME)
+            self._check_source(trainer, pl_module)
         except UnsuitableError:
             return  # a warning was given when training began, on every process
         with preserved_state(pl_module), testing(trainer):  # iterating a loader draws a random number
@@ -166,6 +167,12 @@ class RobustnessHooks(QuietCallback):
         if self._run is not None:
             self._run.close()
             self._run = None
+
+    def _check_source(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse a Trainer without test data, and to verify the decisions of a module in half precision."""
+        test_source(trainer, _NAME)
+        if self.settings.verified:
+            check_verifiable(precision_of(torch.empty(0), pl_module))
 
     def _start(self, trainer: Any, module: Any, loop: Any, counts: Any) -> None:
         """Start the evaluation of a loop, and discard earlier results."""

@@ -34,6 +34,11 @@ _CHECKS = (
     "Checks after Carlini et al. 2019 that attacks find what there is. One that fails says that the accuracies under "
     "attack overestimate the robustness."
 )
+_VERIFIED = (
+    "Attacks that searched in bfloat16, with every decision in full precision: samples that came near to the decision "
+    "boundary, and some of the others at random, were attacked again in full precision, and that result counts. "
+    "Changes at random tell that further decisions may differ."
+)
 _AGREE = (
     "Samples that are right on clean images, by what two attacks do to them: broken by both, by one of them, or by "
     "none. Attacks that break different samples are stronger together."
@@ -52,6 +57,9 @@ def detail_tables(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> lis
         evaluations: Evaluations of the runs.
     """
     tables = [_worst(runs), _agreement(evaluations), _radii(runs), _corruptions(runs), _classes(runs), _checks(runs)]
+    tables.append(
+        _listed(runs, "verified", "verified", "Decisions of bfloat16 that were verified", _VERIFIED, attack_title)
+    )
     return [table for table in tables if table is not None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ class Evaluation:
         settings = self.run.evaluation_settings(loader)
         threat = settings.get("threat", {})
         name = without_control(row)
-        found = {"rescale": settings.get("rescale") if name != row else None, "precision": settings.get("precision")}
+        found = {"rescale": settings.get("rescale") if name != row else None, "precision": _precision(settings, name)}
         if name != "clean":
             found |= {key: threat.get(key) for key in ("space", "lower", "upper")}
             found["normalization"] = None if threat.get("space") == "pixel" else settings.get("normalization")
@@ -119,6 +119,15 @@ class Evaluation:
         if not found["n"]:
             raise ConfigurationError("evaluated on different samples")
         return found
+
+
+def _precision(settings: Mapping[str, Any], attack: str) -> Any:
+    """Return the precision that a row is computed in: with verified decisions only attacks search in another one."""
+    verification = settings.get("verification")
+    if not verification or attack in verification["attacks"]:
+        return settings.get("precision")
+    is_exact = attack == "clean" or attack in settings.get("attacks", {})
+    return verification["precision"] if is_exact else settings.get("precision")
 
 
 def evaluations_of(runs: Iterable[Run]) -> list[Evaluation]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness.attacks.attack import AttackBatch
-from lightning_normgeo.robustness.attacks.losses import at_least_float32, predicted
+from lightning_normgeo.robustness.attacks.losses import at_least_float32, margin, predicted
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
 from lightning_normgeo.robustness.attacks.projected_gradient import Logits, ascent
 from lightning_normgeo.robustness.attacks.rules import ActiveSamples, Rule
@@ -19,7 +19,11 @@ from lightning_normgeo.robustness.attacks.smallest_radius import SmallestRadius
 
 
 class FinishedSamples(NamedTuple):
-    """Samples whose attack has ended, at the first misclassified point or at the last one, with its logits."""
+    """Samples whose attack has ended, at the first misclassified point or at the last one, with its logits.
+
+    ``closest`` is the largest margin max_{j≠y} z_j − z_y over all points, where the set has a judge; ``checked`` says
+    whether and why the attack was repeated, see :mod:`.verified_decisions`.
+    """
 
     images: Tensor
     adversarial: Tensor
@@ -27,10 +31,14 @@ class FinishedSamples(NamedTuple):
     indices: Tensor
     scores: Tensor
     clean: Tensor
+    closest: Tensor | None = None
+    checked: Tensor | None = None
 
     def at(self, which: Tensor) -> FinishedSamples:
         """Return the samples of a mask."""
-        return FinishedSamples(*(tensor[which] for tensor in self))
+        closest, checked = (None if tensor is None else tensor[which] for tensor in (self.closest, self.checked))
+        images, adversarial, labels, indices, scores, clean = (tensor[which] for tensor in self[:6])
+        return FinishedSamples(images, adversarial, labels, indices, scores, clean, closest, checked)
 
 
 def any_point(attack: BallAttack, batch: AttackBatch, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +88,12 @@ def _evaluated(
     return scores, rule.losses(samples, scores), None
 
 
+def _noted(samples: ActiveSamples, scores: Tensor) -> ActiveSamples:
+    """Return samples with the largest margin over all points so far."""
+    closest = torch.maximum(samples.bounds["closest"], margin(scores, samples.labels))
+    return replace(samples, bounds={**samples.bounds, "closest": closest})
+
+
 class ActiveSet:
     """Runs one attack on a stream of samples, in batches that are filled up when samples have finished.
 
@@ -92,6 +106,8 @@ class ActiveSet:
         ended: is called with the finished samples.
         draws: passes of a random model over which each gradient is averaged.
         bisections: bisections of the radius, to find the smallest one of each sample; 0 to attack at one radius.
+        judge: logits that decide whether a point is misclassified, where the attack follows others, less exact ones.
+            They classify the points that those call misclassified, and the last ones. Default: those of :meth:`run`.
 
     Attributes:
         passes: number of samples that went through a forward and backward pass; a forward pass alone counts a third.
@@ -104,8 +120,10 @@ class ActiveSet:
         ended: Callable[[FinishedSamples], None],
         draws: int = 1,
         bisections: int = 0,
+        judge: Logits | None = None,
     ) -> None:
         self.rule, self.batch_size, self.ended, self.draws = rule, batch_size, ended, draws
+        self.judge = judge
         self.search = SmallestRadius(bisections) if bisections else None
         self.passes = 0.0
         self._moving: ActiveSamples | None = None
@@ -127,7 +145,10 @@ class ActiveSet:
         self.ended(FinishedSamples(*(t[broken] for t in (images, images, labels, indices, scores, scores))))
         stands = ~broken
         fresh = ActiveSamples.fresh(*(t[stands] for t in (images, labels, indices, scores)))
-        fresh = self.rule.begin(fresh if self.search is None else self.search.begun(fresh))
+        fresh = fresh if self.search is None else self.search.begun(fresh)
+        if self.judge is not None:
+            fresh = replace(fresh, bounds={**fresh.bounds, "closest": margin(fresh.clean, fresh.labels)})
+        fresh = self.rule.begin(fresh)
         if gradient is None:
             self._move(fresh)
         elif len(fresh):
@@ -157,6 +178,9 @@ class ActiveSet:
         batch, self._moving = self._moving[: self.batch_size], self._moving[self.batch_size :]
         scores, losses, gradient = _evaluated(self.rule, batch, logits, self.draws)
         self.passes += len(batch) * (1 if self.rule.needs_gradient else 1 / 3)
+        if self.judge is not None:
+            scores = self._confirmed(batch, scores)
+            batch = _noted(batch, scores)
         broken = predicted(scores) != batch.labels
         self._end(batch, scores, broken)
         if not bool(broken.all()):
@@ -166,15 +190,31 @@ class ActiveSet:
         """Classify one batch of last points in a forward pass; samples with starts left begin again."""
         assert self._arrived is not None  # noqa: S101
         batch, self._arrived = self._arrived[: self.batch_size], self._arrived[self.batch_size :]
-        with torch.no_grad():
-            scores = at_least_float32(logits(batch.adversarial))
-        self.passes += len(batch) / 3
+        scores = self._classified(batch.adversarial, self.judge or logits)
+        if self.judge is not None:
+            batch = _noted(batch, scores)
         last = batch.restart + 1 >= self.rule.starts(scores.shape[1])
         done = (predicted(scores) != batch.labels) | last
         self._end(batch, scores, done)
         again = batch[~done]
         if len(again):
             self._move(self.rule.begin(replace(again, restart=again.restart + 1)))
+
+    def _confirmed(self, batch: ActiveSamples, scores: Tensor) -> Tensor:
+        """Return the logits, with those of the judge for points that are misclassified."""
+        assert self.judge is not None  # noqa: S101
+        broken = predicted(scores) != batch.labels
+        if not bool(broken.any()):
+            return scores
+        scores = scores.clone()
+        scores[broken] = self._classified(batch.adversarial[broken], self.judge).to(scores.dtype)
+        return scores
+
+    def _classified(self, images: Tensor, logits: Logits) -> Tensor:
+        with torch.no_grad():
+            scores = at_least_float32(logits(images))
+        self.passes += len(images) / 3
+        return scores
 
     def _step(self, batch: ActiveSamples, losses: Tensor, gradient: Tensor | None) -> None:
         """Move samples by the rule, and queue them for the next step or the final classification."""
@@ -196,4 +236,5 @@ class ActiveSet:
             ended, scores, again = self.search.narrowed(ended, scores)
             if len(again):
                 self._move(self.rule.begin(again))
-        self.ended(FinishedSamples(ended.images, ended.adversarial, ended.labels, ended.indices, scores, ended.clean))
+        points = ended.images, ended.adversarial, ended.labels, ended.indices
+        self.ended(FinishedSamples(*points, scores, ended.clean, ended.bounds.get("closest")))

@@ -31,6 +31,8 @@ class AttackBatch:
         counted: mask of the samples that count, on the host; None for all.
         clean: logits of ``images``; None before they are known.
         surrogate: maps images to the logits of another model, of which attacks are transferred; None if there is none.
+        exact: logits that decide, in the model's own precision; None if :attr:`logits` do.
+        exact_surrogate: the surrogate's logits in its own precision; None if :attr:`surrogate` has it.
     """
 
     logits: Callable[[Tensor], Tensor]
@@ -46,6 +48,14 @@ class AttackBatch:
     counted: Tensor | None = None
     clean: Tensor | None = None
     surrogate: Callable[[Tensor], Tensor] | None = None
+    exact: Callable[[Tensor], Tensor] | None = None
+    exact_surrogate: Callable[[Tensor], Tensor] | None = None
+
+    def exactly(self) -> AttackBatch:
+        """Return the batch for an attack in the model's own precision."""
+        if self.exact is None:
+            return self
+        return replace(self, logits=self.exact, surrogate=self.exact_surrogate, exact=None, exact_surrogate=None)
 
     def part(self, which: Tensor) -> AttackBatch:
         """Return the samples of a mask as a batch."""
@@ -75,6 +85,11 @@ class Attack:
         """The kind of detail that the row is, ``check`` or another; empty for a row of its own."""
         return "check" if self.role else ""
 
+    @property
+    def follows_model(self) -> bool:
+        """Whether the attacked images depend on a model."""
+        return True
+
     def perturb(self, batch: AttackBatch) -> Tensor:
         """Return the attacked images, in the threat model's space."""
         raise NotImplementedError
@@ -96,6 +111,11 @@ class Noise(Attack):
 
     std: float
     clip: bool
+
+    @property
+    def follows_model(self) -> bool:
+        """Whether the attacked images depend on a model."""
+        return False
 
     def perturb(self, batch: AttackBatch) -> Tensor:
         """Return noisy images."""

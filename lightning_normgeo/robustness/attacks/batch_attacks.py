@@ -13,6 +13,7 @@ from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness.attacks.active_samples import FinishedSamples, any_point
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
 from lightning_normgeo.robustness.attacks.ball import per_image
+from lightning_normgeo.robustness.attacks.last_points import last_points
 from lightning_normgeo.robustness.attacks.losses import predicted
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
 from lightning_normgeo.robustness.attacks.projected_gradient import ascent
@@ -89,7 +90,7 @@ class BatchAttacks:
         threat, inputs = self.settings.threat, self.model.inputs
         space_images = self.model.to_space(images)
         batch = AttackBatch(
-            logits=self.model,
+            logits=self.model.search,
             images=space_images,
             labels=labels,
             indices=samples.tolist(),
@@ -100,7 +101,9 @@ class BatchAttacks:
             seed=self.settings.seed,
             representable=self.model.representable,
             counted=None if counted is None else counted.cpu(),
-            surrogate=self.model.surrogate,
+            surrogate=self.model.search_surrogate,
+            exact=self.model if self.settings.verified else None,
+            exact_surrogate=self.model.surrogate if self.settings.verified else None,
         )
         suffixes = ("",) if self.model.rescaled is None else ("", RESCALED)
         for suffix in suffixes:
@@ -113,7 +116,7 @@ class BatchAttacks:
             if name not in self.failed:
                 with self.model.active(control=is_control(name)), self._failing(name):
                     self.progress(name, 0)
-                    stage.run(self.model, everything=True)
+                    stage.run(self.model.search, everything=True)
 
     def _draws(self, batch: AttackBatch) -> AbstractContextManager[None]:
         """Context in which a random model draws the same random numbers for the same batch."""
@@ -192,7 +195,8 @@ class BatchAttacks:
         """Run an attack and those that follow it on a batch; ``scores`` are the logits of the clean images."""
         chain = self._chain(attack.name)
         if len(chain) == 1 and not self._takes_any(attack):
-            self._done(attack.name + suffix, batch, *self._last_iterate(attack, batch))
+            found = last_points(attack, batch, self.assumptions.independent)
+            self._done(attack.name + suffix, batch, found.images, found.scores, checked=found.checked)
         elif not self.assumptions.independent:
             self._run_whole(chain, batch, scores, suffix)
         else:
@@ -207,7 +211,7 @@ class BatchAttacks:
             stages[0].put(part.images, part.labels, numbers, part.clean, part.gradient if begins else None)
             for one, stage in zip(chain, stages, strict=True):
                 with self._failing(one.name + suffix):
-                    stage.run(self.model)
+                    stage.run(self.model.search)
 
     def _takes_any(self, attack: Attack) -> bool:
         return isinstance(attack, BallAttack) and (attack.takes_any or self.settings.semantics == "any")
@@ -222,28 +226,12 @@ class BatchAttacks:
                 if isinstance(attack, BallAttack):
                     attacked, attacked_scores = any_point(attack, batch, scores)
                 else:
-                    attacked, attacked_scores = self._last_iterate(attack, batch)
+                    attacked, attacked_scores, *_ = last_points(attack, batch, independent=False)
                 stands = predicted(found_scores) == batch.labels
                 wide = per_image(stands, found)
                 found = torch.where(wide, attacked, found)
                 found_scores = torch.where(stands[:, None], attacked_scores, found_scores)
                 self._done(attack.name + suffix, batch, found, found_scores)
-
-    def _last_iterate(self, attack: Attack, batch: AttackBatch) -> tuple[Tensor, Tensor]:
-        """Return attacked images and their logits, of each sample's first successful start, or else of its last."""
-        perturbed = attack.perturb(batch)
-        scores = self._scores(perturbed)
-        starts = attack.objective.starts(attack.restarts, scores.shape[1]) if isinstance(attack, BallAttack) else 1
-        for restart in range(1, starts):
-            stands = predicted(scores) == batch.labels
-            if not stands.any():
-                break
-            part = stands if self.assumptions.independent else torch.ones_like(stands)
-            again = attack.perturb(batch.part(part), restart)  # type: ignore[call-arg]
-            found = self._scores(again)
-            perturbed, scores = perturbed.clone(), scores.clone()
-            perturbed[stands], scores[stands] = again[stands[part]], found[stands[part]]
-        return perturbed, scores
 
     def _stage(self, attack: Attack, batch: AttackBatch, size: int, name: str) -> Stage:
         """Return the stage of an attack for images of this shape, which lives until :meth:`finish`."""
@@ -272,11 +260,17 @@ class BatchAttacks:
             return self.model(images)
 
     def _done(
-        self, name: str, batch: AttackBatch, perturbed: Tensor, scores: Tensor, gradient: Tensor | None = None
+        self,
+        name: str,
+        batch: AttackBatch,
+        perturbed: Tensor,
+        scores: Tensor,
+        gradient: Tensor | None = None,
+        checked: Tensor | None = None,
     ) -> None:
         """Keep the results of a whole batch under an attack."""
         samples = torch.tensor(batch.indices, dtype=torch.long, device=batch.labels.device)
-        ended = FinishedSamples(batch.images, perturbed, batch.labels, samples, scores, scores)
+        ended = FinishedSamples(batch.images, perturbed, batch.labels, samples, scores, scores, checked=checked)
         self._keep(name, ended, gradient, batch.counted)
 
     def _keep(
@@ -285,7 +279,7 @@ class BatchAttacks:
         """Keep the per-sample results and the example images of finished samples, and report the progress."""
         if not len(ended.labels):
             return
-        rows = rows_of(*ended[:5], gradient)
+        rows = rows_of(*ended[:5], gradient, ended.checked)
         done = self.decisions.done.get(name, ())
         counted = torch.ones_like(rows.sample, dtype=torch.bool) if counted is None else counted
         wanted = counted & torch.tensor([sample not in done for sample in rows.sample.tolist()])

@@ -178,6 +178,11 @@ class Corruption(Attack):
         """The kind of detail that the row is: one ``corruption`` at one severity."""
         return "corruption"
 
+    @property
+    def follows_model(self) -> bool:
+        """Whether the attacked images depend on a model."""
+        return False
+
     def perturb(self, batch: AttackBatch) -> Tensor:
         """Return corrupted images.
 

@@ -56,6 +56,7 @@ class SmallestRadius:
         high = torch.where(broken, bounds["scale"], bounds["high"])
         done = (bounds["level"] >= self.bisections) | (first & ~broken)
         narrower = {
+            **bounds,
             "scale": (low + high) / 2,
             "low": low,
             "high": high,

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lightning_normgeo.robustness.attacks.active_samples import ActiveSet, FinishedSamples
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
-from lightning_normgeo.robustness.attacks.losses import at_least_float32
+from lightning_normgeo.robustness.attacks.last_points import last_points
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
 from lightning_normgeo.robustness.attacks.projected_gradient import Logits
+from lightning_normgeo.robustness.attacks.verification import VerifiedSet
 
 
 class Stage(Protocol):
@@ -74,10 +75,8 @@ class WholeBatches:
             counted=None,
             clean=scores,
         )
-        attacked = self.attack.perturb(batch)
-        with torch.no_grad():
-            found = at_least_float32(batch.logits(attacked))
-        self.ended(FinishedSamples(images, attacked, labels, indices, found, scores))
+        found = last_points(self.attack, batch)
+        self.ended(FinishedSamples(images, found.images, labels, indices, found.scores, scores, checked=found.checked))
 
 
 def stage_of(attack: Attack, batch: AttackBatch, size: int, ended: Callable[[FinishedSamples], None]) -> Stage:
@@ -89,6 +88,9 @@ def stage_of(attack: Attack, batch: AttackBatch, size: int, ended: Callable[[Fin
         size: samples per pass.
         ended: is called with the finished samples.
     """
+    if isinstance(attack, BallAttack) and batch.exact is not None:
+        rule = attack.rule(batch)
+        return VerifiedSet(rule, size, ended, batch.exact, batch.seed, attack.eot, attack.bisections)
     if isinstance(attack, BallAttack):
         return ActiveSet(attack.rule(batch), size, ended, attack.eot, attack.bisections)
     return WholeBatches(attack, batch, size, ended)

@@ -81,7 +81,9 @@ class EvaluatedModel:
         with ExitStack() as stack:
             if replacement is not None:
                 stack.enter_context(replacement.active())
-            if self.settings.autocast_dtype is not None:
+            if self.settings.verified:
+                stack.enter_context(torch.autocast(self._device, enabled=False))
+            elif self.settings.autocast_dtype is not None:
                 stack.enter_context(torch.autocast(self._device, self.settings.autocast_dtype))
             yield
 
@@ -108,6 +110,24 @@ class EvaluatedModel:
         if self.folded is not None:
             loaded = self.folded.arranged(loaded)
         return at_least_float32(self._compiled(loaded))
+
+    @property
+    def search(self) -> Logits:
+        """The logits that attacks follow: in half precision if decisions are verified, else those of the model."""
+        return self._halved(self) if self.settings.verified else self
+
+    @property
+    def search_surrogate(self) -> Logits | None:
+        """The surrogate's logits that attacks follow; None if there is no surrogate."""
+        found = self.surrogate
+        return self._halved(found) if found is not None and self.settings.verified else found
+
+    def _halved(self, logits: Logits) -> Logits:
+        def halved(images: Tensor) -> Tensor:
+            with torch.autocast(self._device, self.settings.autocast_dtype):
+                return logits(images)
+
+        return halved
 
     @property
     def surrogate(self) -> Logits | None:

@@ -43,7 +43,7 @@ class Journal(SampleResults):
         super().add(attack, rows)
         if self._spool is None:
             return
-        line = json.dumps({"attack": attack, **{name: values.tolist() for name, values in rows._asdict().items()}})
+        line = json.dumps({"attack": attack, **{name: values.tolist() for name, values in rows.columns.items()}})
         self._spool.append(line, spare=True)
         if self._spool.error is not None and not self._said:
             self._said = True
@@ -125,6 +125,7 @@ def _rows(line: Mapping[str, Any]) -> SampleRows | None:
         columns = [
             torch.tensor(line[name], dtype=torch.long if name in WHOLE else torch.float32)
             for name in SampleRows._fields
+            if name != "checked" or name in line
         ]
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         return None

@@ -92,6 +92,10 @@ def detail_tables(document: Mapping[str, Any]) -> dict[str, tuple[list[str], lis
             ["check", "outcome", "numbers"],
             [list(check.values()) for check in document.get("sanity", [])],
         ),
+        "verified": (
+            ["attack", "samples", "repeated near the boundary", "changed", "repeated at random", "changed of these"],
+            [[name, *counts.values()] for name, counts in document.get("verified", {}).items()],
+        ),
     }
     return {name: table for name, table in found.items() if table[1]}
 

@@ -15,6 +15,7 @@ from lightning_normgeo.robustness.results.logged_results import COLUMNS
 from lightning_normgeo.robustness.results.sample_results import SampleResults
 from lightning_normgeo.robustness.results.sanity_checks import SanityCheck, verdict_on
 from lightning_normgeo.robustness.results.smallest_radii import SmallestRadii
+from lightning_normgeo.robustness.results.verified_decisions import VerifiedDecisions, verification_note
 from lightning_normgeo.robustness.results.worst_case import WorstCase
 from lightning_normgeo.utilities.attack_names import NORM_TITLES, draws_of_clean, without_control
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
@@ -121,6 +122,8 @@ class RobustnessReport:
             more["radii"] = {name: asdict(one) for name, one in self.radii.items()}
         if self.corruptions is not None:
             more["corruptions"] = asdict(self.corruptions)
+        if self.verified:
+            more["verified"] = {name: asdict(one) for name, one in self.verified.items()}
         if self.checks:
             more["sanity"] = [asdict(check) for check in self.checks]
         if self.clean_draws:
@@ -176,6 +179,14 @@ class RobustnessReport:
         return NotebookTable("", COLUMNS, [[row[name] for name in COLUMNS] for row in self.rows()]).to_frame("attack")
 
     @property
+    def verified(self) -> dict[str, VerifiedDecisions]:
+        """The numbers of repeated and changed decisions by attack; empty unless ``autocast="bf16-verified"``."""
+        if "verification" not in self.settings:
+            return {}
+        names = {name for name in self.results if without_control(name) in self.settings["verification"]["attacks"]}
+        return {name: VerifiedDecisions.of(self.decisions.of(name).checked) for name in self.results if name in names}
+
+    @property
     def ladders(self) -> list[str]:
         """For each radius with several attacks, what each of them takes of those before it, in points of accuracy."""
         found = []
@@ -220,8 +231,8 @@ class RobustnessReport:
                 f"random model: clean accuracy {fmean(drawn):.2f} % on average over {len(drawn)} draws, from "
                 f"{min(drawn):.2f} to {max(drawn):.2f} %"
             )
-        verdict = [text] if (text := verdict_on(self.checks)) else []
-        return [*found, *verdict, *self._unconfirmed, *self.warnings]
+        verdicts = [text for text in (verification_note(self.verified), verdict_on(self.checks)) if text]
+        return [*found, *verdicts, *self._unconfirmed, *self.warnings]
 
     @property
     def _unconfirmed(self) -> list[str]:

@@ -21,7 +21,19 @@ from lightning_normgeo.utilities.files import replacing
 from lightning_normgeo.utilities.notebook import summary
 
 
-class SampleRows(NamedTuple):
+class _Columns(NamedTuple):
+    index: Tensor  # type: ignore[assignment]  # replaces tuple.index, which is not used
+    label: Tensor
+    prediction: Tensor
+    loss: Tensor
+    linf: Tensor
+    l2: Tensor
+    gradient: Tensor
+    sample: Tensor
+    checked: Tensor
+
+
+class SampleRows(_Columns):
     """Per-sample results under one attack, with one entry per sample in every tensor, on the host.
 
     Attributes:
@@ -33,16 +45,33 @@ class SampleRows(NamedTuple):
         l2: l2 norm of the perturbation, in units of the threat model's space.
         gradient: l∞ norm of the gradient of the loss at the original image; NaN if it was not computed.
         sample: key of the sample, see :mod:`lightning_normgeo.robustness.results.sample_identity`.
+        checked: why an attack in bfloat16 was repeated in full precision, see :mod:`.verified_decisions`; 0 for not.
+            Default: zeros.
     """
 
-    index: Tensor  # type: ignore[assignment]  # replaces tuple.index, which is not used
-    label: Tensor
-    prediction: Tensor
-    loss: Tensor
-    linf: Tensor
-    l2: Tensor
-    gradient: Tensor
-    sample: Tensor
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        index: Tensor,
+        label: Tensor,
+        prediction: Tensor,
+        loss: Tensor,
+        linf: Tensor,
+        l2: Tensor,
+        gradient: Tensor,
+        sample: Tensor,
+        checked: Tensor | None = None,
+    ) -> SampleRows:
+        """Return per-sample results; most evaluations check no decision and give no such column."""
+        checked = torch.zeros_like(sample) if checked is None else checked
+        return super().__new__(cls, index, label, prediction, loss, linf, l2, gradient, sample, checked)
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """The columns by name, without ``checked`` if no decision was."""
+        found = self._asdict()
+        return found if bool(self.checked.any()) else {k: v for k, v in found.items() if k != "checked"}
 
     def __repr__(self) -> str:
         return f"Rows({len(self.index)} samples, {int(self.correct.sum())} correct)"
@@ -80,13 +109,19 @@ class SampleRows(NamedTuple):
         return self.at(row)._replace(index=index, sample=sample)
 
 
-WHOLE = ("index", "label", "prediction", "sample")
+WHOLE = ("index", "label", "prediction", "sample", "checked")
 """Columns of integers."""
 
 
 @torch.no_grad()
 def rows_of(
-    images: Tensor, adversarial: Tensor, labels: Tensor, samples: Tensor, scores: Tensor, gradient: Tensor | None = None
+    images: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    samples: Tensor,
+    scores: Tensor,
+    gradient: Tensor | None = None,
+    checked: Tensor | None = None,
 ) -> SampleRows:
     """Return the per-sample results of attacked images, on the host.
 
@@ -97,6 +132,7 @@ def rows_of(
         samples: ``(batch,)`` keys of the samples.
         scores: logits of ``adversarial``.
         gradient: gradient of the loss at ``images``, if it is known.
+        checked: why attacks were repeated, see :class:`SampleRows`. Default: none was.
 
     Cost: two transfers to the host.
     """
@@ -105,11 +141,12 @@ def rows_of(
     slopes = torch.full_like(losses, torch.nan)
     if gradient is not None:
         slopes = lengths(gradient, "linf").nan_to_num(nan=torch.inf)
-    whole = torch.stack([samples, labels, predicted(scores)]).cpu()
+    checked = torch.zeros_like(labels) if checked is None else checked
+    whole = torch.stack([samples, labels, predicted(scores), checked]).cpu()
     real = torch.stack(
         [v.float() for v in (losses, lengths(perturbation, "linf"), lengths(perturbation), slopes)]
     ).cpu()
-    return SampleRows(whole[0], whole[1], whole[2], real[0], real[1], real[2], real[3], whole[0])
+    return SampleRows(whole[0], whole[1], whole[2], real[0], real[1], real[2], real[3], whole[0], whole[3])
 
 
 def no_rows() -> SampleRows:
@@ -214,7 +251,7 @@ class SampleResults:
         found = {name: getattr(clean, name).numpy() for name in _OF_ALL}
         for attack in self.attacks:
             rows = self.of(attack)
-            found.update({f"{attack}/{name}": getattr(rows, name).numpy() for name in _OF_EACH})
+            found |= {f"{attack}/{name}": one.numpy() for name, one in rows.columns.items() if name in _OF_EACH}
             found[f"{attack}/correct"] = rows.correct.numpy()
         return found
 
@@ -242,7 +279,9 @@ def load_decisions(path: str | Path) -> SampleResults:
         names = dict.fromkeys(key.rpartition("/")[0] for key in arrays if "/" in key)
         decisions = SampleResults(list(names))
         for name in names:
-            columns = {field: arrays[f"{name}/{field}"] for field in _OF_EACH}
+            columns = {field: arrays[f"{name}/{field}"] for field in _OF_EACH if field != "checked"}
+            if f"{name}/checked" in arrays:
+                columns["checked"] = arrays[f"{name}/checked"]
             columns |= {"index": arrays["index"], "label": arrays["label"]}
             columns["sample"] = arrays.get("sample", arrays["index"])
             if {column.shape for column in columns.values()} != {(len(arrays["index"]),)}:

@@ -9,6 +9,7 @@ from lightning_normgeo.robustness.attacks.attack import Attack, Noise
 from lightning_normgeo.robustness.attacks.native_attacks import ProjectedGradient
 from lightning_normgeo.robustness.results.attack_results import compare, shared
 from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows
+from lightning_normgeo.robustness.results.verified_decisions import VerifiedDecisions, verification_warnings
 from lightning_normgeo.utilities.attack_names import family
 
 LEVEL = 0.01
@@ -18,9 +19,10 @@ LEVEL = 0.01
 def sanity_warnings(decisions: SampleResults, attacks: Sequence[Attack]) -> list[str]:
     """Return warnings about signs of a failing attack, whose accuracy would overestimate the robustness.
 
-    Signs are: logits or gradients that are not finite, predicted classes that no label has, gradients that are zero, a
-    loss that does not increase, a larger radius that does less harm, and an attack that does less harm than noise. Two
-    attacks are compared on the same samples, and reported if the difference is significant at a level of 1 %.
+    Signs are: logits or gradients that are not finite, decisions in bfloat16 that full precision changes, predicted
+    classes that no label has, gradients that are zero, a loss that does not increase, a larger radius that does less
+    harm, and an attack that does less harm than noise. Two attacks are compared on the same samples, and reported if
+    the difference is significant at a level of 1 %.
 
     Args:
         decisions: the per-sample results of an evaluation.
@@ -35,6 +37,7 @@ def sanity_warnings(decisions: SampleResults, attacks: Sequence[Attack]) -> list
                 f"{attack_name}: {broken} of {len(decisions.of(attack_name).index)} images have logits that are not "
                 "finite, and count as wrong. Check the weights and the precision."
             )
+        found += verification_warnings(attack_name, VerifiedDecisions.of(decisions.of(attack_name).checked))
     beyond = int((clean.prediction > clean.label.max()).sum()) if len(clean.label) >= 30 else 0
     if beyond > len(clean.label) / 2:
         found.append(

@@ -83,7 +83,7 @@ def test_rows_carry_whole_numbers_exactly():
     assert torch.isnan(found.gradient).all()
     assert found.linf.tolist() == [0.5, 0.5]
     assert found.l2.tolist() == pytest.approx([0.5 * 12**0.5] * 2)
-    whole = ("index", "label", "prediction", "sample")
+    whole = ("index", "label", "prediction", "sample", "checked")
     assert all(
         values.dtype == (torch.long if name in whole else torch.float32) for name, values in found._asdict().items()
     )
