@@ -141,6 +141,33 @@ def uneven() -> Report:
     return {"strong": strong, "weak": decisions(weak), "channels": masked, "ddp": under_ddp}
 
 
+class Counting(RobustnessEvaluation):
+    """Counts the images that go through the model."""
+
+    passes = 0
+
+    def logits(self, pl_module: Any, images: Tensor) -> Tensor:
+        self.passes += len(images)
+        return pl_module(images)  # type: ignore[no-any-return]
+
+
+def undealt() -> Report:
+    """Test without a distributed sampler: each process gets all samples, or other ones behind the same first batch."""
+    whole = loader().dataset
+    mine = [*range(3), *((3, 4, 5, 6) if RANK == 0 else (7, 8, 9, 10))]
+    every = {
+        "all": loader(),
+        "others": DataLoader(torch.utils.data.Subset(whole, mine if WORLD > 1 else range(COUNT)), 2),
+        "limited": loader(),
+    }
+    found: Report = {}
+    for name, given in every.items():
+        counting = evaluation(Counting, semantics="any", max_samples=6 if name == "limited" else None)
+        found[name] = tested(Sharded(), given, strategy(), counting, use_distributed_sampler=False)
+        found[f"{name}: passes"] = counting.passes
+    return found
+
+
 class Slow(RobustnessEvaluation):
     """Takes longer on one process than collectives of the Trainer wait."""
 
@@ -231,7 +258,7 @@ def training() -> Report:
 
 
 FOLDER = ""
-ALONE: tuple[Callable[[], Report], ...] = (even, uneven)
+ALONE: tuple[Callable[[], Report], ...] = (even, uneven, undealt)
 """Scenarios that one process can run too."""
 TOGETHER = (slow, stepping_aside, training, every_way)
 

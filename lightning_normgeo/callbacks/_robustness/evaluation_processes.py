@@ -13,6 +13,7 @@ from lightning_normgeo.callbacks._robustness.dataloaders import check_all_take_p
 from lightning_normgeo.callbacks._robustness.gathered_model import GatheredModel
 from lightning_normgeo.callbacks._robustness.processes import Processes
 from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.utilities.checked_values import first_line
 
 _T = TypeVar("_T")
 
@@ -45,6 +46,11 @@ class EvaluationProcesses:
         except UnsuitableError as error:
             self.refused, self._is_prepared = error, True
         self._processes = Processes(trainer.world_size if self.refused is None else 1)
+
+    @property
+    def count(self) -> int:
+        """The number of processes that take part."""
+        return self._processes.count
 
     def prepare(self) -> bool:
         """Gather the weights of a sharded model before the first pass, and return whether this is the first call.
@@ -84,13 +90,15 @@ class EvaluationProcesses:
         """Return the objects of all processes, in the order of their ranks.
 
         Raises:
-            RuntimeError: if a process has died; from then on this process is alone.
+            UnsuitableError: if a process has died; from then on this process is alone.
         """
         try:
             return self._processes.gathered(mine)
-        except Exception:
+        except Exception as error:
             self._processes, self.is_lost = Processes(1), True
-            raise
+            raise UnsuitableError(
+                f"A process of the Trainer has died, or cannot be reached any more ({first_line(error)})."
+            ) from error
 
     def _agree(self, step: Callable[[], None]) -> None:
         """Take a step on every process, and raise an error on all of them if one of them fails."""

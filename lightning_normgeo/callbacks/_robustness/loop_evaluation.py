@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_normgeo.callbacks._robustness.dataloaders import batch_count, batches_by_loader
+from lightning_normgeo.callbacks._robustness.dataloaders import batch_count, batches_at, batches_by_loader
+from lightning_normgeo.callbacks._robustness.divided_samples import DividedSamples
 from lightning_normgeo.callbacks._robustness.evaluation_processes import EvaluationProcesses
 from lightning_normgeo.callbacks._robustness.progress_bars import ProgressBar, bar_of
 from lightning_normgeo.errors import UnsuitableError, warn_once
@@ -77,7 +78,7 @@ class LoopEvaluation:
         self._loop = loop
         self._other: Any = None
         self._counts = [batch_count(trainer, one) for one in loaders.values()] if counts is None else list(counts)
-        self.names = list(loaders)
+        self.names, self._loaders = list(loaders), list(loaders.values())
         self.evaluations = [self._evaluation(k, name, loader) for k, (name, loader) in enumerate(loaders.items())]
         self.bars: dict[int, ProgressBar | None] = {}
         self._taken: dict[int, tuple[Tensor, Tensor]] = {}
@@ -89,6 +90,7 @@ class LoopEvaluation:
         self._processes = EvaluationProcesses(trainer, module, "RobustnessEvaluation", in_loop=loop is not None)
         if self._processes.refused is not None:
             self.give_up(self._processes.refused)
+        self._divided = DividedSamples(self._processes, self.evaluations, trainer.global_rank)
 
     def give_up(self, error: Exception) -> None:
         """Evaluate nothing more on this process; the other processes learn of it in :meth:`finish`."""
@@ -103,28 +105,38 @@ class LoopEvaluation:
         if type(getattr(self._loop, "_data_fetcher", None)).__name__ != "_DataLoaderIterDataFetcher":
             for k, part in batches_by_loader(self._loop, batch, number):
                 self._take(k, part)
+        self._divide()
         self._exchanged(self._processes.meet_before_step)
 
     def evaluate(self, batch: Any, number: int) -> None:
         """Evaluate a batch, after the project's step."""
         self._prepare()
-        for k, part in batches_by_loader(self._loop, batch, number):
-            if k not in self._taken:
-                self._take(k, part)
+        parts = dict(batches_by_loader(self._loop, batch, number))
+        for k in parts.keys() - self._taken.keys():
+            self._take(k, parts[k])
+        self._divide()
+        for k in parts:
             taken, evaluation = self._taken.pop(k, None), self.evaluations[k]
             if taken is None or evaluation.stopped:
                 continue
+            left = len(evaluation.seen.left)
             try:
                 with self._processes.whole_model(), preserved_state(self._module):
                     evaluation.add(*taken)
             except Exception as error:
                 self._give_up(k, error)
+            self._show(k, "clean", (len(evaluation.seen.left) - left) * len(self._callback.settings.rows))
 
     def finish(self) -> dict[str, RobustnessReport]:
         """Return the reports of all processes by suffix of their keys; every process has to call this."""
         self._prepare()
+        self._divide()
         parts = {name: self._finished(number) for number, name in enumerate(self.names)}
         self._exchanged(self._processes.end_batches)
+        for number, positions in (self._exchanged(self._divided.left) or {}).items():
+            if positions:
+                self._evaluate_left(number, positions)
+                parts[self.names[number]] = self._finished(number)
         shares = self._exchanged(lambda: self._processes.gathered((parts, self.failed))) or [({}, self.failed)]
         shown = {name: evaluation.shown for name, evaluation in zip(self.names, self.evaluations, strict=True)}
         reports = {}
@@ -155,6 +167,22 @@ class LoopEvaluation:
                     self._other = surrogate_of(self._module, self._callback.surrogate)
         except Exception as error:
             self.give_up(error)
+
+    def _divide(self) -> None:
+        """Agree with the other processes on the division of samples, after the first batch or at the end."""
+        first = next((images for images, _ in self._taken.values()), None)
+        self._exchanged(lambda: self._divided.agree(first))
+
+    def _evaluate_left(self, number: int, positions: Sequence[int]) -> None:
+        """Evaluate samples that were left to other processes, which did not get them."""
+        try:
+            with self._processes.whole_model(), preserved_state(self._module):
+                for batch in batches_at(self._trainer, self._loaders[number], positions, number):
+                    found = unpacked(self._callback.unpack, batch)
+                    images, labels = (tensor.to(self._module.device) for tensor in found)
+                    self.evaluations[number].add_left(images, labels)
+        except Exception as error:
+            self._give_up(number, error)
 
     def close(self, ended: bool = False) -> None:
         """Close the progress bars and the journals; ``ended`` removes the journals, once the results are written."""

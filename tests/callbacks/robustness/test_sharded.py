@@ -67,6 +67,18 @@ def test_processes_may_have_different_numbers_of_batches(two: list[Any], alone: 
         assert found["uneven"][name] == alone["uneven"][name]
 
 
+@pytest.mark.parametrize("name", ["all", "others", "limited"])
+def test_samples_that_every_process_gets_are_divided(two: list[Any], alone: Any, name: str) -> None:
+    """Also where data sets differ behind equal first batches, which no process knows before the end."""
+    for found in two:
+        assert found["undealt"][name] == alone["undealt"][name]
+        assert len(found["undealt"][name]["bim"]) == (6 if name == "limited" else COUNT)
+    if name == "all":
+        passes, both = (report["undealt"]["all: passes"] for report in (alone, two[0]))
+        assert sum(report["undealt"]["all: passes"] for report in two) < 1.6 * passes, "checks are made on each process"
+        assert both < passes
+
+
 @pytest.mark.parametrize("name", ["sharded", "ddp"])
 def test_a_process_may_take_longer_than_collectives_wait(two: list[Any], name: str) -> None:
     for found in two:
