@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -23,14 +23,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 warnings.simplefilter("ignore")
 
 from lightning_normgeo import ChannelEvaluation, RobustnessEvaluation  # noqa: E402
-from lightning_normgeo.callbacks._robustness import gathered_model, processes  # noqa: E402
+from lightning_normgeo.callbacks._robustness import gathered_flat_model, gathered_model, processes  # noqa: E402
 from support.ddp_robustness import sensitive  # noqa: E402
 from support.fsdp_scenarios import State  # noqa: E402
+from support.gathered_flat_models import AnyPrecision, FlatOnCpu, every_flat_way, in_layers  # noqa: E402, F401
 from support.gathered_models import every_way  # noqa: E402
 from support.processes import leave_group  # noqa: E402
 from support.projects import Project, images, same, trainer  # noqa: E402
 
-RANK, WORLD = int(os.environ.get("LOCAL_RANK", "0")), 1
+RANK, WORLD, SHARDS = int(os.environ.get("LOCAL_RANK", "0")), 1, "fully_shard"
 COUNT = 11
 UNEVEN = [range(7), range(7, COUNT)]
 """Samples of each of two processes."""
@@ -64,6 +65,9 @@ class Sharded(Project):
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self.is_divided:
             self.is_divided = True
             self.divide()
+        elif isinstance(self.trainer.strategy, FlatOnCpu) and not self.passes:
+            # else the strategy wraps the whole project, and every test step takes all processes
+            self.net = in_layers(self.net)
 
     def divide(self) -> None:
         from torch.distributed.fsdp import fully_shard
@@ -93,6 +97,9 @@ def strategy(parallel: int = 1) -> Report:
     """Return settings of a Trainer for a model that is sharded over all processes."""
     if WORLD == 1:
         return {}
+    if SHARDS == "flat":
+        whole = FlatOnCpu(auto_wrap_policy={torch.nn.Conv2d})
+        return {"strategy": whole, "devices": WORLD, "plugins": AnyPrecision("32-true")}
     sizes = {"data_parallel_size": WORLD // parallel, "tensor_parallel_size": parallel}
     return {"strategy": ModelParallelStrategy(**sizes), "devices": WORLD}
 
@@ -224,15 +231,17 @@ def stepping_aside() -> Report:
     found = {
         "one fails": tested(Sharded(), loader(), strategy(), evaluation(Fragile, **attacks)),
         "one has no sample": tested(Sharded(passes=False), DataLoader(Stream(), 2), strategy(), evaluation(**attacks)),
-        "tensor parallel": tested(TensorParallel(), loader(), strategy(WORLD), evaluation(**attacks)),
     }
-    genuine = gathered_model._room
+    if SHARDS != "flat":
+        found["tensor parallel"] = tested(TensorParallel(), loader(), strategy(WORLD), evaluation(**attacks))
+    place, name = (gathered_flat_model, "_check_room") if SHARDS == "flat" else (gathered_model, "_room")
+    genuine = getattr(place, name)
 
     def scarce(*given: Any) -> Any:
         with mock.patch.object(torch, "empty", side_effect=torch.OutOfMemoryError("no memory")):
             return genuine(*given)
 
-    with mock.patch.object(gathered_model, "_room", scarce if RANK == 1 else genuine):
+    with mock.patch.object(place, name, scarce if RANK == 1 else genuine):
         callbacks = evaluation(**attacks), ChannelEvaluation()
         found["one has no memory"] = tested(Sharded(), loader(), strategy(), *callbacks)
         found["channels"] = callbacks[1].report.not_evaluated
@@ -244,7 +253,8 @@ def training() -> Report:
     states, found = [], {}
     for callbacks in ([], [evaluation(after_fit=True), ChannelEvaluation(ratios=[0.5], after_fit=True)]):
         state, project = State(), Sharded()
-        for _ in range(2):
+        # Lightning does not unwrap a model after a fit with FSDPStrategy, and cannot fit it again
+        for _ in range(1 if SHARDS == "flat" else 2):
             run = trainer(state, *callbacks, steps=2, default_root_dir=FOLDER, **strategy())
             run.fit(project, images(dtype=torch.float64))
             found = decisions(callbacks[0]) if callbacks and not found else found
@@ -258,9 +268,6 @@ def training() -> Report:
 
 
 FOLDER = ""
-ALONE: tuple[Callable[[], Report], ...] = (even, uneven, undealt)
-"""Scenarios that one process can run too."""
-TOGETHER = (slow, stepping_aside, training, every_way)
 
 
 def compiled() -> Report:
@@ -269,15 +276,19 @@ def compiled() -> Report:
     return every_way(compiled=True)
 
 
-def main(folder: str, devices: int, *names: str) -> None:
-    """Run scenarios: those that are named, or those of the normal tests for one or two processes."""
-    global WORLD, FOLDER
+def main(folder: str, devices: int, shards: str, *names: str) -> None:
+    """Run scenarios, and write their reports.
+
+    Args:
+        folder: folder for the reports.
+        devices: number of processes.
+        shards: how models are sharded: ``fully_shard``, or ``flat`` for FullyShardedDataParallel.
+        names: names of scenarios.
+    """
+    global WORLD, FOLDER, SHARDS
     torch.set_num_threads(1)
-    WORLD, FOLDER = devices, folder
-    report = {}
-    named = [globals()[name] for name in names]
-    for scenario in named or (ALONE if devices == 1 else (*ALONE, *TOGETHER)):
-        report[scenario.__name__] = scenario()
+    WORLD, FOLDER, SHARDS = devices, folder, shards
+    report = {name: globals()[name]() for name in names}
     Path(folder, f"rank{RANK}.json").write_text(json.dumps(report))
 
 

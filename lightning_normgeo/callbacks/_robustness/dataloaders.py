@@ -175,14 +175,14 @@ def batch_count(trainer: Any, loader: Any, limit: str = "test") -> int | None:
 
 
 def check_not_sharded(trainer: Any, callback: str = "RobustnessEvaluation") -> None:
-    """Refuse strategies that shard the model's layers, and whose weights are not gathered by ``GatheredModel``.
+    """Refuse strategies that shard the model's layers, and whose weights cannot be gathered by ``EvaluationProcesses``.
 
     There every process has to take part in every forward pass, but a process without samples left makes none.
 
     Raises:
         UnsuitableError: naming the strategy.
     """
-    strategy = runs_under(trainer, "FSDPStrategy", "DeepSpeedStrategy")
+    strategy = runs_under(trainer, "DeepSpeedStrategy", "XLAFSDPStrategy")
     if strategy is not None:
         raise UnsuitableError(
             f"{callback} cannot run under {strategy}, where processes wait for each other in every layer. "

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_normgeo.callbacks._monitors.sharded_models import runs_under
 from lightning_normgeo.callbacks._robustness.dataloaders import check_all_take_part, check_not_sharded
+from lightning_normgeo.callbacks._robustness.gathered_flat_model import GatheredFlatModel
 from lightning_normgeo.callbacks._robustness.gathered_model import GatheredModel
 from lightning_normgeo.callbacks._robustness.processes import Processes
 from lightning_normgeo.errors import UnsuitableError
@@ -37,7 +38,7 @@ class EvaluationProcesses:
 
     def __init__(self, trainer: Any, module: nn.Module, callback: str, in_loop: bool) -> None:
         self._trainer, self._module, self._in_loop = trainer, module, in_loop
-        self._model: GatheredModel | None = None
+        self._model: GatheredModel | GatheredFlatModel | None = None
         self._is_prepared = self.is_lost = False
         self.refused: UnsuitableError | None = None
         try:
@@ -61,12 +62,18 @@ class EvaluationProcesses:
             UnsuitableError: on the first call, on every process, if one of them cannot have the whole weights.
         """
         is_first, self._is_prepared = not self._is_prepared, True
-        if is_first and runs_under(self._trainer, "ModelParallelStrategy") is not None:
-            found: list[GatheredModel] = []
-            self._agree(lambda: found.append(GatheredModel(self._module, self._trainer.strategy.root_device)))
+        if is_first and runs_under(self._trainer, "ModelParallelStrategy", "FSDPStrategy") is not None:
+            found: list[GatheredModel | GatheredFlatModel] = []
+            self._agree(lambda: found.append(self._sharded_model()))
             self._agree(found[0].gather)
             self._model = found[0]
         return is_first
+
+    def _sharded_model(self) -> GatheredModel | GatheredFlatModel:
+        strategy = self._trainer.strategy
+        if runs_under(self._trainer, "FSDPStrategy") is not None:
+            return GatheredFlatModel(self._module, strategy.model, strategy.root_device)
+        return GatheredModel(self._module, strategy.root_device)
 
     def whole_model(self) -> AbstractContextManager[None]:
         """Context in which passes of the model need no other process."""

@@ -98,12 +98,7 @@ class GatheredModel:
         places: list[ParameterSlot] = [
             (child._parameters, name, self._whole[id(value)]) for child, name, value in self._slots
         ]
-        for child in self._module.modules():
-            for hooks in _HOOKS:
-                present = getattr(child, hooks)
-                kept = type(present)((key, hook) for key, hook in present.items() if not _is_of(_FSDP, hook))
-                if len(kept) < len(present):
-                    places.append((vars(child), hooks, kept))
+        places += places_without_hooks(self._module)
         for child in self._sharded_modules():
             for name, method in vars(child).items():
                 if inspect.ismethod(method) and _is_wrapped(method):  # by register_fsdp_forward_method
@@ -113,6 +108,18 @@ class GatheredModel:
 
     def _sharded_modules(self) -> list[Any]:
         return [child for child in self._module.modules() if isinstance(child, self._kind)]
+
+
+def places_without_hooks(module: nn.Module) -> list[ParameterSlot]:
+    """Return the tables of hooks of a model's modules without those of FSDP."""
+    places: list[ParameterSlot] = []
+    for child in module.modules():
+        for hooks in _HOOKS:
+            present = getattr(child, hooks)
+            kept = type(present)((key, hook) for key, hook in present.items() if not _is_of(_FSDP, hook))
+            if len(kept) < len(present):
+                places.append((vars(child), hooks, kept))
+    return places
 
 
 def _check_alone(module: nn.Module, sharded_modules: list[Any]) -> None:
@@ -128,16 +135,17 @@ def _check_alone(module: nn.Module, sharded_modules: list[Any]) -> None:
             continue
         cuts = [type(placement).__name__ for placement in value.placements if not placement.is_replicate()]
         if id(value) not in managed or len(cuts) > 1 or "_StridedShard" in cuts:
-            raise _parallel(clean_name(name))
+            raise tensor_parallel(clean_name(name))
     for name, child in module.named_modules():
         if any(
             _is_of(_TENSOR_PARALLEL, hook)
             for hook in (*child._forward_pre_hooks.values(), *child._forward_hooks.values())
         ):
-            raise _parallel(clean_name(name))
+            raise tensor_parallel(clean_name(name))
 
 
-def _parallel(name: str) -> UnsuitableError:
+def tensor_parallel(name: str) -> UnsuitableError:
+    """Return the error for a weight that is divided by tensor parallelism."""
     return UnsuitableError(
         f"{name} is divided by tensor parallelism, where several processes compute each pass together, and each may "
         f"need another number of passes. {_REMEDY}"
@@ -159,12 +167,17 @@ def _room(shards: dict[int, Any], device: torch.device) -> dict[int, nn.Paramete
             largest = max((value.nbytes for value in found.values()), default=0)
             torch.empty(3 * largest, dtype=torch.uint8, device=device)  # the parts of all processes, joined and padded
     except RuntimeError as error:
-        size = sum(shard.numel() * shard.element_size() for shard in shards.values()) / 2**30
-        raise UnsuitableError(
-            f"Each process needs the weights of the whole model, {size:.1f} GiB, and there is no memory left for them. "
-            f"{_REMEDY}"
-        ) from error
+        size = sum(shard.numel() * shard.element_size() for shard in shards.values())
+        raise shortage(size) from error
     return found
+
+
+def shortage(size: int) -> UnsuitableError:
+    """Return the error for weights of a number of bytes that memory does not suffice for."""
+    return UnsuitableError(
+        f"Each process needs the weights of the whole model, {size / 2**30:.1f} GiB, and there is no memory left for "
+        f"them. {_REMEDY}"
+    )
 
 
 def _class_before(kind: type, sharded_kind: Any) -> type:

@@ -1,4 +1,4 @@
-"""Evaluations of models that fully_shard divides over two processes, of uneven shares, and of a slow process.
+"""Evaluations of models that FSDP2 or FSDP divides over two processes, of uneven shares, and of a slow process.
 
 Decisions are those of one process, sample by sample; no process waits forever, nor longer than collectives may take.
 """
@@ -19,6 +19,8 @@ pytestmark = pytest.mark.skipif(
 )
 SCRIPT = SUPPORT / "sharded_robustness.py"
 COUNT = 11
+ALONE = ("even", "uneven", "undealt")
+"""Scenarios that one process can run too."""
 WAYS = [
     "parts",
     "never reshards",
@@ -29,11 +31,21 @@ WAYS = [
     "method",
     "attention",
 ]
+FLAT_WAYS = [
+    "layers",
+    "one flat parameter",
+    "without original parameters",
+    "only gradients",
+    "not sharded",
+    "mixed precision",
+    "parts",
+]
 
 
-def reports(folder: Path, devices: int, *scenarios: str) -> list[Any]:
-    (folder / str(devices)).mkdir()
-    return reports_of(SCRIPT, folder / str(devices), str(devices), *scenarios, ranks=devices)
+def reports(folder: Path, devices: int, *scenarios: str, shards: str = "fully_shard") -> list[Any]:
+    place = folder / f"{shards}{devices}"
+    place.mkdir()
+    return reports_of(SCRIPT, place, str(devices), shards, *scenarios, ranks=devices)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +55,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[Any]:
-    return reports(folder, 2)
+    return reports(folder, 2, *ALONE, "training")
+
+
+@pytest.fixture(scope="module")
+def more(folder: Path) -> list[Any]:
+    (folder / "more").mkdir()
+    return reports(folder / "more", 2, "slow", "stepping_aside", "every_way")
+
+
+@pytest.fixture(scope="module")
+def flat(folder: Path) -> list[Any]:
+    return reports(folder, 2, *ALONE, "training", "stepping_aside", "every_flat_way", shards="flat")
 
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Any:
-    return reports(folder, 1)[0]
+    return reports(folder, 1, *ALONE)[0]
 
 
 def test_decisions_of_a_sharded_model_are_those_of_one_process(two: list[Any], alone: Any) -> None:
@@ -79,15 +102,17 @@ def test_samples_that_every_process_gets_are_divided(two: list[Any], alone: Any,
         assert both < passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sharded", "ddp"])
-def test_a_process_may_take_longer_than_collectives_wait(two: list[Any], name: str) -> None:
-    for found in two:
+def test_a_process_may_take_longer_than_collectives_wait(more: list[Any], name: str) -> None:
+    for found in more:
         assert found["slow"][name]["not evaluated"] == {}
         assert len(found["slow"][name]["bim"]) == COUNT
 
 
-def test_what_fails_on_one_process_is_known_to_all(two: list[Any]) -> None:
-    for found in two:
+@pytest.mark.slow
+def test_what_fails_on_one_process_is_known_to_all(more: list[Any]) -> None:
+    for found in more:
         aside = found["stepping_aside"]
         assert aside["one fails"]["not evaluated"] == {"all attacks": "OSError: the disk of one process"}
         (reason,) = aside["one has no memory"]["not evaluated"].values()
@@ -96,14 +121,16 @@ def test_what_fails_on_one_process_is_known_to_all(two: list[Any]) -> None:
         assert aside["channels"] == reason
 
 
-def test_a_process_without_samples_takes_part(two: list[Any]) -> None:
-    for found in two:
+@pytest.mark.slow
+def test_a_process_without_samples_takes_part(more: list[Any]) -> None:
+    for found in more:
         assert found["stepping_aside"]["one has no sample"]["not evaluated"] == {}
         assert len(found["stepping_aside"]["one has no sample"]["bim"]) == COUNT
 
 
-def test_tensor_parallelism_is_refused(two: list[Any]) -> None:
-    for found in two:
+@pytest.mark.slow
+def test_tensor_parallelism_is_refused(more: list[Any]) -> None:
+    for found in more:
         (reason,) = found["stepping_aside"]["tensor parallel"]["not evaluated"].values()
         assert reason.startswith("net.8.weight is divided by tensor parallelism")
 
@@ -113,9 +140,10 @@ def test_training_goes_on_as_without_an_evaluation(two: list[Any]) -> None:
         assert found["training"] == {"same": True, "steps": 4, "not evaluated": {}, "n": COUNT}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_whole_weights_need_no_other_process_and_leave_no_trace(two: list[Any], way: str) -> None:
-    for found in two:
+def test_whole_weights_need_no_other_process_and_leave_no_trace(more: list[Any], way: str) -> None:
+    for found in more:
         check(found["every_way"][way])
         assert list(found["every_way"]) == WAYS
 
@@ -126,6 +154,46 @@ def test_compiled_models_run_without_other_processes(tmp_path: Path) -> None:
         assert list(found["compiled"]) == ["compiled in part", "compiled"]
         for way in found["compiled"].values():
             check(way)
+
+
+@pytest.mark.slow
+def test_decisions_under_fsdp_are_those_of_one_process(flat: list[Any], alone: Any) -> None:
+    """Weights are in flat parameters of FullyShardedDataParallel."""
+    passes = alone["undealt"]["all: passes"]
+    for found in flat:
+        for scenario in ALONE:
+            for name, expected in alone[scenario].items():
+                if "passes" not in name:
+                    assert found[scenario][name] == expected, (scenario, name)
+        assert found["undealt"]["all: passes"] < passes
+        assert found["training"] == {"same": True, "steps": 2, "not evaluated": {}, "n": COUNT}
+
+
+@pytest.mark.slow
+def test_what_fails_under_fsdp_is_known_to_all(flat: list[Any]) -> None:
+    for found in flat:
+        aside = found["stepping_aside"]
+        assert aside["one fails"]["not evaluated"] == {"all attacks": "OSError: the disk of one process"}
+        assert aside["one has no sample"]["not evaluated"] == {}
+        assert len(aside["one has no sample"]["bim"]) == COUNT
+        (reason,) = aside["one has no memory"]["not evaluated"].values()
+        assert reason.startswith("Each process needs the weights of the whole model")
+        assert aside["channels"] == reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", FLAT_WAYS)
+def test_whole_flat_weights_need_no_other_process_and_leave_no_trace(flat: list[Any], way: str) -> None:
+    for found in flat:
+        assert list(found["every_flat_way"]) == FLAT_WAYS
+        assert found["every_flat_way"][way] == {
+            "unchanged": True,
+            "weights": True,
+            "requires_grad": True,
+            "logits": True,
+            "collectives": 0,
+            "kinds": True,
+        }
 
 
 def check(found: dict[str, Any]) -> None:
