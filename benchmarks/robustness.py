@@ -14,7 +14,7 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ from lightning_normgeo.robustness.results.process_shares import report_of
 _CLASSES = 10
 _FORWARD = 1 / 3
 """Cost of a forward pass, as a fraction of one forward pass plus one backward pass to the input."""
+_BETWEEN = 16
+"""Number of batches after which the floor is timed again."""
 REFERENCE = "torchattacks.BIM"
 
 
@@ -47,6 +49,8 @@ class Task(NamedTuple):
     batch: int
     eps: float
     steps: int
+    between: Callable[[], None] = lambda: None
+    """Called after every few batches, to time the floor while the machine is as busy as it is for the libraries."""
 
     @property
     def step_size(self) -> float:
@@ -54,7 +58,10 @@ class Task(NamedTuple):
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the images and labels of each batch."""
-        yield from zip(self.images.split(self.batch), self.labels.split(self.batch), strict=True)
+        for number, batch in enumerate(zip(self.images.split(self.batch), self.labels.split(self.batch), strict=True)):
+            if number % _BETWEEN == 0:
+                self.between()
+            yield batch
 
     def right(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return a boolean for each image: True if the network classifies it correctly."""
@@ -77,11 +84,15 @@ class Answer(NamedTuple):
 Contender = Callable[[Task], Answer]
 
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+_clock = CLOCKS["wall"]
+
+
 def now() -> float:
     """Wait until the GPU has finished all work; return the time in seconds."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return _clock()
 
 
 def final(task: Task, parts: list[tuple[Tensor, Tensor]]) -> Answer:
@@ -174,14 +185,17 @@ class Floor:
         size = fitting_batch(self._logits, first.images, first.labels)
         self.images, self.labels = task.images[:size], task.labels[:size]
         self.seconds: list[float] = []
+        self.spent = 0.0
 
     def measure(self, repeats: int = 3) -> None:
-        """Time a few passes of one batch, in seconds per image."""
+        """Time a few passes of one batch, in seconds per image; add up the time that this takes."""
+        start = now()
         with self.folded.active() if self.folded is not None else nullcontext():
             for _ in range(repeats):
                 began = now()
                 ascent(self._logits, self.images, self.labels)
                 self.seconds.append((now() - began) / len(self.labels))
+        self.spent += now() - start
 
     def _logits(self, images: Tensor) -> Tensor:
         return self.net(images.contiguous(memory_format=torch.channels_last))
@@ -226,35 +240,39 @@ def prepare(options: Any) -> Task:
     )
 
 
-def measured(task: Task, rounds: int) -> tuple[dict[str, list[float]], dict[str, Answer], Floor, list[str]]:
-    """Run all contenders in turn; return times, answers, the floor, and a line for each missing library."""
+def measured(
+    task: Task, rounds: int, only: Sequence[str]
+) -> tuple[dict[str, list[float]], dict[str, Answer], Floor, list[str]]:
+    """Run the contenders in turn; return times, answers, the floor, and a line for each missing library."""
     floor, missing = Floor(task), []
     times: dict[str, list[float]] = {}
     answers: dict[str, Answer] = {}
-    for name, contender in CONTENDERS.items():
+    for name in only or CONTENDERS:
         try:
-            contender(task.first())  # warm-up: allocates memory, compiles and chooses algorithms
+            CONTENDERS[name](task.first())  # warm-up: allocates memory, compiles and chooses algorithms
         except ImportError as error:
             missing.append(f"{name}: skipped, {error}")
         else:
             times[name] = []
     floor.measure()
     floor.seconds.clear()
+    task = task._replace(between=lambda: floor.measure(1))
     for turn in range(rounds):
         order = list(times)
         for name in order[turn % len(order) :] + order[: turn % len(order)]:
             floor.measure()
-            began = now()
+            began, spent = now(), floor.spent
             answers[name] = CONTENDERS[name](task)
-            times[name].append(now() - began)
+            times[name].append(now() - began - (floor.spent - spent))
+    floor.measure()
     return times, answers, floor, missing
 
 
 def table(options: Any, task: Task) -> tuple[Result, list[str]]:
     """Return the table of all contenders, and a line for each missing library."""
-    times, answers, floor, missing = measured(task, options.rounds)
+    times, answers, floor, missing = measured(task, options.rounds, options.only)
     single = statistics.median(floor.seconds)
-    reference = answers.get(REFERENCE, answers["ours, final"])
+    reference = answers.get(REFERENCE, next(iter(answers.values())))
     base = statistics.median(times[REFERENCE]) if REFERENCE in times else None
     rows = []
     for name, answer in answers.items():
@@ -286,10 +304,14 @@ def main() -> None:
     parser.add_argument("--eps", type=float, default=8, help="radius, in units of 1/255")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=(), help="Default: all contenders")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: time of this process alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--markdown", action="store_true", help="print the table for a document")
     options = parser.parse_args()
     options.eps /= 255
+    global _clock
+    _clock = CLOCKS[options.clock]
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     result, missing = table(options, prepare(options))

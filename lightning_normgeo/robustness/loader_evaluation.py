@@ -137,9 +137,17 @@ class LoaderEvaluation:
         self._check_later(images)
         keys = sample_keys(images, labels, self.evaluator.inputs)
         counted = self.seen.new(keys)
+        if self.evaluator.assumptions.independent:
+            counted = self.seen.own(keys, counted)
         if any(counted):
             self._shapes.add(images.shape[1:])
             self.evaluator.put(images, labels, keys, counted)
+
+    def add_left(self, images: Tensor, labels: Tensor) -> None:
+        """Evaluate samples that were left to other processes, which did not get them."""
+        assert self.evaluator is not None  # noqa: S101
+        images, labels = self._floating(images), class_indices(labels)
+        self.evaluator.put(images, labels, sample_keys(images, labels, self.evaluator.inputs))
 
     def give_up(self, error: BaseException) -> str:
         """Evaluate no further batch, and return the reason as given in the report."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_normgeo.callbacks._robustness.dataloaders import check_all_take_part, check_not_sharded
+from lightning_normgeo.callbacks._robustness.evaluation_processes import EvaluationProcesses
 from lightning_normgeo.channels.evaluation import MaskedEvaluation
 from lightning_normgeo.channels.report import MaskingReport
 from lightning_normgeo.channels.settings import MaskingSettings
@@ -44,6 +44,7 @@ class ChannelLoop:
         loader: the loader; None if there is none.
         data: ``test`` or ``validation``.
         count: number of its batches, infinite or None if it has no length.
+        in_loop: whether the project's own steps run between the batches.
     """
 
     def __init__(
@@ -54,12 +55,15 @@ class ChannelLoop:
         loader: Any,
         data: str,
         count: float | None = None,
+        in_loop: bool = True,
     ) -> None:
         self._callback, self._trainer, self._module, self._data = callback, trainer, module, data
         self._batches, self._begun = 0, False
         self._bar: _Tqdm | _Task | None = None
         self._count = count
-        self._meets_others = trainer.world_size > 1
+        self._processes = EvaluationProcesses(trainer, module, NAME, in_loop)
+        refused = self._processes.refused
+        self._meets_others = trainer.world_size > 1 and refused is None
 
         def logits(images: Tensor) -> Any:
             # tensors that forward creates must have the precision of the weights, as in Lightning's own test step
@@ -67,30 +71,45 @@ class ChannelLoop:
                 return callback.logits(module, images)
 
         self._evaluation = MaskedEvaluation(module, logits, callback.settings, loader, self._show, self._agreed)
+        if refused is not None:
+            self.give_up(refused)
+
+    def take(self, batch: Any, number: int = 0) -> None:
+        """Evaluate a batch of the first loader, of which the project's own step gets the original."""
+        self._prepare()
+        if number == 0:
+            self._evaluate(batch)
         try:
-            check_not_sharded(trainer, NAME)
-            check_all_take_part(trainer, NAME)
-        except UnsuitableError as error:
-            self._meets_others = False
+            self._processes.meet_before_step()
+        except Exception as error:
             self.give_up(error)
 
-    def take(self, batch: Any) -> None:
-        """Evaluate a batch, of which the project's own step gets the original."""
+    def _prepare(self) -> None:
+        """Get ready for the first pass; every process comes here, before its first batch or at the end without one."""
+        try:
+            self._processes.prepare()
+        except Exception as error:
+            self.give_up(error)
+
+    def _evaluate(self, batch: Any) -> None:
         evaluation = self._evaluation
         limit = self._callback.limit_batches
         if evaluation.failed or (limit is not None and self._batches >= limit):
             return
         self._batches += 1
         try:
-            if not self._begun:
-                self._begin(lambda: self._unpacked(batch))
-            evaluation.add(*self._unpacked(batch))
+            with self._processes.whole_model():
+                if not self._begun:
+                    self._begin(lambda: self._unpacked(batch))
+                evaluation.add(*self._unpacked(batch))
         except Exception as error:
             self.give_up(error)
 
     def give_up(self, error: Exception) -> None:
         """Evaluate nothing more on this process, and warn; the other processes learn of it in :meth:`finish`."""
         reason = self._evaluation.give_up(error)
+        if self._meets_others:
+            self._prepare()
         if self._meets_others and not self._begun:
             self._begin_without(error)
         warn_once(f"Channels are not evaluated. {reason}")
@@ -115,13 +134,11 @@ class ChannelLoop:
         """Return the report of all processes; every process has to call this."""
         if self._bar is not None:
             self._bar.close()
+        self._prepare()
         if self._meets_others and not self._begun:
             self._begin_without(UnsuitableError("The first process has no samples."))
-        mine = self._evaluation.share()
-        shares: list[Any] = [mine]
-        if self._meets_others:
-            shares = [None] * self._trainer.world_size
-            torch.distributed.all_gather_object(shares, mine)
+        self._processes.end_batches()
+        shares = self._processes.gathered(self._evaluation.share())
         report = self._evaluation.report(shares, data=self._data, batches=self._batches)
         if report.not_evaluated and not self._evaluation.failed:
             warn_once(f"Channels are not evaluated. {report.not_evaluated}")
@@ -140,18 +157,17 @@ class ChannelLoop:
         """Return the object that the first process makes, on all of them; its error is raised on all of them."""
         if not self._meets_others:
             return make()
-        found: list[Any] = [None, ""]
+        found: tuple[Any, str] = (None, "")
         if self._trainer.global_rank == 0:
             try:
-                found = [make(), ""]
+                found = make(), ""
             except Exception as error:
                 known = isinstance(error, UnsuitableError)
-                found = [None, str(error) if known else f"{type(error).__name__}: {error}"]
-        torch.distributed.broadcast_object_list(found)
-        if found[1]:
-            raise UnsuitableError(found[1])
-        made: _T = found[0]
-        return made
+                found = None, str(error) if known else f"{type(error).__name__}: {error}"
+        made, reason = self._processes.gathered(found)[0]
+        if reason:
+            raise UnsuitableError(reason)
+        return made  # type: ignore[no-any-return]
 
     def _show(self, name: str, samples: int, correct: int, seen: int) -> None:
         """Advance the bar, which is opened when the first accuracy is there."""

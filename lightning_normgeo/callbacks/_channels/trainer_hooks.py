@@ -83,10 +83,11 @@ class ChannelHooks(QuietCallback):
     def _evaluate_after_fit(self, trainer: Any, module: Any) -> None:
         """Evaluate after fit; whatever fails on this process, the others wait for it in :meth:`_finish`."""
         with preserved_state(module), ExitStack() as stack:  # iterating a loader draws a random number
-            self._run = ChannelLoop(self, trainer, module, None, "test")
+            self._run = ChannelLoop(self, trainer, module, None, "test", in_loop=False)
             try:
                 loader, data = self._loader_after_fit(trainer, stack)
-                self._run = ChannelLoop(self, trainer, module, loader, data, batch_count(trainer, loader, data))
+                count = batch_count(trainer, loader, data)
+                self._run = ChannelLoop(self, trainer, module, loader, data, count, in_loop=False)
                 for batch in islice(batches_of(trainer, loader, 0, data), self.limit_batches):
                     self._run.take(batch)
             except Exception as error:
@@ -117,8 +118,8 @@ class ChannelHooks(QuietCallback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Evaluate a copy of the batch before the project's step."""
-        if self._run is not None and dataloader_idx == 0:
-            self._run.take(batch)
+        if self._run is not None:
+            self._run.take(batch, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Merge the results of all processes and log them."""

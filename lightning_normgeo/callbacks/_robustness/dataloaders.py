@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from lightning_normgeo._lightning import is_lightnings_own
 from lightning_normgeo.callbacks._monitors.sharded_models import runs_under
@@ -134,6 +136,12 @@ def test_loaders(trainer: Any, callback: str) -> dict[str, Any]:
     return {name: prepare(loader, shuffle=False, mode=stage) for name, loader in loaders.items()}
 
 
+def batches_at(trainer: Any, loader: Any, positions: Sequence[int], number: int = 0) -> Iterable[Any]:
+    """Yield the samples at positions of a loader's data set, in batches on the device."""
+    again = DataLoader(loader.dataset, loader.batch_size, sampler=positions, collate_fn=loader.collate_fn)
+    return (_on_device(trainer, batch, number) for batch in again)
+
+
 def batches_of(trainer: Any, loader: Any, number: int = 0, limit: str = "test") -> Iterable[Any]:
     """Yield the batches of a loader after fit, on the device, up to a limit of the Trainer's.
 
@@ -143,11 +151,15 @@ def batches_of(trainer: Any, loader: Any, number: int = 0, limit: str = "test") 
         number: its number.
         limit: ``test`` or ``validation``.
     """
-    module = trainer.lightning_module
     for batch in islice(loader, batch_count(trainer, loader, limit)):
-        converted = trainer.precision_plugin.convert_input(batch)
-        converted = module._on_before_batch_transfer(converted, dataloader_idx=number)
-        yield trainer.strategy.batch_to_device(converted, dataloader_idx=number)
+        yield _on_device(trainer, batch, number)
+
+
+def _on_device(trainer: Any, batch: Any, number: int) -> Any:
+    """Return a batch as the project's step gets it in Lightning's own loops."""
+    converted = trainer.precision_plugin.convert_input(batch)
+    converted = trainer.lightning_module._on_before_batch_transfer(converted, dataloader_idx=number)
+    return trainer.strategy.batch_to_device(converted, dataloader_idx=number)
 
 
 def batch_count(trainer: Any, loader: Any, limit: str = "test") -> int | None:
@@ -163,14 +175,14 @@ def batch_count(trainer: Any, loader: Any, limit: str = "test") -> int | None:
 
 
 def check_not_sharded(trainer: Any, callback: str = "RobustnessEvaluation") -> None:
-    """Refuse strategies that shard the model's layers.
+    """Refuse strategies that shard the model's layers, and whose weights cannot be gathered by ``EvaluationProcesses``.
 
     There every process has to take part in every forward pass, but a process without samples left makes none.
 
     Raises:
         UnsuitableError: naming the strategy.
     """
-    strategy = runs_under(trainer, "ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy")
+    strategy = runs_under(trainer, "DeepSpeedStrategy", "XLAFSDPStrategy")
     if strategy is not None:
         raise UnsuitableError(
             f"{callback} cannot run under {strategy}, where processes wait for each other in every layer. "

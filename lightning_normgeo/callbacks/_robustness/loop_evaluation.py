@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_normgeo.callbacks._robustness.dataloaders import (
-    batch_count,
-    batches_by_loader,
-    check_all_take_part,
-    check_not_sharded,
-)
+from lightning_normgeo.callbacks._robustness.dataloaders import batch_count, batches_at, batches_by_loader
+from lightning_normgeo.callbacks._robustness.divided_samples import DividedSamples
+from lightning_normgeo.callbacks._robustness.evaluation_processes import EvaluationProcesses
 from lightning_normgeo.callbacks._robustness.progress_bars import ProgressBar, bar_of
 from lightning_normgeo.errors import UnsuitableError, warn_once
 from lightning_normgeo.robustness.inputs import unpacked
@@ -27,6 +24,8 @@ from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.process_shares import EVERYTHING, ProcessShare, report_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.settings import RobustnessSettings
+
+_T = TypeVar("_T")
 
 
 class EvaluatingCallback(Protocol):
@@ -79,7 +78,7 @@ class LoopEvaluation:
         self._loop = loop
         self._other: Any = None
         self._counts = [batch_count(trainer, one) for one in loaders.values()] if counts is None else list(counts)
-        self.names = list(loaders)
+        self.names, self._loaders = list(loaders), list(loaders.values())
         self.evaluations = [self._evaluation(k, name, loader) for k, (name, loader) in enumerate(loaders.items())]
         self.bars: dict[int, ProgressBar | None] = {}
         self._taken: dict[int, tuple[Tensor, Tensor]] = {}
@@ -88,20 +87,10 @@ class LoopEvaluation:
             for evaluation in self.evaluations:  # this mode starts shorter loaders again until the longest has ended
                 evaluation.seen.order = replace(evaluation.seen.order, repeats=True)
         self.failed: str | None = None
-        self._meets_others = trainer.world_size > 1
-        try:
-            self._other = surrogate_of(module, callback.surrogate)
-        except Exception as error:
-            self.give_up(error)
-        try:
-            check_not_sharded(trainer)
-        except UnsuitableError as error:
-            self.give_up(error)
-        try:
-            check_all_take_part(trainer)
-        except UnsuitableError as error:
-            self._meets_others = False
-            self.give_up(error)
+        self._processes = EvaluationProcesses(trainer, module, "RobustnessEvaluation", in_loop=loop is not None)
+        if self._processes.refused is not None:
+            self.give_up(self._processes.refused)
+        self._divided = DividedSamples(self._processes, self.evaluations, trainer.global_rank)
 
     def give_up(self, error: Exception) -> None:
         """Evaluate nothing more on this process; the other processes learn of it in :meth:`finish`."""
@@ -111,29 +100,44 @@ class LoopEvaluation:
 
     def take(self, batch: Any, number: int) -> None:
         """Keep a copy of a batch before the project's step, which may change it; begin with the first batch."""
-        if type(getattr(self._loop, "_data_fetcher", None)).__name__ == "_DataLoaderIterDataFetcher":
-            return  # the project's step takes an iterator and fetches its batch itself, so there is none yet
-        for k, part in batches_by_loader(self._loop, batch, number):
-            self._take(k, part)
+        self._prepare()
+        # a project's step that takes an iterator fetches its batch itself, so there is none yet
+        if type(getattr(self._loop, "_data_fetcher", None)).__name__ != "_DataLoaderIterDataFetcher":
+            for k, part in batches_by_loader(self._loop, batch, number):
+                self._take(k, part)
+        self._divide()
+        self._exchanged(self._processes.meet_before_step)
 
     def evaluate(self, batch: Any, number: int) -> None:
         """Evaluate a batch, after the project's step."""
-        for k, part in batches_by_loader(self._loop, batch, number):
-            if k not in self._taken:
-                self._take(k, part)
+        self._prepare()
+        parts = dict(batches_by_loader(self._loop, batch, number))
+        for k in parts.keys() - self._taken.keys():
+            self._take(k, parts[k])
+        self._divide()
+        for k in parts:
             taken, evaluation = self._taken.pop(k, None), self.evaluations[k]
             if taken is None or evaluation.stopped:
                 continue
+            left = len(evaluation.seen.left)
             try:
-                with preserved_state(self._module):
+                with self._processes.whole_model(), preserved_state(self._module):
                     evaluation.add(*taken)
             except Exception as error:
                 self._give_up(k, error)
+            self._show(k, "clean", (len(evaluation.seen.left) - left) * len(self._callback.settings.rows))
 
     def finish(self) -> dict[str, RobustnessReport]:
         """Return the reports of all processes by suffix of their keys; every process has to call this."""
+        self._prepare()
+        self._divide()
         parts = {name: self._finished(number) for number, name in enumerate(self.names)}
-        shares = self._from_all((parts, self.failed))
+        self._exchanged(self._processes.end_batches)
+        for number, positions in (self._exchanged(self._divided.left) or {}).items():
+            if positions:
+                self._evaluate_left(number, positions)
+                parts[self.names[number]] = self._finished(number)
+        shares = self._exchanged(lambda: self._processes.gathered((parts, self.failed))) or [({}, self.failed)]
         shown = {name: evaluation.shown for name, evaluation in zip(self.names, self.evaluations, strict=True)}
         reports = {}
         for name in dict.fromkeys(name for found, _ in shares for name in found) or [""]:
@@ -144,15 +148,41 @@ class LoopEvaluation:
 
     def end(self, written: bool) -> None:
         """Close the progress bars and journals; remove the journals if rank zero has written all results."""
-        self.close(ended=self._from_all(written)[0])
+        all_written = self._exchanged(lambda: self._processes.gathered(written)) or [False]
+        self.close(ended=all_written[0] and not self._processes.is_lost)
 
-    def _from_all(self, mine: Any) -> list[Any]:
-        """Return the objects of all processes, in the order of their ranks."""
-        if not self._meets_others:
-            return [mine]
-        shares: list[Any] = [None] * self._trainer.world_size
-        torch.distributed.all_gather_object(shares, mine)
-        return shares
+    def _exchanged(self, exchange: Callable[[], _T]) -> _T | None:
+        """Return the outcome of an exchange with the other processes; give up if one of them has died."""
+        try:
+            return exchange()
+        except Exception as error:
+            self.give_up(error)
+            return None
+
+    def _prepare(self) -> None:
+        """Get ready for the first pass; every process comes here, before its first batch or at the end without one."""
+        try:
+            if self._processes.prepare():
+                with self._processes.whole_model():
+                    self._other = surrogate_of(self._module, self._callback.surrogate)
+        except Exception as error:
+            self.give_up(error)
+
+    def _divide(self) -> None:
+        """Agree with the other processes on the division of samples, after the first batch or at the end."""
+        first = next((images for images, _ in self._taken.values()), None)
+        self._exchanged(lambda: self._divided.agree(first))
+
+    def _evaluate_left(self, number: int, positions: Sequence[int]) -> None:
+        """Evaluate samples that were left to other processes, which did not get them."""
+        try:
+            with self._processes.whole_model(), preserved_state(self._module):
+                for batch in batches_at(self._trainer, self._loaders[number], positions, number):
+                    found = unpacked(self._callback.unpack, batch)
+                    images, labels = (tensor.to(self._module.device) for tensor in found)
+                    self.evaluations[number].add_left(images, labels)
+        except Exception as error:
+            self._give_up(number, error)
 
     def close(self, ended: bool = False) -> None:
         """Close the progress bars and the journals; ``ended`` removes the journals, once the results are written."""
@@ -199,7 +229,7 @@ class LoopEvaluation:
                 images, labels = (tensor.clone().to(self._module.device) for tensor in found)
             if evaluation.evaluator is None:
                 self._open_bar(number, len(images))
-                with preserved_state(self._module):
+                with self._processes.whole_model(), preserved_state(self._module):
                     evaluation.begin(images, labels)
             self._taken[number] = images, labels
         except Exception as error:
@@ -219,7 +249,7 @@ class LoopEvaluation:
     def _finished(self, number: int) -> ProcessShare:
         evaluation = self.evaluations[number]
         try:
-            with preserved_state(self._module):
+            with self._processes.whole_model(), preserved_state(self._module):
                 return evaluation.finish()
         except Exception as error:
             self._give_up(number, error)

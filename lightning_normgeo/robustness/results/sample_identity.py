@@ -120,17 +120,35 @@ class SeenSamples:
         order: the order of the loader.
         limit: largest number of samples that count; None for no limit.
         places: the places of the samples with a key: positions in the data set, or else numbers of arrival from 0.
+        share: rank of this process and number of processes, if all of them get the same samples: each evaluates those
+            whose key is its rank modulo that number. None to evaluate all.
+        left: keys of the samples that were left to other processes.
     """
 
     order: SampleOrder = field(default_factory=SampleOrder)
     limit: int | None = None
     places: dict[int, list[int]] = field(default_factory=dict)
+    share: tuple[int, int] | None = None
+    left: set[int] = field(default_factory=set)
     _seen: int = 0
     _counted: int = 0
 
     def new(self, keys: Iterable[int]) -> list[bool]:
         """Register the next samples by their keys, and return for each of them whether it has to be evaluated."""
         return [self._is_new(key) for key in keys]
+
+    def own(self, keys: Sequence[int], counted: list[bool]) -> list[bool]:
+        """Return for each sample whether it has to be evaluated by this process, and note those left to others.
+
+        Args:
+            keys: keys of samples.
+            counted: for each of them whether it has to be evaluated, see :meth:`new`.
+        """
+        if self.share is None:
+            return counted
+        rank, processes = self.share
+        self.left.update(key for key, counts in zip(keys, counted, strict=True) if counts and key % processes != rank)
+        return [counts and key % processes == rank for key, counts in zip(keys, counted, strict=True)]
 
     @property
     def full(self) -> bool:

@@ -249,11 +249,11 @@ def test_wrong_number_of_classes() -> None:
 
 
 @pytest.mark.parametrize("after_fit", [False, True], ids=["test", "after-fit"])
-def test_models_divided_over_processes_are_refused(after_fit: bool) -> None:
-    class ModelParallelStrategy(pl.strategies.SingleDeviceStrategy):
+def test_models_whose_passes_take_all_processes_are_refused(after_fit: bool) -> None:
+    class DeepSpeedStrategy(pl.strategies.SingleDeviceStrategy):
         """A strategy with the class name of Lightning's; how it shards does not matter here."""
 
     callback = RobustnessEvaluation(after_fit=after_fit, on_unsuitable="raise")
-    run = trainer(callback, strategy=ModelParallelStrategy("cpu"), accelerator="auto")
-    with pytest.raises(ConfigurationError, match=r"cannot run under ModelParallelStrategy.*one device or with ddp"):
+    run = trainer(callback, strategy=DeepSpeedStrategy("cpu"), accelerator="auto")
+    with pytest.raises(ConfigurationError, match=r"cannot run under DeepSpeedStrategy.*one device or with ddp"):
         run.fit(Project(), images()) if after_fit else run.test(Project(), images(), verbose=False)
