@@ -11,6 +11,7 @@ from typing import Any, TextIO, cast
 
 from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser, Namespace
+from rich import filesize
 from rich.console import Console
 
 from lightning_normgeo.errors import ConfigurationError
@@ -35,7 +36,11 @@ def study_parser() -> ArgumentParser:
     """Return the parser of ``normgeo study``."""
     parser = ArgumentParser(prog="normgeo study", description=_DESCRIPTION)
     parser.add_argument(
-        "study", type=str, help="YAML file of the study, or the name of one that comes with the package: paper_small."
+        "study",
+        type=str,
+        help="YAML file of the study, or the name of one that comes with the package: paper_small. It has name and "
+        "grid, and may have configs, settings, save_dir, and keep_optimizer_states: true, without which checkpoints "
+        "of finished runs keep the weights only.",
     )
     parser.add_argument("--dry-run", action="store_true", help="List the runs and their states; run nothing.")
     parser.add_argument("--jobs", type=int, default=1, help="Number of concurrent runs, which share cores and GPUs.")
@@ -87,6 +92,12 @@ def _run(study: Study, options: Namespace, console: Console) -> int:
         _list(index, console)
         with ProgressDisplay(console) as display, _listening(runner := Runner(index, display, options.jobs)):
             runner.run()
+    if runner.freed:
+        console.print(
+            f"Optimizer states of finished runs were dropped from their checkpoints: {filesize.decimal(runner.freed)}. "
+            "keep_optimizer_states: true in the study's file keeps them.",
+            highlight=False,
+        )
     if runner.interrupted:
         console.print(f"interrupted; the same command resumes it. study: {study.folder.absolute()}", markup=False)
         return _BY_SIGNAL + runner.signal

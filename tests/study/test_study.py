@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -20,8 +20,9 @@ import torch
 import yaml
 from rich.console import Console
 
-from lightning_normgeo import read_record
+from lightning_normgeo import ResNetClassifier, read_record
 from lightning_normgeo.__main__ import main
+from lightning_normgeo.cli import run
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.study import Study, load_study
 from lightning_normgeo.study.definition import arguments_of
@@ -141,9 +142,10 @@ REFUSED = {
     "grid: {a: [1]}": r"is not a study.*name.*It needs name and grid",
     "name: s": r"is not a study.*grid.*It needs name and grid",
     "": r"is not a study.*It needs name and grid",
-    "name: s\ngrid: {a: [1]}\nseeds: 3": r"is not a study.*seeds.*may have configs, settings, save_dir",
+    "name: s\ngrid: {a: [1]}\nseeds: 3": r"is not a study.*seeds.*may have configs, settings, save_dir, keep_opt",
     "name: s\ngrid: {a: 1}": r"is not a study.*grid.*list",
     "name: s\ngrid: {a: [1": r"is not a study",
+    "name: s\ngrid: {a: [1]}\nkeep_optimizer_states: perhaps": r"is not a study.*keep_optimizer_states",
     "name: s\ngrid: {a: []}": r"grid.a has no values",
     "name: s\ngrid: {a: [1, 2, 1]}": r"grid.a has the values 1, 1, which name one run",
     "name: s\ngrid: {a: ['x/y', x y]}": r"grid.a has the values x/y, x y, which name one run",
@@ -511,6 +513,34 @@ def test_a_killed_run_is_the_one_that_was_not_bit_for_bit(killed: Killed) -> Non
     assert any("cumulative" in key for key in whole.metrics)
     assert parts.metrics == whole.metrics
     assert parts.layers == whole.layers
+
+
+@pytest.mark.usefixtures("_there")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # Lightning's, wherever a run is tested
+def test_checkpoints_of_finished_runs_are_tested_and_not_trained(
+    killed: Killed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (killed.bn, killed.gn):  # one finished when its runner had been killed
+        found = [torch.load(path, weights_only=True) for path in folder.glob("checkpoints/*.ckpt")]
+        assert found
+        assert all("optimizer_states" not in one and "loops" in one for one in found)
+    best = str(next(killed.gn.glob("checkpoints/epoch*.ckpt")))
+    options = ["--config", "base.yaml", "--model.norm", "gn", "--ckpt_path", best, "--trainer.logger", "false"]
+    cli = run(["test", *options])
+    assert cli.trainer.callback_metrics["test/accuracy"] == read_record(killed.gn).metrics["test/accuracy"][-1][1]
+    assert ResNetClassifier.load_from_checkpoint(best).hparams["norm"] == "gn"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *options, "--trainer.max_epochs", "9"])
+    assert stopped.value.code == 2
+    assert "no optimizer states, so training cannot resume from it" in capsys.readouterr().err
+    assert "keep_optimizer_states: true" in read_error(lambda: run(["fit", *options]))
+
+
+def read_error(call: Callable[[], object]) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        call()
+    return str(refused.value)
 
 
 @pytest.mark.usefixtures("_there")
