@@ -288,7 +288,7 @@ def test_a_configuration_that_disappears_fails_its_run_alone(forked: Any) -> Non
 def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Study], int]]:
     """Run ``normgeo study`` in a process of its own and return its process id; it ends with the test."""
     monkeypatch.setattr(study_command, "Runner", partial(Runner, program=PROGRAM, patience=1.0))
-    monkeypatch.setattr(study_command, "check_study", lambda *args: None)
+    monkeypatch.setattr(study_command, "checked_cases", lambda *args: [])
     runners: list[int] = []
 
     def start(study: Study) -> int:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TextIO, cast
 
 import pytest
@@ -30,7 +31,7 @@ from lightning_normgeo.study.display import ProgressDisplay, failures, listing, 
 from lightning_normgeo.study.run_progress import RunProgress
 from lightning_normgeo.study.runner import Runner
 from lightning_normgeo.study.study_index import Index, IndexEntry
-from lightning_normgeo.study.validation import check
+from lightning_normgeo.study.validation import check, checked_cases, sized_cases
 from lightning_normgeo.terminal.safe_streams import PipeSafeStream
 from lightning_normgeo.utilities.files import read_lines
 from support.isolation import REPOSITORY, isolated
@@ -400,6 +401,19 @@ def test_dry_run_lists_and_runs_nothing(base: str, capsys: pytest.CaptureFixture
     options = "--config=base.yaml --trainer.max_epochs=2 --seed_everything=3 --run=runs/s/seed=3"
     assert command == f"The first is: normgeo fit {options}"
     assert not Path("runs").exists()
+    assert "measured steps: 8 of 8 per run. records: about " in shown
+    assert "checkpoints: 2 × 89.5 MB per run while it trains, 44.8 MB each without optimizer states" in shown
+    assert re.search(r"179\.\d MB for 2 runs\ndisk: 44\d\.\d MB needed by unfinished runs, \S+ .B free\n", shown)
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_study(
+    base: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(f"name: s\nconfigs: [{base}]\ngrid: {{seed_everything: [3, 4]}}")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**7))
+    with pytest.raises(SystemExit):
+        main(["study", "study.yaml", "--dry-run"])
+    assert "The disk of runs/s has 10.0 MB free and the study needs about 44" in capsys.readouterr().out
 
 
 # A real study whose runs are killed while they train, and whose runner is killed, too.
@@ -511,6 +525,13 @@ def test_a_killed_run_is_the_one_that_was_not_bit_for_bit(killed: Killed) -> Non
     whole, parts = read_record("runs/whole/gn"), read_record(killed.gn)
     assert {"train/loss", "val/loss", "test/accuracy", "norm_growth/increment"} <= set(whole.metrics)
     assert any("cumulative" in key for key in whole.metrics)
+    size = sized_cases(checked_cases(killed.study))[-1].size  # of the same settings
+    assert (size.steps, size.measured, size.files) == (12, 12, 2)
+    assert Path("runs/whole/gn/record.jsonl").stat().st_size == pytest.approx(size.record, rel=0.25)
+    written = [path.stat().st_size for path in Path("runs/whole/gn/checkpoints").glob("*.ckpt")]
+    assert written == pytest.approx(size.files * [size.checkpoint], rel=0.02)
+    dropped = [path.stat().st_size for path in (killed.gn / "checkpoints").glob("*.ckpt")]
+    assert dropped == pytest.approx(size.files * [size.weights], rel=0.02)
     assert parts.metrics == whole.metrics
     assert parts.layers == whole.layers
 
