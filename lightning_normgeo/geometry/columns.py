@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
-from lightning_normgeo.geometry.rows import has_float64, wide_dtype
+from lightning_normgeo.geometry.rows import has_float64, on_observing_device, wide_dtype
 
 
 def repeated(values: Sequence[Scalar], lengths: Sequence[int], device: torch.device) -> Tensor:
@@ -35,7 +35,7 @@ def repeated(values: Sequence[Scalar], lengths: Sequence[int], device: torch.dev
         run = list(both)
         value, size = run[0][0], (sum(length for _, length in run),)
         if isinstance(value, Tensor):
-            runs.append(value.to(device=device, dtype=dtype).expand(size))
+            runs.append(on_observing_device(value).to(device=device, dtype=dtype).expand(size))
         else:  # filled on the device, with the number as a kernel argument: a tensor of the host would be a transfer
             runs.append(torch.full(size, value, dtype=dtype, device=device))
     return torch.cat(runs)

@@ -29,6 +29,19 @@ def has_float64(device: torch.device) -> bool:
     return device.type not in _WITHOUT_FLOAT64
 
 
+def observing_device(device: torch.device) -> torch.device:
+    """Return the device on which tensors of a device are measured: itself, or the CPU if it has no float64 (MPS)."""
+    return device if has_float64(device) else torch.device("cpu")
+
+
+def on_observing_device(tensor: Tensor) -> Tensor:
+    """Return a tensor as it is measured: itself, or a detached copy on the CPU if its device has no float64 (MPS).
+
+    Copies of unified memory are cheap, and everything after them is as exact as on a CPU.
+    """
+    return tensor if has_float64(tensor.device) else tensor.detach().cpu()
+
+
 def wide_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype in which statistics are accumulated: float64, or float32 on devices without it (MPS)."""
     return torch.float64 if has_float64(device) else torch.float32

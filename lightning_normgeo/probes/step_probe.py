@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
+from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.geometry.update_rules.decoupled_decay import shrink_of
 from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.geometry.update_rules.registry import description_of
@@ -222,7 +223,7 @@ class StepProbe:
             pending.moved = any(moved)
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None:
-            pending.valid.append(found_inf.reshape(()) == 0)
+            pending.valid.append(on_observing_device(found_inf).reshape(()) == 0)
         try:
             if pending.measured and self._measurement is not None:
                 self._look(optimizer, pending)
