@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from lightning_normgeo.callbacks._monitors.geometry_monitor import EveryNSteps, GeometryMonitor
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, WandbKeys
 from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
+from lightning_normgeo.callbacks._readings.quantiles import quantiles
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.batch_statistics import scale_gap, shift_gap, squared_gain
@@ -106,9 +106,8 @@ class AffineConvergenceMonitor(GeometryMonitor):
             device,
         )
         layers, picked = LayerSegments(names, widths, device), LayerSegments(names, runs, device)
-        stacked = torch.stack(list(gaps.values()))
-        quantiles = stacked.quantile(_levels(stacked.dtype, device), dim=1).unbind(1)
-        for (name, values), (median, q90) in zip(gaps.items(), quantiles, strict=True):
+        found = quantiles(torch.stack(list(gaps.values())), 0.5, 0.9).unbind(1)
+        for (name, values), (median, q90) in zip(gaps.items(), found, strict=True):
             key = f"affine/{name}"
             yield layers.reading(f"{key}_mean", values, layers.mean)
             yield Reading(f"{key}_median", median)
@@ -126,12 +125,6 @@ class AffineConvergenceMonitor(GeometryMonitor):
         """Return the channel of a layer that is logged separately: the same for the same seed, name and width."""
         digest = hashlib.sha256(f"{self.channel_seed}:{layer}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % channels
-
-
-@functools.lru_cache(maxsize=4)
-def _levels(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the levels of the quantiles that are logged, on the device; cached, since building them is a transfer."""
-    return torch.tensor([0.5, 0.9], dtype=dtype, device=device)
 
 
 def _gaps(passes: Sequence[BatchStatistics]) -> dict[str, Tensor]:

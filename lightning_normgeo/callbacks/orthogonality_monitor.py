@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
+from lightning_normgeo.callbacks._readings.quantiles import quantiles
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.geometry.orthogonality import cosine
@@ -51,7 +52,7 @@ class OrthogonalityMonitor(GeometryMonitor):
         """Return the readings of one step."""
         invariant, controls = measured.columns(True, "gradient"), measured.columns(False, "gradient")
         if invariant is not None:
-            yield from _cosines(self.groups[0], "", invariant, invariant.column("inner"))
+            yield from _cosines(self.groups[0], "", invariant, invariant.cosines)
             yield from _corrected(self.groups[0], invariant, measured.epsilon)
         if controls is not None:
             yield from _control(self.groups[1], controls)
@@ -61,17 +62,17 @@ def _corrected(group: str, columns: StackedUnits, epsilon: Mapping[str, Tensor])
     known = [step for step in columns.steps if step.units.name in epsilon]
     if not known:
         return
-    columns = columns if len(known) == len(columns.steps) else StackedUnits(known)
-    parts = torch.cat([epsilon[step.units.name] for step in known])
-    yield from _cosines(group, "_corrected", columns, columns.column("inner") - parts)
-
-
-def _cosines(group: str, suffix: str, columns: StackedUnits, inner: Tensor) -> Iterator[Reading]:
-    layers, partial = columns.layers, bool(suffix)
+    columns = columns.of(known)
+    inner = columns.column("inner") - torch.cat([epsilon[step.units.name] for step in known])
     cosines = cosine(inner, columns.column("weight_sq"), columns.column("gradient_sq"))
+    yield from _cosines(group, "_corrected", columns, cosines)
+
+
+def _cosines(group: str, suffix: str, columns: StackedUnits, cosines: Tensor) -> Iterator[Reading]:
+    layers, partial = columns.layers, bool(suffix)
     sizes = cosines.abs()
     yield replace(layers.reading(f"{group}/max_abs_cos{suffix}", sizes, layers.maximum), partial=partial)
-    yield Reading(f"{group}/q999_abs_cos{suffix}", sizes.quantile(0.999), partial=partial)
+    yield Reading(f"{group}/q999_abs_cos{suffix}", quantiles(sizes[None], 0.999)[0, 0], partial=partial)
     if not suffix:
         yield layers.reading(f"{group}/rms_cos", cosines.square(), layers.mean, torch.sqrt)
 
@@ -79,7 +80,7 @@ def _cosines(group: str, suffix: str, columns: StackedUnits, inner: Tensor) -> I
 def _control(group: str, columns: StackedUnits) -> Iterator[Reading]:
     """Yield cosines over the rows that have a gradient, which rows of an embedding that are in no batch have not."""
     layers, gradient_sq = columns.layers, columns.column("gradient_sq")
-    cosines = cosine(columns.column("inner"), columns.column("weight_sq"), gradient_sq)
+    cosines = columns.cosines
     sizes, has_gradient = cosines.abs(), gradient_sq > 0
     yield layers.reading(f"{group}/max_abs_cos", sizes, layers.maximum)
     yield Reading(f"{group}/q999_abs_cos", torch.where(has_gradient, sizes, torch.nan).nanquantile(0.999), partial=True)

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.callbacks._monitors import session as sessions
-from lightning_normgeo.callbacks._readings.readings import HostValues
+from lightning_normgeo.callbacks._readings import transfer
+from lightning_normgeo.callbacks._readings.transfer import HostCopy
 from lightning_normgeo.geometry.products import compiled
 
 _NO_KERNEL = {
@@ -130,17 +131,19 @@ def fake_kernels(patch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def stub_transfer(patch: pytest.MonkeyPatch) -> list[int]:
-    """Replace the transfer to the host; return the list of the numbers of values that it would bring."""
+    """Replace the copy to the host; return the list of the numbers of values that it would bring."""
     brought: list[int] = []
 
-    def transfer(readings: Any, valid: Any, chosen: Any) -> HostValues:
-        parts = [part for reading in readings for part in (reading.total, reading.by_layer) if part is not None]
-        flat = torch.cat([part.reshape(-1).to(torch.float64) for part in (*valid, *parts)])
-        assert flat.device.type == "cuda"
-        brought.append(flat.numel())
-        return HostValues({}, {}, [])
+    class Copy(HostCopy):
+        def __init__(self, values: torch.Tensor) -> None:
+            assert values.device.type == "cuda"
+            self.asynchronous = True
+            brought.append(values.numel())
 
-    patch.setattr(sessions, "transfer", transfer)
+        def wait(self) -> list[float]:
+            return [0.0] * brought[-1]  # no flag holds: an invalid step, of which nothing is made
+
+    patch.setattr(transfer, "HostCopy", Copy)
     return brought
 
 

@@ -64,17 +64,30 @@ class MeasuredStep:
 
         Args:
             invariant: True for scale-invariant weights, False for controls.
+            needs: see :meth:`all_columns`.
+        """
+        whole = self.all_columns(needs)
+        if whole is None:
+            return None
+        first = sum(step.units.invariant for step in whole.steps)
+        start, stop = (0, first) if invariant else (first, len(whole.steps))
+        if start == stop:
+            return None
+        key = (*(step.units.name for step in whole.steps[start:stop]),)
+        if key not in self._columns:
+            self._columns[key] = whole.part(start, stop)
+        return self._columns[key]
+
+    def all_columns(self, needs: Literal["gradient", "update"]) -> StackedUnits | None:
+        """Return the concatenated quantities of all weights, the scale-invariant ones first; None without any.
+
+        Args:
             needs: ``"gradient"`` for weights whose gradient is known, ``"update"`` for those whose update was measured.
         """
-        steps = [
-            step
-            for step in self.steps
-            if step.units.invariant is invariant
-            and (step.has_gradient if needs == "gradient" else step.update is not None)
-        ]
-        names = tuple(step.units.name for step in steps)
+        have = [step for step in self.steps if (step.has_gradient if needs == "gradient" else step.update is not None)]
+        names = tuple(step.units.name for step in have)
         if names and names not in self._columns:
-            self._columns[names] = StackedUnits(steps)
+            self._columns[names] = StackedUnits(sorted(have, key=lambda step: not step.units.invariant))
         return self._columns.get(names)
 
 

@@ -8,7 +8,6 @@ for all monitors, and on batches that are not measured it has only one.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -19,12 +18,11 @@ from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks._monitors import console_lines
 from lightning_normgeo.callbacks._monitors.cadence import Cadence
 from lightning_normgeo.callbacks._monitors.cumulative_state import CumulativeState
-from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
+from lightning_normgeo.callbacks._monitors.measured_rows import MeasuredRows
+from lightning_normgeo.callbacks._monitors.measured_step import Monitor
 from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.callbacks._monitors.sharded_models import sharding_of
 from lightning_normgeo.callbacks._readings.publisher import Publisher
-from lightning_normgeo.callbacks._readings.readings import HostValues, Reading, transfer
-from lightning_normgeo.callbacks._readings.symmetry_readings import RMS_CHARGE, RMS_UNCANCELED
 from lightning_normgeo.errors import remember_warnings, skipped_on_error, warn_once
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.utilities.collector import without_collector
@@ -38,6 +36,7 @@ class MonitorHooks(QuietCallback):
     def __init__(self, session: Session) -> None:
         super().__init__()
         self.__dict__["on_train_batch_start"] = session.batch_starts
+        self.__dict__["on_train_epoch_end"] = session.epoch_ends
 
     def lend(self, hooks: dict[str, Any]) -> None:
         """Set hooks by name; None removes a hook."""
@@ -63,6 +62,7 @@ class Session:
         self.left_out: Counter[str] = Counter()
         self.observer: Observer | None = None
         self.publisher = Publisher()
+        self.rows = MeasuredRows(self.publisher, self.left_out)
         self.counted = CumulativeState()
         self._cadences: tuple[int, ...] = ()
         self._armed = False
@@ -133,6 +133,7 @@ class Session:
             return
         if not self._opened:
             self._open(trainer, module)
+        self.rows.batch_starts()
         step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
         if step != self.cadence.step:
             self.observer.probe.reset()
@@ -144,6 +145,11 @@ class Session:
             self._arm(trainer, expected)
         elif self._armed:
             self._disarm()
+
+    @skipped_on_error
+    def epoch_ends(self, trainer: Any, module: Any) -> None:
+        """Publish a row that is on its way, before others read the numbers of the epoch."""
+        self.rows.finish()
 
     def _open(self, trainer: Any, module: nn.Module) -> None:
         """Print the opening console line, before the first batch."""
@@ -158,6 +164,7 @@ class Session:
     @skipped_on_error
     def _close(self, trainer: Any) -> None:
         """Print the closing console line, and send the summary to the loggers that keep one."""
+        self.rows.finish()
         self.cadence.finish()
         if self.cadence.missed:
             self.left_out["no optimizer took a step"] += self.cadence.missed
@@ -193,6 +200,7 @@ class Session:
         assert self.observer is not None  # noqa: S101
         if not self._armed:
             self._armed = True
+            self.rows.finish()  # what it refutes is not measured again
             due = [monitor for monitor in self.monitors if monitor.cadence()]
             self.observer.arm(due, self.cadence.due)
             hooks = (self._before_backward, self._after_backward, self._batch_ends)
@@ -236,61 +244,4 @@ class Session:
         if found is None:  # a batch without a loss, which the probe has counted
             return
         measured, valid = found
-        row = self._row(monitors, measured, valid)
-        if row is not None:
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped
-            self.publisher.publish(row, trainer, step, monitors)
-
-    def _row(self, monitors: list[Monitor], measured: MeasuredStep, valid: list[Tensor]) -> HostValues | None:
-        """Return the readings on the host; read again, with new controls, if they refute the invariance of weights."""
-        assert self.observer is not None  # noqa: S101
-        confirmation = self.observer.confirmation
-        for monitor in monitors:
-            monitor.find_layers(step.units.layer for step in measured.steps)
-        row = self._read(monitors, measured, valid)
-        verdict = None if row is None or measured.turned else confirmation.judge(row, measured)
-        if row is not None and verdict is not None and verdict.refuted:
-            confirmation.refute(verdict.refuted, row)
-            measured = measured.without_invariance(verdict.refuted)
-            row = self._read(monitors, measured, valid)
-        row = self._without_refuted_symmetries(monitors, measured, valid, row)
-        if row is not None:
-            self.publisher.check(row, measured, verdict)
-        return row
-
-    def _without_refuted_symmetries(
-        self, monitors: list[Monitor], measured: MeasuredStep, valid: list[Tensor], row: HostValues | None
-    ) -> HostValues | None:
-        """Return the row, read again without families of symmetries that its charges refute."""
-        probe = None if self.observer is None else self.observer.symmetries
-        if probe is None or row is None or measured.symmetry is None or measured.turned:
-            return row
-        refuted = probe.refute(row.internal.get(RMS_CHARGE, {}), row.internal.get(RMS_UNCANCELED, {}))
-        if not refuted:
-            return row
-        return self._read(monitors, replace(measured, symmetry=measured.symmetry.without(refuted)), valid)
-
-    def _read(self, monitors: list[Monitor], measured: MeasuredStep, valid: list[Tensor]) -> HostValues | None:
-        """Return the readings of all monitors on the host, in one transfer; None for an invalid step."""
-        assert self.observer is not None  # noqa: S101
-        readings = [reading for monitor in monitors for reading in _readings(monitor, measured) or ()]
-        readings += self.observer.confirmation.readings(measured)
-        row = transfer(readings, valid, _chosen(monitors)) if readings else None
-        if row is None and readings:
-            self.left_out["its gradients are not finite"] += 1
-        if readings:
-            self.publisher.witness(row is not None, self.cadence.step - 1)
-        return row
-
-
-def _chosen(monitors: list[Monitor]) -> dict[str, frozenset[str]]:
-    chosen: dict[str, frozenset[str]] = {}
-    for monitor in monitors:
-        for group, layers in monitor.chosen().items():
-            chosen[group] = chosen.get(group, frozenset()) | layers
-    return chosen
-
-
-@skipped_on_error
-def _readings(monitor: Any, measured: MeasuredStep) -> list[Reading]:
-    return list(monitor.measure(measured))
+        self.rows.add(measured, valid, monitors, observer, trainer, trainer.fit_loop.epoch_loop._batches_that_stepped)

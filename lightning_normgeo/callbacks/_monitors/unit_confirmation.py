@@ -10,7 +10,6 @@ import torch
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
 from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
 from lightning_normgeo.callbacks._readings.readings import HostValues, Reading
-from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.orthogonality import cosine
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
@@ -51,20 +50,18 @@ class UnitConfirmation:
 
     def readings(self, measured: MeasuredStep) -> list[Reading]:
         """Return the cosines of every weight that moved, raw and corrected for the ε of batch normalizations."""
-        asked, epsilon = [step for step in measured.steps if step.has_gradient], measured.epsilon
-        if not asked:
+        columns, epsilon = measured.all_columns("gradient"), measured.epsilon
+        if columns is None:
             return []
-        columns, names = StackedUnits(asked), [step.units.name for step in asked]
-        inner = columns.column("inner")
+        names, inner = [step.units.name for step in columns.steps], columns.column("inner")
         zero = inner.new_zeros(())
-        rest = inner - torch.cat([epsilon.get(s.units.name, zero.expand(s.units.count)) for s in asked])
-        squares = (
-            cosine(i, columns.column("weight_sq"), columns.column("gradient_sq")).square() for i in (inner, rest)
-        )
-        raw, corrected = (columns.layers.mean(square).sqrt() for square in squares)
+        rest = inner - torch.cat([epsilon.get(s.units.name, zero.expand(s.units.count)) for s in columns.steps])
+        corrected = cosine(rest, columns.column("weight_sq"), columns.column("gradient_sq"))
+        squares = torch.stack([columns.cosines, corrected], 1).square()
+        raw, without_epsilon = columns.layers.mean(squares).sqrt().unbind(1)
         return [
             Reading(_RAW, None, raw, names, internal=True),
-            Reading(_CORRECTED, None, corrected, names, internal=True),
+            Reading(_CORRECTED, None, without_epsilon, names, internal=True),
             *_largest_share(measured.statistics),
         ]
 

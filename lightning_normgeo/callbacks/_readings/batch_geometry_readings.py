@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
+from lightning_normgeo.callbacks._readings.quantiles import quantiles
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.geometry.batch_outputs import COLLAPSED_ABOVE, epsilon_over_variance, radius_reached
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
@@ -61,9 +62,10 @@ def output_readings(statistics: Mapping[str, Sequence[BatchStatistics]]) -> Iter
     collapsed = (ratios > COLLAPSED_ABOVE).to(ratios)
     yield layers.reading(f"{GROUP}/collapsed_channels", collapsed, layers.sum)
     yield layers.reading(f"{GROUP}/collapsed_share", collapsed, layers.mean)
-    yield Reading(f"{GROUP}/epsilon_over_variance_median", ratios.quantile(0.5))
+    median_ratio, median_radius = quantiles(torch.stack([ratios, radii]), 0.5)[0]
+    yield Reading(f"{GROUP}/epsilon_over_variance_median", median_ratio)
     yield layers.reading(f"{GROUP}/epsilon_over_variance_max", ratios, layers.maximum)
-    yield Reading(f"{GROUP}/radius_reached_median", radii.quantile(0.5))
+    yield Reading(f"{GROUP}/radius_reached_median", median_radius)
     smallest = layers.maximum(-radii)
     yield Reading(f"{GROUP}/radius_reached_min", radii.amin(), -smallest, layers.names)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ class LayerSegments:
         """Return the mean over the units of each layer."""
         if has_float64(values.device):
             return torch.segment_reduce(values, "mean", offsets=self._offsets, unsafe=True)
-        return self.sum(values) / self._lengths
+        return self.sum(values) / self._lengths.view(-1, *(1 for _ in values.shape[1:]))
 
     def reading(
         self,
@@ -74,6 +74,13 @@ class LayerSegments:
         """
         whole: Callable[[Tensor], Tensor] = _WHOLE[reduce.__name__]
         return Reading(key, finish(whole(values)), finish(reduce(values)), self.names)
+
+    def sums(self, columns: Mapping[str, Tensor]) -> Iterator[Reading]:
+        """Yield a reading of sums for each of several quantities, by key, all made by the same few operations."""
+        stacked = torch.stack(list(columns.values()), 1)
+        parts = zip(columns, stacked.sum(0).unbind(), self.sum(stacked).unbind(1), strict=True)
+        for key, total, by_layer in parts:
+            yield Reading(key, total, by_layer, self.names)
 
     def reading_of_some(
         self,

@@ -1,13 +1,11 @@
-"""Readings: measured quantities on the device, their single transfer to the host, and their way to all loggers."""
+"""Readings: measured quantities on the device, their values on the host, and their way to all loggers."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_normgeo._lightning import is_wandb
@@ -55,54 +53,6 @@ class HostValues:
     watched: list[str]
     dropped: int = 0
     internal: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-def transfer(
-    readings: Sequence[Reading], valid: Sequence[Tensor], chosen: dict[str, frozenset[str]]
-) -> HostValues | None:
-    """Bring readings to the host in one transfer.
-
-    Args:
-        readings: quantities on one device.
-        valid: boolean scalars on the device. The step is invalid unless all are true.
-        chosen: for each metric group, the layers that get metric keys of their own.
-
-    Returns:
-        The row, or None for an invalid step, such as one with gradients that are not finite.
-    """
-    parts = [flag.reshape(1) for flag in valid]
-    for reading in readings:
-        parts += [part.reshape(-1) for part in (reading.total, reading.by_layer) if part is not None]
-    wide = next((part.dtype for part in parts if part.is_floating_point()), torch.float64)
-    values = iter(torch.cat([part.to(wide) for part in parts]).tolist())
-    flags = [next(values) for _ in valid]
-    if not all(flags):
-        return None
-    row = HostValues({}, {}, [])
-    dropped = sum(_unpack(reading, values, chosen, row) for reading in readings)
-    return replace(row, dropped=dropped)
-
-
-def _unpack(reading: Reading, values: Any, chosen: dict[str, frozenset[str]], row: HostValues) -> int:
-    """Add one reading to the row; return how many of its values were not finite."""
-    found: list[float] = []
-    if reading.total is not None:
-        found.append(next(values))
-        if math.isfinite(found[0]):
-            row.scalars[reading.key] = found[0]
-            if not reading.of_this_process:
-                row.watched.append(reading.key)
-    if reading.by_layer is not None:
-        by_layer = {layer: next(values) for layer in reading.layers}
-        found += by_layer.values()
-        finite = {layer: value for layer, value in by_layer.items() if math.isfinite(value)}
-        if reading.internal:
-            row.internal.setdefault(reading.key, {}).update(finite)  # invariant weights and controls
-        else:
-            row.layers[reading.key] = finite
-            wanted = chosen.get(reading.key.partition("/")[0], frozenset())
-            row.scalars.update({f"{reading.key}/{layer}": value for layer, value in finite.items() if layer in wanted})
-    return 0 if reading.partial or reading.internal else sum(not math.isfinite(value) for value in found)
 
 
 def log_readings(row: HostValues, loggers: Iterable[Any], step: int, for_wandb: Mapping[str, float]) -> None:

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.callbacks._monitors.cadence import Cadence
 from lightning_normgeo.callbacks._monitors.cumulative_state import CumulativeState
+from lightning_normgeo.callbacks._monitors.measured_rows import MeasuredRows
 from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.callbacks._monitors.session import Session
 from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirmation
@@ -257,7 +258,10 @@ INSIDE: list[tuple[type, str]] = [
     (Session, "_open"),
     (Session, "_arm"),
     (Session, "_disarm"),
-    (Session, "_row"),
+    (MeasuredRows, "add"),
+    (MeasuredRows, "finish"),
+    (MeasuredRows, "batch_starts"),
+    (MeasuredRows, "_checked"),
     (Session, "_close"),
     (Cadence, "advance"),
     (Cadence, "take"),

@@ -1,0 +1,96 @@
+"""Transfer of the readings of one measured step from the device to the host: one copy, which nothing waits for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_normgeo.callbacks._readings.readings import HostValues, Reading
+
+
+class HostCopy:
+    """Values on their way to the host.
+
+    From a CUDA device they are copied to pinned memory behind the work that is queued there, while the host goes on.
+    From other devices they are read at once.
+
+    Args:
+        values: a flat tensor.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.asynchronous = values.device.type == "cuda"
+        self._values = values
+        if self.asynchronous:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(values.device))
+
+    def wait(self) -> list[float]:
+        """Return the values; waits until they have arrived."""
+        if self.asynchronous:
+            self._copied.synchronize()
+        return self._values.tolist()
+
+
+class Transfer:
+    """The readings of one measured step on their way to the host.
+
+    Args:
+        readings: quantities on one device.
+        valid: boolean scalars on the device. The step is invalid unless all are true.
+    """
+
+    def __init__(self, readings: Sequence[Reading], valid: Sequence[Tensor]) -> None:
+        self.readings, self._flags = readings, len(valid)
+        parts = [flag.reshape(1) for flag in valid]
+        for reading in readings:
+            parts += [part.reshape(-1) for part in (reading.total, reading.by_layer) if part is not None]
+        wide = next((part.dtype for part in parts if part.is_floating_point()), torch.float64)
+        self._copy = HostCopy(torch.cat([part.to(wide) for part in parts]))
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether values may still be on their way."""
+        return self._copy.asynchronous
+
+    def row(self, chosen: dict[str, frozenset[str]]) -> HostValues | None:
+        """Return the row on the host, or None for an invalid step, such as one with gradients that are not finite.
+
+        Args:
+            chosen: for each metric group, the layers that get metric keys of their own.
+        """
+        values = iter(self._copy.wait())
+        flags = [next(values) for _ in range(self._flags)]
+        if not all(flags):
+            return None
+        row = HostValues({}, {}, [])
+        dropped = sum(_unpack(reading, values, chosen, row) for reading in self.readings)
+        return replace(row, dropped=dropped)
+
+
+def _unpack(reading: Reading, values: Iterator[float], chosen: dict[str, frozenset[str]], row: HostValues) -> int:
+    """Add one reading to the row; return how many of its values were not finite."""
+    found: list[float] = []
+    if reading.total is not None:
+        found.append(next(values))
+        if math.isfinite(found[0]):
+            row.scalars[reading.key] = found[0]
+            if not reading.of_this_process:
+                row.watched.append(reading.key)
+    if reading.by_layer is not None:
+        by_layer = {layer: next(values) for layer in reading.layers}
+        found += by_layer.values()
+        finite = {layer: value for layer, value in by_layer.items() if math.isfinite(value)}
+        if reading.internal:
+            row.internal.setdefault(reading.key, {}).update(finite)  # invariant weights and controls
+        else:
+            row.layers[reading.key] = finite
+            wanted = chosen.get(reading.key.partition("/")[0], frozenset())
+            row.scalars.update({f"{reading.key}/{layer}": value for layer, value in finite.items() if layer in wanted})
+    return 0 if reading.partial or reading.internal else sum(not math.isfinite(value) for value in found)
