@@ -221,8 +221,7 @@ class StepProbe:
         if description_of(type(optimizer)) is None:
             moved = (p._version != pending.versions.get(id(p)) for g in optimizer.param_groups for p in g["params"])
             pending.moved = any(moved)
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None:
+        if (found_inf := getattr(optimizer, "found_inf", None)) is not None:
             pending.valid.append(on_observing_device(found_inf).reshape(()) == 0)
         try:
             if pending.measured and self._measurement is not None:

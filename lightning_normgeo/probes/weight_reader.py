@@ -19,7 +19,6 @@ from lightning_normgeo.geometry.rows import (
     observing_device,
     on_observing_device,
     output_rows,
-    wide_dtype,
 )
 from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.geometry.update_rules.recipe import Group
@@ -235,8 +234,8 @@ def scale_gradients(
             gradient = on_observing_device(scale.grad.detach())
             found[gradient.device][k] = gradient.reshape(-1)
     gradients: list[Tensor | None] = [None] * len(all_units)
-    for device, parts in found.items():
-        flat = torch.cat(list(parts.values())).to(wide_dtype(device))
+    for parts in found.values():
+        flat = torch.cat(list(parts.values())).double()
         flat = flat if by is None else flat.div(by)
         for k, part in zip(parts, torch.split(flat, [part.numel() for part in parts.values()]), strict=True):
             gradients[k] = part

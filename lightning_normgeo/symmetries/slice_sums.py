@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.products.compiled import fast, readable
-from lightning_normgeo.geometry.rows import as_rows, on_observing_device, wide_dtype
+from lightning_normgeo.geometry.rows import as_rows, on_observing_device
 from lightning_normgeo.symmetries.slices import Slices
 
 _BLOCK = 2**18
@@ -57,7 +57,7 @@ def _sums(
     for own in slices:
         by_parameter[own.parameter].append(own)
     count = slices[-1].stop if slices else 0
-    sums = torch.zeros(products, count, dtype=wide_dtype(device), device=device)
+    sums = torch.zeros(products, count, dtype=torch.float64, device=device)
     compiled = _by_compiled_loops(by_parameter, tensors)
     for name, several in by_parameter.items():
         if name in compiled:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.angles import UpdateProducts, many_update_products
-from lightning_normgeo.geometry.rows import observing_device, on_observing_device, wide_dtype
+from lightning_normgeo.geometry.rows import observing_device, on_observing_device
 from lightning_normgeo.probes.explain import gradient_scale, groups_of
 from lightning_normgeo.symmetries.families import Family
 from lightning_normgeo.symmetries.slice_sums import SliceSums, slice_sums, squared_norms
@@ -128,7 +128,7 @@ class ParametersBefore:
         """Return an option of the parameter group of each slice."""
         values = {own: _number(group.get(name, missing)) for own, group in self._options.items()}
         found = self._of_each(lambda own: values.get(own, 0.0))
-        return torch.from_numpy(found).to(self._device, wide_dtype(self._device))
+        return torch.from_numpy(found).to(self._device, torch.float64)
 
     def _of_each(self, value: Callable[[str], float]) -> Array:
         """Return a value of the parameter of each slice."""

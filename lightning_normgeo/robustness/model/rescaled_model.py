@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.geometry.rows import on_observing_device
+from lightning_normgeo.geometry.rows import on_observing_device, stored_like
 from lightning_normgeo.normalization.names import by_clean_name, clean_name
 from lightning_normgeo.normalization.surgery.preceding_layers import trainable
 from lightning_normgeo.robustness.model.folded_model import FoldedModel
@@ -141,7 +141,8 @@ class RescaledModel:
                 "running_var": ratio.square() * on_observing_device(variance).double(),
             }
             for key, values in scaled.items():
-                self._places.append((layer._buffers, key, values.to(mean.dtype).to(mean.device)))
+                stored = stored_like(cast("Tensor", layer._buffers[key]), values)
+                self._places.append((layer._buffers, key, stored))
 
     def _checked_difference(self, logits: Callable[[Tensor], Tensor], images: Tensor) -> float:
         difference = logit_change(self.active(), logits, images)
