@@ -46,7 +46,7 @@ loader = DataLoader(TensorDataset(images, torch.tensor(digits.target)), batch_si
 record = RecordLogger("runs")
 checkpoint = ModelCheckpoint(monitor="norm_growth/angular_update", mode="min")
 callbacks = [NormGrowthMonitor(cumulative=True), checkpoint]
-trainer = L.Trainer(max_epochs=5, accelerator="cpu", logger=[record], callbacks=callbacks, log_every_n_steps=5)
+trainer = L.Trainer(max_epochs=5, devices=1, logger=[record], callbacks=callbacks, log_every_n_steps=5)
 model = Classifier()
 print(scale_invariant_units(model.network, images[:8]))
 trainer.fit(model, loader)

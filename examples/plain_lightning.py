@@ -50,7 +50,7 @@ train, test = random_split(TensorDataset(images, torch.tensor(labels)), [0.8, 0.
 record = ng.RecordLogger("runs")  # beside the loggers you have
 monitors = [ng.OrthogonalityMonitor(), ng.NormGrowthMonitor(), ng.AffineConvergenceMonitor()]
 callbacks = [*monitors, ng.RobustnessEvaluation()]
-trainer = pl.Trainer(max_epochs=5, accelerator="cpu", logger=[record], callbacks=callbacks, log_every_n_steps=10)
+trainer = pl.Trainer(max_epochs=5, devices=1, logger=[record], callbacks=callbacks, log_every_n_steps=10)
 model = Classifier()
 trainer.fit(model, DataLoader(train, batch_size=64, shuffle=True))
 geometry = dict(trainer.callback_metrics)

@@ -63,7 +63,7 @@ ALLOWED = {
     | {"symmetries", "utilities.lazy_names"},
     "cli": {"_lightning", "_version", "callbacks", "data", "models", "report", "runs", "terminal"}
     | {"utilities.checkpoints"},
-    "study": {"_version", "cli", "report", "runs", "terminal"} | _FILES,
+    "study": {"_version", "callbacks", "cli", "report", "runs", "terminal"} | _FILES,
     "__main__": {"_version", "cli", "report", "study", "terminal"},
 }
 # external packages that the parts without a Trainer may import

@@ -13,6 +13,7 @@ from lightning_normgeo.callbacks._monitors.sharded_models import runs_under
 from lightning_normgeo.callbacks._robustness.progress_bars import named_steps
 from lightning_normgeo.callbacks._robustness.weight_averaging import check_behind_averaging
 from lightning_normgeo.errors import ConfigurationError, skipped_on_error, warn_once
+from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.normalization.example_inputs import few
 from lightning_normgeo.normalization.parametrizations import Linear
 from lightning_normgeo.robustness.effective.measure import STEPS, effective_weights
@@ -190,7 +191,8 @@ def _copied(leaf: Any) -> Any:
 def _fingerprint(module: nn.Module) -> list[float]:
     """Return numbers that tell the weights and statistics of a model apart from others."""
     tensors = [*module.parameters(), *module.buffers()]
-    sums = [t.detach().double() for t in tensors if t.is_floating_point() and t.device.type != "meta"]
+    held = (t.detach() for t in tensors if t.is_floating_point() and t.device.type != "meta")
+    sums = [on_observing_device(t).double() for t in held]
     return [float(value) for t in sums for value in (t.sum(), t.square().sum())]
 
 

@@ -90,7 +90,7 @@ def channel_table(
         # made under torch.inference_mode, tensors have no graph
         example = pytree.tree_map(lambda leaf: leaf.clone() if _is_inference(leaf) else leaf, example)
         moments = _moments(norms, traced, example)
-        gamma = torch.cat([layer.weight.detach().double().cpu().flatten() for layer in norms.values()])
+        gamma = torch.cat([layer.weight.detach().cpu().double().flatten() for layer in norms.values()])
         product, share, readers = _read_by(traced, norms, few(example), gamma, prefix)
         layers, left_out = _layers(norms, moments, product, share, readers)
     if not layers:
@@ -173,8 +173,8 @@ def _layers(
             continue
         layers[name] = LayerChannels(
             name,
-            layer.weight.detach().double().cpu(),
-            layer.bias.detach().double().cpu(),
+            layer.weight.detach().cpu().double(),
+            layer.bias.detach().cpu().double(),
             product[own],
             share[own],
             torch.from_numpy(readers.writers[own]),

@@ -209,7 +209,7 @@ def _by_slice(matrix: Tensor, factors: Tensor, shared: bool) -> Tensor:
     parts = []
     size = max(1, _BLOCK // max(1, matrix[:1].numel()))
     for start in range(0, len(matrix), size):
-        squares = matrix[start : start + size].double().cpu().square().sum(2)
+        squares = matrix[start : start + size].cpu().double().square().sum(2)
         shares = input_shares(squares, factors if shared else factors[start : start + size])
         parts.append(shares.sum(0) if shared else shares.reshape(-1))
     return torch.stack(parts).sum(0) if shared else torch.cat(parts)

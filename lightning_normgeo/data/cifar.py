@@ -12,6 +12,7 @@ from lightning_normgeo.data.images import ImageDataModule
 from lightning_normgeo.errors import ConfigurationError
 
 _SETS = {"cifar10": (torchvision.datasets.CIFAR10, 10), "cifar100": (torchvision.datasets.CIFAR100, 100)}
+_TRAINING_IMAGES = 50_000
 
 
 class CIFARDataModule(ImageDataModule):
@@ -50,6 +51,10 @@ class CIFARDataModule(ImageDataModule):
         self.save_hyperparameters()
         self.dataset_name, self.data_dir, self.download = name, data_dir, download
         self.num_classes = _SETS[name][1]
+
+    def training_images(self) -> int:
+        """Return 50,000, the size of both training sets."""
+        return _TRAINING_IMAGES
 
     def prepare_data(self) -> None:
         """Download the data; Lightning calls this on one process only."""

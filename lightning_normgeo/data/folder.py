@@ -66,6 +66,10 @@ class ImageFolderDataModule(ImageDataModule):
                 f"Classes of {self.root}/train and {self.root}/test differ: {', '.join(differing)}."
             )
 
+    def training_images(self) -> int:
+        """Return the number of image files in the training folders."""
+        return sum(len(_images(self.root / "train" / name)) for name in self.classes)
+
     def load(self, split: str) -> tuple[Tensor, Tensor]:
         """Return images, uint8 ``(n, 3, image_size, image_size)``, and labels ``(n,)`` of ``train`` or ``test``."""
         files = [(file, label) for label, name in enumerate(self.classes) for file in _images(self.root / split / name)]

@@ -92,6 +92,15 @@ class ImageDataModule(pl.LightningDataModule):
         """Return images, uint8 ``(n, channels, height, width)``, and labels ``(n,)`` of ``train`` or ``test``."""
         raise NotImplementedError
 
+    def training_images(self) -> int:
+        """Return the number of training images before the split, found as quickly as the data allows."""
+        return len(self.load("train")[1])
+
+    def training_batches(self) -> int:
+        """Return the number of training batches of an epoch on one device, to one per class and batch size."""
+        images = round(self.training_images() * (1 - self.val_fraction))
+        return max(images // self.batch_size, 1)
+
     def setup(self, stage: str | None = None) -> None:
         """Load the images that a stage needs, unless they are loaded already."""
         if stage in (None, "fit", "validate") and "train" not in self._sets:

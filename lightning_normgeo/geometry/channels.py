@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.rows import on_observing_device
 
 _BLOCK = 2**22
 """Elements of an activation that are converted to float64 at once."""
@@ -106,10 +106,9 @@ class ChannelMoments:
 
         Cost: channels² multiplications per value of a channel, and a float64 copy of a few samples at a time.
         """
-        wide = wide_dtype(activation.device)
         per_sample = max(1, activation[:1].numel())
         for block in torch.split(activation.detach(), max(1, _BLOCK // per_sample)):
-            columns = block.to(wide).movedim(1, 0).flatten(1)
+            columns = on_observing_device(block).double().movedim(1, 0).flatten(1)
             if self._sums is None:
                 # deviations from about the mean, so that differences of large numbers do not cancel
                 shift = columns.mean(1, keepdim=True)
@@ -224,8 +223,8 @@ def merge_order(dissimilarity: Tensor, importance: Tensor) -> Merging:
     Cost: about channels² operations on the host.
     """
     count = len(importance)
-    left = dissimilarity.detach().double().cpu().clone().fill_diagonal_(torch.inf)
-    weight = importance.detach().double().cpu()
+    left = dissimilarity.detach().cpu().double().clone().fill_diagonal_(torch.inf)
+    weight = importance.detach().cpu().double()
     price, partner = torch.full((count,), torch.inf, dtype=torch.float64), torch.arange(count)
     if count < 2:
         return Merging(price, partner)

@@ -25,12 +25,33 @@ _WITHOUT_FLOAT64 = {"mps"}
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether a device has float64; without it statistics have a relative error of about 1e-6."""
+    """Whether a device has float64."""
     return device.type not in _WITHOUT_FLOAT64
 
 
+def observing_device(device: torch.device) -> torch.device:
+    """Return the device on which tensors of a device are measured: itself, or the CPU if it has no float64 (MPS)."""
+    return device if has_float64(device) else torch.device("cpu")
+
+
+def on_observing_device(tensor: Tensor) -> Tensor:
+    """Return a tensor as it is measured: itself, or a detached copy on the CPU if its device has no float64 (MPS).
+
+    Everything that is computed from the copy is as exact as on a CPU.
+    """
+    return tensor if has_float64(tensor.device) else tensor.detach().cpu()
+
+
+def stored_like(tensor: Tensor, values: Tensor) -> Tensor:
+    """Return real values in the dtype of a tensor, rounded before they go to its device, which may have no float64."""
+    return values.to(tensor.dtype.to_real()).to(tensor.device)
+
+
 def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype in which statistics are accumulated: float64, or float32 on devices without it (MPS)."""
+    """Return the dtype of sums over a tensor that stays on its device: float64, or float32 on devices without it (MPS).
+
+    In float32 they have a relative error of about 1e-6. Monitors and probes read :func:`on_observing_device` instead.
+    """
     return torch.float64 if has_float64(device) else torch.float32
 
 

@@ -164,7 +164,12 @@ class ResNetClassifier(pl.LightningModule):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of a model with another architecture, normalization, stem or number of classes."""
+        """Refuse the checkpoint of another model, and in ``fit`` one without optimizer states.
+
+        Raises:
+            ConfigurationError: If its architecture, normalization, stem or number of classes is another one, or
+                training is to resume from weights alone.
+        """
         saved = checkpoint.get("hyper_parameters", {})
         for name in ("arch", "norm", "stem", "num_classes"):
             if name in saved and saved[name] != self.hparams[name]:
@@ -172,6 +177,13 @@ class ResNetClassifier(pl.LightningModule):
                     f"The checkpoint was trained with {name}={saved[name]!r}, the model has "
                     f"{name}={self.hparams[name]!r}. Set model.{name}={saved[name]} or choose another checkpoint."
                 )
+        resumes = self._trainer is not None and self._trainer.state.fn == "fit"
+        if resumes and "optimizer_states" not in checkpoint:
+            raise ConfigurationError(
+                "The checkpoint holds no optimizer states, so training cannot resume from it; it can be tested and "
+                "evaluated. A study drops them when a run has finished: keep_optimizer_states: true in its file keeps "
+                "those of later runs. Elsewhere, save with save_weights_only=False."
+            )
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         images, labels = batch

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.normalization.layers import MeanOnlyBatchNorm
 from lightning_normgeo.normalization.parametrizations import (
     Gain,
@@ -94,17 +95,18 @@ def scale_and_shift(norm_layer: NormLayer, dtype: torch.dtype) -> tuple[Tensor, 
         dtype: to compute in.
 
     Returns:
-        a and b, each of shape ``(channels,)``.
+        a and b, each of shape ``(channels,)``, on the CPU if the device has no float64.
     """
-    mean, variance = norm_layer.statistics
-    like = next(part for part in (variance, mean, norm_layer.gamma, norm_layer.beta) if part is not None)
+    given = (*norm_layer.statistics, norm_layer.gamma, norm_layer.beta)
+    mean, variance, gamma, beta = (None if part is None else on_observing_device(part) for part in given)
+    like = next(part for part in (variance, mean, gamma, beta) if part is not None)
     factors, offset = like.new_ones(norm_layer.channels, dtype=dtype), like.new_zeros(norm_layer.channels, dtype=dtype)
     if variance is not None:
         factors = torch.rsqrt(variance.to(dtype) + cast("float", norm_layer.layer.eps))
-    if norm_layer.gamma is not None:
-        factors = factors * channel_values(norm_layer.gamma).to(dtype)
+    if gamma is not None:
+        factors = factors * channel_values(gamma).to(dtype)
     offset = offset if mean is None else -mean.to(dtype) * factors
-    return factors, offset if norm_layer.beta is None else offset + channel_values(norm_layer.beta).to(dtype)
+    return factors, offset if beta is None else offset + channel_values(beta).to(dtype)
 
 
 @torch.no_grad()

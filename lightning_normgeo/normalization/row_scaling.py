@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.normalization.surgery.norm_layers import overrides
 
 Linear = (nn.Linear, nn.modules.conv._ConvNd)
@@ -40,8 +41,8 @@ def scales_with_weight(layer: nn.Module) -> bool:
 
 
 def _is_linear_in_rows(layer: nn.Module) -> bool:
-    state = {name: p.detach().double() for name, p in layer.named_parameters() if p.is_floating_point()}
-    state |= {name: b.double() for name, b in layer.named_buffers() if b.is_floating_point()}
+    held = (*layer.named_parameters(), *layer.named_buffers())
+    state = {name: on_observing_device(t.detach()).double() for name, t in held if t.is_floating_point()}
     weight, bias = state["weight"], state.get("bias")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_input_shape(layer), generator=generator, dtype=weight.dtype).to(weight.device)

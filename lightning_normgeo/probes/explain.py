@@ -15,7 +15,7 @@ from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.geometry.increments.norm_increments import predicted_increment
 from lightning_normgeo.geometry.products.one_pass import is_additive
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
-from lightning_normgeo.geometry.rows import is_sharded
+from lightning_normgeo.geometry.rows import is_sharded, on_observing_device
 from lightning_normgeo.geometry.update_rules.recipe import Group, scalar
 from lightning_normgeo.geometry.update_rules.registry import described_safely, warn_unexplained
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule, whole_products
@@ -29,7 +29,7 @@ def groups_of(optimizer: Optimizer) -> dict[int, Group]:
 def gradient_scale(optimizer: Optimizer) -> Tensor | None:
     """Return the factor that scales the gradients, or None: fused optimizers unscale them inside their step."""
     scale: Tensor | None = getattr(optimizer, "grad_scale", None)
-    return scale
+    return None if scale is None else on_observing_device(scale)
 
 
 def learning_rate(group: Group) -> Scalar:
@@ -93,7 +93,7 @@ def plan(
     if isinstance(rule, WholeTensorRule):
         known = _known(rule, rows, parameter, state, scale)
         rule, state = (rule if known else None), ()
-    weight, gradient, *others = (rows(tensor) for tensor in (parameter, parameter.grad, *state))
+    weight, gradient, *others = (rows(on_observing_device(tensor)) for tensor in (parameter, parameter.grad, *state))
     reads = WeightPass(
         weight, gradient, tuple(others), rule, scale, None if keep is None else keep.view(weight.shape), known
     )
@@ -110,9 +110,11 @@ def _known(
     """Return the products of a rule that needs whole tensors; empty if it fails or the tensor is sharded."""
     if is_sharded(parameter) or parameter.is_complex() or parameter.grad is None:
         return ()
-    gradient = parameter.grad if scale is None else parameter.grad / scale
+    gradient = on_observing_device(parameter.grad)
+    gradient = gradient if scale is None else gradient / scale
     try:
-        return whole_products(rule, rows, parameter.detach(), gradient.detach(), *state)
+        weight, others = on_observing_device(parameter.detach()), map(on_observing_device, state)
+        return whole_products(rule, rows, weight, gradient.detach(), *others)
     except Exception as error:
         warn_unexplained(rule, error)
         return ()

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
+from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.geometry.update_rules.decoupled_decay import shrink_of
 from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.geometry.update_rules.registry import description_of
@@ -220,9 +221,8 @@ class StepProbe:
         if description_of(type(optimizer)) is None:
             moved = (p._version != pending.versions.get(id(p)) for g in optimizer.param_groups for p in g["params"])
             pending.moved = any(moved)
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None:
-            pending.valid.append(found_inf.reshape(()) == 0)
+        if (found_inf := getattr(optimizer, "found_inf", None)) is not None:
+            pending.valid.append(on_observing_device(found_inf).reshape(()) == 0)
         try:
             if pending.measured and self._measurement is not None:
                 self._look(optimizer, pending)

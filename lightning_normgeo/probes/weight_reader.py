@@ -14,7 +14,13 @@ from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, m
 from lightning_normgeo.geometry.columns import run_sums
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, UpdateRule
 from lightning_normgeo.geometry.products.one_pass import is_additive, many_weight_products, weight_products
-from lightning_normgeo.geometry.rows import as_rows, in_memory_order, output_rows, wide_dtype
+from lightning_normgeo.geometry.rows import (
+    as_rows,
+    in_memory_order,
+    observing_device,
+    on_observing_device,
+    output_rows,
+)
 from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, learning_rate, plan
@@ -96,7 +102,10 @@ class WeightReader:
     def add_updates(self, steps: Sequence[WeightStep], observed: Sequence[Observed]) -> None:
         """Measure D = W⁺ - W of weights of which a copy was kept."""
         pairs = [
-            (self._own_rows(units, self._before[id(p)], like=p), self._own_rows(units, p.detach(), like=p))
+            (
+                self._own_rows(units, self._before[id(p)], like=p),
+                self._own_rows(units, on_observing_device(p.detach()), like=p),
+            )
             for one in observed
             for units, p in one.parts
         ]
@@ -186,8 +195,9 @@ class WeightReader:
 
     def _buffer(self, parameter: nn.Parameter) -> Tensor:
         buffer, part = self._before.get(id(parameter)), self._part(parameter)
-        if buffer is None or buffer.shape != part.shape or buffer.device != part.device:
-            buffer = self._before[id(parameter)] = torch.empty_like(part, requires_grad=False)
+        device = observing_device(part.device)
+        if buffer is None or buffer.shape != part.shape or buffer.device != device:
+            buffer = self._before[id(parameter)] = torch.empty_like(part, requires_grad=False, device=device)
         return buffer
 
 
@@ -238,10 +248,11 @@ def scale_gradients(
     for k, units in enumerate(all_units):
         scale = scales.get(units.scale) if units.scale is not None else None
         if scale is not None and scale.grad is not None and scale.numel() == units.count:
-            found[scale.device][k] = scale.grad.detach().reshape(-1)
+            gradient = on_observing_device(scale.grad.detach())
+            found[gradient.device][k] = gradient.reshape(-1)
     gradients: list[Tensor | None] = [None] * len(all_units)
-    for device, parts in found.items():
-        flat = torch.cat(list(parts.values())).to(wide_dtype(device))
+    for parts in found.values():
+        flat = torch.cat(list(parts.values())).double()
         flat = flat if by is None else flat.div(by)
         for k, part in zip(parts, torch.split(flat, [part.numel() for part in parts.values()]), strict=True):
             gradients[k] = part

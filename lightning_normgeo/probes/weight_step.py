@@ -25,8 +25,8 @@ ADDITIVE = ("predicted", "weight_sq", "inner", "gradient_sq", "quartic")
 class WeightStep:
     """Measurements of one weight in one optimizer step.
 
-    Tensors have shape ``(units,)`` and stay on the device, in float64 or, on devices without it, float32. g is the
-    gradient that the optimizer applies, after unscaling and clipping.
+    Tensors have shape ``(units,)`` and are float64, on the device of the weight, or on the CPU if it has no
+    float64. g is the gradient that the optimizer applies, after unscaling and clipping.
 
     Attributes:
         units: the units of the weight.

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.runs.run_folder import NEWEST, remove_checkpoint, waiting
+from lightning_normgeo.runs.run_folder import CHECKPOINTS, NEWEST, remove_checkpoint, waiting
 
 
 class RandomState(Callback):
@@ -68,9 +68,9 @@ class NewestEpoch(ModelCheckpoint):
 
     def __init__(self, folder: Path) -> None:
         # one file for each epoch: the previous one is needed until the next is complete
-        super().__init__(folder / "checkpoints", filename=NEWEST + "{epoch}-{step}", save_top_k=1)
+        super().__init__(folder / CHECKPOINTS, filename=NEWEST + "{epoch}-{step}", save_top_k=1)
         self._next = ""
-        self._folder = folder / "checkpoints"
+        self._folder = folder / CHECKPOINTS
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Create a marker file until the first checkpoint is complete; see :attr:`RunFolder.checkpoint`."""

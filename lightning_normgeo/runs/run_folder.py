@@ -15,6 +15,8 @@ from lightning_normgeo.errors import ConfigurationError, is_rank_zero
 from lightning_normgeo.runs.record import FINISHED_NAME, RECORD_NAME, NotFinite, read_record
 from lightning_normgeo.utilities.files import parsed
 
+CHECKPOINTS = "checkpoints"
+"""Name of the folder of checkpoints in the folder of a run, as Lightning gives it."""
 NEWEST = "resume-"
 """Prefix of the names of checkpoints that serve only to resume a run."""
 DIVERGED = "diverged"
@@ -76,7 +78,7 @@ class RunFolder:
         Checkpoints that serve only to resume a run take precedence: others may have been written before everything was
         logged at the end of an epoch. For the same reason it is None until the first of them is complete.
         """
-        folder = self.path / "checkpoints"
+        folder = self.path / CHECKPOINTS
         own = sorted(folder.glob(f"{NEWEST}*.ckpt"), key=_age)
         if not own and any(folder.glob(f"{NEWEST}*{_WAITING}")):
             return None
@@ -160,7 +162,7 @@ class RunFolder:
         """
         ending = {"status": "finished", "seconds": round(seconds, 1)}
         if is_rank_zero():
-            folder = self.path / "checkpoints"
+            folder = self.path / CHECKPOINTS
             old = sorted(folder.glob(f"{NEWEST}*.ckpt"), key=_age)[1:]
             for path in [*old, *folder.glob(f"{NEWEST}*{_WAITING}")]:
                 remove_checkpoint(path)
@@ -198,6 +200,11 @@ def _is_whole(path: Path) -> bool:
     """Whether training can resume from a checkpoint: it is complete, and not of the weights alone."""
     if path.is_dir():  # a sharded checkpoint with one file per rank; Lightning writes this file last
         return (path / "meta.pt").is_file()
+    return holds_optimizer_states(path)
+
+
+def holds_optimizer_states(path: Path) -> bool:
+    """Whether a file is a complete checkpoint with optimizer states, found from its index without reading tensors."""
     try:
         with zipfile.ZipFile(path) as archive:
             (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]

@@ -47,6 +47,9 @@ class Study:
         configs: Configuration files of ``normgeo fit`` for all runs, relative to the study's file.
         settings: Options for all runs.
         save_dir: Folder of all studies.
+        keep_optimizer_states: Whether checkpoints of finished runs keep the states of optimizers and schedules. False
+            halves them with momentum, and leaves a third with Adam. Tests and evaluations need the weights only; a
+            training that is to continue from such a checkpoint needs all of it.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Study:
     configs: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     save_dir: str = "runs"
+    keep_optimizer_states: bool = False
 
     def __repr__(self) -> str:
         return summary("Study", [repr(self.name), f"{len(self.runs())} runs", f"grid {' × '.join(self.grid)}"])
@@ -118,7 +122,7 @@ def load_study(path: str | Path) -> Study:
         option: [_found(here, value) for value in values] if option == CONFIG else values
         for option, values in study.grid.items()
     }
-    return Study(study.name, grid, files, study.settings, study.save_dir)
+    return replace(study, grid=grid, configs=files)
 
 
 def arguments_of(options: Mapping[str, Any]) -> list[str]:
@@ -146,7 +150,7 @@ def _read(path: Path) -> Study:
     except (ArgumentError, TypeError) as error:
         raise ConfigurationError(
             f"{path} is not a study ({' '.join(str(error).split())}). It needs name and grid, and may have configs, "
-            "settings, save_dir."
+            "settings, save_dir, keep_optimizer_states."
         ) from error
     # the values as written: the parser would expand those with a class_path by all defaults of the class
     written = get_loader("yaml")(path.read_text(encoding="utf-8"))

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from lightning_normgeo.runs.finished_checkpoints import drop_optimizer_states
+from lightning_normgeo.runs.run_folder import RunFolder
 from lightning_normgeo.study.definition import Study, arguments_of
 from lightning_normgeo.study.resources import resource_share
 from lightning_normgeo.study.run_process import RunProcess
@@ -43,6 +45,7 @@ class Runner:
 
     Attributes:
         signal: Number of the last signal that interrupted the runner.
+        freed: Bytes of optimizer states that were dropped from the checkpoints of finished runs.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Runner:
         self._left: list[IndexEntry] = []
         self._interrupts = 0
         self.signal = int(signal.SIGINT)
+        self.freed = 0
 
     @property
     def interrupted(self) -> bool:
@@ -85,6 +89,7 @@ class Runner:
         Args:
             every: Seconds between two checks of the active runs.
         """
+        self._drop_states_of_earlier_runs()
         left = [entry for entry in self._index.entries if entry.status != "finished"]
         # first those that processes of an earlier command are running: they use the machine already
         self._left = sorted(left, key=lambda entry: entry.status != "running")
@@ -155,8 +160,19 @@ class Runner:
         attempt.entry.status, attempt.entry.seconds = status, attempt.seconds
         if status == "finished":
             attempt.entry.error = attempt.folder.divergence
+            self._drop_states(attempt.folder)
         self._save()
         self._display.update(attempt.entry, attempt.watch)
+
+    def _drop_states_of_earlier_runs(self) -> None:
+        """Drop the optimizer states of runs that finished when no runner watched, or under an earlier definition."""
+        for entry in self._index.entries:
+            if entry.status == "finished" and not self.interrupted:
+                self._drop_states(self._index.folder_of(entry))
+
+    def _drop_states(self, folder: RunFolder) -> None:
+        if not self._index.study.keep_optimizer_states:
+            self.freed += drop_optimizer_states(folder.path)
 
     def _save(self) -> None:
         with suppress(OSError):  # a full disk must not stop the runs, whose folders tell their state anyway

@@ -6,21 +6,24 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser, Namespace
+from rich import filesize
 from rich.console import Console
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.report_command import write_quietly
 from lightning_normgeo.study.definition import Study, load_study
+from lightning_normgeo.study.disk_needs import DiskNeeds
 from lightning_normgeo.study.display import ProgressDisplay, failures, listing, outdated
 from lightning_normgeo.study.runner import Runner, arguments_for
 from lightning_normgeo.study.study_index import Index
 from lightning_normgeo.study.wandb_sweep import write_sweep
 from lightning_normgeo.terminal.safe_streams import PipeSafeStream
+from lightning_normgeo.utilities.checked_values import first_line
 
 _DESCRIPTION = """Run a grid of trainings, each in a process and a folder of its own, and report on all of them. The
 same command again resumes the study: finished runs are left alone, unfinished ones resume from their last checkpoint,
@@ -35,9 +38,17 @@ def study_parser() -> ArgumentParser:
     """Return the parser of ``normgeo study``."""
     parser = ArgumentParser(prog="normgeo study", description=_DESCRIPTION)
     parser.add_argument(
-        "study", type=str, help="YAML file of the study, or the name of one that comes with the package: paper_small."
+        "study",
+        type=str,
+        help="YAML file of the study, or the name of one that comes with the package: paper_small. It has name and "
+        "grid, and may have configs, settings, save_dir, and keep_optimizer_states: true, without which checkpoints "
+        "of finished runs keep the weights only.",
     )
-    parser.add_argument("--dry-run", action="store_true", help="List the runs and their states; run nothing.")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="List the runs and their states, the bytes they will write and the free disk space; run nothing.",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="Number of concurrent runs, which share cores and GPUs.")
     parser.add_argument(
         "--report", type=bool, default=True, help="Write report.html into the study's folder at the end."
@@ -67,37 +78,45 @@ def main(args: list[str]) -> int:
     outlet = cast(TextIO, PipeSafeStream(sys.stdout))
     console = Console(file=outlet, soft_wrap=not terminal, width=None if terminal else 160)
     study = load_study(options.study)
-    settings = check_study(study, options.study)
+    cases = checked_cases(study, options.study)
     if options.wandb_sweep:
-        path = write_sweep(study, settings, options.wandb_sweep)
+        path = write_sweep(study, cases[0].settings, options.wandb_sweep)
         console.print(f"Now: wandb sweep {path}, and on each machine wandb agent with what it prints.", highlight=False)
         return 0
     if options.dry_run:
         _list(index := Index(study), console)
+        _show_sizes(index, cases, options.jobs, console)
         first = index.entries[0]
         command = shlex.join(arguments_for(study, first.options, index.folder_of(first).path))
         console.print(f"The first is: normgeo {command}", highlight=False, markup=False, soft_wrap=True)
         return 0
-    return _run(study, options, console)
+    return _run(study, cases, options, console)
 
 
-def _run(study: Study, options: Namespace, console: Console) -> int:
+def _run(study: Study, cases: list[Any], options: Namespace, console: Console) -> int:
     """Execute a study and return the exit status."""
     with _claimed(study) as index:
         _list(index, console)
+        _warn_of_a_full_disk(index, cases, options.jobs, console)
         with ProgressDisplay(console) as display, _listening(runner := Runner(index, display, options.jobs)):
             runner.run()
+    if runner.freed:
+        console.print(
+            f"Optimizer states of finished runs were dropped from their checkpoints: {filesize.decimal(runner.freed)}. "
+            "keep_optimizer_states: true in the study's file keeps them.",
+            highlight=False,
+        )
     if runner.interrupted:
         console.print(f"interrupted; the same command resumes it. study: {study.folder.absolute()}", markup=False)
         return _BY_SIGNAL + runner.signal
     return _conclude(index, options, console)
 
 
-def check_study(study: Study, name: str) -> Any:
-    """Check a study before its first run; see :func:`lightning_normgeo.study.validation.check`."""
+def checked_cases(study: Study, name: str) -> list[Any]:
+    """Check a study before its first run; see :func:`lightning_normgeo.study.validation.checked_cases`."""
     from lightning_normgeo.study import validation  # takes seconds, which the command's help need not wait for
 
-    return validation.check(study, name)
+    return validation.checked_cases(study, name)
 
 
 @contextmanager
@@ -131,6 +150,33 @@ def _list(index: Index, console: Console) -> None:
     console.print(listing(index))
     if warning := outdated(index):
         console.print(warning, style="yellow", soft_wrap=True)
+
+
+def _show_sizes(index: Index, cases: list[Any], jobs: int, console: Console) -> None:
+    """Print what the runs will write, and a warning if the disk has too little space."""
+    try:
+        needs = _disk_needs(index, cases, jobs)
+        for line in needs.lines():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if needs.warning:
+            console.print(needs.warning, style="yellow", markup=False, soft_wrap=True)
+    except Exception as error:  # an estimate does not stop a command
+        console.print(f"sizes: unknown ({first_line(error)})", highlight=False, markup=False, soft_wrap=True)
+
+
+def _warn_of_a_full_disk(index: Index, cases: list[Any], jobs: int, console: Console) -> None:
+    """Print a warning if the disk has too little space for the runs that have not finished."""
+    if all(entry.status == "finished" for entry in index.entries):
+        return
+    with suppress(Exception):  # an estimate does not stop a study
+        if warning := _disk_needs(index, cases, jobs).warning:
+            console.print(warning, style="yellow", markup=False, soft_wrap=True)
+
+
+def _disk_needs(index: Index, cases: list[Any], jobs: int) -> DiskNeeds:
+    from lightning_normgeo.study import validation  # takes seconds, as above
+
+    return DiskNeeds(index, validation.sized_cases(cases), jobs)
 
 
 @contextmanager

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
 import torch
+from torch import nn
 
 from lightning_normgeo.cli import NormgeoCLI
 from lightning_normgeo.errors import ConfigurationError, nearest_names
 from lightning_normgeo.study.definition import Study, arguments_of
+from lightning_normgeo.study.disk_needs import SizedCase
+from lightning_normgeo.study.run_sizes import size_of
 
 
 class Checker(NormgeoCLI):
@@ -68,16 +72,59 @@ class Checker(NormgeoCLI):
             self._build(model)
         return settings
 
+    def meta_model(self, **settings: Any) -> nn.Module:
+        """Return a model on the meta device, from the settings of the model."""
+        with torch.device("meta"):
+            return self._model_class(**settings)
+
     def _build(self, model: dict[str, Any]) -> None:
         # Two quick builds instead of one, as spectral normalization of a hundred layers takes seconds: the architecture
         # with batch normalization, and the normalization with few layers, on which its errors do not depend.
         for other in ({"norm": "bn", "groups": None}, {"arch": "resnet18"}):
-            with torch.device("meta"):
-                self._model_class(**{**model, **other})
+            self.meta_model(**{**model, **other})
+
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """Settings of a run in which one option of the grid has another value than in the first run.
+
+    Attributes:
+        option: The option; empty for the first run.
+        value: Its value.
+        settings: The parsed settings.
+    """
+
+    option: str
+    value: Any
+    settings: Any
 
 
 def check(study: Study, name: str = "study") -> Any:
     """Check every option of a study with every value once, and return the settings of the first run.
+
+    See :func:`checked_cases` for arguments, errors and cost.
+    """
+    return checked_cases(study, name)[0].settings
+
+
+def sized_cases(cases: list[CheckedCase]) -> list[SizedCase]:
+    """Return the size of each checked case.
+
+    Cost: two models on the meta device, a third of a second, for each different model setting.
+    """
+    checker, built = Checker(), dict[str, nn.Module]()
+
+    def build(**settings: Any) -> nn.Module:
+        key = repr(settings)
+        if key not in built:
+            built[key] = checker.meta_model(**settings)
+        return built[key]
+
+    return [SizedCase(case.option, case.value, size_of(case.settings, build)) for case in cases]
+
+
+def checked_cases(study: Study, name: str = "study") -> list[CheckedCase]:
+    """Check every option of a study with every value once, and return the settings, those of the first run first.
 
     Cost: one parse for each value of the grid, and two small models for each different model setting.
 
@@ -95,13 +142,14 @@ def check(study: Study, name: str = "study") -> Any:
                 f"{name}: {option} is short for {nearest_names(option, longer)}; write it in full."
             )
     first = {option: values[0] for option, values in study.grid.items()}
-    cases: list[tuple[str, dict[str, Any]]] = [(name, first)]
-    for option, values in study.grid.items():
-        cases += [(f"{name}: {option}={value}", {**first, option: value}) for value in values[1:]]
+    cases = [("", None), *((option, value) for option, values in study.grid.items() for value in values[1:])]
     found = []
-    for label, options in cases:
+    for option, value in cases:
+        options = {**first, option: value} if option else first
         try:
-            found.append(checker.check(["fit", *study.shared, *arguments_of(options)]))
+            settings = checker.check(["fit", *study.shared, *arguments_of(options)])
         except ConfigurationError as error:
+            label = f"{name}: {option}={value}" if option else name
             raise ConfigurationError(f"{label}: {error}") from error
-    return found[0]
+        found.append(CheckedCase(option, value, settings))
+    return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.geometry.rows import as_real
+from lightning_normgeo.geometry.rows import as_real, on_observing_device
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.user_inputs import check_module
 from lightning_normgeo.symmetries.families import in_layers
@@ -219,7 +219,7 @@ def _squares(symmetries: Symmetries, named: dict[str, nn.Parameter]) -> dict[str
                 f"{name} holds values that are not finite, so that the module cannot be balanced. Load weights from "
                 "before it diverged."
             )
-        real = as_real(value).double().square()
+        real = as_real(on_observing_device(value)).double().square()
         found[name] = (real.sum(-1) if value.is_complex() else real).cpu().numpy()
     return found
 
@@ -232,7 +232,8 @@ def _imbalances(symmetries: Symmetries, squares: dict[str, Values]) -> Values:
 
 
 def _norm_sq(module: nn.Module) -> float:
-    return sum(float(as_real(p.detach()).double().square().sum()) for p in module.parameters() if p.requires_grad)
+    trained = (on_observing_device(p.detach()) for p in module.parameters() if p.requires_grad)
+    return sum(float(as_real(p).double().square().sum()) for p in trained)
 
 
 def _coarsest(symmetries: Symmetries, named: dict[str, nn.Parameter]) -> float:

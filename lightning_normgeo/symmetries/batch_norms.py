@@ -10,6 +10,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.normalization.autograd.graph import Node
 from lightning_normgeo.normalization.autograd.nodes import name_of
 from lightning_normgeo.normalization.names import clean_name
@@ -117,5 +118,5 @@ def widths_of(module: nn.Module) -> dict[str, int]:
 
 def channel_means(inputs: Sequence[Tensor]) -> Tensor:
     """Return the mean of each channel of the first input of a batch normalization."""
-    first = inputs[0].detach()
+    first = on_observing_device(inputs[0].detach())
     return first.double().mean([axis for axis in range(first.ndim) if axis != 1])

@@ -10,7 +10,7 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.geometry.charges import quantity_increment
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, UpdateRule
 from lightning_normgeo.geometry.increments.norm_increments import norm_increment
-from lightning_normgeo.geometry.rows import dot, map_rows
+from lightning_normgeo.geometry.rows import dot, map_rows, on_observing_device
 from lightning_normgeo.geometry.update_rules.registry import describe_update
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule, whole_products
 from lightning_normgeo.normalization.names import by_clean_name
@@ -72,7 +72,8 @@ def quantity_terms(symmetries: Symmetries, module: nn.Module, *optimizers: Optim
                 f"{type(optimizer).__name__} has no known update rule for {own.parameter}. Register one: "
                 "lightning_normgeo.register_optimizer."
             )
-        parts.append(_slice_terms(own, described[0], parameter.detach(), parameter.grad, *described[1]))
+        tensors = map(on_observing_device, (parameter.detach(), parameter.grad, *described[1]))
+        parts.append(_slice_terms(own, described[0], *tensors))
     joined = IncrementTerms(
         *(torch.cat([term.cpu().double() for term in column]) for column in zip(*parts, strict=True))
     )

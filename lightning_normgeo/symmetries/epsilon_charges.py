@@ -139,7 +139,7 @@ def _summed(found: Solution, by_node: Mapping[Node, list[_Call]]) -> npt.NDArray
 
 def _over_alike(one: Absorption, part: Tensor) -> npt.NDArray[np.float64]:
     """Return the parts added up over all statistics of the same degree."""
-    values = part.double().cpu().numpy()
+    values = part.cpu().double().numpy()
     shape = (1,) * (values.ndim - one.exponents.ndim) + one.exponents.shape
     alike = tuple(axis for axis, size in enumerate(shape) if size == 1)
     return np.asarray(values.sum(axis=alike)).reshape(-1)

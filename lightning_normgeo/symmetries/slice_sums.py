@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.products.compiled import fast, readable
-from lightning_normgeo.geometry.rows import as_rows, wide_dtype
+from lightning_normgeo.geometry.rows import as_rows, on_observing_device
 from lightning_normgeo.symmetries.slices import Slices
 
 _BLOCK = 2**18
@@ -57,7 +57,7 @@ def _sums(
     for own in slices:
         by_parameter[own.parameter].append(own)
     count = slices[-1].stop if slices else 0
-    sums = torch.zeros(products, count, dtype=wide_dtype(device), device=device)
+    sums = torch.zeros(products, count, dtype=torch.float64, device=device)
     compiled = _by_compiled_loops(by_parameter, tensors)
     for name, several in by_parameter.items():
         if name in compiled:
@@ -65,7 +65,7 @@ def _sums(
             for own in several:
                 sums[:, own.start : own.stop] = _of_lines(own, rows, columns)
         elif name in tensors:
-            _add(sums, several, [tensor.detach() for tensor in tensors[name]])
+            _add(sums, several, [on_observing_device(tensor.detach()) for tensor in tensors[name]])
     return sums
 
 
@@ -76,7 +76,7 @@ def _by_compiled_loops(
     matrices = {}
     for name, several in by_parameter.items():
         if name in tensors and all(_is_lines(own) for own in several):
-            found = tuple(as_rows(tensor, tensor.shape[0]) for tensor in tensors[name])
+            found = tuple(as_rows(on_observing_device(tensor), tensor.shape[0]) for tensor in tensors[name])
             if found[0].is_cpu and readable(found):
                 matrices[name] = found
     elements = sum(found[0].numel() for found in matrices.values())

@@ -13,6 +13,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.symmetries.families import ROLES, Family, Role, in_layers, reasons_in_layers
 from lightning_normgeo.symmetries.roles import NONE, ByRole, parameter_groups
 from lightning_normgeo.symmetries.slices import Slices
@@ -133,7 +134,7 @@ class Symmetries:
         if tensor is None:
             return np.zeros(own.count)
         inside = [axis for axis, size in enumerate(own.sizes) if size == 1 and own.shape[axis] > 1]
-        summed = tensor.detach().double()
+        summed = on_observing_device(tensor.detach()).double()
         return (summed.sum(inside) if inside else summed).reshape(-1).cpu().numpy()
 
     def charges(self, parameters: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:

@@ -61,6 +61,18 @@ def test_the_configurations_are_found() -> None:
     assert configs_folder().resolve() == REPOSITORY / "configs"
 
 
+SHIPPED = [*CONFIGS, *sorted((REPOSITORY / "examples").rglob("*.*")), *sorted((REPOSITORY / "docs").rglob("*.ipynb"))]
+
+
+def test_nothing_that_is_shipped_forces_an_accelerator() -> None:
+    """Lightning's default takes a GPU if there is one; on machines with several, digits are trained on one."""
+    texts = {path: path.read_text(encoding="utf-8") for path in SHIPPED if path.suffix in (".yaml", ".py", ".ipynb")}
+    assert len(texts) > len(CONFIGS) + 5
+    assert [str(path) for path, text in texts.items() if "accelerator" in text] == []
+    for name in ("quickstart", "study/small"):
+        assert yaml.safe_load((REPOSITORY / "configs" / f"{name}.yaml").read_text())["trainer"]["devices"] == 1, name
+
+
 @pytest.mark.usefixtures("fake_cifar10")
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path not in FRAGMENTS + STUDIES], ids=named)
 def test_configuration_runs(path: Path, tmp_path: Path) -> None:

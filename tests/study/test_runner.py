@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,36 @@ def test_a_run_with_a_checkpoint_of_other_settings_does_not_go_on() -> None:
     assert not index.is_outdated(index.entries[0])
 
 
+def checkpoint_in(folder: Path) -> Path:
+    """Create a checkpoint with optimizer states in the folder of a run, and return its path."""
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save({"optimizer_states": [torch.ones(99)], "state_dict": {}}, folder / "checkpoints" / "best.ckpt")
+    return folder / "checkpoints" / "best.ckpt"
+
+
+def test_optimizer_states_are_dropped_when_a_run_has_finished_and_only_then() -> None:
+    study = study_of("finish", "fail")
+    finished, failed = (checkpoint_in(study.folder / name) for name in study.runs())
+    Runner(Index(study), Recorder(), program=PROGRAM).run(every=0.02)
+    assert torch.load(finished) == {"state_dict": {}}
+    assert "optimizer_states" in torch.load(failed)
+
+
+def test_optimizer_states_are_kept_where_the_study_says_so_and_dropped_later() -> None:
+    study = replace(study_of("finish"), keep_optimizer_states=True)
+    kept = checkpoint_in(study.folder / "behave=finish")
+    runner = Runner(Index(study), Recorder(), program=PROGRAM)
+    runner.run(every=0.02)
+    assert runner.freed == 0
+    assert "optimizer_states" in torch.load(kept)
+    before = kept.stat().st_size
+    runner = Runner(Index(study_of("finish")), Recorder(), program=PROGRAM)
+    runner.run(every=0.02)  # as after a run that finished when its runner had been killed
+    assert runner.freed == before - kept.stat().st_size > 0
+    assert torch.load(kept) == {"state_dict": {}}
+    assert len(starts(study, "behave=finish")) == 1
+
+
 def test_a_configuration_that_disappears_fails_its_run_alone(forked: Any) -> None:
     study = Study("s", {"config": ["a.yaml", "b.yaml", "c.yaml"], "behave": ["wait"]})
     for name in study.grid["config"]:
@@ -257,7 +288,7 @@ def test_a_configuration_that_disappears_fails_its_run_alone(forked: Any) -> Non
 def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Study], int]]:
     """Run ``normgeo study`` in a process of its own and return its process id; it ends with the test."""
     monkeypatch.setattr(study_command, "Runner", partial(Runner, program=PROGRAM, patience=1.0))
-    monkeypatch.setattr(study_command, "check_study", lambda *args: None)
+    monkeypatch.setattr(study_command, "checked_cases", lambda *args: [])
     runners: list[int] = []
 
     def start(study: Study) -> int:

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TextIO, cast
 
 import pytest
@@ -20,8 +21,9 @@ import torch
 import yaml
 from rich.console import Console
 
-from lightning_normgeo import read_record
+from lightning_normgeo import ResNetClassifier, read_record
 from lightning_normgeo.__main__ import main
+from lightning_normgeo.cli import run
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.study import Study, load_study
 from lightning_normgeo.study.definition import arguments_of
@@ -29,7 +31,7 @@ from lightning_normgeo.study.display import ProgressDisplay, failures, listing, 
 from lightning_normgeo.study.run_progress import RunProgress
 from lightning_normgeo.study.runner import Runner
 from lightning_normgeo.study.study_index import Index, IndexEntry
-from lightning_normgeo.study.validation import check
+from lightning_normgeo.study.validation import check, checked_cases, sized_cases
 from lightning_normgeo.terminal.safe_streams import PipeSafeStream
 from lightning_normgeo.utilities.files import read_lines
 from support.isolation import REPOSITORY, isolated
@@ -141,9 +143,10 @@ REFUSED = {
     "grid: {a: [1]}": r"is not a study.*name.*It needs name and grid",
     "name: s": r"is not a study.*grid.*It needs name and grid",
     "": r"is not a study.*It needs name and grid",
-    "name: s\ngrid: {a: [1]}\nseeds: 3": r"is not a study.*seeds.*may have configs, settings, save_dir",
+    "name: s\ngrid: {a: [1]}\nseeds: 3": r"is not a study.*seeds.*may have configs, settings, save_dir, keep_opt",
     "name: s\ngrid: {a: 1}": r"is not a study.*grid.*list",
     "name: s\ngrid: {a: [1": r"is not a study",
+    "name: s\ngrid: {a: [1]}\nkeep_optimizer_states: perhaps": r"is not a study.*keep_optimizer_states",
     "name: s\ngrid: {a: []}": r"grid.a has no values",
     "name: s\ngrid: {a: [1, 2, 1]}": r"grid.a has the values 1, 1, which name one run",
     "name: s\ngrid: {a: ['x/y', x y]}": r"grid.a has the values x/y, x y, which name one run",
@@ -398,6 +401,19 @@ def test_dry_run_lists_and_runs_nothing(base: str, capsys: pytest.CaptureFixture
     options = "--config=base.yaml --trainer.max_epochs=2 --seed_everything=3 --run=runs/s/seed=3"
     assert command == f"The first is: normgeo fit {options}"
     assert not Path("runs").exists()
+    assert "measured steps: 8 of 8 per run. records: about " in shown
+    assert "checkpoints: 2 × 89.5 MB per run while it trains, 44.8 MB each without optimizer states" in shown
+    assert re.search(r"179\.\d MB for 2 runs\ndisk: 44\d\.\d MB needed by unfinished runs, \S+ .B free\n", shown)
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_study(
+    base: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(f"name: s\nconfigs: [{base}]\ngrid: {{seed_everything: [3, 4]}}")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**7))
+    with pytest.raises(SystemExit):
+        main(["study", "study.yaml", "--dry-run"])
+    assert "The disk of runs/s has 10.0 MB free and the study needs about 44" in capsys.readouterr().out
 
 
 # A real study whose runs are killed while they train, and whose runner is killed, too.
@@ -509,8 +525,43 @@ def test_a_killed_run_is_the_one_that_was_not_bit_for_bit(killed: Killed) -> Non
     whole, parts = read_record("runs/whole/gn"), read_record(killed.gn)
     assert {"train/loss", "val/loss", "test/accuracy", "norm_growth/increment"} <= set(whole.metrics)
     assert any("cumulative" in key for key in whole.metrics)
+    size = sized_cases(checked_cases(killed.study))[-1].size  # of the same settings
+    assert (size.steps, size.measured, size.files) == (12, 12, 2)
+    assert Path("runs/whole/gn/record.jsonl").stat().st_size == pytest.approx(size.record, rel=0.25)
+    written = [path.stat().st_size for path in Path("runs/whole/gn/checkpoints").glob("*.ckpt")]
+    assert written == pytest.approx(size.files * [size.checkpoint], rel=0.02)
+    dropped = [path.stat().st_size for path in (killed.gn / "checkpoints").glob("*.ckpt")]
+    assert dropped == pytest.approx(size.files * [size.weights], rel=0.02)
     assert parts.metrics == whole.metrics
     assert parts.layers == whole.layers
+
+
+@pytest.mark.usefixtures("_there")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # Lightning's, wherever a run is tested
+def test_checkpoints_of_finished_runs_are_tested_and_not_trained(
+    killed: Killed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (killed.bn, killed.gn):  # one finished when its runner had been killed
+        found = [torch.load(path, weights_only=True) for path in folder.glob("checkpoints/*.ckpt")]
+        assert found
+        assert all("optimizer_states" not in one and "loops" in one for one in found)
+    best = str(next(killed.gn.glob("checkpoints/epoch*.ckpt")))
+    options = ["--config", "base.yaml", "--model.norm", "gn", "--ckpt_path", best, "--trainer.logger", "false"]
+    cli = run(["test", *options])
+    assert cli.trainer.callback_metrics["test/accuracy"] == read_record(killed.gn).metrics["test/accuracy"][-1][1]
+    assert ResNetClassifier.load_from_checkpoint(best).hparams["norm"] == "gn"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *options, "--trainer.max_epochs", "9"])
+    assert stopped.value.code == 2
+    assert "no optimizer states, so training cannot resume from it" in capsys.readouterr().err
+    assert "keep_optimizer_states: true" in read_error(lambda: run(["fit", *options]))
+
+
+def read_error(call: Callable[[], object]) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        call()
+    return str(refused.value)
 
 
 @pytest.mark.usefixtures("_there")

@@ -29,6 +29,18 @@ def is_due(every: int, step: int) -> bool:
     return step % every == 0
 
 
+def measured_steps(every: int, steps: int) -> int:
+    """Return how many of the steps 1 … ``steps`` a cadence is due at; see :func:`is_due`. Cost: log of the steps."""
+    if every >= 0:
+        return steps // every if every else 0
+    count, first, interval, end = 0, 0, -every, DENSE * -every
+    while first < steps:  # from first + 1 to end - 1 the interval is the same; at the end it is the next one
+        last = min(end - 1, steps)
+        count += last // interval - first // interval
+        first, interval, end = last, 2 * interval, 2 * end
+    return count
+
+
 class Cadence:
     """Counts the steps of every optimizer and decides which optimizers to measure next.
 

@@ -36,7 +36,9 @@ def opening(monitors: Sequence[Monitor], trainer: Any, module: nn.Module, batch_
     if batch_norms is not None:
         what += f", {_count(batch_norms, 'batch normalization')}"
     device = trainer.strategy.root_device
-    coarse = "" if has_float64(device) else f" {device.type} has no float64: numbers are good to about 1e-6."
+    coarse = (
+        "" if has_float64(device) else f" {device.type} has no float64: what is measured is copied to the CPU first."
+    )
     return f"normgeo measures {'; '.join(parts)}. {what}. Results go to {_places(trainer)}.{coarse}"
 
 

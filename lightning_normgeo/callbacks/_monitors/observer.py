@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.callbacks._monitors.measured_step import (
@@ -26,6 +25,7 @@ from lightning_normgeo.callbacks._readings.epsilon_part import (
 )
 from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
 from lightning_normgeo.errors import skipped_on_error, warn_once
+from lightning_normgeo.geometry.rows import observing_device
 from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
 from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
@@ -70,7 +70,7 @@ class Observer:
         self._agreement = ProcessSums(trainer)
         self._automatic: bool = trainer.lightning_module.automatic_optimization
         self._compiled = is_compiled(module)  # its code would be compiled again under a mode
-        self._device: torch.device = trainer.strategy.root_device
+        self._device = observing_device(trainer.strategy.root_device)
         self._backwards = 0
         self._carries = False
         self._channels: dict[str, int] = {}

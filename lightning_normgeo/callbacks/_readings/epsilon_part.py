@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
 from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner
-from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
 from lightning_normgeo.probes.weight_step import WeightStep
 
@@ -54,8 +53,7 @@ def gamma_sums(
             before = sums.get(name)
             found = GammaSums(by_gamma, part)
             sums[name] = found if before is None else GammaSums(*map(torch.add, before, found))
-    wide = next((one.scale.dtype for _, one in read), wide_dtype(device))
-    zero = torch.zeros((), dtype=wide, device=device)
+    zero = torch.zeros((), dtype=torch.float64, device=device)
     return {name: sums.get(name) or GammaSums(zero.expand(n), zero.expand(n)) for name, n in channels.items()}
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.readings import Reading
-from lightning_normgeo.geometry.columns import places, repeated, run_sums, table
-from lightning_normgeo.geometry.rows import has_float64
+from lightning_normgeo.geometry.columns import repeated, run_sums, table
 
 _WHOLE: dict[str, Any] = {"maximum": torch.amax, "sum": torch.sum, "mean": torch.mean}
 
@@ -22,7 +21,7 @@ class LayerSegments:
     Args:
         names: names of the layers.
         lengths: the number of units of each layer.
-        device: the device of the values.
+        device: the device of the values, which has float64, see :func:`.observing_device`.
     """
 
     def __init__(self, names: Sequence[str], lengths: Sequence[int], device: torch.device) -> None:
@@ -38,10 +37,7 @@ class LayerSegments:
 
     def maximum(self, values: Tensor) -> Tensor:
         """Return the maximum over the units of each layer."""
-        if has_float64(values.device):
-            return torch.segment_reduce(values, "max", offsets=self._offsets, unsafe=True)
-        zeros = values.new_zeros(len(self._each))  # MPS has no segment_reduce
-        return zeros.scatter_reduce(0, places(self._each, values.device), values, "amax", include_self=False)
+        return torch.segment_reduce(values, "max", offsets=self._offsets, unsafe=True)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over the units of each layer."""
@@ -53,9 +49,7 @@ class LayerSegments:
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over the units of each layer."""
-        if has_float64(values.device):
-            return torch.segment_reduce(values, "mean", offsets=self._offsets, unsafe=True)
-        return self.sum(values) / self._lengths.view(-1, *(1 for _ in values.shape[1:]))
+        return torch.segment_reduce(values, "mean", offsets=self._offsets, unsafe=True)
 
     def reading(
         self,

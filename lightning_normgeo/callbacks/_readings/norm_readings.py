@@ -13,7 +13,6 @@ from lightning_normgeo.callbacks._readings.residual_warnings import FLOOR, NORM_
 from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.geometry.increments.increment_terms import Scalar, UpdateRule
 from lightning_normgeo.geometry.increments.norm_increments import identity_terms
-from lightning_normgeo.geometry.rows import has_float64
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 
 
@@ -58,10 +57,10 @@ def _sums(group: str, columns: StackedUnits) -> Iterator[Reading]:
 
 
 def _readings(group: str, columns: StackedUnits, values: Mapping[str, Tensor]) -> Iterator[Reading]:
-    """Yield the sums of quantities, and for the warnings of residuals those of each weight where it has float64."""
+    """Yield the sums of quantities, and for the warnings of residuals those of each weight."""
     sums = {reading.key: reading for reading in columns.layers.sums(values)} if values else {}
     norm_sq, residual = sums.pop(NORM_SQ, None), sums.get("residual")
-    if norm_sq is not None and residual is not None and has_float64(columns.increment.device):
+    if norm_sq is not None and residual is not None:
         names = [step.units.name for step in columns.steps]
         parts = {RESIDUAL: residual.by_layer, FLOOR: columns.floor_sums[1], NORM_SQ: norm_sq.by_layer}
         yield from (Reading(key, None, part, names, internal=True) for key, part in parts.items())

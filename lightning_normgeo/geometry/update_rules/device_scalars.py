@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.rows import on_observing_device
 
 
 class ScalarCopies(NamedTuple):
     """Copies of one scalar on a device, ``()``."""
 
     wide: Tensor
-    """Its value in float64 (float32 on devices without it)."""
+    """Its value in float64 (on the CPU if the device has none)."""
     following: Tensor
     """Its value plus one, in its own dtype."""
     wide_following: Tensor
@@ -45,9 +45,9 @@ def copied_together(optimizer: Optimizer) -> Iterator[None]:
     for key, scalar in kept.items():
         by_kind[scalar.device, scalar.dtype].append(key)
     made: dict[int, ScalarCopies] = {}
-    for (device, _), keys in by_kind.items():
-        own = torch.stack([kept[key].detach() for key in keys])
-        wide = own.to(wide_dtype(device))
+    for keys in by_kind.values():
+        own = on_observing_device(torch.stack([kept[key].detach() for key in keys]))
+        wide = own.to(torch.float64)
         columns = zip(wide.unbind(), (own + 1).unbind(), (wide + 1).unbind(), strict=True)
         made |= {key: ScalarCopies(*parts) for key, parts in zip(keys, columns, strict=True)}
     _copies = made
@@ -61,8 +61,9 @@ def copies_of(scalar: Tensor) -> ScalarCopies:
     """Return copies of a scalar on a device: those that were made together, or new ones."""
     found = _copies.get(id(scalar))
     if found is None:
-        wide = scalar.detach().to(wide_dtype(scalar.device), copy=True)
-        found = ScalarCopies(wide, scalar.detach() + 1, wide + 1)
+        own = on_observing_device(scalar.detach())
+        wide = own.to(torch.float64, copy=True)
+        found = ScalarCopies(wide, own + 1, wide + 1)
     return found
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_normgeo.errors import skipped_on_error
 from lightning_normgeo.geometry.columns import repeated
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.probes.batch_norm.autograd_node import (
     is_inside_backward,
     own_node,
@@ -26,7 +26,7 @@ from lightning_normgeo.probes.batch_norm.autograd_node import (
 class BatchStatistics:
     """The statistics of one batch normalization in one forward pass.
 
-    Tensors have shape ``(channels,)`` and are float64, or float32 on devices without float64.
+    Tensors have shape ``(channels,)`` and are float64, on the CPU if the device has no float64.
 
     Attributes:
         scale: γ during the forward pass.
@@ -114,5 +114,5 @@ def _note_gradient(one: ForwardPass, inputs: tuple[Tensor | None, ...], outputs:
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """Return a copy in float64, or in float32 on devices without float64."""
-    return tensor.detach().to(wide_dtype(tensor.device), copy=True)
+    """Return a copy in float64, on the CPU if the device has no float64."""
+    return on_observing_device(tensor.detach()).to(torch.float64, copy=True)

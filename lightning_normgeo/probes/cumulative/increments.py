@@ -16,7 +16,7 @@ from lightning_normgeo.geometry.increments.momentum_increments import MomentumSt
 from lightning_normgeo.geometry.increments.rounding_floors import systematic_floor
 from lightning_normgeo.geometry.products.one_pass import many_weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
-from lightning_normgeo.geometry.rows import as_rows, in_memory_order, output_rows
+from lightning_normgeo.geometry.rows import as_rows, in_memory_order, on_observing_device, output_rows
 from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
@@ -283,4 +283,4 @@ class CumulativeIncrements:
 
     def _whole(self, tensor: Tensor, like: Tensor) -> Tensor:
         """View a tensor by output row, so that the rounding errors of one row do not cancel those of another."""
-        return as_rows(in_memory_order(tensor, like), output_rows(tensor))
+        return as_rows(in_memory_order(on_observing_device(tensor), like), output_rows(tensor))

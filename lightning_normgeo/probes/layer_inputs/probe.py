@@ -21,6 +21,7 @@ from lightning_normgeo.geometry.input_covariance.input_geometry import (
     InputGeometry,
     input_geometry,
 )
+from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.probes.batch_norm.autograd_node import is_inside_backward
 from lightning_normgeo.probes.layer_inputs.layers import batched, count_vectors, patch_map_of
 
@@ -143,6 +144,7 @@ class InputProbe:
         if x._version != noted.version:
             self.skipped[_CHANGED] += 1
             return None
+        x = on_observing_device(x)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             if not x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite():
                 self.skipped[_NOT_FINITE] += 1
@@ -168,4 +170,4 @@ def _weight(layer: nn.Module) -> Tensor | None:
     if is_parametrized(layer, "weight"):
         return None
     weight = layer.weight
-    return weight.detach() if isinstance(weight, Tensor) else None
+    return on_observing_device(weight.detach()) if isinstance(weight, Tensor) else None

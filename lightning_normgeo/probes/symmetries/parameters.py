@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.angles import UpdateProducts, many_update_products
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.rows import observing_device, on_observing_device
 from lightning_normgeo.probes.explain import gradient_scale, groups_of
 from lightning_normgeo.symmetries.families import Family
 from lightning_normgeo.symmetries.slice_sums import SliceSums, slice_sums, squared_norms
@@ -86,9 +86,10 @@ class ParametersBefore:
             for name, parameter in parameters.items()
             if id(parameter) in groups and parameter.grad is not None and name not in without
         }
-        self._device = next(iter(self._moved.values())).device if self._moved else torch.device("cpu")
-        gradients = {name: parameter.grad for name, parameter in self._moved.items() if parameter.grad is not None}
-        sums = slice_sums(symmetries.slices, self._moved, gradients, self._device)
+        own = next(iter(self._moved.values())).device if self._moved else torch.device("cpu")
+        self._device = observing_device(own)
+        gradients = {name: on_observing_device(one.grad) for name, one in self._moved.items() if one.grad is not None}
+        sums = slice_sums(symmetries.slices, self._weights(), gradients, self._device)
         scale = gradient_scale(optimizer)
         if scale is not None:  # fused optimizers unscale the gradients inside their step
             sums = sums._replace(inner=sums.inner / scale, gradient_sq=sums.gradient_sq / scale.square())
@@ -101,27 +102,33 @@ class ParametersBefore:
 
     def finished(self) -> SliceStep:
         """Return the step, with the parameters as they are now."""
-        rows = [(old.reshape(1, -1), self._moved[n].detach().reshape(1, -1)) for n, old in self._copies.items()]
+        weights = self._weights()
+        rows = [(old.reshape(1, -1), weights[n].detach().reshape(1, -1)) for n, old in self._copies.items()]
         products = dict(zip(self._copies, many_update_products(rows), strict=True)) if rows else {}
-        after = squared_norms(self._symmetries.slices, self._moved, self._device)
+        after = squared_norms(self._symmetries.slices, weights, self._device)
         moved = self._of_each(lambda name: name in self._moved)
         return SliceStep(self._symmetries, self._sums, after, self._lr, self._decay, moved, products)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the parameters as they are now, on the device on which they are measured."""
+        return {name: on_observing_device(parameter) for name, parameter in self._moved.items()}
 
     def _copied(self, parameter: nn.Parameter) -> Tensor:
         buffer = self._buffers.get(id(parameter))
         if buffer is None or (buffer.shape, buffer.device, buffer.dtype) != (
             parameter.shape,
-            parameter.device,
+            self._device,
             parameter.dtype,
         ):
-            buffer = self._buffers[id(parameter)] = torch.empty_like(parameter, requires_grad=False)
+            buffer = torch.empty_like(parameter, requires_grad=False, device=self._device)
+            self._buffers[id(parameter)] = buffer
         return buffer.copy_(parameter.detach())
 
     def _option(self, name: str, missing: float) -> Tensor:
         """Return an option of the parameter group of each slice."""
         values = {own: _number(group.get(name, missing)) for own, group in self._options.items()}
         found = self._of_each(lambda own: values.get(own, 0.0))
-        return torch.from_numpy(found).to(self._device, wide_dtype(self._device))
+        return torch.from_numpy(found).to(self._device, torch.float64)
 
     def _of_each(self, value: Callable[[str], float]) -> Array:
         """Return a value of the parameter of each slice."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.angles import joined_products, split_update
-from lightning_normgeo.geometry.rows import wide_dtype
 from lightning_normgeo.probes.symmetries.parameters import SliceStep, is_one_vector
 from lightning_normgeo.symmetries.families import Family
 from lightning_normgeo.symmetries.symmetries import Symmetries
@@ -136,7 +135,7 @@ class _Generators:
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         self._count = matrix.shape[0]
         self._rows, self._columns = (torch.from_numpy(a.astype(np.int64)).to(device) for a in (rows, matrix.indices))
-        self._exponents = torch.from_numpy(matrix.data).to(device, wide_dtype(device))
+        self._exponents = torch.from_numpy(matrix.data).to(device, torch.float64)
 
     def __call__(self, values: Tensor, power: int = 1) -> Tensor:
         """Return Σ s_i^power · x_i."""

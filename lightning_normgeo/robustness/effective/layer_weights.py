@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.geometry.spectral_norms import SpectralNorm, largest_singular_value
 from lightning_normgeo.normalization.folding import scale_and_shift
 from lightning_normgeo.normalization.parametrizations import Linear, parametrization_title, parametrizations_of
@@ -97,15 +98,13 @@ def layer_weights(wiring: Wiring, steps: int, progress: Callable[[str], None]) -
 
 def channel_factors(norm: NormLayer) -> Tensor:
     """Return γ/√(σ² + ε) of each channel in float64; ones for a normalization that only shifts."""
-    like = next(part for part in (*norm.statistics, norm.gamma, norm.beta) if part is not None)
-    factors: Tensor = scale_and_shift(norm, wide_dtype(like.device))[0].detach()
+    factors: Tensor = scale_and_shift(norm, torch.float64)[0].detach()
     return factors
 
 
 def weight_of(layer: nn.Module) -> Tensor:
-    """Return the weight that a layer computes with, in float64."""
-    weight = cast("Tensor", layer.weight).detach()
-    return weight.to(wide_dtype(weight.device))
+    """Return the weight that a layer computes with, in float64, on the CPU if the device has none."""
+    return on_observing_device(cast("Tensor", layer.weight).detach()).double()
 
 
 def _layer_row(layer: nn.Module, wiring: Wiring, steps: int) -> LayerWeight:
@@ -155,5 +154,5 @@ def _epsilon_ratio(norm: NormLayer) -> float | None:
     variance = norm.statistics[1]
     if variance is None:
         return None
-    ratios = cast("float", norm.layer.eps) / variance.detach().to(wide_dtype(variance.device))
+    ratios = cast("float", norm.layer.eps) / on_observing_device(variance.detach()).double()
     return float(ratios.median())

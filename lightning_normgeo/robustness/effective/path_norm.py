@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.normalization.example_inputs import arguments
 from lightning_normgeo.normalization.parametrizations import Linear
 from lightning_normgeo.robustness.effective.layer_weights import channel_factors, weight_of
@@ -66,7 +67,7 @@ def _total(module: nn.Module, wiring: Wiring, example: Any, factors: Mapping[nn.
     with _squared(wiring, factors, ones):
         args, kwargs = arguments(example)
         leaves = pytree.tree_leaves(module(*args, **kwargs))
-    return math.fsum(float(leaf.double().sum()) for leaf in leaves if isinstance(leaf, Tensor))
+    return math.fsum(float(on_observing_device(leaf).double().sum()) for leaf in leaves if isinstance(leaf, Tensor))
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def _squared_layer(layer: nn.Module, factors: Tensor | None, ones: float | None)
     apply = linear_map(layer, weight.square())
 
     def forward(x: Tensor, *args: Any) -> Tensor:
-        x = x.to(weight.dtype)
+        x = on_observing_device(x).to(weight.dtype)
         if ones is not None:
             x = torch.zeros_like(x)
             x[:1] = ones  # one sample; without biases nothing comes of the others

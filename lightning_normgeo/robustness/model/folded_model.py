@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_normgeo.errors import ConfigurationError, warn_once
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.rows import on_observing_device, stored_like
 from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
 from lightning_normgeo.normalization.folding import foldable, scale_and_shift, tied_parameters
 from lightning_normgeo.normalization.surgery.norm_layers import NormLayer, normalization_layers, overrides
@@ -92,14 +92,14 @@ class FoldedModel:
     def _fold(self, norm_layer: NormLayer, preceding: PrecedingLayer) -> None:
         layer = preceding.layer
         weight, bias = cast("Tensor", layer.weight), layer._parameters.get("bias")
-        wide = wide_dtype(weight.device)
-        factors, shift = scale_and_shift(norm_layer, wide)
-        folded = weight.to(wide) * factors.view(-1, *[1] * (weight.ndim - 1))
-        offset = shift if bias is None else shift + factors * bias.to(wide)
-        self._parameters[layer, "weight"] = _frozen(folded.to(weight.dtype))
-        self._parameters[layer, "bias"] = _frozen(offset.to(weight.dtype))
+        factors, shift = scale_and_shift(norm_layer, torch.float64)
+        wide = on_observing_device(weight).double()
+        folded = wide * factors.view(-1, *[1] * (weight.ndim - 1))
+        offset = shift if bias is None else shift + factors * on_observing_device(bias).double()
+        self._parameters[layer, "weight"] = _frozen(stored_like(weight, folded))
+        self._parameters[layer, "bias"] = _frozen(stored_like(weight, offset))
         self._skipped.append(norm_layer.layer)
-        self.folded[preceding.name] = float(weight.to(wide).norm()), float(folded.norm())
+        self.folded[preceding.name] = float(wide.norm()), float(folded.norm())
 
     def _store_channels_last(self, module: nn.Module) -> None:
         """Store the weights of two-dimensional convolutions with channels last."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.geometry.rows import wide_dtype
+from lightning_normgeo.geometry.rows import on_observing_device, stored_like
 from lightning_normgeo.normalization.names import by_clean_name, clean_name
 from lightning_normgeo.normalization.surgery.preceding_layers import trainable
 from lightning_normgeo.robustness.model.folded_model import FoldedModel
@@ -136,11 +136,13 @@ class RescaledModel:
             ratio, offset = _relation(name, inputs, after[layer])
             self.ratios[name] = float(ratio.min()), float(ratio.max())
             mean, variance = (cast("Tensor", layer._buffers[key]) for key in ("running_mean", "running_var"))
-            wide = wide_dtype(mean.device)
-            self._places.append((layer._buffers, "running_mean", (ratio * mean.to(wide) + offset).to(mean.dtype)))
-            self._places.append(
-                (layer._buffers, "running_var", (ratio.square() * variance.to(wide)).to(variance.dtype))
-            )
+            scaled = {
+                "running_mean": ratio * on_observing_device(mean).double() + offset,
+                "running_var": ratio.square() * on_observing_device(variance).double(),
+            }
+            for key, values in scaled.items():
+                stored = stored_like(cast("Tensor", layer._buffers[key]), values)
+                self._places.append((layer._buffers, key, stored))
 
     def _checked_difference(self, logits: Callable[[Tensor], Tensor], images: Tensor) -> float:
         difference = logit_change(self.active(), logits, images)
@@ -197,7 +199,7 @@ def _units_of_training(module: nn.Module, logits: Callable[[Tensor], Tensor], im
 
 
 def _norm(weight: Tensor) -> float:
-    return float(weight.to(wide_dtype(weight.device)).norm())
+    return float(on_observing_device(weight).double().norm())
 
 
 def _has_statistics(layer: nn.Module) -> bool:
@@ -236,7 +238,7 @@ def _relation(name: str, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]
     For a channel that is constant r is not determined: it gets the median of the other channels, and c fits the rest.
     """
     rounding = math.sqrt(torch.finfo(before.dtype).eps)
-    x, y = (inputs.to(wide_dtype(inputs.device)) for inputs in (before, after))
+    x, y = (on_observing_device(inputs).double() for inputs in (before, after))
     centered = x - x.mean(1, keepdim=True)
     varies = centered.norm(dim=1) > rounding * x.norm(dim=1)
     ratio = (centered * y).sum(1) / centered.square().sum(1)

@@ -26,7 +26,8 @@ _POOLINGS = (
     "AdaptiveMaxPool2D AdaptiveMaxPool3D MkldnnMaxPool2D UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D "
     "UpsampleNearestExact1D UpsampleNearestExact2D UpsampleNearestExact3D UpsampleBilinear2DAa UpsampleBicubic2DAa "
     "UpsampleLinear1D UpsampleBilinear2D UpsampleBicubic2D UpsampleTrilinear3D ReflectionPad1D ReflectionPad2D "
-    "ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D"
+    "ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D "
+    "MaxPool2D"  # on MPS
 )
 POOLINGS = frozenset(_POOLINGS.split())
 """Maxima, means and interpolations of neighboring pixels."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.geometry.rows import local_part, wide_dtype
+from lightning_normgeo.geometry.rows import local_part, observing_device, stored_like
 from lightning_normgeo.symmetries.batch_norms import with_statistics
 from lightning_normgeo.symmetries.equations.exponents import Ids, Mask
 from lightning_normgeo.symmetries.optimizer_states import averages_of_gradients, check_states, scale_states
@@ -156,8 +156,8 @@ class Spheres:
                 _multiply(parameter.grad, values, -1.0)
         for mean, variance, exponents in self._statistics:
             scale = torch.sparse.mm(exponents, factors.log().unsqueeze(1)).squeeze(1).exp()
-            mean.mul_(scale.to(mean.dtype))
-            variance.mul_(scale.square().to(variance.dtype))
+            mean.mul_(stored_like(mean, scale))
+            variance.mul_(stored_like(variance, scale.square()))
         return factors
 
     @torch.no_grad()
@@ -204,8 +204,8 @@ class Spheres:
         alpha, beta = step(sums, self.radii)
         for part in self._parts:
             weight, old = local_part(part.parameter), before[part.slices.parameter]
-            weight.mul_(part.spread(beta).to(weight.dtype))
-            weight.addcmul_(old, part.spread(alpha).to(weight.dtype))
+            weight.mul_(stored_like(weight, part.spread(beta)))
+            weight.addcmul_(old, stored_like(weight, part.spread(alpha)))
 
     def moved_by(self, optimizer: Optimizer) -> Tensor:
         """Return for each block whether an optimizer moves one of its parameters, or more, as a mask."""
@@ -229,7 +229,7 @@ class Spheres:
         self.blocks = blocks
         for one in blocks.weights:
             self._check(one.slices.parameter, one.slices.shape)
-        self._device = next(iter(self._own.parameters.values())).device
+        self._device = observing_device(next(iter(self._own.parameters.values())).device)
         self._parts = local_slices(blocks.weights, self._own, self._device)
         self._biases = local_slices(blocks.biases, self._own, self._device)
         self._slices = [part.slices for part in self._parts]
@@ -250,7 +250,7 @@ class Spheres:
         """Yield running means and variances, with the exponents of their channels in each block."""
         there = with_statistics(self._module)
         for name, matrix in self.blocks.statistics.items():
-            exponents = sparse_tensor(matrix).to(self._device, wide_dtype(self._device))
+            exponents = sparse_tensor(matrix).to(self._device, torch.float64)
             yield there[name].running_mean, there[name].running_var, exponents  # type: ignore[misc]
 
     def _weights(self) -> dict[str, Tensor]:
@@ -260,7 +260,7 @@ class Spheres:
         """Return a value of the parameter of each slice, by its id."""
         counts = torch.tensor([part.slices.count for part in self._parts], dtype=torch.int64)
         own = torch.tensor([values.get(id(part.parameter), 1.0) for part in self._parts], dtype=torch.float64)
-        return own.repeat_interleave(counts).to(self._device, wide_dtype(self._device))
+        return own.repeat_interleave(counts).to(self._device, torch.float64)
 
     def _by_block(self, by_slice: Tensor) -> Tensor:
         """Return the sums over blocks and processes of several sums over slices, ``(sums, slices)``."""
@@ -280,8 +280,8 @@ class Spheres:
         for part in self._parts:
             tensor = local.get(id(part.parameter))
             if tensor is not None:
-                share = part.spread(shares, 0.0).to(tensor.dtype)
-                tensor.addcmul_(weights[part.slices.parameter].to(tensor.dtype), share, value=-1)
+                share = part.spread(shares, 0.0)
+                tensor.addcmul_(weights[part.slices.parameter].to(tensor.dtype), stored_like(tensor, share), value=-1)
 
 
 def _several(optimizers: Optimizer | Sequence[Optimizer] | None) -> Sequence[Optimizer]:
@@ -293,4 +293,4 @@ def _several(optimizers: Optimizer | Sequence[Optimizer] | None) -> Sequence[Opt
 def _multiply(tensor: Tensor, factors: Sequence[Tensor], power: float) -> None:
     local = local_part(tensor)
     for factor in factors:
-        local.mul_((factor if power == 1 else factor**power).to(local.dtype.to_real()))
+        local.mul_(stored_like(local, factor if power == 1 else factor**power))

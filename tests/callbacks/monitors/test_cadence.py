@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
-from lightning_normgeo.callbacks._monitors.cadence import PATIENCE, Cadence, is_due
+from lightning_normgeo.callbacks._monitors.cadence import PATIENCE, Cadence, is_due, measured_steps
 from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.errors import MeasurementWarning
 from support.projects import Account, Fingerprint, Project, Rows, images, same, sgd, trainer
@@ -362,3 +362,9 @@ def test_a_monitor_thins_and_a_resumed_training_measures_at_the_same_steps(tmp_p
     assert whole == [step - 1 for step in range(1, 257) if is_due(-1, step)]
     assert len(whole) == 99 + 50 + 15
     assert first + rest == whole
+
+
+@given(every=st.integers(-30, 30), steps=st.integers(0, 5_000))
+def test_the_number_of_measured_steps_is_that_of_the_steps_that_are_due(every: int, steps: int) -> None:
+    counted = sum(is_due(every, step) for step in range(1, steps + 1)) if every else 0
+    assert measured_steps(every, steps) == counted

@@ -1,11 +1,9 @@
-"""Half precision stays in its ball, TF32 is off in checks, nothing needs float64, radii have effective units."""
+"""Half precision stays in its ball, TF32 is off in checks, radii have effective units."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_normgeo import RobustnessEvaluation, evaluate_robustness
@@ -185,48 +182,6 @@ def test_neither_folding_nor_the_control_is_refused_for_the_rounding_of_tf32() -
     assert rescaled.difference < 1e-2
     report = evaluate_robustness(net, images(24), attacks=["bim"], steps=2, rescale=10.0, progress=False)
     assert report.results["clean_rescaled"].n == 24
-
-
-# --- a device without float64 -----------------------------------------------------------------------------------------
-
-
-class NoFloat64(TorchDispatchMode):
-    """A mode that refuses float64, as Apple's MPS does."""
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = function(*args, **(kwargs or {}))
-        for leaf in torch.utils._pytree.tree_leaves(found):
-            if isinstance(leaf, Tensor) and leaf.dtype == torch.float64 and leaf.ndim:
-                raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it.")
-        return found
-
-
-@contextmanager
-def on_mps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import sys
-
-    for module in list(sys.modules.values()):
-        if getattr(module, "__name__", "").startswith("lightning_normgeo") and hasattr(module, "wide_dtype"):
-            monkeypatch.setattr(module, "wide_dtype", lambda device: torch.float32)
-    with NoFloat64():
-        yield
-
-
-@pytest.mark.parametrize("semantics", ["final", "any"])
-def test_an_evaluation_needs_no_float64(semantics: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, (x, y) = worn(), images(24).dataset.tensors
-    attacks = ["gaussian", "bim", "pgd", "bim_l2", "pgd_l2"]
-    chosen = RobustnessSettings(eps=0.05, steps=2, attacks=attacks, semantics=semantics, rescale=4.0)
-    runs = [RobustnessEvaluator(net, PIXELS, chosen, net) for _ in range(2)]
-    runs[0].put(x, y, range(24))
-    expected = runs[0].finish()
-    with on_mps(monkeypatch):
-        runs[1].put(x, y, range(24))
-        found = runs[1].finish()
-    assert runs[1].folded is not None
-    for attack in expected.attacks:
-        assert torch.equal(found.of(attack).prediction, expected.of(attack).prediction)
-        torch.testing.assert_close(found.of(attack).loss, expected.of(attack).loss, rtol=1e-3, atol=1e-5)
 
 
 # --- radii ------------------------------------------------------------------------------------------------------------
