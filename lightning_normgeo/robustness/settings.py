@@ -158,8 +158,7 @@ class RobustnessSettings:
         ends: dict[str, Any] = {}
         for name in ("lower", "upper"):
             end = getattr(self, name)
-            is_per_channel = isinstance(end, Sequence) and not isinstance(end, str)
-            ends[name] = tuple(end) if is_per_channel else end
+            ends[name] = tuple(end) if isinstance(end, Sequence) and not isinstance(end, str) else end
         step = self.step_size
         if step is None and isinstance(single["eps"], (int, float)):
             step = step_size(threat_model(self.preset, self.space), single["eps"])
@@ -186,9 +185,8 @@ class RobustnessSettings:
         followed = {attack.after for attack in self.all_attacks}
         found = {one.name: "suite" if one.name in followed else one.part for one in self.all_attacks}
         found = {name: part for name, part in found.items() if part}
-        return (
-            found | {control_of(name): part for name, part in found.items()} | dict.fromkeys(draws_of_clean(), "draw")
-        )
+        controls = {control_of(name): part for name, part in found.items()}
+        return found | controls | dict.fromkeys(draws_of_clean(), "draw")
 
     @property
     def transfers(self) -> bool:

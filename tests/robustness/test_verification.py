@@ -143,14 +143,17 @@ def test_every_decision_is_float32s_at_its_point(seed: int, convolutions: bool, 
 
 @pytest.mark.parametrize("semantics", SEMANTICS)
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_no_decision_differs_from_those_of_float32(seed: int, semantics: Any) -> None:
+def test_what_float32_breaks_is_broken_and_hardly_anything_else(seed: int, semantics: Any) -> None:
+    """A search in bfloat16 may find a point that float32's search missed, and that float32 confirms."""
     net = sensitive(seed)
     x = levels(64, 3, 8, 8, seed=seed)
     y = net(x).argmax(1)
     run = partial(evaluate, net, loader(x, y), eps=0.01, steps=4, semantics=semantics, attacks=["bim", "pgd"])
     full, verified = run(), run(autocast="bf16-verified")
     assert 5 < full["bim"].correct < 59
-    assert [wrong(full, verified, name) for name in ("bim", "pgd")] == [0, 0]
+    for name in ("bim", "pgd"):
+        assert not (verified.decisions.of(name).correct & ~full.decisions.of(name).correct).any()
+        assert wrong(full, verified, name) <= (1 if semantics == "any" else 0)
     assert sum(one.near for one in verified.verified.values()) > 0
 
 
