@@ -36,9 +36,8 @@ def test_one_transfer_down_and_none_up(kind: str, cumulative: bool, monkeypatch:
     assert counts[-1].down == Counter(), "read one by one"
 
 
-SOME_SLOW = [
-    pytest.param(k, marks=() if k in ("sgd-momentum", "adamw-fused") else pytest.mark.slow) for k in OPTIMIZERS
-]
+FAST = ("sgd-momentum", "adamw-fused")
+SOME_SLOW = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in OPTIMIZERS]
 MOST = {"sgd-momentum": 345, "adamw": 335, "adamw-fused": 365, "capturable": 390}
 """Kernels of a measured step; a launch from Python costs 5 to 15 µs. An ordinary step of ResNet-101 has 1,500."""
 MOST_CUMULATIVE = {"sgd-momentum": 50, "adamw": 45, "adamw-fused": 72, "capturable": 82}
