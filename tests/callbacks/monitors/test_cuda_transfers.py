@@ -69,6 +69,24 @@ def test_cumulative_sums_take_few_kernels(kind: str, monkeypatch: pytest.MonkeyP
     assert counts[-1].down == Counter()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_rows_of_weights_with_channels_last_are_views(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def channels_last() -> nn.Module:
+        net = torchvision.models.resnet101(num_classes=10)
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d):
+                weight = layer.weight.detach().contiguous(memory_format=torch.channels_last)
+                layer.weight = nn.Parameter(weight)
+        return net
+
+    stub_transfer(monkeypatch)
+    fake_kernels(monkeypatch)
+    measured = counted_steps(kind, Project, [1, 1, 1], net=channels_last, pixels=32)[-1]
+    assert measured.kernels.total() <= MOST[kind]
+    assert measured.up == measured.down == Counter()
+
+
 class OfImages(nn.Module):
     """Language model that takes the pixels of images for tokens, and whose scores are averaged over them."""
 
