@@ -350,18 +350,29 @@ def small_vision_transformer() -> nn.Module:
     )
 
 
-def test_the_stream_of_a_vision_transformer_is_one_unit() -> None:
-    blocks = [f"network.encoder.layers.encoder_layer_{i}" for i in range(2)]
+def stream_of_blocks(depth: int) -> dict[str, list[str]]:
+    """Return the parameters that write into the residual stream of torchvision's vision transformer, by their label."""
+    blocks = [f"network.encoder.layers.encoder_layer_{i}" for i in range(depth)]
     writers = [f"{block}.{layer}" for block in blocks for layer in ("self_attention.out_proj", "mlp.3")]
     tokens = ["network.class_token", "network.encoder.pos_embedding"]
     stream = [*tokens, *(name for layer in ("network.conv_proj", *writers) for name in parts_of(layer))]
-    label = f"network.conv_proj+{len(stream) - 1}"
-    observed = observe(
-        lambda: Classifier(small_vision_transformer(), adamw), images(32), [NO_BATCH_NORM], streams={label: stream}
-    )
-    assert observed.invariant == {label}
+    return {f"network.conv_proj+{len(stream) - 1}": stream}
+
+
+def readers_of_blocks(depth: int) -> set[str]:
+    """Return the layers that read the normalized stream."""
+    blocks = [f"network.encoder.layers.encoder_layer_{i}" for i in range(depth)]
     readers = {f"{block}.{layer}" for block in blocks for layer in ("self_attention.in_proj_weight", "mlp.0")}
-    assert observed.controls == {*readers, "network.heads.head"}
+    return {*readers, "network.heads.head"}
+
+
+def test_the_stream_of_a_vision_transformer_is_one_unit() -> None:
+    streams = stream_of_blocks(2)
+    observed = observe(
+        lambda: Classifier(small_vision_transformer(), adamw), images(32), [NO_BATCH_NORM], streams=streams
+    )
+    assert observed.invariant == set(streams)
+    assert observed.controls == readers_of_blocks(2)
     assert max(observed.values("orthogonality/max_abs_cos")) < 1e-4
     check_robustness(observed, images(32, n=6))
 
@@ -388,8 +399,10 @@ def test_vit_b_16() -> None:
         return Classifier(torchvision.models.vit_b_16(num_classes=4), lambda p: torch.optim.SGD(p, lr=0.1))
 
     data = images(224, n=2, batch_size=1)
-    observed = observe(make, data, [NO_BATCH_NORM, NO_UNIT], max_steps=2)
-    assert len(observed.controls) == 52
+    streams = stream_of_blocks(12)
+    observed = observe(make, data, [NO_BATCH_NORM], streams=streams, max_steps=2)
+    assert observed.invariant == set(streams)
+    assert observed.controls == readers_of_blocks(12)
 
 
 class GAN(pl.LightningModule):
