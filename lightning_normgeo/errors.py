@@ -66,6 +66,11 @@ def said_in_one_line(error: BaseException) -> str:
     return plain_line(error) or type(error).__name__
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the reason that reports give for an error: its message, with its class in front where it is unexpected."""
+    return str(error) if isinstance(error, UnsuitableError) else f"{type(error).__name__}: {error}"
+
+
 def is_rank_zero() -> bool:
     """Whether this process has rank zero, the only one that logs, writes and warns."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)

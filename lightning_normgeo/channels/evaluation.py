@@ -17,7 +17,7 @@ from lightning_normgeo.channels.measure import channel_table
 from lightning_normgeo.channels.report import MaskedAccuracy, MaskingReport
 from lightning_normgeo.channels.settings import MaskingSettings
 from lightning_normgeo.channels.table import ChannelTable, PairCounts
-from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.errors import UnsuitableError, reason_of
 from lightning_normgeo.normalization.user_inputs import weight_of
 from lightning_normgeo.robustness.attacks.losses import predicted
 from lightning_normgeo.robustness.inputs import InputSpace, class_indices, class_logits
@@ -206,7 +206,7 @@ class MaskedEvaluation:
 
     def give_up(self, error: BaseException) -> str:
         """Evaluate no further batch, and return the reason as given in the report."""
-        self.failed = str(error) if isinstance(error, UnsuitableError) else f"{type(error).__name__}: {error}"
+        self.failed = reason_of(error)
         return self.failed
 
     def share(self) -> MaskedShare:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.errors import UnsuitableError, warn_once
+from lightning_normgeo.errors import UnsuitableError, reason_of, warn_once
 from lightning_normgeo.normalization.user_inputs import weight_of
 from lightning_normgeo.robustness.attacks.batch_attacks import Progress
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
@@ -151,8 +151,7 @@ class LoaderEvaluation:
 
     def give_up(self, error: BaseException) -> str:
         """Evaluate no further batch, and return the reason as given in the report."""
-        known = isinstance(error, UnsuitableError)
-        reason = self._failed[EVERYTHING] = str(error) if known else f"{type(error).__name__}: {error}"
+        reason = self._failed[EVERYTHING] = reason_of(error)
         return reason
 
     def finish(self) -> ProcessShare:

@@ -14,7 +14,7 @@ from lightning_normgeo.callbacks._robustness.evaluation_processes import Evaluat
 from lightning_normgeo.channels.evaluation import MaskedEvaluation
 from lightning_normgeo.channels.report import MaskingReport
 from lightning_normgeo.channels.settings import MaskingSettings
-from lightning_normgeo.errors import UnsuitableError, warn_once
+from lightning_normgeo.errors import UnsuitableError, reason_of, warn_once
 from lightning_normgeo.robustness.inputs import unpacked
 
 NAME = "ChannelEvaluation"
@@ -162,8 +162,7 @@ class ChannelLoop:
             try:
                 found = make(), ""
             except Exception as error:
-                known = isinstance(error, UnsuitableError)
-                found = None, str(error) if known else f"{type(error).__name__}: {error}"
+                found = None, reason_of(error)
         made, reason = self._processes.gathered(found)[0]
         if reason:
             raise UnsuitableError(reason)

@@ -13,7 +13,7 @@ from lightning_normgeo.callbacks._robustness.dataloaders import check_all_take_p
 from lightning_normgeo.callbacks._robustness.gathered_flat_model import GatheredFlatModel
 from lightning_normgeo.callbacks._robustness.gathered_model import GatheredModel
 from lightning_normgeo.callbacks._robustness.processes import Processes
-from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.errors import UnsuitableError, reason_of
 from lightning_normgeo.utilities.checked_values import first_line
 
 _T = TypeVar("_T")
@@ -113,7 +113,7 @@ class EvaluationProcesses:
         try:
             step()
         except Exception as error:
-            reason = str(error) if isinstance(error, UnsuitableError) else f"{type(error).__name__}: {error}"
+            reason = reason_of(error)
         reason = next(filter(None, self.gathered(reason)), "")
         if reason:
             raise UnsuitableError(reason)

@@ -14,7 +14,7 @@ from lightning_normgeo.callbacks._robustness.dataloaders import batch_count, bat
 from lightning_normgeo.callbacks._robustness.divided_samples import DividedSamples
 from lightning_normgeo.callbacks._robustness.evaluation_processes import EvaluationProcesses
 from lightning_normgeo.callbacks._robustness.progress_bars import ProgressBar, bar_of
-from lightning_normgeo.errors import UnsuitableError, warn_once
+from lightning_normgeo.errors import reason_of, warn_once
 from lightning_normgeo.robustness.inputs import unpacked
 from lightning_normgeo.robustness.inputs.declared_inputs import DeclaredInputs
 from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
@@ -94,7 +94,7 @@ class LoopEvaluation:
 
     def give_up(self, error: Exception) -> None:
         """Evaluate nothing more on this process; the other processes learn of it in :meth:`finish`."""
-        self.failed = str(error) if isinstance(error, UnsuitableError) else f"{type(error).__name__}: {error}"
+        self.failed = reason_of(error)
         for number in range(len(self.evaluations)):
             self._give_up(number, error)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.errors import reason_of
 from lightning_normgeo.robustness.attacks.active_samples import FinishedSamples, any_point
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
 from lightning_normgeo.robustness.attacks.ball import per_image
@@ -133,7 +133,7 @@ class BatchAttacks:
     def _fail(self, name: str, error: Exception) -> None:
         if self.settings.on_unsuitable == "raise":
             raise error
-        reason = str(error) if isinstance(error, UnsuitableError) else f"{type(error).__name__}: {error}"
+        reason = reason_of(error)
         if "Inference tensors" in str(error):
             reason += " Trainer(inference_mode=False) makes tensors that have a gradient."
         self.failed[name] = reason
