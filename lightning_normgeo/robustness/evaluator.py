@@ -185,9 +185,10 @@ class RobustnessEvaluator:
     def _check(self, images: Tensor, labels: Tensor) -> None:
         """Check labels before they are used: on a GPU a label out of range makes CUDA unusable in this process."""
         if self._classes is None:
-            self.check_precision(images)
             with torch.no_grad():
                 scores = self.model.call(images[:2])
+            if self.settings.verified:
+                check_verifiable(precision_of(images, self.module), scores)
             check_labels(labels[:2], scores)
             self._classes = scores.shape[1]
         check_labels(labels, torch.empty(len(images), self._classes, device="meta"))
