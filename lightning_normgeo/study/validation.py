@@ -99,14 +99,6 @@ class CheckedCase:
     settings: Any
 
 
-def check(study: Study, name: str = "study") -> Any:
-    """Check every option of a study with every value once, and return the settings of the first run.
-
-    See :func:`checked_cases` for arguments, errors and cost.
-    """
-    return checked_cases(study, name)[0].settings
-
-
 def sized_cases(cases: list[CheckedCase]) -> list[SizedCase]:
     """Return the size of each checked case.
 

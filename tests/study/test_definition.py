@@ -11,7 +11,7 @@ import pytest
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.study import Study, load_study
 from lightning_normgeo.study.definition import arguments_of
-from lightning_normgeo.study.validation import check
+from lightning_normgeo.study.validation import checked_cases
 
 # Lightning's LightningCLI calls what jsonargparse 4.49 renamed
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -41,26 +41,27 @@ def test_an_optimizer_of_the_grid_is_what_is_written_of_it() -> None:
     study = study_of(f"optimizer: [{ADAM}]")
     assert study.grid == {"optimizer": [{"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001}}]}
     assert list(study.runs()) == ["optimizer=class_path_torch.optim.Adam_init_args_lr_0.001"]
-    optimizer = check(study).optimizer
+    optimizer = checked_cases(study)[0].settings.optimizer
     assert (optimizer.class_path, optimizer.init_args.lr) == ("torch.optim.Adam", 0.001)
 
 
 def test_a_schedule_of_the_grid() -> None:
     study = study_of(f"lr_scheduler: [{STEP}, null]")
     assert list(study.runs()) == ["lr_scheduler=StepLR_step_size_3-c991569", "lr_scheduler=null"]
-    assert check(study).lr_scheduler.init_args.step_size == 3
+    assert checked_cases(study)[0].settings.lr_scheduler.init_args.step_size == 3
 
 
 def test_callbacks_of_the_grid() -> None:
     study = study_of(f"trainer.callbacks: [[{MONITOR}], []]")
     assert list(study.runs()) == ["callbacks=class_path_lightning_normgeo.NormGrowthMonitor", "callbacks="]
-    assert [callback.class_path for callback in check(study).trainer.callbacks] == [
+    assert [callback.class_path for callback in checked_cases(study)[0].settings.trainer.callbacks] == [
         "lightning_normgeo.NormGrowthMonitor"
     ]
 
 
 def test_classes_among_the_settings() -> None:
-    found = check(study_of("model.norm: [bn]", settings=f"optimizer: {ADAM}, trainer.callbacks+: {MONITOR}"))
+    study = study_of("model.norm: [bn]", settings=f"optimizer: {ADAM}, trainer.callbacks+: {MONITOR}")
+    found = checked_cases(study)[0].settings
     assert found.optimizer.class_path == "torch.optim.Adam"
     assert len(found.trainer.callbacks) >= 2
 
@@ -101,7 +102,7 @@ def test_numbers_that_are_not_finite_are_written_as_yaml_has_them(value: Any, te
 def test_gradients_that_are_never_clipped() -> None:
     study = study_of("trainer.gradient_clip_val: [.inf, 1.0]")
     assert list(study.runs()) == ["gradient_clip_val=.inf", "gradient_clip_val=1.0"]
-    assert check(study).trainer.gradient_clip_val == float("inf")
+    assert checked_cases(study)[0].settings.trainer.gradient_clip_val == float("inf")
 
 
 # Names of options.
@@ -122,7 +123,7 @@ def test_gradients_that_are_never_clipped() -> None:
 )
 def test_options_are_written_in_full(grid: str, settings: str, reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason):
-        check(study_of(grid, settings), "s.yaml")
+        checked_cases(study_of(grid, settings), "s.yaml")
 
 
 @pytest.mark.parametrize(
@@ -140,13 +141,13 @@ def test_an_option_under_two_names(grid: str, settings: str) -> None:
 
 def test_options_of_all_kinds_are_known() -> None:
     Path("gn.yaml").write_text("model: {norm: gn}")
-    found = check(
+    found = checked_cases(
         study_of(
             "config: [gn.yaml], optimizer.lr: [0.25], data.init_args.batch_size: [8], trainer.devices: [1], "
             f"trainer.callbacks.init_args.eps: [[0.5]], model: [{{stem: imagenet}}], trainer.callbacks+: [{MONITOR}]",
             settings="trainer: {max_epochs: 2}, wandb: disabled",
         )
-    )
+    )[0].settings
     assert (found.model.norm, found.model.stem, found.trainer.max_epochs) == ("gn", "imagenet", 2)
     assert (found.optimizer.init_args.lr, found.data.init_args.batch_size) == (0.25, 8)
 

@@ -31,7 +31,7 @@ from lightning_normgeo.study.display import ProgressDisplay, failures, listing, 
 from lightning_normgeo.study.run_progress import RunProgress
 from lightning_normgeo.study.runner import Runner
 from lightning_normgeo.study.study_index import Index, IndexEntry
-from lightning_normgeo.study.validation import check, checked_cases, sized_cases
+from lightning_normgeo.study.validation import checked_cases, sized_cases
 from lightning_normgeo.terminal.safe_streams import PipeSafeStream
 from lightning_normgeo.utilities.files import read_lines
 from support.isolation import REPOSITORY, isolated
@@ -195,7 +195,7 @@ def test_a_value_that_cannot_work(grid: str, reason: str, base: str) -> None:
     Path("bad.yaml").write_text("model: {depth: 3}")
     study = loaded(f"name: s\nconfigs: [{base}]\ngrid: {{{grid}}}")
     with pytest.raises(ConfigurationError, match=reason):
-        check(study, "s.yaml")
+        checked_cases(study, "s.yaml")
     assert not Path("runs").exists()
 
 
@@ -205,7 +205,7 @@ def test_settings_go_over_configs_and_the_grid_over_both(base: str) -> None:
         f"name: s\nconfigs: [{base}]\nsettings: {{trainer.max_epochs: 7, optimizer: {{init_args: {{lr: 0.5}}}}}}\n"
         "grid: {model.label_smoothing: [0.25], config: [overlay.yaml]}"
     )
-    found = check(study)
+    found = checked_cases(study)[0].settings
     assert (found.model.norm, found.model.label_smoothing, found.trainer.max_epochs) == ("gn", 0.25, 8)
     assert (found.optimizer.init_args.lr, found.optimizer.init_args.momentum) == (0.5, 0.9)
 
@@ -216,7 +216,7 @@ def test_the_study_of_the_documentation(tmp_path: Path) -> None:
     (tmp_path / "configs" / "study").mkdir()
     (tmp_path / "configs" / "study" / "mine.yaml").write_text(block)
     study = load_study("configs/study/mine.yaml")
-    assert check(study).trainer.max_epochs == 50
+    assert checked_cases(study)[0].settings.trainer.max_epochs == 50
     assert len(study.runs()) == 18
 
 
