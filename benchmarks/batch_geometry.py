@@ -136,8 +136,7 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for make in (products, memory, training):
-        result = make(options)
-        print(result.markdown()) if options.markdown else result.show(Console())
+        make(options).put(Console(), options.markdown)
 
 
 if __name__ == "__main__":

@@ -108,10 +108,7 @@ def main() -> None:
     columns = ("", "batch", "generators, ns", "ours, ns", "ratio", "by torch, ns", "ratio")
     rows = [row(name, shape, options.device, options.rounds) for name in DRAWS for shape in SHAPES]
     result = Result(f"Random numbers on {options.device}, {options.threads} threads", columns, rows)
-    if options.markdown:
-        print(result.markdown())
-    else:
-        result.show(Console(width=120))
+    result.put(Console(width=120), options.markdown)
 
 
 if __name__ == "__main__":

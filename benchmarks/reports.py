@@ -164,10 +164,7 @@ def main() -> None:
         columns = ("runs × measured steps", "records, MB", "s", "memory, MB", "page, MB")
         results.append(Result("Reports of synthetic studies", columns, rows))
     for result in results:
-        if options.markdown:
-            print(result.markdown())
-        else:
-            result.show(Console(width=120))
+        result.put(Console(width=120), options.markdown)
 
 
 if __name__ == "__main__":

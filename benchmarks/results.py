@@ -22,6 +22,13 @@ class Result(NamedTuple):
             table.add_row(*row)
         console.print(table)
 
+    def put(self, console: Console, markdown: bool) -> None:
+        """Print the table to a terminal, or as Markdown for a document."""
+        if markdown:
+            print(self.markdown())
+        else:
+            self.show(console)
+
     def markdown(self) -> str:
         """Return the table as Markdown."""
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]

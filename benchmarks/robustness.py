@@ -291,22 +291,28 @@ def table(options: Any, task: Task) -> tuple[Result, list[str]]:
     return Result(title, columns, rows), missing
 
 
-def main() -> None:
-    """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser_of(description: str | None, samples: int, batch_size: int) -> argparse.ArgumentParser:
+    """Return a parser of the arguments that :func:`prepare` takes, but for the radius, and of the threads."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--weights", help="state_dict of a ResNetClassifier. Default: trained briefly")
     parser.add_argument("--images", help="torch.save'd (uint8 images, labels). Default: generated")
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--stem", default="imagenet")
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=samples)
+    parser.add_argument("--batch-size", type=int, default=batch_size)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--eps", type=float, default=8, help="radius, in units of 1/255")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = parser_of(__doc__, samples=256, batch_size=64)
+    parser.add_argument("--eps", type=float, default=8, help="radius, in units of 1/255")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=(), help="Default: all contenders")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: time of this process alone")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--markdown", action="store_true", help="print the table for a document")
     options = parser.parse_args()
     options.eps /= 255

@@ -7,7 +7,6 @@ sample is classified correctly. Choose radii at which part of the samples stand:
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_normgeo import evaluate_robustness
 from lightning_normgeo.robustness import RobustnessReport
-from robustness import prepare
+from robustness import parser_of, prepare
 
 _COLUMNS = (
     "eps",
@@ -73,18 +72,9 @@ def table(options: Any, net: Any, images: Tensor, labels: Tensor) -> Result:
 
 def main() -> None:
     """Run the comparison and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", help="state_dict of a ResNetClassifier. Default: trained briefly")
-    parser.add_argument("--images", help="torch.save'd (uint8 images, labels). Default: generated")
-    parser.add_argument("--arch", default="resnet18")
-    parser.add_argument("--stem", default="imagenet")
-    parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=10)
+    parser = parser_of(__doc__, samples=1000, batch_size=200)
     parser.add_argument("--eps", type=float, nargs="+", default=[1, 2], help="radii, in units of 1/255", dest="radii")
     parser.add_argument("--attacks", nargs="+", default=["bim", "pgd", "bim_l2"])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     options.eps = options.radii[0] / 255
     torch.set_num_threads(options.threads)
