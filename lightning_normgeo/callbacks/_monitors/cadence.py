@@ -30,7 +30,7 @@ def is_due(every: int, step: int) -> bool:
 
 
 def measured_steps(every: int, steps: int) -> int:
-    """Return how many of the steps 1 … ``steps`` a cadence is due at; see :func:`is_due`. Cost: log of the steps."""
+    """Return the number of steps among 1 … ``steps`` at which :func:`is_due`. Cost: the logarithm of ``steps``."""
     if every >= 0:
         return steps // every if every else 0
     count, first, interval, end = 0, 0, -every, DENSE * -every

@@ -73,7 +73,7 @@ class MeasuredStep:
         start, stop = (0, first) if invariant else (first, len(whole.steps))
         if start == stop:
             return None
-        key = (*(step.units.name for step in whole.steps[start:stop]),)
+        key = tuple(step.units.name for step in whole.steps[start:stop])
         if key not in self._columns:
             self._columns[key] = whole.part(start, stop)
         return self._columns[key]

@@ -29,7 +29,6 @@ class DividedSamples:
     def __init__(self, processes: EvaluationProcesses, evaluations: Sequence[LoaderEvaluation], rank: int) -> None:
         self._processes, self._evaluations, self._rank = processes, evaluations, rank
         self._is_agreed = processes.count == 1
-        self._divided: list[int] = []
 
     def agree(self, first: Tensor | None) -> None:
         """Divide the samples if all processes get the same; every process calls it with its first batch, or at the end.
@@ -45,15 +44,15 @@ class DividedSamples:
         found = self._processes.gathered((lengths, None if first is None else _digest(first)))
         if first is None or any(one != found[0] for one in found):
             return
-        self._divided = [number for number, length in enumerate(lengths) if length is not None]
-        for number in self._divided:
-            self._evaluations[number].seen.share = self._rank, self._processes.count
+        for evaluation, length in zip(self._evaluations, lengths, strict=True):
+            if length is not None:
+                evaluation.seen.share = self._rank, self._processes.count
 
     def left(self) -> dict[int, list[int]]:
         """Return the positions of samples that were left to other processes, which did not get them, by loader."""
-        if not self._divided:
-            return {}
         seen = [evaluation.seen for evaluation in self._evaluations]
+        if all(one.share is None for one in seen):
+            return {}
         shares = self._processes.gathered([one.places.keys() - one.left for one in seen])
         taken = [set[int]().union(*parts) for parts in zip(*shares, strict=True)]
         return {

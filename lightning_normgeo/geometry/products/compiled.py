@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-Sums = TypeVar("Sums")
+_T = TypeVar("_T")
 _WORTHWHILE = 2**16
 """Total number of elements below which numba or Triton is not even imported: torch takes a millisecond for them."""
 _LOOPS = {"cpu": "numba_kernels", "cuda": "triton_launches"}
@@ -25,12 +25,12 @@ _failed: set[str] = set()
 """Modules that could not be imported, or whose loops could not be compiled here."""
 
 
-def fast(run: Callable[[ModuleType], list[Sums]], elements: int, loops: str = "numba_kernels") -> list[Sums] | None:
+def fast(run: Callable[[ModuleType], _T], elements: int, loops: str = "numba_kernels") -> _T | None:
     """Run compiled loops; return None where they fail or are not worth importing.
 
     Args:
-        run: function of the module of the loops that calls one of them and returns the sums.
-        elements: number of elements that the loop would read.
+        run: function of the module of the loops that calls one of them and returns what it has computed.
+        elements: number of elements that the loop would read or write.
         loops: name of the module, a dotted one if it is in another folder.
     """
     if loops in _failed or elements < _WORTHWHILE:

@@ -122,12 +122,11 @@ def _numbers(
 ) -> Tensor:
     """Return random numbers by compiled loops where they pay, or else by torch: the same ones."""
     if samples.device.type == "cpu":
-        found = fast(
-            lambda loops: [[loops.drawn(kind, seed, samples, stream, count)]], len(samples) * count, loops=_LOOPS
+        found: Tensor | None = fast(
+            lambda loops: loops.drawn(kind, seed, samples, stream, count), len(samples) * count, loops=_LOOPS
         )
         if found is not None:
-            numbers: Tensor = found[0][0]
-            return numbers
+            return found
     return _drawn(transform, torch.float32, seed, samples, stream, count)
 
 
