@@ -82,7 +82,7 @@ THIRD_PARTY = {
     "utilities.collector": set(),
     "utilities.lazy_names": set(),
     "terminal": set(),
-    "geometry": {"torch", "numba", "triton"},  # the last two only if they are installed
+    "geometry": {"numpy", "torch", "numba", "triton"},  # the last two only if they are installed
     "normalization": {"torch"},
     "symmetries": {"numpy", "scipy", "torch"},
     "robustness": {"torch", "numpy", "PIL", "torchvision", "tqdm"}

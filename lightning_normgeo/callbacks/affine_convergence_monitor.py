@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -123,8 +124,13 @@ class AffineConvergenceMonitor(GeometryMonitor):
 
     def channel(self, layer: str, channels: int) -> int:
         """Return the channel of a layer that is logged separately: the same for the same seed, name and width."""
-        digest = hashlib.sha256(f"{self.channel_seed}:{layer}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") % channels
+        return _drawn(self.channel_seed, layer) % channels
+
+
+@functools.lru_cache(maxsize=2**12)
+def _drawn(seed: int, layer: str) -> int:
+    """Return a number drawn for a layer; cached, since it is asked for in each measured step."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{layer}".encode()).digest()[:8], "big")
 
 
 def _gaps(passes: Sequence[BatchStatistics]) -> dict[str, Tensor]:
@@ -161,4 +167,4 @@ def _pooled(passes: Sequence[BatchStatistics]) -> BatchStatistics:
         (one.mean * (one.samples / samples) for one in passes[1:]), passes[0].mean * (passes[0].samples / samples)
     )
     within = [(one.variance + (one.mean - mean).square()) * (one.samples / samples) for one in passes]
-    return replace(passes[-1], mean=mean, variance=sum(within[1:], within[0]))
+    return passes[-1]._replace(mean=mean, variance=sum(within[1:], within[0]))

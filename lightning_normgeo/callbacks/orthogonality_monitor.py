@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,6 @@ from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
 from lightning_normgeo.callbacks._readings.quantiles import quantiles
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
-from lightning_normgeo.geometry.orthogonality import cosine
 
 
 class OrthogonalityMonitor(GeometryMonitor):
@@ -53,19 +52,11 @@ class OrthogonalityMonitor(GeometryMonitor):
         invariant, controls = measured.columns(True, "gradient"), measured.columns(False, "gradient")
         if invariant is not None:
             yield from _cosines(self.groups[0], "", invariant, invariant.cosines)
-            yield from _corrected(self.groups[0], invariant, measured.epsilon)
+            known = invariant.with_known_epsilon
+            if known is not None:
+                yield from _cosines(self.groups[0], "_corrected", known, known.corrected_cosines)
         if controls is not None:
             yield from _control(self.groups[1], controls)
-
-
-def _corrected(group: str, columns: StackedUnits, epsilon: Mapping[str, Tensor]) -> Iterator[Reading]:
-    known = [step for step in columns.steps if step.units.name in epsilon]
-    if not known:
-        return
-    columns = columns.of(known)
-    inner = columns.column("inner") - torch.cat([epsilon[step.units.name] for step in known])
-    cosines = cosine(inner, columns.column("weight_sq"), columns.column("gradient_sq"))
-    yield from _cosines(group, "_corrected", columns, cosines)
 
 
 def _cosines(group: str, suffix: str, columns: StackedUnits, cosines: Tensor) -> Iterator[Reading]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +26,24 @@ def repeated(values: Sequence[Scalar], lengths: Sequence[int], device: torch.dev
     Returns:
         ``(sum of lengths,)``.
 
-    Cost: one or two kernels for each run of equal values, and no transfer.
+    Cost: one or two kernels for each run of equal values, and no transfer. Columns of numbers are cached, so they must
+    not be written to.
 
     Example:
         >>> repeated([0.5, 0.5, 2.0], [1, 2, 1], torch.device("cpu")).tolist()
         [0.5, 0.5, 0.5, 2.0]
     """
+    if any(isinstance(value, Tensor) for value in values):
+        return _repeated(values, lengths, device)
+    return _repeated_numbers(tuple(values), tuple(lengths), device)
+
+
+@functools.lru_cache(maxsize=32)
+def _repeated_numbers(values: tuple[Scalar, ...], lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    return _repeated(values, lengths, device)
+
+
+def _repeated(values: Sequence[Scalar], lengths: Sequence[int], device: torch.device) -> Tensor:
     runs = []
     for _, both in itertools.groupby(zip(values, lengths, strict=True), key=lambda pair: _key(pair[0])):
         run = list(both)
@@ -42,14 +56,14 @@ def repeated(values: Sequence[Scalar], lengths: Sequence[int], device: torch.dev
 
 
 def run_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Return the sums over neighboring rows, as many for each sum as its length says.
+    """Return the sums over neighboring values of each row, as many for each sum as its length says.
 
     Args:
-        values: ``(rows,)`` or ``(rows, columns)``, not on MPS, which lacks the kernel.
-        lengths: number of rows of each sum.
+        values: ``(values,)`` or ``(rows, values)``, on a device that has float64.
+        lengths: number of values of each sum.
 
     Returns:
-        ``(sums,)`` or ``(sums, columns)``.
+        ``(sums,)`` or ``(rows, sums)``.
 
     Cost: one kernel.
 
@@ -57,8 +71,42 @@ def run_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
         >>> run_sums(torch.tensor([1.0, 2.0, 4.0]), [1, 2]).tolist()
         [1.0, 6.0]
     """
-    offsets = table((0, *itertools.accumulate(lengths)), values.device)
-    return torch.segment_reduce(values, "sum", offsets=offsets, unsafe=True)
+    return _reduced(values, tuple(lengths), "sum", np.add)
+
+
+def run_maxima(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return the maxima over neighboring values of each row; NaN where one of them is NaN.
+
+    Args:
+        values: ``(values,)`` or ``(rows, values)``, on a device that has float64.
+        lengths: number of values of each maximum, at least 1.
+
+    Returns:
+        ``(maxima,)`` or ``(rows, maxima)``.
+
+    Cost: one kernel.
+
+    Example:
+        >>> run_maxima(torch.tensor([1.0, 4.0, 2.0]), [1, 2]).tolist()
+        [1.0, 4.0]
+    """
+    return _reduced(values, tuple(lengths), "max", np.maximum)
+
+
+def _reduced(values: Tensor, lengths: tuple[int, ...], name: str, function: np.ufunc) -> Tensor:
+    """Reduce runs of values by NumPy on a CPU, which is four to twenty times as fast there, else by torch."""
+    if values.is_cpu and lengths and 0 not in lengths:
+        starts = _starts(lengths).numpy()
+        return torch.from_numpy(function.reduceat(values.detach().numpy(), starts, axis=-1))
+    rows = math.prod(values.shape[:-1])
+    offsets = table((0, *itertools.accumulate(lengths * rows)), values.device)
+    reduced = torch.segment_reduce(values.reshape(-1), name, offsets=offsets, unsafe=True)
+    return reduced.view(*values.shape[:-1], len(lengths))
+
+
+@functools.lru_cache(maxsize=256)
+def _starts(lengths: tuple[int, ...]) -> Tensor:
+    return torch.tensor([0, *itertools.accumulate(lengths[:-1])])
 
 
 @functools.lru_cache(maxsize=256)

@@ -32,7 +32,11 @@ def cosine(inner: Tensor, squared_a: Tensor, squared_b: Tensor) -> Tensor:
         >>> torch.allclose(found, torch.cosine_similarity(a, b))
         True
     """
-    norms = squared_a.sqrt() * squared_b.sqrt()
+    return cosine_of_norms(inner, squared_a.sqrt() * squared_b.sqrt())
+
+
+def cosine_of_norms(inner: Tensor, norms: Tensor) -> Tensor:
+    """Return :func:`cosine` from the products ‖a‖‖b‖, of the shape of ``inner``."""
     return torch.where(norms > 0, inner / norms, 0.0)
 
 

@@ -88,7 +88,7 @@ def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor
         >>> torch.allclose(as_rows(weight, 6, dim=1, groups=2).sum(1), output.sum((0, 2, 3)))
         True
     """
-    tensor = as_real(tensor.detach())
+    tensor = as_real(tensor.detach() if tensor.requires_grad else tensor)
     if groups > 1:
         tensor, dim = tensor.reshape(groups, -1, *tensor.shape[1:]).movedim(2, 1).flatten(0, 1), 0
     return (tensor.movedim(dim, 0) if dim else tensor).reshape(units, -1)

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, many_update_products
 from lightning_normgeo.geometry.columns import run_sums
-from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, UpdateRule
 from lightning_normgeo.geometry.products.one_pass import is_additive, many_weight_products, weight_products
 from lightning_normgeo.geometry.rows import (
     as_rows,
@@ -23,7 +22,7 @@ from lightning_normgeo.geometry.rows import (
 )
 from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.geometry.update_rules.recipe import Group
-from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, learning_rate, plan
+from lightning_normgeo.probes.explain import ParameterReading, by_rule, explain, learning_rate, plan
 from lightning_normgeo.probes.weight_step import Observed, WeightStep
 from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 
@@ -157,7 +156,7 @@ class WeightReader:
             by_row = torch.split(torch.stack([*sums, *(terms or ())]), lengths, dim=1)
             counts = [self._values(units[k], length) for k, length in zip(members, lengths, strict=True)]
             for k, one, values in zip(members, some, _by_unit(by_row, counts), strict=True):
-                steps[k] = _step(units[k], one.plan, rule, values, explained=terms is not None)
+                steps[k] = WeightStep(units[k], one.plan.dtype, one.plan.lr, values, rule)
         return [steps[k] for k in range(len(readings))]
 
     def _together(self, steps: Sequence[WeightStep]) -> WeightStep:
@@ -185,11 +184,7 @@ class WeightReader:
             units=units,
             dtype=parameter.dtype,
             lr=learning_rate(group),
-            predicted=unknown,
-            weight_sq=found.weight_sq,
-            inner=unknown,
-            gradient_sq=unknown,
-            quartic=found.quartic,
+            sums=torch.stack([found.weight_sq, unknown, unknown, found.quartic, unknown]),
             has_gradient=False,
         )
 
@@ -212,29 +207,10 @@ def _by_unit(by_row: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
     finer = [k for k, count in enumerate(counts) if count != by_row[k].shape[1]]
     if finer:
         lengths = [by_row[k].shape[1] // counts[k] for k in finer for _ in range(counts[k])]
-        sums = run_sums(torch.cat([by_row[k] for k in finer], 1).T.contiguous(), lengths).T
+        sums = run_sums(torch.cat([by_row[k] for k in finer], 1), lengths)
         for k, part in zip(finer, torch.split(sums, [counts[k] for k in finer], dim=1), strict=True):
             found[k] = part
     return found
-
-
-def _step(
-    units: WeightUnits, planned: ReadPlan, rule: UpdateRule | None, values: Tensor, explained: bool
-) -> WeightStep:
-    """Return a step from the fields of :class:`GroupTerms`, one per row of ``values``."""
-    weight_sq, inner, gradient_sq, quartic, predicted, *terms = values
-    return WeightStep(
-        units=units,
-        dtype=planned.dtype,
-        lr=planned.lr,
-        predicted=predicted,
-        weight_sq=weight_sq,
-        inner=inner,
-        gradient_sq=gradient_sq,
-        quartic=quartic,
-        rule=rule,
-        terms=IncrementTerms(*terms) if explained else None,
-    )
 
 
 def scale_gradients(

@@ -17,28 +17,25 @@ from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.normalization.names import has_rows
 from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 
-ADDITIVE = ("predicted", "weight_sq", "inner", "gradient_sq", "quartic")
-"""The fields of :class:`WeightStep` that are sums over the elements of a unit, like its terms."""
+SUMS = ("weight_sq", "inner", "gradient_sq", "quartic", "predicted")
+"""The first rows of ``WeightStep.sums``; those of the terms of its increment follow, where these are known."""
 
 
 @dataclass
 class WeightStep:
     """Measurements of one weight in one optimizer step.
 
-    Tensors have shape ``(units,)`` and are float64, on the device of the weight, or on the CPU if it has no
+    Tensors have one value for each unit and are float64, on the device of the weight, or on the CPU if it has no
     float64. g is the gradient that the optimizer applies, after unscaling and clipping.
 
     Attributes:
         units: the units of the weight.
         dtype: dtype in which the weight is stored.
         lr: learning rate η of this step.
-        predicted: η²‖g‖² of eq 16, in units of weight².
-        weight_sq: ‖W‖² before the step.
-        inner: ⟨W, g⟩.
-        gradient_sq: ‖g‖².
-        quartic: Σ W_i⁴, for the storage floor.
+        sums: sums over the elements of each unit, ``(5, units)``: ‖W‖² before the step, ⟨W, g⟩, ‖g‖², Σ W_i⁴ for the
+            storage floor, and η²‖g‖² of eq 16 in units of weight²; with a rule ``(9, units)``: also the terms that its
+            formula adds to ‖W‖².
         rule: the formula of the optimizer; None if no decomposition of its increment is known.
-        terms: the terms that the formula adds to ‖W‖²; None without a rule.
         has_gradient: whether g is the gradient at W. If it is not, as for an optimizer that first moves W, ``inner``,
             ``gradient_sq`` and ``predicted`` are NaN.
         uniform: whether SGD moves all parameters of the units by the same rule, so that ⟨W, g⟩ = 0 for all jointly
@@ -54,13 +51,8 @@ class WeightStep:
     units: WeightUnits
     dtype: torch.dtype
     lr: Scalar
-    predicted: Tensor
-    weight_sq: Tensor
-    inner: Tensor
-    gradient_sq: Tensor
-    quartic: Tensor
+    sums: Tensor
     rule: UpdateRule | None = None
-    terms: IncrementTerms | None = None
     has_gradient: bool = True
     uniform: bool = True
     alike: bool = True
@@ -69,6 +61,36 @@ class WeightStep:
     optimizer: str = ""
     shrink: Scalar = 1.0
     update: UpdateProducts | None = None
+
+    @property
+    def weight_sq(self) -> Tensor:
+        """‖W‖² before the step, ``(units,)``."""
+        return self.sums[0]
+
+    @property
+    def inner(self) -> Tensor:
+        """⟨W, g⟩, ``(units,)``."""
+        return self.sums[1]
+
+    @property
+    def gradient_sq(self) -> Tensor:
+        """‖g‖², ``(units,)``."""
+        return self.sums[2]
+
+    @property
+    def quartic(self) -> Tensor:
+        """Σ W_i⁴, ``(units,)``, which bounds the effect of rounding the weights."""
+        return self.sums[3]
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether the terms that the optimizer's formula adds to ‖W‖² are known."""
+        return len(self.sums) > len(SUMS)
+
+    @property
+    def terms(self) -> IncrementTerms | None:
+        """The terms that the optimizer's formula adds to ‖W‖²; None without a rule."""
+        return IncrementTerms(*self.sums[len(SUMS) :]) if self.is_explained else None
 
     @property
     def equilibrium(self) -> Scalar | None:
@@ -88,7 +110,12 @@ class WeightStep:
     @property
     def storage_floor(self) -> Tensor:
         """The increment of ‖W‖² that rounding in storage can cause, per unit in units of weight²."""
-        return storage_floor(self.quartic, self.dtype, 1 if self.rule is None else self.rule.stores)
+        return storage_floor(self.quartic, self.dtype, self.stores)
+
+    @property
+    def stores(self) -> int:
+        """The number of times that the step stores the weight, as far as is known."""
+        return 1 if self.rule is None else self.rule.stores
 
     def together(self, others: Sequence[WeightStep]) -> WeightStep:
         """Return the step of units that consist of this weight and others; every inner product is a sum over all.
@@ -96,21 +123,13 @@ class WeightStep:
         The learning rate is NaN if partners of joint units have other ones; a bias is taken to have that of its weight.
         """
         steps = (self, *others)
-        known = all(step.terms is not None for step in steps)
-        parts: list[Tensor] = []
-        for step in steps:
-            parts += [getattr(step, name) for name in ADDITIVE]
-            parts += step.terms if known and step.terms is not None else ()
-        stacked = torch.stack(parts)
-        sums = stacked.view(len(steps), -1, *stacked.shape[1:]).sum(0)
         joint = bool(self.units.partners)
         return replace(
             self,
-            terms=IncrementTerms(*sums[len(ADDITIVE) :]) if known else None,
+            sums=torch.stack(common_sums(steps)).sum(0),
             uniform=all(self.moves_like(step) for step in others),
             alike=not joint or all(step.rule is self.rule for step in others),
             lr=math.nan if joint and not all(_equal(step.lr, self.lr) for step in others) else self.lr,
-            **dict(zip(ADDITIVE, sums, strict=False)),
         )
 
     def moves_like(self, other: WeightStep) -> bool:
@@ -123,7 +142,13 @@ class WeightStep:
 
     def unexplained(self) -> WeightStep:
         """Return the same step without rule and terms, as for an optimizer without a known decomposition."""
-        return replace(self, rule=None, terms=None)
+        return replace(self, rule=None, sums=self.sums[: len(SUMS)])
+
+
+def common_sums(steps: Sequence[WeightStep]) -> list[Tensor]:
+    """Return the sums that all steps have: without terms unless the terms of all are known."""
+    known = all(step.is_explained for step in steps)
+    return [step.sums if known else step.sums[: len(SUMS)] for step in steps]
 
 
 def _equal(a: Scalar, b: Scalar) -> bool:

@@ -87,7 +87,7 @@ class MeasuredStep:
         have = [step for step in self.steps if (step.has_gradient if needs == "gradient" else step.update is not None)]
         names = tuple(step.units.name for step in have)
         if names and names not in self._columns:
-            self._columns[names] = StackedUnits(sorted(have, key=lambda step: not step.units.invariant))
+            self._columns[names] = StackedUnits(sorted(have, key=lambda step: not step.units.invariant), self.epsilon)
         return self._columns.get(names)
 
 

@@ -11,7 +11,6 @@ from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
 from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
 from lightning_normgeo.callbacks._readings.readings import HostValues, Reading
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.geometry.orthogonality import cosine
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
 
 _RAW, _CORRECTED, _SHARE = "structure/rms_cos", "structure/rms_cos_corrected", "structure/epsilon_share"
@@ -50,15 +49,12 @@ class UnitConfirmation:
 
     def readings(self, measured: MeasuredStep) -> list[Reading]:
         """Return the cosines of every weight that moved, raw and corrected for the ε of batch normalizations."""
-        columns, epsilon = measured.all_columns("gradient"), measured.epsilon
+        columns = measured.all_columns("gradient")
         if columns is None:
             return []
-        names, inner = [step.units.name for step in columns.steps], columns.column("inner")
-        zero = inner.new_zeros(())
-        rest = inner - torch.cat([epsilon.get(s.units.name, zero.expand(s.units.count)) for s in columns.steps])
-        corrected = cosine(rest, columns.column("weight_sq"), columns.column("gradient_sq"))
-        squares = torch.stack([columns.cosines, corrected], 1).square()
-        raw, without_epsilon = columns.layers.mean(squares).sqrt().unbind(1)
+        names = [step.units.name for step in columns.steps]
+        squares = torch.stack([columns.cosines, columns.corrected_cosines]).square()
+        raw, without_epsilon = columns.layers.mean(squares).sqrt()
         return [
             Reading(_RAW, None, raw, names, internal=True),
             Reading(_CORRECTED, None, without_epsilon, names, internal=True),

@@ -146,11 +146,14 @@ class UnitTracker:
 
     def unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter], reason: str) -> list[Observed]:
         """Return weights that have gradients but are in no graph, as controls with this reason."""
+        weights = [parameter for parameter in parameters if has_rows(parameter)]
+        if not weights:
+            return []
         names = {id(parameter): name for name, parameter in by_clean_name(module.named_parameters()).items()}
         found = []
-        for parameter in parameters:
+        for parameter in weights:
             name = names.get(id(parameter))
-            if name is not None and has_rows(parameter):
+            if name is not None:
                 units = WeightUnits(name=name, kind="none", count=parameter.shape[0], reason=reason)
                 found.append(Observed(units, parameter))
         self._found |= _by_name(found)
@@ -222,14 +225,17 @@ class UnitTracker:
         before = {id(parameter): one.units for one in self._found.values() for parameter in one.parameters}
         kept: list[Observed] = []
         for one in found.values():
-            other = any(before.get(id(parameter), one.units) != one.units for parameter in one.parameters)
-            thawed = len({parameter.grad is None for parameter in one.parameters}) > 1
-            kept += one.apart(_DIFFERENT) if one.partners and (other or thawed) else [one]
+            contradicted = False
+            if one.partners:
+                other = any(before.get(id(parameter), one.units) != one.units for parameter in one.parameters)
+                contradicted = other or len({parameter.grad is None for parameter in one.parameters}) > 1
+            kept += one.apart(_DIFFERENT) if contradicted else [one]
         return self._cut_alike(kept)
 
     def _cut_alike(self, found: Sequence[Observed]) -> dict[str, Observed]:
         """Return the weights of a graph; as whole controls those that another graph of the step cuts differently."""
-        before, now = _parts_of(self._found.values()), _parts_of(found)
+        before = _parts_of(self._found.values())
+        now = _parts_of(found) if before else {}
         apart = {key for key in before.keys() & now.keys() if before[key] != now[key]}
         if not apart:
             return _by_name(found)

@@ -7,13 +7,13 @@ several passes, micro-batches or processes both sides add up, provided that ∂L
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
+from lightning_normgeo.geometry.columns import repeated
 from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
 from lightning_normgeo.probes.weight_step import WeightStep
@@ -79,13 +79,13 @@ def epsilon_inner_by_weight(steps: Sequence[WeightStep], sums: Mapping[str, Gamm
     gradient, inner = (torch.cat(column) for column in zip(*(found for _, found in known), strict=True))
     widths = [step.units.count for step, _ in known]
     layers = LayerSegments([step.units.name for step, _ in known], widths, applied.device)
-    square = layers.spread_sums(gradient * gradient)
-    factor = torch.where(square > 0, layers.spread_sums(gradient * applied) / torch.where(square > 0, square, 1.0), 0.0)
-    off = layers.spread_sums((applied - factor * gradient).square())
-    same = off <= _PROPORTIONAL**2 * layers.spread_sums(applied.square())
+    square, product, size = layers.sum(torch.stack([gradient * gradient, gradient * applied, applied * applied]))
+    factor = torch.where(square > 0, product / torch.where(square > 0, square, 1.0), 0.0)
+    spread = layers.spread_each(factor)
+    same = layers.sum((applied - spread * gradient).square()) <= _PROPORTIONAL**2 * size
     if not all(step.scale_shared for step, _ in known):  # if W and γ are clipped separately, their factors differ
-        same &= layers.spread([float(step.scale_shared) for step, _ in known]) > 0
-    parts = torch.where(same, factor * inner, torch.nan)
+        same &= repeated([float(step.scale_shared) for step, _ in known], [1] * len(known), applied.device) > 0
+    parts = torch.where(layers.spread_each(same), spread * inner, torch.nan)
     return {step.units.name: part for (step, _), part in zip(known, torch.split(parts, widths), strict=True)}
 
 
@@ -103,7 +103,7 @@ def with_whole_gradients(
         if step.units.scale is not None and step.scale_gradient is not None
     }
     return {
-        name: [replace(passes[0], gradient=whole[name])]
+        name: [passes[0]._replace(gradient=whole[name])]
         if len(passes) == 1 and passes[0].gradient is None and name in whole
         else list(passes)
         for name, passes in statistics.items()

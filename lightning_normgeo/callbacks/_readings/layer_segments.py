@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.readings import Reading
-from lightning_normgeo.geometry.columns import repeated, run_sums, table
+from lightning_normgeo.geometry.columns import repeated, run_maxima, run_sums, table
 
 _WHOLE: dict[str, Any] = {"maximum": torch.amax, "sum": torch.sum, "mean": torch.mean}
 
@@ -29,7 +28,6 @@ class LayerSegments:
         self._units = sum(lengths)
         self._each = tuple(lengths)
         self._lengths = table(self._each, device)
-        self._offsets = table((0, *itertools.accumulate(self._each)), device)  # saves kernels that add up lengths
 
     def spread(self, values: Sequence[float | Tensor]) -> Tensor:
         """Return a flat tensor that repeats the value of each layer for each of its units."""
@@ -37,19 +35,19 @@ class LayerSegments:
 
     def maximum(self, values: Tensor) -> Tensor:
         """Return the maximum over the units of each layer."""
-        return torch.segment_reduce(values, "max", offsets=self._offsets, unsafe=True)
+        return run_maxima(values, self._each)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over the units of each layer."""
         return run_sums(values, self._each)
 
-    def spread_sums(self, values: Tensor) -> Tensor:
-        """Return for each unit the sum over the units of its layer."""
-        return self.sum(values).repeat_interleave(self._lengths, output_size=self._units)
+    def spread_each(self, values: Tensor) -> Tensor:
+        """Return a flat tensor that repeats each element of ``values``, one per layer, for each unit of its layer."""
+        return values.repeat_interleave(self._lengths, output_size=self._units)
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over the units of each layer."""
-        return torch.segment_reduce(values, "mean", offsets=self._offsets, unsafe=True)
+        return self.sum(values) / self._lengths
 
     def reading(
         self,
@@ -70,9 +68,11 @@ class LayerSegments:
         return Reading(key, finish(whole(values)), finish(reduce(values)), self.names)
 
     def sums(self, columns: Mapping[str, Tensor]) -> Iterator[Reading]:
-        """Yield a reading of sums for each of several quantities, by key, all made by the same few operations."""
-        stacked = torch.stack(list(columns.values()), 1)
-        parts = zip(columns, stacked.sum(0).unbind(), self.sum(stacked).unbind(1), strict=True)
+        """Yield a reading of sums for each of several quantities, by key, on a GPU all made by the same kernels."""
+        values = list(columns.values())
+        apart = self._lengths.is_cpu  # where a copy takes longer than an operation
+        sums = torch.stack([self.sum(one) for one in values]) if apart else self.sum(torch.stack(values))
+        parts = zip(columns, sums.sum(1).unbind(), sums.unbind(), strict=True)
         for key, total, by_layer in parts:
             yield Reading(key, total, by_layer, self.names)
 

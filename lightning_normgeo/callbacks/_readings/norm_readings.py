@@ -41,7 +41,7 @@ def _sums(group: str, columns: StackedUnits) -> Iterator[Reading]:
         values["predicted"] = columns.column("predicted")
     if group.endswith("_control"):
         values["rows_unmoved"] = (columns.update.update_sq == 0).to(columns.increment)
-    known = [step for step in columns.steps if step.terms is not None]
+    known = [step for step in columns.steps if step.is_explained]
     coupled = [step for step in known if isinstance(step.rule, SGDRule) and step.uniform]
     if len(known) == len(columns.steps):
         values |= _explained(columns, by_momentum=len(coupled) == len(known))
@@ -53,7 +53,7 @@ def _sums(group: str, columns: StackedUnits) -> Iterator[Reading]:
         some = columns.of(coupled)
         yield from _readings(group, some, _by_momentum(some))
     if len(known) < len(columns.steps):
-        yield from _by_identity(group, columns.of([step for step in columns.steps if step.terms is None]))
+        yield from _by_identity(group, columns.of([step for step in columns.steps if not step.is_explained]))
 
 
 def _readings(group: str, columns: StackedUnits, values: Mapping[str, Tensor]) -> Iterator[Reading]:

@@ -6,8 +6,7 @@ once for all weights, and scale-invariant weights and controls are slices of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TypeVar
 
@@ -18,9 +17,9 @@ from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
 from lightning_normgeo.geometry.angles import UpdateParts, UpdateProducts, effective_lr, split_update
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.geometry.increments.norm_increments import measured_increment
-from lightning_normgeo.geometry.increments.rounding_floors import systematic_floor
-from lightning_normgeo.geometry.orthogonality import cosine
-from lightning_normgeo.probes.weight_step import WeightStep
+from lightning_normgeo.geometry.increments.rounding_floors import storage_floor, systematic_floor
+from lightning_normgeo.geometry.orthogonality import cosine_of_norms
+from lightning_normgeo.probes.weight_step import SUMS, WeightStep, common_sums
 
 Columns = TypeVar("Columns", bound="Tensor | tuple[Tensor, ...]")
 
@@ -30,38 +29,54 @@ class StackedUnits:
 
     Args:
         steps: the steps of the weights, at least one.
+        epsilon: the part of ⟨W, g⟩ that the ε of batch normalizations causes, by weight, where it is known.
         whole: quantities of more weights, of which these are neighbors. Default: none.
         first: the place of the first of these weights among those of ``whole``.
     """
 
-    def __init__(self, steps: Sequence[WeightStep], whole: StackedUnits | None = None, first: int = 0) -> None:
+    def __init__(
+        self,
+        steps: Sequence[WeightStep],
+        epsilon: Mapping[str, Tensor],
+        whole: StackedUnits | None = None,
+        first: int = 0,
+    ) -> None:
         self.steps = steps
-        self._whole = whole
+        self._epsilon, self._whole = epsilon, whole
         begin = 0 if whole is None else sum(step.units.count for step in whole.steps[:first])
         self._place = slice(begin, begin + sum(step.units.count for step in steps))
-        self._joined: dict[str, Tensor] = {}
 
     def part(self, start: int, stop: int) -> StackedUnits:
         """Return the quantities of some neighboring weights, as slices of these."""
-        return self if (start, stop) == (0, len(self.steps)) else StackedUnits(self.steps[start:stop], self, start)
+        every = (start, stop) == (0, len(self.steps))
+        return self if every else StackedUnits(self.steps[start:stop], self._epsilon, self, start)
 
     def of(self, steps: Sequence[WeightStep]) -> StackedUnits:
         """Return the quantities of some of these weights: these themselves if they are all."""
-        return self if len(steps) == len(self.steps) else StackedUnits(steps)
+        return self if len(steps) == len(self.steps) else StackedUnits(steps, self._epsilon)
+
+    @property
+    def with_known_epsilon(self) -> StackedUnits | None:
+        """The weights for which it is known what ε adds to ⟨W, g⟩; None without any."""
+        known = [step for step in self.steps if step.units.name in self._epsilon]
+        return self.of(known) if known else None
 
     @cached_property
     def layers(self) -> LayerSegments:
         """The runs of units that belong to the same weight."""
         counts = [step.units.count for step in self.steps]
-        return LayerSegments([step.units.layer for step in self.steps], counts, self.steps[0].weight_sq.device)
+        return LayerSegments([step.units.layer for step in self.steps], counts, self.steps[0].sums.device)
+
+    @cached_property
+    def sums(self) -> Tensor:
+        """The sums of all steps, concatenated; without terms unless the increments of all weights are explained."""
+        if self._explained_whole is not None:
+            return self._explained_whole.sums[:, self._place]
+        return torch.cat(common_sums(self.steps), 1)
 
     def column(self, name: str) -> Tensor:
-        """Return a per-unit tensor of the steps, such as ``weight_sq``, concatenated over all weights."""
-        if name not in self._joined:
-            self._joined[name] = self._sliced(
-                lambda whole: whole.column(name), lambda: torch.cat([getattr(step, name) for step in self.steps])
-            )
-        return self._joined[name]
+        """Return one of :data:`SUMS`, such as ``weight_sq``, of all units."""
+        return self.sums[SUMS.index(name)]
 
     def spread(self, name: str) -> Tensor:
         """Return a number of each step, such as ``lr``, repeated for each unit of its weight."""
@@ -81,10 +96,26 @@ class StackedUnits:
         return self._sliced(lambda whole: whole.update_parts, lambda: split_update(self.update))
 
     @cached_property
+    def norms(self) -> Tensor:
+        """‖W‖‖g‖."""
+        return self._sliced(
+            lambda whole: whole.norms, lambda: self.column("weight_sq").sqrt() * self.column("gradient_sq").sqrt()
+        )
+
+    @cached_property
     def cosines(self) -> Tensor:
         """cos(W, g)."""
-        columns = ("inner", "weight_sq", "gradient_sq")
-        return self._sliced(lambda whole: whole.cosines, lambda: cosine(*map(self.column, columns)))
+        return self._sliced(lambda whole: whole.cosines, lambda: cosine_of_norms(self.column("inner"), self.norms))
+
+    @cached_property
+    def corrected_cosines(self) -> Tensor:
+        """cos(W, g) without the part of ⟨W, g⟩ that ε causes, as far as it is known."""
+        return self._sliced(lambda whole: whole.corrected_cosines, self._corrected_cosines)
+
+    def _corrected_cosines(self) -> Tensor:
+        zero = self.sums.new_zeros(())
+        by_epsilon = [self._epsilon.get(s.units.name, zero.expand(s.units.count)) for s in self.steps]
+        return cosine_of_norms(self.column("inner") - torch.cat(by_epsilon), self.norms)
 
     @cached_property
     def effective_lr(self) -> Tensor:
@@ -96,10 +127,8 @@ class StackedUnits:
     @cached_property
     def terms(self) -> IncrementTerms | None:
         """The terms of the increments of all weights; None if one of them has no known decomposition."""
-        if self._whole is not None and self._whole.terms is not None:
-            return IncrementTerms(*(column[self._place] for column in self._whole.terms))
-        known = [step.terms for step in self.steps if step.terms is not None]
-        return IncrementTerms(*map(torch.cat, zip(*known, strict=True))) if len(known) == len(self.steps) else None
+        terms = self.sums[len(SUMS) :]
+        return IncrementTerms(*terms) if len(terms) else None
 
     @cached_property
     def increment(self) -> Tensor:
@@ -112,8 +141,8 @@ class StackedUnits:
     @cached_property
     def explained(self) -> Tensor:
         """The increment that the formulas of the optimizers explain; only where all weights have one."""
-        if self._whole is not None and self._whole.terms is not None:
-            return self._whole.explained[self._place]
+        if self._explained_whole is not None:
+            return self._explained_whole.explained[self._place]
         assert self.terms is not None  # noqa: S101
         return self.terms.total
 
@@ -128,14 +157,13 @@ class StackedUnits:
         return all(step.has_gradient for step in self.steps)
 
     @cached_property
-    def floors(self) -> tuple[Tensor, Tensor]:
-        """The rounding floors per unit: of random errors in storage, and of systematic errors."""
-        if self._whole is not None and self._whole.terms is not None:
-            return tuple(column[self._place] for column in self._whole.floors)  # type: ignore[return-value]
-        kinds = {(step.dtype, 1 if step.rule is None else step.rule.stores) for step in self.steps}
+    def floors(self) -> Tensor:
+        """The rounding floors per unit, ``(2, units)``: of random errors in storage, and of systematic errors."""
+        if self._explained_whole is not None:
+            return self._explained_whole.floors[:, self._place]
+        kinds = {(step.dtype, step.stores) for step in self.steps}
         parts = [self] if len(kinds) == 1 else [self.part(k, k + 1) for k in range(len(self.steps))]
-        stored = [replace(part.steps[0], quartic=part.column("quartic")).storage_floor for part in parts]
-        return torch.cat(stored), torch.cat([part._systematic() for part in parts])
+        return torch.cat([part._floors_of_one_kind() for part in parts], 1)
 
     @cached_property
     def floor_sums(self) -> tuple[Tensor, Tensor]:
@@ -144,17 +172,22 @@ class StackedUnits:
         Random errors add up as squares, systematic ones linearly.
         """
         stored, computed = self.floors
-        columns = torch.stack([stored.square(), computed], 1)
-        sums = torch.cat([columns.sum(0, keepdim=True), self.layers.sum(columns)])
-        floors = sums[:, 0].sqrt() + sums[:, 1]
+        columns = torch.stack([stored.square(), computed])
+        sums = torch.cat([columns.sum(1, keepdim=True), self.layers.sum(columns)], 1)
+        floors = sums[0].sqrt() + sums[1]
         return floors[0], floors[1:]
 
-    def _systematic(self) -> Tensor:
-        """Return the floor of systematic errors; zero where the increment has no known decomposition."""
-        weight_sq, dtype = self.column("weight_sq"), self.steps[0].dtype
-        if self.terms is None:
-            return torch.zeros_like(weight_sq)
-        return systematic_floor(self.terms, weight_sq, dtype)
+    def _floors_of_one_kind(self) -> Tensor:
+        """Return the floors of weights of one dtype; systematic ones are zero without a known decomposition."""
+        one, weight_sq, terms = self.steps[0], self.column("weight_sq"), self.terms
+        stored = storage_floor(self.column("quartic"), one.dtype, one.stores)
+        computed = torch.zeros_like(stored) if terms is None else systematic_floor(terms, weight_sq, one.dtype)
+        return torch.stack([stored, computed])
+
+    @property
+    def _explained_whole(self) -> StackedUnits | None:
+        """More weights that these are a part of, if the increments of all of them are explained; None otherwise."""
+        return self._whole if self._whole is not None and self._whole.terms is not None else None
 
     def _sliced(self, of_whole: Callable[[StackedUnits], Columns], compute: Callable[[], Columns]) -> Columns:
         """Return these weights' slice of a quantity of all weights; computed where these are all."""

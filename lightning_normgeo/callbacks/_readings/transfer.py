@@ -76,21 +76,27 @@ class Transfer:
 
 def _unpack(reading: Reading, values: Iterator[float], chosen: dict[str, frozenset[str]], row: HostValues) -> int:
     """Add one reading to the row; return how many of its values were not finite."""
-    found: list[float] = []
+    left_out = 0
     if reading.total is not None:
-        found.append(next(values))
-        if math.isfinite(found[0]):
-            row.scalars[reading.key] = found[0]
+        total = next(values)
+        if math.isfinite(total):
+            row.scalars[reading.key] = total
             if not reading.of_this_process:
                 row.watched.append(reading.key)
+        else:
+            left_out = 1
     if reading.by_layer is not None:
-        by_layer = {layer: next(values) for layer in reading.layers}
-        found += by_layer.values()
-        finite = {layer: value for layer, value in by_layer.items() if math.isfinite(value)}
+        by_layer = dict(zip(reading.layers, values))  # noqa: B905  the values of other readings follow
+        finite = by_layer
+        if not math.isfinite(sum(by_layer.values())):
+            finite = {layer: value for layer, value in by_layer.items() if math.isfinite(value)}
+        left_out += len(by_layer) - len(finite)
         if reading.internal:
             row.internal.setdefault(reading.key, {}).update(finite)  # invariant weights and controls
         else:
             row.layers[reading.key] = finite
-            wanted = chosen.get(reading.key.partition("/")[0], frozenset())
-            row.scalars.update({f"{reading.key}/{layer}": value for layer, value in finite.items() if layer in wanted})
-    return 0 if reading.partial or reading.internal else sum(not math.isfinite(value) for value in found)
+            wanted = chosen.get(reading.key.partition("/")[0])
+            if wanted:
+                some = {f"{reading.key}/{layer}": value for layer, value in finite.items() if layer in wanted}
+                row.scalars.update(some)
+    return 0 if reading.partial or reading.internal else left_out

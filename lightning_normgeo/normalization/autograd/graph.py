@@ -43,16 +43,14 @@ class Graph:
         constants: records of the constants of the forward pass. Default: nothing is known about them.
 
     Attributes:
-        readers: for each node and output, the nodes that read it, with the input position.
         inputs: for each node, the edges of its inputs; for a reentrant checkpoint whose inside was found, the
             edges of its outputs inside it.
         leaves: the nodes of the parameters.
         results: the nodes and outputs that have computed ``results``.
         order: topological index of each node; a node has a larger one than every node that it reads.
-        outputs: for each node, the outputs that are read or are results.
         inside: edges of the outputs inside each reentrant checkpoint that was run again; None where that failed.
 
-    Cost: one walk over the graph in Python; no tensor is read.
+    Cost: one walk over the graph in Python, and another one for :attr:`readers`; no tensor is read.
     """
 
     def __init__(
@@ -73,12 +71,9 @@ class Graph:
         self._walk()
 
     def _walk(self) -> None:
-        self.readers: dict[Edge, list[Edge]] = defaultdict(list)
-        self.leaves: list[Node] = []
         self.order: dict[Node, int] = {}
         # kept, since torch builds a new tuple on each access to next_functions
         self.inputs: dict[Node, tuple[Edge, ...]] = {}
-        self.outputs: dict[Node, set[int]] = defaultdict(set)
         # A depth-first search numbers each node after all nodes that it reads, which makes the numbers a topological
         # order. It has a stack of its own, since deep networks exceed Python's limit for recursion.
         finished = itertools.count()
@@ -93,17 +88,25 @@ class Graph:
                 # a reentrant checkpoint whose inside is known is read through: its outputs come from inside
                 self.inputs[node] = edges = self.inside.get(node) or node.next_functions
                 stack += [(source, False) for source, _ in edges if source not in self.order and source]
-        self._turn_round()
-        for node, output in [*self.readers, *self.results]:
-            self.outputs[node].add(output)
+        self.leaves: list[Node] = [node for node in self.order if hasattr(node, "variable")]
 
-    def _turn_round(self) -> None:
+    @cached_property
+    def readers(self) -> dict[Edge, list[Edge]]:
+        """The nodes that read each output of a node, with the input position."""
+        readers: dict[Edge, list[Edge]] = defaultdict(list)
         for node in self.order:
-            if hasattr(node, "variable"):
-                self.leaves.append(node)
             for position, (source, output) in enumerate(self.inputs[node]):
                 if source is not None:  # None stands for an input without a gradient, such as the data
-                    self.readers[source, output].append((node, position))
+                    readers[source, output].append((node, position))
+        return readers
+
+    @cached_property
+    def outputs(self) -> dict[Node, set[int]]:
+        """The outputs of each node that are read or are results."""
+        outputs: dict[Node, set[int]] = defaultdict(set)
+        for node, output in [*self.readers, *self.results]:
+            outputs[node].add(output)
+        return outputs
 
     def with_inside(self, inside: dict[Node, tuple[Edge, ...] | None]) -> Graph:
         """Return a copy of the graph that includes the operations inside reentrant checkpoints.
@@ -113,6 +116,8 @@ class Graph:
         """
         graph = copy.copy(self)
         graph.inside = self.inside | inside
+        for derived in ("readers", "outputs"):
+            graph.__dict__.pop(derived, None)
         graph._walk()
         return graph
 
@@ -151,16 +156,16 @@ class Graph:
         appear: batches of texts of different lengths have the same signature. Units found for one pass are valid for
         another with the same signature.
         """
+        leaves = {leaf: id(leaf.variable) for leaf in self.leaves}
         fixed = {1}.union(*(leaf.variable.shape for leaf in self.leaves))
         sizes: dict[int, int] = {}
-        return tuple(
-            (
-                node.name(),
-                id(node.variable) if hasattr(node, "variable") else _constants(node, fixed, sizes),
-                tuple((self.order.get(source), output) for source, output in self.inputs[node]),
-            )
-            for node in self.order
-        )
+        place, inputs = self.order.get, self.inputs
+        signature: list[Any] = []
+        for node in self.order:
+            name = node.name()
+            own = leaves[node] if node in leaves else _constants(node, name, fixed, sizes)
+            signature += name, own, *[(place(source), output) for source, output in inputs[node]]
+        return tuple(signature)
 
     @property
     def anonymous(self) -> bool:
@@ -179,7 +184,7 @@ _SIZES = re.compile(r"size|numel|stride|_saved_(N|HxW|max_[qk])$")
 """Names of constants that are sizes of tensors."""
 
 
-def _constants(node: Node, fixed: Collection[int], sizes: dict[int, int]) -> tuple[Any, ...]:
+def _constants(node: Node, name: str, fixed: Collection[int], sizes: dict[int, int]) -> tuple[Any, ...]:
     """Return the constants saved on a node, such as dimensions and strides, without its saved tensors.
 
     A saved tensor is recognized by its second, raw form. Reading it would run the hooks for saved tensors, with which
@@ -187,26 +192,29 @@ def _constants(node: Node, fixed: Collection[int], sizes: dict[int, int]) -> tup
 
     Args:
         node: an autograd node.
+        name: its name.
         fixed: sizes that count as they are.
         sizes: numbers of the others so far; new ones are added.
     """
-    kind = node.name()
-    if kind not in _CONSTANTS:
+    if name not in _CONSTANTS:
         names = dir(type(node))
-        own = (name for name in names if name.startswith("_saved_") and f"_raw{name}" not in names)
-        _CONSTANTS[kind] = tuple((name, _SIZES.search(name) is not None) for name in own)
-    if not _CONSTANTS[kind]:
-        return ()
+        own = (saved for saved in names if saved.startswith("_saved_") and f"_raw{saved}" not in names)
+        _CONSTANTS[name] = tuple((saved, _SIZES.search(saved) is not None) for saved in own)
+    constants: list[Any] = []
+    for saved, is_size in _CONSTANTS[name]:
+        value = getattr(node, saved)
+        if is_size:
+            value = _counted(value, fixed, sizes)
+        constants.append(tuple(value) if isinstance(value, list) else value)
+    return tuple(constants)
 
-    def counted(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return tuple(map(counted, value))
-        free = type(value) is int and value > 0 and value not in fixed
-        return ("size", sizes.setdefault(value, len(sizes))) if free else value
 
-    values = ((getattr(node, name), is_size) for name, is_size in _CONSTANTS[kind])
-    hashable = ((tuple(value) if isinstance(value, list) else value, is_size) for value, is_size in values)
-    return tuple(counted(value) if is_size else value for value, is_size in hashable)
+def _counted(value: Any, fixed: Collection[int], sizes: dict[int, int]) -> Any:
+    """Return sizes with a number in place of each that is not fixed."""
+    if isinstance(value, list | tuple):
+        return tuple([_counted(one, fixed, sizes) for one in value])
+    free = type(value) is int and value > 0 and value not in fixed
+    return ("size", sizes.setdefault(value, len(sizes))) if free else value
 
 
 def traced_graph(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> Graph:

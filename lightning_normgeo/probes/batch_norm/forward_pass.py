@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ from lightning_normgeo.probes.batch_norm.autograd_node import (
 )
 
 
-@dataclass(frozen=True)
-class BatchStatistics:
+class BatchStatistics(NamedTuple):
     """The statistics of one batch normalization in one forward pass.
 
     Tensors have shape ``(channels,)`` and are float64, on the CPU if the device has no float64.

@@ -8,7 +8,6 @@ running statistics, to about 1e-6. No activation is read and no statistic is com
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -142,7 +141,7 @@ class BatchNormProbe:
         """
         self.close()
         found = {
-            name: [replace(one.statistics, gradient=one.gradient) for one in passes if one.statistics is not None]
+            name: [one.statistics._replace(gradient=one.gradient) for one in passes if one.statistics is not None]
             for name, passes in self._passes.items()
         }
         self.disarm()

@@ -223,9 +223,9 @@ class CumulativeIncrements:
         rounding = systematic_floor(terms, found.weight_sq, plans[0].dtype)
         direction = found.products[1:2] if isinstance(rule, SGDRule) else ()  # ‖u‖², where there is a buffer
         columns = [*terms, rounding, found.predicted, found.weight_sq, found.gradient_sq, *direction]
-        sums = run_sums(torch.stack(columns, 1), [read.units for read in products])
-        *by_term, rounded, predicted, weight_sq, gradient_sq = sums[:, :8].unbind(1)
-        direction_sq = sums[:, 8] if direction else None
+        sums = run_sums(torch.stack(columns), [read.units for read in products])
+        *by_term, rounded, predicted, weight_sq, gradient_sq = sums[:8].unbind()
+        direction_sq = sums[8] if direction else None
         nothing, once = torch.zeros_like(predicted), torch.ones_like(predicted)
         kept = MomentumState(*self._sums[self._index(names, predicted.device)][:, _BUFFER].unbind(1))
         momentum, after = nothing, kept

@@ -27,10 +27,10 @@ from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import Totals
 from lightning_normgeo.probes.sharded.reader import ShardedIncrements
 from lightning_normgeo.probes.sharded.shards import RowRange, ShardedWeight, Shards
-from lightning_normgeo.probes.weight_step import ADDITIVE, MeasuredWeights, WeightStep
+from lightning_normgeo.probes.weight_step import SUMS, MeasuredWeights, WeightStep
 
 _TERMS, _PRODUCTS = len(IncrementTerms._fields), len(UpdateProducts._fields)
-_FIELDS = len(ADDITIVE) + _TERMS + _PRODUCTS
+_FIELDS = len(SUMS) + _TERMS + _PRODUCTS
 _GROUPED = "it is a grouped transposed convolution, whose output channels are spread over its groups"
 _OTHER_ROWS = "its units are along another dimension than the rows that the processes measure"
 _BIAS_ALONE = "its bias, which belongs to the units, is not sharded with it"
@@ -177,15 +177,16 @@ def _fingerprint(step: WeightStep) -> int:
     units = step.units
     known = (units.name, units.kind, units.count, units.dim, units.groups, units.bias)
     # not hash(), which differs between processes; 16 bits, so that sums of squares are exact in floating point
-    return crc32(repr((*known, step.terms is None, step.update is None, step.has_gradient)).encode()) & 0xFFFF
+    return crc32(repr((*known, not step.is_explained, step.update is None, step.has_gradient)).encode()) & 0xFFFF
 
 
 def _write(step: WeightStep, place: _Place) -> None:
     """Write the values of this process's rows into their columns."""
-    parts = [getattr(step, name) for name in ADDITIVE]
-    none = torch.zeros_like(step.weight_sq)  # the layout has a place for terms and updates even if there are none
-    parts += list(step.terms or [none] * _TERMS) + list(step.update or [none] * _PRODUCTS)
-    values, row_range = torch.stack(parts), place.weight.row_range
+    # the layout has a place for terms and updates even if there are none
+    values, row_range = step.sums.new_zeros(_FIELDS, step.sums.shape[1]), place.weight.row_range
+    values[: len(step.sums)] = step.sums
+    if step.update is not None:
+        values[-_PRODUCTS:] = torch.stack(step.update)
     mine = row_range.stop - row_range.start
     place.block[:, row_range.start : row_range.stop] = values[:, :mine]
     if step.units.bias is not None and place.weight.bias is not None:
@@ -204,8 +205,7 @@ def _whole(step: WeightStep, place: _Place) -> WeightStep:
     sums, products = rows[:-_PRODUCTS].sum(-1), rows[-_PRODUCTS:]
     return replace(
         step,
-        **dict(zip(ADDITIVE, sums, strict=False)),
-        terms=None if step.terms is None else IncrementTerms(*sums[len(ADDITIVE) :]),
+        sums=sums[: len(step.sums)],
         update=None if step.update is None else folded_products(UpdateProducts(*products)),
         # without γ there is no correction for ε: it is exact for one set of batch statistics, and each process has one
         scale_gradient=None,

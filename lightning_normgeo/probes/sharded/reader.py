@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.geometry.angles import UpdateProducts
-from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.geometry.rows import local_part, output_rows
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import Totals
 from lightning_normgeo.probes.sharded.shards import Shards, local_rows
 from lightning_normgeo.probes.weight_reader import WeightReader
-from lightning_normgeo.probes.weight_step import ADDITIVE, WeightStep
+from lightning_normgeo.probes.weight_step import WeightStep, common_sums
 from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 
 _STEPS = Totals._fields.index("steps")
@@ -40,11 +39,8 @@ class ShardedReader(WeightReader):
         return self._rows(units, tensor)
 
     def _together(self, steps: Sequence[WeightStep]) -> WeightStep:
-        columns: dict[str, Any] = {name: torch.cat([getattr(step, name) for step in steps]) for name in ADDITIVE}
-        terms = [step.terms for step in steps if step.terms is not None]
-        known = IncrementTerms(*map(torch.cat, zip(*terms, strict=True))) if len(terms) == len(steps) else None
         uniform = all(steps[0].moves_like(step) for step in steps[1:])
-        return replace(steps[0], terms=known, uniform=uniform, **columns)
+        return replace(steps[0], sums=torch.cat(common_sums(steps), 1), uniform=uniform)
 
     def _finer_rows(self, units: WeightUnits, parameter: nn.Parameter) -> None:
         return None  # rows are as fine as they get

@@ -14,7 +14,7 @@ LEVELS = [0.0, 0.1, 0.5, 0.9, 0.999, 1.0]
 
 @given(
     rows=st.integers(1, 4),
-    n=st.integers(1, 300),
+    n=st.one_of(st.integers(1, 300), st.integers(2000, 9000)),
     seed=st.integers(0, 10**6),
     dtype=st.sampled_from([torch.float64, torch.float32]),
     rounds=st.booleans(),
@@ -36,6 +36,14 @@ def test_special_values(special: float) -> None:
     values[1, 2] = special
     expected = values.quantile(torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64), dim=1)
     assert torch.equal(quantiles(values, 0.0, 0.25, 0.5, 1.0).nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("special", [float("inf"), -float("inf"), float("nan")])
+def test_special_values_far_below_a_quantile_near_the_top(special: float) -> None:
+    values = torch.arange(12000.0, dtype=torch.float64).view(2, 6000)
+    values[1, 2] = special
+    expected = values.quantile(torch.tensor([0.999], dtype=torch.float64), dim=1)
+    torch.testing.assert_close(quantiles(values, 0.999), expected, rtol=1e-15, atol=0, equal_nan=True)
 
 
 def test_the_values_stay_as_they_are() -> None:

@@ -278,6 +278,7 @@ def test_nothing_depends_on_the_number_of_threads(monkeypatch):
     for threads, chunk in ((1, 2**17), (2, 2**17), (3, 2**10), (7, 1)):
         torch.set_num_threads(threads)
         monkeypatch.setattr(numba_kernels, "_CHUNK", chunk)
+        monkeypatch.setattr(numba_kernels, "_HELPED", chunk)
         sums.append(list(chain(*numba_kernels.weight_sums(steps), *numba_kernels.update_sums(pairs))))
     assert all(torch.equal(a, b) for other in sums[1:] for a, b in zip(sums[0], other, strict=True))
 
@@ -312,6 +313,7 @@ def test_an_error_in_a_thread_is_not_lost(monkeypatch):
 
     torch.set_num_threads(2)
     monkeypatch.setattr(numba_kernels, "_CHUNK", 1)
+    monkeypatch.setattr(numba_kernels, "_HELPED", 1)
     monkeypatch.setattr(numba_kernels, "_plain", fail_elsewhere)
     with pytest.raises(RuntimeError, match="no compiler"):
         numba_kernels.weight_sums([example(None, units=50)])
