@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
 from lightning_normgeo.geometry.products.compiled import loop_sums
+from lightning_normgeo.geometry.products.weight_pass import SAFE_DIFFERENCE
 from lightning_normgeo.geometry.rows import column_blocks, dot, map_rows
 
 
@@ -84,10 +85,14 @@ def _over_segments(sums: UpdateProducts, units: int) -> UpdateProducts:
 def _by_torch(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
     def reduce(w: Tensor, new: Tensor) -> tuple[Tensor, ...]:
         change = new - w
-        weight_sq, weight_update = dot(w, w), dot(w, change)
+        weight_sq, weight_update, update_sq = dot(w, w), dot(w, change), dot(change, change)
         radial = weight_update / torch.where(weight_sq > 0, weight_sq, 1.0)
-        tangential = torch.addcmul(change, radial[:, None], w, value=-1)
-        return weight_sq, weight_update, dot(change, change), dot(tangential, tangential)
+        tangential_sq = update_sq - radial * weight_update
+        # a comparison would wait for a GPU; on a CPU it takes less time than the second reading that it may save
+        if not w.is_cpu or not bool((tangential_sq > SAFE_DIFFERENCE * update_sq).all()):
+            across = torch.addcmul(change, radial[:, None], w, value=-1)
+            tangential_sq = dot(across, across)
+        return weight_sq, weight_update, update_sq, tangential_sq
 
     blocks = column_blocks(weight)
     return joined_products(

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numba
 import torch
@@ -21,9 +21,7 @@ from numba import float64
 from torch import Tensor
 
 from lightning_normgeo.geometry.products.rule_numbers import loop_of, numbers_of
-
-if TYPE_CHECKING:
-    from lightning_normgeo.geometry.products.weight_pass import WeightPass
+from lightning_normgeo.geometry.products.weight_pass import SAFE_DIFFERENCE, WeightPass
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and these loops would take minutes in plain Python")
@@ -39,8 +37,6 @@ _CHUNK = 2**19
 """Elements that a thread processes at a time: a call from Python takes as long as reading some 5,000 elements."""
 _HELPED = 2**17
 """Elements that are worth another thread."""
-_SAFE = 0.01
-"""‖D_⊥‖² / ‖D‖² above which ‖D_⊥‖² may be taken as a difference of two sums: 14 digits remain."""
 
 
 def compiled_loop(function: Kernel) -> Kernel:
@@ -184,7 +180,7 @@ def _update(weight: Any, new_weight: Any, out: Any, at: int, start: int, stop: i
         radial = weight_update / weight_sq if weight_sq > 0 else weight_update
         tangential_sq = update_sq - radial * weight_update
         # where the update is almost radial the difference cancels, and the segment is read a second time
-        if not tangential_sq > _SAFE * update_sq:
+        if not tangential_sq > SAFE_DIFFERENCE * update_sq:
             tangential_sq = 0.0
             for i in range(w.size):
                 across = _across(float64(n[i]), float64(w[i]), radial)

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import UpdateRule
 
+SAFE_DIFFERENCE = 0.01
+"""‖D_⊥‖² / ‖D‖² above which ‖D_⊥‖² may be taken as a difference of two sums: 14 digits remain."""
+
 
 class WeightProducts(NamedTuple):
     """Inner products of one weight before a step, one row for each product, one column for each unit."""

@@ -133,16 +133,18 @@ class ElementwiseRule(ABC):
         """
         by_gradient, by_momentum = rates
         return StepParts(
-            gradient * by_gradient / by,
-            None if momentum is None else momentum * by_momentum / by,
-            weight * (by_gradient * self.coupled) / by if some(self.coupled) else None,
+            (gradient * by_gradient).div_(by),
+            None if momentum is None else (momentum * by_momentum).div_(by),
+            (weight * (by_gradient * self.coupled)).div_(by) if some(self.coupled) else None,
         )
 
 
 def average(before: Tensor | None, value: Tensor, decay: Scalar) -> Tensor:
     """Return the exponential moving average after ``value``; ``before`` is None for an average that starts at zero."""
     fresh = value * (1 - decay)
-    return fresh if before is None else before * decay + fresh
+    if before is None:
+        return fresh
+    return fresh.add_(before * decay) if isinstance(decay, Tensor) else fresh.add_(before, alpha=decay)
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -60,7 +60,7 @@ class AdamRule(ElementwiseRule):
         gradient, full = self.full(weight, gradient)
         second = average(second, full.square(), beta2)
         second = torch.maximum(maximum[0], second) if maximum and maximum[0] is not None else second
-        by = (second / (1 - beta2**self.step)).sqrt() + self.eps
+        by = second.div_(1 - beta2**self.step).sqrt_().add_(self.eps)
         rate = self.lr / (1 - beta1**self.step)
         return self.divided(weight, gradient, first, (rate * (1 - beta1), rate * beta1), by)
 
