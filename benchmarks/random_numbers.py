@@ -20,8 +20,8 @@ from torch import Tensor
 
 from lightning_normgeo.geometry.products import compiled
 from lightning_normgeo.robustness import Ball, gaussian_noise
-from lightning_normgeo.robustness.attacks import counter_random
-from lightning_normgeo.robustness.attacks.sample_randoms import generator
+from lightning_normgeo.robustness.attacks.random_numbers import counter_random
+from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import generator
 
 SHAPES = ((256, 1, 8, 8), (256, 3, 32, 32), (64, 3, 224, 224))
 BALLS = {norm: Ball(norm, 0.1, 0.0, 1.0) for norm in ("linf", "l2")}

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from lightning_normgeo import ResNetClassifier
 from lightning_normgeo.robustness import RobustnessSettings, folded_model
-from lightning_normgeo.robustness.attacks.batch_size import fitting_batch
-from lightning_normgeo.robustness.attacks.projected_gradient import ascent
+from lightning_normgeo.robustness.attacks.search.batch_size import fitting_batch
+from lightning_normgeo.robustness.attacks.search.projected_gradient import ascent
 from lightning_normgeo.robustness.inputs import DeclaredInputs
 from lightning_normgeo.robustness.loader_evaluation import LoaderEvaluation
 from lightning_normgeo.robustness.model.preserved_state import preserved_state

@@ -220,3 +220,12 @@ def test_public_names() -> None:
     assert dir(lightning_normgeo) == sorted(lightning_normgeo.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'Monitor'"):
         _ = lightning_normgeo.Monitor  # type: ignore[attr-defined]
+
+
+def test_the_page_on_the_architecture_names_what_exists() -> None:
+    page = (REPOSITORY / "docs" / "reference" / "architecture.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", page))
+    assert len(paths) > 40
+    roots = [PACKAGE, REPOSITORY, *PACKAGE.iterdir()]
+    missing = {path for path in paths if not any((root / path).exists() for root in roots)}
+    assert not missing

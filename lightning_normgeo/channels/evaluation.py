@@ -19,7 +19,7 @@ from lightning_normgeo.channels.settings import MaskingSettings
 from lightning_normgeo.channels.table import ChannelTable, PairCounts
 from lightning_normgeo.errors import UnsuitableError, reason_of
 from lightning_normgeo.normalization.user_inputs import weight_of
-from lightning_normgeo.robustness.attacks.losses import predicted
+from lightning_normgeo.robustness.attacks.search.losses import predicted
 from lightning_normgeo.robustness.inputs import InputSpace, class_indices, class_logits
 from lightning_normgeo.robustness.model.assumptions import check_assumptions
 from lightning_normgeo.robustness.model.preserved_state import preserved_state

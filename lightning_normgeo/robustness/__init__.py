@@ -13,11 +13,11 @@ from lightning_normgeo.utilities.versions import require
 require("torch", "numpy")
 
 if TYPE_CHECKING:
-    from lightning_normgeo.robustness.attacks.ball import Ball as Ball
-    from lightning_normgeo.robustness.attacks.projected_gradient import bim_linf as bim_linf
-    from lightning_normgeo.robustness.attacks.projected_gradient import projected_gradient as projected_gradient
+    from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import gaussian_noise as gaussian_noise
     from lightning_normgeo.robustness.attacks.requests import ATTACKS as ATTACKS
-    from lightning_normgeo.robustness.attacks.sample_randoms import gaussian_noise as gaussian_noise
+    from lightning_normgeo.robustness.attacks.search.ball import Ball as Ball
+    from lightning_normgeo.robustness.attacks.search.projected_gradient import bim_linf as bim_linf
+    from lightning_normgeo.robustness.attacks.search.projected_gradient import projected_gradient as projected_gradient
     from lightning_normgeo.robustness.effective.layer_weights import LayerWeight as LayerWeight
     from lightning_normgeo.robustness.effective.measure import effective_weights as effective_weights
     from lightning_normgeo.robustness.effective.result import EffectiveWeights as EffectiveWeights
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ATTACKS": "attacks.requests",
     "AttackResult": "results.attack_results",
-    "Ball": "attacks.ball",
+    "Ball": "attacks.search.ball",
     "EffectiveWeights": "effective.result",
     "FoldedModel": "model.folded_model",
     "InputSpace": "threat_models",
@@ -63,19 +63,19 @@ _HOMES = {
     "RobustnessSettings": "settings",
     "SampleResults": "results.sample_results",
     "ThreatModel": "threat_models",
-    "bim_linf": "attacks.projected_gradient",
+    "bim_linf": "attacks.search.projected_gradient",
     "compare": "results.attack_results",
     "effective_norms": "model.rescaled_model",
     "effective_weights": "effective.measure",
     "evaluate_robustness": "evaluate",
     "folded_model": "model.folded_model",
-    "gaussian_noise": "attacks.sample_randoms",
+    "gaussian_noise": "attacks.random_numbers.sample_randoms",
     "holm": "results.statistics",
     "load_decisions": "results.sample_results",
     "mcnemar": "results.statistics",
     "mean_interval": "results.statistics",
     "paired_interval": "results.statistics",
-    "projected_gradient": "attacks.projected_gradient",
+    "projected_gradient": "attacks.search.projected_gradient",
     "rank_correlation": "results.rank_correlation",
     "results_of": "results.attack_results",
     "sanity_warnings": "results.sanity_warnings",

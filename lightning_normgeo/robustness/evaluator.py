@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.batch_attacks import BatchAttacks, Progress
-from lightning_normgeo.robustness.attacks.batch_queue import BatchQueue
-from lightning_normgeo.robustness.attacks.batch_size import fitting_batch
-from lightning_normgeo.robustness.attacks.projected_gradient import Logits
+from lightning_normgeo.robustness.attacks.search.batch_queue import BatchQueue
+from lightning_normgeo.robustness.attacks.search.batch_size import fitting_batch
+from lightning_normgeo.robustness.attacks.search.projected_gradient import Logits
 from lightning_normgeo.robustness.inputs.checks import check_images, check_labels
 from lightning_normgeo.robustness.inputs.input_space import InputSpace
 from lightning_normgeo.robustness.model.assumptions import Assumptions

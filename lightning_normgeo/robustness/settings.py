@@ -13,8 +13,8 @@ import torch
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.attack import Attack, Noise
 from lightning_normgeo.robustness.attacks.builders import Defaults, step_size
-from lightning_normgeo.robustness.attacks.counter_random import GENERATOR
 from lightning_normgeo.robustness.attacks.native_attacks import Transfer
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import GENERATOR
 from lightning_normgeo.robustness.attacks.registry import DEFAULT_ATTACKS, attack_list
 from lightning_normgeo.robustness.attacks.requests import FOREIGN, requests
 from lightning_normgeo.robustness.attacks.verification import verification_settings

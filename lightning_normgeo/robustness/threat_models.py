@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.robustness.attacks.ball import Bound
+from lightning_normgeo.robustness.attacks.search.ball import Bound
 from lightning_normgeo.robustness.inputs.input_space import InputSpace as InputSpace
 from lightning_normgeo.robustness.inputs.input_space import Space as Space
 from lightning_normgeo.robustness.inputs.input_space import per_channel

@@ -9,11 +9,11 @@ import torch
 
 from lightning_normgeo.geometry.products import compiled
 from lightning_normgeo.robustness import Ball, gaussian_noise
-from lightning_normgeo.robustness.attacks import counter_random
-from lightning_normgeo.robustness.attacks.counter_random import normals, uniforms, whole_numbers
-from lightning_normgeo.robustness.attacks.ieee_arithmetic import ordered_lengths, square_root
-from lightning_normgeo.robustness.attacks.normal_quantile import normals_of
-from lightning_normgeo.robustness.attacks.sample_draws import SampleDraws
+from lightning_normgeo.robustness.attacks.random_numbers import counter_random
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import normals, uniforms, whole_numbers
+from lightning_normgeo.robustness.attacks.random_numbers.ieee_arithmetic import ordered_lengths, square_root
+from lightning_normgeo.robustness.attacks.random_numbers.normal_quantile import normals_of
+from lightning_normgeo.robustness.attacks.random_numbers.sample_draws import SampleDraws
 from support.gpu_trainings import needs_gpu
 
 pytestmark = [

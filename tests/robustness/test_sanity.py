@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_normgeo import evaluate_robustness
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
-from lightning_normgeo.robustness.attacks.projected_gradient import ascent
+from lightning_normgeo.robustness.attacks.search.projected_gradient import ascent
 from lightning_normgeo.robustness.results.sanity_checks import FAILED, PASSED, UNTESTED, verdict_on
 from support.small_classifiers import conv_net, draw, pixels
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.ball import Bound
-from lightning_normgeo.robustness.attacks.sample_randoms import gaussian_noise
+from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import gaussian_noise
+from lightning_normgeo.robustness.attacks.search.ball import Bound
 from lightning_normgeo.robustness.threat_models import InputSpace, ThreatModel
 
 

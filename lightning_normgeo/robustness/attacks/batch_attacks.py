@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import reason_of
-from lightning_normgeo.robustness.attacks.active_samples import FinishedSamples, any_point
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
-from lightning_normgeo.robustness.attacks.ball import per_image
-from lightning_normgeo.robustness.attacks.last_points import last_points
-from lightning_normgeo.robustness.attacks.losses import predicted
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
-from lightning_normgeo.robustness.attacks.projected_gradient import ascent
-from lightning_normgeo.robustness.attacks.sample_randoms import mixed_seed
-from lightning_normgeo.robustness.attacks.stages import Stage, stage_of
+from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import mixed_seed
+from lightning_normgeo.robustness.attacks.search.active_samples import FinishedSamples, any_point
+from lightning_normgeo.robustness.attacks.search.ball import per_image
+from lightning_normgeo.robustness.attacks.search.last_points import last_points
+from lightning_normgeo.robustness.attacks.search.losses import predicted
+from lightning_normgeo.robustness.attacks.search.projected_gradient import ascent
+from lightning_normgeo.robustness.attacks.search.stages import Stage, stage_of
 from lightning_normgeo.robustness.model.assumptions import Assumptions
 from lightning_normgeo.robustness.model.evaluated_model import EvaluatedModel
 from lightning_normgeo.robustness.model.preserved_state import seeded

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
-from lightning_normgeo.robustness.attacks.counter_random import normals, sample_numbers, uniforms
-from lightning_normgeo.robustness.attacks.sample_randoms import CORRUPTED, generator
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import normals, sample_numbers, uniforms
+from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import CORRUPTED, generator
 
 SEVERITIES = (1, 2, 3, 4, 5)
 """All severities."""

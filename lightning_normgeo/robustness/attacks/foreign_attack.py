@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
-from lightning_normgeo.robustness.attacks.ball import per_image
+from lightning_normgeo.robustness.attacks.search.ball import per_image
 from lightning_normgeo.robustness.attacks.torchattacks_attack import check_torchattacks, torchattacks_attack
 from lightning_normgeo.robustness.threat_models import ThreatModel
 

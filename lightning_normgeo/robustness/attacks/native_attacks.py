@@ -10,12 +10,12 @@ from torch import Tensor
 
 from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
-from lightning_normgeo.robustness.attacks.auto_pgd import AutoSteps
-from lightning_normgeo.robustness.attacks.ball import Ball, Norm
-from lightning_normgeo.robustness.attacks.losses import Loss
-from lightning_normgeo.robustness.attacks.projected_gradient import projected_gradient
-from lightning_normgeo.robustness.attacks.rules import FixedSteps, Preceded, RandomPoints, RandomStart, Rule
-from lightning_normgeo.robustness.attacks.square import SquareSteps
+from lightning_normgeo.robustness.attacks.search.auto_pgd import AutoSteps
+from lightning_normgeo.robustness.attacks.search.ball import Ball, Norm
+from lightning_normgeo.robustness.attacks.search.losses import Loss
+from lightning_normgeo.robustness.attacks.search.projected_gradient import projected_gradient
+from lightning_normgeo.robustness.attacks.search.rules import FixedSteps, Preceded, RandomPoints, RandomStart, Rule
+from lightning_normgeo.robustness.attacks.search.square import SquareSteps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness.attacks.corruptions import CORRUPTIONS, SEVERITIES
-from lightning_normgeo.robustness.attacks.losses import LOSSES
+from lightning_normgeo.robustness.attacks.search.losses import LOSSES
 from lightning_normgeo.utilities.attack_names import RESERVED
 from lightning_normgeo.utilities.checked_values import entry_of, is_number, nearest, plain_values, short_repr, whole
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lightning_normgeo.errors import ConfigurationError, nearest_names
-from lightning_normgeo.robustness.attacks.ball import per_image
-from lightning_normgeo.robustness.attacks.sample_draws import BatchDrawError, SampleDraws
+from lightning_normgeo.robustness.attacks.random_numbers.sample_draws import BatchDrawError, SampleDraws
+from lightning_normgeo.robustness.attacks.search.ball import per_image
 from lightning_normgeo.robustness.model.preserved_state import seeded
 from lightning_normgeo.robustness.threat_models import ThreatModel
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.active_samples import ActiveSet, FinishedSamples
 from lightning_normgeo.robustness.attacks.attack import Attack
-from lightning_normgeo.robustness.attacks.losses import margin, predicted
-from lightning_normgeo.robustness.attacks.projected_gradient import Logits
-from lightning_normgeo.robustness.attacks.rules import Rule
-from lightning_normgeo.robustness.attacks.sample_randoms import mixed_seed
+from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import mixed_seed
+from lightning_normgeo.robustness.attacks.search.active_samples import ActiveSet, FinishedSamples
+from lightning_normgeo.robustness.attacks.search.losses import margin, predicted
+from lightning_normgeo.robustness.attacks.search.projected_gradient import Logits
+from lightning_normgeo.robustness.attacks.search.rules import Rule
 from lightning_normgeo.robustness.results.verified_decisions import AUDITED, CHANGED, NEAR
 
 BAND = 0.15

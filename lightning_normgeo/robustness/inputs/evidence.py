@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_normgeo.robustness.attacks.losses import at_least_float32
+from lightning_normgeo.robustness.attacks.search.losses import at_least_float32
 from lightning_normgeo.robustness.inputs.declared_inputs import DeclaredInputs, disagreement
 from lightning_normgeo.robustness.inputs.input_space import InputSpace, Space, channel_dim
 from lightning_normgeo.robustness.inputs.normalization_transforms import model_normalization, pipeline_normalizations

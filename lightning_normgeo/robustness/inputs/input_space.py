@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError, UnsuitableError
-from lightning_normgeo.robustness.attacks.ball import Bound, per_image
+from lightning_normgeo.robustness.attacks.search.ball import Bound, per_image
 
 Space = Literal["pixel", "normalized", "input"]
 """The space in which perturbations are measured: pixels in [0, 1], (pixel - mean) / std, or the loader's own units."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import UnsuitableError
-from lightning_normgeo.robustness.attacks.losses import at_least_float32
+from lightning_normgeo.robustness.attacks.search.losses import at_least_float32
 from lightning_normgeo.robustness.inputs.input_space import InputSpace
 
 _ROUNDING = 1e-6

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.normalization.user_inputs import misfit
-from lightning_normgeo.robustness.attacks.projected_gradient import ascent
+from lightning_normgeo.robustness.attacks.search.projected_gradient import ascent
 from lightning_normgeo.robustness.inputs.advice import LOGITS
 from lightning_normgeo.robustness.inputs.checks import check_labels
 from lightning_normgeo.robustness.inputs.class_labels import class_logits

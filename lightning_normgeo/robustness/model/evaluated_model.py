@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.robustness.attacks.ball import inward
-from lightning_normgeo.robustness.attacks.losses import at_least_float32
-from lightning_normgeo.robustness.attacks.projected_gradient import Logits
+from lightning_normgeo.robustness.attacks.search.ball import inward
+from lightning_normgeo.robustness.attacks.search.losses import at_least_float32
+from lightning_normgeo.robustness.attacks.search.projected_gradient import Logits
 from lightning_normgeo.robustness.inputs.input_space import InputSpace
 from lightning_normgeo.robustness.model.folded_model import FoldedModel, folded_model
 from lightning_normgeo.robustness.model.precision import HALF, precision_of

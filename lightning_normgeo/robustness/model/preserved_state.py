@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.robustness.attacks.sample_randoms import mixed_seed
+from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import mixed_seed
 from lightning_normgeo.robustness.model.parameter_swap import ParameterSlot, swapped_parameters
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.robustness.attacks.counter_random import DRAWS
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import DRAWS
 from lightning_normgeo.robustness.results.sample_results import WHOLE, SampleResults, SampleRows
 from lightning_normgeo.utilities.files import read_lines
 from lightning_normgeo.utilities.spool import Spool, reason_of

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.robustness.attacks.ball import lengths
-from lightning_normgeo.robustness.attacks.losses import predicted
+from lightning_normgeo.robustness.attacks.search.ball import lengths
+from lightning_normgeo.robustness.attacks.search.losses import predicted
 from lightning_normgeo.robustness.results.npz_columns import read_columns
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.files import replacing

@@ -23,7 +23,7 @@ from lightning_normgeo.robustness import (
     RobustnessSettings,
     folded_model,
 )
-from lightning_normgeo.robustness.attacks.ball import inward
+from lightning_normgeo.robustness.attacks.search.ball import inward
 from lightning_normgeo.robustness.model.precision import full_float32, precision_of
 from support import reference as ref
 from support.projects import ConvNet, Project, images, trainer

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.ball import Ball, per_image
-from lightning_normgeo.robustness.attacks.losses import Loss
-from lightning_normgeo.robustness.attacks.rules import ActiveSamples, RandomStart, Rule
+from lightning_normgeo.robustness.attacks.search.ball import Ball, per_image
+from lightning_normgeo.robustness.attacks.search.losses import Loss
+from lightning_normgeo.robustness.attacks.search.rules import ActiveSamples, RandomStart, Rule
 
 _MOMENTUM = 0.75
 """Share of the new direction in a step; the rest goes on along the last one."""

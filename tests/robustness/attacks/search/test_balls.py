@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from lightning_normgeo.robustness import Ball, projected_gradient
-from lightning_normgeo.robustness.attacks.ball import lengths
-from lightning_normgeo.robustness.attacks.projected_gradient import ascent
-from lightning_normgeo.robustness.attacks.sample_randoms import RADII, STARTS
+from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import RADII, STARTS
+from lightning_normgeo.robustness.attacks.search.ball import lengths
+from lightning_normgeo.robustness.attacks.search.projected_gradient import ascent
 from support import random_twin
 from support import reference as ref
 from support.small_classifiers import conv_net, draw, pixels, two_classes

@@ -15,8 +15,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_normgeo.robustness.attacks.counter_random import normals, sample_numbers, uniforms, whole_numbers
-from lightning_normgeo.robustness.attacks.sample_randoms import FOREIGN
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import (
+    normals,
+    sample_numbers,
+    uniforms,
+    whole_numbers,
+)
+from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import FOREIGN
 
 
 class BatchDrawError(Exception):

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.counter_random import normals, sample_numbers, uniforms
-from lightning_normgeo.robustness.attacks.ieee_arithmetic import ordered_lengths
-from lightning_normgeo.robustness.attacks.sample_randoms import RADII, STARTS
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import normals, sample_numbers, uniforms
+from lightning_normgeo.robustness.attacks.random_numbers.ieee_arithmetic import ordered_lengths
+from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import RADII, STARTS
 
 Norm = Literal["linf", "l2"]
 Bound = float | Tensor

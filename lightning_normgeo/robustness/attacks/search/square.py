@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import UnsuitableError
-from lightning_normgeo.robustness.attacks.ball import Ball, per_image
-from lightning_normgeo.robustness.attacks.counter_random import uniforms
-from lightning_normgeo.robustness.attacks.losses import Loss
-from lightning_normgeo.robustness.attacks.rules import ActiveSamples, Rule
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import uniforms
+from lightning_normgeo.robustness.attacks.search.ball import Ball, per_image
+from lightning_normgeo.robustness.attacks.search.losses import Loss
+from lightning_normgeo.robustness.attacks.search.rules import ActiveSamples, Rule
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries out of 10,000 after which the share of changed pixels is halved."""

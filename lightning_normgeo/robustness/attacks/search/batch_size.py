@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.projected_gradient import Logits, ascent
+from lightning_normgeo.robustness.attacks.search.projected_gradient import Logits, ascent
 
 _CPU_BYTES = 2**30
 """Bytes that activations may take on a CPU: more memory is mapped anew in every pass, so it makes nothing faster."""

@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.active_samples import ActiveSet, FinishedSamples
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
-from lightning_normgeo.robustness.attacks.last_points import last_points
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
-from lightning_normgeo.robustness.attacks.projected_gradient import Logits
+from lightning_normgeo.robustness.attacks.search.active_samples import ActiveSet, FinishedSamples
+from lightning_normgeo.robustness.attacks.search.last_points import last_points
+from lightning_normgeo.robustness.attacks.search.projected_gradient import Logits
 from lightning_normgeo.robustness.attacks.verification import VerifiedSet
 
 

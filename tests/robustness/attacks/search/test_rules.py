@@ -7,14 +7,14 @@ import torch
 
 from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness import Ball
-from lightning_normgeo.robustness.attacks.active_samples import ActiveSet
-from lightning_normgeo.robustness.attacks.auto_pgd import AutoSteps, checkpoints
-from lightning_normgeo.robustness.attacks.ball import lengths
-from lightning_normgeo.robustness.attacks.counter_random import uniforms
-from lightning_normgeo.robustness.attacks.losses import Loss
-from lightning_normgeo.robustness.attacks.projected_gradient import ascent
-from lightning_normgeo.robustness.attacks.rules import ActiveSamples, RandomStart
-from lightning_normgeo.robustness.attacks.square import SquareSteps
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import uniforms
+from lightning_normgeo.robustness.attacks.search.active_samples import ActiveSet
+from lightning_normgeo.robustness.attacks.search.auto_pgd import AutoSteps, checkpoints
+from lightning_normgeo.robustness.attacks.search.ball import lengths
+from lightning_normgeo.robustness.attacks.search.losses import Loss
+from lightning_normgeo.robustness.attacks.search.projected_gradient import ascent
+from lightning_normgeo.robustness.attacks.search.rules import ActiveSamples, RandomStart
+from lightning_normgeo.robustness.attacks.search.square import SquareSteps
 from support.reference_attacks import auto_pgd, loss_of, squares
 from support.small_classifiers import conv_net, pixels
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.ball import Ball, per_image
-from lightning_normgeo.robustness.attacks.losses import Loss
+from lightning_normgeo.robustness.attacks.search.ball import Ball, per_image
+from lightning_normgeo.robustness.attacks.search.losses import Loss
 
 
 @dataclass(frozen=True)

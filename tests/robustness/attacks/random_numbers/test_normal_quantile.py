@@ -8,9 +8,9 @@ import torch
 from scipy.special import ndtri
 from scipy.stats import kstest, norm
 
-from lightning_normgeo.robustness.attacks import normal_quantile
-from lightning_normgeo.robustness.attacks.counter_random import normals
-from lightning_normgeo.robustness.attacks.normal_quantile import normals_of
+from lightning_normgeo.robustness.attacks.random_numbers import normal_quantile
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import normals
+from lightning_normgeo.robustness.attacks.random_numbers.normal_quantile import normals_of
 from support import random_twin as twin
 
 TOP = 2**31

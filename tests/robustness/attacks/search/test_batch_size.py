@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_normgeo.robustness.attacks import batch_size
-from lightning_normgeo.robustness.attacks.batch_size import fitting_batch, saved_bytes
+from lightning_normgeo.robustness.attacks.search import batch_size
+from lightning_normgeo.robustness.attacks.search.batch_size import fitting_batch, saved_bytes
 
 
 def dense(width=1000):

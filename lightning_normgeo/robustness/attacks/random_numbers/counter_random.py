@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.products.compiled import fast
-from lightning_normgeo.robustness.attacks.normal_quantile import normals_of
+from lightning_normgeo.robustness.attacks.random_numbers.normal_quantile import normals_of
 
 GENERATOR = "philox4x32-10"
 """Name of the generator, as results give it."""
@@ -30,7 +30,7 @@ _COUNTERS = {"cpu": 2**15}
 """Counters of one block, by the type of the device: on a CPU its temporaries stay in cache."""
 _MORE = 2**20
 """Counters of one block on other devices, where a block is not worth its launches if it is small."""
-_LOOPS = "lightning_normgeo.robustness.attacks.random_loops"
+_LOOPS = "lightning_normgeo.robustness.attacks.random_numbers.random_loops"
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

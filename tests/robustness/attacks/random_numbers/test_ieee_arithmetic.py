@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_normgeo.robustness.attacks.ieee_arithmetic import ordered_lengths, square_root
+from lightning_normgeo.robustness.attacks.random_numbers.ieee_arithmetic import ordered_lengths, square_root
 from support import random_twin as twin
 from support.tensors import draw
 

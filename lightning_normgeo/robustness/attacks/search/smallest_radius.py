@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.ball import per_image
-from lightning_normgeo.robustness.attacks.losses import predicted
-from lightning_normgeo.robustness.attacks.rules import ActiveSamples
+from lightning_normgeo.robustness.attacks.search.ball import per_image
+from lightning_normgeo.robustness.attacks.search.losses import predicted
+from lightning_normgeo.robustness.attacks.search.rules import ActiveSamples
 
 
 class SmallestRadius:

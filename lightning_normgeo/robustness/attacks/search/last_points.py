@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.robustness.attacks.attack import Attack, AttackBatch
-from lightning_normgeo.robustness.attacks.losses import at_least_float32, margin, predicted
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
+from lightning_normgeo.robustness.attacks.search.losses import at_least_float32, margin, predicted
 from lightning_normgeo.robustness.attacks.verification import repeated
 from lightning_normgeo.robustness.results.verified_decisions import CHANGED
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_normgeo.errors import UnsuitableError
-from lightning_normgeo.robustness.attacks.losses import LOSSES, Loss
+from lightning_normgeo.robustness.attacks.search.losses import LOSSES, Loss
 from support.reference_attacks import loss_of
 from support.small_classifiers import draw
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_normgeo.robustness import bim_linf, gaussian_noise
-from lightning_normgeo.robustness.attacks.sample_randoms import NOISE
+from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import NOISE
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from support import random_twin
 from support import reference as ref

@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from lightning_normgeo.robustness.attacks.counter_random import normals, uniforms
-from lightning_normgeo.robustness.attacks.sample_draws import BatchDrawError, SampleDraws
-from lightning_normgeo.robustness.attacks.sample_randoms import FOREIGN
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import normals, uniforms
+from lightning_normgeo.robustness.attacks.random_numbers.sample_draws import BatchDrawError, SampleDraws
+from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import FOREIGN
 
 SAMPLES = [4, 9, 2**62]
 X = torch.zeros(3, 2, 5)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.ball import Ball
-from lightning_normgeo.robustness.attacks.losses import CROSS_ENTROPY, Loss, at_least_float32
+from lightning_normgeo.robustness.attacks.search.ball import Ball
+from lightning_normgeo.robustness.attacks.search.losses import CROSS_ENTROPY, Loss, at_least_float32
 
 Logits = Callable[[Tensor], Tensor]
 

@@ -15,9 +15,16 @@ from numba import float32, int32, uint32, uint64
 from torch import Tensor
 
 from lightning_normgeo.geometry.products.numba_kernels import Kernel, exact_loop, share
-from lightning_normgeo.robustness.attacks import normal_quantile as quantile
-from lightning_normgeo.robustness.attacks.counter_random import BITS, MASK, MULTIPLIERS, ROUNDS, WEYL, key_of
-from lightning_normgeo.robustness.attacks.ieee_arithmetic import HERON
+from lightning_normgeo.robustness.attacks.random_numbers import normal_quantile as quantile
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import (
+    BITS,
+    MASK,
+    MULTIPLIERS,
+    ROUNDS,
+    WEYL,
+    key_of,
+)
+from lightning_normgeo.robustness.attacks.random_numbers.ieee_arithmetic import HERON
 
 _PIECE = 2**8
 """Counters whose words are drawn, and made numbers, while they are in cache."""

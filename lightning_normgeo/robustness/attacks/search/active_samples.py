@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness.attacks.attack import AttackBatch
-from lightning_normgeo.robustness.attacks.losses import at_least_float32, margin, predicted
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
-from lightning_normgeo.robustness.attacks.projected_gradient import Logits, ascent
-from lightning_normgeo.robustness.attacks.rules import ActiveSamples, Rule
-from lightning_normgeo.robustness.attacks.smallest_radius import SmallestRadius
+from lightning_normgeo.robustness.attacks.search.losses import at_least_float32, margin, predicted
+from lightning_normgeo.robustness.attacks.search.projected_gradient import Logits, ascent
+from lightning_normgeo.robustness.attacks.search.rules import ActiveSamples, Rule
+from lightning_normgeo.robustness.attacks.search.smallest_radius import SmallestRadius
 
 
 class FinishedSamples(NamedTuple):

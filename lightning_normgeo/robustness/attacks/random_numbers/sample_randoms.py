@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.counter_random import normals, sample_numbers
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import normals, sample_numbers
 
 # first streams of what is drawn for a sample, far from each other; those of the square attack begin at 0
 NOISE, STARTS, RADII, CORRUPTED, FOREIGN = (kind * 2**28 for kind in range(1, 6))

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_normgeo.robustness import Ball, projected_gradient
-from lightning_normgeo.robustness.attacks.active_samples import ActiveSet
-from lightning_normgeo.robustness.attacks.losses import CROSS_ENTROPY
-from lightning_normgeo.robustness.attacks.projected_gradient import ascent
-from lightning_normgeo.robustness.attacks.rules import FixedSteps, RandomStart
+from lightning_normgeo.robustness.attacks.search.active_samples import ActiveSet
+from lightning_normgeo.robustness.attacks.search.losses import CROSS_ENTROPY
+from lightning_normgeo.robustness.attacks.search.projected_gradient import ascent
+from lightning_normgeo.robustness.attacks.search.rules import FixedSteps, RandomStart
 from support import reference as ref
 from support.small_classifiers import conv_net, pixels
 

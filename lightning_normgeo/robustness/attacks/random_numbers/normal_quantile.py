@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_normgeo.robustness.attacks.ieee_arithmetic import square_root
+from lightning_normgeo.robustness.attacks.random_numbers.ieee_arithmetic import square_root
 
 
 def _float32(*values: float) -> tuple[float, ...]:

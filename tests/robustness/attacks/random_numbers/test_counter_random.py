@@ -8,8 +8,14 @@ import torch
 from scipy.stats import chisquare, kstest
 
 from lightning_normgeo.geometry.products import compiled
-from lightning_normgeo.robustness.attacks import counter_random
-from lightning_normgeo.robustness.attacks.counter_random import normals, philox, sample_numbers, uniforms, whole_numbers
+from lightning_normgeo.robustness.attacks.random_numbers import counter_random
+from lightning_normgeo.robustness.attacks.random_numbers.counter_random import (
+    normals,
+    philox,
+    sample_numbers,
+    uniforms,
+    whole_numbers,
+)
 from support import random_twin as twin
 
 VECTORS = [  # of the authors' library Random123, kat_vectors: counter, key, output
@@ -59,7 +65,7 @@ def test_numbers_are_uniform():
 
 # --- the same numbers by every way ------------------------------------------------------------------------------------
 
-LOOPS = "lightning_normgeo.robustness.attacks.random_loops"
+LOOPS = "lightning_normgeo.robustness.attacks.random_numbers.random_loops"
 KINDS = {"uniforms": (uniforms, twin.uniforms), "normals": (normals, twin.normals)}
 SAMPLES = torch.tensor([0, 7, -3, 2**62 + 1, -(2**63)])
 

@@ -1,0 +1,1 @@
+"""Random numbers of attacks: the same for a sample in any batch, on any device."""
