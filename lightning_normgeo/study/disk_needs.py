@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.filesize import decimal
 
@@ -16,19 +15,20 @@ if TYPE_CHECKING:  # it imports torch, which takes seconds
     from lightning_normgeo.study.run_sizes import RunSize
 
 
-@dataclass(frozen=True)
-class SizedCase:
-    """The size of a run in which one option of the grid has another value than in the first run.
+class SizedCase(Protocol):
+    """The size of a run in which one option of the grid has another value than in the first run."""
 
-    Attributes:
-        option: The option; empty for the first run.
-        value: Its value.
-        size: Size of the run.
-    """
+    @property
+    def option(self) -> str:
+        """The option; empty for the first run."""
 
-    option: str
-    value: Any
-    size: RunSize
+    @property
+    def value(self) -> Any:
+        """Its value."""
+
+    @property
+    def size(self) -> RunSize:
+        """Size of the run."""
 
 
 class DiskNeeds:
@@ -43,7 +43,7 @@ class DiskNeeds:
         jobs: Number of concurrent runs.
     """
 
-    def __init__(self, index: Index, cases: list[SizedCase], jobs: int = 1) -> None:
+    def __init__(self, index: Index, cases: Sequence[SizedCase], jobs: int = 1) -> None:
         self._index, self._cases, self._jobs = index, cases, jobs
         self._first = cases[0].size
 

@@ -155,7 +155,7 @@ def _list(index: Index, console: Console) -> None:
 def _show_sizes(index: Index, cases: list[Any], jobs: int, console: Console) -> None:
     """Print what the runs will write, and a warning if the disk has too little space."""
     try:
-        needs = _disk_needs(index, cases, jobs)
+        needs = DiskNeeds(index, cases, jobs)
         for line in needs.lines():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if needs.warning:
@@ -169,14 +169,8 @@ def _warn_of_a_full_disk(index: Index, cases: list[Any], jobs: int, console: Con
     if all(entry.status == "finished" for entry in index.entries):
         return
     with suppress(Exception):  # an estimate does not stop a study
-        if warning := _disk_needs(index, cases, jobs).warning:
+        if warning := DiskNeeds(index, cases, jobs).warning:
             console.print(warning, style="yellow", markup=False, soft_wrap=True)
-
-
-def _disk_needs(index: Index, cases: list[Any], jobs: int) -> DiskNeeds:
-    from lightning_normgeo.study import validation  # takes seconds, as above
-
-    return DiskNeeds(index, validation.sized_cases(cases), jobs)
 
 
 @contextmanager

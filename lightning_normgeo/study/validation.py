@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from io import StringIO
 from typing import Any
 
@@ -13,15 +14,14 @@ from torch import nn
 from lightning_normgeo.cli import NormgeoCLI
 from lightning_normgeo.errors import ConfigurationError, nearest_names
 from lightning_normgeo.study.definition import Study, arguments_of
-from lightning_normgeo.study.disk_needs import SizedCase
-from lightning_normgeo.study.run_sizes import size_of
+from lightning_normgeo.study.run_sizes import RunSize, size_of
 
 
 class Checker(NormgeoCLI):
     """The command line of ``normgeo fit`` as a checker: it parses arguments and builds models, but runs nothing."""
 
     def __init__(self) -> None:
-        self._built: set[str] = set()
+        self._models: dict[str, nn.Module] = {}
         super().__init__([])
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -66,22 +66,19 @@ class Checker(NormgeoCLI):
             ConfigurationError: If the command cannot be parsed or the model cannot be built.
         """
         settings = self.parse(args)
-        model = settings.model.as_dict()
-        if repr(model) not in self._built:
-            self._built.add(repr(model))
-            self._build(model)
-        return settings
-
-    def meta_model(self, **settings: Any) -> nn.Module:
-        """Return a model on the meta device, from the settings of the model."""
-        with torch.device("meta"):
-            return self._model_class(**settings)
-
-    def _build(self, model: dict[str, Any]) -> None:
         # Two quick builds instead of one, as spectral normalization of a hundred layers takes seconds: the architecture
         # with batch normalization, and the normalization with few layers, on which its errors do not depend.
         for other in ({"norm": "bn", "groups": None}, {"arch": "resnet18"}):
-            self.meta_model(**{**model, **other})
+            self.meta_model(**{**settings.model.as_dict(), **other})
+        return settings
+
+    def meta_model(self, **settings: Any) -> nn.Module:
+        """Return a model on the meta device, from the settings of the model; the same one for the same settings."""
+        key = repr(settings)
+        if key not in self._models:
+            with torch.device("meta"):
+                self._models[key] = self._model_class(**settings)
+        return self._models[key]
 
 
 @dataclass(frozen=True)
@@ -92,27 +89,18 @@ class CheckedCase:
         option: The option; empty for the first run.
         value: Its value.
         settings: The parsed settings.
+        checker: Has built the models.
     """
 
     option: str
     value: Any
     settings: Any
+    checker: Checker = field(repr=False)
 
-
-def sized_cases(cases: list[CheckedCase]) -> list[SizedCase]:
-    """Return the size of each checked case.
-
-    Cost: two models on the meta device, a third of a second, for each different model setting.
-    """
-    checker, built = Checker(), dict[str, nn.Module]()
-
-    def build(**settings: Any) -> nn.Module:
-        key = repr(settings)
-        if key not in built:
-            built[key] = checker.meta_model(**settings)
-        return built[key]
-
-    return [SizedCase(case.option, case.value, size_of(case.settings, build)) for case in cases]
+    @cached_property
+    def size(self) -> RunSize:
+        """Size of the run."""
+        return size_of(self.settings, self.checker.meta_model)
 
 
 def checked_cases(study: Study, name: str = "study") -> list[CheckedCase]:
@@ -143,5 +131,5 @@ def checked_cases(study: Study, name: str = "study") -> list[CheckedCase]:
         except ConfigurationError as error:
             label = f"{name}: {option}={value}" if option else name
             raise ConfigurationError(f"{label}: {error}") from error
-        found.append(CheckedCase(option, value, settings))
+        found.append(CheckedCase(option, value, settings, checker))
     return found

@@ -73,8 +73,17 @@ def test_nothing_that_is_shipped_forces_an_accelerator() -> None:
         assert yaml.safe_load((REPOSITORY / "configs" / f"{name}.yaml").read_text())["trainer"]["devices"] == 1, name
 
 
+RUNNABLE = [path for path in CONFIGS if path not in FRAGMENTS + STUDIES]
+DECAYED = [path for path in RUNNABLE if path.parent.name == "norm" and path.stem.endswith("_wd")]
+"""Those of the normalizations with weight decay; another test compares them with those without."""
+
+
 @pytest.mark.usefixtures("fake_cifar10")
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path not in FRAGMENTS + STUDIES], ids=named)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path in DECAYED[1:] else ()) for path in RUNNABLE],
+    ids=named,
+)
 def test_configuration_runs(path: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     text = yaml.safe_load(path.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pytorch_lightning import LightningDataModule
 
 from lightning_normgeo import CIFARDataModule, DigitsDataModule, ImageFolderDataModule
 from lightning_normgeo.study.definition import Study
-from lightning_normgeo.study.disk_needs import DiskNeeds, SizedCase
+from lightning_normgeo.study.disk_needs import DiskNeeds
 from lightning_normgeo.study.run_sizes import RunSize, size_of
 from lightning_normgeo.study.study_index import Index
 from lightning_normgeo.study.validation import Checker
@@ -108,9 +109,9 @@ def test_checkpoint_files(saver: str, files: int) -> None:
     assert size("--trainer.max_epochs=4", f"--trainer.callbacks={callbacks}").files == files
 
 
-def sized(option: str, value: Any, **changes: float) -> SizedCase:
+def sized(option: str, value: Any, **changes: float) -> SimpleNamespace:
     fields = {"steps": 10, "measured": 10, "record": 100.0, "weights": 1e6, "checkpoint": 1e6, "files": 2}
-    return SizedCase(option, value, RunSize(**{**fields, **changes}))  # type: ignore[arg-type]
+    return SimpleNamespace(option=option, value=value, size=RunSize(**{**fields, **changes}))  # type: ignore[arg-type]
 
 
 def test_the_whole_study_is_the_sum_of_its_runs() -> None:

@@ -31,7 +31,7 @@ from lightning_normgeo.study.display import ProgressDisplay, failures, listing, 
 from lightning_normgeo.study.run_progress import RunProgress
 from lightning_normgeo.study.runner import Runner
 from lightning_normgeo.study.study_index import Index, IndexEntry
-from lightning_normgeo.study.validation import checked_cases, sized_cases
+from lightning_normgeo.study.validation import checked_cases
 from lightning_normgeo.terminal.safe_streams import PipeSafeStream
 from lightning_normgeo.utilities.files import read_lines
 from support.isolation import REPOSITORY, isolated
@@ -525,7 +525,7 @@ def test_a_killed_run_is_the_one_that_was_not_bit_for_bit(killed: Killed) -> Non
     whole, parts = read_record("runs/whole/gn"), read_record(killed.gn)
     assert {"train/loss", "val/loss", "test/accuracy", "norm_growth/increment"} <= set(whole.metrics)
     assert any("cumulative" in key for key in whole.metrics)
-    size = sized_cases(checked_cases(killed.study))[-1].size  # of the same settings
+    size = checked_cases(killed.study)[-1].size  # of the same settings
     assert (size.steps, size.measured, size.files) == (12, 12, 2)
     assert Path("runs/whole/gn/record.jsonl").stat().st_size == pytest.approx(size.record, rel=0.25)
     written = [path.stat().st_size for path in Path("runs/whole/gn/checkpoints").glob("*.ckpt")]
