@@ -42,7 +42,9 @@ def test_the_quick_start_reads_its_summary_correctly() -> None:
     (drop,) = re.findall(r" bim .* (\S+) pt", QUICKSTART)
     rounded = f"{float(removed):.0e}".replace("e-0", "e-")
     assert f"have cosines of {float(first):.1f} to {float(last):.1f}" in text
-    assert f"the largest value is {rounded}, in the first layer" in text
+    (raw,) = re.findall(r"largest \|cos\|, scale-invariant +\S+ +(\S+)", QUICKSTART)
+    assert f"adds: up to {float(raw):.0e}".replace("e-0", "e-") in text
+    assert f"the largest value is {rounded}" in text
     assert f"({rounded} in the quick start)" in in_one_line(DOCS / "callbacks" / "orthogonality.md")
     assert f"ends at {share} of its start" in text
     assert f"removes {float(drop):.0f} percentage points" in text
