@@ -36,7 +36,7 @@ def drop_optimizer_states(folder: Path) -> int:
             _rewrite(path)
         except Exception as error:  # of the file system, or of an entry that is not a plain value
             warn_once(f"{path} keeps its optimizer states: it could not be rewritten ({first_line(error)}).")
-        freed += before - path.stat().st_size
+        freed += max(before - path.stat().st_size, 0)  # without momentum there is little to drop
     return freed
 
 

@@ -75,6 +75,19 @@ def test_everything_else_stays(folder: Path) -> None:
     assert not list(folder.glob("checkpoints/*.part"))
 
 
+def test_a_file_without_states_frees_nothing(tmp_path: Path) -> None:
+    """As under plain SGD; the new file may even be a little longer."""
+    path = tmp_path / "checkpoints" / "epoch=1.ckpt"
+    path.parent.mkdir()
+    weights = {f"weight{k}": torch.ones(3) for k in range(200)}
+    content = {"state_dict": weights, "optimizer_states": [{"state": {}}], "lr_schedulers": []}
+    torch.save(content, path)
+    size = path.stat().st_size
+    assert drop_optimizer_states(tmp_path) == 0
+    assert path.stat().st_size > size
+    assert load(path).keys() == {"state_dict"}
+
+
 def test_once_is_enough(folder: Path) -> None:
     assert RunFolder(folder).checkpoint is not None
     assert drop_optimizer_states(folder) > 0
