@@ -30,6 +30,8 @@ _DIFFERS = "differs between the runs"
 _ICONS = dict(zip(WORDS, "✓✗?–∅", strict=True))
 _FIRST = "robustness"
 """Prefix of the anchors of tables that come before the figures."""
+_BEHIND = ("test/", "robustness/", "effective/", "channels/", "epoch")
+"""Beginnings of the keys of metrics that are logged after training, under the number of its steps."""
 
 
 def render(runs: Sequence[Run], title: str, layers: Sequence[str] = (), thresholds: Thresholds | None = None) -> str:
@@ -112,12 +114,9 @@ def _summary(runs: Sequence[Run]) -> str:
 
 
 def _last_step(run: Run) -> int:
-    """Return the last training step; metrics of the test loop are left out, as they have a step of their own."""
-    tested = ("test/", "robustness/", "epoch")
-    return max(
-        (points[-1][0] for key, points in run.record.metrics.items() if points and not key.startswith(tested)),
-        default=-1,
-    )
+    """Return the last training step, without the metrics that are logged behind it."""
+    metrics = run.record.metrics
+    return max((points[-1][0] for key, points in metrics.items() if points and not key.startswith(_BEHIND)), default=-1)
 
 
 def _evaluations(runs: Sequence[Run]) -> list[tuple[Run, Mapping[str, Any]]]:

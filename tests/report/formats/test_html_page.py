@@ -169,6 +169,14 @@ def test_report_is_written_into_the_run_folder() -> None:
     assert "Not ended" not in text
 
 
+@pytest.mark.parametrize("key", ["effective/weight_norm", "channels/close_pairs", "test/accuracy"])
+def test_what_is_logged_after_training_is_no_training_step(key: str) -> None:
+    logger = logged()
+    logger.log_metrics({key: 1.0}, step=15)
+    logger.finalize("success")
+    assert "15 training steps" in page(logger).text
+
+
 def test_page_loads_nothing() -> None:
     shown = page(logged())
     assert shown.loads
