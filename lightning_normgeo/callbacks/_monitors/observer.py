@@ -138,9 +138,9 @@ class Observer:
                 self.symmetries.forget()
         self._reads_symmetries = self.symmetries is not None and any(monitor.needs_symmetries for monitor in monitors)
         self.probe.symmetries = self.symmetries if self._reads_symmetries else None
-        self._watch_constants()
         self._backwards = 0
         self._reads_weights = any(monitor.needs_weights for monitor in monitors)
+        self._watch_constants()
         self._reads_statistics = any(monitor.needs_statistics for monitor in monitors)
         self.probe.arm(any(monitor.needs_updates for monitor in monitors), self._reads_weights)
         if self.batch_norms is not None:
@@ -155,9 +155,11 @@ class Observer:
         In the first measured step numbers are watched, such as an ε. Tensors are read only once it is known that
         something depends on them; for symmetries that is nearly always so.
         """
+        if self._compiled or not (self._reads_weights or self._reads_symmetries):
+            return
         first = not self.unit_tracker.searched
         asks = self.unit_tracker.asks_for_constants or (first and self._reads_symmetries)
-        if (asks or first) and not self._compiled:
+        if asks or first:
             self.unit_tracker.watch_constants(reads=asks)
 
     def pause(self) -> None:

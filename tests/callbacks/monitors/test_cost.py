@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor, RobustnessEvaluation
 from lightning_normgeo._lightning import BATCH_HOOKS
+from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
 from support.projects import Project, images, trainer
 
 
@@ -97,3 +98,17 @@ def test_hooks_that_are_none_are_skipped_by_lightning() -> None:
     run.strategy.connect(Quiet())
     for hook in BATCH_HOOKS:
         call._call_callback_hooks(run, hook)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "most"), [((AffineConvergenceMonitor,), 0), ((AffineConvergenceMonitor, OrthogonalityMonitor), 1)]
+)
+def test_constants_of_the_forward_pass_are_watched_only_where_a_graph_is_searched(
+    kinds: tuple[Any, ...], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Watching costs some 50 microseconds for each layer."""
+    watched = []
+    genuine = UnitTracker.watch_constants
+    monkeypatch.setattr(UnitTracker, "watch_constants", lambda self, reads: (watched.append(1), genuine(self, reads)))
+    trainer(*(kind(1) for kind in kinds), steps=4).fit(Quiet(), images())
+    assert len(watched) == most

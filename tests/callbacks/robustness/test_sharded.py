@@ -123,9 +123,13 @@ def test_what_fails_on_one_process_is_known_to_all(more: list[Any]) -> None:
 
 @pytest.mark.slow
 def test_a_process_without_samples_takes_part(more: list[Any]) -> None:
-    for found in more:
-        assert found["stepping_aside"]["one has no sample"]["not evaluated"] == {}
-        assert len(found["stepping_aside"]["one has no sample"]["bim"]) == COUNT
+    """Also with several evaluations in one Trainer, and where Lightning knows that it has no batch."""
+    for report in more:
+        found = report["stepping_aside"]
+        for name in ("one has no sample", "second, one has no sample", "one has no batch"):
+            assert found[name]["not evaluated"] == {}
+            assert len(found[name]["bim"]) == COUNT
+        assert set(found["channels, one has no sample"]) == {COUNT}
 
 
 @pytest.mark.slow
