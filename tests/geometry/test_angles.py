@@ -85,3 +85,10 @@ def test_effective_lr_is_lr_over_the_squared_norm():
     squared = torch.tensor([4.0, 0.0, 0.25])
     assert effective_lr(0.1, squared).tolist() == pytest.approx([0.025, 0, 0.4], rel=1e-6)
     assert effective_lr(torch.tensor(0.5), squared).tolist() == [0.125, 0, 2]
+
+
+def test_parameters_are_taken_as_they_are() -> None:
+    weight, new_weight = torch.randn(2, 3, 8, dtype=torch.float64)
+    expected = update_products(weight, new_weight)
+    found = update_products(weight.clone().requires_grad_(), torch.nn.Parameter(new_weight))
+    assert all(torch.equal(a.detach(), b) for a, b in zip(found, expected, strict=True))
