@@ -246,10 +246,11 @@ def measured_table(options: Any, optimizer: str, logger: Any) -> Result:
         if options.only not in name:
             continue
         found = fit(options, optimizer, options.small, 4 + 2 * options.rounds, make(), logger)
-        without = found.times[False]
+        without, floor = found.times[False], statistics.median(found.floors)
         if "unmeasured" in name:  # then all steps do the same work: compare with a fit without callbacks
             without = fit(options, optimizer, options.small, 4 + 2 * options.rounds, [], logger).times[True]
-        more, floor = statistics.median(found.times[True]) - statistics.median(without), statistics.median(found.floors)
+        # of neighboring steps, between which the speed of the machine changes least
+        more = statistics.median(a - b for a, b in zip(found.times[True], without, strict=False))
         share = "" if "unmeasured" in name else f"{100 * more / step / _CADENCE:.2f} %"
         rows.append((name, f"{more:.1f}", f"{more / floor:.1f}", f"{100 * more / step:.1f} %", share))
     touched = statistics.median(bare.touched)
