@@ -225,21 +225,18 @@ class Stream(IterableDataset[Any]):
         yield from loader().dataset if RANK == 0 else ()  # type: ignore[misc]
 
 
-def nowhere() -> DataLoader[Any]:
-    """Return a loader that is known to be empty on the second process."""
-    return DataLoader(loader().dataset, 2, sampler=range(COUNT) if RANK == 0 else [])
-
-
 def stepping_aside() -> Report:
     """Evaluate what one process or none can evaluate; no process may wait for another."""
     attacks = {"attacks": "bim", "steps": 1}
     several = evaluation(**attacks), evaluation(**attacks, name="second"), ChannelEvaluation(ratios=[0.5])
+    under_ddp = [evaluation(**attacks, name=name) for name in (None, "second")]
     found = {
         "one fails": tested(Sharded(), loader(), strategy(), evaluation(Fragile, **attacks)),
         "one has no sample": tested(Sharded(passes=False), DataLoader(Stream(), 2), strategy(), *several),
         "second, one has no sample": decisions(several[1]),
+        "ddp, one has no sample": tested(Project(net=sensitive()).double(), DataLoader(Stream(), 2), ddp(), *under_ddp),
+        "second of ddp, one has no sample": decisions(under_ddp[1]),
         "channels, one has no sample": [one.n for one in several[2].report.results],
-        "one has no batch": tested(Sharded(passes=False), nowhere(), strategy(), evaluation(**attacks)),
     }
     if SHARDS != "flat":
         found["tensor parallel"] = tested(TensorParallel(), loader(), strategy(WORLD), evaluation(**attacks))

@@ -58,7 +58,7 @@ class ChannelLoop:
         in_loop: bool = True,
     ) -> None:
         self._callback, self._trainer, self._module, self._data = callback, trainer, module, data
-        self._batches, self._begun = 0, False
+        self._batches, self._begun, self.has_begun = 0, False, False
         self._bar: _Tqdm | _Task | None = None
         self._count = count
         self._processes = EvaluationProcesses(trainer, module, NAME, in_loop)
@@ -79,6 +79,18 @@ class ChannelLoop:
         self._prepare()
         if number == 0:
             self._evaluate(batch)
+        self._meet()
+
+    def take_none(self) -> None:
+        """Take part in what all processes exchange at their first batch, without one."""
+        self._prepare()
+        if self._meets_others and not self._begun:
+            self._begin_without(UnsuitableError("The first process has no samples."))
+        self._meet()
+
+    def _meet(self) -> None:
+        """Wait for the other processes before the project's step."""
+        self.has_begun = True
         try:
             self._processes.meet_before_step()
         except Exception as error:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks._channels.logging import log_report, metrics_of
 from lightning_normgeo.callbacks._channels.loop_evaluation import NAME, ChannelLoop
 from lightning_normgeo.callbacks._robustness.dataloaders import (
@@ -21,13 +20,14 @@ from lightning_normgeo.callbacks._robustness.dataloaders import (
     test_source,
     testing,
 )
+from lightning_normgeo.callbacks._robustness.evaluation_hooks import EvaluationHooks
 from lightning_normgeo.channels.report import MaskingReport
 from lightning_normgeo.channels.settings import MaskingSettings
 from lightning_normgeo.errors import ConfigurationError, UnsuitableError, skipped_on_error, warn_once
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 
 
-class ChannelHooks(QuietCallback):
+class ChannelHooks(EvaluationHooks):
     """Base of ChannelEvaluation: evaluates in ``trainer.test``, ``trainer.validate`` and optionally after ``fit``.
 
     Attributes:
@@ -123,6 +123,7 @@ class ChannelHooks(QuietCallback):
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Merge the results of all processes and log them."""
+        self.meet_without_batch(trainer)
         if self._run is None:
             return
         self._finish(trainer)

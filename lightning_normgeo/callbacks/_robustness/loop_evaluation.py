@@ -61,6 +61,7 @@ class LoopEvaluation:
         evaluations: the evaluation of each loader, in the same order.
         bars: the progress bar of each loader, by number; None if the Trainer shows none.
         failed: the reason if nothing is evaluated on this process; else None.
+        has_begun: see :class:`.EvaluatesBatches`.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class LoopEvaluation:
         self._loop = loop
         self._other: Any = None
         self._counts = [batch_count(trainer, one) for one in loaders.values()] if counts is None else list(counts)
-        self.names, self._loaders = list(loaders), list(loaders.values())
+        self.names, self._loaders, self.has_begun = list(loaders), list(loaders.values()), False
         self.evaluations = [self._evaluation(k, name, loader) for k, (name, loader) in enumerate(loaders.items())]
         self.bars: dict[int, ProgressBar | None] = {}
         self._taken: dict[int, tuple[Tensor, Tensor]] = {}
@@ -105,6 +106,16 @@ class LoopEvaluation:
         if type(getattr(self._loop, "_data_fetcher", None)).__name__ != "_DataLoaderIterDataFetcher":
             for k, part in batches_by_loader(self._loop, batch, number):
                 self._take(k, part)
+        self._meet()
+
+    def take_none(self) -> None:
+        """Take part in what all processes exchange at their first batch, without one."""
+        self._prepare()
+        self._meet()
+
+    def _meet(self) -> None:
+        """Exchange with the other processes what has to be known before the project's step."""
+        self.has_begun = True
         self._divide()
         self._exchanged(self._processes.meet_before_step)
 

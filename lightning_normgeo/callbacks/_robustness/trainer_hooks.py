@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_normgeo._lightning import QuietCallback
 from lightning_normgeo.callbacks._robustness.dataloaders import (
     batches_of,
     check_not_sharded,
@@ -19,6 +18,7 @@ from lightning_normgeo.callbacks._robustness.dataloaders import (
     test_source,
     testing,
 )
+from lightning_normgeo.callbacks._robustness.evaluation_hooks import EvaluationHooks
 from lightning_normgeo.callbacks._robustness.logging import log_evaluation, metrics_of
 from lightning_normgeo.callbacks._robustness.loop_evaluation import LoopEvaluation
 from lightning_normgeo.callbacks._robustness.weight_averaging import check_behind_averaging
@@ -32,7 +32,7 @@ from lightning_normgeo.robustness.settings import RobustnessSettings
 _NAME = "RobustnessEvaluation"
 
 
-class RobustnessHooks(QuietCallback):
+class RobustnessHooks(EvaluationHooks):
     """Base of RobustnessEvaluation: evaluates in ``trainer.test``, ``trainer.validate`` and optionally after ``fit``.
 
     Attributes:
@@ -137,6 +137,7 @@ class RobustnessHooks(QuietCallback):
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Merge the results of all processes and log them."""
+        self.meet_without_batch(trainer)
         if self._run is not None:
             self._finish(trainer)
             self._guarded(lambda: pl_module.log_dict(metrics_of(self.reports), sync_dist=trainer.world_size > 1))
