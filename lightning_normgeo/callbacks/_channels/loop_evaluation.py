@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lightning_normgeo.callbacks._robustness.evaluation_hooks import BatchEvaluation
 from lightning_normgeo.callbacks._robustness.evaluation_processes import EvaluationProcesses
 from lightning_normgeo.channels.evaluation import MaskedEvaluation
 from lightning_normgeo.channels.report import MaskingReport
@@ -34,7 +35,7 @@ class ChannelsCallback(Protocol):
         """Return images and labels of a batch."""
 
 
-class ChannelLoop:
+class ChannelLoop(BatchEvaluation):
     """Evaluates the batches of the first loader of a loop.
 
     Args:
@@ -58,7 +59,7 @@ class ChannelLoop:
         in_loop: bool = True,
     ) -> None:
         self._callback, self._trainer, self._module, self._data = callback, trainer, module, data
-        self._batches, self._begun, self.has_begun = 0, False, False
+        self._batches, self._is_planned = 0, False
         self._bar: _Tqdm | _Task | None = None
         self._count = count
         self._processes = EvaluationProcesses(trainer, module, NAME, in_loop)
@@ -83,9 +84,7 @@ class ChannelLoop:
 
     def take_none(self) -> None:
         """Take part in what all processes exchange at their first batch, without one."""
-        self._prepare()
-        if self._meets_others and not self._begun:
-            self._begin_without(UnsuitableError("The first process has no samples."))
+        self._begin_late()
         self._meet()
 
     def _meet(self) -> None:
@@ -111,7 +110,7 @@ class ChannelLoop:
         self._batches += 1
         try:
             with self._processes.whole_model():
-                if not self._begun:
+                if not self._is_planned:
                     self._begin(lambda: self._unpacked(batch))
                 evaluation.add(*self._unpacked(batch))
         except Exception as error:
@@ -122,14 +121,20 @@ class ChannelLoop:
         reason = self._evaluation.give_up(error)
         if self._meets_others:
             self._prepare()
-        if self._meets_others and not self._begun:
+        if self._meets_others and not self._is_planned:
             self._begin_without(error)
         warn_once(f"Channels are not evaluated. {reason}")
 
     def _begin(self, first: Callable[[], tuple[Tensor, Tensor]]) -> None:
         """Take part in the plan, which all processes make together once."""
-        self._begun = True
+        self._is_planned = True
         self._evaluation.begin(first)
+
+    def _begin_late(self) -> None:
+        """Begin without a batch, if this process has not begun."""
+        self._prepare()
+        if self._meets_others and not self._is_planned:
+            self._begin_without(UnsuitableError("The first process has no samples."))
 
     def _begin_without(self, error: Exception) -> None:
         """Take part in the plan without a batch, since the other processes wait for it."""
@@ -146,9 +151,7 @@ class ChannelLoop:
         """Return the report of all processes; every process has to call this."""
         if self._bar is not None:
             self._bar.close()
-        self._prepare()
-        if self._meets_others and not self._begun:
-            self._begin_without(UnsuitableError("The first process has no samples."))
+        self._begin_late()
         self._processes.end_batches()
         shares = self._processes.gathered(self._evaluation.share())
         report = self._evaluation.report(shares, data=self._data, batches=self._batches)

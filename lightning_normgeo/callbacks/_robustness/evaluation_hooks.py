@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 from lightning_normgeo._lightning import QuietCallback
 
 
-class EvaluatesBatches(Protocol):
-    """An evaluation of the batches of one loop.
+class BatchEvaluation(ABC):
+    """Base of the evaluations of the batches of one loop.
 
     Attributes:
         has_begun: whether this process has taken part in what all processes exchange at their first batch.
     """
 
-    has_begun: bool
+    has_begun = False
 
+    @abstractmethod
     def take_none(self) -> None:
         """Take part in what all processes exchange at their first batch, without one."""
 
@@ -36,6 +38,6 @@ class EvaluationHooks(QuietCallback):
         """
         if trainer.world_size > 1:
             for callback in trainer.callbacks:
-                run: EvaluatesBatches | None = callback._run if isinstance(callback, EvaluationHooks) else None
+                run: BatchEvaluation | None = callback._run if isinstance(callback, EvaluationHooks) else None
                 if run is not None and not run.has_begun:
                     run.take_none()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks._robustness.dataloaders import batch_count, batches_at, batches_by_loader
 from lightning_normgeo.callbacks._robustness.divided_samples import DividedSamples
+from lightning_normgeo.callbacks._robustness.evaluation_hooks import BatchEvaluation
 from lightning_normgeo.callbacks._robustness.evaluation_processes import EvaluationProcesses
 from lightning_normgeo.callbacks._robustness.progress_bars import ProgressBar, bar_of
 from lightning_normgeo.errors import reason_of, warn_once
@@ -45,7 +46,7 @@ class EvaluatingCallback(Protocol):
         """Return images and labels of a batch."""
 
 
-class LoopEvaluation:
+class LoopEvaluation(BatchEvaluation):
     """Evaluates the batches of a loop, loader by loader.
 
     Args:
@@ -61,7 +62,6 @@ class LoopEvaluation:
         evaluations: the evaluation of each loader, in the same order.
         bars: the progress bar of each loader, by number; None if the Trainer shows none.
         failed: the reason if nothing is evaluated on this process; else None.
-        has_begun: see :class:`.EvaluatesBatches`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LoopEvaluation:
         self._loop = loop
         self._other: Any = None
         self._counts = [batch_count(trainer, one) for one in loaders.values()] if counts is None else list(counts)
-        self.names, self._loaders, self.has_begun = list(loaders), list(loaders.values()), False
+        self.names, self._loaders = list(loaders), list(loaders.values())
         self.evaluations = [self._evaluation(k, name, loader) for k, (name, loader) in enumerate(loaders.items())]
         self.bars: dict[int, ProgressBar | None] = {}
         self._taken: dict[int, tuple[Tensor, Tensor]] = {}
