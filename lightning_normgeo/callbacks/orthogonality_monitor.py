@@ -70,7 +70,7 @@ def _cosines(group: str, suffix: str, columns: StackedUnits, cosines: Tensor) ->
 
 def _control(group: str, columns: StackedUnits) -> Iterator[Reading]:
     """Yield cosines over the rows that have a gradient, which rows of an embedding that are in no batch have not."""
-    layers, gradient_sq = columns.layers, columns.column("gradient_sq")
+    layers, gradient_sq = columns.layers, columns.gradient_sq
     cosines = columns.cosines
     sizes, has_gradient = cosines.abs(), gradient_sq > 0
     yield layers.reading(f"{group}/max_abs_cos", sizes, layers.maximum)

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,8 +97,7 @@ def run_maxima(values: Tensor, lengths: Sequence[int]) -> Tensor:
 def _reduced(values: Tensor, lengths: tuple[int, ...], name: str, function: np.ufunc) -> Tensor:
     """Reduce runs of values by NumPy on a CPU, which is four to twenty times as fast there, else by torch."""
     if values.is_cpu and lengths and 0 not in lengths:
-        starts = _starts(lengths).numpy()
-        return torch.from_numpy(function.reduceat(values.detach().numpy(), starts, axis=-1))
+        return torch.from_numpy(function.reduceat(values.detach().numpy(), _starts(lengths), axis=-1))
     rows = math.prod(values.shape[:-1])
     offsets = table((0, *itertools.accumulate(lengths * rows)), values.device)
     reduced = torch.segment_reduce(values.reshape(-1), name, offsets=offsets, unsafe=True)
@@ -105,8 +105,8 @@ def _reduced(values: Tensor, lengths: tuple[int, ...], name: str, function: np.u
 
 
 @functools.lru_cache(maxsize=256)
-def _starts(lengths: tuple[int, ...]) -> Tensor:
-    return torch.tensor([0, *itertools.accumulate(lengths[:-1])])
+def _starts(lengths: tuple[int, ...]) -> Any:
+    return np.array([0, *itertools.accumulate(lengths[:-1])])
 
 
 @functools.lru_cache(maxsize=256)

@@ -11,18 +11,16 @@ from torch import Tensor, nn
 
 from lightning_normgeo.geometry.angles import UpdateProducts
 from lightning_normgeo.geometry.equilibrium import equilibrium_angle, steps_to_equilibrium
-from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms, Scalar, UpdateRule
+from lightning_normgeo.geometry.increments.increment_terms import Scalar, UpdateRule
 from lightning_normgeo.geometry.increments.rounding_floors import storage_floor
+from lightning_normgeo.geometry.products.unit_sums import BEFORE_TERMS, ExplainedSums
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.normalization.names import has_rows
 from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 
-SUMS = ("weight_sq", "inner", "gradient_sq", "quartic", "predicted")
-"""The first rows of ``WeightStep.sums``; those of the terms of its increment follow, where these are known."""
-
 
 @dataclass
-class WeightStep:
+class WeightStep(ExplainedSums):
     """Measurements of one weight in one optimizer step.
 
     Tensors have one value for each unit and are float64, on the device of the weight, or on the CPU if it has no
@@ -61,36 +59,6 @@ class WeightStep:
     optimizer: str = ""
     shrink: Scalar = 1.0
     update: UpdateProducts | None = None
-
-    @property
-    def weight_sq(self) -> Tensor:
-        """‖W‖² before the step, ``(units,)``."""
-        return self.sums[0]
-
-    @property
-    def inner(self) -> Tensor:
-        """⟨W, g⟩, ``(units,)``."""
-        return self.sums[1]
-
-    @property
-    def gradient_sq(self) -> Tensor:
-        """‖g‖², ``(units,)``."""
-        return self.sums[2]
-
-    @property
-    def quartic(self) -> Tensor:
-        """Σ W_i⁴, ``(units,)``, which bounds the effect of rounding the weights."""
-        return self.sums[3]
-
-    @property
-    def is_explained(self) -> bool:
-        """Whether the terms that the optimizer's formula adds to ‖W‖² are known."""
-        return len(self.sums) > len(SUMS)
-
-    @property
-    def terms(self) -> IncrementTerms | None:
-        """The terms that the optimizer's formula adds to ‖W‖²; None without a rule."""
-        return IncrementTerms(*self.sums[len(SUMS) :]) if self.is_explained else None
 
     @property
     def equilibrium(self) -> Scalar | None:
@@ -142,13 +110,13 @@ class WeightStep:
 
     def unexplained(self) -> WeightStep:
         """Return the same step without rule and terms, as for an optimizer without a known decomposition."""
-        return replace(self, rule=None, sums=self.sums[: len(SUMS)])
+        return replace(self, rule=None, sums=self.sums[:BEFORE_TERMS])
 
 
 def common_sums(steps: Sequence[WeightStep]) -> list[Tensor]:
     """Return the sums that all steps have: without terms unless the terms of all are known."""
     known = all(step.is_explained for step in steps)
-    return [step.sums if known else step.sums[: len(SUMS)] for step in steps]
+    return [step.sums if known else step.sums[:BEFORE_TERMS] for step in steps]
 
 
 def _equal(a: Scalar, b: Scalar) -> bool:

@@ -38,7 +38,7 @@ def _sums(group: str, columns: StackedUnits) -> Iterator[Reading]:
     """Yield norms and increments, and over the weights that have a formula what it explains."""
     values = {"weight_norm": columns.update.weight_sq, "increment": columns.increment}
     if columns.has_gradient:
-        values["predicted"] = columns.column("predicted")
+        values["predicted"] = columns.predicted
     if group.endswith("_control"):
         values["rows_unmoved"] = (columns.update.update_sq == 0).to(columns.increment)
     known = [step for step in columns.steps if step.is_explained]
@@ -76,7 +76,7 @@ def _explained(columns: StackedUnits, by_momentum: bool) -> dict[str, Tensor]:
     assert columns.terms is not None  # noqa: S101
     terms = {f"term_{name}": column for name, column in columns.terms._asdict().items()}
     found = {"explained": columns.explained, **terms, "residual": columns.residual}
-    found[NORM_SQ] = columns.column("weight_sq")
+    found[NORM_SQ] = columns.weight_sq
     return found | (_by_momentum(columns) if by_momentum else {})
 
 
@@ -87,7 +87,7 @@ def _by_momentum(columns: StackedUnits) -> dict[str, Tensor]:
         return {}
     terms = columns.terms
     assert terms is not None  # noqa: S101
-    coupled = columns.layers.spread(list(map(_cross_decay, rules))) * columns.column("inner")
+    coupled = columns.layers.spread(list(map(_cross_decay, rules))) * columns.inner
     return {"predicted_momentum": terms.momentum + terms.weight_decay + terms.quadratic - coupled}
 
 
@@ -102,7 +102,7 @@ def _cross_decay(rule: UpdateRule | None) -> Scalar:
 def _by_identity(group: str, columns: StackedUnits) -> Iterator[Reading]:
     """Yield the decomposition that needs no formula of the optimizer: an identity of W, W⁺ and ηλ."""
     update, shrink = columns.update, columns.spread("shrink")
-    terms = identity_terms(columns.column("weight_sq"), update.weight_update, update.update_sq, shrink)
+    terms = identity_terms(columns.weight_sq, update.weight_update, update.update_sq, shrink)
     parts = {"direction": terms.gradient, "weight_decay": terms.weight_decay, "quadratic": terms.quadratic}
     yield from _readings(group, columns, {f"identity_{name}": values for name, values in parts.items()})
     yield Reading(f"{group}/weights_without_formula", update.weight_sq.new_full((), float(len(columns.steps))))

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
 from lightning_normgeo.geometry.angles import UpdateParts, UpdateProducts, effective_lr, split_update
-from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.geometry.increments.norm_increments import measured_increment
 from lightning_normgeo.geometry.increments.rounding_floors import storage_floor, systematic_floor
 from lightning_normgeo.geometry.orthogonality import cosine_of_norms
-from lightning_normgeo.probes.weight_step import SUMS, WeightStep, common_sums
+from lightning_normgeo.geometry.products.unit_sums import ExplainedSums
+from lightning_normgeo.probes.weight_step import WeightStep, common_sums
 
 Columns = TypeVar("Columns", bound="Tensor | tuple[Tensor, ...]")
 
 
-class StackedUnits:
+class StackedUnits(ExplainedSums):
     """Quantities of several weights, each with one value per unit, over all units of all weights.
 
     Args:
@@ -32,6 +32,9 @@ class StackedUnits:
         epsilon: the part of ⟨W, g⟩ that the ε of batch normalizations causes, by weight, where it is known.
         whole: quantities of more weights, of which these are neighbors. Default: none.
         first: the place of the first of these weights among those of ``whole``.
+
+    Attributes:
+        sums: those of all steps, concatenated; without terms unless the increments of all weights are explained.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class StackedUnits:
         self._epsilon, self._whole = epsilon, whole
         begin = 0 if whole is None else sum(step.units.count for step in whole.steps[:first])
         self._place = slice(begin, begin + sum(step.units.count for step in steps))
+        explained = self._explained_whole
+        self.sums = torch.cat(common_sums(steps), 1) if explained is None else explained.sums[:, self._place]
 
     def part(self, start: int, stop: int) -> StackedUnits:
         """Return the quantities of some neighboring weights, as slices of these."""
@@ -67,17 +72,6 @@ class StackedUnits:
         counts = [step.units.count for step in self.steps]
         return LayerSegments([step.units.layer for step in self.steps], counts, self.steps[0].sums.device)
 
-    @cached_property
-    def sums(self) -> Tensor:
-        """The sums of all steps, concatenated; without terms unless the increments of all weights are explained."""
-        if self._explained_whole is not None:
-            return self._explained_whole.sums[:, self._place]
-        return torch.cat(common_sums(self.steps), 1)
-
-    def column(self, name: str) -> Tensor:
-        """Return one of :data:`SUMS`, such as ``weight_sq``, of all units."""
-        return self.sums[SUMS.index(name)]
-
     def spread(self, name: str) -> Tensor:
         """Return a number of each step, such as ``lr``, repeated for each unit of its weight."""
         return self.layers.spread([getattr(step, name) for step in self.steps])
@@ -98,14 +92,12 @@ class StackedUnits:
     @cached_property
     def norms(self) -> Tensor:
         """‖W‖‖g‖."""
-        return self._sliced(
-            lambda whole: whole.norms, lambda: self.column("weight_sq").sqrt() * self.column("gradient_sq").sqrt()
-        )
+        return self._sliced(lambda whole: whole.norms, lambda: self.weight_sq.sqrt() * self.gradient_sq.sqrt())
 
     @cached_property
     def cosines(self) -> Tensor:
         """cos(W, g)."""
-        return self._sliced(lambda whole: whole.cosines, lambda: cosine_of_norms(self.column("inner"), self.norms))
+        return self._sliced(lambda whole: whole.cosines, lambda: cosine_of_norms(self.inner, self.norms))
 
     @cached_property
     def corrected_cosines(self) -> Tensor:
@@ -115,20 +107,12 @@ class StackedUnits:
     def _corrected_cosines(self) -> Tensor:
         zero = self.sums.new_zeros(())
         by_epsilon = [self._epsilon.get(s.units.name, zero.expand(s.units.count)) for s in self.steps]
-        return cosine_of_norms(self.column("inner") - torch.cat(by_epsilon), self.norms)
+        return cosine_of_norms(self.inner - torch.cat(by_epsilon), self.norms)
 
     @cached_property
     def effective_lr(self) -> Tensor:
         """η/‖W‖²."""
-        return self._sliced(
-            lambda whole: whole.effective_lr, lambda: effective_lr(self.spread("lr"), self.column("weight_sq"))
-        )
-
-    @cached_property
-    def terms(self) -> IncrementTerms | None:
-        """The terms of the increments of all weights; None if one of them has no known decomposition."""
-        terms = self.sums[len(SUMS) :]
-        return IncrementTerms(*terms) if len(terms) else None
+        return self._sliced(lambda whole: whole.effective_lr, lambda: effective_lr(self.spread("lr"), self.weight_sq))
 
     @cached_property
     def increment(self) -> Tensor:
@@ -179,15 +163,15 @@ class StackedUnits:
 
     def _floors_of_one_kind(self) -> Tensor:
         """Return the floors of weights of one dtype; systematic ones are zero without a known decomposition."""
-        one, weight_sq, terms = self.steps[0], self.column("weight_sq"), self.terms
-        stored = storage_floor(self.column("quartic"), one.dtype, one.stores)
+        one, weight_sq, terms = self.steps[0], self.weight_sq, self.terms
+        stored = storage_floor(self.quartic, one.dtype, one.stores)
         computed = torch.zeros_like(stored) if terms is None else systematic_floor(terms, weight_sq, one.dtype)
         return torch.stack([stored, computed])
 
     @property
     def _explained_whole(self) -> StackedUnits | None:
         """More weights that these are a part of, if the increments of all of them are explained; None otherwise."""
-        return self._whole if self._whole is not None and self._whole.terms is not None else None
+        return self._whole if self._whole is not None and self._whole.is_explained else None
 
     def _sliced(self, of_whole: Callable[[StackedUnits], Columns], compute: Callable[[], Columns]) -> Columns:
         """Return these weights' slice of a quantity of all weights; computed where these are all."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import UpdateRule
+from lightning_normgeo.geometry.products.unit_sums import UnitSums
 
 SAFE_DIFFERENCE = 0.01
 """‖D_⊥‖² / ‖D‖² above which ‖D_⊥‖² may be taken as a difference of two sums: 14 digits remain."""
 
 
-class WeightProducts(NamedTuple):
+@dataclass(frozen=True)
+class WeightProducts(UnitSums):
     """Inner products of one weight before a step, one row for each product, one column for each unit."""
 
     sums: Tensor
@@ -22,26 +25,6 @@ class WeightProducts(NamedTuple):
     def units(self) -> int:
         """The number of units."""
         return self.sums.shape[1]
-
-    @property
-    def weight_sq(self) -> Tensor:
-        """‖W‖², ``(units,)``."""
-        return self.sums[0]
-
-    @property
-    def inner(self) -> Tensor:
-        """⟨W, g⟩, ``(units,)``."""
-        return self.sums[1]
-
-    @property
-    def gradient_sq(self) -> Tensor:
-        """‖g‖², ``(units,)``."""
-        return self.sums[2]
-
-    @property
-    def quartic(self) -> Tensor:
-        """Σ W_i⁴, ``(units,)``, which bounds the effect of rounding the weights (``storage_floor``)."""
-        return self.sums[3]
 
     @property
     def rule(self) -> tuple[Tensor, ...]:

@@ -22,15 +22,16 @@ from torch import Tensor, nn
 from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.geometry.angles import UpdateProducts, folded_products
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
+from lightning_normgeo.geometry.products.unit_sums import BEFORE_TERMS
 from lightning_normgeo.geometry.rows import is_sharded, wide_dtype
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import Totals
 from lightning_normgeo.probes.sharded.reader import ShardedIncrements
 from lightning_normgeo.probes.sharded.shards import RowRange, ShardedWeight, Shards
-from lightning_normgeo.probes.weight_step import SUMS, MeasuredWeights, WeightStep
+from lightning_normgeo.probes.weight_step import MeasuredWeights, WeightStep
 
 _TERMS, _PRODUCTS = len(IncrementTerms._fields), len(UpdateProducts._fields)
-_FIELDS = len(SUMS) + _TERMS + _PRODUCTS
+_FIELDS = BEFORE_TERMS + _TERMS + _PRODUCTS
 _GROUPED = "it is a grouped transposed convolution, whose output channels are spread over its groups"
 _OTHER_ROWS = "its units are along another dimension than the rows that the processes measure"
 _BIAS_ALONE = "its bias, which belongs to the units, is not sharded with it"
