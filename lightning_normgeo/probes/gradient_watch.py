@@ -39,13 +39,20 @@ class GradientWatch:
         """Whether the gradients of W and γ differ from those of the backward pass by one common factor.
 
         That is so if both are unchanged. If both were changed and one optimizer moves both, they are assumed to have
-        been clipped together.
+        been clipped together. Nothing is known about gradients that a hook of the parameter may change.
 
         Args:
             weight: W.
             scale: γ.
             together: whether one optimizer moves both.
         """
+        if _is_hooked(weight) or _is_hooked(scale):
+            return False
         self.look((weight, scale))
         touched = {id(weight) in self._touched, id(scale) in self._touched}
         return touched == {False} or (touched == {True} and together)
+
+
+def _is_hooked(parameter: nn.Parameter) -> bool:
+    """Whether a hook gets the gradient of a parameter in the backward pass, as in clipping by ``register_hook``."""
+    return bool(parameter._backward_hooks) or bool(getattr(parameter, "_post_accumulate_grad_hooks", None))

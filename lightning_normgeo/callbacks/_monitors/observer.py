@@ -144,7 +144,7 @@ class Observer:
         self._reads_statistics = any(monitor.needs_statistics for monitor in monitors)
         self.probe.arm(any(monitor.needs_updates for monitor in monitors), self._reads_weights)
         if self.batch_norms is not None:
-            self.batch_norms.arm()
+            self.batch_norms.arm(gradients=self._reads_weights and self.all_reduce is None)
         self._reads_inputs = any(monitor.needs_inputs and monitor.cadence() in cadences for monitor in monitors)
         if self._reads_inputs:
             self.inputs.arm()

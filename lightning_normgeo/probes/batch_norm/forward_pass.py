@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ class ForwardPass:
         place: index of this run of the layer since the last backward pass, from 0.
         saved: mean and 1/√(σ² + ε) saved on the autograd node; None where they cannot be read.
         affine: copies of γ and β, made if they are unsharded during the forward pass only.
-        gradient: ∂L/∂γ, once a backward pass has gone through.
+        gradients: ∂L/∂γ of each backward pass that has gone through, as autograd has made them.
         statistics: the statistics, once they have been read.
         closed: whether the pass has been read.
     """
@@ -73,18 +73,26 @@ class ForwardPass:
     place: int = 0
     saved: tuple[Tensor, Tensor] | None = None
     affine: tuple[Tensor, Tensor] | None = None
-    gradient: Tensor | None = None
+    gradients: list[Tensor] = field(default_factory=list)
     statistics: BatchStatistics | None = None
     closed: bool = False
 
 
 @skipped_on_error
-def note_pass(passes: list[ForwardPass], sharded: bool, layer: _BatchNorm, args: tuple[Any, ...], output: Any) -> None:
+def note_pass(
+    passes: list[ForwardPass],
+    sharded: bool,
+    gradients: bool,
+    layer: _BatchNorm,
+    args: tuple[Any, ...],
+    output: Any,
+) -> None:
     """Forward hook of a layer: record the pass and its saved statistics.
 
     Args:
         passes: to which the pass is added.
         sharded: whether the model is sharded, so that γ and β have to be copied now.
+        gradients: whether to record ∂L/∂γ as well.
         layer: the batch normalization.
         args: its inputs.
         output: its output.
@@ -100,16 +108,26 @@ def note_pass(passes: list[ForwardPass], sharded: bool, layer: _BatchNorm, args:
     place = sum(not one.closed for one in passes)
     one = ForwardPass(output.numel() // output.shape[1], place, saved, affine)
     passes.append(one)
-    if node is not None:
+    if gradients and node is not None:
         node.register_hook(partial(_note_gradient, one))
 
 
 @skipped_on_error
 def _note_gradient(one: ForwardPass, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
-    """Backward hook of the layer's autograd node: add ∂L/∂γ to the recorded pass."""
-    gradient = inputs[1]
-    if gradient is not None:
-        one.gradient = widened(gradient) if one.gradient is None else one.gradient + gradient
+    """Backward hook of the layer's autograd node: keep ∂L/∂γ, of which autograd then makes a copy for ``.grad``."""
+    if inputs[1] is not None:
+        one.gradients.append(inputs[1])
+
+
+def summed_gradients(passes: Sequence[ForwardPass]) -> list[Tensor | None]:
+    """Return ∂L/∂γ of each pass in float64, summed over its backward passes; None without any.
+
+    They are converted together, as one operation for each would cost more to launch.
+    """
+    parts = [gradient.detach() for one in passes for gradient in one.gradients]
+    wide = iter(torch.split(widened(torch.cat(parts)), list(map(len, parts))) if parts else ())
+    found = [[next(wide) for _ in one.gradients] for one in passes]
+    return [sum(some[1:], some[0]) if some else None for some in found]
 
 
 def widened(tensor: Tensor) -> Tensor:

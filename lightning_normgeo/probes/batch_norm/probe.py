@@ -7,7 +7,7 @@ running statistics, to about 1e-6. No activation is read and no statistic is com
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 
 import torch
@@ -17,7 +17,13 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.geometry.columns import repeated
 from lightning_normgeo.normalization.names import clean_name
-from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, ForwardPass, note_pass, widened
+from lightning_normgeo.probes.batch_norm.forward_pass import (
+    BatchStatistics,
+    ForwardPass,
+    note_pass,
+    summed_gradients,
+    widened,
+)
 
 
 def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
@@ -66,6 +72,7 @@ class BatchNormProbe:
         self._passes: dict[str, list[ForwardPass]] = {name: [] for name in layers}
         self._before: dict[str, tuple[Tensor, ...]] = {}
         self._by_difference = set(layers)
+        self._gradients = True
         self._samples = {name: _Samples() for name in layers if compiled}
         for name, samples in self._samples.items():
             self._handles.append(layers[name].register_forward_pre_hook(partial(_note_samples, samples)))
@@ -81,9 +88,10 @@ class BatchNormProbe:
             self._by_difference |= new
             self._by_difference &= layers.keys()
 
-    def arm(self) -> None:
-        """Begin to observe the forward passes of a step."""
+    def arm(self, gradients: bool = True) -> None:
+        """Begin to observe the forward passes of a step; ``gradients`` tells whether to record ∂L/∂γ as well."""
         self.disarm()
+        self._gradients = gradients
         self._remember()
         self.resume()
 
@@ -92,7 +100,7 @@ class BatchNormProbe:
         self.pause()
         for name, layer in self.layers.items():
             if layer.training and not self.compiled:
-                note = partial(note_pass, self._passes[name], self.sharded)
+                note = partial(note_pass, self._passes[name], self.sharded, self._gradients)
                 # prepended, so that it runs before the hook of fully_shard that shards γ and β again
                 self._handles.append(layer.register_forward_hook(note, prepend=True))
 
@@ -140,19 +148,25 @@ class BatchNormProbe:
         Layers without any are left out.
         """
         self.close()
-        found = {
-            name: [one.statistics._replace(gradient=one.gradient) for one in passes if one.statistics is not None]
+        read = [
+            (name, one, one.statistics)
             for name, passes in self._passes.items()
-        }
+            for one in passes
+            if one.statistics is not None
+        ]
         self.disarm()
-        return {name: statistics for name, statistics in found.items() if statistics}
+        found: dict[str, list[BatchStatistics]] = defaultdict(list)
+        gradients = summed_gradients([one for _, one, _ in read])
+        for (name, _, statistics), gradient in zip(read, gradients, strict=True):
+            found[name].append(statistics._replace(gradient=gradient))
+        return dict(found)
 
     def begin_gradients(self) -> None:
         """Discard ∂L/∂γ of earlier passes where γ.grad was reset, since the next gradient does not include them."""
         for name, passes in self._passes.items():
             if self.layers[name].weight.grad is None:
                 for one in passes:
-                    one.gradient = None
+                    one.gradients = []
 
     def disarm(self) -> None:
         """Discard all recorded passes, and remove the hooks of eager mode."""

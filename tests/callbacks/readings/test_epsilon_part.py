@@ -410,6 +410,34 @@ def test_a_weight_that_is_clipped_alone() -> None:
     assert claims(rows, monitor) == {"net.3.weight"}
 
 
+def halved(gradient: Tensor) -> Tensor:
+    return gradient / 2
+
+
+def halved_in_place(gradient: Tensor) -> Tensor:
+    return gradient.div_(2)
+
+
+def halved_after(parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    parameter.grad.div_(2)
+
+
+@pytest.mark.parametrize("hook", [halved, halved_in_place])
+@pytest.mark.parametrize("name", ["0.weight", "1.weight"], ids=["weight", "gamma"])
+def test_a_hook_on_the_gradient_of_one_parameter(name: str, hook: Callable[[Tensor], Tensor]) -> None:
+    network = net()
+    network.get_parameter(name).register_hook(hook)  # type: ignore[no-untyped-call]
+    assert claims(*observe(Project(net=network), torch.float64)) == {"net.3.weight"}
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.weight"], ids=["weight", "gamma"])
+def test_a_hook_that_changes_an_accumulated_gradient(name: str) -> None:
+    network = net()
+    network.get_parameter(name).register_post_accumulate_grad_hook(halved_after)  # type: ignore[no-untyped-call]
+    assert claims(*observe(Project(net=network), torch.float64)) == {"net.3.weight"}
+
+
 class OneReplaced(ByHand):
     """Project that replaces one gradient by another with the same direction."""
 
