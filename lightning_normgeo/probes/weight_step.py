@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -140,13 +141,13 @@ class Observed:
     bias: nn.Parameter | None = None
     partners: tuple[nn.Parameter, ...] = ()
 
-    @property
+    @cached_property
     def parts(self) -> list[tuple[WeightUnits, nn.Parameter]]:
         """The weight and all other parameters that belong to the units, each with the layout of its slices."""
         bias = [] if self.bias is None else [(self.units, self.bias)]
         return [(self.units, self.weight), *bias, *zip(self.units.partners, self.partners, strict=True)]
 
-    @property
+    @cached_property
     def parameters(self) -> list[nn.Parameter]:
         """The weight and all other parameters that belong to the units."""
         return [parameter for _, parameter in self.parts]

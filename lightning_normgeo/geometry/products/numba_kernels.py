@@ -216,7 +216,8 @@ def _loop(one: WeightPass) -> Loop:
 def _run(loops: Sequence[Loop]) -> list[Tensor]:
     """Run loops over matrices in all threads and return the sums of each loop."""
     pieces = [tensors[0].shape[0] * -(-tensors[0].shape[1] // SEGMENT) for _, tensors, _, _ in loops]
-    sums = torch.empty(max((count for *_, count in loops), default=0), sum(pieces), dtype=torch.float64)
+    most = max((count for *_, count in loops), default=0)
+    sums = torch.empty(most, sum(pieces), dtype=torch.float64)
     out, at, elements = sums.numpy(), 0, 0
     chunks: deque[tuple[Kernel, tuple[Any, ...]]] = deque()
     for (kernel, tensors, rest, _), total in zip(loops, pieces, strict=True):
@@ -226,7 +227,8 @@ def _run(loops: Sequence[Loop]) -> list[Tensor]:
             chunks.append((kernel, (*arrays, *rest, out, at, start, min(start + step, total))))
         at, elements = at + total, elements + arrays[0].size
     share(chunks, helpers=min(torch.get_num_threads(), len(chunks), elements // _HELPED) - 1)
-    return [part[:count] for part, (*_, count) in zip(torch.split(sums, pieces, dim=1), loops, strict=True)]
+    parts = zip(torch.split(sums, pieces, dim=1), loops, strict=True)
+    return [part if count == most else part[:count] for part, (*_, count) in parts]
 
 
 def share(chunks: deque[tuple[Kernel, tuple[Any, ...]]], helpers: int) -> None:
