@@ -18,7 +18,7 @@ import lightning_normgeo
 from lightning_normgeo import NORMS, geometry
 from lightning_normgeo.normalization import Normalization
 from lightning_normgeo.robustness.attacks.corruptions import CORRUPTIONS
-from lightning_normgeo.runs.quantities import QUANTITIES
+from lightning_normgeo.runs.quantities.table import QUANTITIES
 
 ROOT = Path(__file__).resolve().parents[1]
 _BASE = "cifar10/resnet101_bn"
@@ -94,12 +94,12 @@ API: dict[str, tuple[str, list[str], list[str], str]] = {
         "Records of runs",
         [],
         [
-            f"{_P}.runs.record_logger.RecordLogger",
-            f"{_P}.runs.record.Record",
-            f"{_P}.runs.record.read_record",
+            f"{_P}.runs.records.record_logger.RecordLogger",
+            f"{_P}.runs.records.record.Record",
+            f"{_P}.runs.records.record.read_record",
             f"{_P}.runs.summary.summarize",
-            f"{_P}.runs.quantity.Quantity",
-            f"{_P}.runs.quantities.QUANTITIES",
+            f"{_P}.runs.quantities.quantity.Quantity",
+            f"{_P}.runs.quantities.table.QUANTITIES",
             f"{_P}.runs.verdicts.run_verdicts.verdicts",
             f"{_P}.runs.verdicts.verdict.Verdict",
             f"{_P}.runs.verdicts.thresholds.Thresholds",

@@ -35,7 +35,7 @@ class AffineConvergenceMonitor(GeometryMonitor):
     is computed twice.
 
     Metric keys, units and meanings: the documentation's key table, made from
-    :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
+    :data:`lightning_normgeo.runs.quantities.table.QUANTITIES`.
 
     A layer that runs several times in a step (two views, micro-batches) is compared with the σ, μ of each pass, and the
     mean is over passes too. Such layers also have keys for the pooled statistics of all passes, and for each view

@@ -41,8 +41,8 @@ class BatchGeometryMonitor(GeometryMonitor):
     by ``fully_shard``, are not read, and parametrized weights have no kernel share.
 
     Metric keys, units and meanings: the documentation's key table, made from
-    :data:`lightning_normgeo.runs.quantities.QUANTITIES`. Aggregates are over the chosen layers alone, and those of
-    batch normalizations over all of the model. Of a layer with groups, each of which has a Σ_X, the mean is logged.
+    :data:`lightning_normgeo.runs.quantities.table.QUANTITIES`. Aggregates are over the chosen layers alone, and those
+    of batch normalizations over all of the model. Of a layer with groups, each of which has a Σ_X, the mean is logged.
 
     Cost: for each chosen layer about one forward and backward pass of this layer per measured step, in which TF32 is
     used if the training uses it. Memory: see :func:`.input_geometry`; nothing between measured steps.

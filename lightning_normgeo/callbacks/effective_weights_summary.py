@@ -19,7 +19,7 @@ from lightning_normgeo.normalization.parametrizations import Linear
 from lightning_normgeo.robustness.effective.measure import STEPS, effective_weights
 from lightning_normgeo.robustness.effective.result import COLUMNS, EffectiveWeights
 from lightning_normgeo.robustness.inputs import images_and_labels
-from lightning_normgeo.runs.effective_quantities import GROUP, RESULTS
+from lightning_normgeo.runs.quantities.effective_weights import GROUP, RESULTS
 from lightning_normgeo.utilities.checked_values import whole
 
 _KEEPING = ("on_train_batch_start", "on_test_batch_start", "on_validation_batch_start")
@@ -40,8 +40,8 @@ class EffectiveWeightsSummary(QuietCallback):
     sharded, or whose batches hold no inputs that it finds, is left out with one warning.
 
     Metric keys, units and meanings: the documentation's key table, made from
-    :data:`lightning_normgeo.runs.quantities.QUANTITIES`. Quantities that a network does not have are left out; the
-    reason is in ``effective_weights.json`` in the folder of the run's record. Loggers with tables get
+    :data:`lightning_normgeo.runs.quantities.table.QUANTITIES`. Quantities that a network does not have are left out;
+    the reason is in ``effective_weights.json`` in the folder of the run's record. Loggers with tables get
     ``effective/layers``.
 
     Cost: see :func:`.effective_weights`; about as long as one training step of a few hundred images on a CPU.

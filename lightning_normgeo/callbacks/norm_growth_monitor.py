@@ -29,7 +29,7 @@ class NormGrowthMonitor(GeometryMonitor):
     far above the rounding floor causes one warning.
 
     Metric keys, units and meanings: the documentation's key table, made from
-    :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
+    :data:`lightning_normgeo.runs.quantities.table.QUANTITIES`.
 
     Aggregates treat all units as one vector, unless the table says otherwise. Add ``/{module path}`` for one layer.
 

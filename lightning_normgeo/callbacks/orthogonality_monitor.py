@@ -28,7 +28,7 @@ class OrthogonalityMonitor(GeometryMonitor):
     square cosine exceeds 0.01 for another reason than ε becomes a control, with a warning.
 
     Metric keys, units and meanings: the documentation's key table, made from
-    :data:`lightning_normgeo.runs.quantities.QUANTITIES`.
+    :data:`lightning_normgeo.runs.quantities.table.QUANTITIES`.
 
     Add ``/{module path}`` for one layer (not for the quantile). Typical cosines in float32: 1e-5 raw, below 1e-6
     corrected; 1e-3 under bf16 autocast. Weights that are not scale invariant have 0.01 to 0.5.

@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.runs.record import RECORD_NAME, read_record
-from lightning_normgeo.runs.record_logger import RecordLogger
+from lightning_normgeo.runs.records.record import RECORD_NAME, read_record
+from lightning_normgeo.runs.records.record_logger import RecordLogger
 
 _OWN_FILES = ("record.jsonl", "config.yaml", ".lock")
 _OWN_FOLDERS = ("checkpoints", "images")

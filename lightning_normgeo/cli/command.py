@@ -24,10 +24,10 @@ from lightning_normgeo.cli.parser import OneLineParser
 from lightning_normgeo.cli.saved_config import RecordConfig
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero, one_line_errors, said_in_one_line, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
-from lightning_normgeo.runs.record_logger import RecordLogger
-from lightning_normgeo.runs.resume import NewestEpoch, RandomState, keeps_the_best
-from lightning_normgeo.runs.run_folder import RunFolder
-from lightning_normgeo.runs.run_folders import check_writable, claim_version
+from lightning_normgeo.runs.folders.new_folders import check_writable, claim_version
+from lightning_normgeo.runs.folders.resume import NewestEpoch, RandomState, keeps_the_best
+from lightning_normgeo.runs.folders.run_folder import RunFolder
+from lightning_normgeo.runs.records.record_logger import RecordLogger
 from lightning_normgeo.terminal.shipped_configs import DEFAULTS, shipped_configs, with_config_paths
 from lightning_normgeo.terminal.short_help import TRAINER_COMMANDS
 from lightning_normgeo.utilities.checkpoints import check_checkpoint, load_weights_only

@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 
 from lightning_normgeo._lightning import is_wandb
-from lightning_normgeo.runs.record_logger import RecordLogger
+from lightning_normgeo.runs.records.record_logger import RecordLogger
 
 
 class RecordConfig(SaveConfigCallback):

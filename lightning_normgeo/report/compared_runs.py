@@ -13,7 +13,7 @@ from lightning_normgeo.report.run_labels import Labels, numbered, told_apart
 from lightning_normgeo.report.run_settings import MISSING, settings_of, without_empty
 from lightning_normgeo.report.setting_roles import elided
 from lightning_normgeo.report.sources import records_of
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.utilities.attack_names import is_detail
 from lightning_normgeo.utilities.plain_text import plain
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning_normgeo.runs.record import Record
-from lightning_normgeo.runs.record_curves import LayerPoints
+from lightning_normgeo.runs.records.record import Record
+from lightning_normgeo.runs.records.record_curves import LayerPoints
 from lightning_normgeo.utilities.plain_text import plain
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_normgeo.report.compared_runs import Run
-from lightning_normgeo.runs.channel_quantities import CHANNELS
+from lightning_normgeo.runs.quantities.channels import CHANNELS
 
 CRITERIA = {
     "gamma": "|γ|",

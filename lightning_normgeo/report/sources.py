@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lightning_normgeo.errors import ConfigurationError, nearest_names, warn_once
-from lightning_normgeo.runs.record import RECORD_NAME, STUDY_NAME, Record, read_records
+from lightning_normgeo.runs.records.record import RECORD_NAME, STUDY_NAME, Record, read_records
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file, contained_folder, read_contained
 
 _ONLINE = r"(wandb:)?([\w.-]+/[\w.-]+(?:/[\w.-]+)?)"

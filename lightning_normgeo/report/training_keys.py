@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from lightning_normgeo.report.compared_runs import Run
-from lightning_normgeo.runs.quantities import QUANTITIES
+from lightning_normgeo.runs.quantities.table import QUANTITIES
 
 _MOST = 3
 """Curves of a figure: more would be those of the classes or heads of a model."""

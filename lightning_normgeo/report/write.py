@@ -14,7 +14,7 @@ from lightning_normgeo.report.formats.html_page import render
 from lightning_normgeo.report.formats.text import as_csv, as_latex, as_markdown
 from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
-from lightning_normgeo.runs.record import RECORD_NAME, STUDY_NAME
+from lightning_normgeo.runs.records.record import RECORD_NAME, STUDY_NAME
 from lightning_normgeo.runs.run_title import run_title
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.utilities.contained_files import leads_out

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.utilities.plain_text import plain_line
 
 _LONGEST = 100

@@ -13,8 +13,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_normgeo.runs.quantities import QUANTITIES
-from lightning_normgeo.runs.record import Record, read_record
+from lightning_normgeo.runs.quantities.table import QUANTITIES
+from lightning_normgeo.runs.records.record import Record, read_record
 from lightning_normgeo.runs.run_title import run_title
 from lightning_normgeo.runs.verdicts.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.optimizers import eq16_applies

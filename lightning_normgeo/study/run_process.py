@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from lightning_normgeo.runs.run_folder import RunFolder
+from lightning_normgeo.runs.folders.run_folder import RunFolder
 from lightning_normgeo.study.run_progress import RunProgress
 from lightning_normgeo.study.study_index import IndexEntry
 

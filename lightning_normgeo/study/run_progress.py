@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning_normgeo.runs.record import RECORD_NAME
-from lightning_normgeo.runs.record_lines import checked
+from lightning_normgeo.runs.records.record import RECORD_NAME
+from lightning_normgeo.runs.records.record_lines import checked
 from lightning_normgeo.utilities.files import parsed
 
 _Before = TypeVar("_Before")

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightning_normgeo.runs.finished_checkpoints import drop_optimizer_states
-from lightning_normgeo.runs.run_folder import RunFolder
+from lightning_normgeo.runs.folders.finished_checkpoints import drop_optimizer_states
+from lightning_normgeo.runs.folders.run_folder import RunFolder
 from lightning_normgeo.study.definition import Study, arguments_of
 from lightning_normgeo.study.resources import resource_share
 from lightning_normgeo.study.run_process import RunProcess

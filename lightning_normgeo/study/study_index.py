@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_normgeo._version import __version__
-from lightning_normgeo.runs.record import STUDY_NAME
-from lightning_normgeo.runs.run_folder import RunFolder
+from lightning_normgeo.runs.folders.run_folder import RunFolder
+from lightning_normgeo.runs.records.record import STUDY_NAME
 from lightning_normgeo.study.definition import Study
 from lightning_normgeo.utilities.files import parsed, write_document
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from lightning_normgeo import EffectiveWeightsSummary, RecordLogger, effective_weights, read_record
 from lightning_normgeo.callbacks._robustness.progress_bars import named_steps
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
-from lightning_normgeo.runs.effective_quantities import EFFECTIVE
+from lightning_normgeo.runs.quantities.effective_weights import EFFECTIVE
 from lightning_normgeo.runs.summary import summarize
 from support.projects import ConvNet, Fingerprint, Project, images, same, sgd, trainer
 

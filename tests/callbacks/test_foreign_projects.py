@@ -39,7 +39,7 @@ from lightning_normgeo import (
     scale_invariant_units,
 )
 from lightning_normgeo.errors import MeasurementWarning
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 
 # after a few steps networks are extremely confident
 pytestmark = [

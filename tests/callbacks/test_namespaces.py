@@ -207,7 +207,7 @@ def test_settings_of_pytorch_lightning_mean_the_same_if_we_are_imported_first(se
         return done.stdout
 
     assert "float" in limit("pytorch_lightning")
-    assert limit("lightning_normgeo.runs.record_logger") == limit("pytorch_lightning")
+    assert limit("lightning_normgeo.runs.records.record_logger") == limit("pytorch_lightning")
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'lightning'"), AttributeError("too old")])

@@ -18,7 +18,7 @@ from lightning_normgeo.cli import main
 from lightning_normgeo.cli.end_of_command import resume_command
 from lightning_normgeo.cli.loggers import shield
 from lightning_normgeo.errors import MeasurementWarning
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from support.broken_logger import Broken
 
 pytestmark = [

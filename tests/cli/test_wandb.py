@@ -29,7 +29,7 @@ from lightning_normgeo.callbacks._readings.wandb_keys import AGGREGATES, for_wan
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.robustness import load_decisions
 from lightning_normgeo.robustness.results.logged_results import COLUMNS, ORDER, TITLES, rows_of
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts import logged_verdicts
 from support.wandb_log import BLOCK, CHUNK, FIRST, FULL, HEADER, LAST, MIDDLE, WandbRun, raw_records, read_finished
 

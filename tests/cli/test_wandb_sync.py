@@ -17,7 +17,7 @@ from lightning_normgeo.report.compared_runs import compare_runs
 from lightning_normgeo.report.wandb.report_spec import build_report
 from lightning_normgeo.report.wandb.runset import columns
 from lightning_normgeo.robustness.results.logged_results import ORDER
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from support.wandb_backend import ENTITY, StoredRun, WandbBackend
 from support.wandb_log import WandbRun, read_finished
 from support.wandb_runs import fit, lightning_cli

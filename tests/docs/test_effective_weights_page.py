@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from lightning_normgeo.runs.quantities import QUANTITIES
+from lightning_normgeo.runs.quantities.table import QUANTITIES
 from lightning_normgeo.utilities.attack_names import attack_title
 from support.pages import DOCS
 

@@ -19,7 +19,7 @@ import yaml
 import lightning_normgeo
 from lightning_normgeo import RecordLogger, evaluate_robustness, read_record
 from lightning_normgeo.__main__ import main
-from lightning_normgeo.runs.quantities import QUANTITIES
+from lightning_normgeo.runs.quantities.table import QUANTITIES
 from support.isolation import REPOSITORY
 from support.pages import DOCS, PAGES, accept, blocks, commands, entries, generator, named, public_names, without_code
 from support.projects import Project, images, sgd, trainer

@@ -13,7 +13,7 @@ from lightning_normgeo.report import write_report
 from lightning_normgeo.report.compared_runs import Run, compare_runs, load_runs
 from lightning_normgeo.report.figures.channel_figures import channels
 from lightning_normgeo.report.tables import all_tables
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from support.projects import Project, images, trainer
 from support.small_models import worn
 

@@ -16,7 +16,7 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.compared_runs import compare_runs, load_runs
 from lightning_normgeo.report.figures.curves import ALL, Curves, last_by_layer, layer_curve
 from lightning_normgeo.report.run_settings import MISSING, flat
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 
 
 def record(name: str = "one", **settings: Any) -> Record:

@@ -23,7 +23,7 @@ from lightning_normgeo.report.compared_runs import Run, compare_runs
 from lightning_normgeo.report.run_labels import LONGEST
 from lightning_normgeo.report.run_settings import MISSING, flat
 from lightning_normgeo.report.setting_roles import is_norm, is_seed, is_weight_decay, short, titles
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=150)
 OWN = {"trainer": {"max_epochs": 1, "logger": [{"init_args": {"version": "a"}}]}, "test_after_fit": True}

@@ -13,8 +13,8 @@ import torch
 
 from lightning_normgeo import NormGrowthMonitor, RecordLogger, read_record
 from lightning_normgeo.report import write_report
-from lightning_normgeo.runs.record import NotFinite, Record
-from lightning_normgeo.runs.run_folder import RunFolder
+from lightning_normgeo.runs.folders.run_folder import RunFolder
+from lightning_normgeo.runs.records.record import NotFinite, Record
 from lightning_normgeo.study.definition import Study
 from lightning_normgeo.study.display import listing
 from lightning_normgeo.study.study_index import Index

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_normgeo import NormGrowthMonitor, RecordLogger, read_record
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.run_title import run_title
 from support.projects import Project, images, sgd, trainer
 

@@ -61,7 +61,9 @@ class ForkServer:
 @cache
 def lightning_server() -> ForkServer:
     """Return a process that has imported Lightning and the callbacks; all tests of this process share it."""
-    server = ForkServer("pytorch_lightning", "lightning_normgeo.callbacks", "lightning_normgeo.runs.record_logger")
+    server = ForkServer(
+        "pytorch_lightning", "lightning_normgeo.callbacks", "lightning_normgeo.runs.records.record_logger"
+    )
     atexit.register(server.close)
     return server
 

@@ -20,7 +20,7 @@ from lightning_normgeo.robustness.results.robustness_report import RobustnessRep
 from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows
 from lightning_normgeo.robustness.settings import RobustnessSettings
 from lightning_normgeo.robustness.threat_models import InputSpace
-from lightning_normgeo.runs.record import STUDY_NAME
+from lightning_normgeo.runs.records.record import STUDY_NAME
 
 CONVOLUTIONS = [
     f"model.{place}" for place in ("conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2.0.conv2")

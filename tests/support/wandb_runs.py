@@ -10,7 +10,7 @@ import pytest
 
 from lightning_normgeo import read_record
 from lightning_normgeo.__main__ import main
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 
 CONFIG = """
 trainer:

@@ -118,7 +118,7 @@ def test_signs_are_said_in_words() -> None:
 def test_summary_can_be_shown_everywhere(tmp_path: Any) -> None:
     code = (
         "from lightning_normgeo.terminal.any_encoding import speak_any_encoding\nspeak_any_encoding()\n"
-        "from rich.console import Console\nfrom lightning_normgeo.runs.record import Record\n"
+        "from rich.console import Console\nfrom lightning_normgeo.runs.records.record import Record\n"
         "from lightning_normgeo.runs.summary import _SUMMARY, summary_table\n"
         "record = Record('.', metrics={key: [(0, 1.0), (1, 2.0)] for key in _SUMMARY})\n"
         "Console(width=100).print(summary_table(record))\n"

@@ -16,7 +16,7 @@ from torch import nn
 from lightning_normgeo import NormGrowthMonitor
 from lightning_normgeo.cli import main
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.runs.resume import NewestEpoch, RandomState
+from lightning_normgeo.runs.folders.resume import NewestEpoch, RandomState
 from lightning_normgeo.utilities.checkpoints import check_checkpoint, load_weights_only
 from support.projects import Project, images, trainer
 

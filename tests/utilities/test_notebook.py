@@ -27,7 +27,7 @@ from lightning_normgeo import (
 )
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness import RobustnessReport, RobustnessSettings, SampleResults, compare, load_decisions
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.study import load_study
 from lightning_normgeo.symmetries.units.weight_units import Units, WeightUnits
 from lightning_normgeo.utilities.checked_values import UnknownNameError
@@ -297,7 +297,7 @@ def test_without_pandas_the_error_says_what_to_install(run: Path, monkeypatch: p
 
 def test_a_record_needs_no_pandas(run: Path) -> None:
     code = (
-        "import sys; from lightning_normgeo.runs.record import read_record; "
+        "import sys; from lightning_normgeo.runs.records.record import read_record; "
         f"record = read_record({str(run)!r}); repr(record), record._repr_html_(); "
         "print([name for name in ('pandas', 'numpy', 'torch', 'pytorch_lightning') if name in sys.modules])"
     )

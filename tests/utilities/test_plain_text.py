@@ -20,7 +20,7 @@ from lightning_normgeo.report.compared_runs import compare_runs
 from lightning_normgeo.report.formats.latex import latex_escaped
 from lightning_normgeo.report.formats.text import as_csv, as_markdown
 from lightning_normgeo.report.tables.table import Table, text
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.summary import summary_table
 from lightning_normgeo.study.definition import Study
 from lightning_normgeo.study.display import ProgressDisplay, failures, listing

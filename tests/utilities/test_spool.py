@@ -179,7 +179,7 @@ def log_steps(logger: RecordLogger, steps: Iterable[int]) -> None:
 
 
 def test_what_is_lost_is_counted_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_normgeo.runs.record_logger.Spool", lambda path: Spool(path, most=1500))
+    monkeypatch.setattr("lightning_normgeo.runs.records.record_logger.Spool", lambda path: Spool(path, most=1500))
     logger = RecordLogger(str(tmp_path), version="one")
     with failing("open", tmp_path):
         with pytest.warns(MeasurementWarning, match=WAITS) as said:

@@ -15,7 +15,7 @@ from lightning_normgeo.channels import report as results
 from lightning_normgeo.channels import table as channels
 from lightning_normgeo.channels.report import MaskingReport
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.runs.channel_quantities import CHANNELS
+from lightning_normgeo.runs.quantities.channels import CHANNELS
 from lightning_normgeo.utilities.files import replacing, write_document
 
 _MAX_ROWS = 10_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from lightning_normgeo.callbacks._monitors.measured_step import Monitor
-from lightning_normgeo.runs.quantities import QUANTITIES
+from lightning_normgeo.runs.quantities.table import QUANTITIES
 
 AGGREGATES = frozenset(quantity.key for quantity in QUANTITIES.values() if quantity.in_wandb)
 

@@ -13,7 +13,7 @@ from lightning_normgeo.callbacks._robustness.example_pictures import example_str
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.robustness.results.logged_results import EXAMPLES, ORDER, RESULTS, detail_tables, table_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
-from lightning_normgeo.runs.record import Record, evaluation_stem
+from lightning_normgeo.runs.records.record import Record, evaluation_stem
 from lightning_normgeo.runs.verdicts import logged_verdicts
 from lightning_normgeo.utilities.files import write_document
 

@@ -6,7 +6,7 @@ from lightning_normgeo.report.figures.curves import Curves
 from lightning_normgeo.report.figures.figure import Figure, unique
 from lightning_normgeo.report.figures.section_figures import drawn
 from lightning_normgeo.report.story import BATCH_OUTPUTS, BATCH_RANK, EFFECTIVE_RANK, GAP, Section
-from lightning_normgeo.runs.quantities import labels
+from lightning_normgeo.runs.quantities.table import labels
 
 
 def rank_against_width(curves: Curves) -> Figure | None:

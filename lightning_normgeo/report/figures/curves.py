@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_normgeo.report.compared_runs import Run
-from lightning_normgeo.runs.record import finite_points
-from lightning_normgeo.runs.record_curves import LayerPoints
+from lightning_normgeo.runs.records.record import finite_points
+from lightning_normgeo.runs.records.record_curves import LayerPoints
 
 ALL = "all layers"
 """The choice of a layer that stands for the aggregate over all layers."""

@@ -28,7 +28,7 @@ from lightning_normgeo.report.story import (
     ORTHOGONALITY_BY_LAYER,
     TERMS,
 )
-from lightning_normgeo.runs.quantities import labels
+from lightning_normgeo.runs.quantities.table import labels
 
 _STATISTICS = {"mean": "mean of all channels", "median": "median", "q90": "90 % quantile", "channel": "one channel"}
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning_normgeo.report.figures.curves import Curves, Row
 from lightning_normgeo.report.figures.figure import Figure, lines
 from lightning_normgeo.report.story import CONTROLS_ONLY, Section
-from lightning_normgeo.runs.quantities import labels
+from lightning_normgeo.runs.quantities.table import labels
 
 
 def drawn(

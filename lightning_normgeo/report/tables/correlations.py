@@ -12,7 +12,7 @@ from lightning_normgeo.report.tables.evaluations import UNKNOWN_DATA, Evaluation
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.rank_correlation import RankCorrelation, rank_correlation, smallest_p_value
 from lightning_normgeo.robustness.results.statistics import holm
-from lightning_normgeo.runs.effective_quantities import EFFECTIVE, GROUP
+from lightning_normgeo.runs.quantities.effective_weights import EFFECTIVE, GROUP
 from lightning_normgeo.utilities.attack_names import attack_title, split_attack
 
 LEVEL = 0.05

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.tables.cells import NOTHING
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 
 _PREFIXES = ("orthogonality", "norm_growth", "affine")
 _CAPTION = (

@@ -16,7 +16,7 @@ from lightning_normgeo.report.tables.cells import named
 from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of
 from lightning_normgeo.report.tables.run_pairs import Pair, contrasts_of
 from lightning_normgeo.robustness.results.statistics import holm, mcnemar
-from lightning_normgeo.runs.sphere_quantities import ON_SPHERES
+from lightning_normgeo.runs.quantities.spheres import ON_SPHERES
 from lightning_normgeo.runs.verdicts.robustness_claims import ATTACK, KINDS, NOISE, points
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict

@@ -12,7 +12,7 @@ from lightning_normgeo.report.compared_runs import Run, compare_runs
 from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
 from lightning_normgeo.report.verdicts.effective_weights import effective_verdict
 from lightning_normgeo.report.verdicts.paired_claims import paired_verdicts
-from lightning_normgeo.runs.record import Record, evaluation_stem
+from lightning_normgeo.runs.records.record import Record, evaluation_stem
 from lightning_normgeo.runs.verdicts.run_verdicts import verdicts
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import (

@@ -12,9 +12,9 @@ from lightning_normgeo.report.story import INCREMENTS, ORTHOGONALITY, Section
 from lightning_normgeo.report.training_keys import accuracy_keys, loss_keys
 from lightning_normgeo.report.wandb.downloaded_records import STEP
 from lightning_normgeo.report.wandb.runset import attacks
-from lightning_normgeo.runs.key_meanings import meaning_of
-from lightning_normgeo.runs.quantities import QUANTITIES
-from lightning_normgeo.runs.quantity import Quantity
+from lightning_normgeo.runs.quantities.key_meanings import meaning_of
+from lightning_normgeo.runs.quantities.quantity import Quantity
+from lightning_normgeo.runs.quantities.table import QUANTITIES
 from lightning_normgeo.utilities.attack_names import is_control
 
 WIDTH, HEIGHT, COLUMNS = 24, 8, 3

@@ -14,9 +14,9 @@ from lightning_normgeo.report.tables.evaluations import Evaluation
 from lightning_normgeo.report.wandb.panels import bars, logged, place
 from lightning_normgeo.report.wandb.runset import attacks
 from lightning_normgeo.robustness.results.logged_results import EXAMPLES, RESULTS, detail_tables
-from lightning_normgeo.runs.channel_quantities import CHANNELS
-from lightning_normgeo.runs.effective_quantities import EFFECTIVE, GROUP
-from lightning_normgeo.runs.record import evaluation_stem
+from lightning_normgeo.runs.quantities.channels import CHANNELS
+from lightning_normgeo.runs.quantities.effective_weights import EFFECTIVE, GROUP
+from lightning_normgeo.runs.records.record import evaluation_stem
 from lightning_normgeo.utilities.attack_names import attack_title
 
 _CORRUPTED = "robustness/corruptions/accuracy"

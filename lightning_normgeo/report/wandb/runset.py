@@ -10,7 +10,7 @@ from typing import Any
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.run_settings import has_own_config
 from lightning_normgeo.report.setting_roles import is_norm
-from lightning_normgeo.runs.record import evaluation_stem
+from lightning_normgeo.runs.records.record import evaluation_stem
 from lightning_normgeo.runs.verdicts.logged_verdicts import headlines
 
 

@@ -31,7 +31,7 @@ from lightning_normgeo.report.wandb.result_panels import (
     weight_results,
 )
 from lightning_normgeo.report.wandb.runset import columns, evaluations, grouping
-from lightning_normgeo.runs.quantities import QUANTITIES
+from lightning_normgeo.runs.quantities.table import QUANTITIES
 from lightning_normgeo.runs.verdicts.logged_verdicts import ABOUT, KEYS, TRAINING
 
 TITLE = 128

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_normgeo.runs.channel_quantities import CHANNELS
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.quantities.channels import CHANNELS
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts.claim import Claim
 from lightning_normgeo.runs.verdicts.robustness_claims import points
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds

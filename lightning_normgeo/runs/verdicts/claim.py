@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import Verdict
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 
 _WINDOW = 10
 """Part of a curve, as 1 over this number, whose mean is its value at the start or at the end."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from statistics import median
 
-from lightning_normgeo.runs.record import Record
-from lightning_normgeo.runs.sphere_quantities import ON_SPHERES
+from lightning_normgeo.runs.quantities.spheres import ON_SPHERES
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts.claim import Claim
 from lightning_normgeo.runs.verdicts.curves import curve, relative_error, span
 from lightning_normgeo.runs.verdicts.optimizers import eq16_applies, other_than_sgd, weight_decay_of, why_not_eq16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 
 _REASONS = {
     "momentum": "momentum",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts.claim import Claim
 from lightning_normgeo.runs.verdicts.curves import magnitudes, span
 from lightning_normgeo.runs.verdicts.precision import cosine_limit

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lightning_normgeo.robustness.results.statistics import holm, mcnemar, paired_interval
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts.claim import Claim
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import NOT_TESTED, REFUTED, SUPPORTED, UNDECIDED, Verdict

@@ -19,7 +19,7 @@ from lightning_normgeo import BatchGeometryMonitor, OrthogonalityMonitor, Record
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.geometry import kernel_fraction
 from lightning_normgeo.probes.layer_inputs.probe import InputProbe
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from support.projects import ConvNet, Project, Rows, images, sgd, trainer
 
 LAYERS, NORMS = ("net.0", "net.3"), ("net.1", "net.4")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, SymmetryMonitor, read_record
 from lightning_normgeo.errors import MeasurementWarning
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from support.projects import ConvNet, Project, images, sgd, trainer
 
 WIDTH, HEADS = 8, 2

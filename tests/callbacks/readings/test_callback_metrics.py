@@ -14,7 +14,7 @@ from lightning_normgeo import (
     NormGrowthMonitor,
     OrthogonalityMonitor,
 )
-from lightning_normgeo.runs.key_meanings import meaning_of
+from lightning_normgeo.runs.quantities.key_meanings import meaning_of
 from support.projects import Project, Rows, images, sgd, trainer
 
 GROUPS = ("orthogonality", "orthogonality_control", "norm_growth", "norm_growth_control", "affine")

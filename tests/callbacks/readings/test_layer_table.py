@@ -25,7 +25,7 @@ from lightning_normgeo import (
 from lightning_normgeo.callbacks._monitors.geometry_monitor import LAYER_LIMIT
 from lightning_normgeo.callbacks._readings import publisher
 from lightning_normgeo.callbacks._readings.layer_table import KEY, LayerTable
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from support.isolation import REPOSITORY
 from support.projects import Project, images, sgd, trainer
 from support.wandb_log import WandbRun, read_finished

@@ -12,7 +12,7 @@ import pytest
 from lightning_normgeo.report.compared_runs import compare_runs
 from lightning_normgeo.report.figures.comparison_figures import _place, _ticks, cumulative, increments, ratio
 from lightning_normgeo.report.figures.curves import Curves
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 
 MEASURED, EXPLAINED, EQ_16 = "measured", "explained (all terms)", "eq 16: η²‖∇‖²"
 

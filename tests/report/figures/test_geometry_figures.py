@@ -8,7 +8,7 @@ from lightning_normgeo.report.compared_runs import compare_runs
 from lightning_normgeo.report.figures.curves import Curves
 from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.report.story import CONTROLS_ONLY
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 
 NAMES = ("weight_norm", "increment", "explained", "term_quadratic", "cumulative_increment", "angular_update")
 

@@ -10,7 +10,7 @@ import pytest
 from lightning_normgeo.report.compared_runs import compare_runs
 from lightning_normgeo.report.figures.curves import Curves
 from lightning_normgeo.report.figures.training_figures import accuracy, loss
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 
 CURVE = [(0, 2.0), (5, 1.0)]
 

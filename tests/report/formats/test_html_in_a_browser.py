@@ -12,7 +12,7 @@ import pytest
 
 from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.report import write_report
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.utilities.plain_text import plain
 from support.browser import Browser, Shown
 from support.records import CONVOLUTIONS, write_run

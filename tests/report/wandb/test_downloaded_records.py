@@ -17,7 +17,7 @@ from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.wandb import downloaded_records
 from lightning_normgeo.report.wandb.downloaded_records import read_project
 from lightning_normgeo.robustness import load_decisions
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from support.wandb_backend import ENTITY, WandbBackend
 from support.wandb_runs import fit, lightning_cli
 from support.wandb_server import KEY, needs_pinned_wandb, serve

@@ -22,7 +22,7 @@ from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
 from lightning_normgeo.report.wandb.publishing import publish_report
 from lightning_normgeo.report.wandb.report_spec import build_report
 from lightning_normgeo.report.wandb.workspace_spec import build_workspace
-from lightning_normgeo.runs.record import Record
+from lightning_normgeo.runs.records.record import Record
 from support.isolation import REPOSITORY
 from support.wandb_backend import ENTITY, StoredRun, WandbBackend
 from support.wandb_server import KEY, needs_pinned_wandb, serve

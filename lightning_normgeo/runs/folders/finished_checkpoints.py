@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.runs.run_folder import CHECKPOINTS, holds_optimizer_states
+from lightning_normgeo.runs.folders.run_folder import CHECKPOINTS, holds_optimizer_states
 from lightning_normgeo.utilities.checked_values import first_line
 from lightning_normgeo.utilities.files import replacing
 

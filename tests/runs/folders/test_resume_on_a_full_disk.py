@@ -11,8 +11,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_normgeo import NormGrowthMonitor
 from lightning_normgeo.errors import MeasurementWarning
-from lightning_normgeo.runs.resume import NewestEpoch
-from lightning_normgeo.runs.run_folder import RunFolder
+from lightning_normgeo.runs.folders.resume import NewestEpoch
+from lightning_normgeo.runs.folders.run_folder import RunFolder
 from support.projects import Project, Rows, images, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_normgeo.runs.quantity import Quantity
+from lightning_normgeo.runs.quantities.quantity import Quantity
 
 _KNOWN = "where it is known, and the aggregate where it is known for every chosen layer"
 BATCH_GEOMETRY = (

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_normgeo import NormGrowthMonitor
 from lightning_normgeo.errors import MeasurementWarning
-from lightning_normgeo.runs.finished_checkpoints import drop_optimizer_states
-from lightning_normgeo.runs.resume import NewestEpoch, RandomState
-from lightning_normgeo.runs.run_folder import RunFolder
+from lightning_normgeo.runs.folders.finished_checkpoints import drop_optimizer_states
+from lightning_normgeo.runs.folders.resume import NewestEpoch, RandomState
+from lightning_normgeo.runs.folders.run_folder import RunFolder
 from support.full_disk import no_file_beyond
 from support.projects import Project, images, trainer
 

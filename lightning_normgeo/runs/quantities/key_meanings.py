@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from lightning_normgeo.runs.quantities import QUANTITIES
+from lightning_normgeo.runs.quantities.table import QUANTITIES
 
 COLUMNS = ["key", "unit", "meaning"]
 """Columns of the table of keys."""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_normgeo.runs.record_lines import as_line
+from lightning_normgeo.runs.records.record_lines import as_line
 
 _DIGITS = 9
 Columns = tuple[tuple[str, tuple[str, ...]], ...]

@@ -5,12 +5,12 @@ W&B's selection of keys, the summary of a run, figures, reports, and the documen
 
 from __future__ import annotations
 
-from lightning_normgeo.runs.batch_geometry_quantities import BATCH_GEOMETRY
-from lightning_normgeo.runs.channel_quantities import CHANNEL_QUANTITIES
-from lightning_normgeo.runs.effective_quantities import EFFECTIVE
-from lightning_normgeo.runs.quantity import Quantity
-from lightning_normgeo.runs.sphere_quantities import SPHERE
-from lightning_normgeo.runs.symmetry_quantities import SYMMETRY
+from lightning_normgeo.runs.quantities.batch_geometry import BATCH_GEOMETRY
+from lightning_normgeo.runs.quantities.channels import CHANNEL_QUANTITIES
+from lightning_normgeo.runs.quantities.effective_weights import EFFECTIVE
+from lightning_normgeo.runs.quantities.quantity import Quantity
+from lightning_normgeo.runs.quantities.spheres import SPHERE
+from lightning_normgeo.runs.quantities.symmetries import SYMMETRY
 
 _ORTHOGONALITY = (
     Quantity(

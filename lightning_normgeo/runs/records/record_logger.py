@@ -12,12 +12,12 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
 from lightning_normgeo._lightning import Logger
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.runs.environment import describe_environment
-from lightning_normgeo.runs.hyperparameters import as_nested
-from lightning_normgeo.runs.layer_columns import LayerColumns
-from lightning_normgeo.runs.record import RECORD_NAME
-from lightning_normgeo.runs.record_lines import as_line, plain_json
-from lightning_normgeo.runs.run_folders import check_writable, claim_version
+from lightning_normgeo.runs.folders.new_folders import check_writable, claim_version
+from lightning_normgeo.runs.records.environment import describe_environment
+from lightning_normgeo.runs.records.hyperparameters import as_nested
+from lightning_normgeo.runs.records.layer_columns import LayerColumns
+from lightning_normgeo.runs.records.record import RECORD_NAME
+from lightning_normgeo.runs.records.record_lines import as_line, plain_json
 from lightning_normgeo.utilities.files import as_json
 from lightning_normgeo.utilities.spool import MOST_WAITING, Spool, reason_of
 

@@ -19,8 +19,8 @@ from filelock import FileLock
 from lightning_normgeo import ResNetClassifier, read_record
 from lightning_normgeo.cli import run
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
-from lightning_normgeo.runs.resume import RandomState
-from lightning_normgeo.runs.run_folder import RunFolder
+from lightning_normgeo.runs.folders.resume import RandomState
+from lightning_normgeo.runs.folders.run_folder import RunFolder
 from lightning_normgeo.study.run_process import RunProcess
 from lightning_normgeo.study.runner import NORMGEO
 from lightning_normgeo.study.study_index import IndexEntry

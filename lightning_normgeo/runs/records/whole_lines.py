@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.runs.record_lines import Columns, checked, wrong_fields
+from lightning_normgeo.runs.records.record_lines import Columns, checked, wrong_fields
 from lightning_normgeo.utilities.files import parsed, raw_lines
 
 _BEGINNING = b'{"kind": "'

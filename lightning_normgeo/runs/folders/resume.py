@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.runs.run_folder import CHECKPOINTS, NEWEST, remove_checkpoint, waiting
+from lightning_normgeo.runs.folders.run_folder import CHECKPOINTS, NEWEST, remove_checkpoint, waiting
 
 
 class RandomState(Callback):

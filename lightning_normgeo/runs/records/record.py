@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_normgeo.errors import ConfigurationError, warn_once
-from lightning_normgeo.runs.record_curves import CurveReader
-from lightning_normgeo.runs.record_lines import ROBUSTNESS as ROBUSTNESS
-from lightning_normgeo.runs.whole_lines import whole_lines
+from lightning_normgeo.runs.records.record_curves import CurveReader
+from lightning_normgeo.runs.records.record_lines import ROBUSTNESS as ROBUSTNESS
+from lightning_normgeo.runs.records.whole_lines import whole_lines
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
 from lightning_normgeo.utilities.notebook import NotebookTable, curves_frame, shortened, summary

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.errors import MeasurementWarning
-from lightning_normgeo.runs.layer_columns import LayerColumns
-from lightning_normgeo.runs.record_lines import as_line
+from lightning_normgeo.runs.records.layer_columns import LayerColumns
+from lightning_normgeo.runs.records.record_lines import as_line
 
 LAYERS = st.dictionaries(
     st.text("abc.", min_size=1), st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=5

@@ -187,7 +187,7 @@ def test_unwritable_run_folder_below_a_writable_one_is_refused(tmp_path: Path) -
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_normgeo.runs.run_folders.time.strftime", lambda _: "20260101-000000")
+    monkeypatch.setattr("lightning_normgeo.runs.folders.new_folders.time.strftime", lambda _: "20260101-000000")
     loggers = [RecordLogger("out") for _ in range(3)]
     folders = [logger.folder for logger in loggers]
     assert [folder.name for folder in folders] == ["20260101-000000", "20260101-000000-1", "20260101-000000-2"]
@@ -206,7 +206,7 @@ def test_results_replace_each_other_in_one_step(monkeypatch: pytest.MonkeyPatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_normgeo.runs.run_folders.os.replace", interrupted)
+        patch.setattr("lightning_normgeo.runs.folders.new_folders.os.replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             logger.log_results("r", {"value": 2})
     assert json.loads(target.read_text()) == {"value": 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_normgeo.runs.quantity import Quantity
+from lightning_normgeo.runs.quantities.quantity import Quantity
 
 ON_SPHERES = "sphere/radius_error"
 """A key that every training on spheres logs, and no other."""

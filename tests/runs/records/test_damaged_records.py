@@ -18,8 +18,8 @@ from rich.console import Console
 from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.report import write_report
-from lightning_normgeo.runs.record import Record, read_records
-from lightning_normgeo.runs.run_folder import RunFolder
+from lightning_normgeo.runs.folders.run_folder import RunFolder
+from lightning_normgeo.runs.records.record import Record, read_records
 from lightning_normgeo.runs.summary import summary_table
 from lightning_normgeo.study.definition import Study
 from lightning_normgeo.study.run_progress import RunProgress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_normgeo.runs.quantity import Quantity
+from lightning_normgeo.runs.quantities.quantity import Quantity
 
 GROUP, RESULTS = "effective", "effective_weights"
 """First part of the metric keys, and the name of the results in a record."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_normgeo.runs.quantity import Quantity
+from lightning_normgeo.runs.quantities.quantity import Quantity
 
 CHANNELS = "channels"
 """First part of the keys, and the name of the results."""

@@ -1,0 +1,1 @@
+"""The folder of a run: its lock and state, and the checkpoint from which it resumes."""

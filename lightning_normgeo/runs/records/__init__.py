@@ -1,0 +1,1 @@
+"""The record of a run: writing it line by line, and reading it, also after a crash."""
