@@ -19,6 +19,7 @@ from lightning_normgeo.callbacks._monitors import session as sessions
 from lightning_normgeo.callbacks._readings import transfer
 from lightning_normgeo.callbacks._readings.transfer import HostCopy
 from lightning_normgeo.geometry.products import compiled
+from lightning_normgeo.probes.batch_norm import forward_pass
 
 _NO_KERNEL = {
     "device",
@@ -170,6 +171,7 @@ def take_step(run: Any, module: Any, optimizer: Any, pixels: int = 8) -> Counts:
         optimizer.zero_grad()
         for parameter in module.parameters():  # a backward pass of fake tensors needs a device
             parameter.grad = torch.empty_like(parameter, requires_grad=False)
+        _call_hooks_of_nodes(session)
         _hook(session, "on_after_backward", run, module)
         optimizer.step()
         run.fit_loop.epoch_loop._batches_that_stepped += 1
@@ -181,3 +183,11 @@ def _hook(session: Any, name: str, *arguments: Any) -> None:
     hook = session.driver.__dict__.get(name)
     if hook is not None:
         hook(*arguments)
+
+
+def _call_hooks_of_nodes(session: Any) -> None:
+    """Call the backward hooks on the autograd nodes of batch normalizations, as a backward pass would."""
+    probe = session.observer.batch_norms
+    for name, passes in probe._passes.items():
+        for one in passes:
+            forward_pass._note_gradient(one, (None, torch.empty_like(probe.layers[name].weight)), ())
