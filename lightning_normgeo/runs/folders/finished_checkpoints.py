@@ -18,7 +18,8 @@ def drop_optimizer_states(folder: Path) -> int:
     """Rewrite the checkpoints of a finished run without optimizer states and learning rate schedules.
 
     Each file is replaced atomically and keeps its times; links to it, such as ``last.ckpt``, stay valid. A checkpoint
-    that cannot be read or written stays as it is, with a warning. So do sharded ones, which are folders.
+    without tensors in these states, as under plain SGD, stays as it is. So do sharded ones, which are folders, and one
+    that cannot be read or written, with a warning.
 
     Args:
         folder: Folder of the run.
@@ -36,15 +37,18 @@ def drop_optimizer_states(folder: Path) -> int:
             _rewrite(path)
         except Exception as error:  # of the file system, or of an entry that is not a plain value
             warn_once(f"{path} keeps its optimizer states: it could not be rewritten ({first_line(error)}).")
-        freed += max(before - path.stat().st_size, 0)  # without momentum there is little to drop
+        freed += max(before - path.stat().st_size, 0)
     return freed
 
 
 def _rewrite(path: Path) -> None:
-    """Replace a checkpoint by one without the entries of the optimizer."""
+    """Replace a checkpoint by one without the entries of the optimizer, if they have tensors."""
     import torch  # takes seconds, which the command's help need not wait for
+    from torch.utils._pytree import tree_leaves
 
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not any(isinstance(value, torch.Tensor) for value in tree_leaves(content["optimizer_states"])):
+        return
     for key in _OF_THE_OPTIMIZER:
         content.pop(key, None)
     times = path.stat()

@@ -75,17 +75,14 @@ def test_everything_else_stays(folder: Path) -> None:
     assert not list(folder.glob("checkpoints/*.part"))
 
 
-def test_a_file_without_states_frees_nothing(tmp_path: Path) -> None:
-    """As under plain SGD; the new file may even be a little longer."""
+def test_a_file_whose_states_have_no_tensors_is_left_alone(tmp_path: Path) -> None:
+    """As under plain SGD: there is nothing to free."""
     path = tmp_path / "checkpoints" / "epoch=1.ckpt"
     path.parent.mkdir()
-    weights = {f"weight{k}": torch.ones(3) for k in range(200)}
-    content = {"state_dict": weights, "optimizer_states": [{"state": {}}], "lr_schedulers": []}
-    torch.save(content, path)
-    size = path.stat().st_size
+    torch.save({"state_dict": {"w": torch.ones(3)}, "optimizer_states": [{"state": {}}], "lr_schedulers": []}, path)
+    before = path.read_bytes()
     assert drop_optimizer_states(tmp_path) == 0
-    assert path.stat().st_size > size
-    assert load(path).keys() == {"state_dict"}
+    assert path.read_bytes() == before
 
 
 def test_once_is_enough(folder: Path) -> None:
