@@ -110,10 +110,6 @@ class ChannelHooks(EvaluationHooks):
         stack.enter_context(testing(trainer))
         return next(iter(test_loaders(trainer, NAME).values())), "test"
 
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start an evaluation, and discard the results of the last one."""
-        self._start(trainer, pl_module, trainer.test_loop, "test", trainer.num_test_batches)
-
     def on_test_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -130,31 +126,17 @@ class ChannelHooks(EvaluationHooks):
         if self._report is not None:
             pl_module.log_dict(metrics_of(self._report), sync_dist=trainer.world_size > 1)
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start an evaluation in ``trainer.validate``; validation inside ``fit`` starts none."""
-        if trainer.state.fn == "validate":
-            self._start(trainer, pl_module, trainer.validate_loop, "validation", trainer.num_val_batches)
-
-    def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Evaluate a copy of the batch in ``trainer.validate``."""
-        self.on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Merge the results of all processes and log them in ``trainer.validate``."""
-        self.on_test_epoch_end(trainer, pl_module)
-
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Discard an evaluation that was interrupted."""
         self._run = None
 
     @skipped_on_error
-    def _start(self, trainer: Any, module: Any, loop: Any, data: str, counts: Any) -> None:
+    def _start(self, trainer: Any, module: Any, loop: Any, counts: Any) -> None:
         self._report, self._run = None, None
         combined = getattr(loop, "_combined_loader", None)
         loaders = {} if combined is None else named_loaders(combined)
         loader = next(iter(loaders.values()), None)
+        data = "validation" if loop is trainer.validate_loop else "test"
         self._run = ChannelLoop(self, trainer, module, loader, data, next(iter(counts), None))
 
     @skipped_on_error

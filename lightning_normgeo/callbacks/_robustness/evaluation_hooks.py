@@ -22,12 +22,44 @@ class BatchEvaluation(ABC):
         """Take part in what all processes exchange at their first batch, without one."""
 
 
-class EvaluationHooks(QuietCallback):
-    """Base of RobustnessEvaluation and ChannelEvaluation."""
+class EvaluationHooks(QuietCallback, ABC):
+    """Base of RobustnessEvaluation and ChannelEvaluation.
+
+    ``trainer.validate`` is evaluated by the hooks for ``trainer.test``; validation inside ``fit`` starts no evaluation.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._run: Any = None
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start an evaluation, and discard the results of the last one."""
+        self._start(trainer, pl_module, trainer.test_loop, trainer.num_test_batches)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start an evaluation in ``trainer.validate``, and discard the results of the last one."""
+        if trainer.state.fn == "validate":
+            self._start(trainer, pl_module, trainer.validate_loop, trainer.num_val_batches)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Take a batch of ``trainer.validate``."""
+        self.on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Finish a batch of ``trainer.validate``."""
+        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Merge the results of all processes and log them in ``trainer.validate``."""
+        self.on_test_epoch_end(trainer, pl_module)
+
+    @abstractmethod
+    def _start(self, trainer: Any, module: Any, loop: Any, counts: Any) -> None:
+        """Start an evaluation of a loop, with its number of batches for each loader."""
 
     @staticmethod
     def meet_without_batch(trainer: Any) -> None:

@@ -115,10 +115,6 @@ class RobustnessHooks(EvaluationHooks):
         for logger in trainer.loggers:
             self._guarded(functools.partial(logger.log_metrics, metrics, step=step))
 
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start an evaluation, and discard the results of the last one."""
-        self._start(trainer, pl_module, trainer.test_loop, trainer.num_test_batches)
-
     def on_test_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -141,27 +137,6 @@ class RobustnessHooks(EvaluationHooks):
         if self._run is not None:
             self._finish(trainer)
             self._guarded(lambda: pl_module.log_dict(metrics_of(self.reports), sync_dist=trainer.world_size > 1))
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start an evaluation in ``trainer.validate``, and discard the results of the last one."""
-        if trainer.state.fn == "validate":
-            self._start(trainer, pl_module, trainer.validate_loop, trainer.num_val_batches)
-
-    def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep the batch in ``trainer.validate``; validation inside ``fit`` starts no evaluation."""
-        self.on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
-
-    def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Evaluate the batch in ``trainer.validate``."""
-        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Merge the results of all processes and log them in ``trainer.validate``."""
-        self.on_test_epoch_end(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close the journal of finished samples, from which the next attempt resumes."""
