@@ -24,11 +24,10 @@ from lightning_normgeo.geometry.update_rules.decoupled_decay import shrink_of
 from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.geometry.update_rules.registry import description_of
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
-from lightning_normgeo.probes.explain import gradient_scale, groups_of
-from lightning_normgeo.probes.gradient_watch import GradientWatch
+from lightning_normgeo.probes.explain import groups_of
 from lightning_normgeo.probes.moved_weights import moving_weights
 from lightning_normgeo.probes.symmetries.probe import SymmetryProbe
-from lightning_normgeo.probes.weight_reader import WeightReader, scale_gradients
+from lightning_normgeo.probes.weight_reader import WeightReader
 from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed, WeightStep
 from lightning_normgeo.utilities.collector import without_collector
 
@@ -61,29 +60,25 @@ class StepProbe:
 
     Attributes:
         weights: what to measure, with its units.
-        scales: the γ behind weights, by name.
         skipped: what was left out, by reason.
         sums: the sums over all steps, where a monitor asked for them.
         gradients_are_fresh: tells whether a backward pass made the gradients.
         taken: called with the optimizer at each step, measured or not.
-        before_update: called when the gradients are final and nothing has moved, in a measured step.
-        gradients: knows which gradients were changed after their backward pass.
+        before_update: called with the optimizer when gradients are final and nothing has moved, in a measured step.
         symmetries: reads what scale symmetries show, where a monitor asked for it.
         unseen: called with parameters that have gradients and are not among ``weights``; what it returns is measured.
     """
 
     def __init__(self, reader: WeightReader | None = None) -> None:
         self.weights: list[Observed] = []
-        self.scales: dict[str, nn.Parameter] = {}
         self.skipped: Counter[str] = Counter()
         self.sums: CumulativeIncrements | None = None
         self.gradients_are_fresh: Callable[[], bool] = lambda: True
         self.taken: Callable[[Optimizer], None] = lambda optimizer: None
-        self.before_update: Callable[[], None] = lambda: None
+        self.before_update: Callable[[Optimizer], None] = lambda optimizer: None
         self.unseen: Callable[[Sequence[nn.Parameter]], list[Observed]] = lambda parameters: []
         self.symmetries: SymmetryProbe | None = None
-        self.gradients = GradientWatch()
-        self._reader = reader or WeightReader()
+        self.reader = reader or WeightReader()
         self._handles: list[RemovableHandle] = []
         self._optimizers: list[Optimizer] = []
         self._measurement: MeasuredWeights | None = None
@@ -108,7 +103,7 @@ class StepProbe:
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizers = [], []
-        self._reader.clear()
+        self.reader.clear()
         self._measurement = self._pending = None
 
     def arm(self, updates: bool, weights: bool = True) -> None:
@@ -159,7 +154,7 @@ class StepProbe:
         if measured and self._measurement is not None:
             self._measurement.optimizers.add(id(optimizer))
             if self._updates and description_of(type(optimizer)) is None:
-                self._reader.remember(parameters)
+                self.reader.remember(parameters)
         if callable(kwargs.get("closure")):
             return args, {**kwargs, "closure": self._wrap(kwargs["closure"], optimizer, pending)}
         if len(args) > 1 and callable(args[1]):
@@ -205,7 +200,7 @@ class StepProbe:
         steps = [step.unexplained() if several else step for step in pending.steps]
         if self._updates:
             with torch.no_grad():
-                self._reader.add_updates(steps, pending.observed)
+                self.reader.add_updates(steps, pending.observed)
         if self.symmetries is not None:
             if several:
                 self.symmetries.drop()
@@ -229,10 +224,10 @@ class StepProbe:
         finally:
             if self.sums is not None and pending.follows:
                 self._count(optimizer, pending, self.sums)
-            self._reader.forget()
+            self.reader.forget()
 
     def _look(self, optimizer: Optimizer, pending: _StepInProgress) -> None:
-        self.before_update()
+        self.before_update(optimizer)
         if not self.gradients_are_fresh():
             self.skipped["no backward pass since the last step"] += 1
             return
@@ -253,7 +248,7 @@ class StepProbe:
     def _count(self, optimizer: Optimizer, pending: _StepInProgress, sums: CumulativeIncrements) -> None:
         """Add the step to the cumulative sums; what the measurement has read is not read again."""
         pending.counted = True
-        sums.begin(optimizer, pending.moved, self._reader.by_output_row())
+        sums.begin(optimizer, pending.moved, self.reader.by_output_row())
 
     @skipped_on_error
     def _commit(self, pending: _StepInProgress, sums: CumulativeIncrements, explained: bool) -> None:
@@ -261,17 +256,17 @@ class StepProbe:
         sums.commit(pending.valid, explained)
 
     def _measure(self, optimizer: Optimizer, pending: _StepInProgress) -> None:
-        groups, scale = groups_of(optimizer), gradient_scale(optimizer)
+        groups = groups_of(optimizer)
         if pending.moved:
             self._note(_MOVED)
             if not self._updates:
                 return
         observed = moving_weights(self.weights, self.unseen, optimizer, self.skipped)
         if pending.moved:
-            pending.steps = self._reader.read_moved(observed, groups)
+            pending.steps = self.reader.read_moved(observed, groups)
         else:
             keep = self._updates and description_of(type(optimizer)) is not None
-            pending.steps = self._reader.read(observed, optimizer, groups, keep)
+            pending.steps = self.reader.read(observed, optimizer, groups, keep)
         pending.observed = observed
         shrinks = {id(group): _shrink(optimizer, group) for group in optimizer.param_groups}
         for step, one in zip(pending.steps, observed, strict=True):
@@ -279,11 +274,6 @@ class StepProbe:
             step.shrink = shrinks[id(groups[id(one.weight)])]
         if pending.moved:
             return
-        gradients = scale_gradients([step.units for step in pending.steps], self.scales, scale)
-        for step, one, gradient in zip(pending.steps, observed, gradients, strict=True):
-            step.scale_gradient = gradient
-            gamma = None if step.units.scale is None else self.scales.get(step.units.scale)
-            step.scale_shared = gamma is None or self.gradients.alike(one.weight, gamma, id(gamma) in groups)
         if pending.steps:
             pending.valid.append(torch.cat([step.gradient_sq for step in pending.steps]).sum().isfinite())
 

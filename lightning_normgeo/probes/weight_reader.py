@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, many_update_products
 from lightning_normgeo.geometry.columns import run_sums
 from lightning_normgeo.geometry.products.one_pass import is_additive, many_weight_products, weight_products
+from lightning_normgeo.geometry.products.weight_pass import WeightPass
 from lightning_normgeo.geometry.rows import (
     as_rows,
     in_memory_order,
@@ -93,6 +93,20 @@ class WeightReader:
         self._last = [(*part, reading) for part, reading in zip(parts, readings, strict=True)]
         steps = iter(self._steps([units for units, _ in parts], readings))
         return [self._together([next(steps) for _ in one.parameters]) for one in observed]
+
+    def products(self, observed: Sequence[Observed]) -> list[Tensor]:
+        """Return ‖W‖², ⟨W, g⟩, ‖g‖² and ΣW⁴ of weights as they are now, ``(4, units)`` each; all need a gradient."""
+        passes = [
+            WeightPass(
+                self._own_rows(units, on_observing_device(p), like=p),
+                self._own_rows(units, on_observing_device(p.grad), like=p),
+            )
+            for one in observed
+            for units, p in one.parts
+            if p.grad is not None
+        ]
+        sums = iter([found.sums for found in many_weight_products(passes)])
+        return [sum((next(sums) for _ in one.parts[1:]), next(sums)) for one in observed]
 
     def read_moved(self, observed: Sequence[Observed], groups: Mapping[int, Group]) -> list[WeightStep]:
         """Return steps of weights that were moved after they were remembered, so that no gradient is the one at W."""
@@ -211,25 +225,3 @@ def _by_unit(by_row: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
         for k, part in zip(finer, torch.split(sums, [counts[k] for k in finer], dim=1), strict=True):
             found[k] = part
     return found
-
-
-def scale_gradients(
-    all_units: Sequence[WeightUnits], scales: Mapping[str, nn.Parameter], by: Tensor | None
-) -> list[Tensor | None]:
-    """Return ∂L/∂γ of the normalization behind each weight, unscaled; None where it has none that fits.
-
-    They are copies, since a foreach optimizer may write to ``.grad``, made together for all weights of a device.
-    """
-    found: dict[torch.device, dict[int, Tensor]] = defaultdict(dict)
-    for k, units in enumerate(all_units):
-        scale = scales.get(units.scale) if units.scale is not None else None
-        if scale is not None and scale.grad is not None and scale.numel() == units.count:
-            gradient = on_observing_device(scale.grad.detach())
-            found[gradient.device][k] = gradient.reshape(-1)
-    gradients: list[Tensor | None] = [None] * len(all_units)
-    for parts in found.values():
-        flat = torch.cat(list(parts.values())).double()
-        flat = flat if by is None else flat.div(by)
-        for k, part in zip(parts, torch.split(flat, [part.numel() for part in parts.values()]), strict=True):
-            gradients[k] = part
-    return gradients

@@ -40,8 +40,6 @@ class WeightStep(ExplainedSums):
         uniform: whether SGD moves all parameters of the units by the same rule, so that ⟨W, g⟩ = 0 for all jointly
             determines the increment; always True for units of one parameter.
         alike: whether one rule of any kind moves all weights of joint units.
-        scale_gradient: ∂L/∂γ of the batch normalization behind the weight, read together with g; None if there is none.
-        scale_shared: whether g and ∂L/∂γ are the results of the backward pass up to one common factor.
         optimizer: class name of the optimizer that moves the weight.
         shrink: factor by which decoupled weight decay multiplies W; for optimizers without a formula.
         update: inner products of D = W⁺ - W; None unless updates were asked for.
@@ -55,8 +53,6 @@ class WeightStep(ExplainedSums):
     has_gradient: bool = True
     uniform: bool = True
     alike: bool = True
-    scale_gradient: Tensor | None = None
-    scale_shared: bool = True
     optimizer: str = ""
     shrink: Scalar = 1.0
     update: UpdateProducts | None = None

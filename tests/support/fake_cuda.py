@@ -110,7 +110,7 @@ class Bare:
         self.callback_metrics: dict[str, Any] = {}
         self.log_every_n_steps = self.accumulate_grad_batches = 1
         self.num_training_batches = 8
-        self.gradient_clip_val = self.gradient_clip_algorithm = None
+        self.gradient_clip_val = self.gradient_clip_algorithm = self.precision_plugin = None
         self.fast_dev_run = False
         self.strategy = SimpleNamespace(root_device=torch.device("cuda"))
         self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=0))

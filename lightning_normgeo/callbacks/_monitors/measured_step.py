@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from lightning_normgeo._lightning import is_lightnings_own
 from lightning_normgeo.callbacks._monitors.unit_tracker import REFUTED
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
@@ -121,14 +120,3 @@ class Monitor(Protocol):
 
     def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
         """Return the readings of one step."""
-
-
-def clips_by_value(trainer: Any) -> bool:
-    """Whether Lightning clips gradients by value, that is each element separately."""
-    return bool(trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value")
-
-
-def scales_gradients_alike(trainer: Any) -> bool:
-    """Whether clipping keeps a common factor for the gradients of W and γ: not by value, nor by a user's own method."""
-    module = trainer.lightning_module
-    return bool(is_lightnings_own(module, "configure_gradient_clipping") and not clips_by_value(trainer))

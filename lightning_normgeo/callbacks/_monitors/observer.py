@@ -7,25 +7,15 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from lightning_normgeo.callbacks._monitors.measured_step import (
-    MeasuredStep,
-    Monitor,
-    clips_by_value,
-    scales_gradients_alike,
-)
+from lightning_normgeo.callbacks._monitors.epsilon_parts import EpsilonParts
+from lightning_normgeo.callbacks._monitors.gradient_changes import clips_by_value
+from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
 from lightning_normgeo.callbacks._monitors.sharded_models import Sharding
 from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirmation
 from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
-from lightning_normgeo.callbacks._readings.epsilon_part import (
-    GammaSums,
-    epsilon_inner_by_weight,
-    gamma_sums,
-    with_whole_gradients,
-)
-from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
 from lightning_normgeo.errors import skipped_on_error, warn_once
-from lightning_normgeo.geometry.rows import observing_device
 from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
 from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
@@ -36,7 +26,7 @@ from lightning_normgeo.probes.sharded.all_reduce import StepAllReduce
 from lightning_normgeo.probes.sharded.reader import ShardedReader
 from lightning_normgeo.probes.step_probe import StepProbe
 from lightning_normgeo.probes.symmetries.probe import SymmetryProbe
-from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed
+from lightning_normgeo.probes.weight_step import MeasuredWeights, Observed, WeightStep
 
 
 class Observer:
@@ -55,6 +45,7 @@ class Observer:
 
     def __init__(self, trainer: Any, module: nn.Module, sharding: Sharding | None, left_out: Counter[str]) -> None:
         self.probe = StepProbe() if sharding is None else StepProbe(ShardedReader())
+        self.epsilon = EpsilonParts(trainer, self.probe.reader) if sharding is None else None
         self.unit_tracker = (
             UnitTracker() if sharding is None else UnitTracker(sharding.shards.parameters, sharding.unsharded)
         )
@@ -67,13 +58,10 @@ class Observer:
         self.without_formula: set[str] = set()
         self.optimizers: Any = None
         self.probe.skipped = left_out
-        self._agreement = ProcessSums(trainer)
         self._automatic: bool = trainer.lightning_module.automatic_optimization
         self._compiled = is_compiled(module)  # its code would be compiled again under a mode
-        self._device = observing_device(trainer.strategy.root_device)
         self._backwards = 0
         self._carries = False
-        self._channels: dict[str, int] = {}
         self._searched = 0
         self._reads_weights = self._reads_statistics = self._reads_symmetries = True
         self._reads_inputs = False
@@ -83,15 +71,16 @@ class Observer:
 
     def declare(self, cadences: Sequence[int]) -> None:
         """Tell the other processes what this one observes."""
-        self._agreement.declare((tuple(cadences), sum(self._channels.values())))
+        if self.epsilon is not None:
+            self.epsilon.declare(cadences)
 
     def watch_batch_norms(self, module: nn.Module) -> None:
         """Also read batch statistics."""
         if self.batch_norms is None:
             layers = affine_batch_norms(module)
             self.batch_norms = BatchNormProbe(layers, self._compiled, self.all_reduce is not None)
-            # fixed now: messages between processes must not depend on layers that only one of them sees later
-            self._channels = {name: layer.num_features for name, layer in layers.items()}
+            if self.epsilon is not None:
+                self.epsilon.watch(layers)
 
     def watch_symmetries(self) -> None:
         """Also read what scale symmetries show."""
@@ -133,7 +122,8 @@ class Observer:
         """
         if not self._carries:
             self.unit_tracker.forget()
-            self.probe.gradients.forget()
+            if self.epsilon is not None:
+                self.epsilon.forget()
             if self.symmetries is not None:
                 self.symmetries.forget()
         self._reads_symmetries = self.symmetries is not None and any(monitor.needs_symmetries for monitor in monitors)
@@ -191,9 +181,10 @@ class Observer:
         if self._reads_weights or self._reads_symmetries:
             self.unit_tracker.read(module, loss)
             self._note_symmetries(module)
-            self.probe.weights, self.probe.scales = self.unit_tracker.weights, self.unit_tracker.scales
+            self.probe.weights = self.unit_tracker.weights
         if self.batch_norms is not None:
-            self.probe.gradients.look(self._followed())
+            if self.epsilon is not None and self._reads_weights:
+                self.epsilon.begin(self.unit_tracker.weights, self.unit_tracker.scales)
             self.batch_norms.close()
             self.batch_norms.begin_gradients()
             if self._searched != self.unit_tracker.searched:  # another graph: layers may have been added or replaced
@@ -215,16 +206,13 @@ class Observer:
         """Count a backward pass."""
         self._backwards += 1
         self.backwards_seen += 1
-        if self.batch_norms is not None:
-            self.probe.gradients.note(self._followed())
+        if self.epsilon is not None and self.batch_norms is not None and self._reads_weights:
+            self.epsilon.note(trainer, self.unit_tracker.weights, self.unit_tracker.scales)
 
     def normalizations_behind(self) -> dict[str, str]:
         """Return the batch normalization behind each weight that has one, both by the names of their layers."""
         all_units = [one.units for one in self.unit_tracker.weights]
         return {units.layer: layer_name(units.scale) for units in all_units if units.scale is not None}
-
-    def _followed(self) -> list[nn.Parameter]:
-        return [*(one.weight for one in self.unit_tracker.weights), *self.unit_tracker.scales.values()]
 
     def measured(
         self, trainer: Any, measurement: MeasuredWeights, sums: CumulativeIncrements | None
@@ -235,8 +223,8 @@ class Observer:
             measurement, sums = self.all_reduce(measurement, sums)
         statistics = (None if self.batch_norms is None else self._collect(self.batch_norms)) or {}
         steps = list(measurement.steps.values())
-        turned, alike = clips_by_value(trainer), scales_gradients_alike(trainer)
-        epsilon = self._epsilon(steps, statistics, alike)
+        turned = clips_by_value(trainer)
+        epsilon = {} if turned else self._parts(steps, statistics)
         if not self.probe.gradients_are_fresh():
             return None
         self._explain_missing(statistics)
@@ -253,30 +241,19 @@ class Observer:
     def _collect(self, batch_norms: BatchNormProbe) -> dict[str, list[BatchStatistics]]:
         return batch_norms.collect()
 
-    def _epsilon(self, steps: Any, statistics: dict[str, list[BatchStatistics]], alike: bool) -> dict[str, Tensor]:
-        """Return ε's part of ⟨W, g⟩ by weight; every process of a data-parallel training comes here."""
-        if self.batch_norms is None or self.all_reduce is not None or not alike:
+    def _parts(self, steps: Sequence[WeightStep], statistics: dict[str, list[BatchStatistics]]) -> dict[str, Tensor]:
+        """Return ε's part of ⟨W, g⟩ by weight, where it is known."""
+        if self.batch_norms is None or self.epsilon is None or not self._reads_weights:
             return {}
-        if self._backwards == 1 and self._agreement.processes == 1:
-            statistics = with_whole_gradients(statistics, steps)
-        channels = self._channels
-        if self._agreement.processes == 1:
-            channels = {name: layer.num_features for name, layer in self.batch_norms.layers.items()}
-        sums = self._sums(statistics, channels)
-        if self._agreement.processes > 1 and channels:
-            # a process that could not read any sends zeros
-            sums = self._agreement.averaged(sums or gamma_sums({}, channels, self._device))
-        return epsilon_inner_by_weight(steps, sums or {})
+        return self.epsilon.parts(steps, statistics, self.batch_norms.layers, self._backwards == 1)
 
     @skipped_on_error
-    def _sums(self, statistics: dict[str, list[BatchStatistics]], channels: dict[str, int]) -> dict[str, GammaSums]:
-        return gamma_sums(statistics, channels, self._device)
-
-    @skipped_on_error
-    def _before_update(self) -> None:
+    def _before_update(self, optimizer: Optimizer) -> None:
         """Read forward passes inside the backward pass (reentrant checkpoints) before the optimizer changes their γ."""
         if self.batch_norms is not None:
             self.batch_norms.close()
+            if self.epsilon is not None:
+                self.epsilon.apply(optimizer)
         self.inputs.close()
 
     def _unseen(self, module: nn.Module, parameters: Sequence[nn.Parameter]) -> list[Observed]:

@@ -23,6 +23,8 @@ _ENOUGH_UNITS = 8
 _SAID_ABOVE = 0.1
 """Root mean square cosine above which an effect of ε gets a warning: in small networks a few channels with small
 variance reach 0.04."""
+_SMALL_SHARE = 0.01
+"""Share of ε in a variance below which ε causes no cosine that refutes an invariance."""
 _EXPLAINED = 0.1
 """Share of a cosine that may remain after the correction for ε, for ε to count as its explanation."""
 
@@ -66,17 +68,20 @@ class UnitConfirmation:
         raw, corrected = row.internal.get(_RAW, {}), row.internal.get(_CORRECTED, {})
         units = {step.units.name: step.units for step in measured.steps}
         broken = [name for name, cos in raw.items() if name in units and units[name].invariant and cos > _REFUTED_ABOVE]
-        known = {name: corrected.get(name, raw[name]) for name in broken}
-        by_epsilon = {name: raw[name] for name in broken if known[name] <= _EXPLAINED * raw[name]}
-        refuted = [name for name in broken if name not in by_epsilon]
+        by_epsilon = {name: raw[name] for name in broken if corrected.get(name, raw[name]) <= _EXPLAINED * raw[name]}
+        unknown: set[str] = set()
+        if row.internal.get(_SHARE, {}).get("", 0.0) > _SMALL_SHARE:  # it may be ε, of which the part is not known
+            known = corrected.keys() & measured.epsilon.keys()
+            unknown = {name for name in broken if units[name].scale is not None and name not in known}
+        refuted = [name for name in broken if name not in by_epsilon and name not in unknown]
         self._compare(raw)
         by_epsilon = {name: cos for name, cos in by_epsilon.items() if cos > _SAID_ABOVE}
         if by_epsilon:
             largest = max(by_epsilon.values())
             warn_once(
                 f"The ε of the normalization behind {_listed(list(by_epsilon))} is not small against the variance: for "
-                f"that reason alone |cos(W, g)| is up to {largest:.2g}. The …_corrected keys take it off; eq 16 does "
-                "not apply to these weights.",
+                f"that reason alone the root mean square of cos(W, g) is up to {largest:.2g}. The …_corrected keys "
+                "take it off; eq 16 does not apply to these weights.",
                 about="ε explains cosines",
             )
         return Verdict(refuted, by_epsilon)
@@ -91,14 +96,15 @@ class UnitConfirmation:
         else:
             share = row.internal.get(_SHARE, {}).get("", 0.0)
             cause = ""
-            if share > 0.01:
+            if share > _SMALL_SHARE:
                 cause = f"the ε of a batch normalization, which is up to {share:.0%} of a variance with it, or "
             why = (
                 f"The graph says that they are scale invariant, and the numbers refute it. Likely reasons: {cause}"
                 "something that changes gradients (a hook, clipping by value, a backward pass that was not seen), or "
                 "another normalization's ε"
             )
-        warn_once(f"{_listed(names)}: controls from here on, with |cos(W, g)| up to {largest:.2g}. {why}.")
+        size = f"a root mean square of cos(W, g) of up to {largest:.2g}"
+        warn_once(f"{_listed(names)}: controls from here on, with {size}. {why}.")
 
     def _compare(self, raw: Mapping[str, float]) -> None:
         """Warn once, at the first measured step, about controls that look invariant."""

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_normgeo.errors import skipped_on_error
 from lightning_normgeo.geometry.columns import repeated
 from lightning_normgeo.geometry.rows import on_observing_device
+from lightning_normgeo.probes.after_backward import changes_gradient
 from lightning_normgeo.probes.batch_norm.autograd_node import (
     is_inside_backward,
     own_node,
@@ -64,7 +65,8 @@ class ForwardPass:
         place: index of this run of the layer since the last backward pass, from 0.
         saved: mean and 1/√(σ² + ε) saved on the autograd node; None where they cannot be read.
         affine: copies of γ and β, made if they are unsharded during the forward pass only.
-        gradients: ∂L/∂γ of each backward pass that has gone through, as autograd has made them.
+        gradients: ∂L/∂γ of each backward pass that has gone through, as autograd has made them, and their versions.
+        unknown: whether ∂L/∂γ is not that of the layer alone, or its share in the gradient of the weight is not known.
         statistics: the statistics, once they have been read.
         closed: whether the pass has been read.
     """
@@ -73,7 +75,8 @@ class ForwardPass:
     place: int = 0
     saved: tuple[Tensor, Tensor] | None = None
     affine: tuple[Tensor, Tensor] | None = None
-    gradients: list[Tensor] = field(default_factory=list)
+    gradients: list[tuple[Tensor, int]] = field(default_factory=list)
+    unknown: bool = False
     statistics: BatchStatistics | None = None
     closed: bool = False
 
@@ -108,26 +111,38 @@ def note_pass(
     place = sum(not one.closed for one in passes)
     one = ForwardPass(output.numel() // output.shape[1], place, saved, affine)
     passes.append(one)
-    if gradients and node is not None:
-        node.register_hook(partial(_note_gradient, one))
+    if gradients:
+        one.unknown = node is None or any(map(changes_gradient, args[:1]))
+        if node is not None:
+            node.register_hook(partial(_note_gradient, one))
 
 
 @skipped_on_error
 def _note_gradient(one: ForwardPass, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> None:
     """Backward hook of the layer's autograd node: keep ∂L/∂γ, of which autograd then makes a copy for ``.grad``."""
-    if inputs[1] is not None:
-        one.gradients.append(inputs[1])
+    gradient = inputs[1]
+    if gradient is not None:  # γ is not frozen
+        # with create_graph=True the gradient has a graph of its own, which would be kept
+        kept = gradient.detach().clone() if gradient.requires_grad else gradient
+        one.gradients.append((kept, kept._version))
 
 
 def summed_gradients(passes: Sequence[ForwardPass]) -> list[Tensor | None]:
-    """Return ∂L/∂γ of each pass in float64, summed over its backward passes; None without any.
+    """Return ∂L/∂γ of each pass in float64, summed over its backward passes; None without any, NaN if it is unknown.
 
     They are converted together, as one operation for each would cost more to launch.
     """
-    parts = [gradient.detach() for one in passes for gradient in one.gradients]
+    parts = [gradient.detach() for one in passes for gradient, _ in one.gradients]
     wide = iter(torch.split(widened(torch.cat(parts)), list(map(len, parts))) if parts else ())
-    found = [[next(wide) for _ in one.gradients] for one in passes]
-    return [sum(some[1:], some[0]) if some else None for some in found]
+    found: list[Tensor | None] = []
+    for one in passes:
+        some = [next(wide) for _ in one.gradients]
+        total = sum(some[1:], some[0]) if some else None
+        # a hook of γ may write to the gradient that autograd hands from one to the next
+        if one.unknown or any(gradient._version != version for gradient, version in one.gradients):
+            total = None if one.statistics is None else torch.full_like(one.statistics.scale, torch.nan)
+        found.append(total)
+    return found
 
 
 def widened(tensor: Tensor) -> Tensor:

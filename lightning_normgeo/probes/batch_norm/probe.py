@@ -154,9 +154,9 @@ class BatchNormProbe:
             for one in passes
             if one.statistics is not None
         ]
+        gradients = summed_gradients([one for _, one, _ in read])
         self.disarm()
         found: dict[str, list[BatchStatistics]] = defaultdict(list)
-        gradients = summed_gradients([one for _, one, _ in read])
         for (name, _, statistics), gradient in zip(read, gradients, strict=True):
             found[name].append(statistics._replace(gradient=gradient))
         return dict(found)
@@ -171,7 +171,9 @@ class BatchNormProbe:
     def disarm(self) -> None:
         """Discard all recorded passes, and remove the hooks of eager mode."""
         self.pause()
-        for name in self._passes:
+        for name, passes in self._passes.items():
+            for one in passes:  # hooks keep the passes as long as graphs live
+                one.gradients = []
             self._passes[name] = []
         for samples in self._samples.values():
             samples.count = 0

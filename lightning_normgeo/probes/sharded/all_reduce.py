@@ -208,8 +208,6 @@ def _whole(step: WeightStep, place: _Place) -> WeightStep:
         step,
         sums=sums[: len(step.sums)],
         update=None if step.update is None else folded_products(UpdateProducts(*products)),
-        # without γ there is no correction for ε: it is exact for one set of batch statistics, and each process has one
-        scale_gradient=None,
     )
 
 

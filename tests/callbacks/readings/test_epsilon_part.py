@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,8 +311,9 @@ class ScalesApart(Project):
             parameter.grad.mul_(0.5 if parameter.ndim > 1 else 0.25)
 
 
-def test_a_clipping_of_ones_own_claims_nothing() -> None:
-    assert not claims(*observe(ScalesApart(net=ConvNet(eps=1e-5)), torch.float64))
+@DTYPES
+def test_a_clipping_of_ones_own_that_scales_each_gradient(dtype: torch.dtype) -> None:
+    assert claims(*observe(ScalesApart(net=ConvNet(eps=1e-5)), dtype), dtype) == set(PAIRS)
 
 
 def test_a_normalization_behind_two_weights_claims_nothing() -> None:
@@ -394,7 +397,7 @@ def test_weights_and_gamma_under_different_optimizers(clips: tuple[int, ...], wa
     project = Apart(net=ConvNet(eps=1e-4))
     project.clips, project.way = clips, way
     rows, monitor = observe(project, torch.float64, steps=-1, limit_train_batches=4, max_epochs=1)
-    assert claims(rows, monitor) == (set() if clips else set(PAIRS)), "but what nobody has touched"
+    assert claims(rows, monitor) == set(PAIRS), "each gradient keeps its direction"
 
 
 class OneClipped(ByHand):
@@ -407,7 +410,176 @@ class OneClipped(ByHand):
 
 def test_a_weight_that_is_clipped_alone() -> None:
     rows, monitor = observe(OneClipped(net=net()), torch.float64, steps=-1, limit_train_batches=4, max_epochs=1)
+    assert claims(rows, monitor) == set(PAIRS)
+
+
+def each_clipped(parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        torch.nn.utils.clip_grad_norm_([parameter], 1e-3)
+
+
+def decay_clipped_apart(parameters: list[nn.Parameter]) -> None:
+    torch.nn.utils.clip_grad_norm_([p for p in parameters if p.ndim > 1], 1e-3)
+    torch.nn.utils.clip_grad_norm_([p for p in parameters if p.ndim == 1], 1e-2)
+
+
+def scaled_through_data(parameters: list[nn.Parameter]) -> None:
+    parameters[0].grad.data.mul_(0.3)
+    parameters[1].grad.data.zero_()
+
+
+def scaled_through_numpy(parameters: list[nn.Parameter]) -> None:
+    gradient = parameters[0].grad.numpy()
+    gradient *= -0.3
+
+
+def replaced_twice(parameters: list[nn.Parameter]) -> None:
+    for _ in range(2):
+        parameters[0].grad = parameters[0].grad * 0.5
+
+
+def shrunk_weights(parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.data.mul_(0.9)
+
+
+def clipped_by_value(parameters: list[nn.Parameter]) -> None:
+    torch.nn.utils.clip_grad_value_(parameters[:1], 0.9 * float(parameters[0].grad.abs().max()))
+
+
+def clamped_through_data(parameters: list[nn.Parameter]) -> None:
+    largest = float(parameters[0].grad.abs().max())
+    parameters[0].grad.data.clamp_(-0.99 * largest, 0.99 * largest)
+
+
+def noise_added(parameters: list[nn.Parameter]) -> None:
+    parameters[0].grad.add_(torch.randn_like(parameters[0]), alpha=1e-3 * float(parameters[0].grad.std()))
+
+
+def moved_weights(parameters: list[nn.Parameter]) -> None:
+    parameters[0].data.add_(torch.randn_like(parameters[0]), alpha=1e-3)
+
+
+class Edited(Project):
+    """Project that edits gradients or weights before the optimizer's step, in one of Lightning's hooks."""
+
+    edit: Callable[[list[nn.Parameter]], None]
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.edit(list(self.net.parameters()))
+
+
+SCALED = [each_clipped, decay_clipped_apart, scaled_through_data, scaled_through_numpy, replaced_twice, shrunk_weights]
+TURNED = [clipped_by_value, clamped_through_data, noise_added, moved_weights]
+
+
+@DTYPES
+@pytest.mark.parametrize("edit", [*SCALED, *TURNED])
+def test_edits_before_the_step(edit: Callable[[list[nn.Parameter]], None], dtype: torch.dtype) -> None:
+    project = Edited(net=net())
+    project.edit = edit
+    rows, monitor = observe(project, dtype)
+    found = claims(rows, monitor, dtype)
+    assert "net.3.weight" in found
+    if edit in SCALED:
+        assert "net.0.weight" in found, "its direction is what it was"
+    else:
+        assert not all(part["net.0.weight"].isfinite().all() for part in monitor.parts)
+
+
+def read_only(gradient: Tensor) -> None:
+    assert gradient.isfinite().all()
+
+
+def test_hooks_that_only_read_refute_nothing() -> None:
+    """Their part is not known, since nobody can tell them from hooks that change gradients."""
+    network = ConvNet(eps=1e-2)
+    for parameter in network.parameters():
+        parameter.register_hook(read_only)  # type: ignore[no-untyped-call]
+    rows, monitor = observe(Project(net=network), torch.float64)
+    assert not claims(rows, monitor)
+    assert max(value for _, value in rows.curves["orthogonality/rms_cos"]) > 1e-2, "it would refute a smaller ε"
+
+
+def test_hooks_of_wandb_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_only, "__module__", "wandb.integration.torch.wandb_torch")
+    network = net()
+    for parameter in network.parameters():
+        parameter.register_hook(read_only)  # type: ignore[no-untyped-call]
+    assert claims(*observe(Project(net=network), torch.float64)) == set(PAIRS)
+
+
+class GraphOfGradient(ByHand):
+    """Project whose gradients have graphs of their own, as optimizers need them that use the Hessian."""
+
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        loss = self.loss(batch)
+        self.losses.append(weakref.ref(loss))
+        self.manual_backward(loss, create_graph=True)
+        for parameter in self.net.parameters():
+            parameter.grad = parameter.grad.detach()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True:UserWarning")
+def test_graphs_of_gradients_are_not_kept() -> None:
+    project = GraphOfGradient(net=net())
+    project.losses = []
+    rows, monitor = observe(project, torch.float64, steps=-1, limit_train_batches=4, max_epochs=1)
+    check(rows, monitor, torch.float64)
+    gc.collect()
+    assert [loss() for loss in project.losses] == [None] * 4
+
+
+class EditedBetween(ByHand):
+    """Project that edits a gradient between two backward passes of one step."""
+
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        self.manual_backward(self.loss(batch))
+        self.net[0].weight.grad.data.mul_(0.5)
+        self.manual_backward(self.loss([batch[0].flip(-1), batch[1]]))
+
+
+class ResetBetween(ByHand):
+    """Project that drops the gradient of one γ, but not of the weight before it, between two backward passes."""
+
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        self.manual_backward(self.loss(batch))
+        self.net[1].weight.grad = None
+        self.manual_backward(self.loss([batch[0].flip(-1), batch[1]]))
+
+
+@pytest.mark.parametrize("kind", [EditedBetween, ResetBetween])
+def test_edits_between_two_backward_passes(kind: type[ByHand]) -> None:
+    rows, monitor = observe(kind(net=net()), torch.float64, steps=-1, limit_train_batches=4, max_epochs=1)
     assert claims(rows, monitor) == {"net.3.weight"}
+
+
+class HookedBetween(ConvNet):
+    """Network whose gradient is halved between a normalization and the convolution before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self[0](x)
+        if y.requires_grad:
+            y.register_hook(halved)
+        for layer in list(self)[1:]:
+            y = layer(y)
+        return y
+
+
+class HookRemoved(Project):
+    """Project with a hook on a weight that is gone when the optimizer takes its step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.handle = self.net[0].weight.register_hook(halved)
+        return super().training_step(batch, batch_idx)
+
+    def on_after_backward(self) -> None:
+        self.handle.remove()
+
+
+@pytest.mark.parametrize("project", [lambda: Project(net=HookedBetween(eps=EPS)), lambda: HookRemoved(net=net())])
+def test_hooks_that_change_what_reaches_the_weight(project: Callable[[], Project]) -> None:
+    assert claims(*observe(project(), torch.float64)) == {"net.3.weight"}
 
 
 def halved(gradient: Tensor) -> Tensor:
@@ -448,7 +620,7 @@ class OneReplaced(ByHand):
 
 def test_a_gradient_that_is_replaced() -> None:
     rows, monitor = observe(OneReplaced(net=net()), torch.float64, steps=-1, limit_train_batches=4, max_epochs=1)
-    assert claims(rows, monitor) == {"net.3.weight"}
+    assert claims(rows, monitor) == set(PAIRS)
 
 
 # Two processes

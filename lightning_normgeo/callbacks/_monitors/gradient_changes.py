@@ -1,0 +1,48 @@
+"""Whether a project has code that may change gradients or weights between a backward pass and the optimizer's step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_normgeo._lightning import is_lightnings_own
+
+_OF_THE_MODULE = (
+    "backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "configure_gradient_clipping",
+    "optimizer_step",
+)
+_OF_CALLBACKS = ("on_after_backward", "on_before_optimizer_step")
+_HARMLESS = ("lightning.pytorch.callbacks.callback", "pytorch_lightning.callbacks.callback")
+"""Modules of the empty hooks of Lightning's base class."""
+
+
+def clips_by_value(trainer: Any) -> bool:
+    """Whether Lightning clips gradients by value, that is each element separately."""
+    return bool(trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value")
+
+
+def may_change_gradients(trainer: Any) -> bool:
+    """Whether clipping or the user's code may change gradients or weights between a backward pass and the step.
+
+    False means that an optimizer applies exactly the gradients that the backward pass has left.
+
+    Args:
+        trainer: in training.
+    """
+    module = trainer.lightning_module
+    if not module.automatic_optimization or trainer.gradient_clip_val:
+        return True
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        return True
+    if not all(is_lightnings_own(module, hook) for hook in _OF_THE_MODULE):
+        return True
+    return any(_has_code(callback, hook) for callback in trainer.callbacks for hook in _OF_CALLBACKS)
+
+
+def _has_code(callback: Any, hook: str) -> bool:
+    """Whether a hook of a callback is neither empty nor of the monitors, which change nothing."""
+    method = getattr(callback, hook, None)
+    home = str(getattr(method, "__module__", ""))
+    return method is not None and home not in _HARMLESS and not home.startswith(f"{__package__}.")
