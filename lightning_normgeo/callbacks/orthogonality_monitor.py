@@ -61,11 +61,13 @@ class OrthogonalityMonitor(GeometryMonitor):
 
 def _cosines(group: str, suffix: str, columns: StackedUnits, cosines: Tensor) -> Iterator[Reading]:
     layers, partial = columns.layers, bool(suffix)
-    sizes = cosines.abs()
-    yield replace(layers.reading(f"{group}/max_abs_cos{suffix}", sizes, layers.maximum), partial=partial)
+    sizes, has_gradient = cosines.abs(), columns.gradient_sq > 0
+    # a dead filter has no direction to compare with, and neither has a layer of dead filters
+    known = torch.where(has_gradient, sizes, -torch.inf)
+    yield replace(layers.reading(f"{group}/max_abs_cos{suffix}", known, layers.maximum), partial=True)
     yield Reading(f"{group}/q999_abs_cos{suffix}", quantiles(sizes[None], 0.999)[0, 0], partial=partial)
     if not suffix:
-        yield layers.reading(f"{group}/rms_cos", cosines.square(), layers.mean, torch.sqrt)
+        yield layers.reading_of_some(f"{group}/rms_cos", cosines.square(), has_gradient, torch.sqrt)
 
 
 def _control(group: str, columns: StackedUnits) -> Iterator[Reading]:

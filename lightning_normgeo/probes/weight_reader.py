@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -35,7 +36,7 @@ class WeightReader:
     """
 
     def __init__(self) -> None:
-        self._before: dict[int, Tensor] = {}
+        self._before: dict[int, tuple[weakref.ref[nn.Parameter], Tensor]] = {}
         self._last: list[tuple[WeightUnits, nn.Parameter, ParameterReading]] = []
 
     def clear(self) -> None:
@@ -116,7 +117,7 @@ class WeightReader:
         """Measure D = W⁺ - W of weights of which a copy was kept."""
         pairs = [
             (
-                self._own_rows(units, self._before[id(p)], like=p),
+                self._own_rows(units, self._buffer(p), like=p),
                 self._own_rows(units, on_observing_device(p.detach()), like=p),
             )
             for one in observed
@@ -126,7 +127,7 @@ class WeightReader:
         for step, one in zip(steps, observed, strict=True):
             step.update = self._joined([next(parts) for _ in one.parameters])
         # an accelerator's allocator has the memory at hand for the next time, and training needs it in between
-        self._before = {key: buffer for key, buffer in self._before.items() if buffer.is_cpu}
+        self._before = {k: one for k, one in self._before.items() if one[1].is_cpu and one[0]() is not None}
 
     def _part(self, parameter: Tensor) -> Tensor:
         """Return the part of a parameter that this process has."""
@@ -191,7 +192,7 @@ class WeightReader:
         return None
 
     def _moved(self, units: WeightUnits, parameter: nn.Parameter, group: Group) -> WeightStep:
-        before = self._rows(units, self._before[id(parameter)])
+        before = self._rows(units, self._buffer(parameter))
         found = weight_products(before, before)
         unknown = torch.full_like(found.weight_sq, torch.nan)
         return WeightStep(
@@ -203,10 +204,12 @@ class WeightReader:
         )
 
     def _buffer(self, parameter: nn.Parameter) -> Tensor:
-        buffer, part = self._before.get(id(parameter)), self._part(parameter)
+        held, part = self._before.get(id(parameter)), self._part(parameter)
+        buffer = held[1] if held is not None and held[0]() is parameter else None
         device = observing_device(part.device)
         if buffer is None or buffer.shape != part.shape or buffer.device != device:
-            buffer = self._before[id(parameter)] = torch.empty_like(part, requires_grad=False, device=device)
+            buffer = torch.empty_like(part, requires_grad=False, device=device)
+            self._before[id(parameter)] = weakref.ref(parameter), buffer
         return buffer
 
 

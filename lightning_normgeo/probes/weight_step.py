@@ -78,6 +78,12 @@ class WeightStep(ExplainedSums):
         return storage_floor(self.quartic, self.dtype, self.stores)
 
     @property
+    def arithmetic(self) -> torch.dtype:
+        """The coarsest dtype in which the optimizer computes: the weight's, or that of a learning rate in a tensor."""
+        of_rule = getattr(self.rule, "dtype", self.dtype)
+        return max(self.dtype, of_rule, key=lambda dtype: torch.finfo(dtype).eps)
+
+    @property
     def stores(self) -> int:
         """The number of times that the step stores the weight, as far as is known."""
         return 1 if self.rule is None else self.rule.stores

@@ -208,7 +208,7 @@ class GeometryMonitor(QuietCallback):
 
     def _choose(self, layers: Sequence[str]) -> frozenset[str]:
         """Return the layers that ``layers`` selects, or the default ones."""
-        if self.layers is None:
+        if self.layers is None or not layers:  # a model without such layers is trained unchanged
             return frozenset(self.default_layers(layers))
         chosen: set[str] = set()
         for glob in [self.layers] if isinstance(self.layers, str) else self.layers:

@@ -30,7 +30,7 @@ def report_residuals(row: HostValues, steps: Sequence[WeightStep]) -> None:
             worst[step.optimizer] = factor, name
     for optimizer, (factor, name) in worst.items():
         count = sum(step.optimizer == optimizer for step in by_name.values())
-        unit = torch.finfo(by_name[name].dtype).eps * norms.get(name, 0.0)
+        unit = torch.finfo(by_name[name].arithmetic).eps * norms.get(name, 0.0)
         units = abs(residuals[name]) / unit if unit else float("inf")
         warn_once(
             f"{name}: what the step added to ‖W‖² differs from the formula of {optimizer} by {residuals[name]:.3g}, "

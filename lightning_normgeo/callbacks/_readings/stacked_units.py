@@ -145,7 +145,7 @@ class StackedUnits(ExplainedSums):
         """The rounding floors per unit, ``(2, units)``: of random errors in storage, and of systematic errors."""
         if self._explained_whole is not None:
             return self._explained_whole.floors[:, self._place]
-        kinds = {(step.dtype, step.stores) for step in self.steps}
+        kinds = {(step.dtype, step.arithmetic, step.stores) for step in self.steps}
         parts = [self] if len(kinds) == 1 else [self.part(k, k + 1) for k in range(len(self.steps))]
         return torch.cat([part._floors_of_one_kind() for part in parts], 1)
 
@@ -165,7 +165,7 @@ class StackedUnits(ExplainedSums):
         """Return the floors of weights of one dtype; systematic ones are zero without a known decomposition."""
         one, weight_sq, terms = self.steps[0], self.weight_sq, self.terms
         stored = storage_floor(self.quartic, one.dtype, one.stores)
-        computed = torch.zeros_like(stored) if terms is None else systematic_floor(terms, weight_sq, one.dtype)
+        computed = torch.zeros_like(stored) if terms is None else systematic_floor(terms, weight_sq, one.arithmetic)
         return torch.stack([stored, computed])
 
     @property

@@ -95,13 +95,15 @@ def scalar(value: float | Tensor) -> float | Tensor:
 def shared(group: Group, dtype: torch.dtype) -> dict[str, Any]:
     """Return the arguments that all elementwise rules have."""
     lr, exact = group["lr"], arithmetic_dtype(dtype)
+    in_its_dtype = isinstance(lr, Tensor) and not group.get("fused")
     return {
         "lr": scalar(lr),
         "weight_decay": scalar(group["weight_decay"]),
         "decoupled": bool(group.get("decoupled_weight_decay", False)),
         "maximize": bool(group.get("maximize", False)),
-        # torch computes 1 - ηλ in the dtype of a tensor η, then rounds it to the weight's: the coarser one decides
-        "dtype": max(exact, lr.dtype, key=lambda d: torch.finfo(d).eps) if isinstance(lr, Tensor) else exact,
+        # torch computes 1 - ηλ in the dtype of a tensor η, then rounds it to the weight's: the coarser one decides;
+        # fused kernels take the number
+        "dtype": max(exact, lr.dtype, key=lambda d: torch.finfo(d).eps) if in_its_dtype else exact,
     }
 
 

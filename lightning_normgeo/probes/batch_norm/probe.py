@@ -2,7 +2,8 @@
 
 In eager mode the mean and the inverse standard deviation are read from the autograd node of the layer, which keeps them
 for the backward pass. Under ``torch.compile`` and activation checkpointing they are derived from the change of the
-running statistics, to about 1e-6. No activation is read and no statistic is computed again.
+running statistics: to about 1e-6 with a momentum of 0.1, and NaN where these are too coarse for 1e-3. No activation is
+read and no statistic is computed again.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
         and not isinstance(layer, nn.modules.instancenorm._InstanceNorm)
         and layer.affine
     }
+
+
+_PRECISION = 1e-3
+"""Largest error of statistics that are derived from running ones: of σ² + ε relative to itself, of μ relative to its
+square root."""
 
 
 class _Samples:
@@ -231,12 +237,18 @@ class BatchNormProbe:
         mean, variance, count = self._before[name]
         new_mean, new_variance, new_count = (widened(tensor) for tensor in _running(layer))
         momentum = layer.momentum if layer.momentum is not None else 1 / new_count
-        # The formula holds for exactly one update. Otherwise the result is NaN, which the loggers leave out: a branch
-        # would have to wait for the device.
-        once = torch.where(new_count - count == 1, 1.0, torch.nan)
         unbiased = (new_variance - (1 - momentum) * variance) / momentum
-        biased = unbiased * (read.samples - 1) / read.samples
-        return once * (new_mean - (1 - momentum) * mean) / momentum, once * biased.clamp_min(0)
+        biased = (unbiased * (read.samples - 1) / read.samples).clamp_min(0)
+        # The formula holds for exactly one update, and running statistics are rounded: an error of one unit in the last
+        # place is divided by m. Otherwise the result is NaN, which the loggers leave out: a branch would have to wait
+        # for the device.
+        unit = torch.finfo(layer.running_mean.dtype).eps / momentum  # type: ignore[union-attr]
+        scale = biased + layer.eps
+        exact = (unit * torch.maximum(variance, new_variance) <= _PRECISION * scale) & (
+            unit * torch.maximum(mean.abs(), new_mean.abs()) <= _PRECISION * scale.sqrt()
+        )
+        known = torch.where((new_count - count == 1) & exact, 1.0, torch.nan)
+        return known * (new_mean - (1 - momentum) * mean) / momentum, known * biased
 
 
 def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -52,8 +53,8 @@ class CumulativeIncrements:
         self.parameters: dict[str, nn.Parameter] = {}
         self.members: dict[str, SummedWeight] = {}
         self._look_up = look_up
-        # with the parameters themselves: their ids stay theirs
-        self._names: dict[int, tuple[str, nn.Parameter]] = {}
+        # by id, with the parameters themselves, since another one may get the id of one that was replaced
+        self._names: dict[int, tuple[str, weakref.ref[nn.Parameter]]] = {}
         self._rows: dict[str, int] = {}
         self._counted: set[str] = set()
         self._sums = torch.zeros(0, len(Totals._fields), dtype=torch.float64)
@@ -64,11 +65,12 @@ class CumulativeIncrements:
     def follow(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Sum up these parameters, by name, from their next step on; a renamed parameter keeps its sums."""
         self._rename({self._name(p): name for name, p in parameters.items() if self._name(p) not in ("", name)})
-        for key, (name, parameter) in self._names.items():
-            if parameters.get(name, parameter) is not parameter:  # of a layer that was replaced
-                self._names[key] = "", parameter
+        for key, (name, held) in self._names.items():
+            if name in parameters and parameters[name] is not held():  # of a layer that was replaced
+                self._names[key] = "", held
+        self._names = {key: one for key, one in self._names.items() if one[0] or one[1]() is not None}
         for name, parameter in parameters.items():
-            self._names[id(parameter)] = name, parameter
+            self._names[id(parameter)] = name, weakref.ref(parameter)
             if name in self.parameters:
                 self.parameters[name] = parameter
 
@@ -84,11 +86,12 @@ class CumulativeIncrements:
     def open(self, optimizer: Optimizer) -> None:
         """Store ‖W_0‖² of the parameters of ``optimizer`` that have no sums yet, before anything is moved."""
         held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        strangers = [parameter for parameter in held if id(parameter) not in self._names]
+        strangers = [parameter for parameter in held if not self._knows(parameter)]
         if strangers:
             self.follow(self._look_up())
             for parameter in strangers:
-                self._names.setdefault(id(parameter), ("", parameter))
+                if not self._knows(parameter):
+                    self._names[id(parameter)] = "", weakref.ref(parameter)
         self.parameters.update((self._name(p), p) for p in held if self._name(p))
         new = {self._name(parameter): parameter for parameter in held if self._name(parameter)}
         new = {name: parameter for name, parameter in new.items() if name not in self._rows}
@@ -234,7 +237,9 @@ class CumulativeIncrements:
             momentum, after = momentum_increment(rule, weight_sq, gradient_sq, direction_sq, before)
         else:
             self.without_momentum_form.update(names)
-        self._counted.update(names)
+        # torch leaves a buffer alone while there is no momentum; afterwards it is read again
+        keeps = not isinstance(rule, SGDRule) or rule.momentum
+        self._counted = self._counted | set(names) if keeps else self._counted - set(names)
         added = Totals(
             start=nothing,
             predicted=predicted,
@@ -279,7 +284,11 @@ class CumulativeIncrements:
         return [found.weight_sq.sum() for found in many_weight_products([WeightPass(rows, rows) for rows in whole])]
 
     def _name(self, parameter: nn.Parameter) -> str:
-        return self._names[id(parameter)][0] if id(parameter) in self._names else ""
+        return self._names[id(parameter)][0] if self._knows(parameter) else ""
+
+    def _knows(self, parameter: nn.Parameter) -> bool:
+        """Whether a parameter has been looked up, with or without a name."""
+        return id(parameter) in self._names and self._names[id(parameter)][1]() is parameter
 
     def _whole(self, tensor: Tensor, like: Tensor) -> Tensor:
         """View a tensor by output row, so that the rounding errors of one row do not cancel those of another."""

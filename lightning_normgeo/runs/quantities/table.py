@@ -24,7 +24,7 @@ _ORTHOGONALITY = (
         log_scale=True,
     ),
     Quantity("orthogonality/q999_abs_cos", "1", "99.9 % quantile of |cos|"),
-    Quantity("orthogonality/rms_cos", "1", "root mean square of cos"),
+    Quantity("orthogonality/rms_cos", "1", "root mean square of cos over units that have a gradient"),
     Quantity(
         "orthogonality/max_abs_cos_corrected",
         "1",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.step_probe import StepProbe
 from lightning_normgeo.probes.weight_reader import WeightReader
-from support.projects import Account, Fingerprint, Project, Resumed, Rows, images, same, sgd, trainer
+from support.projects import Account, ConvNet, Fingerprint, Project, Resumed, Rows, images, same, sgd, trainer
 
 GROUPS = ("norm_growth", "norm_growth_control")
 
@@ -84,6 +86,53 @@ def test_layers_that_are_frozen_stay_in_the_sums(frozen: Any, momentum: float) -
         check(rows, account, ["net.3", "net.8"])
     else:
         check(rows, account, ALL)
+
+
+class MomentumOff(Project):
+    """Project that trains without momentum for some steps; torch keeps the buffers for afterwards."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.optimizers(use_pl_optimizer=False).param_groups[0]["momentum"] = 0.0 if 5 <= batch_idx < 8 else 0.9
+
+
+def test_momentum_that_is_switched_off_for_a_while() -> None:
+    rows, _ = observe(MomentumOff(sgd(momentum=0.9), net=ConvNet(eps=1e-14)))
+    for _, metrics in rows.rows:
+        truth = metrics["norm_growth/cumulative_increment"]
+        assert metrics["norm_growth/cumulative_predicted_momentum"] == pytest.approx(truth, abs=1e-9)
+
+
+class Replacing(Project):
+    """Project that replaces a layer in every second step."""
+
+    def __init__(self) -> None:
+        super().__init__(sgd(momentum=0.9))
+        self.replaced: list[Any] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx % 2 == 0:
+            old, optimizer = self.net[0].weight, self.optimizers(use_pl_optimizer=False)
+            self.net[0] = nn.Conv2d(3, 6, 3, padding=1, bias=False).double()
+            group = optimizer.param_groups[0]
+            group["params"] = [self.net[0].weight if p is old else p for p in group["params"]]
+            optimizer.state.pop(old, None)
+            self.replaced.append(weakref.ref(old))
+
+
+def test_layers_that_were_replaced_are_not_kept() -> None:
+    project = Replacing()
+    alive = []
+
+    class Alive(pl.Callback):
+        """Callback that counts the replaced weights that something still refers to."""
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            gc.collect()
+            alive.append(sum(old() is not None for old in project.replaced))
+
+    observe(project, Alive(), steps=80, every=1)
+    assert len(project.replaced) == 40
+    assert max(alive) <= 16, "those of graphs that may occur again"
 
 
 class Added(Project):

@@ -12,7 +12,7 @@ from timm.optim.mars import Mars
 from timm.optim.nadamw import NAdamW
 from torch import nn
 
-from lightning_normgeo.geometry import MuonRule
+from lightning_normgeo.geometry import MuonRule, norm_increment, storage_floor, systematic_floor
 from lightning_normgeo.geometry.update_rules.registry import describe_update
 from support import named_optimizers as zoo
 from support import reference as ref
@@ -143,6 +143,48 @@ def test_asgd_decays_by_its_own_rate():
         torch.testing.assert_close(found.terms.quadratic, rate**2 * length, rtol=1e-12, atol=0)
         decay = (shrink**2 - 1) * before.square().sum(1)
         torch.testing.assert_close(found.terms.weight_decay, decay, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_asgd_rounds_its_decay_only_where_torch_does(foreach):
+    """Foreach operations add λ₀W to the gradient, which rounds it element by element and not the factor 1 - λ₀η."""
+    weight = nn.Parameter(draw(64, 256).float())
+    optimizer = torch.optim.ASGD([weight], lr=1e-4, lambd=1e-3, foreach=foreach)
+    weight.grad = torch.zeros_like(weight)
+    rule, _ = describe_update(optimizer, optimizer.param_groups[0], {}, weight.dtype, weight)
+    before = weight.detach().double()
+    terms = norm_increment(rule, before, torch.zeros_like(before))
+    optimizer.step()
+    measured = weight.detach().double().square().sum() - before.square().sum()
+    random = storage_floor(before.pow(4).sum(1), weight.dtype, rule.stores).square().sum().sqrt()
+    systematic = systematic_floor(terms, before.square().sum(1), weight.dtype).sum()
+    assert abs(measured - terms.total.sum()) <= random + systematic / 10, (
+        "the factor's rounding would be ten times that"
+    )
+
+
+def test_lamb_clips_by_the_gradients_of_its_own_step():
+    """New gradients may get the identities of those of the last step."""
+    weight = nn.Parameter(draw(8, 6))
+    optimizer = timm.optim.Lamb([weight], lr=0.01, max_grad_norm=1.0)
+    for step in range(20):
+        optimizer.zero_grad()
+        ((1 + 5 * step) * weight).square().sum().backward()
+        before = weight.detach().clone()
+        (found,) = take_steps(optimizer)
+        increment = weight.detach().square().sum(1) - before.square().sum(1)
+        torch.testing.assert_close(found.terms.total, increment, rtol=1e-9, atol=1e-12)
+
+
+def test_a_fused_step_takes_the_number_in_a_learning_rate_that_is_a_tensor():
+    weight = nn.Parameter(draw(4, 8))
+    optimizer = torch.optim.AdamW([weight], lr=torch.tensor(1e-3), weight_decay=0.1, fused=True)
+    for step in range(3):
+        set_gradients([weight], step)
+        before = weight.detach().clone()
+        (found,) = take_steps(optimizer)
+        increment = weight.detach().square().sum(1) - before.square().sum(1)
+        torch.testing.assert_close(found.terms.total, increment, rtol=1e-10, atol=0)
 
 
 @pytest.mark.skipif(not zoo.MATRICES_ONLY, reason="torch has no Muon")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -172,8 +173,8 @@ def _lamb(group: Group, state: State, dtype: torch.dtype) -> Described:
     return rule, averages(state, *ADAM_STATE)
 
 
-_clips: WeakKeyDictionary[Optimizer, tuple[list[tuple[int, int]], Tensor]] = WeakKeyDictionary()
-"""For each optimizer the last divisor of :func:`_clip`, and the identities and versions of the gradients it is for."""
+_clips: WeakKeyDictionary[Optimizer, tuple[list[Any], Tensor]] = WeakKeyDictionary()
+"""For each optimizer the last divisor of :func:`_clip`, and the steps, identities and versions of its gradients."""
 
 
 def _clip(optimizer: Optimizer) -> Tensor | None:
@@ -185,7 +186,10 @@ def _clip(optimizer: Optimizer) -> Tensor | None:
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if limit is None or not gradients:
         return None
-    seen = [(id(gradient), gradient._version) for gradient in gradients]
+    # the gradients of another step may get the same identities
+    steps = [group.get("step", 0) for group in optimizer.param_groups]
+    seen: list[Any] = [step._version if isinstance(step, Tensor) else step for step in steps]
+    seen += [(id(gradient), gradient._version) for gradient in gradients]
     if optimizer not in _clips or _clips[optimizer][0] != seen:
         norms = torch.stack(torch._foreach_norm(gradients))
         _clips[optimizer] = seen, (torch.linalg.vector_norm(norms) / limit).clamp_(min=1.0)

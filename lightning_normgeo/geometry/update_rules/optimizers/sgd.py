@@ -113,20 +113,23 @@ class ASGDRule(ElementwiseRule):
 
     Args:
         decay_term: λ₀, torch's ``lambd``. Default: 1e-4.
+        together: whether torch adds λ₀W to the gradient first, as its foreach operations do. Default: False.
     """
 
     decay_term: Scalar = 1e-4
+    together: bool = False
     additive: ClassVar[bool] = True
 
     @property
     def stores(self) -> int:
-        """The number of times that one step stores the weight: after the decay term and after the gradient."""
-        return 2
+        """The number of times that one step stores the weight: after the decay term and after the gradient, or once."""
+        return 1 if self.together else 2
 
     @property
     def shrink(self) -> Scalar:
         """The factor s = 1 - λ₀η_t that W is multiplied with."""
-        return shrunk(1 - self.decay_term * self.lr, self.dtype)
+        shrink = 1 - self.decay_term * self.lr
+        return shrink if self.together else shrunk(shrink, self.dtype)
 
     def parts(self, weight: Tensor, gradient: Tensor, *state: Tensor) -> StepParts:
         """Return the parts G and Λ."""
@@ -170,8 +173,11 @@ def _sgd(group: Group, state: State, dtype: torch.dtype) -> Described:
 
 def _asgd(group: Group, state: State, dtype: torch.dtype) -> Described:
     rate = state["eta"] if state else torch.tensor(float(group["lr"]), dtype=scalar_dtype())
-    rule = ASGDRule(**{**shared(group, dtype), "lr": scalar(rate)}, decay_term=scalar(group["lambd"]))
-    return rule, ()
+    foreach = group.get("foreach")
+    if foreach is None:  # torch's default, where it does not need to differentiate through the step
+        foreach = not group.get("differentiable") and any(parameter.is_cuda for parameter in group["params"])
+    numbers = {**shared(group, dtype), "lr": scalar(rate), "decay_term": scalar(group["lambd"])}
+    return ASGDRule(**numbers, together=bool(foreach)), ()
 
 
 def _sgdw(group: Group, state: State, dtype: torch.dtype) -> Described:
