@@ -21,7 +21,8 @@ class OrthogonalityMonitor(GeometryMonitor):
     For a scale-invariant unit :math:`\langle W, g\rangle = 0` with the gradient g (Lemma 2; Lemma 3, eq 15 of Sun et
     al. 2020). The ε of a batch normalization adds a known part to this inner product. The ``…_corrected`` keys
     subtract it, summed over all forward and backward passes, micro-batches and processes that contribute to the
-    gradient. They are logged only where this is exact: not after clipping by value, not in models sharded by
+    gradient. They are logged only where this is exact: not where the direction of a gradient was changed before the
+    step (clipping by value, noise) or may have been changed by a hook of a parameter, not in models sharded by
     ``fully_shard``, and under ``torch.compile`` only for one pass on one device.
 
     Scale invariance is derived from the autograd graphs of a step and confirmed by its cosines: a layer whose root mean
@@ -33,7 +34,9 @@ class OrthogonalityMonitor(GeometryMonitor):
     Add ``/{module path}`` for one layer (not for the quantile). Typical cosines in float32: 1e-5 raw, below 1e-6
     corrected; 1e-3 under bf16 autocast. Weights that are not scale invariant have 0.01 to 0.5.
 
-    Cost: one pass over weights and gradients per measured step.
+    Cost: one pass over weights and gradients per measured step; another one after each backward pass of such a step
+    where something may change gradients before the optimizer applies them: clipping, a gradient scaler, manual
+    optimization, or hooks of the project.
 
     Args:
         every_n_steps: measure every n-th optimizer step; ``auto`` for less and less often in long trainings (see
