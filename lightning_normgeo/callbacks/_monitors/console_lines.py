@@ -66,8 +66,15 @@ def closing(cadence: Cadence, trainer: Any, rows: int, left_out: Counter[str], u
     return line + "."
 
 
-def nothing_measured(cadence: Cadence, trainer: Any, backwards: int) -> str | None:
-    """Return a warning if no step of the training, or of one optimizer, was measured; None if there is none to give."""
+def nothing_measured(cadence: Cadence, trainer: Any, backwards: int, every: int) -> str | None:
+    """Return a warning if no step of the training, or of one optimizer, was measured; None if there is none to give.
+
+    Args:
+        cadence: of all monitors.
+        trainer: at the end of the training, or of what an exception has left of it.
+        backwards: the number of backward passes that were seen.
+        every: the smallest number of steps between two measurements.
+    """
     kinds = _names_by_id(trainer)
     if not cadence.taken:
         if not backwards:
@@ -80,7 +87,7 @@ def nothing_measured(cadence: Cadence, trainer: Any, backwards: int) -> str | No
     never = [
         f"{kinds.get(key, 'an optimizer')} ({taken} steps)"
         for key, taken in cadence.taken.items()
-        if not cadence.measured[key]
+        if not cadence.measured[key] and taken < every
     ]
     if not never:
         return None

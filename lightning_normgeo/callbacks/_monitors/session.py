@@ -181,7 +181,8 @@ class Session:
             **(self._described(trainer) or {}),
         }
         self.publisher.note(trainer.loggers, observation)
-        nothing = console_lines.nothing_measured(self.cadence, trainer, self.observer.backwards_seen)
+        every = min((abs(steps) for steps in self._cadences if steps), default=0)
+        nothing = console_lines.nothing_measured(self.cadence, trainer, self.observer.backwards_seen, every)
         if nothing is not None and any(self._cadences) and not trainer.fast_dev_run:
             warn_once(nothing)
 
