@@ -32,6 +32,12 @@ def own_node(layer: nn.Module, node: Any) -> Any:
     return None
 
 
+def follows_hook(node: Any) -> bool:
+    """Whether a full backward hook of a module may change the gradient between the node and the layer before it."""
+    source = node.next_functions[0][0]
+    return source is not None and source.name() == "BackwardHookFunctionBackward"
+
+
 def saved_statistics(node: Any) -> tuple[Tensor, Tensor]:
     """Return mean and 1/√(σ² + ε) per channel, which the node keeps until a backward pass has gone through it."""
     if node.name() == _SYNC_NODE:

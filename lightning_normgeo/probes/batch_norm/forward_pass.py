@@ -16,6 +16,7 @@ from lightning_normgeo.geometry.columns import repeated
 from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.probes.after_backward import changes_gradient
 from lightning_normgeo.probes.batch_norm.autograd_node import (
+    follows_hook,
     is_inside_backward,
     own_node,
     saved_statistics,
@@ -112,7 +113,7 @@ def note_pass(
     one = ForwardPass(output.numel() // output.shape[1], place, saved, affine)
     passes.append(one)
     if gradients:
-        one.unknown = node is None or any(map(changes_gradient, args[:1]))
+        one.unknown = node is None or follows_hook(node) or any(map(changes_gradient, args[:1]))
         if node is not None:
             node.register_hook(partial(_note_gradient, one))
 

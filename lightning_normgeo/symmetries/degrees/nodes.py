@@ -9,7 +9,9 @@ from lightning_normgeo.normalization.autograd.graph import Graph, Node
 from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of
 
 VIEWS = frozenset({"View", "ReshapeAlias", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze"})
-COPIES = frozenset({"ToCopy", "Clone", "Alias", "Contiguous", "RegisterPostBackwardFunction"})
+PASSED = frozenset({"RegisterPostBackwardFunction", "BackwardHookFunction"})
+"""Functions that return all of their inputs: those of ``fully_shard``, and of modules with full backward hooks."""
+COPIES = frozenset({"ToCopy", "Clone", "Alias", "Contiguous"}) | PASSED
 CUTS = frozenset({"Slice", "Split", "SplitWithSizes", "Narrow", "Select", "Unbind"})
 ATTENTIONS = frozenset(
     {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_normgeo.symmetries.degrees.degree import Degree
-from lightning_normgeo.symmetries.degrees.nodes import ATTENTIONS, BATCH_NORMS, COPIES, CUTS, POOLINGS, VIEWS
+from lightning_normgeo.symmetries.degrees.nodes import ATTENTIONS, BATCH_NORMS, COPIES, CUTS, PASSED, POOLINGS, VIEWS
 from lightning_normgeo.symmetries.rules import elementwise, indexing, linear_maps, patches, shapes, statistics
 from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
 
@@ -39,8 +39,8 @@ _BY_RULE: dict[Rule, str] = {
     elementwise.interpolation: "Lerp",
     elementwise.beside_constant: "MaskedFill",
     elementwise.clamp: "ClampMin ClampMax Clamp",
-    shapes.copy: " ".join(sorted(COPIES - {"RegisterPostBackwardFunction"})),
-    shapes.pass_through: "RegisterPostBackwardFunction",
+    shapes.copy: " ".join(sorted(COPIES - PASSED)),
+    shapes.pass_through: " ".join(sorted(PASSED)),
     shapes.checkpoint: "CheckpointFunction",
     shapes.view: " ".join(sorted(VIEWS)),
     shapes.permute: "T Transpose Permute",

@@ -509,6 +509,26 @@ def test_hooks_of_wandb_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert claims(*observe(Project(net=network), torch.float64)) == set(PAIRS)
 
 
+def scaled_inputs(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    return tuple(None if gradient is None else gradient / 2 for gradient in inputs)
+
+
+def scaled_outputs(module: nn.Module, outputs: Any) -> Any:
+    return tuple(gradient / 2 for gradient in outputs)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("layer", [0, 1], ids=["convolution", "normalization"])
+def test_full_backward_hooks_of_modules(layer: int) -> None:
+    """Units stay what they are in the forward pass, but nobody knows what such a hook does to gradients."""
+    network = net()
+    network[layer].register_full_backward_hook(scaled_inputs)
+    network[layer].register_full_backward_pre_hook(scaled_outputs)
+    rows, monitor = observe(Project(net=network), torch.float64)
+    assert claims(rows, monitor) == {"net.3.weight"}
+    assert "orthogonality/max_abs_cos/net.0" in rows.curves
+
+
 class GraphOfGradient(ByHand):
     """Project whose gradients have graphs of their own, as optimizers need them that use the Hessian."""
 
