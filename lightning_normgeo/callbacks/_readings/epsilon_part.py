@@ -92,11 +92,11 @@ def epsilon_inner_by_weight(
         zero = parts.new_zeros(())
         doubts = [zero.expand(n) if b.doubt is None else b.doubt for n, (*_, b) in zip(widths, known, strict=True)]
         parts = parts + torch.cat(doubts)
-    left = [before.sums for *_, before in known if before.sums is not None]
-    if len(left) == len(known):
+    if any(before.sums is not None for *_, before in known):  # elsewhere nothing can have changed it
+        left = [(step.sums if before.sums is None else before.sums)[:3] for step, _, before in known]
         applied = torch.cat([step.sums[:3] for step, *_ in known], 1)
         roundings = repeated([_ROUNDINGS * torch.finfo(step.dtype).eps for step, *_ in known], widths, parts.device)
-        parts = parts * _scaled(torch.cat(left, 1)[:3], applied, roundings)
+        parts = parts * _scaled(torch.cat(left, 1), applied, roundings)
     return {step.units.name: part for (step, *_), part in zip(known, torch.split(parts, widths), strict=True)}
 
 
