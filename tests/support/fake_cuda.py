@@ -167,8 +167,8 @@ def take_step(run: Any, module: Any, optimizer: Any, pixels: int = 8) -> Counts:
         session.batch_starts(run, module, None, 0)
         images = torch.empty(8, 3, pixels, pixels, device="cuda")
         loss = nn.functional.cross_entropy(module(images), torch.empty(8, dtype=torch.long, device="cuda"))
-        _hook(session, "on_before_backward", run, module, loss)
         optimizer.zero_grad()
+        _hook(session, "on_before_backward", run, module, loss)
         for parameter in module.parameters():  # a backward pass of fake tensors needs a device
             parameter.grad = torch.empty_like(parameter, requires_grad=False)
         _call_hooks_of_nodes(session)

@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lightning_normgeo.callbacks._monitors import epsilon_parts
 from lightning_normgeo.callbacks._monitors import session as sessions
 from support.fake_cuda import Bare, Counts, fake_kernels, join_monitors, stub_transfer, take_step
 from support.projects import ConvNet, Project
@@ -38,7 +39,7 @@ def test_one_transfer_down_and_none_up(kind: str, cumulative: bool, monkeypatch:
 
 FAST = ("sgd-momentum", "adamw-fused")
 SOME_SLOW = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in OPTIMIZERS]
-MOST = {"sgd-momentum": 345, "adamw": 335, "adamw-fused": 365, "capturable": 390}
+MOST = {"sgd-momentum": 365, "adamw": 360, "adamw-fused": 390, "capturable": 425}
 """Kernels of a measured step; a launch from Python costs 5 to 15 µs. An ordinary step of ResNet-101 has 1,500."""
 MOST_CUMULATIVE = {"sgd-momentum": 50, "adamw": 45, "adamw-fused": 72, "capturable": 82}
 """Kernels of a step that only cumulative sums read."""
@@ -57,6 +58,18 @@ def test_kernels_do_not_grow_with_the_number_of_layers(kind: str, monkeypatch: p
         assert max(launched.values()) == 3, "one launch before and one after each step"
     assert found["resnet101"] <= MOST[kind]
     assert found["resnet101"] - found["resnet18"] < 20, "one more for each layer"
+
+
+def test_clipping_takes_a_few_more_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W and g are read once more, right after the backward pass."""
+    stub_transfer(monkeypatch)
+    launched = fake_kernels(monkeypatch)
+    monkeypatch.setattr(epsilon_parts, "may_change_gradients", lambda trainer: True)
+    net = torchvision.models.resnet18
+    counts = counted_steps("sgd-momentum", Project, [1, 1, 1], net=lambda: net(num_classes=10), pixels=32)
+    assert counts[-1].kernels.total() <= MOST["sgd-momentum"] + 40
+    assert counts[-1].up == counts[-1].down == Counter()
+    assert launched["weight_kernel"] == 6, "twice in each step"
 
 
 @pytest.mark.parametrize("kind", SOME_SLOW)
