@@ -19,6 +19,10 @@ from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.probes.weight_reader import WeightReader
 from lightning_normgeo.probes.weight_step import Observed
 
+Stamp = tuple[int, int, int]
+_ORDER = 1e-12
+"""Relative difference of two sums over the same numbers: they may be read in another order with other weights."""
+
 
 @dataclass
 class AfterBackward(UnitSums):
@@ -27,12 +31,14 @@ class AfterBackward(UnitSums):
     Attributes:
         weight: the id of W.
         scale_gradient: ∂L/∂γ in ``γ.grad``, ``(units,)`` in float64.
-        sums: ‖W‖², ⟨W, g⟩, ‖g‖² and ΣW⁴, ``(4, units)``; None if nothing can change W and g before the step.
+        stamp: the identity and version of g and the version of W, which in-place operations change.
+        sums: ‖W‖², ⟨W, g⟩, ‖g‖² and ΣW⁴, ``(4, units)``; None if nothing should change W and g before the step.
         doubt: zeros, ``(units,)``, NaN where g was changed between two backward passes; None if there was only one.
     """
 
     weight: int
     scale_gradient: Tensor
+    stamp: Stamp
     sums: Tensor | None = None  # type: ignore[assignment]
     doubt: Tensor | None = None
 
@@ -50,24 +56,31 @@ class BackwardRecord:
         self._doubts: dict[str, Tensor] = {}
         self._apart: set[str] = set()
         self._applied: dict[str, AfterBackward] = {}
+        self._given_up = False
 
     def forget(self) -> None:
         """Discard all records, at the beginning of a step."""
         self._found, self._doubts, self._apart, self._applied = {}, {}, set(), {}
+        self._given_up = False
+
+    def give_up(self) -> None:
+        """Have no records in this step, of which something could not be read."""
+        self._given_up = True
 
     def apply(self, optimizer: Optimizer) -> None:
         """Keep the records of the weights that an optimizer is about to move, as they are now."""
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        held = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
         for name, record in self._found.items():
             if record.weight in held:
                 self._applied.pop(name, None)
-                if name not in self._apart:
+                unchanged = record.sums is not None or record.stamp == _stamp(held[record.weight])
+                if unchanged and name not in self._apart:
                     self._applied[name] = record
 
     @property
     def applied(self) -> Mapping[str, AfterBackward]:
         """The records of the weights that optimizers have moved, by name; without those that cannot be used."""
-        return self._applied
+        return {} if self._given_up else self._applied
 
     @torch.no_grad()
     def begin(self, weights: Iterable[Observed], scales: Mapping[str, nn.Parameter]) -> None:
@@ -83,6 +96,8 @@ class BackwardRecord:
                 self._doubts.pop(name, None)
             elif name in self._found and self._found[name].sums is not None:
                 again.append(one)
+            elif name in self._found and self._found[name].stamp != _stamp(one.weight):
+                self._apart.add(name)
         self._compare(again)
 
     def _compare(self, weights: Sequence[Observed]) -> None:
@@ -91,7 +106,9 @@ class BackwardRecord:
         left = [sums for name in names if (sums := self._found[name].sums) is not None]
         if not left:
             return
-        same = (torch.cat(self._reader.products(weights), 1) == torch.cat(left, 1)).all(0)
+        now, before = torch.cat(self._reader.products(weights), 1), torch.cat(left, 1)
+        sizes = torch.stack([before[0], (before[0] * before[2]).sqrt(), *before[2:]])
+        same = ((now - before).abs() <= _ORDER * sizes).all(0)
         doubts = torch.split(torch.where(same, 0.0, torch.nan), [sums.shape[1] for sums in left])
         for name, doubt in zip(names, doubts, strict=True):
             self._doubts[name] = doubt + self._doubts.get(name, 0.0)
@@ -117,9 +134,16 @@ class BackwardRecord:
             products = self._reader.products([one for one, _ in pairs])
         gradients = _copies([gamma.grad for _, gamma in pairs if gamma.grad is not None])
         self._found = {
-            one.units.name: AfterBackward(id(one.weight), gradient, sums, self._doubts.get(one.units.name))
+            one.units.name: AfterBackward(
+                id(one.weight), gradient, _stamp(one.weight), sums, self._doubts.get(one.units.name)
+            )
             for (one, _), gradient, sums in zip(pairs, gradients, products, strict=True)
         }
+
+
+def _stamp(weight: nn.Parameter) -> Stamp:
+    gradient = weight.grad
+    return id(gradient), -1 if gradient is None else gradient._version, weight._version
 
 
 def _go_together(weight: nn.Parameter, gamma: nn.Parameter) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lightning_normgeo.callbacks._monitors.gradient_changes import may_change_gradients
+from lightning_normgeo.callbacks._monitors.gradient_changes import compresses_gradients, may_change_gradients
 from lightning_normgeo.callbacks._readings.epsilon_part import (
     GammaSums,
     epsilon_inner_by_weight,
@@ -19,7 +19,7 @@ from lightning_normgeo.callbacks._readings.epsilon_part import (
 from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
 from lightning_normgeo.errors import skipped_on_error
 from lightning_normgeo.geometry.rows import observing_device
-from lightning_normgeo.probes.after_backward import BackwardRecord
+from lightning_normgeo.probes.after_backward import AfterBackward, BackwardRecord
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.weight_reader import WeightReader
 from lightning_normgeo.probes.weight_step import Observed, WeightStep
@@ -51,20 +51,30 @@ class EpsilonParts:
         """Discard all records, at the beginning of a step."""
         self._record.forget()
 
-    @skipped_on_error
     def begin(self, weights: Iterable[Observed], scales: Mapping[str, nn.Parameter]) -> None:
         """Look at gradients before a backward pass adds to them."""
-        self._record.begin(weights, scales)
+        self._or_give_up(lambda: self._record.begin(weights, scales))
 
-    @skipped_on_error
     def note(self, trainer: Any, weights: Iterable[Observed], scales: Mapping[str, nn.Parameter]) -> None:
         """Record gradients right after a backward pass."""
-        self._record.note(weights, scales, thorough=may_change_gradients(trainer))
+        if compresses_gradients(trainer):
+            self._record.give_up()
+        else:
+            self._or_give_up(lambda: self._record.note(weights, scales, thorough=may_change_gradients(trainer)))
 
-    @skipped_on_error
     def apply(self, optimizer: Optimizer) -> None:
         """Keep the records of the weights that an optimizer is about to move."""
-        self._record.apply(optimizer)
+        self._or_give_up(lambda: self._record.apply(optimizer))
+
+    def _or_give_up(self, action: Callable[[], None]) -> None:
+        """Do something with the records; if it fails, nothing is known about ε in this step."""
+        if not self._done(action):
+            self._record.give_up()
+
+    @skipped_on_error
+    def _done(self, action: Callable[[], None]) -> bool:
+        action()
+        return True
 
     def parts(
         self,
@@ -89,7 +99,13 @@ class EpsilonParts:
         if not alone and channels:
             # a process that could not read any sends zeros
             sums = self._agreement.averaged(sums or gamma_sums({}, channels, self._device))
-        return epsilon_inner_by_weight(steps, sums or {}, applied)
+        return self._by_weight(steps, sums or {}, applied) or {}
+
+    @skipped_on_error
+    def _by_weight(
+        self, steps: Sequence[WeightStep], sums: Mapping[str, GammaSums], applied: Mapping[str, AfterBackward]
+    ) -> dict[str, Tensor]:
+        return epsilon_inner_by_weight(steps, sums, applied)
 
     @skipped_on_error
     def _sums(

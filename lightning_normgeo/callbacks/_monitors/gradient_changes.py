@@ -13,6 +13,8 @@ _OF_THE_MODULE = (
     "configure_gradient_clipping",
     "optimizer_step",
 )
+_OF_PRECISION = ("backward", "post_backward", "optimizer_step", "clip_gradients", "_after_closure")
+_OF_STRATEGIES = ("backward", "post_backward", "optimizer_step")
 _OF_CALLBACKS = ("on_after_backward", "on_before_optimizer_step")
 _HARMLESS = ("lightning.pytorch.callbacks.callback", "pytorch_lightning.callbacks.callback")
 """Modules of the empty hooks of Lightning's base class."""
@@ -36,9 +38,15 @@ def may_change_gradients(trainer: Any) -> bool:
         return True
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         return True
-    if not all(is_lightnings_own(module, hook) for hook in _OF_THE_MODULE):
+    places = (module, _OF_THE_MODULE), (trainer.precision_plugin, _OF_PRECISION), (trainer.strategy, _OF_STRATEGIES)
+    if not all(is_lightnings_own(place, hook) for place, hooks in places for hook in hooks):
         return True
     return any(_has_code(callback, hook) for callback in trainer.callbacks for hook in _OF_CALLBACKS)
+
+
+def compresses_gradients(trainer: Any) -> bool:
+    """Whether processes exchange gradients through a communication hook, which may change those of W and γ apart."""
+    return getattr(trainer.strategy, "_ddp_comm_hook", None) is not None
 
 
 def _has_code(callback: Any, hook: str) -> bool:

@@ -240,8 +240,10 @@ class Session:
             return
         cadences = self.cadence.fulfil(measurement.optimizers)
         monitors = [monitor for monitor in self.monitors if monitor.cadence() in cadences]
-        found = observer.measured(trainer, measurement, self.sums)
-        self._disarm()
+        try:
+            found = observer.measured(trainer, measurement, self.sums)
+        finally:  # the next step is measured from its beginning, on every process
+            self._disarm()
         if found is None:  # a batch without a loss, which the probe has counted
             return
         measured, valid = found

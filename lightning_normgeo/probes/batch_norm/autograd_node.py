@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 _NODES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
+_LAYERS = ("Convolution", "Addmm", "Mm", "Bmm", "Baddbmm", "Linear")
+"""First letters of the nodes of layers with weights."""
+_NEAR = 8
+"""Operations between a weight and its normalization that are looked at."""
 _SYNC_NODE = "SyncBatchNormBackward"
 
 
@@ -34,8 +38,13 @@ def own_node(layer: nn.Module, node: Any) -> Any:
 
 def follows_hook(node: Any) -> bool:
     """Whether a full backward hook of a module may change the gradient between the node and the layer before it."""
-    source = node.next_functions[0][0]
-    return source is not None and source.name() == "BackwardHookFunctionBackward"
+    for _ in range(_NEAR):
+        node = node.next_functions[0][0] if node.next_functions else None
+        if node is None or node.name().startswith(_LAYERS):
+            return False
+        if node.name() == "BackwardHookFunctionBackward":
+            return True
+    return False
 
 
 def saved_statistics(node: Any) -> tuple[Tensor, Tensor]:

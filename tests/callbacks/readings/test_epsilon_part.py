@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import Precision
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -527,6 +528,70 @@ def test_full_backward_hooks_of_modules(layer: int) -> None:
     rows, monitor = observe(Project(net=network), torch.float64)
     assert claims(rows, monitor) == {"net.3.weight"}
     assert "orthogonality/max_abs_cos/net.0" in rows.curves
+
+
+class EditsInStep(Project):
+    """Project that edits what the last micro-batch has left, where no hook of Lightning's is."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        gradient = self.net[0].weight.grad
+        if batch_idx % 2 and gradient is not None:
+            gradient.mul_(0.5)
+        return super().training_step(batch, batch_idx)
+
+
+def test_edits_of_gradients_in_a_training_step() -> None:
+    rows, monitor = observe(EditsInStep(net=net()), torch.float64, accumulate_grad_batches=2)
+    assert claims(rows, monitor) == {"net.3.weight"}
+
+
+class Clamping(Precision):
+    """Precision plugin that clamps the first gradient."""
+
+    def clip_gradients(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        gradient = optimizer.param_groups[0]["params"][0].grad
+        gradient.clamp_(max=0.9 * float(gradient.max()))
+
+
+def test_a_plugin_that_changes_gradients() -> None:
+    rows, monitor = observe(Project(net=net()), torch.float64, plugins=[Clamping()])
+    assert "net.3.weight" in claims(rows, monitor)
+    assert not all(part["net.0.weight"].isfinite().all() for part in monitor.parts)
+
+
+class Pooled(nn.Sequential):
+    """Network with two poolings between a convolution and its normalization, the first of them with a hook."""
+
+    def __init__(self) -> None:
+        pool = nn.AvgPool2d(2)
+        pool.register_full_backward_hook(scaled_inputs)
+        first = nn.Conv2d(3, 6, 3, padding=1, bias=False), pool, nn.AvgPool2d(2), nn.BatchNorm2d(6, eps=EPS), nn.ReLU()
+        super().__init__(*first, nn.Flatten(), nn.Linear(24, 4))
+
+
+def test_a_hook_further_in_front_of_a_normalization() -> None:
+    assert not claims(*observe(Project(net=Pooled()), torch.float64))
+
+
+class PartlyReset(ByHand):
+    """Project that drops the gradients of the larger of its layers between two backward passes."""
+
+    def passes(self, batch: Any, optimizer: Any) -> None:
+        self.manual_backward(self.loss(batch))
+        for parameter in (*self.net[3].parameters(), *self.net[4].parameters()):
+            parameter.grad = None
+        self.manual_backward(self.loss([batch[0].flip(-1), batch[1]]))
+
+
+def test_gradients_that_are_read_with_other_weights_the_second_time() -> None:
+    """Few weights are read by torch, and many by compiled loops, which sum in another order."""
+    network = net()
+    network[0], network[1] = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64, eps=EPS)
+    network[3], network[4] = nn.Conv2d(64, 128, 3, padding=1, bias=False), nn.BatchNorm2d(128, eps=EPS)
+    network[8] = nn.Linear(128, 4)
+    rows, monitor = observe(PartlyReset(net=network), steps=-1, limit_train_batches=3, max_epochs=1)
+    assert claims(rows, monitor, torch.float32) == set(PAIRS)
+    assert all(part["net.0.weight"].isfinite().all() for part in monitor.parts)
 
 
 class GraphOfGradient(ByHand):
