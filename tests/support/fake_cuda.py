@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.plugins import Precision
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -110,9 +112,9 @@ class Bare:
         self.callback_metrics: dict[str, Any] = {}
         self.log_every_n_steps = self.accumulate_grad_batches = 1
         self.num_training_batches = 8
-        self.gradient_clip_val = self.gradient_clip_algorithm = self.precision_plugin = None
+        self.gradient_clip_val = self.gradient_clip_algorithm = None
         self.fast_dev_run = False
-        self.strategy = SimpleNamespace(root_device=torch.device("cuda"))
+        self.strategy, self.precision_plugin = SingleDeviceStrategy(torch.device("cuda")), Precision()
         self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=0))
 
 
