@@ -15,6 +15,7 @@ from lightning_normgeo.callbacks._robustness.dataloaders import (
     batch_count,
     batches_of,
     check_not_sharded,
+    loaders_of,
     named_loaders,
     test_loaders,
     test_source,
@@ -133,9 +134,7 @@ class ChannelHooks(EvaluationHooks):
     @skipped_on_error
     def _start(self, trainer: Any, module: Any, loop: Any, counts: Any) -> None:
         self._report, self._run = None, None
-        combined = getattr(loop, "_combined_loader", None)
-        loaders = {} if combined is None else named_loaders(combined)
-        loader = next(iter(loaders.values()), None)
+        loader = next(iter(loaders_of(loop).values()), None)
         data = "validation" if loop is trainer.validate_loop else "test"
         self._run = ChannelLoop(self, trainer, module, loader, data, next(iter(counts), None))
 

@@ -34,6 +34,12 @@ def named_loaders(loaders: Any) -> dict[str, Any]:
     return names
 
 
+def loaders_of(loop: Any) -> dict[str, Any]:
+    """Return the loaders of the Trainer's evaluation loop by name; none before it has them."""
+    combined = getattr(loop, "_combined_loader", None)
+    return {} if combined is None else named_loaders(combined)
+
+
 def _flat(loaders: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the name and the loader of each entry of nested collections."""
     if isinstance(loaders, Mapping):

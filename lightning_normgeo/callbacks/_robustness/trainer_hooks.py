@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_normgeo.callbacks._robustness.dataloaders import (
     batches_of,
     check_not_sharded,
-    named_loaders,
+    loaders_of,
     test_loaders,
     test_source,
     testing,
@@ -155,9 +155,7 @@ class RobustnessHooks(EvaluationHooks):
         self.reports, self._run = {}, None
 
         def begin() -> None:
-            combined = getattr(loop, "_combined_loader", None)
-            loaders = {} if combined is None else named_loaders(combined)
-            self._run = LoopEvaluation(self, trainer, module, loop, loaders, counts)
+            self._run = LoopEvaluation(self, trainer, module, loop, loaders_of(loop), counts)
 
         self._guarded(begin)
 
