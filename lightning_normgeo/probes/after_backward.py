@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.products.unit_sums import UnitSums
 from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.probes.weight_reader import WeightReader
 from lightning_normgeo.probes.weight_step import Observed
@@ -25,7 +24,7 @@ _ORDER = 1e-12
 
 
 @dataclass
-class AfterBackward(UnitSums):
+class AfterBackward:
     """A weight with a batch normalization behind it, right after a backward pass.
 
     Attributes:
@@ -39,7 +38,7 @@ class AfterBackward(UnitSums):
     weight: int
     scale_gradient: Tensor
     stamp: Stamp
-    sums: Tensor | None = None  # type: ignore[assignment]
+    sums: Tensor | None = None
     doubt: Tensor | None = None
 
 
