@@ -32,7 +32,8 @@ class AfterBackward:
         scale_gradient: ∂L/∂γ in ``γ.grad``, ``(units,)`` in float64.
         stamp: the identity and version of g and the version of W, which in-place operations change.
         sums: ‖W‖², ⟨W, g⟩, ‖g‖² and ΣW⁴, ``(4, units)``; None if nothing should change W and g before the step.
-        doubt: zeros, ``(units,)``, NaN where g was changed between two backward passes; None if there was only one.
+        doubt: zeros, ``(units,)``, NaN where g was changed between two backward passes, or not zero before the first
+            one; None if there was no gradient before the only one.
     """
 
     weight: int
@@ -84,7 +85,7 @@ class BackwardRecord:
     @torch.no_grad()
     def begin(self, weights: Iterable[Observed], scales: Mapping[str, nn.Parameter]) -> None:
         """Compare gradients with those after the last backward pass, before another one adds to them."""
-        again = []
+        again, carried = [], []
         for one, gamma in _pairs(weights, scales):
             name = one.units.name
             if not _go_together(one.weight, gamma):
@@ -93,10 +94,13 @@ class BackwardRecord:
                 self._apart.discard(name)
                 self._found.pop(name, None)
                 self._doubts.pop(name, None)
-            elif name in self._found and self._found[name].sums is not None:
+            elif name not in self._found:
+                carried.append((one, gamma))
+            elif self._found[name].sums is not None:
                 again.append(one)
-            elif name in self._found and self._found[name].stamp != _stamp(one.weight):
+            elif self._found[name].stamp != _stamp(one.weight):
                 self._apart.add(name)
+        self._doubts |= {one.units.name: _doubt(one, gamma) for one, gamma in carried}
         self._compare(again)
 
     def _compare(self, weights: Sequence[Observed]) -> None:
@@ -149,6 +153,13 @@ def _go_together(weight: nn.Parameter, gamma: nn.Parameter) -> bool:
     """Whether the gradients of W and γ come from the same backward passes."""
     same_passes = (weight.grad is None) == (gamma.grad is None)
     return same_passes and weight.requires_grad == gamma.requires_grad
+
+
+def _doubt(one: Observed, gamma: nn.Parameter) -> Tensor:
+    """Return zeros if the gradients that a step begins with are zero, as after ``zero_grad(set_to_none=False)``."""
+    gradients = [parameter.grad for parameter in (*one.parameters, gamma) if parameter.grad is not None]
+    left = torch.stack([on_observing_device(gradient).count_nonzero() for gradient in gradients]).sum()
+    return torch.where(left == 0, 0.0, torch.nan).expand(one.units.count)
 
 
 def changes_gradient(tensor: Tensor) -> bool:

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lightning_normgeo.callbacks._monitors.gradient_changes import compresses_gradients, may_change_gradients
+from lightning_normgeo.callbacks._monitors.gradient_changes import (
+    compresses_gradients,
+    may_change_before_backward,
+    may_change_gradients,
+)
 from lightning_normgeo.callbacks._readings.epsilon_part import (
     GammaSums,
     epsilon_inner_by_weight,
@@ -51,9 +55,13 @@ class EpsilonParts:
         """Discard all records, at the beginning of a step."""
         self._record.forget()
 
-    def begin(self, weights: Iterable[Observed], scales: Mapping[str, nn.Parameter]) -> None:
+    def begin(self, trainer: Any, weights: Sequence[Observed], scales: Mapping[str, nn.Parameter]) -> None:
         """Look at gradients before a backward pass adds to them."""
-        self._or_give_up(lambda: self._record.begin(weights, scales))
+        added_to = any(one.weight.grad is not None for one in weights)
+        if added_to and may_change_before_backward(trainer):
+            self._record.give_up()
+        else:
+            self._or_give_up(lambda: self._record.begin(weights, scales))
 
     def note(self, trainer: Any, weights: Iterable[Observed], scales: Mapping[str, nn.Parameter]) -> None:
         """Record gradients right after a backward pass."""

@@ -44,6 +44,13 @@ def may_change_gradients(trainer: Any) -> bool:
     return any(_has_code(callback, hook) for callback in trainer.callbacks for hook in _OF_CALLBACKS)
 
 
+def may_change_before_backward(trainer: Any) -> bool:
+    """Whether there is code of the user's between the monitors' reading and a backward pass that adds to gradients."""
+    if not is_lightnings_own(trainer.lightning_module, "on_before_backward"):
+        return True
+    return any(_has_code(callback, "on_before_backward") for callback in trainer.callbacks)
+
+
 def compresses_gradients(trainer: Any) -> bool:
     """Whether processes exchange gradients through a communication hook, which may change those of W and γ apart."""
     return getattr(trainer.strategy, "_ddp_comm_hook", None) is not None

@@ -176,7 +176,7 @@ class Observer:
             self.batch_norms.disarm()
         self.inputs.disarm()
 
-    def before_backward(self, module: nn.Module, loss: Tensor) -> None:
+    def before_backward(self, trainer: Any, module: nn.Module, loss: Tensor) -> None:
         """Read the graph behind a loss, and the inputs and batch statistics of its forward passes."""
         if self._reads_weights or self._reads_symmetries:
             self.unit_tracker.read(module, loss)
@@ -184,7 +184,7 @@ class Observer:
             self.probe.weights = self.unit_tracker.weights
         if self.batch_norms is not None:
             if self.epsilon is not None and self._reads_weights:
-                self.epsilon.begin(self.unit_tracker.weights, self.unit_tracker.scales)
+                self.epsilon.begin(trainer, self.unit_tracker.weights, self.unit_tracker.scales)
             self.batch_norms.close()
             self.batch_norms.begin_gradients()
             if self._searched != self.unit_tracker.searched:  # another graph: layers may have been added or replaced

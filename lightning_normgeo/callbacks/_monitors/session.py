@@ -221,7 +221,7 @@ class Session:
     @without_collector
     def _before_backward(self, trainer: Any, module: nn.Module, loss: Tensor) -> None:
         if self.observer is not None:
-            self.observer.before_backward(module, loss)
+            self.observer.before_backward(trainer, module, loss)
 
     @skipped_on_error
     def _after_backward(self, trainer: Any, module: nn.Module) -> None:

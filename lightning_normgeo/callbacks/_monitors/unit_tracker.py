@@ -207,7 +207,8 @@ class UnitTracker:
                 one = one.as_control(_THAWED)
             fresh = before is None or one.weight.grad is None
             scale = None if one.units.scale is None else self.scales.get(one.units.scale)
-            if fresh and scale is not None and scale.grad is not None:  # it comes from graphs without this weight
+            if one.weight.grad is None and scale is not None and scale.grad is not None:
+                # γ's gradient comes from graphs without this weight
                 one = replace(one, units=replace(one.units, scale=None))
             self._found[name] = one if fresh or before is None else _joined(before, one)
 

@@ -662,6 +662,54 @@ class HookRemoved(Project):
         self.handle.remove()
 
 
+class EditsBeforeBackward(Project):
+    """Project that edits what the last micro-batch has left, right before the next backward pass."""
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        gradient = self.net[0].weight.grad
+        if gradient is not None:
+            gradient.mul_(0.5)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_edits_right_before_a_backward_pass(batches: int) -> None:
+    """The monitors' own hook comes first, so nothing is known if there are gradients already."""
+    rows, monitor = observe(EditsBeforeBackward(net=net()), torch.float64, accumulate_grad_batches=batches)
+    assert claims(rows, monitor) == (set(PAIRS) if batches == 1 else set())
+
+
+class ZeroedInPlace(Project):
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        optimizer.zero_grad(set_to_none=False)
+
+
+@DTYPES
+@pytest.mark.parametrize("batches", [1, 2])
+def test_gradients_that_are_zeroed_in_place(batches: int, dtype: torch.dtype) -> None:
+    check(*observe(ZeroedInPlace(net=net()), dtype, steps=4, accumulate_grad_batches=batches), dtype)
+
+
+class ZeroedInPart(Project):
+    """Project that keeps the gradient of one parameter from step to step."""
+
+    kept = ""
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        for name, parameter in self.net.named_parameters():
+            if parameter.grad is not None and name != self.kept:
+                parameter.grad.zero_()
+
+
+@pytest.mark.parametrize("kept", ["0.weight", "1.weight"], ids=["weight", "gamma"])
+def test_gradients_of_earlier_steps(kept: str) -> None:
+    project = ZeroedInPart(net=net())
+    project.kept = kept
+    rows, monitor = observe(project, torch.float64, steps=4)
+    assert "net.3.weight" in claims(rows, monitor)
+    assert not any(part["net.0.weight"].isfinite().any() for part in monitor.parts[1:])
+    assert "orthogonality/max_abs_cos/net.0" in rows.curves, "an unknown part refutes nothing"
+
+
 @pytest.mark.parametrize("project", [lambda: Project(net=HookedBetween(eps=EPS)), lambda: HookRemoved(net=net())])
 def test_hooks_that_change_what_reaches_the_weight(project: Callable[[], Project]) -> None:
     assert claims(*observe(project(), torch.float64)) == {"net.3.weight"}
