@@ -89,7 +89,7 @@ def _by_torch(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
         radial = weight_update / torch.where(weight_sq > 0, weight_sq, 1.0)
         tangential_sq = update_sq - radial * weight_update
         # a comparison would wait for a GPU; on a CPU it takes less time than the second reading that it may save
-        if not w.is_cpu or not (tangential_sq > SAFE_DIFFERENCE * update_sq).detach().numpy().all():
+        if not w.is_cpu or not (tangential_sq >= SAFE_DIFFERENCE * update_sq).detach().numpy().all():
             across = torch.addcmul(change, radial[:, None], w, value=-1)
             tangential_sq = dot(across, across)
         return weight_sq, weight_update, update_sq, tangential_sq

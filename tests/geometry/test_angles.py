@@ -81,6 +81,16 @@ def test_conventions_for_zero_weights_and_straight_updates():
     assert parts.angle.tolist() == [0, 0, math.pi, 0]
 
 
+def test_units_that_do_not_move_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As dead filters, whose gradients are zero."""
+    weight, new = draw(4, 50), draw(4, 50, seed=1)
+    new[1] = weight[1]
+    second = []
+    monkeypatch.setattr(torch, "addcmul", lambda *args, **kwargs: second.append(args))
+    assert update_products(weight, new).tangential_sq[1] == 0
+    assert not second
+
+
 def test_effective_lr_is_lr_over_the_squared_norm():
     squared = torch.tensor([4.0, 0.0, 0.25])
     assert effective_lr(0.1, squared).tolist() == pytest.approx([0.025, 0, 0.4], rel=1e-6)

@@ -180,7 +180,7 @@ def _update(weight: Any, new_weight: Any, out: Any, at: int, start: int, stop: i
         radial = weight_update / weight_sq if weight_sq > 0 else weight_update
         tangential_sq = update_sq - radial * weight_update
         # where the update is almost radial the difference cancels, and the segment is read a second time
-        if not tangential_sq > SAFE_DIFFERENCE * update_sq:
+        if not tangential_sq >= SAFE_DIFFERENCE * update_sq:
             tangential_sq = 0.0
             for i in range(w.size):
                 across = _across(float64(n[i]), float64(w[i]), radial)
