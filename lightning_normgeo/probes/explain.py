@@ -37,12 +37,22 @@ def learning_rate(group: Group) -> Scalar:
     return scalar(group.get("lr", math.nan))
 
 
+def arithmetic_of(rule: UpdateRule | None, dtype: torch.dtype) -> torch.dtype:
+    """Return the coarsest dtype that an optimizer computes in: the weight's, or that of a learning rate in a tensor."""
+    return max(dtype, getattr(rule, "dtype", dtype), key=lambda one: torch.finfo(one).eps)
+
+
 class ReadPlan(NamedTuple):
     """One parameter to read before its update."""
 
     dtype: torch.dtype
     lr: Scalar
     reads: WeightPass
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """The coarsest dtype that the optimizer computes in."""
+        return arithmetic_of(self.reads.rule, self.dtype)
 
 
 class ParameterReading(NamedTuple):

@@ -17,6 +17,7 @@ from lightning_normgeo.geometry.increments.rounding_floors import storage_floor
 from lightning_normgeo.geometry.products.unit_sums import BEFORE_TERMS, ExplainedSums
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.normalization.names import has_rows
+from lightning_normgeo.probes.explain import arithmetic_of
 from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 
 
@@ -79,9 +80,8 @@ class WeightStep(ExplainedSums):
 
     @property
     def arithmetic(self) -> torch.dtype:
-        """The coarsest dtype in which the optimizer computes: the weight's, or that of a learning rate in a tensor."""
-        of_rule = getattr(self.rule, "dtype", self.dtype)
-        return max(self.dtype, of_rule, key=lambda dtype: torch.finfo(dtype).eps)
+        """The coarsest dtype that the optimizer computes in: the weight's, or that of a learning rate in a tensor."""
+        return arithmetic_of(self.rule, self.dtype)
 
     @property
     def stores(self) -> int:

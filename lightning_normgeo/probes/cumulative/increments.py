@@ -223,7 +223,7 @@ class CumulativeIncrements:
         """Return the contributions of one step to :class:`Totals`, one row per parameter that one rule moves."""
         rule, found = plans[0].reads.rule, explain(plans, products)
         terms = found.terms or IncrementTerms(*torch.zeros_like(found.weight_sq).expand(4, -1))
-        rounding = systematic_floor(terms, found.weight_sq, plans[0].dtype)
+        rounding = systematic_floor(terms, found.weight_sq, plans[0].arithmetic)
         direction = found.products[1:2] if isinstance(rule, SGDRule) else ()  # ‖u‖², where there is a buffer
         columns = [*terms, rounding, found.predicted, found.weight_sq, found.gradient_sq, *direction]
         sums = run_sums(torch.stack(columns), [read.units for read in products])

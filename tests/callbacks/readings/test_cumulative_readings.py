@@ -302,6 +302,19 @@ def train_sharpness_aware(ahead: bool) -> tuple[Rows, Account]:
     return rows, account
 
 
+def test_a_coarse_learning_rate_is_explained_down_to_its_rounding() -> None:
+    """Torch computes 1 - ηλ in the dtype of a tensor η, here for weights in float64."""
+
+    def adamw(module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(module.parameters(), lr=torch.tensor(0.01), weight_decay=0.1)
+
+    rows, _ = observe(Project(adamw))
+    for _, metrics in rows.rows:
+        found = cumulative(metrics)
+        assert 1e-14 < abs(found["residual"] / found["increment"]) < 1e-7
+        assert abs(found["residual"]) <= found["storage_floor"] < 1e-3 * abs(found["increment"])
+
+
 @pytest.mark.filterwarnings("ignore:What one gradient explains is left out")
 def test_sharpness_aware_steps_leave_what_was_read_at_the_weights() -> None:
     check_increments_only(*train_sharpness_aware(ahead=False), {"increment", "predicted", "storage_floor"})
