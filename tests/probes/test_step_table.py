@@ -56,8 +56,12 @@ SAME_SIZE = {
     "lion": partial(Lion, lr=1e-3),
     "nadam": partial(torch.optim.NAdam, lr=1e-3),
     "adagrad": partial(torch.optim.Adagrad, lr=1e-3),
+    "adam-decay": partial(torch.optim.Adam, lr=1e-4, weight_decay=10.0),
 }
-"""Steps that move all elements by the same amount: always for Lion, for others until they have an average."""
+"""Steps that move all elements by the same amount: always for Lion, for others until they have an average.
+
+The direction may be that of weight decay, where it is added to smaller gradients.
+"""
 
 
 @cache

@@ -44,7 +44,8 @@ def lattice_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) 
 
     Lion and the first step of Adam move every element by the same amount. Rounding then changes that amount by the
     same fraction of a unit in the last place for all W_i of one magnitude: by at most
-    :math:`2u\,\mathrm{rms}(W)/\mathrm{rms}(U)` of the step U, and ‖W⁺‖² by the same fraction of 2⟨W, U⟩.
+    :math:`2u\,\mathrm{rms}(W)/\mathrm{rms}(U)` of the step U, and ‖W⁺‖² by the same fraction of 2⟨W, U⟩, which includes
+    weight decay that is added to the gradient.
 
     Args:
         terms: the terms of the increment, each ``(units,)``.
@@ -67,7 +68,8 @@ def lattice_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) 
         >>> bool(random < error <= lattice_floor(terms, weight_sq, torch.float32))
         True
     """
-    along = (terms.gradient + terms.momentum).abs()
+    along = terms.gradient + terms.momentum
+    along = torch.maximum(along.abs(), (along + terms.weight_decay).abs())  # decoupled, or added to the gradient
     ratio = torch.where(terms.quadratic > 0, weight_sq / terms.quadratic, 0.0)
     return torch.finfo(dtype).eps * ratio.sqrt() * along
 
