@@ -70,8 +70,8 @@ def lattice_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) 
     """
     along = terms.gradient + terms.momentum
     along = torch.maximum(along.abs(), (along + terms.weight_decay).abs())  # decoupled, or added to the gradient
-    ratio = torch.where(terms.quadratic > 0, weight_sq / terms.quadratic, 0.0)
-    return torch.finfo(dtype).eps * ratio.sqrt() * along
+    step_sq = terms.quadratic + (terms.quadratic == 0)  # where nothing moves, ``along`` is zero
+    return torch.finfo(dtype).eps * (weight_sq / step_sq).sqrt() * along
 
 
 def storage_floor(weight_quartic: Tensor, dtype: torch.dtype, stores: int = 1) -> Tensor:
@@ -171,6 +171,6 @@ def _arithmetic(sizes: Tensor, dtype: torch.dtype) -> Tensor:
 def _decay(decay: Tensor, momentum: Tensor, weight_sq: Tensor, dtype: torch.dtype) -> Tensor:
     """Return :func:`decay_floor` from absolute values of terms, with q = decay / (4u‖W‖²) inserted into its formula."""
     whole = torch.finfo(dtype).eps / 2 * weight_sq
-    below = (decay + momentum) * decay.sign()
+    below = torch.addcmul(decay, momentum, decay.sign())
     above = whole * (4 * whole / decay.clamp_min(torch.finfo(decay.dtype).tiny))
     return torch.minimum(torch.minimum(whole, below), above)
