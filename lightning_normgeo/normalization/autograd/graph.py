@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.autograd.constants import Constants
 from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
+from lightning_normgeo.normalization.outputs import tensors_in
 from lightning_normgeo.normalization.user_inputs import misfit
 from lightning_normgeo.utilities.checked_values import first_line
 
@@ -256,16 +256,20 @@ def trace(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] |
                 "keyword arguments."
             )
             raise ConfigurationError(
-                f"{type(module).__name__} cannot take the example batch ({_describe(example_batch)}): "
+                f"{_name_of(module)} cannot take the example batch ({_describe(example_batch)}): "
                 f"{first_line(error)}. {advice}"
             ) from error
         outputs = outputs if loss is None else loss(outputs)
-        found = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        tensors = tensors_in(outputs)
+        found = [tensor for tensor in tensors if tensor.requires_grad]
     if not found:
-        raise ConfigurationError(
-            f"{type(module).__name__} returned {_describe(outputs)}, which depends on no trainable parameter. Return "
-            "the tensors that the loss is made of, and unfreeze the parameters to be looked at."
+        problem = (
+            "which depends on no trainable parameter. Return the tensors that the loss is made of, and unfreeze the "
+            "parameters to be looked at."
+            if tensors
+            else "in which no tensor is found. Return tensors, alone or in a tuple, list, dict, dataclass or namespace."
         )
+        raise ConfigurationError(f"{_name_of(module)} returned {_describe(outputs)}, {problem}")
     return found
 
 
@@ -278,7 +282,12 @@ def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _name_of(module: nn.Module) -> str:
+    """Return the name of a model's class, as its representation shows it: a wrapper may give that of its model."""
+    return str(module._get_name())  # type: ignore[no-untyped-call]
+
+
 def _describe(value: Any) -> str:
     """Return the shapes of the tensors in a value as text; its type if there are none."""
-    shapes = [str(tuple(leaf.shape)) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    shapes = [str(tuple(tensor.shape)) for tensor in tensors_in(value)]
     return f"shape {', '.join(shapes)}" if shapes else type(value).__name__

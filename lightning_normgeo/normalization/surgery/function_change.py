@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import said_in_one_line
 from lightning_normgeo.normalization.example_inputs import arguments, attributes_kept, few, shapes
+from lightning_normgeo.normalization.outputs import tensors_in
 
 LAYER_KEPT = 1e-4
 """Relative change up to which a layer counts as unchanged; dropping an ε of 1e-5 beside σ² = 1 causes one of 5e-6."""
@@ -154,7 +155,7 @@ class Yardstick:
         finally:
             for handle in handles:
                 handle.remove()
-        return Pass([_detached(leaf) for leaf in pytree.tree_leaves(outputs) if _is_number(leaf)], seen)
+        return Pass([_detached(tensor) for tensor in tensors_in(outputs) if tensor.is_floating_point()], seen)
 
     def _watch(self, name: str, seen: dict[str, list[Tensor]], replay: bool) -> Any:
         def note(_layer: nn.Module, _args: Any, output: Any) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.normalization.example_inputs import arguments
+from lightning_normgeo.normalization.outputs import tensors_in
 from lightning_normgeo.normalization.parametrizations import Linear
 from lightning_normgeo.robustness.effective.layer_weights import channel_factors, weight_of
 from lightning_normgeo.robustness.effective.linear_maps import along_channels, linear_map
@@ -66,8 +66,8 @@ def _total(module: nn.Module, wiring: Wiring, example: Any, factors: Mapping[nn.
     """Return the sum of the outputs with squared weights, for an input of the first layer that has one value."""
     with _squared(wiring, factors, ones):
         args, kwargs = arguments(example)
-        leaves = pytree.tree_leaves(module(*args, **kwargs))
-    return math.fsum(float(on_observing_device(leaf).double().sum()) for leaf in leaves if isinstance(leaf, Tensor))
+        outputs = tensors_in(module(*args, **kwargs))
+    return math.fsum(float(on_observing_device(output).double().sum()) for output in outputs)
 
 
 @contextmanager

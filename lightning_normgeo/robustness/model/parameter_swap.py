@@ -50,16 +50,22 @@ def logit_change(
 
 
 class LogitsModule(nn.Module):
-    """A module whose forward is a given function of a model, which it contains as ``module``."""
+    """A module whose forward is a given function of a model, which it contains as ``module``.
 
-    def __init__(self, module: nn.Module, logits: Callable[[Tensor], Tensor]) -> None:
+    Error messages name the model, which is all that the user knows of.
+    """
+
+    def __init__(self, module: nn.Module, logits: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.module = module
         self._logits = (logits,)  # in a tuple, since a function that is a module would be registered as a child
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
+    def forward(self, images: Tensor) -> Any:
+        """Return the logits, or the output that holds them."""
         return self._logits[0](images)
+
+    def _get_name(self) -> str:
+        return type(self.module).__name__
 
     @staticmethod
     def own_name(name: str) -> str:
