@@ -122,7 +122,7 @@ def candidates(table: ChannelTable, criteria: Sequence[str], seed: int, streams:
         known = found[name].scores.isnan().logical_not()
         if known.double().mean() < _ENOUGH:
             why = f": {'; '.join(reasons)}" if reasons else ""
-            left_out[name] = f"it is known for {int(known.sum())} of {len(known)} channels only{why}"
+            left_out[name] = f"known for {int(known.sum())} of {len(known)} channels only{why}"
             del found[name]
     among = torch.ones(len(table), dtype=torch.bool) if streams else table.joined("writers") == 1
     for one in found.values():

@@ -157,8 +157,9 @@ class ChannelLoop(BatchEvaluation):
         report = self._evaluation.report(shares, data=self._data, batches=self._batches)
         if report.not_evaluated and not self._evaluation.failed:
             warn_once(f"Channels are not evaluated. {report.not_evaluated}")
-        for criterion, why in report.left_out.items():
-            warn_once(f"Channels are not ranked by {criterion!r}: {why}.")
+        for why in dict.fromkeys(report.left_out.values()):
+            criteria = ", ".join(criterion for criterion, reason in report.left_out.items() if reason == why)
+            warn_once(f"Channels are not ranked by {criteria}: {why}.")
         return report
 
     def _unpacked(self, batch: Any) -> tuple[Tensor, Tensor]:

@@ -174,6 +174,18 @@ def test_what_cannot_be_evaluated_steps_aside_with_one_warning(
     assert callback.report.results == []
 
 
+def test_one_cause_has_one_warning() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+    )
+    project = used(Project(net=net))
+    with pytest.warns(MeasurementWarning, match="Channels are not ranked by") as told:
+        trainer(ChannelEvaluation(ratios=0.2)).test(project, images(8), verbose=False)
+    (message,) = (str(one.message) for one in told if one.category is MeasurementWarning)
+    assert message.startswith("Channels are not ranked by product, share, share_shuffled: known for 0 of 4")
+    assert "its scale does not pass: Hardtanh" in message
+
+
 def test_other_models_and_batches_by_overriding() -> None:
     class Own(ChannelEvaluation):
         def logits(self, pl_module: Any, images: Any) -> Any:
