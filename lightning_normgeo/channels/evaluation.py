@@ -22,6 +22,7 @@ from lightning_normgeo.normalization.user_inputs import weight_of
 from lightning_normgeo.robustness.attacks.search.losses import predicted
 from lightning_normgeo.robustness.inputs import InputSpace, class_indices, class_logits
 from lightning_normgeo.robustness.model.assumptions import check_assumptions
+from lightning_normgeo.robustness.model.image_copies import on_copies
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.results.attack_results import AttackResult, results_of
 from lightning_normgeo.robustness.results.sample_identity import SeenSamples, merged_places, order_of, sample_keys
@@ -137,7 +138,7 @@ class MaskedEvaluation:
         self.table: ChannelTable | None = None
         self.plan: Plan | None = None
         self.failed = ""
-        self._module, self._logits, self._progress, self._agreed = module, logits, progress, agreed
+        self._module, self._logits, self._progress, self._agreed = module, on_copies(logits), progress, agreed
         self._seen = SeenSamples(order_of(loader))
         self._decisions = SampleResults([CLEAN])
 

@@ -21,13 +21,6 @@ _LARGEST = 2**22  # values per sample
 _SAMPLES = 2  # batch normalization in training mode fails on a single sample with one position
 
 
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the positional and keyword arguments of an example batch: a tuple is positional, a dict keyword."""
-    if isinstance(example, dict):
-        return (), example
-    return (example if isinstance(example, tuple) else (example,)), {}
-
-
 def shapes(example: Any) -> str:
     """Return the shapes of the tensors in an example as text."""
     return ", ".join(str(tuple(leaf.shape)) for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor))

@@ -57,6 +57,18 @@ def as_example(module: nn.Module, example: Any) -> Any:
     )
 
 
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and keyword arguments of an example batch: a tuple is positional, a dict keyword.
+
+    Their tensors are copies, made as part of the graph, so that the model may normalize its inputs in place: neither
+    the caller's batch nor the next forward pass sees that.
+    """
+    copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
+    if isinstance(copied, dict):
+        return (), copied
+    return (copied if isinstance(copied, tuple) else (copied,)), {}
+
+
 def _is_of_numbers(entries: list[Any]) -> bool:
     """Whether nested lists contain only numbers and are not ragged."""
     if not all(isinstance(leaf, (int, float)) for leaf in pytree.tree_leaves(entries)):

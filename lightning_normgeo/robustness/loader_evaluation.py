@@ -20,6 +20,7 @@ from lightning_normgeo.robustness.inputs.advice import UNPACK
 from lightning_normgeo.robustness.inputs.pixel_lattice import confirms
 from lightning_normgeo.robustness.inputs.pixel_range import check_range
 from lightning_normgeo.robustness.model.assumptions import check_assumptions
+from lightning_normgeo.robustness.model.image_copies import on_copies
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.journal import Journal
@@ -35,6 +36,11 @@ class JournalPlace(NamedTuple):
     folder: Path
     name: str = ""
     rank: int = 0
+
+
+def _scores(logits: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    """Return the function that maps images to class logits, given one that maps them to the output of a model."""
+    return on_copies(lambda images: class_logits(logits(images), len(images)))
 
 
 class LoaderEvaluation:
@@ -73,10 +79,10 @@ class LoaderEvaluation:
         self.settings = settings
         self.evaluator: RobustnessEvaluator | None = None
         self.seen = SeenSamples(order_of(loader), settings.max_samples)
-        self._module, self._logits = module, logits
+        self._module, self._logits, self._scores = module, on_copies(logits), _scores(logits)
         self._declared, self._loader = declared, loader
         self._num_images, self._progress = num_images, progress
-        self._journal, self._surrogate = journal, surrogate
+        self._journal, self._surrogate = journal, None if surrogate is None else _scores(surrogate)
         self._shapes: set[torch.Size] = set()
         self._dtype: torch.dtype | None = None
         self._failed: dict[str, str] = {}
@@ -107,14 +113,14 @@ class LoaderEvaluation:
         needs_gradient = bool(self._with_gradient)
         assumptions = check_assumptions(self._module, self._logits, images, labels, needs_gradient)
         self.evaluator = RobustnessEvaluator(
-            lambda batch: class_logits(self._logits(batch), len(batch)),
+            self._scores,
             inputs,
             self.settings,
             self._module,
             self._num_images,
             self._progress,
             assumptions,
-            self._of_surrogate if self._surrogate is not None else None,
+            self._surrogate,
         )
         self.evaluator.check_precision(images)
         self._said += [text for text in (inputs.said, *assumptions.said, self.evaluator.unverified) if text]
@@ -188,10 +194,6 @@ class LoaderEvaluation:
             "deterministic": holds.deterministic,
             "independent_of_batch": holds.independent,
         }
-
-    def _of_surrogate(self, images: Tensor) -> Tensor:
-        assert self._surrogate is not None  # noqa: S101
-        return class_logits(self._surrogate(images), len(images))
 
     def _input_space(self, images: Tensor) -> InputSpace:
         threat = self.settings.threat

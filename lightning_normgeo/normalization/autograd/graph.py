@@ -21,7 +21,7 @@ from lightning_normgeo.normalization.autograd.constants import Constants
 from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
 from lightning_normgeo.normalization.outputs import tensors_in
-from lightning_normgeo.normalization.user_inputs import misfit
+from lightning_normgeo.normalization.user_inputs import arguments, misfit
 from lightning_normgeo.utilities.checked_values import first_line
 
 Node = Any
@@ -228,8 +228,8 @@ def traced_graph(module: nn.Module, example_batch: Any, loss: Callable[[Any], Te
 def trace(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> list[Tensor]:
     """Run one forward pass without side effects on the module, and return all outputs that require a gradient.
 
-    Buffers are replaced by copies during the call, random number generators are restored, and ``.grad`` is not
-    touched. The module runs in its current mode.
+    Buffers and inputs are replaced by copies during the call, random number generators are restored, and ``.grad`` is
+    not touched. The module runs in its current mode.
 
     Args:
         module: any module.
@@ -239,15 +239,12 @@ def trace(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] |
     Raises:
         ConfigurationError: if the module does not accept the batch, or if no output depends on a trainable parameter.
     """
-    kwargs = example_batch if isinstance(example_batch, dict) else {}
-    args: tuple[Any, ...] = () if kwargs else (example_batch,)
-    if isinstance(example_batch, tuple):
-        args = example_batch
     devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     # Lightning validates and tests in inference mode, in which autograd records nothing. The devices are sorted by name
     # since torch.device has no order.
     with torch.inference_mode(False), torch.random.fork_rng(sorted(devices, key=str)), torch.enable_grad():
         try:
+            args, kwargs = arguments(example_batch)
             # with tie_weights torch would leave the copies behind in a module that has two names
             outputs = functional_call(module, _copied_buffers(module), args, kwargs, tie_weights=False)
         except Exception as error:

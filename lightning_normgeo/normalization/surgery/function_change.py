@@ -23,8 +23,9 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import said_in_one_line
-from lightning_normgeo.normalization.example_inputs import arguments, attributes_kept, few, shapes
+from lightning_normgeo.normalization.example_inputs import attributes_kept, few, shapes
 from lightning_normgeo.normalization.outputs import tensors_in
+from lightning_normgeo.normalization.user_inputs import arguments
 
 LAYER_KEPT = 1e-4
 """Relative change up to which a layer counts as unchanged; dropping an ε of 1e-5 beside σ² = 1 causes one of 5e-6."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.geometry.rows import on_observing_device
-from lightning_normgeo.normalization.example_inputs import arguments
 from lightning_normgeo.normalization.outputs import tensors_in
 from lightning_normgeo.normalization.parametrizations import Linear
+from lightning_normgeo.normalization.user_inputs import arguments
 from lightning_normgeo.robustness.effective.layer_weights import channel_factors, weight_of
 from lightning_normgeo.robustness.effective.linear_maps import along_channels, linear_map
 from lightning_normgeo.robustness.effective.wiring import Wiring

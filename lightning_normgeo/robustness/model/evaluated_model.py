@@ -14,6 +14,7 @@ from lightning_normgeo.robustness.attacks.search.losses import at_least_float32
 from lightning_normgeo.robustness.attacks.search.projected_gradient import Logits
 from lightning_normgeo.robustness.inputs.input_space import InputSpace
 from lightning_normgeo.robustness.model.folded_model import FoldedModel, folded_model
+from lightning_normgeo.robustness.model.image_copies import on_copies
 from lightning_normgeo.robustness.model.precision import HALF, precision_of
 from lightning_normgeo.robustness.model.rescaled_model import RescaledModel
 from lightning_normgeo.robustness.settings import RobustnessSettings
@@ -48,9 +49,9 @@ class EvaluatedModel:
         self.folded: FoldedModel | None = None
         self.rescaled: RescaledModel | None = None
         self.precision = "fp32"
-        self.call = logits
-        self._module, self._other = module, surrogate
-        self._compiled = torch.compile(logits) if settings.compile else logits
+        self.call = on_copies(logits)
+        self._module, self._other = module, None if surrogate is None else on_copies(surrogate)
+        self._compiled = torch.compile(self.call) if settings.compile else self.call
         self._device = "cpu"
         self._narrow: torch.dtype | None = None
 

@@ -18,6 +18,7 @@ from lightning_normgeo.normalization.autograd.compiled_modules import is_compile
 from lightning_normgeo.normalization.folding import foldable, scale_and_shift, tied_parameters
 from lightning_normgeo.normalization.surgery.norm_layers import NormLayer, normalization_layers, overrides
 from lightning_normgeo.normalization.surgery.preceding_layers import PrecedingLayer, inputs_by_graph
+from lightning_normgeo.robustness.model.image_copies import on_copies
 from lightning_normgeo.robustness.model.parameter_swap import LogitsModule, logit_change, swapped_parameters
 from lightning_normgeo.robustness.model.precision import full_float32
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
@@ -130,10 +131,12 @@ def folded_model(
     except ConfigurationError:
         return None  # the model has no autograd graph that can be read
 
+    call = on_copies(logits)
+
     def fresh(batch: Tensor) -> Tensor:
         # buffers that one pass writes must not change the logits of the next, which would be blamed on folding
         with preserved_state(module, fork_rng=False):
-            return logits(batch)
+            return call(batch)
 
     with full_float32():  # the rounding of TF32 would look like a change by folding
         try:

@@ -17,6 +17,7 @@ from lightning_normgeo.geometry.rows import on_observing_device, stored_like
 from lightning_normgeo.normalization.names import by_clean_name, clean_name
 from lightning_normgeo.normalization.surgery.preceding_layers import trainable
 from lightning_normgeo.robustness.model.folded_model import FoldedModel
+from lightning_normgeo.robustness.model.image_copies import on_copies
 from lightning_normgeo.robustness.model.parameter_swap import (
     LogitsModule,
     ParameterSlot,
@@ -92,6 +93,7 @@ class RescaledModel:
         self.unscaled: list[str] = []
         self.ratios: dict[str, tuple[float, float]] = {}
         self._places: list[ParameterSlot] = []
+        logits = on_copies(logits)
         with preserved_state(module), torch.no_grad(), full_float32():
             self._scale(module, _units_of_training(module, logits, images[:2]))
             self._follow(module, logits, images)
