@@ -21,6 +21,7 @@ from lightning_normgeo.errors import UnsuitableError, reason_of
 from lightning_normgeo.normalization.user_inputs import weight_of
 from lightning_normgeo.robustness.attacks.search.losses import predicted
 from lightning_normgeo.robustness.inputs import InputSpace, class_indices, class_logits
+from lightning_normgeo.robustness.inputs.checks import check_labels
 from lightning_normgeo.robustness.model.assumptions import check_assumptions
 from lightning_normgeo.robustness.model.image_copies import on_copies
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
@@ -177,6 +178,8 @@ class MaskedEvaluation:
         assert self.plan is not None  # noqa: S101
         for condition in (None, *self.plan.conditions):
             scores = self._scores(images, condition)
+            if condition is None:
+                check_labels(labels, scores)
             self._note(CLEAN if condition is None else condition.name, scores, labels, which, numbers)
 
     def _scores(self, images: Tensor, condition: Condition | None) -> Tensor:

@@ -236,6 +236,14 @@ def test_a_criterion_that_few_channels_have_is_left_out() -> None:
         masking(net, loader(), criteria="share", progress=False)
 
 
+@pytest.mark.parametrize(("label", "message"), [(-100, "A label below 0"), (9, "an output for each class")])
+def test_a_label_that_is_no_class_is_refused_in_any_batch(label: int, message: str) -> None:
+    images, labels = (torch.cat(parts) for parts in zip(*loader(), strict=True))
+    labels[-1] = label
+    with pytest.raises(UnsuitableError, match=message):
+        masking(network(), DataLoader(TensorDataset(images, labels), 16), criteria="gamma", progress=False)
+
+
 def test_the_random_control_follows_its_seed() -> None:
     one, same, other = (evaluated(ratios=0.4, criteria="random", seed=seed) for seed in (1, 1, 2))
     masks = [torch.cat(list(report.keep("random", 0.4).values())).tolist() for report in (one, same, other)]

@@ -52,8 +52,11 @@ def test_without_batches_nothing_is_known():
         (lambda x, y: (x - 0.2, y), r"span \[-0\.1, 0\.7\].*mean=… and std=…"),
         (lambda x, y: (x * torch.nan, y), r"span \[nan, nan\]"),
         (lambda x, y: ((x * 255).byte(), y), r"dtype torch\.uint8; expected floating point"),
-        (lambda x, y: (x, y + 1), r"Labels span 1…2, but the model has 2 classes"),
-        (lambda x, y: (x, y - 1), r"Labels span -1…"),
+        (
+            lambda x, y: (x, y + 1),
+            r"span 1…2, but the model has 2 classes \(0…1\)\. Give a model with an output for each",
+        ),
+        (lambda x, y: (x, y - 1), r"Labels span -1….*A label below 0, .*Leave samples without a class out"),
         (lambda x, y: (x, y + torch.tensor([0, 0, 0, 0, 5])), r"Labels span 0…6, but the model has 2 classes"),
         (lambda x, y: (x, y[:3]), r"Expected logits \(batch, classes\) and labels \(batch,\), got \(5, 2\) and \(3,\)"),
         (lambda x, y: (x, y[:, None]), r"got \(.*, 2\) and \(.*, 1\)"),

@@ -9,6 +9,14 @@ from lightning_normgeo.robustness.inputs.advice import LOGITS
 from lightning_normgeo.robustness.inputs.input_space import InputSpace, Space
 from lightning_normgeo.robustness.inputs.pixel_range import check_range
 
+_UNLABELED = (
+    "A label below 0, as the -100 that losses ignore, is no class. Leave samples without a class out of the data set, "
+    "as with torch.utils.data.Subset."
+)
+_MORE_CLASSES = (
+    "Give a model with an output for each class of the data, or data with the model's classes only, counted from 0."
+)
+
 
 def check_images(images: Tensor, inputs: InputSpace, space: Space = "pixel") -> None:
     """Check that images are in floating point and, unless the space is ``input``, that they are pixels in [0, 1].
@@ -47,5 +55,5 @@ def check_labels(labels: Tensor, scores: Tensor) -> None:
     if low < 0 or high >= scores.shape[1]:
         raise UnsuitableError(
             f"Labels span {low}…{high}, but the model has {scores.shape[1]} classes (0…{scores.shape[1] - 1}). "
-            "Set num_classes to the number of classes in the data."
+            + (_UNLABELED if low < 0 else _MORE_CLASSES)
         )
