@@ -16,6 +16,7 @@ from lightning_normgeo.channels.settings import MaskingSettings
 from lightning_normgeo.errors import ConfigurationError, UnsuitableError
 from lightning_normgeo.normalization.user_inputs import check_module
 from lightning_normgeo.robustness.inputs import images_and_labels, unpacked
+from lightning_normgeo.robustness.inputs.advice import CHANNELS, advising
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.results.journal import size_of
 from lightning_normgeo.utilities.checked_values import flag, short_repr, whole
@@ -93,7 +94,8 @@ def masking(
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     size = size_of(loader)
     total = None if size is None or limit is not None else size * (1 + len(settings.conditions()))
-    with tqdm(total=total, disable=not progress, unit="img", leave=False) as bar, preserved_state(module):
+    bar = tqdm(total=total, disable=not progress, unit="img", leave=False)
+    with bar, preserved_state(module), advising(CHANNELS):
 
         def show(name: str, samples: int, correct: int, seen: int) -> None:
             bar.set_description_str(f"{name} {100 * correct / seen:.1f} %", refresh=False)

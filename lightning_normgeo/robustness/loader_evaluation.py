@@ -16,7 +16,7 @@ from lightning_normgeo.robustness.attacks.batch_attacks import Progress
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
 from lightning_normgeo.robustness.evaluator import RobustnessEvaluator
 from lightning_normgeo.robustness.inputs import DeclaredInputs, InputSpace, class_indices, class_logits, input_space
-from lightning_normgeo.robustness.inputs.advice import UNPACK
+from lightning_normgeo.robustness.inputs.advice import override
 from lightning_normgeo.robustness.inputs.pixel_lattice import confirms
 from lightning_normgeo.robustness.inputs.pixel_range import check_range
 from lightning_normgeo.robustness.model.assumptions import check_assumptions
@@ -228,7 +228,7 @@ class LoaderEvaluation:
             if not same:
                 raise UnsuitableError(
                     "Images are bytes, and the model does not give the same logits for the same numbers in floating "
-                    f"point. {UNPACK} to return the images as the model gets them, as images / 255."
+                    f"point. {override('unpack')} to return the images as the model gets them, as images / 255."
                 )
         return floating
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_normgeo import masking
+from lightning_normgeo import evaluate_robustness, masking
 from lightning_normgeo.channels import MaskingReport, channel_table, masked_channels
 from lightning_normgeo.channels.criteria import CRITERIA, DEFAULT
 from lightning_normgeo.channels.masked_model import Partners
@@ -242,6 +242,36 @@ def test_a_label_that_is_no_class_is_refused_in_any_batch(label: int, message: s
     labels[-1] = label
     with pytest.raises(UnsuitableError, match=message):
         masking(network(), DataLoader(TensorDataset(images, labels), 16), criteria="gamma", progress=False)
+
+
+class Several(nn.Module):
+    """A network that returns further tensors beside its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x), x, x
+
+
+@pytest.mark.parametrize(
+    ("net", "batch", "method"),
+    [
+        (Several(), images(8), "logits"),
+        (network(), (images(8)[0], images(8)[1] + 0.5), "unpack"),
+        (network(), (images(8)[0], images(8)[1][:, None, None]), "unpack"),
+        (network(), {"x": images(8)[0], "more": images(8)[0]}, "unpack"),
+    ],
+    ids=["outputs", "no whole numbers", "masks", "no labels"],
+)
+def test_advice_names_the_function_that_was_called(net: nn.Module, batch: Any, method: str) -> None:
+    message = rf"Override ChannelEvaluation\.{method}, or give masking\({method}=…\),"
+    with pytest.raises(UnsuitableError, match=message) as raised:
+        masking(net, [batch], progress=False)
+    assert "obustness" not in str(raised.value)
+    with pytest.raises(UnsuitableError, match=rf"Override RobustnessEvaluation\.{method}, or give evaluate_robustness"):
+        evaluate_robustness(net, [batch], progress=False)
 
 
 def test_the_random_control_follows_its_seed() -> None:

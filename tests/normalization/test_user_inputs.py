@@ -159,7 +159,7 @@ def test_double_precision_of_the_model_is_kept() -> None:
         ("data/cifar", r"dataloader='data/cifar' yields no batches"),
         (None, r"dataloader=None yields no batches"),
         ([], r"The dataloader has no samples. An iterator that was used up has none: make a new one"),
-        ([(IMAGES.tolist(), LABELS.tolist())], r"got tuple\(list\(list\(list, list, list\), .*\)\). Override its"),
+        ([(IMAGES.tolist(), LABELS.tolist())], r"got tuple\(list\(list\(list, list, list\), .*\)\). Override Rob"),
         ([(IMAGES.permute(0, 2, 3, 1), LABELS)], r"Channels are the last dimension of \(8, 8, 8, 3\): give images"),
         ([(IMAGES[:, :1], LABELS)], r"The model takes 3 channels, and images \(8, 1, 8, 8\) have 1"),
         ([((IMAGES * 255).byte(), LABELS)], r"Images are bytes.*evaluate_robustness\(unpack=…\).*as images / 255"),

@@ -17,8 +17,9 @@ from lightning_normgeo.channels.report import MaskingReport
 from lightning_normgeo.channels.settings import MaskingSettings
 from lightning_normgeo.errors import UnsuitableError, reason_of, warn_once
 from lightning_normgeo.robustness.inputs import unpacked
+from lightning_normgeo.robustness.inputs.advice import CHANNELS, advising
 
-NAME = "ChannelEvaluation"
+NAME = CHANNELS.callback
 _T = TypeVar("_T")
 
 
@@ -109,7 +110,7 @@ class ChannelLoop(BatchEvaluation):
             return
         self._batches += 1
         try:
-            with self._processes.whole_model():
+            with self._processes.whole_model(), advising(CHANNELS):
                 if not self._is_planned:
                     self._begin(lambda: self._unpacked(batch))
                 evaluation.add(*self._unpacked(batch))

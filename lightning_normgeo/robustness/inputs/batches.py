@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.normalization.user_inputs import as_tensor
+from lightning_normgeo.robustness.inputs.advice import callback_name, override
 
 IMAGE_NAMES = (
     "image", "images", "img", "imgs", "pixel_values", "x", "input", "inputs", "data", "pixels", "features",
@@ -45,10 +46,8 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
     elif isinstance(batch, (tuple, list)):
         found = _by_place(batch)
     if found is None:
-        advice = _advice(batch) or "Override its unpack(batch) to return both, or give evaluate_robustness(unpack=…)."
-        raise UnsuitableError(
-            f"RobustnessEvaluation expects batches (images, labels), got {described(batch)}. {advice}"
-        )
+        advice = _advice(batch) or f"{override('unpack')} to return both."
+        raise UnsuitableError(f"{callback_name()} expects batches (images, labels), got {described(batch)}. {advice}")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_normgeo.errors import UnsuitableError
-from lightning_normgeo.robustness.inputs.advice import LOGITS
+from lightning_normgeo.robustness.inputs.advice import override
 from lightning_normgeo.robustness.inputs.input_space import InputSpace, Space
 from lightning_normgeo.robustness.inputs.pixel_range import check_range
 
@@ -42,14 +42,13 @@ def check_labels(labels: Tensor, scores: Tensor) -> None:
     """
     if not isinstance(scores, Tensor):
         raise UnsuitableError(
-            f"Expected logits (batch, classes), got {type(scores).__name__}. {LOGITS} to return the logits of a model "
-            "with several outputs."
+            f"Expected logits (batch, classes), got {type(scores).__name__}. {override('logits')} to return the "
+            "logits of a model with several outputs."
         )
     if scores.ndim != 2 or labels.ndim != 1 or scores.shape[0] != labels.shape[0]:
         raise UnsuitableError(
             f"Expected logits (batch, classes) and labels (batch,), got {tuple(scores.shape)} and "
-            f"{tuple(labels.shape)}. Override RobustnessEvaluation.logits or .unpack, or give evaluate_robustness "
-            "functions of these names, for other models."
+            f"{tuple(labels.shape)}. {override('logits', 'unpack')} for other models."
         )
     low, high = labels.amin().item(), labels.amax().item()
     if low < 0 or high >= scores.shape[1]:

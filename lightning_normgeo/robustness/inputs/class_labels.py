@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import UnsuitableError
-from lightning_normgeo.robustness.inputs.advice import LOGITS, UNPACK
+from lightning_normgeo.robustness.inputs.advice import override
 from lightning_normgeo.robustness.inputs.batches import described
 
 _LOGIT_NAMES = ("logits", "out", "output", "scores")
@@ -31,17 +31,18 @@ def class_indices(labels: Tensor) -> Tensor:
         if not bool(((ones == 1) & (zeros == labels.shape[1] - 1)).all()):
             raise UnsuitableError(
                 f"Labels {described(labels)} are not one-hot: several classes of one image, or soft labels, are not "
-                f"evaluated. {UNPACK} to return class indices."
+                f"evaluated. {override('unpack')} to return class indices."
             )
         return labels.to(torch.int64).argmax(1)
     if labels.ndim != 1:
         raise UnsuitableError(
-            f"Labels {described(labels)} are not one class for each image. {UNPACK} to return class indices."
+            f"Labels {described(labels)} are not one class for each image. {override('unpack')} to return class "
+            "indices."
         )
     if labels.is_floating_point() and not bool((labels == labels.round()).all()):
         raise UnsuitableError(
-            f"Labels {described(labels)} are not whole numbers, so this is no classification. {UNPACK} to return class "
-            "indices."
+            f"Labels {described(labels)} are not whole numbers, so this is no classification. {override('unpack')} to "
+            "return class indices."
         )
     return labels.to(torch.int64)
 
@@ -63,8 +64,8 @@ def class_logits(output: Any, count: int | None = None) -> Tensor:
     scores = _scores(output)
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         raise UnsuitableError(
-            f"Expected logits (batch, classes), got {described(output)}. {LOGITS} to return the logits of a model with "
-            "several outputs."
+            f"Expected logits (batch, classes), got {described(output)}. {override('logits')} to return the logits "
+            "of a model with several outputs."
         )
     if count == 1 and scores.ndim < 2:
         scores = scores.reshape(1, -1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.normalization.user_inputs import misfit
 from lightning_normgeo.robustness.attacks.search.projected_gradient import ascent
-from lightning_normgeo.robustness.inputs.advice import LOGITS
+from lightning_normgeo.robustness.inputs.advice import override
 from lightning_normgeo.robustness.inputs.checks import check_labels
 from lightning_normgeo.robustness.inputs.class_labels import class_logits
 from lightning_normgeo.robustness.model.precision import full_float32
@@ -94,7 +94,7 @@ def _called(module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor) 
         with preserved_state(module, fork_rng=False):
             output = logits(images)
     except Exception as error:
-        advice = misfit(module, images) or f"{LOGITS} to return its logits for images."
+        advice = misfit(module, images) or f"{override('logits')} to return its logits for images."
         raise UnsuitableError(
             f"The model cannot be called with the images of a batch alone: {type(error).__name__}: "
             f"{first_line(error)}. {advice}"
@@ -103,12 +103,12 @@ def _called(module: nn.Module, logits: Callable[[Tensor], Any], images: Tensor) 
     if images.ndim > 2 and scores.ndim == 2 and scores.shape[1] == images[0].numel() > 2:
         raise UnsuitableError(
             f"The model returns as many numbers as an image has ({scores.shape[1]}), so it reconstructs images rather "
-            f"than classifying them. {LOGITS} to return class logits."
+            f"than classifying them. {override('logits')} to return class logits."
         )
     if isinstance(output, Tensor) and output.numel() == len(images) and _is_bounded(module, logits, images, output):
         raise UnsuitableError(
-            f"The model returns one number between 0 and 1 per image, which looks like a probability. {LOGITS} to "
-            "return the logit before the sigmoid, or logits (batch, 2)."
+            f"The model returns one number between 0 and 1 per image, which looks like a probability. "
+            f"{override('logits')} to return the logit before the sigmoid, or logits (batch, 2)."
         )
     return scores
 
@@ -129,7 +129,7 @@ def _said_of_outputs(scores: Tensor) -> list[str]:
         if bool(((total - 1).abs() <= 1e-3).all()):
             return [
                 "The model returns probabilities: attacks maximize the cross entropy of logits, and are weaker on "
-                f"probabilities. {LOGITS} to return what goes into the softmax."
+                f"probabilities. {override('logits')} to return what goes into the softmax."
             ]
     return []
 

@@ -153,7 +153,7 @@ def test_validate_evaluates_and_validation_inside_fit_does_not() -> None:
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), images(16), "no batch normalization with γ and β"),
         (None, DataLoader(TensorDataset(torch.rand(16, 3, 8, 8), torch.rand(16)), 8), "not whole numbers"),
-        (None, DataLoader(TensorDataset(torch.rand(16, 3, 8, 8)), 8), "expects batches"),
+        (None, DataLoader(TensorDataset(torch.rand(16, 3, 8, 8)), 8), "ChannelEvaluation expects batches"),
     ],
 )
 def test_what_cannot_be_evaluated_steps_aside_with_one_warning(

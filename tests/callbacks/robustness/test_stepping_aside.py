@@ -168,7 +168,7 @@ PROJECTS: dict[str, tuple[Any, str]] = {
                 "Graph", (), {"x": torch.rand(5, 2), "edge_index": torch.zeros(2, 4).long()}
             )(),
         ),
-        r"got Graph\. Override its unpack",
+        r"got Graph\. Override RobustnessEvaluation\.unpack",
     ),
 }
 

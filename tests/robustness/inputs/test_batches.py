@@ -205,7 +205,9 @@ def test_what_could_be_several_things_or_nothing_is_refused_and_described(batch)
     inner = batch
     while isinstance(inner, (tuple, list)) and len(inner) == 1:
         inner = inner[0]
-    with pytest.raises(UnsuitableError, match=r"unpack\(batch\).*evaluate_robustness\(unpack=…\)") as caught:
+    with pytest.raises(
+        UnsuitableError, match=r"Override RobustnessEvaluation\.unpack, or give evaluate_robustness\(unpack=…\)"
+    ) as caught:
         images_and_labels(batch)
     assert described(inner) in str(caught.value)
 
