@@ -18,7 +18,6 @@ from lightning_normgeo.callbacks._robustness.dataloaders import (
     loaders_of,
     named_loaders,
     test_loaders,
-    test_source,
     testing,
 )
 from lightning_normgeo.callbacks._robustness.evaluation_hooks import EvaluationHooks
@@ -103,13 +102,15 @@ class ChannelHooks(EvaluationHooks):
     def _loader_after_fit(self, trainer: Any, stack: ExitStack) -> tuple[Any, str]:
         """Return the first test loader, else the first validation loader, and which of both it is."""
         try:
-            test_source(trainer, NAME)
+            with ExitStack() as until_found:
+                until_found.enter_context(testing(trainer))
+                loaders = test_loaders(trainer, NAME)
+                stack.enter_context(until_found.pop_all())
+            return next(iter(loaders.values())), "test"
         except UnsuitableError:
             if not trainer.val_dataloaders:
                 raise
-            return next(iter(named_loaders(trainer.val_dataloaders).values())), "validation"
-        stack.enter_context(testing(trainer))
-        return next(iter(test_loaders(trainer, NAME).values())), "test"
+        return next(iter(named_loaders(trainer.val_dataloaders).values())), "validation"
 
     def on_test_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_normgeo._lightning import is_lightnings_own
 from lightning_normgeo.callbacks._monitors.sharded_models import runs_under
 from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.utilities.checked_values import short_repr
 
 
 def named_loaders(loaders: Any) -> dict[str, Any]:
@@ -129,12 +130,18 @@ def test_loaders(trainer: Any, callback: str) -> dict[str, Any]:
         callback: name of the callback, for the message.
 
     Raises:
-        UnsuitableError: if there are none.
+        UnsuitableError: if there are none, or one is None.
     """
     source = test_source(trainer, callback)
     if source is trainer.datamodule:
         source.setup("test")
-    loaders = named_loaders(source.test_dataloader())
+    given = source.test_dataloader()
+    loaders = named_loaders(given)
+    if not loaders or any(loader is None for loader in loaders.values()):
+        raise UnsuitableError(
+            f"{callback}(after_fit=True) got {short_repr(given)} from {type(source).__name__}.test_dataloader, which "
+            "is no data. Return a DataLoader, or call trainer.test(model, dataloader) with after_fit=False."
+        )
     if trainer.world_size == 1:
         return loaders
     stage = type(trainer.state.stage).TESTING

@@ -122,11 +122,14 @@ def test_after_fit_on_test_data_with_the_last_weights(tmp_path: Path) -> None:
     assert float(run.callback_metrics["channels/clean/accuracy"]) == pytest.approx(expected.clean.accuracy)
 
 
-def test_after_fit_on_validation_data_without_test_data() -> None:
+@pytest.mark.parametrize("found", ["no hook", None, []], ids=str)
+def test_after_fit_on_validation_data_without_test_data(found: Any) -> None:
     class Validated(Project):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             pass
 
+    if found != "no hook":
+        Validated.test_dataloader = lambda self: found  # type: ignore[method-assign,assignment]
     callback = ChannelEvaluation(after_fit=True, limit_batches=2, **FEW)
     trainer(callback, steps=2).fit(Validated(), images(), images(40))
     assert callback.report is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_normgeo import RecordLogger, ResNetClassifier, RobustnessEvaluation, read_record
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.robustness import bim_linf
 from support.projects import Project, images, trainer
 
@@ -65,6 +66,18 @@ def test_after_fit_uses_the_last_weights_and_leaves_training_mode(tmp_path: Path
     assert run.callback_metrics["robustness/clean/n"] == 40
     x, y = images(40).dataset.tensors
     assert callback.results["clean"].accuracy == pytest.approx(accuracy(project, x, y))
+
+
+@pytest.mark.parametrize("found", [None, [], [None], {}], ids=str)
+def test_after_fit_with_a_loader_that_is_none(found: Any) -> None:
+    class Without(Project):
+        def test_dataloader(self) -> Any:
+            return found
+
+    message = rf"got {re.escape(repr(found))} from Without\.test_dataloader, which is no data\. Return a DataLoader, or"
+    run = trainer(RobustnessEvaluation(after_fit=True), steps=1)
+    with pytest.warns(MeasurementWarning, match=message):
+        run.fit(Without(), images())
 
 
 def test_after_fit_without_test_data_is_refused_before_training() -> None:
