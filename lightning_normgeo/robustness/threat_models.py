@@ -45,7 +45,8 @@ class ThreatModel:
     Attributes:
         space: ``pixel``, images in [0, 1]; ``normalized``, z = (pixel - mean) / std; ``input``, the loader's own units.
         eps: radius of the l∞ ball, at least 0; in pixels at most 1.
-        step_size: step size of BIM and PGD in l∞, at least 0; in l2 its ratio to the radius is the same.
+        step_size: step size of BIM and PGD in l∞, above 0 unless ``eps`` is 0; in l2 its ratio to the radius is the
+            same.
         steps: number of BIM and PGD iterations, at least 1.
         noise_std: standard deviation of the Gaussian noise, at least 0.
         lower: smallest value an attacked image may have; one per channel, or None for the value of a black pixel.
@@ -87,6 +88,11 @@ class ThreatModel:
                 raise ConfigurationError(
                     f"{name}={short_repr(value)} must be at least 0 and finite, in {_UNITS[self.space]}.{hint}"
                 )
+        if self.step_size == 0 < self.eps:
+            raise ConfigurationError(
+                f"step_size={self.step_size!r} must be above 0: steps of that size leave the image where it is. Leave "
+                "it out for the preset's share of eps."
+            )
         if type(self.steps) is not int or self.steps < 1:
             raise ConfigurationError(f"steps={short_repr(self.steps)} must be an integer, at least 1.")
         for name in ("lower", "upper"):

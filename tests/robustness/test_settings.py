@@ -60,6 +60,8 @@ def one(name, **changes):
         ({"noise_std": True}, r"noise_std=True must be at least 0"),
         ({"noise_std": (0.1, math.nan)}, r"noise_std=nan must be at least 0"),
         ({"step_size": -1}, r"step_size=-1 must be at least 0"),
+        ({"step_size": 0}, r"step_size=0 must be above 0: steps of that size leave the image where it is"),
+        ({"step_size": 0.0, "eps": [0.1, 0.2]}, r"step_size=0\.0 must be above 0"),
         ({"step_size": [0.1]}, r"step_size=\[0\.1\] must be at least 0"),
         ({"steps": 0}, r"steps=0 must be an integer, at least 1"),
         ({"steps": 2.0}, r"steps=2\.0 must be an integer, at least 1"),

@@ -55,11 +55,11 @@ class GeometryMonitor(QuietCallback):
             the Trainer's ``log_every_n_steps`` for a hundred measurements, then twice as many steps each time the
             step has doubled, for long trainings: a million steps have about five hundred measurements. Default: the
             Trainer's ``log_every_n_steps``, where 0 means never.
-        layers: glob or globs for the module paths of layers with metric keys of their own; ``"*"`` for all. More than
-            16 layers get no keys but rows in the table ``geometry/layers``, which W&B gets when training ends (at most
-            10,000 rows; from long runs every second, fourth, eighth … measured step). Aggregates over all layers are
-            always logged, and RecordLogger always keeps every layer. Default: the first residual block as in the paper
-            (``*layer1.0.*``), or the first three layers of other networks.
+        layers: glob or globs for the module paths of layers with metric keys of their own; ``"*"`` for all, an empty
+            list for none. More than 16 layers get no keys but rows in the table ``geometry/layers``, which W&B gets
+            when training ends (at most 10,000 rows; from long runs every second, fourth, eighth … measured step).
+            Aggregates over all layers are always logged, and RecordLogger always keeps every layer. Default: the first
+            residual block as in the paper (``*layer1.0.*``), or the first three layers of other networks.
         wandb_keys: metric keys sent to W&B, which draws a chart for each. ``aggregates``: the two dozen most important
             ones, with keys of single layers only if ``layers`` is given, and otherwise the table; ``all``: all keys,
             as for other loggers; those of single layers get no chart, unless ``layers`` is given. Default:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import io
 from argparse import Namespace
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
 from lightning_normgeo._lightning import Logger
-from lightning_normgeo.errors import warn_once
+from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.runs.folders.new_folders import check_writable, claim_version
 from lightning_normgeo.runs.records.environment import describe_environment
 from lightning_normgeo.runs.records.hyperparameters import as_nested
 from lightning_normgeo.runs.records.layer_columns import LayerColumns
 from lightning_normgeo.runs.records.record import RECORD_NAME
 from lightning_normgeo.runs.records.record_lines import as_line, plain_json
+from lightning_normgeo.utilities.checked_values import short_repr
 from lightning_normgeo.utilities.files import as_json
 from lightning_normgeo.utilities.spool import MOST_WAITING, Spool, reason_of
 
@@ -44,11 +46,12 @@ class RecordLogger(Logger):
             which the run starts.
 
     Raises:
-        ConfigurationError: If the folder cannot be written.
+        ConfigurationError: If the folder cannot be written, or a name is no text.
     """
 
     def __init__(self, save_dir: str = "runs", name: str = "normgeo", version: str | None = None) -> None:
         super().__init__()
+        _check_texts(save_dir, name, version)
         self._save_dir = save_dir
         self._name = name
         self._version = version
@@ -249,6 +252,15 @@ def _environment() -> dict[str, str]:
         return describe_environment()
     except Exception:  # a broken installation of another package
         return {}
+
+
+def _check_texts(save_dir: Any, name: Any, version: Any) -> None:
+    """Check that the arguments of a logger can be parts of a path, before a training has begun."""
+    given = {"save_dir": save_dir, "name": name, **({} if version is None else {"version": version})}
+    for option, value in given.items():
+        if not isinstance(value, (str, PathLike) if option == "save_dir" else str):
+            what = "the path of a folder, as 'runs'" if option == "save_dir" else "text, as 'first'"
+            raise ConfigurationError(f"RecordLogger({option}={short_repr(value)}): must be {what}.")
 
 
 def _number(key: str, value: Any) -> float | None:

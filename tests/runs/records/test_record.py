@@ -171,6 +171,20 @@ def test_resuming_an_ended_run_appends() -> None:
     assert not record.complete
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"save_dir": 5}, r"RecordLogger\(save_dir=5\): must be the path of a folder, as 'runs'"),
+        ({"save_dir": None}, r"save_dir=None\): must be the path of a folder"),
+        ({"name": 5}, r"name=5\): must be text"),
+        ({"version": 3}, r"version=3\): must be text, as 'first'"),
+    ],
+)
+def test_names_that_are_no_text_are_refused_at_once(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        RecordLogger(**given)
+
+
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_unwritable_folder_is_refused_at_once(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
