@@ -12,6 +12,7 @@ from lightning_normgeo._lightning import hide_charts, is_wandb
 from lightning_normgeo.callbacks._robustness.example_pictures import example_strips
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.robustness.results.logged_results import EXAMPLES, ORDER, RESULTS, detail_tables, table_of
+from lightning_normgeo.robustness.results.process_shares import EVERYTHING
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.runs.records.record import Record, evaluation_stem
 from lightning_normgeo.runs.verdicts import logged_verdicts
@@ -35,6 +36,14 @@ def metrics_of(reports: Mapping[str, RobustnessReport]) -> dict[str, float]:
         for quantity in ("accuracy", "ci_low", "ci_high", "n") if report.corruptions is not None else ():
             found[f"robustness/corruptions{suffix}/{quantity}"] = float(getattr(report.corruptions, quantity))
     return {key: value for key, value in found.items() if math.isfinite(value)}
+
+
+def rows_left_out(report: RobustnessReport, suffix: str) -> dict[str, list[str]]:
+    """Return the rows that were not evaluated by reason, as warnings name them."""
+    found: dict[str, list[str]] = {}
+    for row, reason in report.not_evaluated.items():
+        found.setdefault(reason, []).append(f"{'Robustness' if row == EVERYTHING else row}{suffix}")
+    return found
 
 
 def document_of(reports: Mapping[str, RobustnessReport]) -> dict[str, Any]:

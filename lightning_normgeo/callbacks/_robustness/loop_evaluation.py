@@ -14,6 +14,7 @@ from lightning_normgeo.callbacks._robustness.dataloaders import batch_count, bat
 from lightning_normgeo.callbacks._robustness.divided_samples import DividedSamples
 from lightning_normgeo.callbacks._robustness.evaluation_hooks import BatchEvaluation
 from lightning_normgeo.callbacks._robustness.evaluation_processes import EvaluationProcesses
+from lightning_normgeo.callbacks._robustness.logging import rows_left_out
 from lightning_normgeo.callbacks._robustness.progress_bars import ProgressBar, bar_of
 from lightning_normgeo.errors import reason_of, warn_once
 from lightning_normgeo.robustness.inputs import unpacked
@@ -276,10 +277,9 @@ class LoopEvaluation(BatchEvaluation):
         for text in found:
             warn_once(text)
         for suffix, report in reports.items():
-            for attack, reason in report.not_evaluated.items():
+            for reason, rows in rows_left_out(report, suffix).items():
                 if not any(reason in text for text in (*self._told, *told)):
-                    what = "Robustness" if attack == EVERYTHING else attack
-                    warn_once(f"{what}{suffix} is not evaluated. {reason}")
+                    warn_once(f"{', '.join(rows)} {'is' if len(rows) == 1 else 'are'} not evaluated. {reason}")
 
     def _open_bar(self, number: int, size: int) -> None:
         count = self._counts[number] if number < len(self._counts) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -35,6 +36,9 @@ def logit_change(
 ) -> float:
     """Return the largest change of a logit inside a context, relative to the largest logit.
 
+    Images without finite logits, such as those with NaN in a pixel, show no change and are left out; NaN is returned if
+    there are no others. A logit that is finite outside the context only has changed infinitely.
+
     Args:
         active: the context, which swaps parameters.
         logits: maps images to the model's logits.
@@ -46,7 +50,12 @@ def logit_change(
     expected = logits(images)
     with active:
         found = logits(images if arranged is None else arranged(images))
-    return float((found - expected).abs().amax() / expected.abs().amax().clamp_min(1e-30))
+    known = expected.reshape(len(expected), -1).isfinite().all(1)
+    if not known.any():
+        return math.nan
+    found, expected = found[known], expected[known]
+    change = (found - expected).abs().nan_to_num(math.inf, math.inf)
+    return float(change.amax() / expected.abs().amax().clamp_min(1e-30))
 
 
 class LogitsModule(nn.Module):

@@ -148,6 +148,8 @@ class RescaledModel:
 
     def _checked_difference(self, logits: Callable[[Tensor], Tensor], images: Tensor) -> float:
         difference = logit_change(self.active(), logits, images)
+        if math.isnan(difference):
+            raise ConfigurationError("No image has finite logits, so the control cannot be checked. Check the weights.")
         if not difference <= _TOLERANCE:
             raise ConfigurationError(
                 f"With scale-invariant weights multiplied by {self.factor:g} the logits change by {difference:.1e} of "
@@ -238,7 +240,16 @@ def _relation(name: str, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]
     """Return r and c of x' = rx + c for each channel, by least squares.
 
     For a channel that is constant r is not determined: it gets the median of the other channels, and c fits the rest.
+    Positions where the input is not finite, as in images with NaN in a pixel, are left out.
     """
+    finite = before.isfinite().all(0)
+    if not finite.all():
+        before, after = before[:, finite], after[:, finite]
+    if not before.shape[1]:
+        raise ConfigurationError(
+            f"The input of batch normalization {name!r} is finite nowhere in these images, so its change by the "
+            "control cannot be measured. Check the weights, and give images with finite values."
+        )
     rounding = math.sqrt(torch.finfo(before.dtype).eps)
     x, y = (on_observing_device(inputs).double() for inputs in (before, after))
     centered = x - x.mean(1, keepdim=True)

@@ -390,3 +390,32 @@ def test_a_record_logger_takes_what_is_called_on_other_experiments(tmp_path: Pat
     logger.experiment.add_image("generated", torch.zeros(3, 2, 2), 0)
     logger.experiment.log({"x": 1})
     assert not logger.path.exists()
+
+
+def test_rows_that_one_reason_keeps_from_evaluation_have_one_warning() -> None:
+    project = Project()
+    for layer in project.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 10.0  # so large that the length of weights in front matters
+    callback = RobustnessEvaluation(attacks="bim", steps=2, rescale=10.0)
+    with pytest.warns(MeasurementWarning) as told:
+        trainer(callback).test(project, images(8), verbose=False)
+    (message,) = (str(one.message) for one in told if one.category is MeasurementWarning)
+    assert message.startswith("clean_rescaled, bim_rescaled are not evaluated. With scale-invariant weights multiplied")
+
+
+def test_an_image_that_is_not_finite_leaves_the_control_of_the_others() -> None:
+    class Quiet(Project):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("seen", 1.0)
+
+    x, y = images(16).dataset.tensors
+    x = torch.cat([x[:3], x[3:4] * torch.nan, x[4:]])
+    callback = RobustnessEvaluation(attacks="bim", steps=2, rescale=10.0)
+    with pytest.warns(MeasurementWarning) as told:
+        trainer(callback).test(Quiet(), DataLoader(TensorDataset(x, y), 8), verbose=False)
+    messages = [str(one.message) for one in told if one.category is MeasurementWarning]
+    assert all(re.search("1 of 16 images .*not finite|not finite for 1 of 16 images", one) for one in messages)
+    assert {name: result.n for name, result in callback.results.items()} == dict.fromkeys(
+        ["clean", "bim", "clean_rescaled", "bim_rescaled"], 16
+    )

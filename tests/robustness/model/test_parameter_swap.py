@@ -50,6 +50,13 @@ def test_the_model_is_unchanged_bit_by_bit(fails):
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
+def test_images_without_finite_logits_show_no_change():
+    net, x = small(), images(4, 3, 8, 8)
+    x[1, 0, 0, 0] = float("nan")
+    assert folded_model(net, net, x) is not None
+    assert folded_model(net, net, x[1:2]) is None
+
+
 def test_stand_ins_can_be_used_again_and_again():
     net, x = small(), images(2, 3, 8, 8)
     folded = FoldedModel(net, net, x)

@@ -342,6 +342,29 @@ def test_refuses_what_is_no_control():
         RescaledModel(net, net, x)
 
 
+@pytest.mark.parametrize("name", ["bn", "sn", "separable with biases"])
+def test_images_that_are_not_finite_do_not_count(name):
+    net, x, _ = built(name)
+    expected = RescaledModel(net, net, x)
+    broken = torch.cat([x, x[:2]])
+    broken[-1, 0, 3, 3], broken[-2] = float("nan"), float("inf")
+    found = RescaledModel(net, net, broken)
+    assert found.layers == expected.layers
+    assert found.difference == pytest.approx(expected.difference, rel=1e-3)
+    for layer, ratios in expected.ratios.items():
+        assert found.ratios[layer] == pytest.approx(ratios, rel=1e-3)
+
+
+def test_without_finite_values_the_reason_is_said():
+    net, x, _ = built("bn")
+    with pytest.raises(ConfigurationError, match="is finite nowhere in these images"):
+        RescaledModel(net, net, x * float("nan"))
+    with torch.no_grad():
+        net[-1].bias.fill_(float("inf"))
+    with pytest.raises(ConfigurationError, match="No image has finite logits"):
+        RescaledModel(net, net, x)
+
+
 def test_refuses_a_normalization_of_inputs_of_different_scale():
     torch.manual_seed(0)
     shared = Net(lambda net, x: net.fc(net.bn(net.first(x)) + net.bn(x)), first=nn.Linear(6, 6), bn=nn.BatchNorm1d(6))
