@@ -43,8 +43,9 @@ class Study:
     Attributes:
         name: Name of the study; its runs are written to ``<save_dir>/<name>/<run>``.
         grid: Values of each option. Options are those of ``normgeo fit``, with dots. The option ``config`` takes
-            files, relative to the study's file, for values that change several options at once.
-        configs: Configuration files of ``normgeo fit`` for all runs, relative to the study's file.
+            configurations as ``configs`` does, for values that change several options at once.
+        configs: Configurations of ``normgeo fit`` for all runs: files, relative to the study's file, or names of those
+            that come with the package, such as ``quickstart``.
         settings: Options for all runs.
         save_dir: Folder of all studies.
         keep_optimizer_states: Whether checkpoints of finished runs keep the states of optimizers and schedules. False
@@ -115,14 +116,14 @@ def load_study(path: str | Path) -> Study:
     """
     path = Path(find_config(str(path), "normgeo study"))
     study = _read(path)
-    _check_options(study, path)
-    here = path.absolute().parent
-    files = [_found(here, file) for file in study.configs]
+    files = [_found(path, "configs", file) for file in study.configs]
     grid = {
-        option: [_found(here, value) for value in values] if option == CONFIG else values
+        option: [_found(path, f"grid.{option}", value) for value in values] if option == CONFIG else values
         for option, values in study.grid.items()
     }
-    return replace(study, grid=grid, configs=files)
+    study = replace(study, grid=grid, configs=files)
+    _check_options(study, path)
+    return study
 
 
 def arguments_of(options: Mapping[str, Any]) -> list[str]:
@@ -184,15 +185,13 @@ def _check_options(study: Study, path: Path) -> None:
         raise ConfigurationError(f"{path}: {longest} is too long for a folder. Put options into files, under {CONFIG}.")
 
 
-def _found(folder: Path, file: Any) -> str:
-    """Return the path of a file that is given relative to a folder.
+def _found(study: Path, option: str, given: Any) -> str:
+    """Return the path of a configuration: relative to the study's file, or one that comes with the package, by name.
 
     Raises:
-        ConfigurationError: If there is no such file.
+        ConfigurationError: If there is no such file or configuration.
     """
-    found = (folder / str(file)).resolve()
-    if not found.is_file():
-        raise ConfigurationError(f"{found} does not exist; files of a study are relative to the study's own.")
+    found = Path(find_config(str(given), f"{study}: {option}", study.absolute().parent)).resolve()
     try:
         return str(found.relative_to(Path.cwd()))  # short, and the same on every machine of a sweep
     except ValueError:

@@ -34,28 +34,30 @@ def title_of(config: Path) -> str:
     return sentence.rstrip(".:")
 
 
-def find_config(given: str, option: str = "--config") -> str:
+def find_config(given: str, option: str = "--config", folder: Path | None = None) -> str:
     """Return the path of a configuration.
 
     Args:
         given: path of a file, or the name of a configuration that comes with the package: ``norm/gn_wd``, its last part
             ``gn_wd`` if that is unique, or ``configs/norm/gn_wd.yaml`` as in a checkout.
         option: name of the option, for the message.
+        folder: the folder that a path is relative to. Default: the working directory.
 
     Raises:
         ConfigurationError: if there is no such file or configuration; the message lists similar names.
     """
-    if Path(given).is_file():
-        return given
+    path = given if folder is None else str(folder / given)
+    if Path(path).is_file():
+        return path
     known = shipped_configs()
     name = Path(given).with_suffix("") if given.endswith(_ENDINGS) else Path(given)
     asked = name.as_posix().removeprefix("./").removeprefix("configs/")
     alike = [asked] if asked in known else [one for one in known if one.rpartition("/")[2] == asked]
     if len(alike) == 1:
         return str(known[alike[0]])
-    what = "is a folder" if Path(given).is_dir() else "does not exist"
+    what = "is a folder" if Path(path).is_dir() else "does not exist"
     raise ConfigurationError(
-        f"{option} {given} {what}, and no configuration that comes with the package has this name. "
+        f"{option} {path} {what}, and no configuration that comes with the package has this name. "
         f"Nearest: {nearest_names(asked, alike or known)}; normgeo configs lists all."
     )
 

@@ -33,6 +33,7 @@ from lightning_normgeo.study.runner import Runner
 from lightning_normgeo.study.study_index import Index, IndexEntry
 from lightning_normgeo.study.validation import checked_cases
 from lightning_normgeo.terminal.safe_streams import PipeSafeStream
+from lightning_normgeo.terminal.shipped_configs import shipped_configs
 from lightning_normgeo.utilities.files import read_lines
 from support.isolation import REPOSITORY, isolated
 
@@ -138,6 +139,19 @@ def test_files_are_relative_to_the_study_and_come_first(tmp_path: Path) -> None:
     assert arguments_of(study.runs()["x=1,config=gn_wd"]) == ["--config=sub/gn_wd.yaml", "--x=1"]
 
 
+def test_configurations_that_come_with_the_package_go_by_name(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/bn.yaml").write_text("{}")
+    (tmp_path / "sub/study.yaml").write_text(
+        "name: s\nconfigs: [quickstart, callbacks.yaml]\ngrid: {config: [norm/gn_wd, bn.yaml]}"
+    )
+    study = load_study("sub/study.yaml")
+    known = shipped_configs()
+    assert study.configs == [str(known["quickstart"]), str(known["callbacks"])]
+    assert study.grid == {"config": [str(known["norm/gn_wd"]), "sub/bn.yaml"]}
+    assert list(study.runs()) == ["config=gn_wd", "config=bn"]
+
+
 REFUSED = {
     "name: s\ngrid: {}": "the grid is empty. Give options with their values",
     "grid: {a: [1]}": r"is not a study.*name.*It needs name and grid",
@@ -156,8 +170,10 @@ REFUSED = {
     "name: s\nsettings: {run: x/y}\ngrid: {a: [1]}": r"run is what the study itself gives each run",
     "name: s\ngrid: {ckpt_path: [x]}": r"ckpt_path is what the study itself gives",
     "name: s\nsettings: {config: x.yaml}\ngrid: {a: [1]}": r"settings.config belongs into configs",
-    "name: s\nconfigs: [no.yaml]\ngrid: {a: [1]}": r"no.yaml does not exist; files of a study are relative to the stu",
-    "name: s\ngrid: {config: [no.yaml]}": r"no.yaml does not exist; files of a study are relative to the study's own",
+    "name: s\nconfigs: [no.yaml]\ngrid: {a: [1]}": r": configs /.*/no.yaml does not exist, and no .* has this name",
+    "name: s\ngrid: {config: [no.yaml]}": r": grid.config /.*/no.yaml does not exist, and no configuration that comes",
+    "name: s\nconfigs: [quickstar]\ngrid: {a: [1]}": r"Nearest: 'quickstart' .*; normgeo configs lists all",
+    "name: s\ngrid: {config: [gn_wd, norm/gn_wd]}": r"grid.config has the values .*, which name one run",
     f"name: s\ngrid: {{{', '.join(f'a{i}: [{i}{40 * chr(120)}]' for i in range(8))}}}": r"is too long for a folder",
 }  # fmt: skip
 
