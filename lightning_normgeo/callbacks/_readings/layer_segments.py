@@ -83,8 +83,11 @@ class LayerSegments:
         chosen: Tensor,
         finish: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> Reading:
-        """Return a reading of means over the ``chosen`` units: per layer (NaN for a layer without any) and in total."""
-        weights = chosen.to(values)
-        total = finish((values * weights).sum() / weights.sum())
-        by_layer = finish(self.sum(values * weights) / self.sum(weights))
+        """Return a reading of means over the ``chosen`` units: per layer (NaN for a layer without any) and in total.
+
+        The values of the others may be NaN.
+        """
+        weights, values = chosen.to(values), torch.where(chosen, values, 0.0)
+        total = finish(values.sum() / weights.sum())
+        by_layer = finish(self.sum(values) / self.sum(weights))
         return Reading(key, total, by_layer, self.names, partial=True)

@@ -53,7 +53,8 @@ class Publisher:
         """Send a row to all loggers, to the layer table and to ``trainer.callback_metrics``."""
         self.rows += 1
         if row.dropped:
-            warn_once("Values that are not finite are left out of the logs.")
+            keys = ", ".join(row.dropped[:3]) + (" …" if len(row.dropped) > 3 else "")
+            warn_once(f"Values that are not finite are left out of the logs ({keys}).", about="values not finite")
         log_readings(row, trainer.loggers, step, self._for_wandb(row, trainer.loggers, monitors))
         self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
         self._verdicts.add(step, row.scalars)

@@ -44,14 +44,14 @@ class HostValues:
         scalars: finite aggregates and finite values of chosen layers, by metric key.
         layers: for each quantity its finite values by layer, for records that keep every layer.
         watched: the keys of the aggregates that also go to ``trainer.callback_metrics``.
-        dropped: the number of values that were not finite and are missing.
+        dropped: keys of values that were not finite and are missing.
         internal: values that only the session uses, by key and layer.
     """
 
     scalars: dict[str, float]
     layers: dict[str, dict[str, float]]
     watched: list[str]
-    dropped: int = 0
+    dropped: Sequence[str] = ()
     internal: dict[str, dict[str, float]] = field(default_factory=dict)
 
 

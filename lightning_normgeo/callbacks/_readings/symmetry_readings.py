@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -39,22 +40,30 @@ def _segments(step: SymmetryStep, roles: Sequence[Role]) -> tuple[LayerSegments,
 
 
 def _charges(step: SymmetryStep) -> Iterator[Reading]:
-    charges = step.charge.abs()
+    """Yield the largest charges; a generator without weights or gradients, as of a dead unit, has none."""
+    charges, defined = step.charge.abs(), ~step.charge.isnan()
+    largest = torch.where(defined, charges, -torch.inf)
     found = _segments(step, list(_CHARGES))
     if found is not None:
         layers, places = found
-        yield layers.reading("symmetry/max_charge", charges[places], layers.maximum)
+        yield _largest("symmetry/max_charge", layers, largest[places])
         for key, values in ((RMS_CHARGE, charges), (RMS_UNCANCELED, step.uncanceled)):
-            squares = layers.mean(values[places].square()).sqrt()
-            yield Reading(key, None, squares, layers.names, internal=True)
+            squares = layers.reading_of_some(key, values[places].square(), defined[places], torch.sqrt)
+            yield replace(squares, total=None, internal=True)
     for role, key in _CHARGES.items():
         own = _segments(step, [role])
         if own is not None:
-            yield Reading(key, charges[own[1]].amax())
+            yield Reading(key, largest[own[1]].amax(), partial=True)
     several = _segments(step, ["invariant jointly", "rescaling"])
     if several is not None:
         layers, places = several
-        yield layers.reading("symmetry/max_uncanceled", step.uncanceled[places], layers.maximum)
+        uncanceled = torch.where(defined, step.uncanceled, -torch.inf)
+        yield _largest("symmetry/max_uncanceled", layers, uncanceled[places])
+
+
+def _largest(key: str, layers: LayerSegments, values: Tensor) -> Reading:
+    """Return the reading of the largest values, none of which is known where all are -∞."""
+    return replace(layers.reading(key, values, layers.maximum), partial=True)
 
 
 def _drifts(step: SymmetryStep) -> Iterator[Reading]:
@@ -67,9 +76,10 @@ def _drifts(step: SymmetryStep) -> Iterator[Reading]:
     rescaling = _segments(step, ["rescaling"])
     if rescaling is not None:
         own, where = rescaling
-        yield own.reading("symmetry/imbalance", (step.quantity[where] / step.size[where]).abs(), own.mean)
+        share = (step.quantity[where] / step.size[where]).abs()
+        yield own.reading_of_some("symmetry/imbalance", share, step.size[where] > 0)
     for key, values in (("increment", step.increment), ("noise", step.noise), ("decay", step.decay)):
-        yield layers.reading(f"symmetry/{key}", sign * values[places] / size, layers.mean)
+        yield layers.reading_of_some(f"symmetry/{key}", sign * values[places] / size, size > 0)
 
 
 def _joint(step: SymmetryStep) -> Iterator[Reading]:
@@ -81,4 +91,4 @@ def _joint(step: SymmetryStep) -> Iterator[Reading]:
     angles, rates = torch.stack(list(step.angle.values())), torch.stack(list(step.lr.values()))
     yield Reading("symmetry/joint_norm", norms.square().sum().sqrt(), norms, names)
     yield Reading("symmetry/joint_angular_update", angles.square().mean().sqrt(), angles, names)
-    yield Reading("symmetry/joint_effective_lr", rates.mean(), rates, names, partial=True)
+    yield Reading("symmetry/joint_effective_lr", rates.nanmean(), rates, names, partial=True)

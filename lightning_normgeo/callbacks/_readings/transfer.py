@@ -70,13 +70,13 @@ class Transfer:
         if not all(flags):
             return None
         row = HostValues({}, {}, [])
-        dropped = sum(_unpack(reading, values, chosen, row) for reading in self.readings)
+        dropped = [reading.key for reading in self.readings if not _unpack(reading, values, chosen, row)]
         return replace(row, dropped=dropped)
 
 
-def _unpack(reading: Reading, values: Iterator[float], chosen: dict[str, frozenset[str]], row: HostValues) -> int:
-    """Add one reading to the row; return how many of its values were not finite."""
-    left_out = 0
+def _unpack(reading: Reading, values: Iterator[float], chosen: dict[str, frozenset[str]], row: HostValues) -> bool:
+    """Add one reading to the row; return whether all values that have to be finite are."""
+    complete = True
     if reading.total is not None:
         total = next(values)
         if math.isfinite(total):
@@ -84,13 +84,13 @@ def _unpack(reading: Reading, values: Iterator[float], chosen: dict[str, frozens
             if not reading.of_this_process:
                 row.watched.append(reading.key)
         else:
-            left_out = 1
+            complete = False
     if reading.by_layer is not None:
         by_layer = dict(zip(reading.layers, values))  # noqa: B905  the values of other readings follow
         finite = by_layer
         if not math.isfinite(sum(by_layer.values())):
             finite = {layer: value for layer, value in by_layer.items() if math.isfinite(value)}
-        left_out += len(by_layer) - len(finite)
+        complete = complete and len(finite) == len(by_layer)
         if reading.internal:
             row.internal.setdefault(reading.key, {}).update(finite)  # invariant weights and controls
         else:
@@ -99,4 +99,4 @@ def _unpack(reading: Reading, values: Iterator[float], chosen: dict[str, frozens
             if wanted:
                 some = {f"{reading.key}/{layer}": value for layer, value in finite.items() if layer in wanted}
                 row.scalars.update(some)
-    return 0 if reading.partial or reading.internal else left_out
+    return complete or reading.partial or reading.internal

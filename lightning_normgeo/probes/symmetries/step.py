@@ -23,7 +23,7 @@ class SymmetryStep:
 
     Attributes:
         families: families with at least one generator, and the places of their generators in the tensors.
-        charge: Σ s_i ⟨W_i, g_i⟩ over its bound √(Σ s_i²‖W_i‖² · Σ‖g_i‖²), in [-1, 1].
+        charge: Σ s_i ⟨W_i, g_i⟩ over its bound √(Σ s_i²‖W_i‖² · Σ‖g_i‖²), in [-1, 1]; NaN where the bound is zero.
         uncanceled: Σ |s_i ⟨W_i, g_i⟩| over the same bound, in [0, 1]: the charge if its terms did not cancel.
         quantity: Q = Σ s_i ‖W_i‖² before the step.
         size: Σ |s_i| ‖W_i‖² before the step.
@@ -31,7 +31,8 @@ class SymmetryStep:
         noise: Σ s_i η² ‖g_i‖², the increment under plain SGD.
         decay: −2 Σ s_i η λ ‖W_i‖², the part of weight decay.
         angle: for each family that is invariant jointly, the angle by which its weights turn, as one vector.
-        lr: for each such family η / Σ ‖W_i‖², the effective learning rate; NaN if its parameters have several η.
+        lr: for each such family η / Σ ‖W_i‖², the effective learning rate; NaN if its parameters have several η, or are
+            zero.
     """
 
     families: Sequence[tuple[Family, slice]]
@@ -120,11 +121,11 @@ def _turned(step: SliceStep, family: Family) -> Tensor:
 
 
 def _effective_lr(step: SliceStep, family: Family) -> Tensor:
-    """Return η/‖W‖² of the parameters of a family as one vector; NaN if they have several η."""
+    """Return η/‖W‖² of the parameters of a family as one vector; NaN if they have several η, or are zero."""
     places = [slice(member.slices.start, member.slices.stop) for member in family.members]
     rates = torch.cat([step.lr[place] for place in places])
     size = torch.cat([step.sums.weight_sq[place] for place in places]).sum()
-    return torch.where(rates.min() == rates.max(), rates[0] / size, math.nan)
+    return torch.where((rates.min() == rates.max()) & (size > 0), rates[0] / size, math.nan)
 
 
 class _Generators:

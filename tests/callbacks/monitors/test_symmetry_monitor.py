@@ -275,6 +275,37 @@ def test_a_stream_that_two_optimizers_move_is_one_vector(tmp_path: Path) -> None
     assert max(value for _, value in metrics["symmetry/max_charge"]) < 1e-12
 
 
+class DeadUnits(nn.Sequential):
+    """Perceptron of which some units have no gradient, a zero weight, or zeros on both sides of a rescaling."""
+
+    def __init__(self) -> None:
+        first, second = nn.Linear(192, 8), nn.Linear(8, 8, bias=False)
+        norm, last = nn.BatchNorm1d(8, eps=1e-30), nn.Linear(8, 4)
+        with torch.no_grad():
+            for tensor in (first.weight[2], first.bias[2:3], second.weight[:, 2], norm.weight[4:5], last.weight[:, 4]):
+                tensor.zero_()
+            norm.bias[1] = -100.0
+        super().__init__(nn.Flatten(), first, nn.ReLU(), second, norm, nn.ReLU(), last)
+
+
+def test_dead_units_leave_the_others_measured(tmp_path: Path) -> None:
+    """A generator without weights or gradients has no charge, and one without weights no imbalance."""
+    witness = Witness()
+    record = fit(tmp_path, DeadUnits(), witness)
+    for key in ("max_charge", "max_charge_alone", "max_charge_rescaling", "max_uncanceled"):
+        values = [value for _, value in record.metrics[f"symmetry/{key}"]]
+        assert len(values) == 4, key
+        assert max(values) < 1e-12 if "charge" in key else min(values) > 0.1, key
+    for key in ("imbalance", "increment", "noise", "decay"):
+        assert len(record.metrics[f"symmetry/{key}"]) == 4, key
+    weights = witness.before[0]
+    incoming = weights["net.1.weight"].square().sum(1) + weights["net.1.bias"].square()
+    outgoing = weights["net.3.weight"].square().sum(0)
+    shares = ((incoming - outgoing) / (incoming + outgoing)).abs()
+    found = _family(record, "8× net.1.weight[i], net.1.bias[i] against net.3.weight[:, i]")
+    assert found["symmetry/imbalance"] == pytest.approx(float(shares.nanmean()), rel=1e-8)
+
+
 class ScaledByNorm(nn.Module):
     """Root mean square normalization by hand, whose ε the graph does not show to be a small number."""
 
