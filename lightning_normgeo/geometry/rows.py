@@ -91,7 +91,7 @@ def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor
     tensor = as_real(tensor.detach() if tensor.requires_grad else tensor)
     if groups > 1:
         tensor, dim = tensor.reshape(groups, -1, *tensor.shape[1:]).movedim(2, 1).flatten(0, 1), 0
-    return (tensor.movedim(dim, 0) if dim else tensor).reshape(units, -1)
+    return (tensor.movedim(dim, 0) if dim else tensor).reshape(units, tensor.numel() // max(units, 1))
 
 
 def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:

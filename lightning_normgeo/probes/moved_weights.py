@@ -34,12 +34,19 @@ def moving_weights(
     found = []
     strangers = unseen([parameter for parameter in moving if id(parameter) not in known])
     for one in [part for whole in [*weights, *strangers] for part in _moving_parts(whole, held, optimizer)]:
-        if any(p.grad.is_sparse for p in one.parameters if p.grad is not None):
+        if left_out_as_sparse(one.units.name, *one.parameters):
             skipped[_SPARSE] += 1
-            warn_once(f"{one.units.name} is left out: {_SPARSE}. Give its layer sparse=False to have it measured.")
         else:
             found.append(one)
     return found
+
+
+def left_out_as_sparse(name: str, *parameters: nn.Parameter) -> bool:
+    """Whether a parameter cannot be measured, since its gradient is sparse; this is said once."""
+    sparse = any(parameter.grad.is_sparse for parameter in parameters if parameter.grad is not None)
+    if sparse:
+        warn_once(f"{name} is left out: {_SPARSE}. Give its layer sparse=False to have it measured.")
+    return sparse
 
 
 def _moving_parts(one: Observed, held: Collection[int], optimizer: Optimizer) -> list[Observed]:

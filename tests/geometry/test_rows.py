@@ -51,3 +51,8 @@ def test_a_step_has_the_same_numbers_in_any_memory_format(layout: str, count: in
         steps.append([step.weight_sq, step.inner, step.gradient_sq, *step.terms, *step.update])
     for first, second in zip(*steps, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(("shape", "units"), [((0, 4), 0), ((4, 0), 4), ((0,), 0), ((4, 0), 1), ((0, 3, 3, 3), 0)])
+def test_empty_tensors_have_empty_rows(shape: tuple[int, ...], units: int) -> None:
+    assert as_rows(torch.empty(shape), units).shape == (units, 0)

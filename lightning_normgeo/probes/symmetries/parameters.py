@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_normgeo.geometry.angles import UpdateProducts, many_update_products
 from lightning_normgeo.geometry.rows import observing_device, on_observing_device
 from lightning_normgeo.probes.explain import gradient_scale, groups_of
+from lightning_normgeo.probes.moved_weights import left_out_as_sparse
 from lightning_normgeo.symmetries.families import Family
 from lightning_normgeo.symmetries.slice_sums import SliceSums, slice_sums, squared_norms
 from lightning_normgeo.symmetries.symmetries import Symmetries
@@ -85,6 +86,7 @@ class ParametersBefore:
             name: parameter
             for name, parameter in parameters.items()
             if id(parameter) in groups and parameter.grad is not None and name not in without
+            if not left_out_as_sparse(name, parameter)
         }
         own = next(iter(self._moved.values())).device if self._moved else torch.device("cpu")
         self._device = observing_device(own)

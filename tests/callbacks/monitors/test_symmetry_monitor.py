@@ -306,6 +306,31 @@ def test_dead_units_leave_the_others_measured(tmp_path: Path) -> None:
     assert found["symmetry/imbalance"] == pytest.approx(float(shares.nanmean()), rel=1e-8)
 
 
+class SparseRows(nn.Module):
+    """Network with an embedding that has sparse gradients, and two empty layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(20, 8, sparse=True), nn.BatchNorm1d(8, eps=1e-30)
+        self.hidden, self.last, self.empty = nn.Linear(8, 6), nn.Linear(6, 4), nn.Linear(4, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.table((x.flatten(1)[:, 0].abs() * 5).long().clamp(max=19))
+        y = self.last(self.hidden(self.norm(rows)).relu())
+        return y + self.empty(y).sum()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_parameters_with_sparse_gradients_are_left_out(tmp_path: Path) -> None:
+    with pytest.warns(MeasurementWarning, match=r"net\.table\.weight is left out: its gradient is sparse") as said:
+        record = fit(tmp_path, SparseRows(), OrthogonalityMonitor())
+    assert [one.category for one in said].count(MeasurementWarning) == 1
+    families = record.layers["symmetry/max_charge"][0][1]
+    assert any("net.hidden.weight" in family for family in families)
+    assert not any("net.table" in family for family in families)
+    assert len(record.metrics["symmetry/max_charge"]) == 4
+
+
 class ScaledByNorm(nn.Module):
     """Root mean square normalization by hand, whose ε the graph does not show to be a small number."""
 
