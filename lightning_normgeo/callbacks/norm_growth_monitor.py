@@ -37,8 +37,9 @@ class NormGrowthMonitor(GeometryMonitor):
     training began is explained: ``cumulative_increment`` is ‖W_T‖² - ‖W_0‖², ``cumulative_predicted`` is Σ η²‖g‖², and
     ``cumulative_predicted_momentum`` follows from ⟨W, g⟩ = 0 under SGD with momentum, by a recursion over norms alone.
     The totals cover all weights that were ever measured, including weights frozen later. They are saved in
-    checkpoints, and a resumed training continues them exactly. Changes of weights by anything but the optimizer
-    (averaging, clipping) appear in ``cumulative_residual``.
+    checkpoints, and a resumed training continues them exactly; a second ``trainer.fit`` without a checkpoint starts
+    them from zero, with a warning. Changes of weights by anything but the optimizer (averaging, clipping) appear in
+    ``cumulative_residual``.
 
     Cost: a copy of the observed weights, and two passes over weights, gradients and momentum per measured step; with
     ``cumulative`` one pass over the same per unmeasured step.

@@ -28,10 +28,21 @@ class CumulativeState:
             return waiting
         return self._account
 
-    def open(self, observer: Observer, module: nn.Module) -> None:
-        """Sum up every step from now on: of all weights, and of biases that may belong to their units."""
+    def open(self, observer: Observer, module: nn.Module, step: int) -> None:
+        """Sum up every step from now on: of all weights, and of biases that may belong to their units.
+
+        Args:
+            observer: of the training.
+            module: to train.
+            step: number of optimizer steps that the Trainer has taken before.
+        """
         if self._account is not None:
             return
+        if step and not self._saved:
+            warn_once(
+                f"The cumulative_… keys count from step {step} on: sums over the steps before are not known. They are "
+                "in checkpoints of trainings with this callback; trainer.fit(…, ckpt_path=…) goes on with them."
+            )
 
         def look_up() -> dict[str, nn.Parameter]:
             all_reduce = observer.all_reduce

@@ -30,6 +30,7 @@ from torch import nn
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo._lightning import BATCH_HOOKS
 from lightning_normgeo.callbacks._monitors.session import Session
+from lightning_normgeo.errors import MeasurementWarning
 from support.projects import SAM, Account, Fingerprint, Optimizers, Project, Resumed, Rows, images, same, sgd, trainer
 
 SITES = {"norm_growth": ["net.0", "net.3"], "norm_growth_control": ["net.8"]}
@@ -590,7 +591,8 @@ def test_several_fits_with_the_same_trainer() -> None:
     run.fit(project, images(32))
     account.weights.pop()
     run.fit_loop.max_epochs = 3
-    run.fit(project, images(32))
+    with pytest.warns(MeasurementWarning, match=r"cumulative_… keys count from step 4 on.*ckpt_path"):
+        run.fit(project, images(32))
     assert rows.steps == list(range(12))
     check(rows, account, gradients=False)
     assert_gone(run, project)

@@ -18,6 +18,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, describe_lion, register_optimizer
+from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.geometry import IncrementTerms
 from lightning_normgeo.geometry.products.one_pass import many_weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
@@ -457,7 +458,8 @@ def test_a_checkpoint_saved_on_an_exception_has_the_sums_of_what_was_done(tmp_pa
 def test_a_checkpoint_without_sums_begins_a_new_account(tmp_path: Path) -> None:
     _, run = train(6, NormGrowthMonitor(2))
     run.save_checkpoint(tmp_path / "plain.ckpt")
-    rows, _ = train(8, NormGrowthMonitor(2, cumulative=True), path=tmp_path / "plain.ckpt")
+    with pytest.warns(MeasurementWarning, match=r"cumulative_… keys count from step 6 on.*checkpoints"):
+        rows, _ = train(8, NormGrowthMonitor(2, cumulative=True), path=tmp_path / "plain.ckpt")
     ((step, metrics),) = rows.rows
     assert step == 7
     assert abs(metrics["norm_growth/cumulative_residual"]) <= metrics["norm_growth/cumulative_storage_floor"]
