@@ -63,16 +63,18 @@ class CumulativeIncrements:
         self._indices: dict[tuple[str, ...], Tensor] = {}
 
     def follow(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Sum up these parameters, by name, from their next step on; a renamed parameter keeps its sums."""
+        """Sum up these parameters, by name, from their next step on; a renamed parameter keeps its sums.
+
+        One that is no longer among them may share its memory with another one, as in a layer that was parametrized: it
+        has no norm of its own any more.
+        """
         self._rename({self._name(p): name for name, p in parameters.items() if self._name(p) not in ("", name)})
         for key, (name, held) in self._names.items():
             if name in parameters and parameters[name] is not held():  # of a layer that was replaced
                 self._names[key] = "", held
         self._names = {key: one for key, one in self._names.items() if one[0] or one[1]() is not None}
-        for name, parameter in parameters.items():
-            self._names[id(parameter)] = name, weakref.ref(parameter)
-            if name in self.parameters:
-                self.parameters[name] = parameter
+        self._names |= {id(parameter): (name, weakref.ref(parameter)) for name, parameter in parameters.items()}
+        self.parameters = {name: parameters[name] for name in self.parameters if name in parameters}
 
     def look_for(self, moved: Collection[str]) -> None:
         """Look up the parameters again if one that moved has no sums, or a weight did not move.
