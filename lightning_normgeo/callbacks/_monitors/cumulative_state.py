@@ -34,7 +34,7 @@ class CumulativeState:
         Args:
             observer: of the training.
             module: to train.
-            step: number of optimizer steps that the Trainer has taken before.
+            step: number of steps that the Trainer has taken before, as it counts them for loggers.
         """
         if self._account is not None:
             return

@@ -105,7 +105,7 @@ class Session:
             # see the numbers of this step
             trainer.callbacks = [self.driver, *trainer.callbacks]
         if monitor.cumulative:
-            self.counted.open(self.observer, module, trainer.global_step)
+            self.counted.open(self.observer, module, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def leave(self, monitor: Any, trainer: Any) -> None:
         """Remove a monitor; after the last one all hooks, the probe and the session are removed."""
