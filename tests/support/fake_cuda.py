@@ -130,7 +130,9 @@ def fake_kernels(patch: pytest.MonkeyPatch) -> Counter[str]:
     patch.setattr(compiled, "_WORTHWHILE", 0)
     patch.setattr(launches, "launch", launch)
     patch.setattr(launches, "address", lambda tensor: 0)
-    patch.setattr(launches, "_sent", lambda values, device: torch.empty_like(values, device=device))
+    patch.setattr(
+        launches, "_sent", lambda values, device: torch.empty(values.shape, dtype=values.dtype, device=device)
+    )
     return launched
 
 

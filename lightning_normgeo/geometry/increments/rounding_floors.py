@@ -68,10 +68,7 @@ def lattice_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtype) 
         >>> bool(random < error <= lattice_floor(terms, weight_sq, torch.float32))
         True
     """
-    along = terms.gradient + terms.momentum
-    along = torch.maximum(along.abs(), (along + terms.weight_decay).abs())  # decoupled, or added to the gradient
-    step_sq = terms.quadratic + (terms.quadratic == 0)  # where nothing moves, ``along`` is zero
-    return torch.finfo(dtype).eps * (weight_sq / step_sq).sqrt() * along
+    return _lattice(terms, terms.weight_decay.abs(), weight_sq, dtype)
 
 
 def storage_floor(weight_quartic: Tensor, dtype: torch.dtype, stores: int = 1) -> Tensor:
@@ -160,7 +157,7 @@ def systematic_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtyp
     sizes = torch.stack(list(terms)).abs()
     _, momentum, decay, _ = sizes
     floor = _arithmetic(sizes, dtype) + _decay(decay, momentum, weight_sq, dtype)
-    return floor + lattice_floor(terms, weight_sq, dtype)
+    return floor + _lattice(terms, decay, weight_sq, dtype)
 
 
 def _arithmetic(sizes: Tensor, dtype: torch.dtype) -> Tensor:
@@ -174,3 +171,12 @@ def _decay(decay: Tensor, momentum: Tensor, weight_sq: Tensor, dtype: torch.dtyp
     below = torch.addcmul(decay, momentum, decay.sign())
     above = whole * (4 * whole / decay.clamp_min(torch.finfo(decay.dtype).tiny))
     return torch.minimum(torch.minimum(whole, below), above)
+
+
+def _lattice(terms: IncrementTerms, decay: Tensor, weight_sq: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return :func:`lattice_floor`; ``decay`` is the absolute value of the term of weight decay."""
+    # the larger of |a| and |a + d|, since weight decay d may be decoupled, or added to the gradient
+    middle = (terms.gradient + terms.momentum).add(terms.weight_decay, alpha=0.5)
+    along = middle.abs().add(decay, alpha=0.5)
+    ratio = (weight_sq / terms.quadratic).nan_to_num(0.0, posinf=0.0)  # where U = 0
+    return torch.finfo(dtype).eps * ratio.sqrt() * along

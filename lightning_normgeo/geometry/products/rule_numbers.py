@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
 from lightning_normgeo.geometry.products.weight_pass import WeightPass
+from lightning_normgeo.geometry.update_rules.elementwise import some
 from lightning_normgeo.geometry.update_rules.optimizers.adam import AdamRule
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 
@@ -45,12 +46,14 @@ def adam_numbers(rule: AdamRule, step: Scalar, has_state: bool) -> Numbers:
     beta1, beta2 = rule.betas
     correction, rate = 1 - beta2**step, rule.lr / (1 - beta1**step)
     correction = correction.to(torch.float64) if isinstance(correction, Tensor) else correction  # rounded as it is
-    inverse = 1 / correction
+    inverse = correction.reciprocal() if isinstance(correction, Tensor) else 1 / correction
     # the optimizer's gradient is g̃ = ±g + λW (minus for maximize); the loop computes ±g̃ = g ± λW, of the same square
     sign = -1.0 if rule.maximize else 1.0
     old, new = beta2 * inverse if has_state else 0.0, (1 - beta2) * inverse
     by_gradient, by_mean = rate * (1 - beta1), rate * beta1 if has_state else 0.0
-    return sign * rule.coupled, old, new, rule.eps, sign * by_gradient, by_mean, by_gradient * rule.coupled
+    by_decay = by_gradient * rule.coupled if some(rule.coupled) else 0.0
+    signed = -by_gradient if rule.maximize else by_gradient
+    return sign * rule.coupled, old, new, rule.eps, signed, by_mean, by_decay
 
 
 def loop_of(one: WeightPass) -> int:

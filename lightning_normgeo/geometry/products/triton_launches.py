@@ -191,14 +191,14 @@ def _numbers(passes: Sequence[WeightPass]) -> Tensor:
         numbers = (unscale_of(first), *adam_numbers(first.rule, steps, has_state=bool(first.state)))
     else:
         numbers = numbers_of(first)
-    return torch.stack([_column(number, len(passes), device) for number in numbers])
+    return torch.stack([_column(number, len(passes), device) for number in numbers])  # one kernel for equal dtypes
 
 
 def _column(number: Scalar, length: int, device: torch.device) -> Tensor:
     """Return a number, or one for each of several weights, as a column on a device."""
     if isinstance(number, Tensor):
         return number.to(torch.float64).expand(length)
-    return torch.full((length,), number, dtype=torch.float64, device=device)
+    return _table(((number,),), torch.float64, device)[0].expand(length)
 
 
 def _addresses(sources: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
