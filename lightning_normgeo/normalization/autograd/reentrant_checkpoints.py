@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,8 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils import checkpoint
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
+
+_RUNS_AGAIN = ContextVar("runs_again", default=False)
 
 
 def opened(graph: Graph, module: nn.Module) -> Graph:
@@ -42,6 +45,11 @@ def opened(graph: Graph, module: nn.Module) -> Graph:
         while graph.reentrant:  # each round may uncover checkpoints nested in those run before
             graph = graph.with_inside({node: _inside(node) for node in graph.reentrant})
     return graph
+
+
+def runs_again() -> bool:
+    """Whether the forward pass that is running repeats one for :func:`opened`, and is none of the training."""
+    return _RUNS_AGAIN.get()
 
 
 def _inside(node: Node) -> tuple[Edge, ...] | None:
@@ -98,7 +106,7 @@ def _kept(stored: Any) -> Any:
 
 @contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Restore buffers, attributes and random states on exit, and suppress logging until then.
+    """Restore buffers, attributes and random states on exit; until then suppress logging, and let hooks know.
 
     Buffers are replaced by copies. If the originals were written to and restored, autograd would still count them as
     modified in place, and the backward pass of the training would fail.
@@ -108,6 +116,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
     contents = [(value, value.copy()) for _, attributes, *_ in tables for value in _containers(attributes)]
     copies: dict[int, Tensor] = {}
     with _random_states(module), torch.inference_mode(False):
+        token = _RUNS_AGAIN.set(True)
         try:
             for child in children:
                 for name, buffer in child._buffers.items():
@@ -117,6 +126,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
                     vars(child).update(log=_nothing, log_dict=_nothing)
             yield
         finally:
+            _RUNS_AGAIN.reset(token)
             for attributes, saved, buffers, kept in tables:
                 _restore(attributes, saved)
                 _restore(buffers, kept)

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_normgeo.errors import skipped_on_error
 from lightning_normgeo.geometry.columns import repeated
 from lightning_normgeo.geometry.rows import on_observing_device
+from lightning_normgeo.normalization.autograd.reentrant_checkpoints import runs_again
 from lightning_normgeo.probes.after_backward import changes_gradient
 from lightning_normgeo.probes.batch_norm.autograd_node import (
     follows_hook,
@@ -101,7 +102,7 @@ def note_pass(
         args: its inputs.
         output: its output.
     """
-    if not layer.training or not torch.is_grad_enabled() or not isinstance(output, Tensor):
+    if not layer.training or not torch.is_grad_enabled() or not isinstance(output, Tensor) or runs_again():
         return
     hooked = saving_is_hooked()
     if hooked and is_inside_backward():  # a checkpoint repeats a forward pass that has been recorded already

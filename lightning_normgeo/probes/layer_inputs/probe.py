@@ -22,6 +22,7 @@ from lightning_normgeo.geometry.input_covariance.input_geometry import (
     input_geometry,
 )
 from lightning_normgeo.geometry.rows import on_observing_device
+from lightning_normgeo.normalization.autograd.reentrant_checkpoints import runs_again
 from lightning_normgeo.probes.batch_norm.autograd_node import is_inside_backward
 from lightning_normgeo.probes.layer_inputs.layers import batched, count_vectors, patch_map_of
 
@@ -133,7 +134,7 @@ class InputProbe:
     def _note(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of a layer."""
         x = args[0] if args else None
-        if not layer.training or name in self._noted or name in self._found or is_inside_backward():
+        if not layer.training or name in self._noted or name in self._found or is_inside_backward() or runs_again():
             return
         if isinstance(x, Tensor) and x.is_floating_point() and x.numel():
             self._noted[name] = _Noted(x.detach(), x._version)
