@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint
 
-from lightning_normgeo import AffineConvergenceMonitor, OrthogonalityMonitor, SymmetryMonitor
+from lightning_normgeo import AffineConvergenceMonitor, BatchGeometryMonitor, OrthogonalityMonitor, SymmetryMonitor
+from lightning_normgeo.errors import MeasurementWarning
 from support.projects import ConvNet, Project, Rows, images, trainer
 
 
@@ -34,12 +37,11 @@ class Reentrant(Segmented):
     reentrant = True
 
 
-def affine(net: type[nn.Module], *monitors: Any) -> list[dict[str, float]]:
+def affine(net: type[nn.Module], *monitors: Any, project: type[Project] = Project) -> list[dict[str, float]]:
     """Return the values of AffineConvergenceMonitor in each of three steps."""
     torch.manual_seed(1)
     rows = Rows()
-    project = Project(net=net())
-    trainer(AffineConvergenceMonitor(), *monitors, steps=3, logger=rows).fit(project, images())
+    trainer(AffineConvergenceMonitor(layers="*"), *monitors, steps=3, logger=rows).fit(project(net=net()), images())
     return [{key: value for key, value in row.items() if key.startswith("affine/")} for _, row in rows.rows]
 
 
@@ -50,3 +52,72 @@ def test_a_pass_that_the_search_repeats_is_not_counted(net: type[nn.Module], mon
     assert len(found) == len(expected) == 3
     for step, values in enumerate(expected):
         assert found[step] == pytest.approx(values, rel=1e-4), step
+
+
+class Pruned(Project):
+    """Project that prunes nothing from γ and β of the first batch normalization, which are computed from then on."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            for name in ("weight", "bias"):
+                prune.custom_from_mask(self.net[1], name, torch.ones_like(getattr(self.net[1], name)))
+
+
+def test_pruned_batch_normalizations_are_measured_in_every_step() -> None:
+    expected, found = affine(ConvNet), affine(ConvNet, OrthogonalityMonitor(), project=Pruned)
+    assert len(found) == len(expected) == 3
+    for step, values in enumerate(expected):
+        assert found[step] == pytest.approx(values, rel=1e-6), step
+
+
+class Shaken(nn.Module):
+    """Parametrization that draws a random number and counts how often it is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return x * (1 + 0.1 * torch.rand(()))
+
+
+def shaken(name: str) -> nn.Module:
+    torch.manual_seed(1)
+    net = ConvNet()
+    register_parametrization(net[1], name, Shaken())
+    return net
+
+
+def shaken_training(name: str, rows: Rows, *monitors: Any) -> list[Tensor]:
+    """Return the state of a training of three steps and its random numbers."""
+    project = Project(net=shaken(name))
+    trainer(*monitors, steps=3, logger=rows).fit(project, images())
+    return [*project.state_dict().values(), torch.get_rng_state()]
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_parametrized_batch_normalizations_are_left_out_and_not_computed_once_more(name: str) -> None:
+    rows = Rows()
+    monitors = [AffineConvergenceMonitor(layers="*"), OrthogonalityMonitor(), BatchGeometryMonitor()]
+    with pytest.warns(MeasurementWarning, match=r"of 1 layers are left out: γ or β is computed .*\(net.1\)"):
+        observed = shaken_training(name, rows, *monitors)
+    assert all(map(torch.equal, observed, shaken_training(name, Rows())))
+    assert all("affine/gamma2_over_sigma2_mean/net.4" in row for _, row in rows.rows)
+    assert not any("net.1" in key for _, row in rows.rows for key in row if key.startswith("affine/"))
+
+
+class OffloadedLater(Project):
+    """Project whose autograd nodes cannot be read from the second step on."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if batch_idx == 0:
+            return super().training_step(batch, batch_idx)
+        with torch.autograd.graph.save_on_cpu():
+            return super().training_step(batch, batch_idx)
+
+
+def test_nodes_that_can_no_longer_be_read_are_named_as_such() -> None:
+    with pytest.warns(MeasurementWarning, match="node could no longer be read, and its running statistics were not"):
+        found = affine(ConvNet, OrthogonalityMonitor(), project=OffloadedLater)
+    assert [bool(values) for values in found] == [True, False, True]

@@ -15,6 +15,16 @@ _NEAR = 8
 _SYNC_NODE = "SyncBatchNormBackward"
 
 
+def held(layer: nn.Module, name: str) -> Tensor | None:
+    """Return γ (``weight``) or β (``bias``) as a layer holds it: a parameter, or what pruning has computed from one.
+
+    None if it is computed anew wherever it is accessed, as by a parametrization: another access might change the state
+    or the random numbers of the training.
+    """
+    found = layer._parameters.get(name, vars(layer).get(name))
+    return found if isinstance(found, Tensor) else None
+
+
 def own_node(layer: nn.Module, node: Any) -> Any:
     """Return the autograd node of a batch normalization; None if it cannot be found.
 
@@ -27,13 +37,20 @@ def own_node(layer: nn.Module, node: Any) -> Any:
         if node is None:
             return None
         if node.name() in _NODES or node.name() == _SYNC_NODE:
-            scale = node.next_functions[1][0]
-            if scale is None:  # γ has no gradient, as in the network of a GAN that is not being trained
-                return None if layer.weight.requires_grad else node
             # with another γ it is the node of another layer, and this layer computes something else
-            return node if getattr(scale, "variable", None) is layer.weight else None
+            return node if _leads_to(node.next_functions[1][0], held(layer, "weight")) else None
         node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
     return None
+
+
+def _leads_to(scale: Any, gamma: Tensor | None) -> bool:
+    """Whether the node behind a normalization's factor is that of γ; it is None where γ has no gradient.
+
+    So it is in the network of a GAN that is not being trained.
+    """
+    if scale is None or gamma is None:
+        return gamma is not None and not gamma.requires_grad
+    return scale is gamma.grad_fn if gamma.grad_fn is not None else getattr(scale, "variable", None) is gamma
 
 
 def follows_hook(node: Any) -> bool:

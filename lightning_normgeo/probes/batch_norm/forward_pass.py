@@ -18,6 +18,7 @@ from lightning_normgeo.normalization.autograd.reentrant_checkpoints import runs_
 from lightning_normgeo.probes.after_backward import changes_gradient
 from lightning_normgeo.probes.batch_norm.autograd_node import (
     follows_hook,
+    held,
     is_inside_backward,
     own_node,
     saved_statistics,
@@ -83,6 +84,12 @@ class ForwardPass:
     closed: bool = False
 
 
+def held_pair(layer: _BatchNorm) -> tuple[Tensor, Tensor] | None:
+    """Return γ and β as a layer holds them; None if one of them is computed wherever it is accessed."""
+    scale, shift = held(layer, "weight"), held(layer, "bias")
+    return None if scale is None or shift is None else (scale, shift)
+
+
 @skipped_on_error
 def note_pass(
     passes: list[ForwardPass],
@@ -109,7 +116,8 @@ def note_pass(
         return
     node = own_node(layer, output.grad_fn)
     saved = None if hooked or node is None else saved_statistics(node)
-    affine = (widened(layer.weight), widened(layer.bias)) if sharded else None
+    pair = held_pair(layer)
+    affine = None if pair is None or not sharded else (widened(pair[0]), widened(pair[1]))
     place = sum(not one.closed for one in passes)
     one = ForwardPass(output.numel() // output.shape[1], place, saved, affine)
     passes.append(one)

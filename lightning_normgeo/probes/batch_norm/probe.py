@@ -8,7 +8,9 @@ read and no statistic is computed again.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -16,11 +18,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.columns import repeated
 from lightning_normgeo.normalization.names import clean_name
+from lightning_normgeo.probes.batch_norm.autograd_node import held
 from lightning_normgeo.probes.batch_norm.forward_pass import (
     BatchStatistics,
     ForwardPass,
+    held_pair,
     note_pass,
     summed_gradients,
     widened,
@@ -41,6 +46,10 @@ def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
 _PRECISION = 1e-3
 """Largest error of statistics that are derived from running ones: of σ² + ε relative to itself, of μ relative to its
 square root."""
+_PARAMETRIZED = "γ or β is computed by a parametrization, which can change with each access"
+_NOTHING_TO_READ = "keeps no running statistics, and its autograd node cannot be read"
+_NOT_COPIED = "its autograd node could no longer be read, and its running statistics were not copied before"
+"""In one step only: from then on they are."""
 
 
 class _Samples:
@@ -137,14 +146,13 @@ class BatchNormProbe:
         fresh = {name: passes for name, passes in fresh.items() if passes}
         if not fresh:
             return
-        if self.sharded and any(one.affine is None for passes in fresh.values() for one in passes):
-            self.skipped["γ and β are sharded over processes, and it runs under torch.compile"] += 1
-        self._read_nodes([(name, one) for name, passes in fresh.items() for one in passes if one.saved is not None])
-        for name, passes in fresh.items():
-            if all(one.saved is None for one in passes):
-                self._read_difference(name, passes)
-            for one in passes:
-                one.closed, one.saved = True, None
+        known = self._held(fresh)
+        self._read_nodes([(name, one) for name in known for one in fresh[name] if one.saved is not None], known)
+        for name, affine in known.items():
+            if all(one.saved is None for one in fresh[name]):
+                self._read_difference(name, fresh[name], affine)
+        for one in itertools.chain.from_iterable(fresh.values()):
+            one.closed, one.saved = True, None
         self._remember()
 
     @torch.no_grad()
@@ -168,9 +176,13 @@ class BatchNormProbe:
         return dict(found)
 
     def begin_gradients(self) -> None:
-        """Discard ∂L/∂γ of earlier passes where γ.grad was reset, since the next gradient does not include them."""
+        """Discard ∂L/∂γ of earlier passes where γ.grad was reset, since the next gradient does not include them.
+
+        A γ that is computed from a parameter, as by pruning, has none.
+        """
         for name, passes in self._passes.items():
-            if self.layers[name].weight.grad is None:
+            gamma = held(self.layers[name], "weight")
+            if gamma is None or not gamma.is_leaf or gamma.grad is None:
                 for one in passes:
                     one.gradients = []
 
@@ -185,16 +197,27 @@ class BatchNormProbe:
             samples.count = 0
         self._before = {}
 
+    def _held(self, fresh: Mapping[str, list[ForwardPass]]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return γ and β of the layers that can be read, by module path; the others are counted as left out."""
+        pairs = {name: held_pair(self.layers[name]) for name in fresh}
+        known = {name: pair for name, pair in pairs.items() if pair is not None}
+        if len(known) < len(pairs):
+            self.skipped[_PARAMETRIZED] += 1
+            one = next(name for name in pairs if name not in known)
+            warn_once(f"Batch statistics of {len(pairs) - len(known)} layers are left out: {_PARAMETRIZED} ({one}).")
+        if self.sharded and any(one.affine is None for name in known for one in fresh[name]):
+            self.skipped["γ and β are sharded over processes, and it runs under torch.compile"] += 1
+        return known
+
     def _remember(self) -> None:
         """Copy the running statistics of the layers whose autograd nodes cannot be read."""
         self._before = {
             name: tuple(widened(tensor) for tensor in _running(layer))
             for name, layer in self.layers.items()
-            if name in self._by_difference and layer.training
-            if layer.track_running_stats and layer.running_mean is not None
+            if name in self._by_difference and layer.training and _keeps_running(layer)
         }
 
-    def _read_nodes(self, read: list[tuple[str, ForwardPass]]) -> None:
+    def _read_nodes(self, read: list[tuple[str, ForwardPass]], affine: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Read the saved statistics of all passes, concatenated: one operation for each would cost more to launch."""
         read = [(name, one) for name, one in read if not (self.sharded and one.affine is None)]
         self._by_difference -= {name for name, _ in read}
@@ -202,7 +225,7 @@ class BatchNormProbe:
             return
         layers = [self.layers[name] for name, _ in read]
         channels = [layer.num_features for layer in layers]
-        pairs = [one.affine or (layer.weight, layer.bias) for (_, one), layer in zip(read, layers, strict=True)]
+        pairs = [one.affine or affine[name] for name, one in read]
         parts = (*zip(*pairs, strict=True), *zip(*(one.saved or () for _, one in read), strict=True))
         scale, shift, mean, inverse_std = (widened(torch.cat(list(part))) for part in parts)
         eps = repeated([layer.eps for layer in layers], channels, mean.device)
@@ -212,7 +235,7 @@ class BatchNormProbe:
             gamma, beta, mu, squared = row
             one.statistics = BatchStatistics(gamma, beta, mu, squared, layer.eps, one.samples, one.place)
 
-    def _read_difference(self, name: str, passes: list[ForwardPass]) -> None:
+    def _read_difference(self, name: str, passes: list[ForwardPass], affine: tuple[Tensor, Tensor]) -> None:
         """Derive the statistics of a pass from the change of the running statistics, if there was a single pass."""
         if len(passes) > 1:
             self.skipped["ran several times in one step"] += 1
@@ -222,7 +245,7 @@ class BatchNormProbe:
             return
         pair = self._from_difference(name, layer, one)
         if pair is not None:
-            scale, shift = one.affine or (widened(layer.weight), widened(layer.bias))
+            scale, shift = one.affine or map(widened, affine)
             one.statistics = BatchStatistics(scale, shift, *pair, layer.eps, one.samples, one.place)
 
     def _from_difference(self, name: str, layer: _BatchNorm, read: ForwardPass) -> tuple[Tensor, Tensor] | None:
@@ -232,7 +255,7 @@ class BatchNormProbe:
         """
         self._by_difference.add(name)  # so that its running statistics are copied before the next pass
         if name not in self._before:
-            self.skipped["keeps no running statistics, and its autograd node cannot be read"] += 1
+            self.skipped[_NOT_COPIED if _keeps_running(layer) else _NOTHING_TO_READ] += 1
             return None
         mean, variance, count = self._before[name]
         new_mean, new_variance, new_count = (widened(tensor) for tensor in _running(layer))
@@ -249,6 +272,10 @@ class BatchNormProbe:
         )
         known = torch.where((new_count - count == 1) & exact, 1.0, torch.nan)
         return known * (new_mean - (1 - momentum) * mean) / momentum, known * biased
+
+
+def _keeps_running(layer: _BatchNorm) -> bool:
+    return layer.track_running_stats and layer.running_mean is not None
 
 
 def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
