@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
-from lightning_normgeo.callbacks._readings.quantiles import quantiles
+from lightning_normgeo.callbacks._readings.quantiles import quantile_of_some
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 
@@ -63,22 +63,19 @@ class OrthogonalityMonitor(GeometryMonitor):
 
 
 def _cosines(group: str, suffix: str, columns: StackedUnits, cosines: Tensor) -> Iterator[Reading]:
-    layers, partial = columns.layers, bool(suffix)
-    sizes, has_gradient = cosines.abs(), columns.gradient_sq > 0
-    # a dead filter has no direction to compare with, and neither has a layer of dead filters
+    """Yield cosines over the units that have a gradient: a dead filter has no direction to compare with.
+
+    Neither have a layer of dead filters, and rows of an embedding that are in no batch.
+    """
+    layers, sizes, has_gradient = columns.layers, cosines.abs(), columns.gradient_sq > 0
     known = torch.where(has_gradient, sizes, -torch.inf)
     yield replace(layers.reading(f"{group}/max_abs_cos{suffix}", known, layers.maximum), partial=True)
-    yield Reading(f"{group}/q999_abs_cos{suffix}", quantiles(sizes[None], 0.999)[0, 0], partial=partial)
+    yield Reading(f"{group}/q999_abs_cos{suffix}", quantile_of_some(sizes, has_gradient, 0.999), partial=True)
     if not suffix:
         yield layers.reading_of_some(f"{group}/rms_cos", cosines.square(), has_gradient, torch.sqrt)
 
 
 def _control(group: str, columns: StackedUnits) -> Iterator[Reading]:
-    """Yield cosines over the rows that have a gradient, which rows of an embedding that are in no batch have not."""
-    layers, gradient_sq = columns.layers, columns.gradient_sq
-    cosines = columns.cosines
-    sizes, has_gradient = cosines.abs(), gradient_sq > 0
-    yield layers.reading(f"{group}/max_abs_cos", sizes, layers.maximum)
-    yield Reading(f"{group}/q999_abs_cos", torch.where(has_gradient, sizes, torch.nan).nanquantile(0.999), partial=True)
-    yield layers.reading_of_some(f"{group}/rms_cos", cosines.square(), has_gradient, torch.sqrt)
-    yield layers.reading(f"{group}/rows_without_gradient", (~has_gradient).to(sizes), layers.sum)
+    yield from _cosines(group, "", columns, columns.cosines)
+    without = (columns.gradient_sq <= 0).to(columns.cosines)
+    yield columns.layers.reading(f"{group}/rows_without_gradient", without, columns.layers.sum)

@@ -43,6 +43,30 @@ def quantiles(values: Tensor, *levels: float) -> Tensor:
     return torch.where(values.amax(1).isnan(), torch.nan, found)
 
 
+def quantile_of_some(sizes: Tensor, chosen: Tensor, level: float) -> Tensor:
+    """Return the quantile of the chosen sizes, interpolated linearly; NaN if there are none, or if one is not finite.
+
+    How many are chosen may be known to the device alone, which is not waited for.
+
+    Args:
+        sizes: ``(n,)`` in floating point, n at least 1; none is negative.
+        chosen: ``(n,)``, boolean.
+        level: in [0, 1].
+
+    Cost: a selection of the sizes above the quantile of all, and a dozen operations on them.
+
+    Example:
+        >>> quantile_of_some(torch.tensor([4.0, 1.0, 2.0, 9.0]), torch.tensor([True, True, True, False]), 0.75).item()
+        3.0
+    """
+    count = len(sizes) - _place(level, len(sizes))[0]  # enough, since of fewer sizes fewer are above the quantile
+    largest = torch.where(chosen, sizes, 0.0).topk(count).values
+    number = chosen.sum(dtype=sizes.dtype)
+    rank = (number - 1) * (1 - level)  # from the top, between two of them
+    weights = 1 - (torch.arange(count, dtype=sizes.dtype, device=sizes.device) - rank).abs()
+    return torch.dot(largest, weights.clamp_min(0)) / (number > 0)
+
+
 def _place(level: float, n: int) -> tuple[int, int, float]:
     """Return the ranks of the values on both sides of a quantile, and the weight of the upper one."""
     rank = level * (n - 1)

@@ -384,7 +384,19 @@ def test_layers_without_a_gradient_have_no_cosine() -> None:
     rows, project = Rows(), Dead(4, slice(None))
     trainer(OrthogonalityMonitor(1, layers="*"), steps=1, logger=rows).fit(project, images())
     assert not project.kept[1].any(), "dead"
-    assert not {key for key in rows.rows[0][1] if key.startswith(("orthogonality/max", "orthogonality/rms"))}
+    assert not {key for key in rows.rows[0][1] if "cos" in key and key.startswith("orthogonality/")}
+
+
+def test_controls_without_a_gradient_have_no_cosine() -> None:
+    class Idle(Project):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return 0 * super().training_step(batch, batch_idx)
+
+    rows = Rows()
+    trainer(OrthogonalityMonitor(1, layers="*"), steps=1, logger=rows).fit(Idle(), images())
+    metrics = rows.rows[0][1]
+    assert metrics["orthogonality_control/rows_without_gradient"] == 4
+    assert not {key for key in metrics if "cos" in key}
 
 
 def test_optimizers_that_are_none_of_torch_are_refused_before_training() -> None:

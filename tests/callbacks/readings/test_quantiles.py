@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_normgeo.callbacks._readings.quantiles import quantiles
+from lightning_normgeo.callbacks._readings.quantiles import quantile_of_some, quantiles
 
 LEVELS = [0.0, 0.1, 0.5, 0.9, 0.999, 1.0]
 
@@ -28,6 +28,30 @@ def test_quantiles_are_those_of_torch(
     expected = values.quantile(torch.tensor(levels, dtype=dtype), dim=1)
     rounding = n * torch.finfo(dtype).eps * float(values.abs().max())
     torch.testing.assert_close(quantiles(values, *levels), expected, rtol=0, atol=rounding)
+
+
+@given(
+    n=st.one_of(st.integers(1, 300), st.integers(2000, 9000)),
+    seed=st.integers(0, 10**6),
+    share=st.floats(0.0, 1.0),
+    level=st.sampled_from(LEVELS),
+)
+def test_the_quantile_of_some_values_is_that_of_torch(n: int, seed: int, share: float, level: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values, chosen = torch.rand(n, dtype=torch.float64, generator=generator), torch.rand(n, generator=generator) < share
+    found = quantile_of_some(values, chosen, level)
+    if chosen.any():
+        torch.testing.assert_close(found, values[chosen].quantile(level), rtol=0, atol=1e-12)
+    else:
+        assert found.isnan()
+
+
+@pytest.mark.parametrize("level", [0.1, 0.999])
+def test_the_quantile_of_some_values_is_unknown_only_if_one_of_them_is(level: float) -> None:
+    values = torch.arange(2000.0)
+    values[7] = torch.nan
+    assert quantile_of_some(values, torch.ones(2000, dtype=torch.bool), level).isnan()
+    assert quantile_of_some(values, ~values.isnan(), level).isfinite()
 
 
 @pytest.mark.parametrize("special", [float("inf"), -float("inf"), float("nan")])
