@@ -54,18 +54,26 @@ else:
 
 
 class QuietCallback(Callback):
-    """A callback without empty per-batch hooks.
+    """A callback whose empty per-batch hooks are not called.
 
     Lightning calls every hook inside a profiler context, which takes about two microseconds even if the hook is empty,
-    and skips attributes that are not callable: empty hooks are therefore None on the instance. A hook that a subclass
-    defines stays, and ``super()`` works in it.
+    and skips attributes that are not callable: empty hooks are therefore None on the instance during training. A hook
+    that a subclass defines stays, and ``super()`` works in it. Hooks of a callback that is not in the Trainer's list
+    stay callable, since another callback may hold it and forward hooks to it.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        for hook in BATCH_HOOKS:
-            if getattr(type(self), hook) is getattr(Callback, hook):
-                self.__dict__[hook] = None
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Have empty per-batch hooks skipped."""
+        self.skip(trainer, [hook for hook in BATCH_HOOKS if getattr(type(self), hook) is getattr(Callback, hook)])
+
+    def skip(self, trainer: Any, hooks: Iterable[str]) -> None:
+        """Have hooks skipped until further notice, if it is Lightning that calls them."""
+        direct = any(self is callback for callback in trainer.callbacks)
+        for hook in hooks:
+            if direct:
+                self.__dict__.setdefault(hook, None)
+            elif self.__dict__.get(hook, self) is None:  # it was in the list of another Trainer
+                del self.__dict__[hook]
 
 
 def is_wandb(logger: Any) -> bool:

@@ -23,7 +23,7 @@ from lightning_normgeo.runs.quantities.effective_weights import GROUP, RESULTS
 from lightning_normgeo.utilities.checked_values import whole
 
 _KEEPING = ("on_train_batch_start", "on_test_batch_start", "on_validation_batch_start")
-"""Hooks that keep the first batch; they are removed until the next loop once there is one."""
+"""Hooks that keep the first batch; they are skipped until the next loop once there is one."""
 
 
 class EffectiveWeightsSummary(QuietCallback):
@@ -62,6 +62,7 @@ class EffectiveWeightsSummary(QuietCallback):
         self.steps = whole("steps", steps, 1)
         self.result: EffectiveWeights | None = None
         self._batch: Any = None
+        self._waits = True
         self._measured: list[float] = []
 
     def __repr__(self) -> str:
@@ -131,13 +132,16 @@ class EffectiveWeightsSummary(QuietCallback):
             _publish(trainer, self._measure(trainer, pl_module) or {})
 
     def _wait(self) -> None:
-        self._batch = None
+        self._batch, self._waits = None, True
         for hook in _KEEPING:
             self.__dict__.pop(hook, None)
 
     @skipped_on_error
     def _keep(self, trainer: Any, batch: Any) -> None:
-        self.__dict__.update(dict.fromkeys(_KEEPING))  # Lightning skips hooks that are None
+        if not self._waits:
+            return
+        self._waits = False
+        self.skip(trainer, _KEEPING)
         if trainer.is_global_zero:
             with torch.inference_mode(False):  # autograd takes no inference tensors
                 self._batch = pytree.tree_map(_copied, few(batch))

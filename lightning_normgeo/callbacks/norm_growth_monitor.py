@@ -70,6 +70,7 @@ class NormGrowthMonitor(GeometryMonitor):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start with cumulative increments of zero; a checkpoint is loaded later."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._kept_sums = None
 

@@ -59,6 +59,7 @@ class ChannelHooks(EvaluationHooks):
         Raises:
             ConfigurationError: if there are several.
         """
+        super().setup(trainer, pl_module, stage)
         if sum(isinstance(callback, ChannelHooks) for callback in trainer.callbacks) > 1:
             raise ConfigurationError(
                 f"This Trainer has several {NAME}s, and their results would replace each other. Give one all criteria "

@@ -104,7 +104,7 @@ class GeometryMonitor(QuietCallback):
         self.layers = layers
         self.wandb_keys = wandb_keys
         self._cadence = every_n_steps if isinstance(every_n_steps, int) else 1
-        self._ready = False
+        self._ready = self._began = False
         self._known_layers: set[str] = set()
         self._layers: frozenset[str] = frozenset()
         self._tabled: frozenset[str] = frozenset()
@@ -159,7 +159,7 @@ class GeometryMonitor(QuietCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check everything that can be checked before training starts."""
-        self._ready = False
+        self._ready, self._began = False, True
         try:
             self._refuse(trainer, pl_module)
             note_sharding(type(self).__name__, trainer, pl_module)
@@ -176,11 +176,13 @@ class GeometryMonitor(QuietCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Join the session of the Trainer, which measures for all monitors."""
+        self._say_if_late()
         if self._ready:
             Session.of(trainer).join(self, trainer, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Remove every hook."""
+        self._say_if_late()
         self._leave(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -192,8 +194,18 @@ class GeometryMonitor(QuietCallback):
         """Forget the sharding, which holds references to the model."""
         forget_sharding(trainer)
 
+    def _say_if_late(self) -> None:
+        """Warn once if the monitor came too late for this training."""
+        if not self._began:
+            self._began = True
+            warn_once(
+                f"{type(self).__name__} measures nothing: its on_fit_start was not called. Add it to the Trainer's "
+                "callbacks before fit; a callback that holds it has to forward all hooks."
+            )
+
     @skipped_on_error
     def _leave(self, trainer: Any) -> None:
+        self._ready = self._began = False
         Session.of(trainer).leave(self, trainer)
 
     def _prepare(self, trainer: Any, module: nn.Module) -> None:

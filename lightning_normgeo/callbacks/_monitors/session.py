@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_normgeo._lightning import QuietCallback
+from lightning_normgeo._lightning import BATCH_HOOKS, QuietCallback
 from lightning_normgeo.callbacks._monitors import console_lines
 from lightning_normgeo.callbacks._monitors.cadence import Cadence
 from lightning_normgeo.callbacks._monitors.cumulative_state import CumulativeState
@@ -35,11 +35,12 @@ class MonitorHooks(QuietCallback):
 
     def __init__(self, session: Session) -> None:
         super().__init__()
-        self.__dict__["on_train_batch_start"] = session.batch_starts
-        self.__dict__["on_train_epoch_end"] = session.epoch_ends
+        # Lightning has set up its callbacks by now
+        self.lend({**dict.fromkeys(BATCH_HOOKS), "on_train_batch_start": session.batch_starts})
+        self.lend({"on_train_epoch_end": session.epoch_ends})
 
     def lend(self, hooks: dict[str, Any]) -> None:
-        """Set hooks by name; None removes a hook."""
+        """Set hooks by name; Lightning skips those that are None."""
         self.__dict__.update(hooks)
 
     def __reduce__(self) -> tuple[type[QuietCallback], tuple[()]]:

@@ -73,6 +73,7 @@ class RobustnessHooks(EvaluationHooks):
         Raises:
             ConfigurationError: if there are several with this name, or no file for the surrogate.
         """
+        super().setup(trainer, pl_module, stage)
         if self.surrogate is not None and not Path(self.surrogate).is_file():
             raise ConfigurationError(f"surrogate={self.surrogate!r} is no file. Give the path of a checkpoint.")
         names = [callback.name for callback in trainer.callbacks if isinstance(callback, RobustnessHooks)]

@@ -10,6 +10,8 @@ from lightning_normgeo.errors import ConfigurationError
 def check_behind_averaging(callback: Any, trainer: Any, name: str) -> None:
     """Check that a callback that reads the weights at the end of fit comes after WeightAveraging.
 
+    The place of a callback that another one holds is not known, and nothing is checked.
+
     Args:
         callback: the callback.
         trainer: its Trainer.
@@ -18,7 +20,8 @@ def check_behind_averaging(callback: Any, trainer: Any, name: str) -> None:
     Raises:
         ConfigurationError: if WeightAveraging comes after it.
     """
-    behind = trainer.callbacks[trainer.callbacks.index(callback) :]
+    places = [place for place, other in enumerate(trainer.callbacks) if other is callback]
+    behind = trainer.callbacks[places[0] :] if places else []
     if any(kind.__name__ == "WeightAveraging" for other in behind for kind in type(other).__mro__):
         raise ConfigurationError(
             f"{name} comes before WeightAveraging in the list of callbacks and would evaluate weights that are not "

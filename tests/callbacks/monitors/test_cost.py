@@ -95,8 +95,10 @@ def test_only_one_hook_of_all_monitors_is_dispatched_per_unmeasured_batch() -> N
 
 
 def test_hooks_that_are_none_are_skipped_by_lightning() -> None:
-    run = trainer(OrthogonalityMonitor())
+    monitor = OrthogonalityMonitor()
+    run = trainer(monitor)
     run.strategy.connect(Quiet())
+    monitor.setup(run, run.lightning_module, "fit")
     for hook in BATCH_HOOKS:
         call._call_callback_hooks(run, hook)
 
