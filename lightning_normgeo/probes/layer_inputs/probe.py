@@ -31,6 +31,7 @@ GAP_SAMPLES = 256
 _CHANGED = "its input was changed in place after it was read"
 _NOT_FINITE = "its input is not finite"
 _TOO_FEW = "its input has a single vector"
+_VMAPPED = "it ran under torch.func.vmap, which gives it one sample of a batch"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ class InputProbe:
         x = args[0] if args else None
         if not layer.training or name in self._noted or name in self._found or is_inside_backward() or runs_again():
             return
-        if isinstance(x, Tensor) and x.is_floating_point() and x.numel():
+        if isinstance(x, Tensor) and _is_vmapped(x):  # which cannot be read once vmap has returned
+            self.skipped[_VMAPPED] += 1
+        elif isinstance(x, Tensor) and x.is_floating_point() and x.numel():
             self._noted[name] = _Noted(x.detach(), x._version)
 
     @skipped_on_error
@@ -164,6 +167,16 @@ class InputProbe:
             ),
             orthogonality_gap(samples.to(torch.promote_types(x.dtype, torch.float32))),
         )
+
+
+def _is_vmapped(x: Tensor) -> bool:
+    """Whether a tensor stands for one sample of a batch, inside any function transforms."""
+    transforms = torch._C._functorch
+    while transforms.is_functorch_wrapped_tensor(x):
+        if transforms.is_batchedtensor(x):
+            return True
+        x = transforms.get_unwrapped(x)
+    return False
 
 
 def _weight(layer: nn.Module) -> Tensor | None:

@@ -433,3 +433,47 @@ def test_values_agree_with_the_library_function(tmp_path: Path) -> None:
     rank = found["3"].inputs.spectrum.effective_rank.item()
     assert values(record, "effective_rank", "net.3") == [pytest.approx(rank, rel=1e-8)]  # nine digits are recorded
     assert values(record, "rank", "net.3") == [found["3"].inputs.rank.item()]
+
+
+class PerSample(Project):
+    """Project that needs the gradients of each sample, or its loss alone."""
+
+    def __init__(self, in_training: bool = False) -> None:
+        pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+        super().__init__(net=nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), *pooled))
+        self.in_training = in_training
+
+    def loss(self, parameters: Any, x: Tensor, label: Tensor) -> Tensor:
+        scores = torch.func.functional_call(self.net, parameters, (x[None],))
+        return F.cross_entropy(scores, label[None])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        weights = dict(self.net.named_parameters())
+        mapped = torch.func.vmap(torch.func.grad(self.loss), in_dims=(None, 0, 0))
+        mapped({name: weight.detach() for name, weight in weights.items()}, *batch)
+        if self.in_training:
+            found: Tensor = torch.func.vmap(self.loss, in_dims=(None, 0, 0))(weights, *batch).mean()
+            return found
+        return super().training_step(batch, batch_idx)
+
+
+VMAPPED = "it ran under torch.func.vmap, which gives it one sample of a batch"
+
+
+def test_layers_that_run_under_vmap_alone_are_left_out_with_the_reason(tmp_path: Path) -> None:
+    monitor = BatchGeometryMonitor(layers="*")
+    with pytest.warns(MeasurementWarning) as said:
+        record = fit(tmp_path, PerSample(in_training=True), steps=2, monitor=monitor)
+    mine = [str(one.message) for one in said if isinstance(one.message, MeasurementWarning)]
+    assert mine == [f"No inputs of layers could be read, so that nothing is known about Σ_X: {VMAPPED}."]
+    assert monitor.left_out[VMAPPED] == 2 * 2 * 2, "layers, runs and steps"
+    assert not any(key.startswith("batch_geometry") for key in record.metrics)
+
+
+def test_layers_that_run_under_vmap_first_are_measured_afterwards(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    project = PerSample()
+    found = batch_geometry(project.net.train(), next(iter(images(batch_size=4)))[0])
+    record = fit(tmp_path, project, steps=1, monitor=BatchGeometryMonitor(layers="*"))
+    for name in ("0", "5"):
+        assert values(record, "rank", f"net.{name}") == [found[name].inputs.rank.item()]
