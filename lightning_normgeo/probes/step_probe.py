@@ -33,6 +33,11 @@ from lightning_normgeo.utilities.collector import without_collector
 
 _SEVERAL = "the optimizer evaluates its closure several times"
 _MOVED = "the optimizer moves the weights before the gradient is final"
+_LEFT = {
+    _SEVERAL: "predicted and cosines are those of the first gradient, that at W",
+    _MOVED: "predicted and cosines are left out too, since no gradient is at W",
+}
+"""What becomes of the quantities that need a gradient but no formula, by reason."""
 
 
 @dataclass
@@ -279,7 +284,10 @@ class StepProbe:
 
     def _note(self, reason: str) -> None:
         self.skipped[reason] += 1
-        warn_once(f"What one gradient explains is left out because {reason}: no formula for one update describes it.")
+        warn_once(
+            f"What one gradient explains is left out because {reason}: no formula for one update describes it. This is "
+            f"explained, term_… and residual; {_LEFT[reason]}."
+        )
 
 
 def _shrink(optimizer: Optimizer, group: Group) -> Scalar:
