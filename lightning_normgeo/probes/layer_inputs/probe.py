@@ -31,6 +31,8 @@ GAP_SAMPLES = 256
 _CHANGED = "its input was changed in place after it was read"
 _NOT_FINITE = "its input is not finite"
 _TOO_FEW = "its input has a single vector"
+_EVALUATES = "none of the chosen layers ran in training mode"
+_NOT_CALLED = "none of the chosen layers was called; another module may compute with their weights, as an adapter does"
 _VMAPPED = "it ran under torch.func.vmap, which gives it one sample of a batch"
 
 
@@ -85,7 +87,7 @@ class InputProbe:
         self._handles: dict[str, RemovableHandle] = {}
         self._noted: dict[str, _Noted] = {}
         self._found: dict[str, LayerGeometry] = {}
-        self._armed = False
+        self._armed = self._called = False
 
     def arm(self) -> None:
         """Begin to observe the forward passes of a step."""
@@ -109,7 +111,8 @@ class InputProbe:
     def disarm(self) -> None:
         """Remove the hooks and forget everything."""
         self.pause()
-        self._noted, self._found, self._armed = {}, {}, False
+        self._noted, self._found = {}, {}
+        self._armed = self._called = False
 
     def close(self) -> None:
         """Measure the inputs read since the last call, before a backward pass or an update."""
@@ -123,10 +126,8 @@ class InputProbe:
         """Return the geometry measured since :meth:`arm`, by module path in the order of the layers, and disarm."""
         found = {name: self._found[name] for name in self.layers if name in self._found}
         if self._armed and self.layers and not found:
-            warn_once(
-                "No inputs of layers could be read, so that nothing is known about Σ_X: "
-                f"{', '.join(self.skipped) or 'none of the chosen layers ran in training mode'}."
-            )
+            why = ", ".join(self.skipped) or (_EVALUATES if self._called else _NOT_CALLED)
+            warn_once(f"No inputs of layers could be read, so that nothing is known about Σ_X: {why}.")
         self.disarm()
         return found
 
@@ -134,6 +135,7 @@ class InputProbe:
     @skipped_on_error
     def _note(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forward hook of a layer."""
+        self._called = True
         x = args[0] if args else None
         if not layer.training or name in self._noted or name in self._found or is_inside_backward() or runs_again():
             return

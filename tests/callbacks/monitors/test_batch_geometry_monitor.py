@@ -477,3 +477,36 @@ def test_layers_that_run_under_vmap_first_are_measured_afterwards(tmp_path: Path
     record = fit(tmp_path, project, steps=1, monitor=BatchGeometryMonitor(layers="*"))
     for name in ("0", "5"):
         assert values(record, "rank", f"net.{name}") == [found[name].inputs.rank.item()]
+
+
+class Adapted(nn.Module):
+    """Adapter that computes with the weight of a layer and a part of low rank, without calling the layer."""
+
+    def __init__(self, base: nn.Conv2d) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.added = nn.Parameter(torch.zeros_like(base.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base._conv_forward(x, self.base.weight + self.added, None)
+
+
+@pytest.mark.parametrize(
+    ("evaluates", "reason"),
+    [
+        (False, "none of the chosen layers was called; another module may compute with their weights, as an adapter"),
+        (True, "none of the chosen layers ran in training mode"),
+    ],
+)
+def test_the_reason_why_no_layer_was_read_is_true(evaluates: bool, reason: str, tmp_path: Path) -> None:
+    net = Wide()
+    for place in (0, 3):
+        net[place] = net[place] if evaluates else Adapted(net[place])
+
+    class Kept(Project):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.net[0].train(not evaluates)
+            self.net[3].train(not evaluates)
+
+    with pytest.warns(MeasurementWarning, match=f"nothing is known about Σ_X: {reason}"):
+        fit(tmp_path, Kept(net=net), steps=1)
