@@ -100,7 +100,7 @@ class InputProbe:
         self.pause()
         for name, layer in self.layers.items():
             if name not in self._noted and name not in self._found:
-                self._handles[name] = layer.register_forward_hook(partial(self._note, name))
+                self._handles[name] = layer.register_forward_hook(partial(self._note, name), with_kwargs=True)
 
     def pause(self) -> None:
         """Remove the hooks."""
@@ -133,10 +133,10 @@ class InputProbe:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @skipped_on_error
-    def _note(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _note(self, name: str, layer: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         """Forward hook of a layer."""
         self._called = True
-        x = args[0] if args else None
+        x = args[0] if args else keywords.get("input")
         if not layer.training or name in self._noted or name in self._found or is_inside_backward() or runs_again():
             return
         if isinstance(x, Tensor) and _is_vmapped(x):  # which cannot be read once vmap has returned

@@ -510,3 +510,21 @@ def test_the_reason_why_no_layer_was_read_is_true(evaluates: bool, reason: str, 
 
     with pytest.warns(MeasurementWarning, match=f"nothing is known about Σ_X: {reason}"):
         fit(tmp_path, Kept(net=net), steps=1)
+
+
+class Empty(Wide):
+    """Network whose convolutions get no samples at first, and then all of them by keyword."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self[0](x[:0])
+        for layer in self:
+            x = layer(input=x)
+        return x
+
+
+def test_inputs_given_by_keyword_are_read_and_empty_ones_are_not(tmp_path: Path) -> None:
+    record, expected = (
+        fit(tmp_path / kind.__name__, (torch.manual_seed(1), Project(net=kind()))[1], steps=2) for kind in (Empty, Wide)
+    )
+    for layer in LAYERS:
+        assert values(record, "effective_rank", layer) == values(expected, "effective_rank", layer)
