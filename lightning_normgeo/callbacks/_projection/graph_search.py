@@ -62,7 +62,8 @@ class GraphSearch:
             self.found.append(symmetries_in(graph, module, self._batch_norms.nodes))
 
     def leave(self) -> None:
-        """Stop watching; what was found stays."""
+        """Stop watching; what was found stays, and no graph is kept alive."""
         opened, self._open = self._open, None
+        self._constants = self._batch_norms = None
         if opened is not None:
             opened.close()

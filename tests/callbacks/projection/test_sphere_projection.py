@@ -469,3 +469,11 @@ def test_the_opening_line_says_what_weight_decay_does(
         trainer(SphereProjection(mode), steps=1).fit(Project(optimizers), images())
 
     assert any(re.search(text, message) for message in caplog.messages), caplog.messages
+
+
+def test_a_callback_that_has_trained_can_be_copied_and_trains_again() -> None:
+    projection = SphereProjection(radius=2.0)
+    trainer(projection, steps=3).fit(exact(), data())
+    project = exact()
+    trainer(copy.deepcopy(projection), steps=3).fit(project, data())
+    assert all(torch.allclose(norm, torch.full_like(norm, 2.0), rtol=1e-12) for norm in norms(project))
