@@ -71,9 +71,7 @@ def template(folder: Path) -> list[dict[str, Any]]:
 def write_study(folder: Path, lines: list[dict[str, Any]], runs: int, steps: int) -> None:
     """Write the records and the index of a study."""
     of_kind = {kind: [line for line in lines if line["kind"] == kind] for kind in {line["kind"] for line in lines}}
-    measured = [line for line in of_kind["metrics"] if any(key.startswith("norm_growth/") for key in line["values"])][
-        -1
-    ]
+    measured = of_kind["key_values"][-1]
     names = []
     for number in range(runs):
         norm, decay, seed = _NORMS[number % 5], (0.0, 5e-4)[number // 5 % 2], number // 10
@@ -85,7 +83,7 @@ def write_study(folder: Path, lines: list[dict[str, Any]], runs: int, steps: int
         with (run / "record.jsonl").open("w", encoding="utf-8") as file:
             for line in (of_kind["environment"][0], {"kind": "settings", "values": {"config": config}}):
                 file.write(_text(line))
-            file.write(_text(of_kind["columns"][-1]))
+            file.write(_text(of_kind["keys"][-1]) + _text(of_kind["columns"][-1]))
             for step in range(steps):
                 for text in variants[step % 20]:
                     file.write(text.replace('"step": -1', f'"step": {50 * step}', 1))
@@ -99,7 +97,7 @@ def write_study(folder: Path, lines: list[dict[str, Any]], runs: int, steps: int
 
 
 def _scaled(metrics: dict[str, Any], layers: dict[str, Any], factor: float) -> tuple[str, str]:
-    values = {key: value * factor if isinstance(value, float) else value for key, value in metrics["values"].items()}
+    values = [value * factor if isinstance(value, float) else value for value in metrics["values"]]
     rows = [[float(f"{value * factor:.9g}") for value in row] for row in layers["values"]]
     return _text({**metrics, "step": -1, "values": values}), _text({**layers, "step": -1, "values": rows})
 
@@ -123,7 +121,8 @@ def paper_row(folder: Path, lines: list[dict[str, Any]]) -> Result:
     """Return what a run of the paper's CIFAR-10 study writes, simulated step by step."""
     (columns,) = [line for line in lines if line["kind"] == "columns"][-1:]
     (values,) = [line for line in lines if line["kind"] == "column_values"][-1:]
-    measured = [line for line in lines if line["kind"] == "metrics" and "norm_growth/increment" in line["values"]][-1]
+    names, numbers = ([line for line in lines if line["kind"] == kind][-1] for kind in ("keys", "key_values"))
+    metrics = dict(zip(names["names"], numbers["values"], strict=True))
     layers = {
         key: {columns["layers"][k]: value for k, value in zip(places, row, strict=True)}
         for (key, places), row in zip(columns["quantities"].items(), values["values"], strict=True)
@@ -132,7 +131,7 @@ def paper_row(folder: Path, lines: list[dict[str, Any]]) -> Result:
     for step in range(1, _PAPER_STEPS + 1):
         if is_due(-_EVERY, step):
             points += 1
-            logger.log_metrics(measured["values"], step)
+            logger.log_metrics(metrics, step)
             logger.log_layers(layers, step)
         if step % 782 == 0:
             logger.log_metrics({"train/loss": 1.0, "train/accuracy": 0.5, "val/loss": 1.0, "val/accuracy": 0.5}, step)

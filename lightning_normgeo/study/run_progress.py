@@ -85,6 +85,8 @@ class RunProgress:
                     self.epochs = epochs if epochs > 0 else None
         elif line["kind"] == "end":
             self.testing = line["status"] == "success"
+        elif line["kind"] == "key_values":  # of a measured step, with metrics of the geometry alone
+            self.step = line["step"] or self.step
         elif line["kind"] == "metrics":
             self.epoch = int(_finite(values.get("epoch"), self.epoch))
             self.step = line["step"] or self.step

@@ -206,6 +206,11 @@ class Spool:
                 self._file.close()
             self._file = None
 
+    def __del__(self) -> None:
+        """Close the file of a spool that nobody has closed; there is no buffer whose bytes could get lost."""
+        if "_file" in vars(self):
+            self._close()
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a new spool, as the open file and waiting lines belong to one process."""
         return Spool(self.path, self._most).__dict__

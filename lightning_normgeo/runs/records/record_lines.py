@@ -70,6 +70,17 @@ def _metrics(line: Mapping[str, Any]) -> dict[str, Any]:
     return {"step": _step(line), "values": _numbers(line["values"])}
 
 
+def _keys(line: Mapping[str, Any]) -> dict[str, Any]:
+    names = [_text(name) for name in _list(line["names"])]
+    if len(set(names)) < len(names):
+        raise ValueError(names)
+    return {"keys": _text(line["keys"]), "names": names}
+
+
+def _key_values(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {"step": _step(line), "keys": _text(line["keys"]), "row": _row(_list(line["values"]))}
+
+
 def _layers(line: Mapping[str, Any]) -> dict[str, Any]:
     return {"step": _step(line), "values": {key: _numbers(by_layer) for key, by_layer in _mapping(line).items()}}
 
@@ -177,6 +188,8 @@ def _end(line: Mapping[str, Any]) -> dict[str, Any]:
 
 _KINDS = {
     "metrics": _metrics,
+    "keys": _keys,
+    "key_values": _key_values,
     "layers": _layers,
     "columns": _columns,
     "column_values": _column_values,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.runs.folders.new_folders import check_writable, claim_version
 from lightning_normgeo.runs.records.environment import describe_environment
 from lightning_normgeo.runs.records.hyperparameters import as_nested
-from lightning_normgeo.runs.records.layer_columns import LayerColumns
 from lightning_normgeo.runs.records.record import RECORD_NAME
 from lightning_normgeo.runs.records.record_lines import as_line, plain_json
+from lightning_normgeo.runs.records.value_columns import LayerColumns, Lines, MetricColumns
 from lightning_normgeo.utilities.checked_values import short_repr
 from lightning_normgeo.utilities.files import as_json
 from lightning_normgeo.utilities.spool import MOST_WAITING, Spool, reason_of
 
-_SPARE = ("metrics", "column_values")
+_SPARE = ("metrics", "key_values", "column_values")
 """Kinds of lines that are dropped first when too many wait in memory: a record is readable without them."""
 
 
@@ -60,7 +60,7 @@ class RecordLogger(Logger):
         self._ended = True
         self._waited = 0
         self._said: set[str] = set()
-        self._columns = LayerColumns()
+        self._columns, self._keys = LayerColumns(), MetricColumns()
         check_writable(save_dir, name)
 
     @property
@@ -105,19 +105,13 @@ class RecordLogger(Logger):
         """Record scalars at an optimizer step, also NaN and infinite ones; other values are left out with a warning."""
         values = {key: number for key, value in metrics.items() if (number := _number(key, value)) is not None}
         if values:
-            self._write("metrics", step=step, values=values)
+            self._append_all("metrics", lambda: self._keys.lines(values, step))
 
     @rank_zero_only
     def log_layers(self, layers: Mapping[str, Mapping[str, float]], step: int | None = None) -> None:
         """Record the values by layer of several quantities at an optimizer step."""
         if layers:
-            try:
-                lines = self._columns.lines(layers, step)
-            except Exception as error:  # str() of an object of the user's own class failed
-                warn_once(f"RecordLogger cannot keep layers: {error!r}.", about="RecordLogger layers")
-                return
-            for kind, line in lines:
-                self._append(kind, line)
+            self._append_all("layers", lambda: self._columns.lines(layers, step))
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace | None = None, *args: Any, **kwargs: Any) -> None:
@@ -189,12 +183,17 @@ class RecordLogger(Logger):
 
     def _write(self, kind: str, **fields: Any) -> bool:
         """Append a line to the record; return whether it is on the disk."""
+        return self._append_all(kind, lambda: [(kind, as_line(kind, fields))])
+
+    def _append_all(self, what: str, lines: Callable[[], Lines]) -> bool:
+        """Append lines to the record; return whether they are on the disk."""
         try:
-            line = as_line(kind, fields)
+            found = lines()
         except Exception as error:  # str() of an object of the user's own class failed
-            warn_once(f"RecordLogger cannot keep {kind}: {error!r}.", about=f"RecordLogger {kind}")
+            warn_once(f"RecordLogger cannot keep {what}: {error!r}.", about=f"RecordLogger {what}")
             return False
-        return self._append(kind, line)
+        written = [self._append(kind, line) for kind, line in found]
+        return all(written)
 
     def _append(self, kind: str, line: str) -> bool:
         if not self._described:

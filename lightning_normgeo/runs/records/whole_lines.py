@@ -1,9 +1,9 @@
-"""Valid lines of a record, with the names of layers that earlier lines have given them."""
+"""Valid lines of a record, with the names that earlier lines have given to their metrics and layers."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def whole_lines(path: Path, skips_layers: Callable[[bytes], bool] = lambda line:
             process is not skipped.
     """
     left_out: Counter[str] = Counter()
-    columns: dict[str, Columns] = {}
+    names = _Names()
     count = 0
     cut_off = ""  # the reason counted for the previous line, if that may be incomplete instead of damaged
     for raw in _without_skipped(raw_lines(path), skips_layers):
@@ -36,7 +36,7 @@ def whole_lines(path: Path, skips_layers: Callable[[bytes], bool] = lambda line:
             continue
         count += 1
         try:
-            line = _named(checked(parsed(raw)), columns)
+            line = names.named(checked(parsed(raw)))
         except ValueError as error:
             left_out[str(error)] += 1
             cut_off = str(error) if _BEGINNING.startswith(raw.strip()[: len(_BEGINNING)]) else ""
@@ -44,9 +44,7 @@ def whole_lines(path: Path, skips_layers: Callable[[bytes], bool] = lambda line:
         if cut_off and line["kind"] == "environment":  # a new process begins: the one before it was killed
             left_out[cut_off] -= 1
         cut_off = ""
-        if line["kind"] == "columns":
-            columns[line["columns"]] = line["names"]
-        else:
+        if line["kind"] not in ("keys", "columns"):
             yield line
     if cut_off and not raw.endswith(b"\n"):
         left_out[cut_off] -= 1
@@ -70,22 +68,52 @@ def _without_skipped(lines: Iterable[bytes], skips_layers: Callable[[bytes], boo
         yield held
 
 
-def _named(line: dict[str, Any], columns: Mapping[str, Columns]) -> dict[str, Any]:
-    """Return a line of values by layer with ``columns``, the quantities and layers of its ``rows``; others as is.
+class _Names:
+    """Names of metrics, and of quantities and layers, by the keys that lines refer to them with."""
 
-    Raises:
-        ValueError: If the names are not known, or others than the values.
-    """
-    if line["kind"] == "layers":
-        values = line.pop("values")
-        named = [(key, list(by_layer)) for key, by_layer in values.items()]
-        return {**line, "columns": named, "rows": [list(by_layer.values()) for by_layer in values.values()]}
-    if line["kind"] != "column_values":
+    def __init__(self) -> None:
+        self._metrics: dict[str, list[str]] = {}
+        self._columns: dict[str, Columns] = {}
+
+    def named(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Return a line with its names, after keeping those that it gives to others.
+
+        Metrics get ``values`` by name; values by layer ``columns``, the quantities and layers of their ``rows``.
+
+        Raises:
+            ValueError: If the names are not known, or others than the values.
+        """
+        match line["kind"]:
+            case "keys":
+                self._metrics[line["keys"]] = line["names"]
+            case "columns":
+                self._columns[line["columns"]] = line["names"]
+            case "key_values":
+                return self._metrics_of(line)
+            case "column_values":
+                return self._layers_of(line)
+            case "layers":
+                values = line.pop("values")
+                columns = [(key, list(by_layer)) for key, by_layer in values.items()]
+                return {**line, "columns": columns, "rows": [list(by_layer.values()) for by_layer in values.values()]}
         return line
-    names, rows = columns.get(line["columns"], []), line["values"]
-    if [len(layers) for _, layers in names] != [len(row) for row in rows] or not rows:
-        raise ValueError(wrong_fields(line["kind"]))
-    return {"kind": "layers", "time": line["time"], "step": line["step"], "columns": names, "rows": rows}
+
+    def _metrics_of(self, line: dict[str, Any]) -> dict[str, Any]:
+        names, row = self._metrics.get(line["keys"], []), line["row"]
+        if len(names) != len(row) or not row:
+            raise ValueError(wrong_fields(line["kind"]))
+        return {
+            "kind": "metrics",
+            "time": line["time"],
+            "step": line["step"],
+            "values": dict(zip(names, row, strict=True)),
+        }
+
+    def _layers_of(self, line: dict[str, Any]) -> dict[str, Any]:
+        columns, rows = self._columns.get(line["columns"], []), line["values"]
+        if [len(layers) for _, layers in columns] != [len(row) for row in rows] or not rows:
+            raise ValueError(wrong_fields(line["kind"]))
+        return {"kind": "layers", "time": line["time"], "step": line["step"], "columns": columns, "rows": rows}
 
 
 def _warn(path: Path, count: int, left_out: Counter[str]) -> None:

@@ -1,7 +1,7 @@
-"""Values by layer as columns: names are written once per process, and numbers with nine digits.
+"""Values of measured steps as columns: names are written once per process, and values by layer with nine digits.
 
-A training has the same quantities and layers at every measured step. Written out each time, their names take most of a
-record; nine digits tell any two numbers of float32 apart.
+A training has the same metrics, quantities and layers at every measured step. Written out each time, their names take
+most of a record; nine digits tell any two numbers of float32 apart.
 """
 
 from __future__ import annotations
@@ -14,8 +14,37 @@ from typing import Any
 from lightning_normgeo.runs.records.record_lines import as_line
 
 _DIGITS = 9
+_MANY = 16
+"""Number of metrics from which on their names come in a line of their own; lines of fewer can be read by themselves."""
 Columns = tuple[tuple[str, tuple[str, ...]], ...]
 """Quantities, each with its layers."""
+
+
+Lines = list[tuple[str, str]]
+"""Kinds and texts of lines."""
+
+
+class MetricColumns:
+    """Lines of a record with metrics; names of many come in a line of their own before they are first used."""
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[str, ...], str] = {}
+
+    def lines(self, metrics: Mapping[str, float], step: int | None) -> Lines:
+        """Return the lines for one step.
+
+        Args:
+            metrics: numbers by key.
+            step: optimizer step.
+        """
+        if len(metrics) < _MANY:
+            return [("metrics", as_line("metrics", {"step": step, "values": metrics}))]
+        names, found = tuple(metrics), []
+        if names not in self._keys:
+            self._keys[names] = _digest(names)
+            found.append(("keys", as_line("keys", {"keys": self._keys[names], "names": names})))
+        fields = {"step": step, "keys": self._keys[names], "values": list(metrics.values())}
+        return [*found, ("key_values", as_line("key_values", fields))]
 
 
 class LayerColumns:
@@ -24,8 +53,8 @@ class LayerColumns:
     def __init__(self) -> None:
         self._keys: dict[Columns, str] = {}
 
-    def lines(self, layers: Mapping[str, Mapping[str, float]], step: int | None) -> list[tuple[str, str]]:
-        """Return the kinds and the texts of the lines for one step.
+    def lines(self, layers: Mapping[str, Mapping[str, float]], step: int | None) -> Lines:
+        """Return the lines for one step.
 
         Args:
             layers: values by layer of several quantities.
@@ -47,7 +76,12 @@ def _names_of(columns: Columns) -> tuple[str, dict[str, Any]]:
     layers = list(dict.fromkeys(layer for _, own in columns for layer in own))
     number = {layer: k for k, layer in enumerate(layers)}
     names = {"layers": layers, "quantities": {quantity: [number[layer] for layer in own] for quantity, own in columns}}
-    return hashlib.blake2b(json.dumps(names).encode(), digest_size=6).hexdigest(), names
+    return _digest(names), names
+
+
+def _digest(names: Any) -> str:
+    """Return a short key of names."""
+    return hashlib.blake2b(json.dumps(names).encode(), digest_size=6).hexdigest()
 
 
 def _rounded(value: Any) -> Any:

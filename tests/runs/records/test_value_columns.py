@@ -1,10 +1,11 @@
-"""Values by layer in a record: names once, nine digits, and everything read back, also from older records."""
+"""Values of measured steps in a record: names once, and everything read back, also from older records."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.errors import MeasurementWarning
-from lightning_normgeo.runs.records.layer_columns import LayerColumns
 from lightning_normgeo.runs.records.record_lines import as_line
+from lightning_normgeo.runs.records.value_columns import LayerColumns
 
 LAYERS = st.dictionaries(
     st.text("abc.", min_size=1), st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=5
@@ -100,3 +101,60 @@ def test_a_measured_point_of_a_large_network_is_small() -> None:
     assert kind == "column_values"
     assert len(line) < 60_000
     assert len(line) / (105 * 39) < 14
+
+
+# Metrics
+
+
+def with_metrics(folder: Path, steps: list[dict[str, float]]) -> RecordLogger:
+    logger = RecordLogger(str(folder), name="r", version="v")
+    for step, metrics in enumerate(steps):
+        logger.log_metrics(metrics, step=step)
+    logger.finalize("success")
+    return logger
+
+
+MANY = {f"group/quantity_{k}": k / 3 for k in range(40)}
+
+
+def test_names_of_many_metrics_are_written_once(tmp_path: Path) -> None:
+    other = {**MANY, "group/another": 5.0}
+    logger = with_metrics(tmp_path, [MANY, {"loss": 0.5}, {key: -value for key, value in MANY.items()}, other])
+    kinds = [line["kind"] for line in lines(logger.path)]
+    assert kinds[1:-1] == ["keys", "key_values", "metrics", "key_values", "keys", "key_values"]
+    metrics = read_record(logger.folder).metrics
+    assert metrics["group/quantity_2"] == [(0, 2 / 3), (2, -2 / 3), (3, 2 / 3)], "all digits"
+    assert metrics["group/another"] == [(3, 5.0)]
+    assert metrics["loss"] == [(1, 0.5)]
+
+
+def test_metrics_that_are_not_finite_come_back(tmp_path: Path) -> None:
+    logger = with_metrics(tmp_path, [{**MANY, "a": math.nan, "b": -math.inf}])
+    metrics = read_record(logger.folder).metrics
+    assert math.isnan(metrics["a"][0][1])
+    assert metrics["b"] == [(0, -math.inf)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("keys", lambda line: {**line, "names": line["names"][1:]}),
+        ("keys", lambda line: {**line, "keys": "others"}),
+        ("key_values", lambda line: {**line, "values": line["values"][1:]}),
+    ],
+)
+def test_metrics_whose_names_do_not_fit_are_left_out_with_a_warning(kind: str, change: Any, tmp_path: Path) -> None:
+    logger = with_metrics(tmp_path, [MANY])
+    changed = [change(line) if line["kind"] == kind else line for line in lines(logger.path)]
+    logger.path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    with pytest.warns(MeasurementWarning, match="1 of 4 lines are left out .1 of kind key_values with wrong fields."):
+        assert read_record(logger.folder).metrics == {}
+
+
+def test_names_that_are_no_names_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    logger = with_metrics(tmp_path, [MANY])
+    for names in (3, ["a", "a"], [1, 2]):
+        changed = [{**line, "names": names} if line["kind"] == "keys" else line for line in lines(logger.path)]
+        logger.path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+        with pytest.warns(MeasurementWarning, match="1 of kind keys with wrong fields, 1 of kind key_values"):
+            assert read_record(logger.folder).metrics == {}
