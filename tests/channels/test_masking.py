@@ -258,7 +258,7 @@ class Several(nn.Module):
 @pytest.mark.parametrize(
     ("net", "batch", "method"),
     [
-        (Several(), images(8), "logits"),
+        (Several(), [images(8)[0].sigmoid(), images(8)[1]], "logits"),
         (network(), (images(8)[0], images(8)[1] + 0.5), "unpack"),
         (network(), (images(8)[0], images(8)[1][:, None, None]), "unpack"),
         (network(), {"x": images(8)[0], "more": images(8)[0]}, "unpack"),
