@@ -33,11 +33,15 @@ class Raw:
     def __init__(self, folder: Path) -> None:
         self.folder, self.curves, self.rows = folder, dict[str, dict[int, float]](), dict[str, Any]()
         self.decay, self.logits, self.kind = 0.0, math.nan, ()
+        names: dict[str, list[str]] = {}
         for text in (folder / "record.jsonl").read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
             values = line.get("values", {})
-            if line["kind"] == "metrics":
-                for key, value in values.items():
+            if line["kind"] == "keys":
+                names[line["keys"]] = line["names"]
+            elif line["kind"] in ("metrics", "key_values"):
+                named = values if line["kind"] == "metrics" else dict(zip(names[line["keys"]], values, strict=True))
+                for key, value in named.items():
                     self.curves.setdefault(key, {})[line["step"]] = float(value)
             elif line["kind"] == "observation":
                 self.decay = values["optimizers"][0]["settings"]["weight_decay"]
