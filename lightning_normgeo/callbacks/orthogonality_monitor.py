@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -68,8 +67,7 @@ def _cosines(group: str, suffix: str, columns: StackedUnits, cosines: Tensor) ->
     Neither have a layer of dead filters, and rows of an embedding that are in no batch.
     """
     layers, sizes, has_gradient = columns.layers, cosines.abs(), columns.gradient_sq > 0
-    known = torch.where(has_gradient, sizes, -torch.inf)
-    yield replace(layers.reading(f"{group}/max_abs_cos{suffix}", known, layers.maximum), partial=True)
+    yield layers.maximum_of_some(f"{group}/max_abs_cos{suffix}", sizes, has_gradient)
     yield Reading(f"{group}/q999_abs_cos{suffix}", quantile_of_some(sizes, has_gradient, 0.999), partial=True)
     if not suffix:
         yield layers.reading_of_some(f"{group}/rms_cos", cosines.square(), has_gradient, torch.sqrt)

@@ -85,7 +85,7 @@ class BackwardRecord:
     @torch.no_grad()
     def begin(self, weights: Iterable[Observed], scales: Mapping[str, nn.Parameter]) -> None:
         """Compare gradients with those after the last backward pass, before another one adds to them."""
-        again, carried = [], []
+        again = []
         for one, gamma in _pairs(weights, scales):
             name = one.units.name
             if not _go_together(one.weight, gamma):
@@ -95,12 +95,11 @@ class BackwardRecord:
                 self._found.pop(name, None)
                 self._doubts.pop(name, None)
             elif name not in self._found:
-                carried.append((one, gamma))
+                self._doubts[name] = _doubt(one, gamma)
             elif self._found[name].sums is not None:
                 again.append(one)
             elif self._found[name].stamp != _stamp(one.weight):
                 self._apart.add(name)
-        self._doubts |= {one.units.name: _doubt(one, gamma) for one, gamma in carried}
         self._compare(again)
 
     def _compare(self, weights: Sequence[Observed]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,6 +76,11 @@ class LayerSegments:
         parts = zip(columns, sums.sum(1).unbind(), sums.unbind(), strict=True)
         for key, total, by_layer in parts:
             yield Reading(key, total, by_layer, self.names)
+
+    def maximum_of_some(self, key: str, values: Tensor, chosen: Tensor) -> Reading:
+        """Return a reading of the maxima over the ``chosen`` units: per layer (-∞ for one without any) and in total."""
+        known = torch.where(chosen, values, -torch.inf)
+        return replace(self.reading(key, known, self.maximum), partial=True)
 
     def reading_of_some(
         self,

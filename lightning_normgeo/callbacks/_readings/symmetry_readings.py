@@ -42,28 +42,22 @@ def _segments(step: SymmetryStep, roles: Sequence[Role]) -> tuple[LayerSegments,
 def _charges(step: SymmetryStep) -> Iterator[Reading]:
     """Yield the largest charges; a generator without weights or gradients, as of a dead unit, has none."""
     charges, defined = step.charge.abs(), ~step.charge.isnan()
-    largest = torch.where(defined, charges, -torch.inf)
     found = _segments(step, list(_CHARGES))
     if found is not None:
         layers, places = found
-        yield _largest("symmetry/max_charge", layers, largest[places])
+        yield layers.maximum_of_some("symmetry/max_charge", charges[places], defined[places])
         for key, values in ((RMS_CHARGE, charges), (RMS_UNCANCELED, step.uncanceled)):
             squares = layers.reading_of_some(key, values[places].square(), defined[places], torch.sqrt)
             yield replace(squares, total=None, internal=True)
     for role, key in _CHARGES.items():
         own = _segments(step, [role])
         if own is not None:
-            yield Reading(key, largest[own[1]].amax(), partial=True)
+            largest = torch.where(defined, charges, -torch.inf)[own[1]].amax()
+            yield Reading(key, largest, partial=True)
     several = _segments(step, ["invariant jointly", "rescaling"])
     if several is not None:
         layers, places = several
-        uncanceled = torch.where(defined, step.uncanceled, -torch.inf)
-        yield _largest("symmetry/max_uncanceled", layers, uncanceled[places])
-
-
-def _largest(key: str, layers: LayerSegments, values: Tensor) -> Reading:
-    """Return the reading of the largest values, none of which is known where all are -∞."""
-    return replace(layers.reading(key, values, layers.maximum), partial=True)
+        yield layers.maximum_of_some("symmetry/max_uncanceled", step.uncanceled[places], defined[places])
 
 
 def _drifts(step: SymmetryStep) -> Iterator[Reading]:

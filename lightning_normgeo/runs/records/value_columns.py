@@ -18,8 +18,6 @@ _MANY = 16
 """Number of metrics from which on their names come in a line of their own; lines of fewer can be read by themselves."""
 Columns = tuple[tuple[str, tuple[str, ...]], ...]
 """Quantities, each with its layers."""
-
-
 Lines = list[tuple[str, str]]
 """Kinds and texts of lines."""
 
