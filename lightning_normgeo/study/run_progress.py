@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from lightning_normgeo.runs.records.record import RECORD_NAME
 from lightning_normgeo.runs.records.record_lines import checked
+from lightning_normgeo.runs.records.whole_lines import LineNames
 from lightning_normgeo.utilities.files import parsed
 
 _Before = TypeVar("_Before")
@@ -30,6 +31,7 @@ class RunProgress:
     def __init__(self, folder: Path) -> None:
         self._path = folder / RECORD_NAME
         self._at = 0
+        self._names = LineNames()
         self.epoch = 0
         self.step = 0
         self.epochs: int | None = None
@@ -70,7 +72,7 @@ class RunProgress:
         self._at += len(lines) + len(end)
         for line in lines.split(b"\n"):
             try:
-                self._take(checked(parsed(line)))
+                self._take(self._names.named(checked(parsed(line))))
             except ValueError:
                 continue
 
@@ -85,8 +87,6 @@ class RunProgress:
                     self.epochs = epochs if epochs > 0 else None
         elif line["kind"] == "end":
             self.testing = line["status"] == "success"
-        elif line["kind"] == "key_values":  # of a measured step, with metrics of the geometry alone
-            self.step = line["step"] or self.step
         elif line["kind"] == "metrics":
             self.epoch = int(_finite(values.get("epoch"), self.epoch))
             self.step = line["step"] or self.step

@@ -28,7 +28,7 @@ def whole_lines(path: Path, skips_layers: Callable[[bytes], bool] = lambda line:
             process is not skipped.
     """
     left_out: Counter[str] = Counter()
-    names = _Names()
+    names = LineNames()
     count = 0
     cut_off = ""  # the reason counted for the previous line, if that may be incomplete instead of damaged
     for raw in _without_skipped(raw_lines(path), skips_layers):
@@ -68,7 +68,7 @@ def _without_skipped(lines: Iterable[bytes], skips_layers: Callable[[bytes], boo
         yield held
 
 
-class _Names:
+class LineNames:
     """Names of metrics, and of quantities and layers, by the keys that lines refer to them with."""
 
     def __init__(self) -> None:

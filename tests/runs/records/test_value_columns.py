@@ -16,6 +16,7 @@ from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.runs.records.record_lines import as_line
 from lightning_normgeo.runs.records.value_columns import LayerColumns
+from lightning_normgeo.study.run_progress import RunProgress
 
 LAYERS = st.dictionaries(
     st.text("abc.", min_size=1), st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=5
@@ -126,6 +127,16 @@ def test_names_of_many_metrics_are_written_once(tmp_path: Path) -> None:
     assert metrics["group/quantity_2"] == [(0, 2 / 3), (2, -2 / 3), (3, 2 / 3)], "all digits"
     assert metrics["group/another"] == [(3, 5.0)]
     assert metrics["loss"] == [(1, 0.5)]
+
+
+def test_the_progress_of_a_run_that_logs_many_metrics_at_once_is_followed(tmp_path: Path) -> None:
+    logger = with_metrics(tmp_path, [MANY])
+    watch = RunProgress(logger.folder)
+    watch.look()
+    logger.log_metrics({**MANY, "epoch": 3.0, "val/accuracy": 0.5}, step=7)
+    logger.log_metrics({**MANY, "epoch": 4.0, "val/accuracy": 0.75}, step=9)
+    watch.look()
+    assert (watch.epoch, watch.step, watch.accuracy) == (4, 9, 0.75)
 
 
 def test_metrics_that_are_not_finite_come_back(tmp_path: Path) -> None:
