@@ -40,6 +40,8 @@ def isolated(folder: Path) -> Iterator[Path]:
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()
             sys.modules["wandb"].teardown()  # finish returns before the log is on disk; settings outlive a run
+        if "lightning_normgeo.errors" in sys.modules:  # a session that no Trainer has ended
+            sys.modules["lightning_normgeo.errors"].remember_warnings(while_training=False)
         os.chdir(here)
         sys.argv = argv
         os.environ.clear()

@@ -8,6 +8,7 @@ for all monitors, and on batches that are not measured it has only one.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -114,13 +115,14 @@ class Session:
         if self.monitors or trainer not in self._sessions:
             return
         self._sessions.pop(trainer, None)
-        self._close(trainer)
-        if self.observer is not None:
-            self.observer.detach()
-        self.counted.close()
-        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self.driver]
-        remember_warnings(while_training=False)
-        self.publisher.finish(trainer.loggers)
+        with ExitStack() as at_last:  # all of it, from the last line to the first, whatever fails
+            at_last.callback(self.publisher.finish, trainer.loggers)
+            at_last.callback(remember_warnings, while_training=False)
+            trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self.driver]
+            at_last.callback(self.counted.close)
+            if self.observer is not None:
+                at_last.callback(self.observer.detach)
+            self._close(trainer)
 
     @skipped_on_error
     def restore_sums(self, state: dict[str, Any]) -> None:

@@ -79,6 +79,7 @@ def test_a_measured_step_reads_no_value_one_by_one(monkeypatch: pytest.MonkeyPat
     assert len(transfers) == 1, "one transfer for all monitors, all layers, all quantities"
 
 
+@pytest.mark.filterwarnings("ignore:Never measured:lightning_normgeo.errors.MeasurementWarning")
 def test_only_one_hook_of_all_monitors_is_dispatched_per_unmeasured_batch() -> None:
     """Lightning spends about two microseconds on each hook it calls, empty or not."""
     called: Counter[str] = Counter()

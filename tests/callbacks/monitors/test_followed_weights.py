@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import random
 import warnings
 import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -25,7 +27,7 @@ from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirma
 from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
 from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
 from lightning_normgeo.callbacks._readings.publisher import Publisher
-from lightning_normgeo.errors import MeasurementWarning
+from lightning_normgeo.errors import MeasurementWarning, warn_once
 from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.step_probe import StepProbe
@@ -395,6 +397,8 @@ INSIDE: list[tuple[type, str]] = [
 
 
 def train(*monitors: Any) -> tuple[list[Any], pl.Trainer]:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - its state is compared
     torch.manual_seed(0)
     fingerprint = Fingerprint()
     run = trainer(*monitors, fingerprint, steps=-1, max_epochs=1, accumulate_grad_batches=2)
@@ -427,3 +431,6 @@ def test_what_fails_inside_stops_nobody(
     broken = [one for one in said if "A measurement failed and is skipped" in one]
     assert len(broken) == len(set(broken))
     assert len(set(broken)) <= 1
+    for _ in range(2):  # after a training each warning is given whenever it applies
+        with pytest.warns(MeasurementWarning, match="again"):
+            warn_once("again")
