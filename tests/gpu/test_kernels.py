@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
-from lightning_normgeo.geometry import norm_increment, update_products
+from lightning_normgeo.geometry import IncrementTerms, norm_increment, update_products
 from lightning_normgeo.geometry.increments.norm_increments import measured_increment
 from lightning_normgeo.geometry.increments.rounding_floors import storage_floor, systematic_floor
 from lightning_normgeo.geometry.products import compiled, one_pass
@@ -75,6 +75,17 @@ def test_updates_of_many_weights(turn: float, monkeypatch: pytest.MonkeyPatch) -
         found = update_products(weight, 1.25 * weight + turn * weight.roll(1, 1))
         for x, y in zip(found, expected, strict=True):
             torch.testing.assert_close(x.cpu(), y, rtol=1e-6 if turn < 1e-6 else 1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_bounds_of_rounding(dtype: torch.dtype) -> None:
+    from lightning_normgeo.geometry.products import triton_launches
+
+    columns = torch.randn(5, 3001, dtype=torch.float64) * 10.0 ** torch.randint(-14, 2, (5, 3001))
+    columns[3:] = columns[3:].abs()
+    expected = systematic_floor(IncrementTerms(*columns[:4]), columns[4], dtype)
+    found = triton_launches.rounding_bounds(list(columns[:4].cuda()), columns[4].cuda(), dtype)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-13, atol=0.0)
 
 
 def test_a_gradient_that_is_not_finite_shows() -> None:

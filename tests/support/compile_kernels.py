@@ -22,6 +22,7 @@ KERNELS: list[tuple[Any, dict[str, Any]]] = [
     (kernels.update_kernel, {"OLD": tl.float32, "NEW": tl.float32, **_SIZES}),
     (kernels.sum_kernel, {"SUMS": 8, **_SIZES}),
     (kernels.join_kernel, _SIZES),
+    (kernels.rounding_kernel, {"ROUNDOFF": 2.0**-24, "TINY": 2.0**-1022, "BLOCK": 1024}),
 ]
 
 for capability in (75, 80, 90):

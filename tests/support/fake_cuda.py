@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -62,11 +62,21 @@ _KERNELS = {"sort": 8, "cat": 128, "stack": 128}
 class Counts(TorchDispatchMode):
     """Counts the kernels, and the copies between host and device, that the package launches, by line."""
 
+    active: ClassVar[list[Counts]] = []
+
     def __init__(self) -> None:
         super().__init__()
         self.kernels: Counter[str] = Counter()
         self.up: Counter[str] = Counter()
         self.down: Counter[str] = Counter()
+
+    def __enter__(self) -> Counts:
+        self.active.append(self)
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: object) -> None:
+        self.active.remove(self)
+        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -124,7 +134,10 @@ def fake_kernels(patch: pytest.MonkeyPatch) -> Counter[str]:
     launched: Counter[str] = Counter()
 
     def launch(kernel: Any, *args: Any, **kwargs: Any) -> None:
-        launched[getattr(kernel, "__name__", None) or kernel.fn.__name__] += 1
+        name = getattr(kernel, "__name__", None) or kernel.fn.__name__
+        launched[name] += 1
+        for counts in Counts.active:
+            counts.kernels[f"geometry/products/triton_kernels.py:{name}"] += 1
 
     patch.setattr(compiled, "_TYPES", (*compiled._TYPES, FakeTensor))
     patch.setattr(compiled, "_WORTHWHILE", 0)

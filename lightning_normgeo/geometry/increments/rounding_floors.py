@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
+from lightning_normgeo.geometry.products import compiled
 
 
 def arithmetic_floor(terms: IncrementTerms, dtype: torch.dtype) -> Tensor:
@@ -154,6 +155,12 @@ def systematic_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtyp
         >>> bool((residual.abs() <= random + systematic_floor(terms, weight_sq, torch.float32)).all())
         True
     """
+    if weight_sq.is_cuda:
+        found: Tensor | None = compiled.fast_if_used(
+            lambda kernels: kernels.rounding_bounds(terms, weight_sq, dtype), "triton_launches"
+        )
+        if found is not None:
+            return found
     sizes = torch.stack(list(terms)).abs()
     _, momentum, decay, _ = sizes
     floor = _arithmetic(sizes, dtype) + _decay(decay, momentum, weight_sq, dtype)

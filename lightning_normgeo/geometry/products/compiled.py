@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -40,6 +41,11 @@ def fast(run: Callable[[ModuleType], _T], elements: int, loops: str = "numba_ker
     except Exception:  # numba or Triton is missing or cannot compile here; torch computes the same
         _failed.add(loops)
         return None
+
+
+def fast_if_used(run: Callable[[ModuleType], _T], loops: str) -> _T | None:
+    """Run compiled loops that large weights have already brought in, whatever the size; return None elsewhere."""
+    return fast(run, _WORTHWHILE, loops) if f"{__package__}.{loops}" in sys.modules else None
 
 
 def loop_sums(function: str, items: Sequence[Any], matrices: Sequence[Sequence[Tensor] | None]) -> dict[int, Tensor]:

@@ -1,4 +1,4 @@
-"""Kernels that read all weights once on a GPU, in one launch for weights of any number and shape.
+"""Kernels that read all weights once on a GPU, in one launch for weights of any number and shape; and one for bounds.
 
 A table of addresses says where each weight, its gradient and its optimizer state are. A program reads one segment of
 one row; a second kernel adds up the segments of long rows. Sums are float64, each taken by one program in a fixed
@@ -238,3 +238,27 @@ def join_kernel(
     tl.store(out + rows + row, weight_update)
     tl.store(out + 2 * rows + row, tl.sum(dd, 0))
     tl.store(out + 3 * rows + row, tl.sum(across, 0))
+
+
+@triton.jit(do_not_specialize=["units"])
+def rounding_kernel(columns, out, units, ROUNDOFF: tl.constexpr, TINY: tl.constexpr, BLOCK: tl.constexpr):
+    """Systematic floors of rounding, as ``systematic_floor`` computes them, from four terms and ‖W‖² of each unit."""
+    unit = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = unit < units
+    gradient = tl.load(columns + unit, mask=inside, other=0.0)
+    momentum = tl.load(columns + units + unit, mask=inside, other=0.0)
+    signed_decay = tl.load(columns + 2 * units + unit, mask=inside, other=0.0)
+    quadratic = tl.load(columns + 3 * units + unit, mask=inside, other=0.0)
+    weight_sq = tl.load(columns + 4 * units + unit, mask=inside, other=0.0)
+    decay = tl.abs(signed_decay)
+    arithmetic = 4 * ROUNDOFF * (tl.abs(gradient) + tl.abs(momentum) + decay + tl.abs(quadratic))
+    whole = ROUNDOFF * weight_sq
+    below = decay + tl.where(decay > 0, tl.abs(momentum), 0.0)
+    above = whole * (4 * whole / tl.where(decay > TINY, decay, TINY))
+    rounded = tl.where(below < whole, below, whole)  # unlike a minimum, NaN where ‖W‖² is
+    rounded = tl.where(above < rounded, above, rounded)
+    ratio = tl.where(quadratic > 0, weight_sq / tl.where(quadratic > 0, quadratic, 1.0), 0.0)
+    ratio = tl.where(ratio < float("inf"), ratio, 0.0)
+    along = tl.abs(gradient + momentum + 0.5 * signed_decay) + 0.5 * decay
+    lattice = 2 * ROUNDOFF * tl.sqrt(ratio) * along
+    tl.store(out + unit, arithmetic + rounded + lattice, mask=inside)

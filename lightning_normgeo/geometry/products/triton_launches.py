@@ -61,6 +61,25 @@ def update_sums(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     return _grouped(pairs, [(pair[0].device, *(tensor.dtype for tensor in pair)) for pair in pairs], _updates)
 
 
+def rounding_bounds(terms: Sequence[Tensor], weight_sq: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``systematic_floor`` of terms and ‖W‖², each ``(units,)`` and of one dtype, in one launch."""
+    columns = torch.stack([*terms, weight_sq])
+    out = torch.empty_like(weight_sq, memory_format=torch.contiguous_format)
+    launch(
+        kernels.rounding_kernel,
+        -(-out.numel() // _BLOCK[0]),
+        columns,
+        out,
+        out.numel(),
+        ROUNDOFF=torch.finfo(dtype).eps / 2,
+        TINY=torch.finfo(out.dtype).tiny,
+        BLOCK=_BLOCK[0],
+        num_warps=_WARPS,
+        device=out.device,
+    )
+    return out
+
+
 def launch(kernel: Any, programs: int, *arguments: Any, device: torch.device, **options: Any) -> None:
     """Launch a kernel on a device."""
     with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():

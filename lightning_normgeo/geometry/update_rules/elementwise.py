@@ -101,11 +101,12 @@ class ElementwiseRule(ABC):
         del inner, gradient_sq
         by_gradient, by_momentum, by_decay, whole_sq, *own = products
         shrink = own[0] if own else self.shrink
+        factor = -2 * shrink
         return IncrementTerms(
-            gradient=-2 * shrink * by_gradient,
-            momentum=-2 * shrink * by_momentum,
+            gradient=factor * by_gradient,
+            momentum=factor * by_momentum,
             # (s² - 1) as (s - 1)(s + 1): no cancellation where ηλ is tiny
-            weight_decay=(shrink - 1) * (shrink + 1) * weight_sq - 2 * shrink * by_decay,
+            weight_decay=(shrink - 1) * (shrink + 1) * weight_sq + factor * by_decay,
             quadratic=whole_sq,
         )
 

@@ -232,11 +232,12 @@ class CumulativeIncrements:
         *by_term, rounded, predicted, weight_sq, gradient_sq = sums[:8].unbind()
         direction_sq = sums[8] if direction else None
         nothing, once = torch.zeros_like(predicted), torch.ones_like(predicted)
-        kept = MomentumState(*self._sums[self._index(names, predicted.device)][:, _BUFFER].unbind(1))
-        momentum, after = nothing, kept
+        momentum = buffer_inner = buffer_sq = nothing
         if isinstance(rule, SGDRule):
+            kept = MomentumState(*self._sums[self._index(names, predicted.device)][:, _BUFFER].unbind(1))
             before = first_state(kept, [name not in self._counted for name in names], plans, products)
             momentum, after = momentum_increment(rule, weight_sq, gradient_sq, direction_sq, before)
+            buffer_inner, buffer_sq = after.inner - kept.inner, after.square - kept.square
         else:
             self.without_momentum_form.update(names)
         # torch leaves a buffer alone while there is no momentum; afterwards it is read again
@@ -248,8 +249,8 @@ class CumulativeIncrements:
             predicted_momentum=momentum,
             **IncrementTerms(*by_term)._asdict(),
             rounding=rounded,
-            buffer_inner=after.inner - kept.inner,
-            buffer_sq=after.square - kept.square,
+            buffer_inner=buffer_inner,
+            buffer_sq=buffer_sq,
             steps=once,
         )
         return torch.stack(list(added), 1)
