@@ -320,7 +320,7 @@ CONVOLUTIONAL: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", pytest.param("googlenet", marks=pytest.mark.slow)])
 def test_convolutional_networks_of_torchvision(name: str) -> None:
     make, size, invariant, controls = CONVOLUTIONAL[name]
     observed = observe(lambda: Classifier(make(), momentum), images(size))

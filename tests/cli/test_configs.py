@@ -177,8 +177,8 @@ def test_study_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         yaml.safe_dump({**TINY, "trainer": {**TINY["trainer"], "callbacks": callbacks}})
     )
     settings = {"data.init_args.batch_size": 4, "wandb": "disabled", "report": False}
-    decay = "optimizer.init_args.weight_decay"
-    grid = {**text["grid"], decay: text["grid"][decay][-1:]}  # half of the samples suffice
+    norm, decay = "model.norm", "optimizer.init_args.weight_decay"
+    grid = {norm: text["grid"][norm][:2], decay: text["grid"][decay][-1:]}  # a quarter of the runs suffices
     tiny = {**text, "configs": [str(small), "tiny.yaml"], "settings": settings, "grid": grid}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny, sort_keys=False))
     monkeypatch.setattr(runner, "RunProcess", InProcess)

@@ -25,7 +25,7 @@ from lightning_normgeo.robustness import FoldedModel, InputSpace, RescaledModel,
 from lightning_normgeo.robustness.model.image_copies import on_copies
 from support.small_models import worn
 
-ATTACKS = ["gaussian", "bim", "pgd", "apgd", "square", "bim_l2", "torchattacks.FGSM"]
+ATTACKS = ["gaussian", "bim", "pgd", "apgd", {"name": "square", "queries": 50}, "bim_l2", "torchattacks.FGSM"]
 
 
 class Classifier(nn.Module):
