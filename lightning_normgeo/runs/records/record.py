@@ -216,8 +216,9 @@ def _since(points: Sequence[tuple[int, float]]) -> int | None:
 def read_record(run: str | Path, most_by_layer: int | None = None) -> Record:
     """Read a run's record, also while the run is under way or after it was killed.
 
-    Where a killed run resumed from a checkpoint, the steps after that checkpoint are those of the resumed run, so that
-    the steps of each curve increase. Damaged lines and lines of an unknown kind are skipped, with one warning.
+    Where a run resumed from a checkpoint, the steps after it are those of the resumed run, so that the steps of each
+    curve increase; so are those of another Trainer with the same logger, with a warning. A later evaluation, at step 0,
+    replaces no curve. Damaged lines and lines of an unknown kind are skipped, with one warning.
 
     Args:
         run: Folder of the run, or path of the record itself.
@@ -244,6 +245,8 @@ def read_record(run: str | Path, most_by_layer: int | None = None) -> Record:
         raise ConfigurationError(
             f"{path} cannot be read ({error.strerror}). Check the disk and who may read it."
         ) from error
+    if curves.repeated:
+        warn_once(f"{path}: curves have the last of several trainings. Give each a RecordLogger of its own.")
     record.metrics, record.layers = dict(curves.metrics), dict(curves.layers)
     return record
 

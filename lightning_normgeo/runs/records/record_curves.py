@@ -71,7 +71,11 @@ class Points(Sequence[tuple[int, Value]]):
         self._parts.append((process, block, place))
 
     def restart(self, process: int, step: int) -> None:
-        """Note the step at which a process begins: those before it that it logs again are left out."""
+        """Note the first step of a later process: it replaces the earlier points from this step on.
+
+        A process that only evaluates, such as ``trainer.validate`` with a checkpoint, logs at step 0, because Lightning
+        does not restore the step for it. Its value replaces another single value, but not a curve of several steps.
+        """
         self._ends[process] = step
 
     @abstractmethod
@@ -84,7 +88,13 @@ class Points(Sequence[tuple[int, Value]]):
     def _read(self, values: Callable[[Block, Any], Sequence[Any] | None]) -> list[tuple[int, Any]]:
         """Return the points of a curve with the values that a function returns of each block; None for none."""
         found: list[tuple[int, Any]] = []
-        for process, parts in itertools.groupby(self._parts, key=lambda part: part[0]):
+        logged: set[int] = set()
+        for process, group in itertools.groupby(self._parts, key=lambda part: part[0]):
+            parts = list(group)
+            steps = {step for _, block, _ in parts for step in block.steps}
+            if process in self._ends and steps == {0} and len(logged) > 1:
+                continue  # an evaluation in a process of its own
+            logged = {step for step in logged if step < self._ends.get(process, math.inf)} | steps
             read = [(block, values(block, place)) for _, block, place in parts]
             own = [(block, some) for block, some in read if some is not None]
             if process in self._ends:
@@ -161,6 +171,11 @@ class CurveReader:
         most: Rows of values by layer to keep: of more than twice as many every second, fourth, eighth … is kept, and
             the last one. Default: all.
         size: Bytes of the record, by which the number of its rows is estimated. Default: unknown.
+
+    Attributes:
+        metrics: Curves of metrics.
+        layers: Curves of quantities with values by layer.
+        repeated: Whether several trainings of one process are in the record, of which curves have the last.
     """
 
     def __init__(self, most: int | None = None, size: int = 0) -> None:
@@ -170,12 +185,27 @@ class CurveReader:
         self._process, self._line = 0, 0
         self._blocks: dict[Any, Block] = {}
         self._seen: set[tuple[str, str]] = set()
+        self.repeated, self._goes_back = False, False
         self._begin()
 
     def begin_process(self) -> None:
         """Begin with the lines of another process, which may log steps again that came after its checkpoint."""
         self._process += 1
+        self._goes_back = False
         self._begin()
+
+    def _block_at(self, key: Any, step: int) -> Block | None:
+        """Return the block that a row at a step continues, or None for a row that begins one.
+
+        Steps of the same names that go back are those of another Trainer, which begins at step 0 again; it is read like
+        another process.
+        """
+        block = self._blocks.get(key)
+        if block is not None and step < block.steps[-1]:
+            self.begin_process()
+            self._goes_back, block = True, None
+        self.repeated |= self._goes_back and step > 0
+        return block
 
     def _begin(self) -> None:
         self._blocks, self._seen = {}, set()
@@ -193,7 +223,7 @@ class CurveReader:
         """Add a line of metrics."""
         self._line += 1
         names = tuple(values)
-        block = self._blocks.get(names)
+        block = self._block_at(names, step)
         if block is None:
             block = self._blocks[names] = Block(len(names))
             for place, name in enumerate(names):
@@ -206,7 +236,7 @@ class CurveReader:
         self._line += 1
         names = tuple((quantity, tuple(layers)) for quantity, layers in columns)
         key = ("layers", names)
-        block = self._blocks.get(key)
+        block = self._block_at(key, step)
         if block is None:
             block = self._blocks[key] = Block(sum(len(layers) for _, layers in names))
             start = 0

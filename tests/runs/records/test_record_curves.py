@@ -22,18 +22,33 @@ VALUES = st.dictionaries(KEYS, st.floats(allow_nan=False, width=32), min_size=1)
 PROCESSES = st.lists(st.lists(st.tuples(st.integers(0, 30), VALUES), max_size=8), min_size=1, max_size=3)
 
 
-def lists_of(processes: Any) -> dict[str, list[tuple[int, float]]]:
-    """Return the curves as lists, built point by point as their definition says."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+def trainings_of(processes: Any) -> list[list[tuple[int, dict[str, float]]]]:
+    """Return the lines of each training: a process, or a part of it from where steps of the same names go back."""
+    found: list[list[tuple[int, dict[str, float]]]] = []
     for lines in processes:
-        earlier = set(curves)
+        found.append([])
+        for step, values in lines:
+            same = [before for before, others in found[-1] if tuple(others) == tuple(values)]
+            if same and step < same[-1]:
+                found.append([])
+            found[-1].append((step, values))
+    return found
+
+
+def lists_of(trainings: Any) -> dict[str, list[tuple[int, float]]]:
+    """Return the curves as lists, built training by training as their definition says."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for lines in trainings:
+        logged: dict[str, list[tuple[int, float]]] = {}
         for step, values in lines:
             for key, value in values.items():
-                curve = curves.setdefault(key, [])
-                if key in earlier:  # logged again after a checkpoint
-                    earlier.discard(key)
-                    curve[:] = [point for point in curve if point[0] < step]
-                curve.append((step, value))
+                logged.setdefault(key, []).append((step, value))
+        for key, points in logged.items():
+            curve = curves.setdefault(key, [])
+            is_an_evaluation = all(step == 0 for step, _ in points)
+            if is_an_evaluation and len({step for step, _ in curve}) > 1:
+                continue
+            curve[:] = [point for point in curve if point[0] < points[0][0]] + points
     return curves
 
 
@@ -45,7 +60,7 @@ def test_metrics_are_the_list_of_their_points(processes: Any) -> None:
         reader.begin_process()
         for step, values in lines:
             reader.add_metrics(step, values)
-    expected = lists_of(processes)
+    expected = lists_of(trainings_of(processes))
     assert reader.metrics == expected
     for key, points in expected.items():
         curve = reader.metrics[key]
@@ -63,12 +78,45 @@ def test_values_by_layer_are_the_list_of_their_points(processes: Any) -> None:
         reader.begin_process()
         for step, values in lines:
             reader.add_layers(step, [("norm", list(values))], [list(values.values())])
-    whole = lists_of([[(step, {"norm": values}) for step, values in lines] for lines in processes])
+    whole = lists_of([[(step, {"norm": values}) for step, values in lines] for lines in trainings_of(processes)])
     if whole:
         assert reader.layers == whole
     for layer in ("a", "b", "c/layer"):
         expected = [(step, values[layer]) for step, values in whole.get("norm", []) if layer in values]
         assert not whole or reader.layers["norm"].of_layer(layer) == expected
+
+
+def values_at(*steps: int, key: str = "val/accuracy", logger: RecordLogger | None = None) -> RecordLogger:
+    logger = logger or RecordLogger("out", version="one")
+    for step in steps:
+        logger.log_metrics({key: float(step)}, step)
+    return logger
+
+
+@pytest.mark.parametrize("in_the_same_process", [True, False])
+def test_a_later_evaluation_replaces_no_curve(in_the_same_process: bool) -> None:
+    logger = values_at(4, 8)
+    values_at(8, key="test/accuracy", logger=logger)
+    later = logger if in_the_same_process else RecordLogger("out", version="one")
+    later.log_metrics({"val/accuracy": 0.5}, 0)  # trainer.validate and trainer.test of a new Trainer log at step 0
+    later.log_metrics({"test/accuracy": 0.25}, 0)
+    record = read_record(logger.folder)
+    assert record.metrics["val/accuracy"] == [(4, 4.0), (8, 8.0)]
+    assert record.metrics["test/accuracy"] == [(0, 0.25)]
+
+
+def test_a_run_that_begins_anew_replaces_its_curve() -> None:
+    values_at(0, 1, 2, 3)
+    record = read_record(values_at(0, 1).folder)
+    assert record.metrics == {"val/accuracy": [(0, 0.0), (1, 1.0)]}
+
+
+def test_of_several_trainings_with_one_logger_curves_have_the_last() -> None:
+    logger = values_at(0, 1, 2, 3)
+    values_at(0, 2, logger=logger)
+    with pytest.warns(UserWarning, match=r"curves have the last of several trainings\. Give each a RecordLogger"):
+        record = read_record(logger.folder)
+    assert record.metrics == {"val/accuracy": [(0, 0.0), (2, 2.0)]}
 
 
 def logged(steps: int, folder: Path) -> Path:
