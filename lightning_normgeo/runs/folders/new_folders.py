@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 from pathlib import Path
 
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero
+
+_LONGEST_NAME = 255
+"""Bytes of the longest name of a folder."""
 
 
 def check_writable(save_dir: str, name: str) -> None:
@@ -43,3 +47,23 @@ def claim_version(folder: Path) -> str:
             return version
         return version
     raise ConfigurationError(f"{folder} has a thousand runs that started at {stamp}; give version=… a name.")
+
+
+class SharedName:
+    """A name that this process and all that are forked from it know as soon as one of them has set it.
+
+    Strategies such as ``ddp_fork``, Lightning's default in notebooks, train in a child process. The name of the run is
+    claimed there, and read afterwards in the process of the user.
+    """
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _LONGEST_NAME + 1)
+
+    @property
+    def value(self) -> str | None:
+        """The name; None before it is set."""
+        return self._memory[:].rstrip(b"\0").decode() or None
+
+    @value.setter
+    def value(self, name: str) -> None:
+        self._memory[: len(name.encode())] = name.encode()

@@ -12,8 +12,8 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
 from lightning_normgeo._lightning import Logger
-from lightning_normgeo.errors import ConfigurationError, warn_once
-from lightning_normgeo.runs.folders.new_folders import check_writable, claim_version
+from lightning_normgeo.errors import ConfigurationError, is_rank_zero, warn_once
+from lightning_normgeo.runs.folders.new_folders import SharedName, check_writable, claim_version
 from lightning_normgeo.runs.records.environment import describe_environment
 from lightning_normgeo.runs.records.hyperparameters import as_nested
 from lightning_normgeo.runs.records.record import RECORD_NAME
@@ -55,6 +55,7 @@ class RecordLogger(Logger):
         self._save_dir = save_dir
         self._name = name
         self._version = version
+        self._claimed = SharedName()
         self._spool: Spool | None = None
         self._described = False
         self._ended = True
@@ -72,7 +73,9 @@ class RecordLogger(Logger):
     def version(self) -> str:
         """The run's name within the experiment."""
         if self._version is None:
-            self._version = claim_version(Path(self._save_dir) / self._name)
+            self._version = self._claimed.value or claim_version(Path(self._save_dir) / self._name)
+            if is_rank_zero():
+                self._claimed.value = self._version
         return self._version
 
     @property
@@ -175,6 +178,10 @@ class RecordLogger(Logger):
             self._note_outage(self._spool)
             self._spool.close()
             self._say_what_is_missing(self._spool)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy that writes to the same run, as in a process that ``ddp_spawn`` starts."""
+        return {**vars(self), "_version": self.version, "_claimed": None}
 
     def _opened(self) -> Spool:
         if self._spool is None:
