@@ -206,6 +206,10 @@ class NormgeoCLI(LightningCLI):
         """Write the report and print the summary."""
         self._conclude()
 
+    def after_validate(self) -> None:
+        """Write the report and print the summary."""
+        self._conclude()
+
     def _conclude(self) -> None:
         if self.trainer.is_global_zero:
             tell_end(self.trainer.loggers, self._get(self.config, "report"))

@@ -24,6 +24,8 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)")
 """The address in the text of a function or an object, which differs between processes."""
 _DEEPEST = 40
 """Levels of nesting that become dotted names; deeper values are texts."""
+_LARGEST_WHOLE = 2**53
+"""Floating-point numbers from here on are written as such, 1e+30, not with digits that they do not have."""
 _EMPTY = "{}"
 """The text of an empty group of settings."""
 
@@ -137,7 +139,7 @@ def _settled(value: Any, depth: int = 0) -> Any:
         return {str(key): _settled(entry, depth + 1) for key, entry in value.items()}
     if _is_sequence(value) and depth < _DEEPEST:
         return [_settled(entry, depth + 1) for entry in value]
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_WHOLE:
         return int(value)  # W&B returns whole numbers as int
     if value is None or isinstance(value, int | float):
         return value

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lightning_normgeo.runs.quantities.table import QUANTITIES
 from lightning_normgeo.runs.records.record import Record, read_record
+from lightning_normgeo.runs.records.record_lines import VALIDATION
 from lightning_normgeo.runs.run_title import run_title
 from lightning_normgeo.runs.verdicts.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.optimizers import eq16_applies
@@ -131,9 +132,11 @@ def _accuracies(record: Record) -> Table:
     table = Table(title="Robustness", box=box.SIMPLE, show_edge=False, title_justify="left")
     for name in ("attack", "accuracy", "95 % interval", "drop", "n"):
         table.add_column(name, justify="left" if name == "attack" else "right")
-    rows = [row for found in record.evaluations.values() for row in found.get("results", [])]
-    for row in (row for row in rows if not is_detail(row)):
-        table.add_row(Text(plain_line(attack_title(row["attack"]))), *_cells(row))
+    for found in record.evaluations.values():
+        ending = ", validation data" if found.get("data") == VALIDATION else ""
+        for row in found.get("results", []):
+            if not is_detail(row):
+                table.add_row(Text(plain_line(attack_title(row["attack"]) + ending)), *_cells(row))
     for found in record.evaluations.values():
         if isinstance(found.get("corruptions"), Mapping):
             table.add_row("corruptions, mean", *_cells({**found["corruptions"], "accuracy_drop": math.nan}))

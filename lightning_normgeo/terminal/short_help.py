@@ -10,7 +10,7 @@ from lightning_normgeo.terminal.shipped_configs import shipped_configs, title_of
 
 TRAINER_COMMANDS = {
     "fit": "train, measure the geometry, test under noise and attack, write a report",
-    "validate": "evaluate a checkpoint on the validation data",
+    "validate": "evaluate a checkpoint on the validation data, under noise and attack",
     "test": "evaluate a checkpoint on the test data, under noise and attack",
     "predict": "predict with a checkpoint",
 }

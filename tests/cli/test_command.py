@@ -169,8 +169,10 @@ def test_other_commands_on_the_checkpoint(finished: Finished, tiny: str, command
         first, second = (read_record(place).results["robustness"] for place in (finished.folder, folder))
         assert first["results"] == second["results"]  # the same weights were tested
         assert first["settings"]["threat"] == second["settings"]["threat"]
+    if command in ("test", "validate"):
         assert (folder / "report.html").is_file()
     if command == "validate":
+        assert read_record(folder).results["robustness"]["data"] == "validation"
         assert set(read_record(folder).metrics) >= {"val/loss", "val/accuracy"}
 
 

@@ -194,6 +194,10 @@ def test_an_address_in_a_text_of_ones_own_is_a_difference() -> None:
     assert not same_kind(compared({"note": "flashed at 0x1000"}, {"note": "flashed at 0x2000"}))
 
 
+def test_large_numbers_have_no_digits_of_their_binary_form() -> None:
+    assert flat({"lr": 1e30, "step": 2.0, "seed": 2**60}) == {"lr": "1e+30", "step": "2", "seed": str(2**60)}
+
+
 def test_missing_is_another_value_than_its_sign() -> None:
     runs = compared({"x": MISSING}, {"y": 1, "x": None})
     assert not same_kind(runs)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_normgeo._lightning import hide_charts, is_wandb
-from lightning_normgeo.callbacks._robustness.logging import folder_of
+from lightning_normgeo.callbacks._robustness.logging import data_of, folder_of, warn_of_other_data
 from lightning_normgeo.channels import report as results
 from lightning_normgeo.channels import table as channels
 from lightning_normgeo.channels.report import MaskingReport
@@ -44,7 +44,7 @@ def log_report(trainer: Any, report: MaskingReport) -> None:
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return
-    document = report.as_dict()
+    document = {**report.as_dict(), **data_of(trainer)}
     try:
         _write(folder_of(trainer, CHANNELS), report, document)
     except OSError as error:
@@ -66,6 +66,7 @@ def log_report(trainer: Any, report: MaskingReport) -> None:
 
 def _write(folder: Path, report: MaskingReport, document: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    warn_of_other_data(folder / f"{CHANNELS}.json", document)
     write_document(folder / f"{CHANNELS}.json", document)
     if report.table is None:
         return

@@ -15,8 +15,9 @@ from lightning_normgeo.robustness.results.logged_results import EXAMPLES, ORDER,
 from lightning_normgeo.robustness.results.process_shares import EVERYTHING
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.runs.records.record import Record, evaluation_stem
+from lightning_normgeo.runs.records.record_lines import VALIDATION
 from lightning_normgeo.runs.verdicts import logged_verdicts
-from lightning_normgeo.utilities.files import write_document
+from lightning_normgeo.utilities.files import parsed, write_document
 
 _QUANTITIES = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
 _IN_THE_TABLE = re.compile(r"robustness/(.+/(ci_low|ci_high|n)|clean(/.+)?/accuracy_drop)")
@@ -78,7 +79,7 @@ def log_evaluation(trainer: Any, reports: Mapping[str, RobustnessReport], name: 
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return True
-    document, stem = document_of(reports), evaluation_stem(name)
+    document, stem = {**document_of(reports), **data_of(trainer)}, evaluation_stem(name)
     problem, files = _save(trainer, reports, document, stem)
     images, captions = _pictures(reports, count)
     for logger in trainer.loggers:
@@ -107,6 +108,30 @@ def log_evaluation(trainer: Any, reports: Mapping[str, RobustnessReport], name: 
             f"and running the same test again resumes from it.\n{tables}"
         )
     return not problem
+
+
+def data_of(trainer: Any) -> dict[str, str]:
+    """Return the entry of a document of results on validation data that says so; empty for test data."""
+    return {"data": VALIDATION} if trainer.state.fn == "validate" else {}
+
+
+def warn_of_other_data(path: Path, document: Mapping[str, Any]) -> None:
+    """Warn if a document of results is about to replace one that was evaluated on other data.
+
+    Args:
+        path: path of the document before, which need not exist.
+        document: the new document.
+    """
+    try:
+        before = parsed(path.read_bytes()).get("data", "test")
+    except (OSError, ValueError):
+        return
+    data = document.get("data", "test")
+    if before != data:
+        warn_once(
+            f"{path} had the results on the {before} data; now it has those on the {data} data, and so has a report. "
+            f"To keep both, use a Trainer of its own for the {data} data, with a callback or loggers of another name."
+        )
 
 
 def folder_of(trainer: Any, name: str = "robustness") -> Path:
@@ -146,6 +171,7 @@ def _save(
     try:
         folder = folder_of(trainer)
         folder.mkdir(parents=True, exist_ok=True)
+        warn_of_other_data(folder / f"{stem}.json", document)
         for suffix, report in reports.items():
             if report.results:
                 file = folder / f"robustness{suffix.replace('/', '_')}.npz"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.run_settings import flat
+from lightning_normgeo.runs.records.record_lines import VALIDATION
 from lightning_normgeo.runs.run_title import data_title
 from lightning_normgeo.utilities.attack_names import is_control, split_attack, without_control
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
@@ -149,7 +150,10 @@ def data_of(run: Run) -> str:
 
     title = data_title(given("name"), run.settings.get("data.class_path", ""))
     parts = [title, f"({given('data_dir')})" if given("data_dir") and not given("name") else ""]
-    return " ".join(filter(None, parts)) or UNKNOWN_DATA
+    name = " ".join(filter(None, parts))
+    if any(found.get("data") == VALIDATION for found in run.record.evaluations.values()):
+        return f"{name}, validation data" if name else "the validation data"
+    return name or UNKNOWN_DATA
 
 
 def problems_of(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:

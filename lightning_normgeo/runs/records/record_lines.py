@@ -19,6 +19,8 @@ Columns = list[tuple[str, list[str]]]
 """Quantities of columns, each with its layers."""
 ROBUSTNESS = "robustness"
 """The name of an evaluation's results, also in files and W&B; ``robustness_{name}`` for an evaluation with a name."""
+VALIDATION = "validation"
+"""The data of an evaluation in ``trainer.validate``; others are on test data."""
 
 
 def as_line(kind: str, fields: Mapping[str, Any]) -> str:
@@ -130,6 +132,7 @@ def _check_evaluation(values: Any) -> None:
     for reason in (*_optional(values, "warnings", list), *_optional(values, "not_evaluated", dict).values()):
         _text(reason)
     _optional(values, "weights", dict)
+    _optional(values, "data", str)
 
 
 def _check_row(row: Any) -> None:

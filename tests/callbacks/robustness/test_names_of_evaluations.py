@@ -16,9 +16,9 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_normgeo import RecordLogger, RobustnessEvaluation, evaluate_robustness, read_record
+from lightning_normgeo import RecordLogger, RobustnessEvaluation, evaluate_robustness, read_record, summarize
 from lightning_normgeo.callbacks._robustness.dataloaders import named_loaders
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.report import write_report
 from lightning_normgeo.report.compared_runs import load_runs
 from lightning_normgeo.report.tables import all_tables
@@ -30,6 +30,28 @@ from support.projects import Project, Rows, images, trainer
 class Several(Project):
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         pass
+
+
+class Validated(Project):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+def test_results_say_on_which_data_and_that_they_replace_others(tmp_path: Path) -> None:
+    logger, project = RecordLogger(str(tmp_path)), Validated()
+    run = trainer(RobustnessEvaluation(attacks=[], num_images=0), logger=logger)
+    run.test(project, images(24), verbose=False)
+    assert "data" not in read_record(logger.folder).evaluations[""]
+    assert "validation data" not in str(summarize(logger.folder))
+    expected = r"robustness\.json had the results on the test data; now it has those on the validation data, and so"
+    with pytest.warns(MeasurementWarning, match=expected):
+        run.validate(project, images(16), verbose=False)
+    assert read_record(logger.folder).evaluations[""]["data"] == "validation"
+    assert json.loads((logger.folder / "robustness.json").read_text())["data"] == "validation"
+    assert "clean, validation data" in str(summarize(logger.folder))
+    titles = [table.title for table in all_tables(load_runs([logger.folder]))]
+    assert "Accuracy under attack: the validation data" in titles
+    run.validate(project, images(8), verbose=False)  # of the same data: no warning
 
 
 def test_evaluations_of_one_trainer_have_names_of_their_own(tmp_path: Path) -> None:
