@@ -54,7 +54,7 @@ ALLOWED = {
     "channels": {"geometry", "normalization", "symmetries", "robustness", "probes"} | _FILES,
     "runs": {"_lightning", "_version", "robustness", "utilities.attack_names"} | _FILES,
     "report": {"_version", "robustness", "runs", "utilities.attack_names"} | _FILES,
-    "data": set(),
+    "data": {"utilities.files"},
     "models": {"normalization", "symmetries"},
     "callbacks": {"_lightning", "channels", "geometry", "normalization", "probes", "robustness", "runs", "symmetries"}
     | {"utilities.attack_names", "utilities.collector"}
@@ -62,7 +62,7 @@ ALLOWED = {
     "__init__": {"_version", "callbacks", "channels", "data", "models", "normalization", "probes", "robustness", "runs"}
     | {"symmetries", "utilities.lazy_names"},
     "cli": {"_lightning", "_version", "callbacks", "data", "models", "report", "runs", "terminal"}
-    | {"utilities.checkpoints"},
+    | {"utilities.checkpoints", "utilities.files"},
     "study": {"_version", "callbacks", "cli", "report", "runs", "terminal"} | _FILES,
     "__main__": {"_version", "cli", "report", "study", "terminal"},
 }

@@ -15,6 +15,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from lightning_normgeo.data.images import ImageDataModule
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.utilities.checked_values import whole
+from lightning_normgeo.utilities.files import user_path
 
 _ORDER_SEED = 2020
 
@@ -57,7 +58,7 @@ class ImageFolderDataModule(ImageDataModule):
         super().__init__(batch_size, val_fraction, flip, crop_padding, num_workers, split_seed)
         whole("ImageFolderDataModule: image_size", image_size, 1)
         self.save_hyperparameters()
-        self.root, self.image_size, self.max_memory_gb = Path(data_dir), image_size, max_memory_gb
+        self.root, self.image_size, self.max_memory_gb = user_path(data_dir), image_size, max_memory_gb
         self.classes = _classes(self.root / "train")
         self.num_classes = len(self.classes)
         if _classes(self.root / "test") != self.classes:

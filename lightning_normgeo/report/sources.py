@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning_normgeo.errors import ConfigurationError, nearest_names, warn_once
 from lightning_normgeo.runs.records.record import RECORD_NAME, STUDY_NAME, Record, read_records
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file, contained_folder, read_contained
+from lightning_normgeo.utilities.files import user_path
 
 _ONLINE = r"(wandb:)?([\w.-]+/[\w.-]+(?:/[\w.-]+)?)"
 _DEEPEST, _MOST_FOLDERS = 4, 20_000
@@ -31,7 +32,7 @@ def records_of(source: str) -> list[Record]:
     Raises:
         ConfigurationError: If there are none; the message says what is missing, and where.
     """
-    path = Path(source).expanduser() if source.startswith("~") else Path(source)
+    path = user_path(source)
     if path.is_symlink() or path.exists():
         folders = folders_of(path)
         return read_records(folders, max(_FEWEST_STEPS, min(_MOST_STEPS, _STEPS // len(folders))))

@@ -18,7 +18,7 @@ from lightning_normgeo.runs.records.record import RECORD_NAME, STUDY_NAME
 from lightning_normgeo.runs.run_title import run_title
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.utilities.contained_files import leads_out
-from lightning_normgeo.utilities.files import replacing
+from lightning_normgeo.utilities.files import replacing, user_path
 from lightning_normgeo.utilities.plain_text import plain_line
 
 REPORT_NAME = "report.html"
@@ -61,7 +61,7 @@ def write_report(
         )
     sources = [runs] if isinstance(runs, (str, Path)) else list(runs)
     loaded = load_runs(sources)
-    path = Path(output) if output is not None else _own(_place(sources, form))
+    path = user_path(output) if output is not None else _own(_place(sources, form))
     title = title or (run_title(loaded[0].record) if len(loaded) == 1 else "") or _title(sources)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,5 +121,5 @@ def _title(sources: Sequence[str | Path]) -> str:
 
 def _folder(source: str | Path) -> Path:
     """Return the folder of a run or study that is given as a folder or as its file."""
-    path = Path(source)
+    path = user_path(source)
     return path.parent if path.name in (RECORD_NAME, STUDY_NAME) else path

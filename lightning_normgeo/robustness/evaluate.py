@@ -26,6 +26,7 @@ from lightning_normgeo.robustness.results.process_shares import ProcessShare, re
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
 from lightning_normgeo.robustness.settings import Autocast, OnUnsuitable, RobustnessSettings, Semantics
 from lightning_normgeo.utilities.checked_values import flag, short_repr, whole
+from lightning_normgeo.utilities.files import user_path
 
 
 def evaluate_robustness(
@@ -166,7 +167,7 @@ def evaluate_robustness(
         dataloader,
         num_images,
         lambda name, samples: show_progress(bar, evaluation.evaluator, name, samples),
-        None if resume_dir is None else JournalPlace(Path(resume_dir)),
+        None if resume_dir is None else JournalPlace(user_path(resume_dir)),
         other,
     )
     with bar, preserved_state(model), preserved_state(other) if other is not None else nullcontext():

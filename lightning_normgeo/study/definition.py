@@ -9,12 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, get_loader
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.terminal.shipped_configs import find_config
+from lightning_normgeo.utilities.files import user_path
 from lightning_normgeo.utilities.notebook import summary
 
 _SHORT = {"seed_everything": "seed"}
@@ -24,6 +26,8 @@ _NOT_OF_THE_RUN = ("wandb", "report")
 """Options that do not influence the results of a run."""
 _LONGEST_VALUE, _LONGEST_NAME = 48, 255
 """Characters of a value in the name of a run, and bytes of the whole name, which is that of a folder."""
+_LONGEST_REASON = 300
+"""Characters of a parser's message, which may have the whole file in it."""
 _CLASS = re.compile(r'"class_path": "(?:[\w.]*\.)?(\w+)"(?:, "init_args":)?')
 """The class in a value, of which a short name keeps only the last part."""
 _NOT_FINITE = {"Infinity": ".inf", "-Infinity": "-.inf", "NaN": ".nan"}
@@ -66,7 +70,7 @@ class Study:
     @property
     def folder(self) -> Path:
         """The folder of the study."""
-        return Path(self.save_dir) / self.name
+        return user_path(self.save_dir) / self.name
 
     @property
     def shared(self) -> list[str]:
@@ -149,9 +153,10 @@ def _read(path: Path) -> Study:
     try:
         study = Study(**vars(parser.parse_path(path).clone()))
     except (ArgumentError, TypeError) as error:
+        reason = shorten(str(error), _LONGEST_REASON, placeholder=" …")
         raise ConfigurationError(
-            f"{path} is not a study ({' '.join(str(error).split())}). It needs name and grid, and may have configs, "
-            "settings, save_dir, keep_optimizer_states."
+            f"{path} is not a study ({reason}). It needs name and grid, and may have configs, settings, save_dir, "
+            "keep_optimizer_states."
         ) from error
     # the values as written: the parser would expand those with a class_path by all defaults of the class
     written = get_loader("yaml")(path.read_text(encoding="utf-8"))

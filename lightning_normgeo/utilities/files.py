@@ -86,6 +86,11 @@ def read_lines(path: Path, left_out: Counter[str] | None = None) -> Iterator[dic
                 left_out[str(error)] += 1
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a user has given; a leading ``~`` is the home folder, also where no shell has replaced it."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - keeps the ~name of nobody, where Path raises an error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Context for writing a file: yields a draft beside ``path`` that atomically replaces it once it is on the disk.

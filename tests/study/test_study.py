@@ -184,6 +184,12 @@ def test_files_that_are_no_study(text: str) -> None:
         loaded(text)
 
 
+def test_a_file_of_another_kind_is_not_shown() -> None:
+    with pytest.raises(ConfigurationError, match="is not a study") as refused:
+        loaded("\n".join(f"user{k}:x:{k}:{k}::/home:/bin/sh" for k in range(500)))
+    assert len(str(refused.value)) < 600
+
+
 def test_no_file() -> None:
     with pytest.raises(ConfigurationError, match=r"normgeo study no.yaml does not exist, .* Nearest: "):
         load_study("no.yaml")

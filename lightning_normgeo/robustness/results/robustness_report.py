@@ -19,7 +19,7 @@ from lightning_normgeo.robustness.results.verified_decisions import VerifiedDeci
 from lightning_normgeo.robustness.results.worst_case import WorstCase
 from lightning_normgeo.utilities.attack_names import NORM_TITLES, draws_of_clean, without_control
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
-from lightning_normgeo.utilities.files import finite, write_document
+from lightning_normgeo.utilities.files import finite, user_path, write_document
 from lightning_normgeo.utilities.notebook import NotebookTable, summary
 
 
@@ -139,7 +139,7 @@ class RobustnessReport:
         Args:
             folder: the folder for the files, which is created if it does not exist.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.results:
             self.decisions.save(folder / "robustness.npz")

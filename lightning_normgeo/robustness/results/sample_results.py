@@ -17,7 +17,7 @@ from lightning_normgeo.robustness.attacks.search.ball import lengths
 from lightning_normgeo.robustness.attacks.search.losses import predicted
 from lightning_normgeo.robustness.results.npz_columns import read_columns
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
-from lightning_normgeo.utilities.files import replacing
+from lightning_normgeo.utilities.files import replacing, user_path
 from lightning_normgeo.utilities.notebook import summary
 
 
@@ -259,7 +259,7 @@ class SampleResults:
         """Write :meth:`arrays` to an ``.npz`` file, replacing an earlier one atomically."""
         import numpy as np
 
-        with replacing(Path(path)) as draft, draft.open("wb") as file:
+        with replacing(user_path(path)) as draft, draft.open("wb") as file:
             np.savez_compressed(file, **self.arrays())
 
 
@@ -272,8 +272,9 @@ def load_decisions(path: str | Path) -> SampleResults:
     Raises:
         ConfigurationError: if there is no such file, or it was not written by an evaluation.
     """
-    if isinstance(path, (str, Path)) and Path(path).is_dir():
-        path = Path(path) / "robustness.npz"
+    if isinstance(path, (str, Path)):
+        path = user_path(path)
+        path = path / "robustness.npz" if path.is_dir() else path
     try:
         arrays = read_columns(path)
         names = dict.fromkeys(key.rpartition("/")[0] for key in arrays if "/" in key)

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero
 from lightning_normgeo.runs.records.record import FINISHED_NAME, RECORD_NAME, NotFinite, read_record
-from lightning_normgeo.utilities.files import parsed
+from lightning_normgeo.utilities.files import parsed, user_path
 
 CHECKPOINTS = "checkpoints"
 """Name of the folder of checkpoints in the folder of a run, as Lightning gives it."""
@@ -39,7 +39,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         if len(self.path.parts) < 2 or self.path.name in ("", ".."):
             raise ConfigurationError(f"--run {path}: give a folder in a folder, such as runs/my-study/bn-seed0.")
         self._lock = FileLock(self.path / _LOCK)

@@ -16,6 +16,7 @@ from lightning_normgeo.runs.records.record_lines import ROBUSTNESS as ROBUSTNESS
 from lightning_normgeo.runs.records.whole_lines import whole_lines
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
+from lightning_normgeo.utilities.files import user_path
 from lightning_normgeo.utilities.notebook import NotebookTable, curves_frame, shortened, summary
 
 RECORD_NAME, STUDY_NAME = "record.jsonl", "study.json"
@@ -230,7 +231,7 @@ def read_record(run: str | Path, most_by_layer: int | None = None) -> Record:
     """
     if not isinstance(run, (str, PathLike)):
         raise ConfigurationError(f"read_record({short_repr(run)}): give the path of a run's folder.")
-    path = Path(run)
+    path = user_path(run)
     path = path / RECORD_NAME if path.is_dir() else path
     try:
         path = contained_file(path.parent, path.name, _LARGEST)

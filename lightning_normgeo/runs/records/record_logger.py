@@ -20,7 +20,7 @@ from lightning_normgeo.runs.records.record import RECORD_NAME
 from lightning_normgeo.runs.records.record_lines import as_line, plain_json
 from lightning_normgeo.runs.records.value_columns import LayerColumns, Lines, MetricColumns
 from lightning_normgeo.utilities.checked_values import short_repr
-from lightning_normgeo.utilities.files import as_json
+from lightning_normgeo.utilities.files import as_json, user_path
 from lightning_normgeo.utilities.spool import MOST_WAITING, Spool, reason_of
 
 _SPARE = ("metrics", "key_values", "column_values")
@@ -40,7 +40,7 @@ class RecordLogger(Logger):
     were lost.
 
     Args:
-        save_dir: Folder of all runs; created if needed.
+        save_dir: Folder of all runs; created if needed. ``~`` is the home folder.
         name: Name of the experiment, a folder in ``save_dir``.
         version: Name of the run, a folder in the experiment's; an existing one is appended to. Default: the time at
             which the run starts.
@@ -52,7 +52,7 @@ class RecordLogger(Logger):
     def __init__(self, save_dir: str = "runs", name: str = "normgeo", version: str | None = None) -> None:
         super().__init__()
         _check_texts(save_dir, name, version)
-        self._save_dir = save_dir
+        self._save_dir = str(user_path(save_dir))
         self._name = name
         self._version = version
         self._claimed = SharedName()
@@ -62,7 +62,7 @@ class RecordLogger(Logger):
         self._waited = 0
         self._said: set[str] = set()
         self._columns, self._keys = LayerColumns(), MetricColumns()
-        check_writable(save_dir, name)
+        check_writable(self._save_dir, name)
 
     @property
     def name(self) -> str:
