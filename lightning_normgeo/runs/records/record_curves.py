@@ -91,7 +91,7 @@ class Points(Sequence[tuple[int, Value]]):
         logged: set[int] = set()
         for process, group in itertools.groupby(self._parts, key=lambda part: part[0]):
             parts = list(group)
-            steps = {step for _, block, _ in parts for step in block.steps}
+            steps = {step for _, block, _ in parts for step in block.steps} if self._ends else set()
             if process in self._ends and steps == {0} and len(logged) > 1:
                 continue  # an evaluation in a process of its own
             logged = {step for step in logged if step < self._ends.get(process, math.inf)} | steps
