@@ -3,6 +3,7 @@
 Run it as a plain script: ``python benchmarks/gpu.py [--without-tests] [--rounds 20] [--write docs/reference/gpu.md]``.
 It takes about five minutes and runs ``pytest -m gpu`` first. Where there is no CUDA device it says so, and runs the
 tests that need none: the kernels in Triton's interpreter, and launches and transfers counted on fake CUDA tensors.
+With ``--rehearse`` it then makes every table in small on the CPU, to find errors of this script before a GPU is lent.
 
 Steps are timed in blocks, without waiting for the device in between, as users train: *ms* is the time of the fastest
 block over its number of steps. Each network is trained with every choice of monitors, and bare before and after.
@@ -40,6 +41,8 @@ _WARM = 6
 """Steps before the clock starts: they allocate memory, compile kernels and fill caches."""
 _BLOCKS = 3
 _NEVER = 10**9
+_ON_GPU = torch.cuda.is_available()
+_DEVICE = "cuda" if _ON_GPU else "cpu"
 _EMULATED = ["tests/geometry/products", "tests/callbacks/monitors/test_cuda_transfers.py"]
 
 
@@ -67,6 +70,11 @@ CASES = [
     Case("resnet101", 224, 256, "bf16-mixed", "SGD", channels_last=True),
     Case("vit_b_16", 224, 128, "bf16-mixed", "AdamW, fused"),
 ]
+REHEARSED = [
+    Case("resnet18", 32, 2, "32-true", "SGD"),
+    Case("resnet18", 32, 2, "bf16-mixed", "AdamW, fused", channels_last=True),
+]
+"""Cases that take seconds on a CPU."""
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, weight_decay=1e-4),
     "AdamW, fused": lambda p: torch.optim.AdamW(p, lr=1e-4, fused=True),
@@ -92,9 +100,9 @@ class SameBatch(Dataset[Any]):
     """The same batch again and again, on the device already."""
 
     def __init__(self, case: Case, steps: int) -> None:
-        x = torch.randn(case.batch, 3, case.pixels, case.pixels, device="cuda")
+        x = torch.randn(case.batch, 3, case.pixels, case.pixels, device=_DEVICE)
         self.x = x.contiguous(memory_format=torch.channels_last) if case.channels_last else x
-        self.y, self.steps = torch.randint(10, (case.batch,), device="cuda"), steps
+        self.y, self.steps = torch.randint(10, (case.batch,), device=_DEVICE), steps
 
     def __len__(self) -> int:
         return self.steps
@@ -108,7 +116,7 @@ class Network(pl.LightningModule):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        with torch.device("cuda"):
+        with torch.device(_DEVICE):
             net = torchvision.models.get_model(case.arch, num_classes=10)
         self.net = net.to(memory_format=torch.channels_last) if case.channels_last else net
         self.case = case
@@ -139,19 +147,19 @@ class Clock(pl.Callback):
         if past < 0:
             return
         if past % self.block == 0:
-            torch.cuda.synchronize()
+            _wait()
             self.times.append(time.perf_counter())
-        if past == 0:
+        if past == 0 and _ON_GPU:
             torch.cuda.reset_peak_memory_stats()
         if past == self.steps:
             self.peak = torch.cuda.max_memory_allocated()
             if self.profiled:
-                self.profiler = profile(activities=[ProfilerActivity.CUDA])
+                self.profiler = profile(activities=[ProfilerActivity.CUDA if _ON_GPU else ProfilerActivity.CPU])
                 self.profiler.__enter__()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         if args[-1] == _WARM + self.steps and self.profiled:
-            torch.cuda.synchronize()
+            _wait()
             self.profiler.__exit__(None, None, None)
             self.kernels = sum(event.device_time > 0 for event in self.profiler.events())
 
@@ -164,7 +172,7 @@ def fit(case: Case, callbacks: list[Any], steps: int, profiled: bool) -> Clock:
     clock = Clock(steps, profiled)
     trainer = pl.Trainer(
         max_steps=_WARM + steps + 1,
-        accelerator="gpu",
+        accelerator="gpu" if _ON_GPU else "cpu",
         devices=1,
         precision=case.precision,  # type: ignore[arg-type]
         callbacks=[clock, *callbacks],
@@ -204,16 +212,17 @@ def steps_table(case: Case, rounds: int, some: bool) -> Result:
 
 def robustness_table() -> Result:
     """Return the times of BIM with ten steps by the evaluator and by torchattacks."""
-    batch, n = 256, 2048
+    batch, n = (256, 2048) if _ON_GPU else (8, 32)
     torch.manual_seed(0)
-    net = torchvision.models.resnet18(num_classes=10).cuda()
-    patterns = torch.rand(10, 3, 4, 4, device="cuda")
-    labels = torch.randint(10, (n,), device="cuda")
+    net = torchvision.models.resnet18(num_classes=10).to(_DEVICE)
+    patterns = torch.rand(10, 3, 4, 4, device=_DEVICE)
+    labels = torch.randint(10, (n,), device=_DEVICE)
     images = nn.functional.interpolate(patterns[labels], size=32, mode="bilinear")
     images = (images + 0.2 * torch.randn_like(images)).clamp(0, 1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
     for k in range(40):
-        x, y = images[64 * (k % 32) :][:64], labels[64 * (k % 32) :][:64]
+        first = 64 * k % n
+        x, y = images[first:][:64], labels[first:][:64]
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(x), y, label_smoothing=0.2).backward()
         optimizer.step()
@@ -248,19 +257,26 @@ def robustness_table() -> Result:
             continue
         times = []
         for _ in range(3):
-            torch.cuda.synchronize()
+            _wait()
             began = time.perf_counter()
             clean, attacked = run()
-            torch.cuda.synchronize()
+            _wait()
             times.append(time.perf_counter() - began)
         slowest = slowest or min(times)
         rows.append((name, f"{min(times):.3f}", f"{slowest / min(times):.1f}", f"{clean:.4f}", f"{attacked:.4f}"))
     return Result(f"BIM, 10 steps, resnet18, {n} images of 32 px", ("", "s", "× as fast", "clean", "bim"), rows)
 
 
+def _wait() -> None:
+    """Wait until the device has done what is queued."""
+    if _ON_GPU:
+        torch.cuda.synchronize()
+
+
 def machine() -> str:
     """Return the device and the versions."""
-    return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Lightning {pl.__version__}"
+    name = torch.cuda.get_device_name() if _ON_GPU else "CPU, a rehearsal"
+    return f"{name}, torch {torch.__version__}, Lightning {pl.__version__}"
 
 
 def tested(arguments: list[str]) -> str:
@@ -279,18 +295,24 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="do not time each monitor alone")
     parser.add_argument("--without-tests", action="store_true", help="measure only")
     parser.add_argument("--write", type=Path, help="Markdown file to write the tables to")
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU: make every table in small on the CPU")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not _ON_GPU:
         print("There is no CUDA device: only the tests that need none are run.")
-        print(tested(["-n0", *_EMULATED]))
-        return
+        if not options.without_tests:
+            print(tested(["-n0", *_EMULATED]))
+        if not options.rehearse:
+            return
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     torch.backends.cudnn.benchmark = True
-    outcome = "" if options.without_tests else f"`pytest -m gpu`: {tested(['-m', 'gpu', '-n', '4', 'tests/gpu'])}.\n"
+    outcome = ""
+    if _ON_GPU and not options.without_tests:
+        outcome = f"`pytest -m gpu`: {tested(['-m', 'gpu', '-n', '4', 'tests/gpu'])}.\n"
     results: list[Result] = []
     tables = [
-        functools.partial(steps_table, case, options.rounds, options.short or k > 1) for k, case in enumerate(CASES)
+        functools.partial(steps_table, case, options.rounds, options.short or k > 1)
+        for k, case in enumerate(CASES if _ON_GPU else REHEARSED)
     ]
     for table in (*tables, robustness_table):
         results.append(table())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
 import pytest
-import torch
 
 from lightning_normgeo import (
     AffineConvergenceMonitor,
@@ -17,19 +17,17 @@ from lightning_normgeo import (
     SymmetryMonitor,
 )
 from lightning_normgeo.geometry.products import compiled
-from support.gpu_trainings import SETTINGS, Setting, Trained, needs_gpu, train
+from support.gpu import DEVICE, EMULATED, on_gpu
+from support.gpu_trainings import SETTINGS, Setting, Trained, train
 from support.projects import same
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason=needs_gpu),
-    pytest.mark.filterwarnings("ignore"),  # of Lightning and of torch about this machine
-]
+pytestmark = on_gpu
 
 
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(compiled, "_WORTHWHILE", 0)
+    if not EMULATED:  # Triton's interpreter takes seconds for a training
+        monkeypatch.setattr(compiled, "_WORTHWHILE", 0)
     yield
     assert "triton_launches" not in compiled._failed, "the kernels failed"
 
@@ -107,11 +105,11 @@ def test_the_first_step_is_that_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
     net = trainings.SmallNet()
     net.dropout.p = 0.0  # its random numbers differ between devices
-    state = net.state_dict()
+    state = copy.deepcopy(net.state_dict())
     rows = []
-    for device in ("cuda", "cpu"):
+    for device in (DEVICE, "cpu"):
         monkeypatch.setattr(trainings, "DEVICE", device)
-        monkeypatch.setattr(compiled, "_WORTHWHILE", 0 if device == "cuda" else 2**16)
+        monkeypatch.setattr(compiled, "_WORTHWHILE", 0 if device != "cpu" else 2**16)
         net.load_state_dict(state)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

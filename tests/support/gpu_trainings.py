@@ -14,10 +14,8 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from support.gpu import DEVICE, ON_GPU
 from support.projects import Optimizers, Project, Rows, trainer
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_gpu = "needs a CUDA device"
 
 
 class SmallNet(nn.Module):
@@ -76,7 +74,9 @@ SETTINGS = {
     "adamw foreach": Setting(adamw(foreach=True)),
     "adamw fused": Setting(adamw(fused=True)),
     "adamw fused, lr a tensor": Setting(adamw(tensor_lr=True, fused=True)),
-    "adamw capturable, lr a tensor": Setting(adamw(tensor_lr=True, capturable=DEVICE == "cuda", foreach=True)),
+    "adamw capturable, lr a tensor": Setting(
+        adamw(tensor_lr=True, capturable=DEVICE == "cuda", foreach=DEVICE == "cuda")
+    ),
     "bf16": Setting(trainer={"precision": "bf16-mixed"}),
     "bf16, adamw fused": Setting(adamw(fused=True), {"precision": "bf16-mixed"}),
     "fp16": Setting(sgd(foreach=True, fused=False), scale=1024.0),
@@ -190,7 +190,7 @@ def _state(project: Any) -> dict[str, Any]:
             "gradients": [parameter.grad for parameter in project.parameters()],
             "optimizer": optimizer.state_dict(),
             "random": torch.get_rng_state(),
-            "random on the device": torch.cuda.get_rng_state() if DEVICE == "cuda" else None,
+            "random on the device": torch.cuda.get_rng_state() if ON_GPU else None,
             "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in project.modules()),
         }
     )
