@@ -43,14 +43,16 @@ ALLOWED = {
     "utilities.attack_names": set(),
     "utilities.collector": set(),
     "utilities.lazy_names": set(),
+    "utilities.tf32": set(),
     "_lightning": set(),
     "terminal": {"_version"},
     "geometry": set(),
     "normalization": {"geometry"},
     "symmetries": {"geometry", "normalization"},
     "robustness": {"geometry", "normalization", "symmetries", "utilities.attack_names", "utilities.lazy_names"}
+    | {"utilities.tf32"}
     | _FILES,
-    "probes": {"geometry", "normalization", "symmetries", "utilities.collector"},
+    "probes": {"geometry", "normalization", "symmetries", "utilities.collector", "utilities.tf32"},
     "channels": {"geometry", "normalization", "symmetries", "robustness", "probes"} | _FILES,
     "runs": {"_lightning", "_version", "robustness", "utilities.attack_names"} | _FILES,
     "report": {"_version", "robustness", "runs", "utilities.attack_names"} | _FILES,
@@ -81,6 +83,7 @@ THIRD_PARTY = {
     "utilities.attack_names": set(),
     "utilities.collector": set(),
     "utilities.lazy_names": set(),
+    "utilities.tf32": {"torch"},
     "terminal": set(),
     "geometry": {"numpy", "torch", "numba", "triton"},  # the last two only if they are installed
     "normalization": {"torch"},

@@ -44,8 +44,8 @@ class BatchGeometryMonitor(GeometryMonitor):
     :data:`lightning_normgeo.runs.quantities.table.QUANTITIES`. Aggregates are over the chosen layers alone, and those
     of batch normalizations over all of the model. Of a layer with groups, each of which has a Σ_X, the mean is logged.
 
-    Cost: for each chosen layer about one forward and backward pass of this layer per measured step, in which TF32 is
-    used if the training uses it. Memory: see :func:`.input_geometry`; nothing between measured steps.
+    Cost: for each chosen layer about one forward and backward pass of this layer per measured step, in float32 without
+    TF32. On a GPU the host waits for each layer. Memory: see :func:`.input_geometry`; nothing between measured steps.
 
     Args:
         every_n_steps: measure every n-th optimizer step; ``auto`` for less and less often in long trainings (see

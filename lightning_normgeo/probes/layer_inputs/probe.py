@@ -25,6 +25,7 @@ from lightning_normgeo.geometry.rows import on_observing_device
 from lightning_normgeo.normalization.autograd.reentrant_checkpoints import runs_again
 from lightning_normgeo.probes.batch_norm.autograd_node import is_inside_backward
 from lightning_normgeo.probes.layer_inputs.layers import batched, count_vectors, patch_map_of
+from lightning_normgeo.utilities.tf32 import full_float32
 
 GAP_SAMPLES = 256
 """The largest number of samples in the orthogonality gap, whose cost is quadratic in it."""
@@ -151,7 +152,8 @@ class InputProbe:
             self.skipped[_CHANGED] += 1
             return None
         x = on_observing_device(x)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        # TF32, the default of convolutions on a GPU, is coarser than the bounds on rounding that ranks are found by
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_float32():
             if not x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite():
                 self.skipped[_NOT_FINITE] += 1
                 return None

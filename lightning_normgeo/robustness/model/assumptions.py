@@ -15,9 +15,9 @@ from lightning_normgeo.robustness.attacks.search.projected_gradient import ascen
 from lightning_normgeo.robustness.inputs.advice import override
 from lightning_normgeo.robustness.inputs.checks import check_labels
 from lightning_normgeo.robustness.inputs.class_labels import class_logits
-from lightning_normgeo.robustness.model.precision import full_float32
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.utilities.checked_values import first_line
+from lightning_normgeo.utilities.tf32 import full_float32
 
 _IMAGES = 8
 """Number of images that are tested, from the start of the batch."""

@@ -20,8 +20,8 @@ from lightning_normgeo.normalization.surgery.norm_layers import NormLayer, norma
 from lightning_normgeo.normalization.surgery.preceding_layers import PrecedingLayer, inputs_by_graph
 from lightning_normgeo.robustness.model.image_copies import on_copies
 from lightning_normgeo.robustness.model.parameter_swap import LogitsModule, logit_change, swapped_parameters
-from lightning_normgeo.robustness.model.precision import full_float32
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
+from lightning_normgeo.utilities.tf32 import full_float32
 
 _TOLERANCE = 1e-4
 """Largest change of a logit, relative to the largest logit, that rounding explains in float32."""

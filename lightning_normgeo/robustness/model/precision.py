@@ -1,15 +1,12 @@
-"""Precision of a model's forward pass, and a context with full float32 for checks."""
+"""Precision of a model's forward pass."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import UnsuitableError
+from lightning_normgeo.utilities.tf32 import uses_tf32
 
 _NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 HALF = (torch.bfloat16, torch.float16)
@@ -39,7 +36,7 @@ def precision_of(images: Tensor, module: nn.Module | None) -> str:
     if isinstance(module, nn.Module):
         dtypes += [p.dtype for p in module.parameters() if p.is_floating_point()]
     narrowest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-    if narrowest == torch.float32 and images.device.type == "cuda" and _uses_tf32():
+    if narrowest == torch.float32 and images.device.type == "cuda" and uses_tf32():
         return "tf32"
     return _NAMES.get(narrowest, str(narrowest).removeprefix("torch."))
 
@@ -62,26 +59,3 @@ def check_verifiable(precision: str, scores: Tensor | None = None) -> None:
             f"{found}. Convert the model and its images to float32 (model.float(), or Trainer(precision='32-true')), "
             "or leave autocast out."
         )
-
-
-def _uses_tf32() -> bool:
-    return any(getattr(holder, name) in (True, "tf32") for holder, name, _ in _switches())
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Context without TF32, whose rounding of about 1e-4 would hide whether two functions are the same."""
-    with ExitStack() as stack:
-        for holder, name, off in _switches():
-            stack.callback(setattr, holder, name, getattr(holder, name))
-            setattr(holder, name, off)
-        yield
-
-
-def _switches() -> list[tuple[Any, str, Any]]:
-    """Return the settings of torch for TF32: the object, the name of its attribute, and the value that disables it."""
-    backends: Any = torch.backends
-    if hasattr(backends.cudnn, "conv"):  # newer torch: reading allow_tf32 raises if the new settings are mixed
-        holders = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]
-        return [(holder, "fp32_precision", "ieee") for holder in holders]
-    return [(backends.cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]

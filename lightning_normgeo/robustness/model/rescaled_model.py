@@ -24,9 +24,9 @@ from lightning_normgeo.robustness.model.parameter_swap import (
     logit_change,
     swapped_parameters,
 )
-from lightning_normgeo.robustness.model.precision import full_float32
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.symmetries import Units, scale_invariant_units
+from lightning_normgeo.utilities.tf32 import full_float32
 
 _TOLERANCE = 0.05
 """Largest change of a logit, relative to the largest logit, for which the function counts as the same except for ε."""

@@ -24,9 +24,11 @@ from lightning_normgeo.robustness import (
     folded_model,
 )
 from lightning_normgeo.robustness.attacks.search.ball import inward
-from lightning_normgeo.robustness.model.precision import full_float32, precision_of
+from lightning_normgeo.robustness.model.precision import precision_of
+from lightning_normgeo.utilities.tf32 import full_float32
 from support import reference as ref
 from support.projects import ConvNet, Project, images, trainer
+from support.tf32 import convolve_in_tf32
 
 HALVES = [torch.bfloat16, torch.float16]
 PIXELS = InputSpace(None, None, normalized_data=False)
@@ -105,25 +107,6 @@ def test_autocast_is_said_before_the_parameters_precision() -> None:
 # --- TF32 -------------------------------------------------------------------------------------------------------------
 
 
-def switches() -> list[Any]:
-    backends: Any = torch.backends
-    return [
-        backends.cudnn.conv.fp32_precision, backends.cudnn.rnn.fp32_precision, backends.cuda.matmul.fp32_precision,
-        backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(),
-    ]  # fmt: skip
-
-
-def test_full_precision_lasts_as_long_as_it_is_asked_for() -> None:
-    before = switches()
-    with full_float32():
-        backends: Any = torch.backends
-        assert {backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision} == {"ieee"}
-    assert switches() == before
-    with pytest.raises(KeyError), full_float32():
-        raise KeyError
-    assert switches() == before
-
-
 def test_tf32_is_said_of_a_gpu_and_of_nothing_else() -> None:
     class OnGpu:
         dtype, device = torch.float32, torch.device("cuda")
@@ -135,25 +118,9 @@ def test_tf32_is_said_of_a_gpu_and_of_nothing_else() -> None:
     assert precision_of(OnGpu(), nn.Linear(1, 1).bfloat16()) == "bf16"  # type: ignore[arg-type]
 
 
-def ten_bits(tensor: Tensor) -> Tensor:
-    """Round to the mantissa of TF32."""
-    bits = tensor.detach().contiguous().view(torch.int32)
-    rounded = ((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
-    return tensor + (rounded - tensor).detach()
-
-
 @pytest.fixture
 def convolutions_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolve as cuDNN does unless TF32 is turned off."""
-    plain = torch.nn.functional.conv2d
-
-    def rounded(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        backends: Any = torch.backends
-        if backends.cudnn.conv.fp32_precision == "tf32":
-            x, weight = ten_bits(x), ten_bits(weight)
-        return plain(x, weight, *args, **kwargs)
-
-    monkeypatch.setattr(torch.nn.functional, "conv2d", rounded)
+    convolve_in_tf32(monkeypatch)
 
 
 def worn() -> nn.Module:
