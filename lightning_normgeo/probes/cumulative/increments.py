@@ -17,7 +17,7 @@ from lightning_normgeo.geometry.increments.momentum_increments import MomentumSt
 from lightning_normgeo.geometry.increments.rounding_floors import systematic_floor
 from lightning_normgeo.geometry.products.one_pass import many_weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
-from lightning_normgeo.geometry.rows import as_rows, in_memory_order, on_observing_device, output_rows
+from lightning_normgeo.geometry.rows import as_rows, in_memory_order, observing_device, on_observing_device, output_rows
 from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
@@ -97,13 +97,14 @@ class CumulativeIncrements:
         self.parameters.update((self._name(p), p) for p in held if self._name(p))
         new = {self._name(parameter): parameter for parameter in held if self._name(parameter)}
         new = {name: parameter for name, parameter in new.items() if name not in self._rows}
+        if held:  # those of a checkpoint are on the CPU
+            self._sums = self._sums.to(observing_device(held[0].device))
         if new:
-            starts = torch.zeros(len(new), len(Totals._fields), dtype=self._sums.dtype, device=self._sums.device)
             norms = torch.stack(self._norms(list(new.values())))
-            starts = starts.to(norms)
+            starts = norms.new_zeros(len(new), len(Totals._fields))
             starts[:, 0] = norms
             self._rows |= {name: len(self._rows) + i for i, name in enumerate(new)}
-            self._sums = torch.cat([self._sums.to(starts), starts])
+            self._sums = torch.cat([self._sums, starts])
 
     @torch.no_grad()
     def begin(self, optimizer: Optimizer, moved: bool, read: Mapping[int, ParameterReading] | None = None) -> None:
