@@ -13,8 +13,10 @@ from lightning_normgeo.geometry.products.compiled import fast, readable
 from lightning_normgeo.geometry.rows import as_rows, on_observing_device
 from lightning_normgeo.symmetries.slices import Slices
 
-_BLOCK = 2**18
-"""Elements of a parameter that are read at once, so that their float64 copies stay in cache."""
+_BLOCK = {"cpu": 2**18}
+"""Elements of a parameter that are read at once, by type of device: on a CPU their float64 copies stay in cache."""
+_DEVICE_BLOCK = 2**22
+"""The same on other devices, where a block takes a dozen kernels; its float64 copies take 128 MiB at most."""
 
 
 class SliceSums(NamedTuple):
@@ -100,7 +102,8 @@ def _add(sums: Tensor, slices: Sequence[Slices], tensors: Sequence[Tensor]) -> N
     """Add the products of a parameter to the sums, block by block along its first axis."""
     tensors = [tensor.reshape(tensor.shape or (1,)) for tensor in tensors]
     length = tensors[0].shape[0]
-    rows = max(1, _BLOCK * length // max(tensors[0].numel(), 1))
+    block_size = _BLOCK.get(tensors[0].device.type, _DEVICE_BLOCK)
+    rows = max(1, block_size * length // max(tensors[0].numel(), 1))
     for start in range(0, length, rows):
         block = [tensor[start : start + rows].to(sums.dtype) for tensor in tensors]
         pairs = [(a, b) for k, a in enumerate(block) for b in block[k:]]  # W·W, W·g, g·g

@@ -34,7 +34,7 @@ def test_every_way_to_slice_in_blocks_of_any_size(
         slices.append(Slices("w", shape, axes, start, sizes))
         start = slices[-1].stop
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", block)
+        patch.setattr(module, "_BLOCK", {"cpu": block})
         patch.setattr(compiled, "_WORTHWHILE", compiled_from)
         found = slice_sums(slices, {"w": weight}, {"w": gradient}, CPU)
     for own in slices:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.angles import UpdateProducts, many_update_products
+from lightning_normgeo.geometry.columns import repeated
 from lightning_normgeo.geometry.rows import observing_device, on_observing_device
+from lightning_normgeo.geometry.update_rules.recipe import scalar
 from lightning_normgeo.probes.explain import gradient_scale, groups_of
 from lightning_normgeo.probes.moved_weights import left_out_as_sparse
 from lightning_normgeo.symmetries.families import Family
@@ -127,10 +129,12 @@ class ParametersBefore:
         return buffer.copy_(parameter.detach())
 
     def _option(self, name: str, missing: float) -> Tensor:
-        """Return an option of the parameter group of each slice."""
-        values = {own: _number(group.get(name, missing)) for own, group in self._options.items()}
-        found = self._of_each(lambda own: values.get(own, 0.0))
-        return torch.from_numpy(found).to(self._device, torch.float64)
+        """Return an option of the parameter group of each slice; the host does not wait for one that is on a device."""
+        groups = {id(group): group for group in self._options.values()}
+        known = {key: scalar(group.get(name, missing)) for key, group in groups.items()}
+        values = {own: known[id(group)] for own, group in self._options.items()}
+        slices = self._symmetries.slices
+        return repeated([values.get(own.parameter, 0.0) for own in slices], [own.count for own in slices], self._device)
 
     def _of_each(self, value: Callable[[str], float]) -> Array:
         """Return a value of the parameter of each slice."""
@@ -142,7 +146,3 @@ def is_one_vector(family: Family) -> bool:
     """Whether a family consists of whole parameters that are invariant as one vector."""
     whole = all(member.count == member.slices.count and member.exponent == 1 for member in family.members)
     return family.role == "invariant jointly" and family.count == 1 and whole
-
-
-def _number(value: Any) -> float:
-    return float(value.detach()) if isinstance(value, Tensor) else float(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.probes.symmetries.parameters import ParametersBefore, SliceStep
-from lightning_normgeo.probes.symmetries.step import SymmetryStep, by_generator, joined
+from lightning_normgeo.probes.symmetries.step import Generators, SymmetryStep, by_generator, joined
 from lightning_normgeo.symmetries.symmetries import Symmetries
 
 _REFUTED_ABOVE = 1e-2
@@ -45,6 +45,7 @@ class SymmetryProbe:
         self._before: list[ParametersBefore] = []
         self._steps: list[SliceStep] = []
         self._buffers: dict[int, Tensor] = {}
+        self._generators: dict[tuple[Any, ...], Generators] = {}
 
     def forget(self) -> None:
         """Forget the graphs of the last step."""
@@ -104,6 +105,8 @@ class SymmetryProbe:
         """Read the weights after the step."""
         before, self._before = self._before, []
         self._steps += [one.finished() for one in before]
+        # an accelerator's allocator has the memory at hand for the next time, and training needs it in between
+        self._buffers = {key: buffer for key, buffer in self._buffers.items() if buffer.is_cpu}
 
     def collect(self) -> SymmetryStep | None:
         """Return the steps of all optimizers since :meth:`forget` as one; None if nothing was read."""
@@ -112,6 +115,6 @@ class SymmetryProbe:
         for step in steps:
             key = id(step.symmetries)
             by_graph[key] = by_graph[key].with_another(step) if key in by_graph else step
-        found = [by_generator(step, self.refuted) for step in by_graph.values()]
+        found = [by_generator(step, self.refuted, self._generators) for step in by_graph.values()]
         measured = [step for step in found if step is not None]
         return joined(measured) if measured else None

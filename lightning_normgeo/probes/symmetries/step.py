@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from lightning_normgeo.geometry.angles import joined_products, split_update
 from lightning_normgeo.probes.symmetries.parameters import SliceStep, is_one_vector
 from lightning_normgeo.symmetries.families import Family
 from lightning_normgeo.symmetries.symmetries import Symmetries
+
+_CACHED = 8
+"""Number of sets of generators to remember, such as those of several optimizers or graphs."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,15 @@ def joined(steps: Sequence[SymmetryStep]) -> SymmetryStep:
     return SymmetryStep(families, **tensors, angle=angle, lr=lr)
 
 
-def by_generator(step: SliceStep, refuted: Collection[str]) -> SymmetryStep | None:
+def by_generator(
+    step: SliceStep, refuted: Collection[str], cache: dict[tuple[Any, ...], Generators]
+) -> SymmetryStep | None:
     """Return the sums over generators all slices of which were moved; None without any.
 
     Args:
         step: all slices.
         refuted: texts of families to leave out.
+        cache: generators of earlier steps on their devices, to which sending them is a transfer; updated in place.
     """
     symmetries = step.symmetries
     missing = ~step.moved[symmetries.exponents.indices]
@@ -92,12 +99,21 @@ def by_generator(step: SliceStep, refuted: Collection[str]) -> SymmetryStep | No
             families.append((family, slice(start, start + len(own))))
             order.append(own)
             start += len(own)
-    return _summed(step, families, np.concatenate(order)) if families else None
+    return _summed(step, families, _generators(step, np.concatenate(order), cache)) if families else None
 
 
-def _summed(step: SliceStep, families: Sequence[tuple[Family, slice]], order: npt.NDArray[np.int64]) -> SymmetryStep:
+def _generators(step: SliceStep, order: npt.NDArray[np.int64], cache: dict[tuple[Any, ...], Generators]) -> Generators:
+    device = step.after.device
+    key = id(step.symmetries), order.tobytes(), device
+    if key not in cache:
+        if len(cache) >= _CACHED:
+            cache.clear()
+        cache[key] = Generators(step.symmetries, order, device)
+    return cache[key]
+
+
+def _summed(step: SliceStep, families: Sequence[tuple[Family, slice]], sums: Generators) -> SymmetryStep:
     weight_sq, inner, gradient_sq = step.sums
-    sums = _Generators(step.symmetries, order, inner.device)
     bound = (sums(weight_sq, 2) * sums(gradient_sq, 0)).sqrt()
     joint = {k: family for k, (family, _) in enumerate(families) if is_one_vector(family)}
     return SymmetryStep(
@@ -128,10 +144,11 @@ def _effective_lr(step: SliceStep, family: Family) -> Tensor:
     return torch.where((rates.min() == rates.max()) & (size > 0), rates[0] / size, math.nan)
 
 
-class _Generators:
+class Generators:
     """Sums over the slices of each generator, on a device."""
 
     def __init__(self, symmetries: Symmetries, order: npt.NDArray[np.int64], device: torch.device) -> None:
+        self._symmetries = symmetries  # kept alive: the cache knows them by id
         matrix = symmetries.exponents[order].tocsr()
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         self._count = matrix.shape[0]
