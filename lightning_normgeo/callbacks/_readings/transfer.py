@@ -16,18 +16,18 @@ class HostCopy:
     """Values on their way to the host.
 
     From a CUDA device they are copied to pinned memory behind the work that is queued there, while the host goes on.
-    From other devices they are read at once.
+    From other devices they are read at once, as they are where the system gives no pinned memory.
 
     Args:
         values: a flat tensor.
     """
 
     def __init__(self, values: Tensor) -> None:
-        self.asynchronous = values.device.type == "cuda"
-        self._values = values
-        if self.asynchronous:
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
+        pinned = _pinned_like(values) if values.device.type == "cuda" else None
+        self.asynchronous = pinned is not None
+        self._values = values if pinned is None else pinned
+        if pinned is not None:
+            pinned.copy_(values, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(values.device))
 
@@ -36,6 +36,14 @@ class HostCopy:
         if self.asynchronous:
             self._copied.synchronize()
         return self._values.tolist()
+
+
+def _pinned_like(values: Tensor) -> Tensor | None:
+    """Return pinned memory for values; None where there is none, as with a low limit on locked memory."""
+    try:
+        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    except RuntimeError:
+        return None
 
 
 class Transfer:

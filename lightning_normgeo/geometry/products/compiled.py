@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_normgeo.errors import warn_once
+
 _T = TypeVar("_T")
 _WORTHWHILE = 2**16
 """Total number of elements below which numba or Triton is not even imported: torch takes a millisecond for them."""
@@ -27,7 +29,7 @@ _failed: set[str] = set()
 
 
 def fast(run: Callable[[ModuleType], _T], elements: int, loops: str = "numba_kernels") -> _T | None:
-    """Run compiled loops; return None where they fail or are not worth importing.
+    """Run compiled loops; return None where they fail, with one warning, or are missing or not worth importing.
 
     Args:
         run: function of the module of the loops that calls one of them and returns what it has computed.
@@ -38,9 +40,19 @@ def fast(run: Callable[[ModuleType], _T], elements: int, loops: str = "numba_ker
         return None
     try:
         return run(import_module(loops if "." in loops else f"{__package__}.{loops}"))
-    except Exception:  # numba or Triton is missing or cannot compile here; torch computes the same
-        _failed.add(loops)
+    except torch.OutOfMemoryError:  # of the device, at this moment
         return None
+    except ImportError:  # numba or Triton is not installed; torch computes the same
+        _failed.add(loops)
+    except Exception as error:  # they cannot be compiled, or do not run
+        _failed.add(loops)
+        compiler = "Triton" if loops == _LOOPS["cuda"] else "numba"
+        warn_once(
+            f"What {compiler} compiles fails here ({error!r}), so torch computes it. Numbers are the same; measured "
+            "steps take longer.",
+            about=f"{compiler} fails",
+        )
+    return None
 
 
 def fast_if_used(run: Callable[[ModuleType], _T], loops: str) -> _T | None:

@@ -165,3 +165,20 @@ def test_records_are_the_same(late: pytest.MonkeyPatch, tmp_path: Path) -> None:
     expected = record("at-once")
     assert found.metrics == expected.metrics
     assert found.layers == expected.layers
+
+
+def test_values_are_read_at_once_where_no_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu(Tensor):
+        """A tensor that says that it is on a GPU, and cannot be told from one before it is read."""
+
+        @property
+        def device(self) -> torch.device:  # type: ignore[override]
+            return torch.device("cuda")
+
+    def limited(*args: Any, **kwargs: Any) -> Tensor:
+        raise RuntimeError("CUDA error: out of memory" if kwargs.get("pin_memory") else "not asked for")
+
+    monkeypatch.setattr(torch, "empty", limited)
+    copy = HostCopy(torch.tensor([1.0, 2.0]).as_subclass(OnGpu))
+    assert not copy.asynchronous
+    assert copy.wait() == [1.0, 2.0]
