@@ -34,6 +34,11 @@ def observing_device(device: torch.device) -> torch.device:
     return device if has_float64(device) else torch.device("cpu")
 
 
+def is_captured() -> bool:
+    """Whether CUDA operations are captured in a graph now: nothing is computed, and waiting would break the capture."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
+
+
 def on_observing_device(tensor: Tensor) -> Tensor:
     """Return a tensor as it is measured: itself, or a detached copy on the CPU if its device has no float64 (MPS).
 

@@ -16,6 +16,7 @@ from lightning_normgeo.geometry.increments.norm_increments import predicted_incr
 from lightning_normgeo.geometry.products.one_pass import is_additive
 from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightProducts
 from lightning_normgeo.geometry.rows import is_sharded, on_observing_device
+from lightning_normgeo.geometry.update_rules.decoupled_decay import shrink_of
 from lightning_normgeo.geometry.update_rules.recipe import Group, scalar
 from lightning_normgeo.geometry.update_rules.registry import described_safely, warn_unexplained
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule, whole_products
@@ -35,6 +36,14 @@ def gradient_scale(optimizer: Optimizer) -> Tensor | None:
 def learning_rate(group: Group) -> Scalar:
     """Return the current η of a parameter group, NaN if it has none; a scheduler changes it right after the step."""
     return scalar(group.get("lr", math.nan))
+
+
+def decay_factor(optimizer: Optimizer, group: Group) -> Scalar:
+    """Return the factor s of decoupled decay; 1 if the group lacks an option that its optimizer has."""
+    try:
+        return shrink_of(optimizer, group)
+    except Exception:
+        return 1.0
 
 
 def arithmetic_of(rule: UpdateRule | None, dtype: torch.dtype) -> torch.dtype:

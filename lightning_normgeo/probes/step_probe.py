@@ -18,13 +18,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import skipped_on_error, warn_once
-from lightning_normgeo.geometry.increments.increment_terms import Scalar
-from lightning_normgeo.geometry.rows import on_observing_device
-from lightning_normgeo.geometry.update_rules.decoupled_decay import shrink_of
-from lightning_normgeo.geometry.update_rules.recipe import Group
+from lightning_normgeo.geometry.rows import is_captured, on_observing_device
 from lightning_normgeo.geometry.update_rules.registry import description_of
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
-from lightning_normgeo.probes.explain import groups_of
+from lightning_normgeo.probes.explain import decay_factor, groups_of
 from lightning_normgeo.probes.moved_weights import moving_weights
 from lightning_normgeo.probes.symmetries.probe import SymmetryProbe
 from lightning_normgeo.probes.weight_reader import WeightReader
@@ -33,6 +30,7 @@ from lightning_normgeo.utilities.collector import without_collector
 
 _SEVERAL = "the optimizer evaluates its closure several times"
 _MOVED = "the optimizer moves the weights before the gradient is final"
+_CAPTURED = "it was captured in a CUDA graph"
 _LEFT = {
     _SEVERAL: "predicted and cosines are those of the first gradient, that at W",
     _MOVED: "predicted and cosines are left out too, since no gradient is at W",
@@ -151,6 +149,9 @@ class StepProbe:
         measured = self._measurement is not None and (self._due is None or id(optimizer) in self._due)
         if not measured and self.sums is None:
             return None
+        if is_captured():  # what is read now would become a part of the graph
+            self.skipped[_CAPTURED] += 1
+            return None
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         versions = {id(parameter): parameter._version for parameter in parameters}
         pending = self._pending = _StepInProgress(optimizer, versions, measured)
@@ -242,6 +243,7 @@ class StepProbe:
             self._measure(optimizer, pending)
 
     @skipped_on_error
+    @torch.no_grad()
     def _read_symmetries(self, symmetries: SymmetryProbe, optimizer: Optimizer | None) -> None:
         """Read parameters before the update of an optimizer, or after it; a failure leaves the rest of the step."""
         if optimizer is not None:
@@ -273,7 +275,7 @@ class StepProbe:
             keep = self._updates and description_of(type(optimizer)) is not None
             pending.steps = self.reader.read(observed, optimizer, groups, keep)
         pending.observed = observed
-        shrinks = {id(group): _shrink(optimizer, group) for group in optimizer.param_groups}
+        shrinks = {id(group): decay_factor(optimizer, group) for group in optimizer.param_groups}
         for step, one in zip(pending.steps, observed, strict=True):
             step.optimizer = type(optimizer).__name__
             step.shrink = shrinks[id(groups[id(one.weight)])]
@@ -288,11 +290,3 @@ class StepProbe:
             f"What one gradient explains is left out because {reason}: no formula for one update describes it. This is "
             f"explained, term_… and residual; {_LEFT[reason]}."
         )
-
-
-def _shrink(optimizer: Optimizer, group: Group) -> Scalar:
-    """Return the factor s of decoupled decay; 1 if the group lacks an option that its optimizer has."""
-    try:
-        return shrink_of(optimizer, group)
-    except Exception:
-        return 1.0

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
+from lightning_normgeo.probes import step_probe
 from support.projects import Account, Optimizers, Project, Rows, images, sgd, trainer
 
 
@@ -211,6 +212,16 @@ def test_a_skipped_step_leaves_the_others_as_they_were() -> None:
     assert all(metrics.keys() == expected[step].keys() for step, metrics in skipping.rows)
     assert len(other.seen) == len(spy.seen)
     assert not other.left_out
+
+
+def test_a_step_that_is_captured_in_a_cuda_graph_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is computed then becomes a part of the graph, and is computed again whenever that is replayed."""
+    batches = iter([False, True, False, True])
+    monkeypatch.setattr(step_probe, "is_captured", lambda: next(batches))
+    spy = Spy()
+    trainer(spy, NormGrowthMonitor(1, cumulative=True), steps=4).fit(Project(), images(32))
+    assert [len(steps) for steps in spy.seen] == [3, 3]
+    assert spy.left_out["it was captured in a CUDA graph"] == 2
 
 
 def test_adamw_is_explained_down_to_the_rounding_of_its_decay() -> None:

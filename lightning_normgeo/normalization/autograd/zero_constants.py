@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils import _pytree as pytree
 
+from lightning_normgeo.geometry.rows import is_captured
 from lightning_normgeo.normalization.autograd.constants import Constants
 
 
@@ -194,8 +195,11 @@ def _is_zero(value: Any) -> bool:
 
 
 def _is_readable(value: Tensor) -> bool:
-    """Whether the values of a tensor are in this process; to read a distributed one, all would have to take part."""
-    return not value.is_meta and not hasattr(value, "placements")
+    """Whether the values of a tensor are in this process, and known by now.
+
+    To read a distributed tensor, all processes would have to take part.
+    """
+    return not value.is_meta and not hasattr(value, "placements") and not (value.is_cuda and is_captured())
 
 
 def _by_a_number(args: tuple[Any, ...], kwargs: dict[str, Any], reads: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,13 @@ import torchvision
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lightning_normgeo import SymmetryMonitor
 from lightning_normgeo.callbacks._monitors import epsilon_parts
 from lightning_normgeo.callbacks._monitors import session as sessions
+from lightning_normgeo.probes.cumulative.totals import Totals
+from lightning_normgeo.probes.symmetries.probe import SymmetryProbe
+from lightning_normgeo.symmetries.slice_sums import slice_sums
+from lightning_normgeo.symmetries.slices import Slices
 from support.fake_cuda import Bare, Counts, fake_kernels, join_monitors, stub_transfer, take_step
 from support.projects import ConvNet, Project
 from support.symmetry_parts import Attention, GatedMLP, transformer
@@ -155,9 +161,19 @@ def test_a_decoder_of_a_billion_parameters(kind: str, monkeypatch: pytest.Monkey
 
 
 def counted_steps(
-    kind: str, project: Any, cadences: list[int], net: Any, pixels: int = 8, cumulative: bool = False
+    kind: str,
+    project: Any,
+    cadences: list[int],
+    net: Any,
+    pixels: int = 8,
+    cumulative: bool = False,
+    saved: dict[str, Any] | None = None,
+    more: Sequence[Any] = (),
 ) -> list[Counts]:
-    """Return the counts of some steps, with monitors that measure at the first cadence."""
+    """Return the counts of some steps, with monitors that measure at the first cadence, and further ones.
+
+    ``saved`` are cumulative sums of a checkpoint.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         with torch.device("cuda"):
@@ -166,6 +182,61 @@ def counted_steps(
         if kind == "capturable":
             optimizer.param_groups[0]["lr"] = torch.empty((), device="cuda")
         run = Bare(module, optimizer)
-        sessions.Session.of(run)
+        session = sessions.Session.of(run)
+        session.restore_sums(saved or {})
+        for monitor in more:
+            monitor._cadence = cadences[0]
+            session.join(monitor, run, module)
         join_monitors(run, module, cadences[0], cumulative)
         return [take_step(run, module, optimizer, pixels) for _ in cadences]
+
+
+def test_sums_of_a_checkpoint_go_on_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read on the CPU, and no parameter is new when a training resumes."""
+    brought = stub_transfer(monkeypatch)
+    names = [name for name, _ in Project(net=ConvNet()).named_parameters()]
+    state = {"fields": list(Totals._fields), "sums": {name: [1.0] * len(Totals._fields) for name in names}}
+    counted_steps("sgd-momentum", Project, [1, 1], cumulative=True, net=ConvNet)
+    counts = counted_steps("sgd-momentum", Project, [1, 1], cumulative=True, net=ConvNet, saved=state)
+    assert brought[2:] == brought[:2], "as many values as from the beginning"
+    assert counts[-1].up == counts[-1].down == Counter()
+
+
+@pytest.mark.parametrize("kind", ["sgd-momentum", pytest.param("capturable", marks=pytest.mark.slow)])
+def test_symmetries_are_read_without_waiting(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    brought = stub_transfer(monkeypatch)
+    monitor = SymmetryMonitor(1)
+    counts = counted_steps(kind, Project, [1, 1, 1], net=ConvNet, more=[monitor])
+    alone = counted_steps(kind, Project, [1, 1, 1], net=ConvNet)
+    assert brought[2] > brought[5], "more values than without it"
+    assert counts[-1].up == counts[-1].down == Counter()
+    assert counts[-1].kernels.total() - alone[-1].kernels.total() < 350
+
+
+def test_no_copy_of_weights_stays_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub_transfer(monkeypatch)
+    held: list[tuple[int, int]] = []
+    after = SymmetryProbe.after
+
+    def noted(probe: SymmetryProbe) -> None:
+        before = len(probe._buffers)
+        after(probe)
+        held.append((before, len(probe._buffers)))
+
+    monkeypatch.setattr(SymmetryProbe, "after", noted)
+    counted_steps("adamw", Project, [1], net=lambda: decoder(16, 2, 1, tokens=8), more=[SymmetryMonitor(1)])
+    ((during, afterwards),) = held
+    assert during > 0 == afterwards
+
+
+def test_large_parameters_are_sliced_in_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch from Python costs as much time as reading a hundred thousand elements."""
+    with FakeTensorMode(), Counts() as counts:
+        weight = torch.empty(4096, 4096, device="cuda")
+        slices = [Slices("weight", (4096, 4096), axes, 4096 * k, sizes) for k, (axes, sizes) in enumerate(WAYS)]
+        slice_sums(slices, {"weight": weight}, {"weight": weight}, weight.device)
+    assert 0 < counts.kernels.total() < 100
+
+
+WAYS = [((0,), (4096, 1)), ((1,), (1, 4096))]
+"""By rows and by columns: the axes of slices, and their number along each."""
