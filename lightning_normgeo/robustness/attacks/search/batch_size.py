@@ -32,12 +32,19 @@ def fitting_batch(logits: Logits, images: Tensor, labels: Tensor) -> int:
     if len(images) < 2:
         return len(images)
     each = saved_bytes(logits, images[:2], labels[:2]) - saved_bytes(logits, images[:1], labels[:1])
-    device = images.device
-    room = _GPU_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _CPU_BYTES
-    size, most = len(images), _MOST.get(device.type, len(images))
+    room = _room(images.device)
+    size, most = len(images), _MOST.get(images.device.type, len(images))
     while 2 * size <= most and 2 * size * each <= room:
         size *= 2
     return size
+
+
+def _room(device: torch.device) -> float:
+    """Return the bytes that activations may take; memory that torch holds and does not use now is free too."""
+    if device.type != "cuda":
+        return _CPU_BYTES
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return _GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def saved_bytes(logits: Logits, images: Tensor, labels: Tensor) -> int:

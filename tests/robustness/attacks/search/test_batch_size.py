@@ -34,3 +34,11 @@ def test_no_answer_is_smaller_than_what_the_loader_gives(monkeypatch):
     monkeypatch.setattr(batch_size, "_CPU_BYTES", 0)
     assert fitting_batch(dense(), *data(300)) == 300
     assert fitting_batch(dense(), *data(1)) == 1
+
+
+def test_memory_that_torch_holds_without_use_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a training torch holds nearly all of a GPU, which the driver does not count as free."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000, 10_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 8_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1_000)
+    assert batch_size._room(torch.device("cuda", 0)) == batch_size._GPU_SHARE * 8_000
