@@ -7,7 +7,8 @@ value per unit (float32 where the device has no float64).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ def has_float64(device: torch.device) -> bool:
 def observing_device(device: torch.device) -> torch.device:
     """Return the device on which tensors of a device are measured: itself, or the CPU if it has no float64 (MPS)."""
     return device if has_float64(device) else torch.device("cpu")
+
+
+def main_device(tensors: Iterable[Tensor]) -> torch.device:
+    """Return the device that holds most elements of some tensors; the CPU without any."""
+    elements: Counter[torch.device] = Counter()
+    for tensor in tensors:
+        elements[tensor.device] += tensor.numel()
+    return max(elements, key=elements.__getitem__) if elements else torch.device("cpu")
 
 
 def is_captured() -> bool:

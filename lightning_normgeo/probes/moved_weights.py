@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -12,6 +13,7 @@ from lightning_normgeo.errors import warn_once
 from lightning_normgeo.probes.weight_step import Observed
 
 _SPARSE = "its gradient is sparse"
+_ELSEWHERE = "it is on another device than most weights of the model"
 
 
 def moving_weights(
@@ -19,6 +21,7 @@ def moving_weights(
     unseen: Callable[[Sequence[nn.Parameter]], list[Observed]],
     optimizer: Optimizer,
     skipped: Counter[str],
+    device: torch.device,
 ) -> list[Observed]:
     """Return the weights that an optimizer moves and whose gradients can be read, with their units.
 
@@ -27,6 +30,7 @@ def moving_weights(
         unseen: called with the parameters that have gradients and are not among ``weights``; returns those to measure.
         optimizer: the optimizer that is about to take a step.
         skipped: number of weights that were left out, by reason; updated in place.
+        device: the device of what is measured; weights on others are left out.
     """
     known = {id(parameter) for observed in weights for parameter in (observed.weight, *observed.partners)}
     moving = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -36,6 +40,9 @@ def moving_weights(
     for one in [part for whole in [*weights, *strangers] for part in _moving_parts(whole, held, optimizer)]:
         if left_out_as_sparse(one.units.name, *one.parameters):
             skipped[_SPARSE] += 1
+        elif any(parameter.device != device for parameter in one.parameters):
+            skipped[_ELSEWHERE] += 1
+            warn_once(f"{one.units.name} and others are left out: {_ELSEWHERE}, {device}.", about=_ELSEWHERE)
         else:
             found.append(one)
     return found

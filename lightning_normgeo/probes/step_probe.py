@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import skipped_on_error, warn_once
-from lightning_normgeo.geometry.rows import is_captured, on_observing_device
+from lightning_normgeo.geometry.rows import is_captured, main_device, on_observing_device
 from lightning_normgeo.geometry.update_rules.registry import description_of
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.explain import decay_factor, groups_of
@@ -268,7 +268,8 @@ class StepProbe:
             self._note(_MOVED)
             if not self._updates:
                 return
-        observed = moving_weights(self.weights, self.unseen, optimizer, self.skipped)
+        device = main_device(p for one in self._optimizers for group in one.param_groups for p in group["params"])
+        observed = moving_weights(self.weights, self.unseen, optimizer, self.skipped, device)
         if pending.moved:
             pending.steps = self.reader.read_moved(observed, groups)
         else:

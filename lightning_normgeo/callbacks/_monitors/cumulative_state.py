@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.errors import skipped_on_error, warn_once
+from lightning_normgeo.geometry.rows import main_device
 from lightning_normgeo.normalization.names import bias_of, by_clean_name, named_weights
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 
@@ -49,7 +50,9 @@ class CumulativeState:
             named = dict(module.named_parameters()) if all_reduce is None else all_reduce.parameters
             parameters = by_clean_name(named.items())
             names = [name for weight, _ in named_weights(module, frozen=True) for name in (weight, bias_of(weight))]
-            return {name: parameters[name] for name in names if name in parameters}
+            device = main_device(parameters.values())
+            known = {name: parameters[name] for name in names if name in parameters}
+            return {name: parameter for name, parameter in known.items() if parameter.device == device}
 
         sums = CumulativeIncrements(look_up) if observer.all_reduce is None else observer.all_reduce.new_sums(look_up)
         _load(sums, self._saved)

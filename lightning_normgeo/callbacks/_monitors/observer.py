@@ -19,7 +19,7 @@ from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
 from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
-from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe, affine_batch_norms
+from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe, readable_batch_norms
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.layer_inputs.probe import InputProbe
 from lightning_normgeo.probes.sharded.all_reduce import StepAllReduce
@@ -77,7 +77,7 @@ class Observer:
     def watch_batch_norms(self, module: nn.Module) -> None:
         """Also read batch statistics."""
         if self.batch_norms is None:
-            layers = affine_batch_norms(module)
+            layers = readable_batch_norms(module)
             self.batch_norms = BatchNormProbe(layers, self._compiled, self.all_reduce is not None)
             if self.epsilon is not None:
                 self.epsilon.watch(layers)
@@ -189,7 +189,7 @@ class Observer:
             self.batch_norms.begin_gradients()
             if self._searched != self.unit_tracker.searched:  # another graph: layers may have been added or replaced
                 self._searched = self.unit_tracker.searched
-                self.batch_norms.follow(affine_batch_norms(module))
+                self.batch_norms.follow(readable_batch_norms(module))
         self._close_inputs()
 
     @skipped_on_error

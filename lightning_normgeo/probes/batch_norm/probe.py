@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.columns import repeated
+from lightning_normgeo.geometry.rows import main_device
 from lightning_normgeo.normalization.names import clean_name
 from lightning_normgeo.probes.batch_norm.autograd_node import held
 from lightning_normgeo.probes.batch_norm.forward_pass import (
@@ -41,6 +42,12 @@ def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
         and not isinstance(layer, nn.modules.instancenorm._InstanceNorm)
         and layer.affine
     }
+
+
+def readable_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the :func:`affine_batch_norms` on the device of most of the module, which are read together."""
+    device = main_device(module.parameters())
+    return {name: layer for name, layer in affine_batch_norms(module).items() if layer.weight.device == device}
 
 
 _PRECISION = 1e-3

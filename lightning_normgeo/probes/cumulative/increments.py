@@ -97,8 +97,9 @@ class CumulativeIncrements:
         self.parameters.update((self._name(p), p) for p in held if self._name(p))
         new = {self._name(parameter): parameter for parameter in held if self._name(parameter)}
         new = {name: parameter for name, parameter in new.items() if name not in self._rows}
-        if held:  # those of a checkpoint are on the CPU
-            self._sums = self._sums.to(observing_device(held[0].device))
+        own = next((parameter for parameter in held if self._name(parameter)), None)
+        if own is not None:  # sums of a checkpoint are on the CPU
+            self._sums = self._sums.to(observing_device(own.device))
         if new:
             norms = torch.stack(self._norms(list(new.values())))
             starts = norms.new_zeros(len(new), len(Totals._fields))

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.angles import UpdateProducts, many_update_products
 from lightning_normgeo.geometry.columns import repeated
-from lightning_normgeo.geometry.rows import observing_device, on_observing_device
+from lightning_normgeo.geometry.rows import main_device, observing_device, on_observing_device
 from lightning_normgeo.geometry.update_rules.recipe import scalar
 from lightning_normgeo.probes.explain import gradient_scale, groups_of
 from lightning_normgeo.probes.moved_weights import left_out_as_sparse
@@ -82,12 +82,13 @@ class ParametersBefore:
         without: Collection[str] = (),
         buffers: dict[int, Tensor] | None = None,
     ) -> None:
-        groups = groups_of(optimizer)
+        groups, device = groups_of(optimizer), main_device(parameters.values())
         self._symmetries = symmetries
         self._moved = {
             name: parameter
             for name, parameter in parameters.items()
             if id(parameter) in groups and parameter.grad is not None and name not in without
+            if parameter.device == device
             if not left_out_as_sparse(name, parameter)
         }
         own = next(iter(self._moved.values())).device if self._moved else torch.device("cpu")

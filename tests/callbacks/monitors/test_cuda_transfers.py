@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lightning_normgeo import SymmetryMonitor
 from lightning_normgeo.callbacks._monitors import epsilon_parts
 from lightning_normgeo.callbacks._monitors import session as sessions
+from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.probes.cumulative.totals import Totals
 from lightning_normgeo.probes.symmetries.probe import SymmetryProbe
 from lightning_normgeo.symmetries.slice_sums import slice_sums
@@ -240,3 +241,27 @@ def test_large_parameters_are_sliced_in_few_kernels(monkeypatch: pytest.MonkeyPa
 
 WAYS = [((0,), (4096, 1)), ((1,), (1, 4096))]
 """By rows and by columns: the axes of slices, and their number along each."""
+
+
+@pytest.mark.parametrize("elsewhere", ["cuda:1", "cpu"])
+def test_weights_on_another_device_are_left_out(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of all weights lie in one column, so that one device has them."""
+
+    class Apart(nn.Module):
+        """A network whose last layer, or a normalization too, is on another device."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = ConvNet()
+            with torch.device(elsewhere):
+                self.head = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(self.net(images).to(elsewhere)).to("cuda:0")
+
+    brought = stub_transfer(monkeypatch)
+    with pytest.warns(MeasurementWarning, match="left out: it is on another device than most weights") as said:
+        counted_steps("sgd-momentum", Project, [1, 1], cumulative=True, net=Apart, more=[SymmetryMonitor(1)])
+    assert len(said) == 1
+    assert len(brought) == 2
+    assert min(brought) > 100
