@@ -241,15 +241,15 @@ def join_kernel(
 
 
 @triton.jit(do_not_specialize=["units"])
-def rounding_kernel(columns, out, units, ROUNDOFF: tl.constexpr, TINY: tl.constexpr, BLOCK: tl.constexpr):
+def rounding_kernel(terms, out, units, ROUNDOFF: tl.constexpr, TINY: tl.constexpr, BLOCK: tl.constexpr):
     """Systematic floors of rounding, as ``systematic_floor`` computes them, from four terms and ‖W‖² of each unit."""
     unit = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = unit < units
-    gradient = tl.load(columns + unit, mask=inside, other=0.0)
-    momentum = tl.load(columns + units + unit, mask=inside, other=0.0)
-    signed_decay = tl.load(columns + 2 * units + unit, mask=inside, other=0.0)
-    quadratic = tl.load(columns + 3 * units + unit, mask=inside, other=0.0)
-    weight_sq = tl.load(columns + 4 * units + unit, mask=inside, other=0.0)
+    gradient = tl.load(terms + unit, mask=inside, other=0.0)
+    momentum = tl.load(terms + units + unit, mask=inside, other=0.0)
+    signed_decay = tl.load(terms + 2 * units + unit, mask=inside, other=0.0)
+    quadratic = tl.load(terms + 3 * units + unit, mask=inside, other=0.0)
+    weight_sq = tl.load(terms + 4 * units + unit, mask=inside, other=0.0)
     decay = tl.abs(signed_decay)
     arithmetic = 4 * ROUNDOFF * (tl.abs(gradient) + tl.abs(momentum) + decay + tl.abs(quadratic))
     whole = ROUNDOFF * weight_sq
