@@ -141,7 +141,8 @@ class StepAllReduce:
             if step is not None:
                 # from the sums of these, every process can tell whether all have measured the same (_is_whole)
                 mark = _fingerprint(step)
-                place.head.copy_(torch.tensor([1.0, mark, mark**2], dtype=place.head.dtype))
+                for sent, number in zip(place.head.unbind(), (1.0, mark, mark**2), strict=True):
+                    sent.fill_(number)  # a number is sent with its kernel; a tensor of the host would be waited for
                 # in HSDP several processes hold the same rows; a second copy would double the sums
                 if self.shards.counts and _obstacle(step, place.weight) is None:
                     _write(step, place)
