@@ -47,7 +47,8 @@ def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
 def readable_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     """Return the :func:`affine_batch_norms` on the device of most of the module, which are read together."""
     device = main_device(module.parameters())
-    return {name: layer for name, layer in affine_batch_norms(module).items() if layer.weight.device == device}
+    found = affine_batch_norms(module)
+    return {name: layer for name, layer in found.items() if main_device(layer.parameters()) == device}
 
 
 _PRECISION = 1e-3
