@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
+from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, SymmetryMonitor
 from lightning_normgeo.geometry import IncrementTerms, norm_increment, update_products
 from lightning_normgeo.geometry.increments.norm_increments import measured_increment
 from lightning_normgeo.geometry.increments.rounding_floors import storage_floor, systematic_floor
@@ -82,7 +82,7 @@ def test_bounds_of_rounding(dtype: torch.dtype) -> None:
     columns = torch.randn(5, 3001, dtype=torch.float64) * 10.0 ** torch.randint(-14, 2, (5, 3001))
     columns[3:] = columns[3:].abs()
     expected = systematic_floor(IncrementTerms(*columns[:4]), columns[4], dtype)
-    found = triton_launches.rounding_bounds(list(columns[:4].cuda()), columns[4].cuda(), dtype)
+    found = triton_launches.rounding_bounds(list(columns[:4].to(DEVICE)), columns[4].to(DEVICE), dtype)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-13, atol=0.0)
 
 
@@ -127,7 +127,8 @@ def test_formulas_are_those_of_torchs_kernels(name: str, lr: float, decay: float
         assert residual.abs() <= floor
 
 
-def test_a_measured_step_waits_once_and_others_never(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [(), (SymmetryMonitor,)], ids=["three monitors", "symmetries too"])
+def test_a_measured_step_waits_once_and_others_never(more: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[list[str]] = []
 
     class Debug(pl.Callback):
@@ -142,7 +143,11 @@ def test_a_measured_step_waits_once_and_others_never(monkeypatch: pytest.MonkeyP
             self.caught.__exit__(None, None, None)
             waits.append([w.filename for w in self.said if "synchroniz" in str(w.message).lower()])
 
-    train(Setting(sgd(fused=True)), [OrthogonalityMonitor(3), NormGrowthMonitor(3), Debug()], steps=9)
+    train(
+        Setting(sgd(fused=True)),
+        [OrthogonalityMonitor(3), NormGrowthMonitor(3), *(kind(3) for kind in more), Debug()],
+        steps=9,
+    )
     own = [sum("lightning_normgeo" in filename for filename in step) for step in waits]
     assert [own[k] for k in (3, 4, 6, 7)] == [0, 0, 0, 0]
     assert max(own[5], own[8]) <= 1
