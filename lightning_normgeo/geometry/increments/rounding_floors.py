@@ -155,7 +155,7 @@ def systematic_floor(terms: IncrementTerms, weight_sq: Tensor, dtype: torch.dtyp
         >>> bool((residual.abs() <= random + systematic_floor(terms, weight_sq, torch.float32)).all())
         True
     """
-    if weight_sq.is_cuda:
+    if weight_sq.is_cuda and compiled.readable([weight_sq]):
         found: Tensor | None = compiled.fast_if_used(
             lambda kernels: kernels.rounding_bounds(terms, weight_sq, dtype), "triton_launches"
         )
