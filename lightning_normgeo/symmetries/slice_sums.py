@@ -15,8 +15,8 @@ from lightning_normgeo.symmetries.slices import Slices
 
 _BLOCK = {"cpu": 2**18}
 """Elements of a parameter that are read at once, by type of device: on a CPU their float64 copies stay in cache."""
-_DEVICE_BLOCK = 2**22
-"""The same on other devices, where a block takes a dozen kernels; its float64 copies take 128 MiB at most."""
+_DEVICE_BLOCK = 2**21
+"""The same on other devices, where a block takes a dozen kernels; its float64 copies take 64 MiB at most."""
 
 
 class SliceSums(NamedTuple):

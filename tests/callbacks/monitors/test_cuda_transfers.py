@@ -236,7 +236,7 @@ def test_large_parameters_are_sliced_in_few_kernels(monkeypatch: pytest.MonkeyPa
         weight = torch.empty(4096, 4096, device="cuda")
         slices = [Slices("weight", (4096, 4096), axes, 4096 * k, sizes) for k, (axes, sizes) in enumerate(WAYS)]
         slice_sums(slices, {"weight": weight}, {"weight": weight}, weight.device)
-    assert 0 < counts.kernels.total() < 100
+    assert 0 < counts.kernels.total() < 150, "in eight blocks"
 
 
 WAYS = [((0,), (4096, 1)), ((1,), (1, 4096))]
