@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import runpy
 import subprocess
@@ -111,6 +112,7 @@ def part_of(file: Path) -> str:
     return part(".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts)))
 
 
+@functools.cache
 def imported(file: Path) -> set[str]:
     """Return the dotted names of all modules that a file imports, also inside functions."""
     names: set[str] = set()
