@@ -105,12 +105,17 @@ def _add(sums: Tensor, slices: Sequence[Slices], tensors: Sequence[Tensor]) -> N
     block_size = _BLOCK.get(tensors[0].device.type, _DEVICE_BLOCK)
     rows = max(1, block_size * length // max(tensors[0].numel(), 1))
     for start in range(0, length, rows):
-        block = [tensor[start : start + rows].to(sums.dtype) for tensor in tensors]
+        block = [_wide(tensor[start : start + rows]) for tensor in tensors]
         pairs = [(a, b) for k, a in enumerate(block) for b in block[k:]]  # W·W, W·g, g·g
         for row, (a, b) in zip(sums, pairs, strict=True):
-            product = a * b
+            product = (a * b.conj()).real if a.is_complex() else a * b
             for own in slices:
                 _add_block(row[own.start : own.stop].view(own.sizes or (1,)), product, start)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in double precision; a complex number counts as the pair of its parts."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def _add_block(target: Tensor, product: Tensor, start: int) -> None:

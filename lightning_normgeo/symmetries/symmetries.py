@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,17 @@ class Symmetries:
         """The generator of each stored exponent of ``exponents``."""
         return np.repeat(np.arange(len(self)), np.diff(self.exponents.indptr))
 
+    @cached_property
+    def scales_one_number(self) -> npt.NDArray[np.bool_]:
+        """For each generator, whether it scales a single number, which has no direction.
+
+        Such a number is a gain in front of a normalization. Its gradient is zero up to ε and rounding.
+        """
+        lengths = [np.full(own.count, prod(own.shape) // max(own.count, 1)) for own in self.slices]
+        elements = abs(self.exponents).sign() @ np.concatenate([*lengths, np.zeros(0)])
+        result: npt.NDArray[np.bool_] = elements == 1
+        return result
+
     def role_masks(self, parameter: str) -> dict[str, npt.NDArray[np.bool_]]:
         """Return for each role a mask of the elements of a parameter that have it; each element has one role.
 
@@ -97,7 +109,8 @@ class Symmetries:
         """Return Σ_i s_i·x_i of each generator, where x_i is the sum of a tensor over slice i.
 
         Args:
-            products: for each parameter a tensor of its shape, such as W·∇W; parameters without one count as zero.
+            products: for each parameter a tensor of its shape, such as W·∇W; parameters without one count as zero. Of
+                complex ones the real part counts, which of W times the conjugate of ∇W is ⟨W, ∇W⟩.
         """
         result: npt.NDArray[np.float64] = self.exponents @ self.slice_sums(products)
         return result
@@ -134,7 +147,8 @@ class Symmetries:
         if tensor is None:
             return np.zeros(own.count)
         inside = [axis for axis, size in enumerate(own.sizes) if size == 1 and own.shape[axis] > 1]
-        summed = on_observing_device(tensor.detach()).double()
+        tensor = on_observing_device(tensor.detach())
+        summed = (tensor.real if tensor.is_complex() else tensor).double()
         return (summed.sum(inside) if inside else summed).reshape(-1).cpu().numpy()
 
     def charges(self, parameters: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
@@ -143,7 +157,7 @@ class Symmetries:
         Args:
             parameters: parameters by name, as in ``dict(module.named_parameters())``.
         """
-        grads = {name: p.detach() * p.grad for name, p in parameters.items() if p.grad is not None}
+        grads = {name: p.detach() * p.grad.conj() for name, p in parameters.items() if p.grad is not None}
         return self.sums(grads)
 
     def __repr__(self) -> str:

@@ -189,7 +189,8 @@ def statistic_exponents(symmetries: Symmetries, module: nn.Module) -> dict[str, 
 def _multiply(tensor: Tensor, logarithms: list[Values], power: float) -> None:
     """Multiply a tensor by e^(power · logarithm), with one rounding for each array of logarithms."""
     for part in logarithms:
-        tensor.mul_(torch.from_numpy(np.exp(power * part)).to(tensor.device, tensor.dtype.to_real()))
+        # numpy makes a number of an array without axes, which only as_tensor takes
+        tensor.mul_(torch.as_tensor(np.exp(power * part)).to(tensor.device, tensor.dtype.to_real()))
 
 
 def _move_statistics(

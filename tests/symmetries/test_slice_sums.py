@@ -55,3 +55,17 @@ def test_float32_is_summed_in_float64() -> None:
     weight = torch.full((4096, 3), 1 + 2**-20)
     sums = squared_norms([Slices("w", (4096, 3), (1,), 0, (1, 3))], {"w": weight}, CPU)
     assert sums.tolist() == pytest.approx([float((weight.double() ** 2)[:, 0].sum())] * 3, rel=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2), (4,), ()])
+@pytest.mark.parametrize("compiled_from", [0, 2**16])
+def test_complex_numbers_are_pairs(shape: tuple[int, ...], compiled_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_WORTHWHILE", compiled_from)
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(2, *shape, dtype=torch.complex128)
+    axes = tuple(range(len(shape)))[:1]
+    own = Slices("w", shape, axes, 0, tuple(size if axis in axes else 1 for axis, size in enumerate(shape)))
+    found = slice_sums([own], {"w": weight}, {"w": gradient}, CPU)
+    rows = [torch.view_as_real(one).reshape(own.count, -1) for one in (weight, gradient)]
+    for sums, (a, b) in zip(found, ((0, 0), (0, 1), (1, 1)), strict=True):
+        torch.testing.assert_close(sums, (rows[a] * rows[b]).sum(1), rtol=1e-13, atol=1e-13)

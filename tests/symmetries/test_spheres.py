@@ -12,6 +12,7 @@ from timm.optim.lion import Lion
 from timm.optim.sgdw import SGDW
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from lightning_normgeo import scale_symmetries
 from lightning_normgeo.errors import ConfigurationError
@@ -229,6 +230,73 @@ def check_the_function(name: str, norm: str) -> None:
         after = output(clone, x)
         leaves = zip(_leaves(outputs), _leaves(after), strict=True)
         assert all((a - b).detach().abs().max() <= 1e-9 * a.detach().abs().max() for a, b in leaves), training
+
+
+class Standardized(nn.Conv2d):
+    """A convolution with weight standardization, written into its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        centered = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, centered / centered.pow(2).mean((1, 2, 3), keepdim=True).sqrt(), self.bias)
+
+
+NORMALIZED_WEIGHTS: dict[str, Callable[[], nn.Module]] = {
+    "weight normalization": lambda: weight_norm(nn.Conv2d(3, 6, 3)),
+    "of the whole weight": lambda: weight_norm(nn.Conv2d(3, 6, 3), dim=None),
+    "spectral normalization": lambda: spectral_norm(nn.Conv2d(3, 6, 3)),
+    "weight standardization": lambda: Standardized(3, 6, 3),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZED_WEIGHTS)
+def test_the_function_stays_where_a_bias_stands_behind_a_normalized_weight(name: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(NORMALIZED_WEIGHTS[name](), nn.BatchNorm2d(6, eps=EPS), nn.ReLU()).double()
+    x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    for _ in range(3):
+        network(x)
+    spheres = Spheres(scale_symmetries(network, x), network)
+    spheres.radii = spheres.radii * (1.5 + torch.rand(len(spheres), dtype=torch.float64))
+    network.eval()
+    before = network(x)
+    spheres.project()
+    assert torch.allclose(spheres.norms(), spheres.radii, rtol=1e-12)
+    assert torch.allclose(network(x), before, rtol=1e-12, atol=1e-12)
+
+
+class Complex(nn.Module):
+    """Complex weights in front of a batch normalization of real and imaginary parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 4, bias=False, dtype=torch.complex128)
+        self.norm = nn.BatchNorm1d(8, eps=EPS, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.norm(torch.view_as_real(self.linear(torch.complex(x, x.flip(0)))).flatten(1))
+        return outputs
+
+
+def test_complex_weights_have_the_norm_of_both_parts() -> None:
+    torch.manual_seed(0)
+    network, x = Complex(), torch.randn(6, 5, dtype=torch.float64)
+    symmetries = scale_symmetries(network, x)
+    spheres, weight = Spheres(symmetries, network), network.linear.weight
+    radii = weight.detach().norm(dim=1)
+    (network(x).relu() * torch.randn(8, dtype=torch.float64)).sum().backward()
+    charges = torch.from_numpy(symmetries.charges(dict(network.named_parameters())))
+    real_parts = (weight.real * weight.grad.real).detach().sum(1)  # type: ignore[union-attr]
+    assert float(charges.abs().max()) < 1e-13 < 1e-3 < float(real_parts.abs().max())
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    spheres.project()
+    assert torch.allclose(weight.detach().norm(dim=1), radii, rtol=1e-13)
+
+
+def test_single_numbers_are_left_out() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 3, 1, groups=3, bias=False), nn.BatchNorm2d(3))
+    spheres = Spheres(scale_symmetries(network, torch.randn(4, 3, 5, 5)), network)
+    assert len(spheres) == 0
 
 
 def output(network: nn.Module, x: Tensor) -> Any:

@@ -57,6 +57,32 @@ def test_statistics_that_shift_need_a_batch():
     assert losses(module, batch) == pytest.approx(before, rel=1e-12)
 
 
+class Gated(nn.Module):
+    """A residual branch with a gain of one number, as in ReZero."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.gain, self.head = nn.Linear(4, 4), nn.Parameter(torch.tensor(0.5)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(x + self.gain * torch.relu(self.branch(x)))
+
+
+def test_parameters_without_axes_are_scaled_with_their_states():
+    torch.manual_seed(0)
+    module, x = Gated().double(), draw(6, 4)
+    symmetries = scale_symmetries(module, x)
+    optimizer = torch.optim.Adam(module.parameters())
+    module(x).pow(2).sum().backward()
+    optimizer.step()
+    before, gain = module(x).detach(), module.gain.item()
+    average = float(optimizer.state[module.gain]["exp_avg"])
+    transform(module, symmetries, [0.7], optimizer)
+    assert torch.allclose(module(x), before, rtol=1e-12)
+    assert abs(np.log(module.gain.item() / gain)) == pytest.approx(0.7)
+    assert float(optimizer.state[module.gain]["exp_avg"]) == pytest.approx(average * gain / module.gain.item())
+
+
 def test_the_inverse_restores_weights_and_statistics():
     module, batch, symmetries = symmetric("pre-activation with biases")
     before = {name: value.clone() for name, value in module.state_dict().items()}

@@ -27,7 +27,8 @@ class SymmetryStep:
 
     Attributes:
         families: families with at least one generator, and the places of their generators in the tensors.
-        charge: Σ s_i ⟨W_i, g_i⟩ over its bound √(Σ s_i²‖W_i‖² · Σ‖g_i‖²), in [-1, 1]; NaN where the bound is zero.
+        charge: Σ s_i ⟨W_i, g_i⟩ over its bound √(Σ s_i²‖W_i‖² · Σ‖g_i‖²), in [-1, 1]; NaN where the bound is zero,
+            and for a single number, whose gradient is zero up to rounding, so that the charge is the bound itself.
         uncanceled: Σ |s_i ⟨W_i, g_i⟩| over the same bound, in [0, 1]: the charge if its terms did not cancel.
         quantity: Q = Σ s_i ‖W_i‖² before the step.
         size: Σ |s_i| ‖W_i‖² before the step.
@@ -115,6 +116,7 @@ def _generators(step: SliceStep, order: npt.NDArray[np.int64], cache: dict[tuple
 def _summed(step: SliceStep, families: Sequence[tuple[Family, slice]], sums: Generators) -> SymmetryStep:
     weight_sq, inner, gradient_sq = step.sums
     bound = (sums(weight_sq, 2) * sums(gradient_sq, 0)).sqrt()
+    bound = bound.masked_fill(sums.of_one_number, math.nan)
     joint = {k: family for k, (family, _) in enumerate(families) if is_one_vector(family)}
     return SymmetryStep(
         families,
@@ -145,7 +147,11 @@ def _effective_lr(step: SliceStep, family: Family) -> Tensor:
 
 
 class Generators:
-    """Sums over the slices of each generator, on a device."""
+    """Sums over the slices of each generator, on a device.
+
+    Attributes:
+        of_one_number: for each generator, whether it scales a single number.
+    """
 
     def __init__(self, symmetries: Symmetries, order: npt.NDArray[np.int64], device: torch.device) -> None:
         self._symmetries = symmetries  # kept alive: the cache knows them by id
@@ -154,6 +160,7 @@ class Generators:
         self._count = matrix.shape[0]
         self._rows, self._columns = (torch.from_numpy(a.astype(np.int64)).to(device) for a in (rows, matrix.indices))
         self._exponents = torch.from_numpy(matrix.data).to(device, torch.float64)
+        self.of_one_number = torch.from_numpy(symmetries.scales_one_number[order]).to(device)
 
     def __call__(self, values: Tensor, power: int = 1) -> Tensor:
         """Return Σ s_i^power · x_i."""

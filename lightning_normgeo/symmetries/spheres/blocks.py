@@ -90,7 +90,8 @@ class Blocks:
 def find_blocks(symmetries: Symmetries, module: nn.Module) -> Blocks:
     """Return the scale-invariant blocks of a module.
 
-    Left out are symmetries that scale some slices faster than others, and those that overlap with a block before them.
+    Left out are symmetries that scale some slices faster than others, those that overlap with a block before them, and
+    those of a single number, which has no direction to move in.
 
     Raises:
         ConfigurationError: where it is not known how running statistics scale.
@@ -102,7 +103,14 @@ def find_blocks(symmetries: Symmetries, module: nn.Module) -> Blocks:
         exponents = matrix[generators].T.tocsr()
         if exponents.nnz:
             statistics[name] = exponents
-    return Blocks(generators, weights, tuple(_dead_biases(symmetries, weights, module)), statistics)
+    # A bias in front of running statistics moves with them. Where a weight is normalized by itself, as in weight
+    # normalization, its norm does not reach them.
+    moving = np.zeros(len(generators), bool)
+    for matrix in statistics.values():
+        moving[matrix.indices] = True
+    number = np.where(moving, np.arange(len(generators)), NONE)
+    linear = _used([one.only(number) for one in weights])
+    return Blocks(generators, weights, tuple(_dead_biases(symmetries, linear, module)), statistics)
 
 
 def _used(several: Sequence[BlockSlices]) -> tuple[BlockSlices, ...]:
@@ -117,6 +125,8 @@ def _disjoint(symmetries: Symmetries) -> tuple[Ids, Ids]:
     generators: list[int] = []
     invariant = [symmetries.in_role("invariant alone"), symmetries.in_role("invariant jointly")]
     for generator in np.concatenate(invariant):
+        if symmetries.scales_one_number[generator]:
+            continue
         row = slice(symmetries.exponents.indptr[generator], symmetries.exponents.indptr[generator + 1])
         columns, exponents = symmetries.exponents.indices[row], symmetries.exponents.data[row]
         ways = {symmetries.slices[own].parameter: int(own) for own in np.unique(owner[columns])}
@@ -133,19 +143,26 @@ def _dead_biases(symmetries: Symmetries, weights: Sequence[BlockSlices], module:
     still = symmetries.exponents[symmetries.in_role("without effect")].indices
     dead = set(still.tolist())
     layers = {clean_name(name): layer for name, layer in module.named_modules()}
-    found = []
+    found: list[BlockSlices] = []
     for weight in weights:
         for own in symmetries.slices:
             if own.parameter == bias_of(weight.slices.parameter) and dead.issuperset(range(own.start, own.stop)):
-                blocks = _by_output(weight, layers.get(layer_name(weight.slices.parameter)))
-                if blocks is not None and len(blocks) == own.count:
+                blocks = _by_output(weight, layers.get(layer_name(weight.slices.parameter)), own.count)
+                if blocks is not None and len(blocks) == own.count and not _is_known(found, own, blocks):
                     found.append(BlockSlices(own, blocks))
     return found
 
 
-def _by_output(weight: BlockSlices, layer: nn.Module | None) -> Ids | None:
+def _is_known(found: Sequence[BlockSlices], own: Slices, blocks: Ids) -> bool:
+    """Whether another weight of the same layer and blocks has brought these slices of its bias."""
+    return any(one.slices is own and np.array_equal(one.blocks, blocks) for one in found)
+
+
+def _by_output(weight: BlockSlices, layer: nn.Module | None, outputs: int) -> Ids | None:
     """Return the block of each output channel of a weight; None if channels have several."""
     shape = weight.slices.shape
+    if not shape:  # one number scales all channels, as the gain of a weight that is normalized as a whole
+        return np.full(outputs, weight.blocks[0])
     blocks = torch.from_numpy(weight.blocks).view(weight.slices.sizes)
     blocks = blocks.expand(*shape[:2], *blocks.shape[2:])
     dim, groups = (1, layer.groups) if isinstance(layer, _ConvTransposeNd) else (0, 1)

@@ -56,7 +56,7 @@ class LocalSlices:
     def spread(self, values: Tensor, otherwise: float = 1.0) -> Tensor:
         """Return a value of each block in the shape in which it broadcasts to the local part."""
         spread = torch.where(self.blocks == NONE, otherwise, values[self.blocks.clamp_min(0)])
-        return spread.view(self.slices.sizes or (1,))
+        return spread.view(self.slices.sizes)
 
 
 def local_slices(several: Sequence[BlockSlices], own: LocalParameters, device: torch.device) -> list[LocalSlices]:

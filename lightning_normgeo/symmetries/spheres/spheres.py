@@ -59,7 +59,7 @@ class Spheres:
 
     Attributes:
         generators: numbers of the generators that are blocks. Left out are those that scale some slices faster than
-            others, and those that overlap with a block before them.
+            others, those that overlap with a block before them, and those of a single number.
         radii: r of each block, in float64.
 
     Raises:

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, SymmetryMonitor, read_record
 from lightning_normgeo.errors import MeasurementWarning
@@ -94,6 +95,15 @@ def test_charges_vanish_and_their_terms_do_not(tmp_path: Path) -> None:
     assert max(value for _, value in metrics["symmetry/max_charge"]) < 1e-12
     assert min(value for _, value in metrics["symmetry/max_uncanceled"]) > 0.1
     assert len(metrics["symmetry/max_charge"]) == 4
+
+
+def test_a_gain_of_one_number_per_filter_has_no_charge_of_its_own(tmp_path: Path) -> None:
+    """Its gradient is zero up to rounding, so that the charge over its bound would be 1."""
+    net = nn.Sequential(
+        weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4, eps=1e-60), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)
+    )
+    net(next(iter(images()))[0])
+    assert max(value for _, value in fit(tmp_path, net.double()).metrics["symmetry/max_charge"]) < 1e-12
 
 
 def test_one_family_against_its_definition(tmp_path: Path) -> None:
