@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
 from lightning_normgeo.geometry.products.compiled import loop_sums
 from lightning_normgeo.geometry.products.weight_pass import SAFE_DIFFERENCE
-from lightning_normgeo.geometry.rows import column_blocks, dot, map_rows
+from lightning_normgeo.geometry.rows import column_blocks, dot, map_rows, real_rows
 
 
 class UpdateParts(NamedTuple):
@@ -69,6 +69,7 @@ def update_products(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
 
 def many_update_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[UpdateProducts]:
     """Return :func:`update_products` of several weights, with threads started once for all of them."""
+    pairs = [(real_rows(weight), real_rows(new_weight)) for weight, new_weight in pairs]
     found = loop_sums("update_sums", pairs, pairs)
     return [
         _over_segments(UpdateProducts(*found[k]), pair[0].shape[0]) if k in found else _by_torch(*pair)
@@ -154,7 +155,7 @@ def split_update(products: UpdateProducts) -> UpdateParts:
         True
     """
     weight_sq = products.weight_sq
-    alive = weight_sq > 0
+    alive = weight_sq != 0
     radial = torch.where(alive, products.weight_update / torch.where(alive, weight_sq, 1.0), 0.0)
     tangential = torch.where(alive, products.tangential_sq.sqrt(), 0.0)
     return UpdateParts(radial, tangential, torch.atan2(tangential, weight_sq.sqrt() * (1 + radial)))
@@ -202,6 +203,6 @@ def effective_lr(lr: Scalar, weight_sq: Tensor) -> Tensor:
         >>> torch.allclose((weight - 0.1 * gradient(weight)) / norm, unit - step_of_direction)
         True
     """
-    alive = weight_sq > 0
+    alive = ~(weight_sq <= 0)  # NaN where ‖W‖² is; joint quantities may be negative
     rate = lr / torch.where(alive, weight_sq, torch.ones_like(weight_sq))
     return torch.where(alive, rate, torch.zeros_like(weight_sq))

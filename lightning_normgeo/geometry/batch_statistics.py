@@ -205,7 +205,7 @@ def kernel_fraction(weight: Tensor, x: Tensor) -> Tensor:
     left, singular, _ = torch.linalg.svd(centered, full_matrices=False)
     seen = (weight @ (left * (singular > _tolerance(x)))).square().sum(1)
     total = weight.square().sum(1)
-    return torch.where(total > 0, 1 - seen / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0).clamp(0, 1)
+    return torch.where(total != 0, 1 - seen / total.clamp_min(torch.finfo(total.dtype).tiny), 0.0).clamp(0, 1)
 
 
 def pair_standardize(y: Tensor, eps: float) -> Tensor:

@@ -86,7 +86,7 @@ def input_shares(weight_sq: Tensor, gamma_sq: Tensor) -> Tensor:
     """
     products = weight_sq * gamma_sq
     total = products.sum(1, keepdim=True)
-    return torch.where(total > 0, products / total, torch.zeros_like(products))
+    return torch.where(total != 0, products / total, torch.zeros_like(products))
 
 
 class ChannelMoments:
@@ -130,7 +130,7 @@ class ChannelMoments:
         covariance = self._covariance()
         scale = covariance.diagonal().clamp_min(0).sqrt()
         outer = scale[:, None] * scale
-        found = torch.where(outer > 0, covariance / outer, torch.zeros_like(outer)).clamp(-1, 1)
+        found = torch.where(outer != 0, covariance / outer, torch.zeros_like(outer)).clamp(-1, 1)
         return found.fill_diagonal_(1.0)
 
     def _covariance(self) -> Tensor:
@@ -159,7 +159,7 @@ def affine_distances(gamma: Tensor, beta: Tensor) -> Tensor:
     size = gamma.square() + beta.square()
     scale = (size[:, None] + size) / 2
     squared = (gamma.abs()[:, None] - gamma.abs()).square() + (beta[:, None] - beta).square()
-    return torch.where(scale > 0, squared / scale, torch.zeros_like(squared)).sqrt()
+    return torch.where(scale != 0, squared / scale, torch.zeros_like(squared)).sqrt()
 
 
 def output_correlations(gamma: Tensor, correlation: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def output_cosines(gamma: Tensor, beta: Tensor, correlation: Tensor) -> Tensor:
     inner = gamma[:, None] * gamma * correlation + beta[:, None] * beta
     size = (gamma.square() + beta.square()).sqrt()
     outer = size[:, None] * size
-    return torch.where(outer > 0, inner / outer, torch.zeros_like(inner)).clamp(-1, 1)
+    return torch.where(outer != 0, inner / outer, torch.zeros_like(inner)).clamp(-1, 1)
 
 
 class Merging(NamedTuple):

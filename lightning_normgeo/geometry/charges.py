@@ -234,5 +234,5 @@ def _entrywise(exponents: Tensor, function: Callable[[Tensor], Tensor]) -> Tenso
 
 
 def _divided(value: Tensor, size: Tensor) -> Tensor:
-    alive = size > 0
+    alive = size != 0
     return torch.where(alive, value / torch.where(alive, size, 1.0), 0.0).clamp(-1.0, 1.0)

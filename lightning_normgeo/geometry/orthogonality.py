@@ -37,7 +37,7 @@ def cosine(inner: Tensor, squared_a: Tensor, squared_b: Tensor) -> Tensor:
 
 def cosine_of_norms(inner: Tensor, norms: Tensor) -> Tensor:
     """Return :func:`cosine` from the products ‖a‖‖b‖, of the shape of ``inner``."""
-    return torch.where(norms > 0, inner / norms, 0.0)
+    return torch.where(norms != 0, inner / norms, 0.0)
 
 
 def weight_gradient_products(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -61,7 +61,7 @@ def standardize(v: Tensor, eps: float = 0.0) -> Tensor:
     """
     centered = center(v)
     scale = (centered.square().mean(-1, keepdim=True) + eps).sqrt()
-    return torch.where(scale > 0, centered / scale, torch.zeros_like(centered))
+    return torch.where(scale != 0, centered / scale, torch.zeros_like(centered))
 
 
 def standardize_gradient(v: Tensor, upstream: Tensor, eps: float = 0.0) -> Tensor:
@@ -95,7 +95,7 @@ def standardize_gradient(v: Tensor, upstream: Tensor, eps: float = 0.0) -> Tenso
     normalized, centered = standardize(v, eps), center(v)
     scale = (centered.square().mean(-1, keepdim=True) + eps).sqrt()
     tangent = center(upstream) - (upstream * normalized).mean(-1, keepdim=True) * normalized
-    return torch.where(scale > 0, tangent / scale, torch.zeros_like(tangent))
+    return torch.where(scale != 0, tangent / scale, torch.zeros_like(tangent))
 
 
 def affine_decomposition(v: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,6 @@ def hyperball_step(
         (2.0, 0.1)
     """
     to_radius = radius / weight_sq.sqrt()
-    stretch = torch.where(direction_sq > 0, radius / direction_sq.sqrt(), 0.0)
+    stretch = torch.where(direction_sq != 0, radius / direction_sq.sqrt(), 0.0)
     length = (to_radius**2 * weight_sq + 2 * to_radius * stretch * inner + stretch**2 * update_sq).sqrt()
     return to_radius * radius / length, stretch * radius / length

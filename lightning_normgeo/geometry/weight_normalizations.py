@@ -160,4 +160,4 @@ def _length(v: Tensor) -> Tensor:
 
 def _divide(v: Tensor, scale: Tensor) -> Tensor:
     """Return v / scale, and v itself, which is then 0, where the scale is 0: so gradients stay finite as well."""
-    return v / torch.where(scale > 0, scale, torch.ones_like(scale))
+    return v / torch.where(scale != 0, scale, torch.ones_like(scale))

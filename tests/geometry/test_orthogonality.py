@@ -1,5 +1,7 @@
 """Lemmas 2 and 3, the exact effect of ε, and the row reductions behind every statistic."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,12 +9,19 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lightning_normgeo.geometry import (
+    angular_update,
     as_rows,
     batch_norm_epsilon_inner,
     cosine,
+    effective_lr,
+    input_shares,
+    normalized_charge,
     rows,
+    standardize,
+    standardize_gradient,
     weight_gradient_cosine,
     weight_gradient_products,
+    weight_normalization,
 )
 from support import reference as ref
 from support.tensors import draw, readout
@@ -165,3 +174,29 @@ def test_units_hold_the_same_elements_in_every_memory_layout(layout, units):
         assert torch.equal(matrix[unit], torch.cat([channel.flatten() for channel in channels]))
     norm_sq, _, _ = weight_gradient_products(matrix, matrix)
     assert norm_sq.tolist() == pytest.approx([ref.dot(row, row) for row in matrix.tolist()], rel=1e-12)
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_do_not_count_as_zero(special):
+    spoiled, other = draw(3, 8, seed=1), draw(3, 8, seed=2)
+    spoiled[0, 0] = special
+    products = weight_gradient_products(spoiled, other)
+    whole = {
+        "cosine": weight_gradient_cosine(spoiled, other),
+        "angle": angular_update(spoiled, other),
+        "standardized": standardize(spoiled).sum(1),
+        "its gradient": standardize_gradient(spoiled, other).sum(1),
+        "normalized": weight_normalization(spoiled)[:, 0],
+        "shares": input_shares(spoiled.abs(), other.abs())[:, 0],
+        "rate": effective_lr(0.1, torch.tensor([math.nan, 1.0, 1.0])),
+        "charge": normalized_charge(torch.eye(3).double().to_sparse(), *products[1::-1], products[2]),
+    }
+    for name, values in whole.items():
+        assert values.isnan().tolist() == [True, False, False], name
+
+
+def test_complex_numbers_are_pairs():
+    weight, gradient = (torch.complex(draw(3, 8, seed=k), draw(3, 8, seed=k + 9)) for k in (1, 2))
+    pairs = [torch.view_as_real(one).flatten(1) for one in (weight, gradient)]
+    assert torch.equal(weight_gradient_cosine(weight, gradient), weight_gradient_cosine(*pairs))
+    assert torch.equal(angular_update(weight, gradient), angular_update(*pairs))

@@ -33,7 +33,7 @@ def participation_ratio(trace: Tensor, square_trace: Tensor) -> Tensor:
         >>> participation_ratio(eigenvalues.sum(), eigenvalues.square().sum()).item()
         3.0
     """
-    return torch.where(square_trace > 0, trace.square() / square_trace, torch.zeros_like(trace))
+    return torch.where(square_trace <= 0, torch.zeros_like(trace), trace.square() / square_trace)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class InputSpectrum:
     def effective_rank_error(self) -> Tensor:
         """Its standard error to first order."""
         relative = self.square_trace_error / self.square_trace
-        return torch.where(self.square_trace > 0, self.effective_rank * relative, 0.0)
+        return torch.where(self.square_trace <= 0, 0.0, self.effective_rank * relative)
 
 
 def spectrum_of(exact: ExactSpectrum) -> InputSpectrum:
