@@ -19,6 +19,7 @@ from torch.func import functional_call
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.autograd.constants import Constants
 from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
+from lightning_normgeo.normalization.autograd.side_effects import without_side_effects
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
 from lightning_normgeo.normalization.outputs import tensors_in
 from lightning_normgeo.normalization.user_inputs import arguments, misfit
@@ -228,8 +229,8 @@ def traced_graph(module: nn.Module, example_batch: Any, loss: Callable[[Any], Te
 def trace(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> list[Tensor]:
     """Run one forward pass without side effects on the module, and return all outputs that require a gradient.
 
-    Buffers and inputs are replaced by copies during the call, random number generators are restored, and ``.grad`` is
-    not touched. The module runs in its current mode.
+    Buffers and inputs are replaced by copies during the call; attributes, random number generators and parameters that
+    the module writes to are restored, and ``.grad`` is not touched. The module runs in its current mode.
 
     Args:
         module: any module.
@@ -239,10 +240,8 @@ def trace(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] |
     Raises:
         ConfigurationError: if the module does not accept the batch, or if no output depends on a trainable parameter.
     """
-    devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
-    # Lightning validates and tests in inference mode, in which autograd records nothing. The devices are sorted by name
-    # since torch.device has no order.
-    with torch.inference_mode(False), torch.random.fork_rng(sorted(devices, key=str)), torch.enable_grad():
+    # Lightning validates and tests in inference mode, in which autograd records nothing.
+    with torch.inference_mode(False), without_side_effects(module), torch.enable_grad():
         try:
             args, kwargs = arguments(example_batch)
             # with tie_weights torch would leave the copies behind in a module that has two names

@@ -7,7 +7,6 @@ operations to the graph in front of the checkpoint. Nothing is stored for a back
 
 from __future__ import annotations
 
-import random
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils import checkpoint
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
+from lightning_normgeo.normalization.autograd.side_effects import gpus_of, random_states
 
 _RUNS_AGAIN = ContextVar("runs_again", default=False)
 
@@ -115,7 +115,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
     tables = [(vars(child), dict(vars(child)), child._buffers, dict(child._buffers)) for child in children]
     contents = [(value, value.copy()) for _, attributes, *_ in tables for value in _containers(attributes)]
     copies: dict[int, Tensor] = {}
-    with _random_states(module), torch.inference_mode(False):
+    with random_states(gpus_of(module)), torch.inference_mode(False):
         token = _RUNS_AGAIN.set(True)
         try:
             for child in children:
@@ -144,20 +144,6 @@ def _restore(table: dict[str, Any], saved: dict[str, Any]) -> None:
     for name in table.keys() - saved.keys():
         del table[name]
     table.update(saved)
-
-
-@contextmanager
-def _random_states(module: nn.Module) -> Iterator[None]:
-    devices = sorted({str(parameter.device) for parameter in module.parameters() if parameter.is_cuda})
-    numpy = sys.modules.get("numpy")  # not imported: if it is not loaded, the model cannot draw from it
-    python_state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            if numpy is not None:
-                numpy.random.set_state(numpy_state)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

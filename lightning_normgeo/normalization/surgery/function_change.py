@@ -23,6 +23,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import said_in_one_line
+from lightning_normgeo.normalization.autograd.side_effects import gpus_of, random_states
 from lightning_normgeo.normalization.example_inputs import attributes_kept, few, shapes
 from lightning_normgeo.normalization.outputs import tensors_in
 from lightning_normgeo.normalization.user_inputs import arguments
@@ -112,7 +113,8 @@ class Yardstick:
         try:
             after = self._run().outputs
             total = _largest(self.before.outputs, after)
-            # both passes used the same random numbers of torch; any other randomness shows when the model runs twice
+            # both passes used the same random numbers of torch, numpy and Python; any other randomness shows when the
+            # model runs twice
             if total is not None and LAYER_KEPT < total < math.inf:
                 noise = _largest(after, self._run().outputs)
                 if noise is None or noise > LAYER_KEPT:
@@ -225,8 +227,7 @@ def _relative(before: Tensor, after: Tensor) -> float | None:
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Set evaluation mode flag by flag, since ``eval`` may be overridden; restore modes and random states on exit."""
     modes = [(child, child.training) for child in module.modules()]
-    devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
-    with torch.inference_mode(False), torch.random.fork_rng(sorted(devices, key=str)), torch.enable_grad():
+    with torch.inference_mode(False), random_states(gpus_of(module)), torch.enable_grad():
         try:
             for child, _ in modes:
                 child.training = False

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_normgeo.normalization.autograd.side_effects import Attributes, random_states
 from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import mixed_seed
 from lightning_normgeo.robustness.model.parameter_swap import ParameterSlot, swapped_parameters
 
@@ -35,7 +36,7 @@ def preserved_state(module: nn.Module, fork_rng: bool = True) -> Iterator[None]:
     """
     children = list(module.modules())
     with torch.inference_mode(False), _random_states(module, fork_rng):
-        attributes, buffers = [_Attributes(child) for child in children], _Tensors(_buffers(children))
+        attributes, buffers = [Attributes(child) for child in children], _Tensors(_buffers(children))
         merged = _Tensors(_parameters(child for child in children if _overrides_train(child)))
         try:
             with swapped_parameters(_inference_parameters(children)):
@@ -55,7 +56,7 @@ def preserved_state(module: nn.Module, fork_rng: bool = True) -> Iterator[None]:
 def seeded(seed: int, index: int) -> Iterator[None]:
     """Context with random numbers of torch, numpy and Python from a seed and an index; restores the random states."""
     mixed = mixed_seed(seed, index)
-    with _all_random_states(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):  # type: ignore[no-untyped-call]
+    with random_states(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):  # type: ignore[no-untyped-call]
         torch.manual_seed(mixed)  # on every device
         np.random.seed(mixed % 2**32)  # noqa: NPY002 - what models and attacks draw from
         random.seed(mixed)
@@ -65,19 +66,8 @@ def seeded(seed: int, index: int) -> Iterator[None]:
 @contextmanager
 def _random_states(module: nn.Module, wanted: bool) -> Iterator[None]:
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    with _all_random_states([device] if device.type == "cuda" else []) if wanted else ExitStack():
+    with random_states([device] if device.type == "cuda" else []) if wanted else ExitStack():
         yield
-
-
-@contextmanager
-def _all_random_states(devices: Any) -> Iterator[None]:
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -96,44 +86,6 @@ def _inference_parameters(modules: Iterable[nn.Module]) -> list[ParameterSlot]:
         for name, value in module._parameters.items()
         if value is not None and value.is_inference()
     ]
-
-
-class _Attributes:
-    """The saved attributes of a module, with the entries of its lists, dictionaries and sets."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._table = vars(module)
-        self._saved = dict(self._table)
-        self._contents = [
-            (value, value.copy())
-            for name, value in self._saved.items()
-            if type(value) in (list, dict, set) and name not in ("_parameters", "_buffers", "_modules")
-        ]
-
-    def restore(self) -> None:
-        """Restore attributes and entries that were added, removed or replaced."""
-        for name in self._table.keys() - self._saved.keys():
-            del self._table[name]
-        for name, value in self._saved.items():
-            if self._table.get(name, self) is not value:
-                self._table[name] = value
-        for value, content in self._contents:
-            if len(value) != len(content) or any(a is not b for a, b in zip(_flat(value), _flat(content), strict=True)):
-                value.clear()
-                if isinstance(value, list):
-                    value.extend(content)
-                else:
-                    value.update(content)
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    """Yield the entries of a list or set, or the keys and values of a dictionary in turn."""
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            yield key
-            yield entry
-    else:
-        yield from value
 
 
 class _Entry(NamedTuple):
