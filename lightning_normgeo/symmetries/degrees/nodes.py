@@ -12,7 +12,7 @@ VIEWS = frozenset({"View", "ReshapeAlias", "UnsafeView", "Reshape", "Squeeze", "
 PASSED = frozenset({"RegisterPostBackwardFunction", "BackwardHookFunction"})
 """Functions that return all of their inputs: those of ``fully_shard``, and of modules with full backward hooks."""
 COPIES = frozenset({"ToCopy", "Clone", "Alias", "Contiguous"}) | PASSED
-CUTS = frozenset({"Slice", "Split", "SplitWithSizes", "Narrow", "Select", "Unbind"})
+CUTS = frozenset({"Slice", "Split", "UnsafeSplit", "SplitWithSizes", "Narrow", "Select", "Unbind"})
 ATTENTIONS = frozenset(
     {
         "ScaledDotProductFlashAttentionForCpu",

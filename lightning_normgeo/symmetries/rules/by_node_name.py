@@ -25,6 +25,8 @@ _BY_RULE: dict[Rule, str] = {
     elementwise.homogeneous: (
         "Relu LeakyRelu RreluWithNoise Abs Neg NativeDropout FusedDropout Tril Triu Conj Resolve"
     ),
+    elementwise.sign: "Sign",
+    elementwise.with_sign_of: "Copysign",
     elementwise.prelu: "PreluKernel",
     elementwise.total: "Add Sub Rsub",
     elementwise.product: "Mul",
@@ -48,6 +50,7 @@ _BY_RULE: dict[Rule, str] = {
     shapes.repeat: "Repeat",
     shapes.cut: " ".join(sorted(CUTS)),
     shapes.flip: "Flip",
+    shapes.rotate: "Rot90",
     shapes.roll: "Roll",
     shapes.concatenate: "Cat Stack",
     shapes.pad: "ConstantPadNd",
@@ -57,7 +60,9 @@ _BY_RULE: dict[Rule, str] = {
     indexing.written: "Scatter ScatterAdd ScatterReduce IndexAdd IndexCopy",
     indexing.put: "IndexPut",
     indexing.embedding: "Embedding",
+    indexing.bags: "EmbeddingBag",
     patches.same_everywhere: "MaskedSelect",
+    patches.sampled: "GridSampler2D GridSampler3D",
     patches.image: "Col2Im",
     patches.patches: "Im2Col",
     patches.windows: "Unfold",
@@ -72,6 +77,7 @@ _BY_RULE: dict[Rule, str] = {
     linear_maps.sparse_product: "SparseAddmm",
     linear_maps.vector_product: "Mv Dot Vdot",
     linear_maps.convolution: "Convolution",
+    linear_maps.fourier: "FftR2C FftC2R FftC2C",
     linear_maps.attention: " ".join(sorted(ATTENTIONS)),
     statistics.batch_norm: " ".join(sorted(BATCH_NORMS)),
     statistics.group_norm: "NativeGroupNorm",
@@ -83,7 +89,7 @@ _BY_RULE: dict[Rule, str] = {
     statistics.reduction(1.0, 1.0): "StdMean",
     statistics.extremum: "Max Min Median Kthvalue Mode",
     statistics.along: "Cumsum Cummax Cummin Sort Topk",
-    statistics.pooling: " ".join(sorted(POOLINGS)),
+    statistics.pooling: " ".join(sorted(POOLINGS | {"MaxUnpool2D", "MaxUnpool3D"})),
 }
 RULES: dict[str, Rule] = {name: rule for rule, names in _BY_RULE.items() for name in names.split()}
 

@@ -65,6 +65,17 @@ def product(walk: Operation) -> Degree:
     return algebra.combined(walk.exponents, parts, walk.shape).plain(len(statistics) == len(parts))
 
 
+def sign(walk: Operation) -> Degree:
+    """Rule for signs, which no positive factor changes, whatever the degree of each element."""
+    return walk.constant
+
+
+def with_sign_of(walk: Operation) -> Degree:
+    """Rule for magnitudes with the signs of another tensor, whose degree does not matter."""
+    magnitude = walk.operands[0]
+    return walk.constant if magnitude is None else walk.filled(magnitude.plain())
+
+
 def quotient(walk: Operation) -> Degree:
     """Rule for a quotient: the degree of the divisor is subtracted."""
     if getattr(walk.node, "_saved_rounding_mode", None) is not None:

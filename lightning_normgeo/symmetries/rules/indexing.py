@@ -140,3 +140,15 @@ def _without_padding(walk: Operation) -> bool:
     table, output = walk.graph.inputs[walk.node][0]
     alone = all(reader.name() == walk.node.name() for reader, _ in walk.graph.readers[table, output])
     return alone and hasattr(table, "variable") and not bool(table.variable[row].any())
+
+
+def bags(walk: Operation) -> Degree:
+    """Rule for sums, means or maxima of looked-up rows (``EmbeddingBag``): one degree for all rows of a column.
+
+    Raises:
+        NoRuleError: if the weights of the sum depend on parameters.
+    """
+    degree = walk.over(walk.only, [0])
+    if walk.operands[0] is None:
+        raise NoRuleError
+    return degree.over(walk.shape, degree.terms).plain()

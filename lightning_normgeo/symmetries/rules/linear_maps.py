@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lightning_normgeo.normalization.autograd.nodes import dimensions
 from lightning_normgeo.symmetries.degrees import algebra
 from lightning_normgeo.symmetries.degrees.degree import Degree, viewed
 from lightning_normgeo.symmetries.equations.exponents import Mask
@@ -131,6 +132,12 @@ def _contracted_in_groups(walk: Operation, x: Degree, weight: Degree) -> Degree:
 def _size(term: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int]:
     """Return the size of a term (sample, group, channel) after group and channel have become one axis."""
     return (term.shape[0], shape[1] if max(term.shape[1:]) > 1 else 1)
+
+
+def fourier(walk: Operation) -> Degree:
+    """Rule for Fourier transforms: one degree along the axes that are transformed."""
+    degree = walk.over(walk.only, dimensions(walk.node._saved_dim, walk.ndim))
+    return degree.over(walk.shape, degree.terms).plain()
 
 
 def attention(walk: Operation) -> Degree:

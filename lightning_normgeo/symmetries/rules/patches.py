@@ -19,6 +19,17 @@ def same_everywhere(walk: Operation) -> Degree:
     return degree.over(walk.shape, terms).plain()
 
 
+def sampled(walk: Operation) -> Degree:
+    """Rule for interpolation at the points of a grid (``grid_sample``), which has degree 0; zeros lie outside."""
+    for position in walk.positions[1:] if walk.operands[0] is not None else walk.positions:
+        walk.vanish(position)
+    image = walk.operands[0]
+    if image is None:
+        return walk.constant
+    degree = walk.over(image, range(2, walk.ndim))
+    return degree.over(walk.shape, degree.terms).plain()
+
+
 def patches(walk: Operation) -> Degree:
     """Rule for ``F.unfold``, all patches of an image, padded with zeros: (…, C, H, W) to (…, C·k², L)."""
     degree = walk.over(walk.only, range(walk.ndim - 1, walk.ndim + 1))

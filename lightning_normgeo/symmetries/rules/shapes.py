@@ -77,6 +77,13 @@ def flip(walk: Operation) -> Degree:
     return degree.over(walk.shape, [np.flip(term, axes) for term in degree.terms]).plain()
 
 
+def rotate(walk: Operation) -> Degree:
+    """Rule for a rotation by 90 degrees."""
+    degree, axes = walk.only, dimensions(walk.node._saved_dims, walk.ndim)
+    terms = [np.rot90(term, signed(walk.node._saved_k), (axes[0], axes[1])) for term in degree.terms]
+    return degree.over(walk.shape, terms).plain()
+
+
 def roll(walk: Operation) -> Degree:
     """Rule for a cyclic shift."""
     degree, shifts = walk.only, [signed(shift) for shift in walk.node._saved_shifts]

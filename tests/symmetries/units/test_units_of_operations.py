@@ -89,6 +89,12 @@ def tokens(x: Tensor) -> Tensor:
     return (x.flatten(1)[:, :8] * 3).long().abs() % 9
 
 
+def bags(x: Tensor, w: Tensor) -> Tensor:
+    """Return means of embedded words (N, channels, 1)."""
+    return F.embedding_bag(tokens(x), w)[..., None]
+
+
+GRID = F.affine_grid(torch.tensor([[[0.9, 0.2, 0.1], [-0.2, 0.8, 0.0]]]).double(), [1, 1, 2, 2], align_corners=False)
 PICK = torch.tensor([3, 0, 0, 4, 1])
 NODES = torch.tensor([0, 2, 1, 1, 5, 2, 0])
 IMAGE, MATRIX = (6, 4, 3, 3), (6, 4)
@@ -313,6 +319,19 @@ CASES: dict[str, Case] = {
     "pixel-shuffle-back": Case(normed(lambda y: F.pixel_shuffle(F.pixel_unshuffle(y, 2), 2)), "filter", 6),
     "channel-shuffle": Case(normed(lambda y: F.channel_shuffle(y, 2)), "filter", 6),
     "channel-shuffle-then-groups": Case(grouped(lambda y: F.channel_shuffle(y, 3)), "none", 6),
+    "signed-root": Case(normed(lambda y: y.sign() * y.abs().sqrt()), "filter", 6),
+    "signed-root-copied": Case(normed(lambda y: torch.copysign(y.abs().sqrt(), y)), "filter", 6),
+    "sign-and-value": Case(normed(lambda y: y.sign() + y), "none", 6),
+    "lp-pooling": Case(normed(lambda y: F.lp_pool2d(y, 2.0, 2)), "filter", 6),
+    "rotation": Case(normed(lambda y: torch.rot90(y, 1, (2, 3))), "filter", 6),
+    "rotation-of-channels": Case(normed(lambda y: torch.rot90(y, 1, (1, 2))), "layer", 1),
+    "fourier": Case(normed(lambda y: torch.fft.irfft2(torch.fft.rfft2(y) * torch.arange(2), s=(2, 2))), "filter", 6),
+    "fourier-of-channels": Case(normed(lambda y: torch.fft.fft(y, dim=1).abs()), "layer", 1),
+    "grid": Case(normed(lambda y: F.grid_sample(y, GRID.expand(len(y), -1, -1, -1), align_corners=False)), "filter", 6),
+    "unpooling": Case(normed(lambda y: F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2)), "filter", 6),
+    "unsafe-split": Case(normed(lambda y: torch.cat(torch.unsafe_split(y, 2, 1)[::-1], 1)), "filter", 6),
+    "bags": Case(lambda x, w: bn(bags(x, w)), "filter", 4, weight=(9, 4)),
+    "bags-and-one": Case(lambda x, w: bn((bags(x, w) + 1).relu()), "none", 9, weight=(9, 4)),
     "patches": Case(lambda x, w: bn(F.unfold(conv(x, w), 2, padding=1)), "filter", 6),
     "patches-then-groups": Case(lambda x, w: gn(F.unfold(conv(x, w), 2), 6), "filter", 6),
     "patches-back": Case(normed(lambda y: F.fold(F.unfold(y, 2, padding=1), (2, 2), 2, padding=1)), "filter", 6),
