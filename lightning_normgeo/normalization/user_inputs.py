@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from lightning_normgeo.errors import ConfigurationError
@@ -66,6 +67,8 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
     if isinstance(copied, dict):
         return (), copied
+    if isinstance(copied, PackedSequence):  # a tuple by its class, but one input
+        return (copied,), {}
     return (copied if isinstance(copied, tuple) else (copied,)), {}
 
 

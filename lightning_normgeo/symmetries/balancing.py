@@ -147,7 +147,8 @@ def balance(
     they are. ENorm (Stock et al. 2019) does this for feed-forward ReLU networks.
 
     Rescalings whose growing or shrinking side is zero have no shortest point: their weights could shrink without end.
-    They are left out, and the report names them. A second call changes nothing but by rounding.
+    They are left out, and the report names them. A second call changes nothing but by rounding. In networks with
+    thresholds, ``detach`` or ``argmax``, which the graph does not show, compare outputs before and after.
 
     Args:
         module: any module.

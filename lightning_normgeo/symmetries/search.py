@@ -22,7 +22,7 @@ def scale_symmetries(module: nn.Module, example_batch: Any, loss: Callable[[Any]
     a sum needs equal exponents, a product adds them up, a normalization removes one that is constant over what it
     averages, and a function that keeps no scale needs 0. Their solutions are the symmetries. An operation that is not
     understood needs 0, so that a symmetry can be missed, but none is claimed that does not exist. The ε of
-    normalizations is taken as zero.
+    normalizations is taken as zero, and what has no gradient, such as ``detach()`` or a comparison, as constant.
 
     The module runs in its current mode. Buffers, ``.grad`` and random number generators are left as they were. In
     evaluation mode batch normalization is an affine map; call ``module.train()`` first to get the symmetries of

@@ -43,8 +43,9 @@ def transform(
       squares by its square. See :mod:`lightning_normgeo.symmetries.optimizer_states` for the optimizers for which this
       is exact. The steps after it are not those before it, scaled: no optimizer commutes with rescalings.
 
-    The function changes by rounding, and by the ε of normalizations, which the symmetries take as zero. Nothing is
-    changed where an error is raised.
+    The function changes by rounding, and by the ε of normalizations, which the symmetries take as zero; also where
+    something without a gradient reads the weights, such as a comparison with a threshold or an ``argmax`` over experts,
+    which the graph does not show. Nothing is changed where an error is raised.
 
     Args:
         module: the module that the symmetries were found in.

@@ -14,6 +14,7 @@ import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_normgeo import (
@@ -28,6 +29,7 @@ from lightning_normgeo import (
     read_record,
     register_optimizer,
     scale_invariant_units,
+    scale_symmetries,
     swap_norm,
 )
 from lightning_normgeo.errors import ConfigurationError
@@ -423,3 +425,23 @@ def test_the_command_line_takes_one_attack_or_several(argument: str, attacks: li
         made = parser.instantiate_classes(parser.parse_args(given)).robustness
     assert made.settings.attacks == attacks
     assert (made.declared.mean, made.declared.std) == ((0.5,), (0.25,))
+
+
+class Sequences(nn.Module):
+    """A network for sequences of several lengths, packed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.rnn = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.GRU(4, 3)
+
+    def forward(self, packed: PackedSequence) -> Tensor:
+        inputs = self.norm(self.embed(packed.data))
+        output, _ = self.rnn(PackedSequence(inputs, *packed[1:]))
+        return output.data  # type: ignore[no-any-return]
+
+
+def test_a_packed_sequence_is_one_input() -> None:
+    packed = pack_sequence([torch.randn(length, 5) for length in (4, 3, 2)])
+    units = scale_invariant_units(Sequences(), packed)
+    assert (units["embed"].kind, units["embed"].count) == ("filter", 4)
+    assert not scale_symmetries(Sequences(), packed).unknown

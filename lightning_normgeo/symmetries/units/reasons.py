@@ -78,6 +78,6 @@ def _with_a_factor_that_remains(graph: Graph) -> set[Edge]:
 
 def _others(family: Family, name: str) -> str:
     others = [layer_name(member.slices.parameter) for member in family.members if member.slices.parameter != name]
-    others = list(dict.fromkeys(others))
+    others = list(dict.fromkeys(others)) or ["other slices of its own"]
     more = len(others) - _LISTED
     return ", ".join(others[:_LISTED]) + (f" and {more} more" if more > 0 else "")

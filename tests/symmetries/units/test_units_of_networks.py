@@ -398,3 +398,20 @@ def test_the_columns_of_a_matrix_that_is_multiplied_from_the_right() -> None:
 def test_weights_the_loss_does_not_depend_on_are_left_out() -> None:
     model = nn.ModuleDict({"used": nn.Linear(3, 2), "idle": nn.Linear(3, 2)})
     assert [u.name for u in units_from_graph(model, model["used"](torch.rand(4, 3)).sum())] == ["used.weight"]
+
+
+class Packed(nn.Module):
+    """Attention whose queries and keys are rows of one weight, behind a normalization without γ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.norm = nn.Linear(4, 12, bias=False), nn.LayerNorm(4, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys, values = self.qkv(self.norm(x)).chunk(3, -1)
+        return (queries @ keys.transpose(-2, -1)).softmax(-1) @ values  # type: ignore[no-any-return]
+
+
+def test_slices_of_one_weight_that_rescale_each_other_are_named() -> None:
+    reason = scale_invariant_units(Packed(), torch.randn(2, 5, 4))["qkv"].reason
+    assert reason == "its scale is exchanged with that of other slices of its own"
