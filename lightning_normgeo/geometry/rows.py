@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 _BLOCK = 2**16
 """Elements per block on a CPU: float64 copies of this size stay in cache. Copies of 1 MiB and more get new memory
@@ -36,10 +37,10 @@ def observing_device(device: torch.device) -> torch.device:
 
 
 def main_device(tensors: Iterable[Tensor]) -> torch.device:
-    """Return the device that holds most elements of some tensors; the CPU without any."""
+    """Return the device that holds most elements of some tensors; the CPU without any. Lazy ones have none yet."""
     elements: Counter[torch.device] = Counter()
     for tensor in tensors:
-        elements[tensor.device] += tensor.numel()
+        elements[tensor.device] += 0 if is_lazy(tensor) else tensor.numel()
     return max(elements, key=elements.__getitem__) if elements else torch.device("cpu")
 
 

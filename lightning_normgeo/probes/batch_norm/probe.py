@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import warn_once
@@ -223,6 +224,7 @@ class BatchNormProbe:
             name: tuple(widened(tensor) for tensor in _running(layer))
             for name, layer in self.layers.items()
             if name in self._by_difference and layer.training and _keeps_running(layer)
+            if not any(map(is_lazy, _running(layer)))  # as those of a lazy layer before its first batch
         }
 
     def _read_nodes(self, read: list[tuple[str, ForwardPass]], affine: Mapping[str, tuple[Tensor, Tensor]]) -> None:

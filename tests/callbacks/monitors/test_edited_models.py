@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
 
-from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor
+from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.probes import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.increments import SummedWeight
@@ -205,3 +205,13 @@ def test_a_unit_whose_bias_another_optimizer_moves_is_a_control() -> None:
         assert abs(metrics["norm_growth_control/residual/net.1"]) <= 1e-12
         assert metrics["orthogonality_control/max_abs_cos/net.1"] > 1e-3
         assert not any(key.startswith("norm_growth/") for key in metrics)
+
+
+def test_lazy_layers_are_measured_from_their_first_batch_on() -> None:
+    net = nn.Sequential(nn.LazyConv2d(6, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    rows = Rows()
+    monitors = [OrthogonalityMonitor(1), AffineConvergenceMonitor(1), NormGrowthMonitor(1, cumulative=True)]
+    trainer(*monitors, steps=3, logger=rows).fit(Project(sgd(), net), images())
+    assert rows.steps == [0, 1, 2]
+    for key in ("orthogonality/max_abs_cos_corrected", "affine/abs_gamma2_minus_sigma2_mean"):
+        assert all(values[key] >= 0 for _, values in rows.rows), key
