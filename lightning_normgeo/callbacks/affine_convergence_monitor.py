@@ -20,7 +20,7 @@ from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.batch_statistics import scale_gap, shift_gap, squared_gain
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
-from lightning_normgeo.probes.batch_norm.probe import affine_batch_norms
+from lightning_normgeo.probes.batch_norm.layers import affine_batch_norms
 from lightning_normgeo.utilities.checked_values import whole
 
 _VIEWS = 8

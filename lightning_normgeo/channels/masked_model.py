@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.probes.batch_norm.probe import affine_batch_norms
+from lightning_normgeo.probes.batch_norm.layers import affine_batch_norms
 from lightning_normgeo.robustness.model.parameter_swap import ParameterSlot, swapped_parameters
 from lightning_normgeo.utilities.checked_values import entry_of, nearest
 

@@ -20,7 +20,7 @@ from lightning_normgeo.normalization.example_inputs import few
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.surgery.preceding_layers import trainable
 from lightning_normgeo.normalization.user_inputs import arguments, as_example, check_module, misfit
-from lightning_normgeo.probes.batch_norm.probe import affine_batch_norms
+from lightning_normgeo.probes.batch_norm.layers import affine_batch_norms
 from lightning_normgeo.robustness.model.parameter_swap import LogitsModule
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.symmetries import scale_symmetries

@@ -19,7 +19,8 @@ from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
 from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
-from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe, readable_batch_norms
+from lightning_normgeo.probes.batch_norm.layers import readable_batch_norms
+from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.layer_inputs.probe import InputProbe
 from lightning_normgeo.probes.sharded.all_reduce import StepAllReduce

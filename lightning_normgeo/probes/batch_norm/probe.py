@@ -21,8 +21,6 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.columns import repeated
-from lightning_normgeo.geometry.rows import main_device
-from lightning_normgeo.normalization.names import clean_name
 from lightning_normgeo.probes.batch_norm.autograd_node import held
 from lightning_normgeo.probes.batch_norm.forward_pass import (
     BatchStatistics,
@@ -32,25 +30,6 @@ from lightning_normgeo.probes.batch_norm.forward_pass import (
     summed_gradients,
     widened,
 )
-
-
-def affine_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the batch normalizations in ``module`` that have γ and β, by module path."""
-    return {
-        clean_name(name): layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, _BatchNorm)
-        and not isinstance(layer, nn.modules.instancenorm._InstanceNorm)
-        and layer.affine
-    }
-
-
-def readable_batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the :func:`affine_batch_norms` on the device of most of the module, which are read together."""
-    device = main_device(module.parameters())
-    found = affine_batch_norms(module)
-    return {name: layer for name, layer in found.items() if main_device(layer.parameters()) == device}
-
 
 _PRECISION = 1e-3
 """Largest error of statistics that are derived from running ones: of σ² + ε relative to itself, of μ relative to its

@@ -15,7 +15,8 @@ from lightning_normgeo.normalization.autograd.compiled_modules import check_not_
 from lightning_normgeo.normalization.autograd.graph import trace
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
-from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe, readable_batch_norms
+from lightning_normgeo.probes.batch_norm.layers import readable_batch_norms
+from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe
 from lightning_normgeo.probes.layer_inputs.layers import readable_layers
 from lightning_normgeo.probes.layer_inputs.probe import InputProbe, InputSettings, LayerGeometry
 from lightning_normgeo.utilities.checked_values import whole
