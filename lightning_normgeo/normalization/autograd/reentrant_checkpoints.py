@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from types import FrameType
@@ -21,7 +21,7 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils import checkpoint
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.autograd.side_effects import gpus_of, random_states
+from lightning_normgeo.normalization.autograd.side_effects import Attributes, gpus_of, random_states
 
 _RUNS_AGAIN = ContextVar("runs_again", default=False)
 
@@ -112,8 +112,8 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
     modified in place, and the backward pass of the training would fail.
     """
     children = list(module.modules())
-    tables = [(vars(child), dict(vars(child)), child._buffers, dict(child._buffers)) for child in children]
-    contents = [(value, value.copy()) for _, attributes, *_ in tables for value in _containers(attributes)]
+    attributes = [Attributes(child) for child in children]
+    buffers = [(child._buffers, dict(child._buffers)) for child in children]
     copies: dict[int, Tensor] = {}
     with random_states(gpus_of(module)), torch.inference_mode(False):
         token = _RUNS_AGAIN.set(True)
@@ -127,23 +127,11 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
             yield
         finally:
             _RUNS_AGAIN.reset(token)
-            for attributes, saved, buffers, kept in tables:
-                _restore(attributes, saved)
-                _restore(buffers, kept)
-            for value, content in contents:
-                value.clear()
-                value.extend(content) if isinstance(value, list) else value.update(content)
-
-
-def _containers(attributes: dict[str, Any]) -> Iterable[Any]:
-    """Return the lists, dictionaries and sets of a module that are not torch's own, which hold its parts and hooks."""
-    return [v for name, v in attributes.items() if type(v) in (list, dict, set) and name not in vars(nn.Module())]
-
-
-def _restore(table: dict[str, Any], saved: dict[str, Any]) -> None:
-    for name in table.keys() - saved.keys():
-        del table[name]
-    table.update(saved)
+            for kept in attributes:
+                kept.restore()
+            for table, saved in buffers:
+                table.clear()
+                table.update(saved)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
