@@ -99,7 +99,7 @@ def _columns(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _column_values(line: Mapping[str, Any]) -> dict[str, Any]:
-    rows = [_row(_list(row)) for row in _list(line["values"])]
+    rows = [_row(row) if isinstance(row, list) else _number(row) for row in _list(line["values"])]
     return {"step": _step(line), "columns": _text(line["columns"]), "values": rows}
 
 

@@ -1,13 +1,15 @@
 """Values of measured steps as columns: names are written once per process, and values by layer with nine digits.
 
 A training has the same metrics, quantities and layers at every measured step. Written out each time, their names take
-most of a record; nine digits tell any two numbers of float32 apart.
+most of a record; nine digits tell any two numbers of float32 apart. A quantity that is equal for all layers, such as the
+equilibrium angle of one learning rate, is one number in place of a row.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +18,8 @@ from lightning_normgeo.runs.records.record_lines import as_line
 _DIGITS = 9
 _MANY = 16
 """Number of metrics from which on their names come in a line of their own; lines of fewer can be read by themselves."""
+_FEW_ZEROS = re.compile(r"(?<![\d.])0\.000(\d+)")
+"""Numbers from 1e-4 to 1e-3, which are shorter with an exponent: 0.000123 is 123e-6."""
 Columns = tuple[tuple[str, tuple[str, ...]], ...]
 """Quantities, each with its layers."""
 Lines = list[tuple[str, str]]
@@ -42,7 +46,7 @@ class MetricColumns:
             self._keys[names] = _digest(names)
             found.append(("keys", as_line("keys", {"keys": self._keys[names], "names": names})))
         fields = {"step": step, "keys": self._keys[names], "values": list(metrics.values())}
-        return [*found, ("key_values", as_line("key_values", fields))]
+        return [*found, ("key_values", _with_short_numbers(as_line("key_values", fields)))]
 
 
 class LayerColumns:
@@ -64,9 +68,9 @@ class LayerColumns:
             key, names = _names_of(columns)
             self._keys[columns] = key
             found.append(("columns", as_line("columns", {"columns": key, **names})))
-        rows = [[_rounded(value) for value in values.values()] for values in layers.values()]
+        rows = [_row([_rounded(value) for value in values.values()]) for values in layers.values()]
         fields = {"step": step, "columns": self._keys[columns], "values": rows}
-        return [*found, ("column_values", as_line("column_values", fields))]
+        return [*found, ("column_values", _with_short_numbers(as_line("column_values", fields)))]
 
 
 def _names_of(columns: Columns) -> tuple[str, dict[str, Any]]:
@@ -85,3 +89,14 @@ def _digest(names: Any) -> str:
 def _rounded(value: Any) -> Any:
     """Return a number with nine digits; anything else as it is."""
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _row(values: list[Any]) -> Any:
+    """Return the numbers of a quantity; a single one if all of several layers have the same, to the sign of zero."""
+    equal = len(values) > 1 and len(set(values)) == 1 == len(set(map(str, values)))
+    return values[0] if equal else values
+
+
+def _with_short_numbers(line: str) -> str:
+    """Return a line of numbers with the same numbers in fewer characters, such as 1e-7 for 1e-07."""
+    return _FEW_ZEROS.sub(lambda found: f"{found[1]}e-{3 + len(found[1])}", line.replace("e-0", "e-"))

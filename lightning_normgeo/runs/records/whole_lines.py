@@ -110,8 +110,14 @@ class LineNames:
         }
 
     def _layers_of(self, line: dict[str, Any]) -> dict[str, Any]:
-        columns, rows = self._columns.get(line["columns"], []), line["values"]
-        if [len(layers) for _, layers in columns] != [len(row) for row in rows] or not rows:
+        columns, values = self._columns.get(line["columns"], []), line["values"]
+        if len(columns) != len(values) or not values:
+            raise ValueError(wrong_fields(line["kind"]))
+        rows = [
+            row if isinstance(row, list) else [row] * len(layers)  # one number for all layers
+            for (_, layers), row in zip(columns, values, strict=True)
+        ]
+        if [len(layers) for _, layers in columns] != [len(row) for row in rows]:
             raise ValueError(wrong_fields(line["kind"]))
         return {"kind": "layers", "time": line["time"], "step": line["step"], "columns": columns, "rows": rows}
 

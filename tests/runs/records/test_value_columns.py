@@ -53,6 +53,41 @@ def test_numbers_of_float32_come_back_as_they_were(
                 assert math.isnan(value) or not math.isfinite(value) or abs(back[layer] - value) <= 1e-8 * abs(value)
 
 
+@pytest.mark.parametrize("value", [0.0, -0.0, 2.5e6, 1.02597835e-4, math.inf, -math.inf, 3])
+def test_a_value_that_all_layers_share_is_written_once(tmp_path: Path, value: float) -> None:
+    logger = record_of(tmp_path, [{"q": dict.fromkeys("abc", value), "one": {"a": value}, "r": {"a": 1.0, "b": 2.0}}])
+    (line,) = (line for line in lines(logger.path) if line["kind"] == "column_values")
+    shared = str(value) if math.isinf(value) else value
+    assert line["values"] == [shared, [shared], [1.0, 2.0]]
+    layers = read_record(logger.folder).layers
+    assert str(layers["q"]) == str([(0, dict.fromkeys("abc", float(value)))])
+    assert str(layers["one"]) == str([(0, {"a": float(value)})])
+
+
+def test_zeros_of_both_signs_are_not_one_value(tmp_path: Path) -> None:
+    logger = record_of(tmp_path, [{"q": {"a": 0.0, "b": -0.0}}])
+    assert str(read_record(logger.folder).layers["q"]) == "[(0, {'a': 0.0, 'b': -0.0})]"
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(values=st.lists(st.floats() | st.floats(-1e-3, 1e-3), min_size=16, max_size=16))
+def test_aggregates_come_back_with_all_digits(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float]
+) -> None:
+    metrics = {f"q{k}": value for k, value in enumerate(values)}
+    logger = with_metrics(tmp_path_factory.getbasetemp() / "digits", [metrics])
+    found = read_record(logger.folder).metrics
+    assert str({key: found[key][-1][1] for key in metrics}) == str(metrics)
+
+
+def test_numbers_are_written_in_few_characters(tmp_path: Path) -> None:
+    values = {"a": 1.25e-7, "b": -0.000123, "c": 10.000123, "d": 0.00125, "e": 1e22, "f": -2.5e-12}
+    logger = record_of(tmp_path, [{"q": values}])
+    (text,) = (text for text in logger.path.read_text().splitlines() if '"column_values"' in text)
+    assert text.endswith('"values": [[1.25e-7,-123e-6,10.000123,0.00125,1e+22,-2.5e-12]]}')
+    assert read_record(logger.folder).layers["q"] == [(0, values)]
+
+
 def test_names_are_written_once_for_the_same_columns(tmp_path: Path) -> None:
     one, other = {"q": {"a": 1.0, "b": 2.0}, "r": {"b": 3.0}}, {"q": {"a": 1.0}}
     logger = record_of(tmp_path, [one, one, other, one, other])
