@@ -18,7 +18,6 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -32,8 +31,12 @@ from lightning_normgeo import (
     OrthogonalityMonitor,
     RecordLogger,
     ResNetClassifier,
+    read_record,
 )
 from lightning_normgeo.callbacks._monitors.cadence import is_due
+from lightning_normgeo.runs.records.record import Record
+from lightning_normgeo.runs.records.record_lines import as_line
+from lightning_normgeo.runs.records.value_columns import LayerColumns, MetricColumns
 
 _NORMS = ("bn", "gn", "ln", "in", "wn")
 _PAPER_STEPS, _EVERY = 156_400, 20
@@ -49,8 +52,8 @@ print(peak.split()[1])"""
 peak of its parent otherwise."""
 
 
-def template(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of the record of a short training."""
+def template(folder: Path) -> Record:
+    """Return the record of a short training."""
     logger = RecordLogger(str(folder))
     trainer = pl.Trainer(
         max_steps=2,
@@ -64,14 +67,18 @@ def template(folder: Path) -> list[dict[str, Any]]:
     )
     data = TensorDataset(torch.rand(8, 3, 32, 32), torch.randint(10, (8,)))
     trainer.fit(ResNetClassifier(arch="resnet101", stem="imagenet"), DataLoader(data, 4))
-    text = (Path(logger.log_dir) / "record.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return read_record(logger.log_dir)
 
 
-def write_study(folder: Path, lines: list[dict[str, Any]], runs: int, steps: int) -> None:
+def last_values(record: Record) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Return the metrics, and the values by layer, of the last measured step."""
+    step = max(points[-1][0] for points in record.layers.values())
+    metrics = {key: points[-1][1] for key, points in record.metrics.items() if points[-1][0] == step}
+    return metrics, {quantity: points[-1][1] for quantity, points in record.layers.items()}
+
+
+def write_study(folder: Path, record: Record, runs: int, steps: int) -> None:
     """Write the records and the index of a study."""
-    of_kind = {kind: [line for line in lines if line["kind"] == kind] for kind in {line["kind"] for line in lines}}
-    measured = of_kind["key_values"][-1]
     names = []
     for number in range(runs):
         norm, decay, seed = _NORMS[number % 5], (0.0, 5e-4)[number // 5 % 2], number // 10
@@ -79,16 +86,17 @@ def write_study(folder: Path, lines: list[dict[str, Any]], runs: int, steps: int
         config = {"model": {"norm": norm}, "optimizer": {"init_args": {"weight_decay": decay}}, "seed_everything": seed}
         run, draw = folder / names[-1], random.Random(number)  # noqa: S311 - no secret
         run.mkdir(parents=True)
-        variants = [_scaled(measured, of_kind["column_values"][-1], draw.uniform(1.0, 1.3)) for _ in range(20)]
+        columns = MetricColumns(), LayerColumns()
+        variants = [_scaled(record, columns, draw.uniform(1.0, 1.3)) for _ in range(20)]
         with (run / "record.jsonl").open("w", encoding="utf-8") as file:
-            for line in (of_kind["environment"][0], {"kind": "settings", "values": {"config": config}}):
-                file.write(_text(line))
-            file.write(_text(of_kind["keys"][-1]) + _text(of_kind["columns"][-1]))
+            file.write(as_line("environment", {"values": record.environment}) + "\n")
+            file.write(as_line("settings", {"values": {"config": config}}) + "\n")
+            file.writelines(text for names_of, _ in variants for text in names_of)
             for step in range(steps):
-                for text in variants[step % 20]:
+                for text in variants[step % 20][1]:
                     file.write(text.replace('"step": -1', f'"step": {50 * step}', 1))
-            for line in (*of_kind["observation"], {"kind": "end", "status": "success"}):
-                file.write(_text(line))
+            file.write(as_line("observation", {"values": record.observed}) + "\n")
+            file.write(as_line("end", {"status": "success"}) + "\n")
     entries = [
         {"name": name, "options": {}, "status": "finished", "seconds": 1.0, "error": "", "digest": ""} for name in names
     ]
@@ -96,14 +104,16 @@ def write_study(folder: Path, lines: list[dict[str, Any]], runs: int, steps: int
     (folder / "study.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def _scaled(metrics: dict[str, Any], layers: dict[str, Any], factor: float) -> tuple[str, str]:
-    values = [value * factor if isinstance(value, float) else value for value in metrics["values"]]
-    rows = [[float(f"{value * factor:.9g}") for value in row] for row in layers["values"]]
-    return _text({**metrics, "step": -1, "values": values}), _text({**layers, "step": -1, "values": rows})
-
-
-def _text(line: dict[str, Any]) -> str:
-    return json.dumps({"kind": line["kind"], "time": 1.0, **line}, separators=(",", ": ")) + "\n"
+def _scaled(record: Record, columns: tuple[MetricColumns, LayerColumns], factor: float) -> tuple[list[str], list[str]]:
+    """Return the lines of the names that are new, and of the values of the last measured step times a factor."""
+    metrics, layers = last_values(record)
+    of_metrics = columns[0].lines({key: value * factor for key, value in metrics.items()}, -1)
+    of_layers = columns[1].lines(
+        {quantity: {layer: value * factor for layer, value in values.items()} for quantity, values in layers.items()},
+        -1,
+    )
+    lines = [(kind.endswith("values"), text + "\n") for kind, text in (*of_metrics, *of_layers)]
+    return [text for is_values, text in lines if not is_values], [text for is_values, text in lines if is_values]
 
 
 def report_row(folder: Path, runs: int, steps: int) -> tuple[str, ...]:
@@ -117,16 +127,9 @@ def report_row(folder: Path, runs: int, steps: int) -> tuple[str, ...]:
     return f"{runs} × {steps}", f"{size / 1e6:.0f}", f"{took:.1f}", f"{peak:.0f}", f"{html / 1e6:.1f}"
 
 
-def paper_row(folder: Path, lines: list[dict[str, Any]]) -> Result:
+def paper_row(folder: Path, record: Record) -> Result:
     """Return what a run of the paper's CIFAR-10 study writes, simulated step by step."""
-    (columns,) = [line for line in lines if line["kind"] == "columns"][-1:]
-    (values,) = [line for line in lines if line["kind"] == "column_values"][-1:]
-    names, numbers = ([line for line in lines if line["kind"] == kind][-1] for kind in ("keys", "key_values"))
-    metrics = dict(zip(names["names"], numbers["values"], strict=True))
-    layers = {
-        key: {columns["layers"][k]: value for k, value in zip(places, row, strict=True)}
-        for (key, places), row in zip(columns["quantities"].items(), values["values"], strict=True)
-    }
+    metrics, layers = last_values(record)
     logger, points = RecordLogger(str(folder)), 0
     for step in range(1, _PAPER_STEPS + 1):
         if is_due(-_EVERY, step):
@@ -153,12 +156,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        lines, rows = template(Path(place) / "template"), []
-        results = [paper_row(Path(place) / "paper", lines)]
+        record, rows = template(Path(place) / "template"), []
+        results = [paper_row(Path(place) / "paper", record)]
         for study in options.studies.split(","):
             runs, steps = map(int, study.split("x"))
             folder = Path(place) / study
-            write_study(folder, lines, runs, steps)
+            write_study(folder, record, runs, steps)
             rows.append(report_row(folder, runs, steps))
         columns = ("runs × measured steps", "records, MB", "s", "memory, MB", "page, MB")
         results.append(Result("Reports of synthetic studies", columns, rows))

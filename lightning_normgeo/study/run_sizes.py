@@ -19,8 +19,8 @@ from torch import nn
 
 from lightning_normgeo.callbacks._monitors.cadence import measured_steps
 
-_BYTES_OF_A_VALUE, _BYTES_OF_A_KEY = 12.9, 20.0
-"""A value by layer, with nine digits and a comma, and an aggregate with all its digits."""
+_BYTES_OF_A_VALUE, _BYTES_OF_A_KEY = 11.9, 19.8
+"""A value by layer, with nine digits and a comma, or part of one that all layers share; and an aggregate."""
 _BYTES_OF_A_MEASURED_STEP, _BYTES_OF_A_LOGGED_STEP, _BYTES_OF_A_RECORD = 220, 120, 13_000
 """What a record has besides: heads of lines, the training loss, settings, names of keys and columns, and the end."""
 _MOST_KEYS = 16

@@ -1,7 +1,7 @@
 """Values of measured steps as columns: names are written once per process, and values by layer with nine digits.
 
 A training has the same metrics, quantities and layers at every measured step. Written out each time, their names take
-most of a record; nine digits tell any two numbers of float32 apart. A quantity that is equal for all layers, such as the
+most of a record; nine digits tell any two numbers of float32 apart. A quantity that all layers share, such as the
 equilibrium angle of one learning rate, is one number in place of a row.
 """
 

@@ -71,9 +71,7 @@ def test_zeros_of_both_signs_are_not_one_value(tmp_path: Path) -> None:
 
 @settings(deadline=None, derandomize=True, max_examples=200)
 @given(values=st.lists(st.floats() | st.floats(-1e-3, 1e-3), min_size=16, max_size=16))
-def test_aggregates_come_back_with_all_digits(
-    tmp_path_factory: pytest.TempPathFactory, values: list[float]
-) -> None:
+def test_aggregates_come_back_with_all_digits(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
     metrics = {f"q{k}": value for k, value in enumerate(values)}
     logger = with_metrics(tmp_path_factory.getbasetemp() / "digits", [metrics])
     found = read_record(logger.folder).metrics
