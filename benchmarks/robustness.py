@@ -30,7 +30,7 @@ from lightning_normgeo.robustness.attacks.search.projected_gradient import ascen
 from lightning_normgeo.robustness.inputs import DeclaredInputs
 from lightning_normgeo.robustness.loader_evaluation import LoaderEvaluation
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
-from lightning_normgeo.robustness.results.process_shares import report_of
+from lightning_normgeo.robustness.results.samples.process_shares import report_of
 
 _CLASSES = 10
 _FORWARD = 1 / 3

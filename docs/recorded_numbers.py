@@ -18,7 +18,7 @@ from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
 from lightning_normgeo.runs.records.record import STUDY_NAME, Record, read_record
-from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.verdict import NOT_TESTED, Verdict
 
 _CURVES = (

@@ -10,8 +10,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from lightning_normgeo.runs.verdicts.claim import Claim
-from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.claims.claim import Claim
+from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.thresholds import ORIGIN, Thresholds
 
 PAGE = Path(__file__).parent / "theory" / "verdicts.md"

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from lightning_normgeo.callbacks._monitors.geometry_monitor import EveryNSteps, GeometryMonitor
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, WandbKeys
-from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
-from lightning_normgeo.callbacks._readings.quantiles import quantiles
 from lightning_normgeo.callbacks._readings.readings import Reading
+from lightning_normgeo.callbacks._readings.reductions.layer_segments import LayerSegments
+from lightning_normgeo.callbacks._readings.reductions.quantiles import quantiles
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.geometry.batch_statistics import scale_gap, shift_gap, squared_gain
+from lightning_normgeo.geometry.batches.batch_statistics import scale_gap, shift_gap, squared_gain
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
 from lightning_normgeo.probes.batch_norm.layers import affine_batch_norms
 from lightning_normgeo.utilities.checked_values import whole

@@ -15,7 +15,7 @@ from lightning_normgeo.callbacks._monitors.sharded_models import sharding_of
 from lightning_normgeo.callbacks._readings.batch_geometry_readings import GROUP, input_readings, output_readings
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.geometry.batch_outputs import PAIR
+from lightning_normgeo.geometry.batches.batch_outputs import PAIR
 from lightning_normgeo.normalization.names import clean_name
 from lightning_normgeo.probes.batch_norm.layers import affine_batch_norms
 from lightning_normgeo.probes.layer_inputs.layers import before_batch_norms, readable_layers

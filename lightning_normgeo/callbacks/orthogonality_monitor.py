@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks._monitors.geometry_monitor import GeometryMonitor
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
-from lightning_normgeo.callbacks._readings.quantiles import quantile_of_some
 from lightning_normgeo.callbacks._readings.readings import Reading
-from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
+from lightning_normgeo.callbacks._readings.reductions.quantiles import quantile_of_some
+from lightning_normgeo.callbacks._readings.reductions.stacked_units import StackedUnits
 
 
 class OrthogonalityMonitor(GeometryMonitor):

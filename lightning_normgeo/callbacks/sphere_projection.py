@@ -21,7 +21,7 @@ from lightning_normgeo.callbacks._projection.sharded_parameters import local_par
 from lightning_normgeo.errors import ConfigurationError, nearest_names, warn_once
 from lightning_normgeo.normalization.names import named_weights
 from lightning_normgeo.probes.sharded.shards import Shards
-from lightning_normgeo.symmetries.optimizer_states import known_optimizers, scaling_of
+from lightning_normgeo.symmetries.transformations.optimizer_states import known_optimizers, scaling_of
 from lightning_normgeo.utilities.checked_values import plain_values, short_repr, whole
 from lightning_normgeo.utilities.notebook import one_line
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_normgeo.channels.masked_model import Partners
 from lightning_normgeo.channels.table import ChannelTable, LayerChannels
-from lightning_normgeo.geometry.channels import Merging, merge_order, slimming_mask
+from lightning_normgeo.geometry.batches.channels import Merging, merge_order, slimming_mask
 
 CRITERIA: dict[str, str] = {
     "gamma": "|γ|, as in network slimming",

@@ -26,8 +26,13 @@ from lightning_normgeo.robustness.model.assumptions import check_assumptions
 from lightning_normgeo.robustness.model.image_copies import on_copies
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.results.attack_results import AttackResult, results_of
-from lightning_normgeo.robustness.results.sample_identity import SeenSamples, merged_places, order_of, sample_keys
-from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows
+from lightning_normgeo.robustness.results.samples.sample_identity import (
+    SeenSamples,
+    merged_places,
+    order_of,
+    sample_keys,
+)
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, SampleRows
 
 CLEAN = "clean"
 """Name of the condition without a mask."""

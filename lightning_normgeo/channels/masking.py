@@ -18,7 +18,7 @@ from lightning_normgeo.normalization.user_inputs import check_module
 from lightning_normgeo.robustness.inputs import images_and_labels, unpacked
 from lightning_normgeo.robustness.inputs.advice import CHANNELS, advising
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
-from lightning_normgeo.robustness.results.journal import size_of
+from lightning_normgeo.robustness.results.samples.journal import size_of
 from lightning_normgeo.utilities.checked_values import flag, short_repr, whole
 
 

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from lightning_normgeo.channels.readers import Readers, find_readers, no_readers, reader_norms, reader_shares
 from lightning_normgeo.channels.table import ChannelTable, LayerChannels
 from lightning_normgeo.errors import ConfigurationError, UnsuitableError
-from lightning_normgeo.geometry.channels import ChannelMoments, rescaling_free_scale
+from lightning_normgeo.geometry.batches.channels import ChannelMoments, rescaling_free_scale
 from lightning_normgeo.normalization.example_inputs import few
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.surgery.preceding_layers import trainable

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.channels import input_shares
+from lightning_normgeo.geometry.batches.channels import input_shares
 from lightning_normgeo.symmetries import Slices, Symmetries
-from lightning_normgeo.symmetries.slice_sums import squared_norms
+from lightning_normgeo.symmetries.charges.slice_sums import squared_norms
 
 Ids = npt.NDArray[np.int64]
 ABSORBED = "a normalization behind removes the scale of γ and β together"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.channels import affine_distances, clusters, output_correlations, output_cosines
+from lightning_normgeo.geometry.batches.channels import affine_distances, clusters, output_correlations, output_cosines
 from lightning_normgeo.utilities.notebook import NotebookTable, summary
 
 COLUMNS = (

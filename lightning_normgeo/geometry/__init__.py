@@ -4,43 +4,34 @@ from lightning_normgeo.utilities.versions import require
 
 require("torch")
 
-from lightning_normgeo.geometry.angles import UpdateParts as UpdateParts
-from lightning_normgeo.geometry.angles import UpdateProducts as UpdateProducts
-from lightning_normgeo.geometry.angles import angular_update as angular_update
-from lightning_normgeo.geometry.angles import effective_lr as effective_lr
-from lightning_normgeo.geometry.angles import joined_products as joined_products
-from lightning_normgeo.geometry.angles import split_update as split_update
-from lightning_normgeo.geometry.angles import update_products as update_products
-from lightning_normgeo.geometry.batch_outputs import epsilon_over_variance as epsilon_over_variance
-from lightning_normgeo.geometry.batch_outputs import orthogonality_gap as orthogonality_gap
-from lightning_normgeo.geometry.batch_outputs import radius_reached as radius_reached
-from lightning_normgeo.geometry.batch_statistics import covariance as covariance
-from lightning_normgeo.geometry.batch_statistics import covariance_rank as covariance_rank
-from lightning_normgeo.geometry.batch_statistics import kernel_fraction as kernel_fraction
-from lightning_normgeo.geometry.batch_statistics import pair_gradient as pair_gradient
-from lightning_normgeo.geometry.batch_statistics import pair_standardize as pair_standardize
-from lightning_normgeo.geometry.batch_statistics import patch_columns as patch_columns
-from lightning_normgeo.geometry.batch_statistics import preactivation_variance as preactivation_variance
-from lightning_normgeo.geometry.batch_statistics import scale_gap as scale_gap
-from lightning_normgeo.geometry.batch_statistics import shift_gap as shift_gap
-from lightning_normgeo.geometry.batch_statistics import squared_gain as squared_gain
-from lightning_normgeo.geometry.channels import ChannelMoments as ChannelMoments
-from lightning_normgeo.geometry.channels import affine_distances as affine_distances
-from lightning_normgeo.geometry.channels import clusters as clusters
-from lightning_normgeo.geometry.channels import input_shares as input_shares
-from lightning_normgeo.geometry.channels import merge_order as merge_order
-from lightning_normgeo.geometry.channels import output_correlations as output_correlations
-from lightning_normgeo.geometry.channels import output_cosines as output_cosines
-from lightning_normgeo.geometry.channels import rescaling_free_scale as rescaling_free_scale
-from lightning_normgeo.geometry.channels import slimming_mask as slimming_mask
+from lightning_normgeo.geometry.batches.batch_outputs import epsilon_over_variance as epsilon_over_variance
+from lightning_normgeo.geometry.batches.batch_outputs import orthogonality_gap as orthogonality_gap
+from lightning_normgeo.geometry.batches.batch_outputs import radius_reached as radius_reached
+from lightning_normgeo.geometry.batches.batch_statistics import covariance as covariance
+from lightning_normgeo.geometry.batches.batch_statistics import covariance_rank as covariance_rank
+from lightning_normgeo.geometry.batches.batch_statistics import kernel_fraction as kernel_fraction
+from lightning_normgeo.geometry.batches.batch_statistics import pair_gradient as pair_gradient
+from lightning_normgeo.geometry.batches.batch_statistics import pair_standardize as pair_standardize
+from lightning_normgeo.geometry.batches.batch_statistics import patch_columns as patch_columns
+from lightning_normgeo.geometry.batches.batch_statistics import preactivation_variance as preactivation_variance
+from lightning_normgeo.geometry.batches.batch_statistics import scale_gap as scale_gap
+from lightning_normgeo.geometry.batches.batch_statistics import shift_gap as shift_gap
+from lightning_normgeo.geometry.batches.batch_statistics import squared_gain as squared_gain
+from lightning_normgeo.geometry.batches.channels import ChannelMoments as ChannelMoments
+from lightning_normgeo.geometry.batches.channels import affine_distances as affine_distances
+from lightning_normgeo.geometry.batches.channels import clusters as clusters
+from lightning_normgeo.geometry.batches.channels import input_shares as input_shares
+from lightning_normgeo.geometry.batches.channels import merge_order as merge_order
+from lightning_normgeo.geometry.batches.channels import output_correlations as output_correlations
+from lightning_normgeo.geometry.batches.channels import output_cosines as output_cosines
+from lightning_normgeo.geometry.batches.channels import rescaling_free_scale as rescaling_free_scale
+from lightning_normgeo.geometry.batches.channels import slimming_mask as slimming_mask
 from lightning_normgeo.geometry.charges import charge as charge
 from lightning_normgeo.geometry.charges import conserved_quantity as conserved_quantity
 from lightning_normgeo.geometry.charges import epsilon_part as epsilon_part
 from lightning_normgeo.geometry.charges import imbalance as imbalance
 from lightning_normgeo.geometry.charges import normalized_charge as normalized_charge
 from lightning_normgeo.geometry.charges import quantity_increment as quantity_increment
-from lightning_normgeo.geometry.equilibrium import equilibrium_angle as equilibrium_angle
-from lightning_normgeo.geometry.equilibrium import steps_to_equilibrium as steps_to_equilibrium
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms as IncrementTerms
 from lightning_normgeo.geometry.increments.increment_terms import UpdateRule as UpdateRule
 from lightning_normgeo.geometry.increments.norm_increments import identity_terms as identity_terms
@@ -61,8 +52,6 @@ from lightning_normgeo.geometry.input_covariance.input_spectrum import participa
 from lightning_normgeo.geometry.input_covariance.input_spectrum import probed_spectrum as probed_spectrum
 from lightning_normgeo.geometry.input_covariance.patch_map import PatchMap as PatchMap
 from lightning_normgeo.geometry.input_covariance.patch_map import covariance_product as covariance_product
-from lightning_normgeo.geometry.joint_angles import joint_effective_lr as joint_effective_lr
-from lightning_normgeo.geometry.joint_angles import joint_update_products as joint_update_products
 from lightning_normgeo.geometry.matrix_laws import MatrixLaw as MatrixLaw
 from lightning_normgeo.geometry.matrix_laws import query_key_law as query_key_law
 from lightning_normgeo.geometry.matrix_laws import rotation_charge as rotation_charge
@@ -90,8 +79,21 @@ from lightning_normgeo.geometry.sphere import effective_weight as effective_weig
 from lightning_normgeo.geometry.sphere import sphere_radius as sphere_radius
 from lightning_normgeo.geometry.sphere import standardize as standardize
 from lightning_normgeo.geometry.sphere import standardize_gradient as standardize_gradient
-from lightning_normgeo.geometry.sphere_steps import geodesic_step as geodesic_step
-from lightning_normgeo.geometry.sphere_steps import hyperball_step as hyperball_step
+from lightning_normgeo.geometry.steps.angles import UpdateParts as UpdateParts
+from lightning_normgeo.geometry.steps.angles import UpdateProducts as UpdateProducts
+from lightning_normgeo.geometry.steps.angles import angular_update as angular_update
+from lightning_normgeo.geometry.steps.angles import effective_lr as effective_lr
+from lightning_normgeo.geometry.steps.angles import joined_products as joined_products
+from lightning_normgeo.geometry.steps.angles import split_update as split_update
+from lightning_normgeo.geometry.steps.angles import update_products as update_products
+from lightning_normgeo.geometry.steps.equilibrium import equilibrium_angle as equilibrium_angle
+from lightning_normgeo.geometry.steps.equilibrium import steps_to_equilibrium as steps_to_equilibrium
+from lightning_normgeo.geometry.steps.joint_angles import joint_effective_lr as joint_effective_lr
+from lightning_normgeo.geometry.steps.joint_angles import joint_update_products as joint_update_products
+from lightning_normgeo.geometry.steps.sphere_steps import geodesic_step as geodesic_step
+from lightning_normgeo.geometry.steps.sphere_steps import hyperball_step as hyperball_step
+from lightning_normgeo.geometry.steps.weight_decay import ExponentialSchedule as ExponentialSchedule
+from lightning_normgeo.geometry.steps.weight_decay import balanced_norm as balanced_norm
 from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule as ElementwiseRule
 from lightning_normgeo.geometry.update_rules.elementwise import StepParts as StepParts
 from lightning_normgeo.geometry.update_rules.optimizers.adafactor import AdafactorRule as AdafactorRule
@@ -122,8 +124,6 @@ from lightning_normgeo.geometry.update_rules.whole_tensor import Direction as Di
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule as WholeTensorRule
 from lightning_normgeo.geometry.update_rules.whole_tensor import cautious as cautious
 from lightning_normgeo.geometry.update_rules.whole_tensor import whole_products as whole_products
-from lightning_normgeo.geometry.weight_decay import ExponentialSchedule as ExponentialSchedule
-from lightning_normgeo.geometry.weight_decay import balanced_norm as balanced_norm
 from lightning_normgeo.geometry.weight_normalizations import (
     centered_weight_normalization as centered_weight_normalization,
 )

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.angles import UpdateProducts, joined_products, many_update_products
 from lightning_normgeo.geometry.columns import run_sums
 from lightning_normgeo.geometry.products.one_pass import is_additive, many_weight_products, weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass
@@ -21,6 +20,7 @@ from lightning_normgeo.geometry.rows import (
     on_observing_device,
     output_rows,
 )
+from lightning_normgeo.geometry.steps.angles import UpdateProducts, joined_products, many_update_products
 from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.geometry.update_rules.recipe import Group
 from lightning_normgeo.probes.explain import ParameterReading, by_rule, explain, learning_rate, plan

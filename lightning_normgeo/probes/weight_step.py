@@ -10,11 +10,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.geometry.angles import UpdateProducts
-from lightning_normgeo.geometry.equilibrium import equilibrium_angle, steps_to_equilibrium
 from lightning_normgeo.geometry.increments.increment_terms import Scalar, UpdateRule
 from lightning_normgeo.geometry.increments.rounding_floors import storage_floor
 from lightning_normgeo.geometry.products.unit_sums import BEFORE_TERMS, ExplainedSums
+from lightning_normgeo.geometry.steps.angles import UpdateProducts
+from lightning_normgeo.geometry.steps.equilibrium import equilibrium_angle, steps_to_equilibrium
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.normalization.names import has_rows
 from lightning_normgeo.probes.explain import arithmetic_of

@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from lightning_normgeo.robustness.results.attack_results import AttackResult as AttackResult
     from lightning_normgeo.robustness.results.attack_results import compare as compare
     from lightning_normgeo.robustness.results.attack_results import results_of as results_of
-    from lightning_normgeo.robustness.results.rank_correlation import RankCorrelation as RankCorrelation
-    from lightning_normgeo.robustness.results.rank_correlation import rank_correlation as rank_correlation
     from lightning_normgeo.robustness.results.robustness_report import RobustnessReport as RobustnessReport
-    from lightning_normgeo.robustness.results.sample_results import SampleResults as SampleResults
-    from lightning_normgeo.robustness.results.sample_results import load_decisions as load_decisions
+    from lightning_normgeo.robustness.results.samples.sample_results import SampleResults as SampleResults
+    from lightning_normgeo.robustness.results.samples.sample_results import load_decisions as load_decisions
     from lightning_normgeo.robustness.results.sanity_warnings import sanity_warnings as sanity_warnings
-    from lightning_normgeo.robustness.results.statistics import holm as holm
-    from lightning_normgeo.robustness.results.statistics import mcnemar as mcnemar
-    from lightning_normgeo.robustness.results.statistics import mean_interval as mean_interval
-    from lightning_normgeo.robustness.results.statistics import paired_interval as paired_interval
-    from lightning_normgeo.robustness.results.statistics import wilson_interval as wilson_interval
+    from lightning_normgeo.robustness.results.statistics.rank_correlation import RankCorrelation as RankCorrelation
+    from lightning_normgeo.robustness.results.statistics.rank_correlation import rank_correlation as rank_correlation
+    from lightning_normgeo.robustness.results.statistics.statistics import holm as holm
+    from lightning_normgeo.robustness.results.statistics.statistics import mcnemar as mcnemar
+    from lightning_normgeo.robustness.results.statistics.statistics import mean_interval as mean_interval
+    from lightning_normgeo.robustness.results.statistics.statistics import paired_interval as paired_interval
+    from lightning_normgeo.robustness.results.statistics.statistics import wilson_interval as wilson_interval
     from lightning_normgeo.robustness.settings import RobustnessSettings as RobustnessSettings
     from lightning_normgeo.robustness.threat_models import PRESETS as PRESETS
     from lightning_normgeo.robustness.threat_models import InputSpace as InputSpace
@@ -56,12 +56,12 @@ _HOMES = {
     "InputSpace": "threat_models",
     "LayerWeight": "effective.layer_weights",
     "PRESETS": "threat_models",
-    "RankCorrelation": "results.rank_correlation",
+    "RankCorrelation": "results.statistics.rank_correlation",
     "RescaledModel": "model.rescaled_model",
     "RobustnessEvaluator": "evaluator",
     "RobustnessReport": "results.robustness_report",
     "RobustnessSettings": "settings",
-    "SampleResults": "results.sample_results",
+    "SampleResults": "results.samples.sample_results",
     "ThreatModel": "threat_models",
     "bim_linf": "attacks.search.projected_gradient",
     "compare": "results.attack_results",
@@ -70,17 +70,17 @@ _HOMES = {
     "evaluate_robustness": "evaluate",
     "folded_model": "model.folded_model",
     "gaussian_noise": "attacks.random_numbers.sample_randoms",
-    "holm": "results.statistics",
-    "load_decisions": "results.sample_results",
-    "mcnemar": "results.statistics",
-    "mean_interval": "results.statistics",
-    "paired_interval": "results.statistics",
+    "holm": "results.statistics.statistics",
+    "load_decisions": "results.samples.sample_results",
+    "mcnemar": "results.statistics.statistics",
+    "mean_interval": "results.statistics.statistics",
+    "paired_interval": "results.statistics.statistics",
     "projected_gradient": "attacks.search.projected_gradient",
-    "rank_correlation": "results.rank_correlation",
+    "rank_correlation": "results.statistics.rank_correlation",
     "results_of": "results.attack_results",
     "sanity_warnings": "results.sanity_warnings",
     "threat_model": "threat_models",
-    "wilson_interval": "results.statistics",
+    "wilson_interval": "results.statistics.statistics",
 }
 """The module of each public name, relative to this package."""
 

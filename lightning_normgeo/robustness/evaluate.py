@@ -21,9 +21,9 @@ from lightning_normgeo.robustness.inputs import declared_inputs, images_and_labe
 from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderEvaluation
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.model.surrogate import check_surrogate, surrogate_of
-from lightning_normgeo.robustness.results.journal import size_of
-from lightning_normgeo.robustness.results.process_shares import ProcessShare, report_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
+from lightning_normgeo.robustness.results.samples.journal import size_of
+from lightning_normgeo.robustness.results.samples.process_shares import ProcessShare, report_of
 from lightning_normgeo.robustness.settings import Autocast, OnUnsuitable, RobustnessSettings, Semantics
 from lightning_normgeo.utilities.checked_values import flag, short_repr, whole
 from lightning_normgeo.utilities.files import user_path

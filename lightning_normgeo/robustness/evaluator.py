@@ -25,8 +25,8 @@ from lightning_normgeo.robustness.model.precision import check_verifiable, preci
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.model.rescaled_model import RescaledModel
 from lightning_normgeo.robustness.results.example_images import ExampleImages
-from lightning_normgeo.robustness.results.journal import Journal, identity_of
-from lightning_normgeo.robustness.results.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.journal import Journal, identity_of
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
 from lightning_normgeo.robustness.settings import RobustnessSettings
 from lightning_normgeo.utilities.attack_names import is_control
 

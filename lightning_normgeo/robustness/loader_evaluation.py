@@ -23,9 +23,9 @@ from lightning_normgeo.robustness.model.assumptions import check_assumptions
 from lightning_normgeo.robustness.model.image_copies import on_copies
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.results.example_images import ExampleImages
-from lightning_normgeo.robustness.results.journal import Journal
-from lightning_normgeo.robustness.results.process_shares import EVERYTHING, ProcessShare
-from lightning_normgeo.robustness.results.sample_identity import SeenSamples, order_of, sample_keys
+from lightning_normgeo.robustness.results.samples.journal import Journal
+from lightning_normgeo.robustness.results.samples.process_shares import EVERYTHING, ProcessShare
+from lightning_normgeo.robustness.results.samples.sample_identity import SeenSamples, order_of, sample_keys
 from lightning_normgeo.robustness.settings import RobustnessSettings
 from lightning_normgeo.utilities.attack_names import control_of
 

@@ -17,7 +17,7 @@ from lightning_normgeo.runs.quantities.table import QUANTITIES
 from lightning_normgeo.runs.records.record import Record, read_record
 from lightning_normgeo.runs.records.record_lines import VALIDATION
 from lightning_normgeo.runs.run_title import run_title
-from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.optimizers import eq16_applies
 from lightning_normgeo.runs.verdicts.run_verdicts import verdicts
 from lightning_normgeo.runs.verdicts.verdict import NOT_APPLICABLE, NOT_TESTED, REFUTED, SUPPORTED, UNDECIDED, WORDS

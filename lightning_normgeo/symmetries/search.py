@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from lightning_normgeo.normalization.autograd.compiled_modules import check_not_compiled
 from lightning_normgeo.normalization.autograd.graph import Graph, Node, traced_graph
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
-from lightning_normgeo.symmetries.batch_norms import BatchNormNodes, input_exponents, widths_of
 from lightning_normgeo.symmetries.solution import Solution, solve
 from lightning_normgeo.symmetries.symmetries import Symmetries
+from lightning_normgeo.symmetries.transformations.batch_norms import BatchNormNodes, input_exponents, widths_of
 
 
 def scale_symmetries(module: nn.Module, example_batch: Any, loss: Callable[[Any], Tensor] | None = None) -> Symmetries:

@@ -25,7 +25,7 @@ from lightning_normgeo import (
     RobustnessEvaluation,
     read_record,
 )
-from lightning_normgeo.callbacks._readings.wandb_keys import AGGREGATES, for_wandb, without_chart
+from lightning_normgeo.callbacks._readings.publication.wandb_keys import AGGREGATES, for_wandb, without_chart
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.robustness import load_decisions
 from lightning_normgeo.robustness.results.logged_results import COLUMNS, ORDER, TITLES, rows_of

@@ -16,7 +16,7 @@ from lightning_normgeo.geometry import (
     pair_gradient,
     radius_reached,
 )
-from lightning_normgeo.geometry.batch_outputs import COLLAPSED_ABOVE
+from lightning_normgeo.geometry.batches.batch_outputs import COLLAPSED_ABOVE
 from support import reference as ref
 from support.tensors import draw
 

@@ -67,7 +67,7 @@ def test_sums_of_many_weights(kind: str, scaled: bool, dtype: torch.dtype, monke
 def test_updates_of_many_weights(turn: float, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = [torch.randn(shape, device=DEVICE, dtype=torch.float64) for shape in SHAPES]
     slow = [update_products(w.cpu(), (1.25 * w + turn * w.roll(1, 1)).cpu()) for w in weights]
-    monkeypatch.setattr("lightning_normgeo.geometry.angles._by_torch", None)
+    monkeypatch.setattr("lightning_normgeo.geometry.steps.angles._by_torch", None)
     monkeypatch.setattr(compiled, "_WORTHWHILE", 0)
     for weight, expected in zip(weights, slow, strict=True):
         found = update_products(weight, 1.25 * weight + turn * weight.roll(1, 1))

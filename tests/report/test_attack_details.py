@@ -17,7 +17,7 @@ from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.robustness.results.logged_results import detail_tables
 from lightning_normgeo.runs.summary import summarize
-from lightning_normgeo.runs.verdicts.robustness_claims import ATTACK, strongest
+from lightning_normgeo.runs.verdicts.claims.robustness_claims import ATTACK, strongest
 from support.projects import Project, images, trainer
 
 ATTACKS: list[Any] = [

@@ -14,7 +14,7 @@ from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.tables.correlations import correlation_tables, strongest_attack
 from lightning_normgeo.report.tables.evaluations import evaluations_of
 from lightning_normgeo.report.tables.table import Table
-from lightning_normgeo.robustness.results.statistics import holm
+from lightning_normgeo.robustness.results.statistics.statistics import holm
 from support.evaluated_runs import correct, write_run
 
 ATTACKS = {"clean": 0.9, "gaussian": 0.8, "bim_eps0.00784": 0.5, "bim_eps0.5": 0.0}

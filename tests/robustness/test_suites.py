@@ -9,7 +9,7 @@ from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness import InputSpace, RobustnessEvaluator, RobustnessSettings
 from lightning_normgeo.robustness.attacks import builders
 from lightning_normgeo.robustness.model.assumptions import Assumptions
-from lightning_normgeo.robustness.results.worst_case import worst_cases
+from lightning_normgeo.robustness.results.statistics.worst_case import worst_cases
 from support.small_classifiers import conv_net, draw, pixels
 
 PIXELS = InputSpace(None, None, normalized_data=False)

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor
 from lightning_normgeo.callbacks._monitors import session as sessions
-from lightning_normgeo.callbacks._readings import transfer
-from lightning_normgeo.callbacks._readings.transfer import HostCopy
+from lightning_normgeo.callbacks._readings.publication import transfer
+from lightning_normgeo.callbacks._readings.publication.transfer import HostCopy
 from lightning_normgeo.geometry.products import compiled
 from lightning_normgeo.probes.batch_norm import forward_pass
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from lightning_normgeo.callbacks._robustness.gathered_flat_model import GatheredFlatModel
+from lightning_normgeo.callbacks._robustness.distributed.gathered_flat_model import GatheredFlatModel
 from support.fsdp_models import Zoo
 from support.fsdp_scenarios import Collectives
 from support.gathered_models import CPU, Tied

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.callbacks._robustness.gathered_model import GatheredModel
+from lightning_normgeo.callbacks._robustness.distributed.gathered_model import GatheredModel
 from support.fsdp_models import Attention, Zoo, group_norms
 from support.fsdp_scenarios import Collectives
 from support.projects import same

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 warnings.simplefilter("ignore")
 
 from lightning_normgeo import ChannelEvaluation, RobustnessEvaluation  # noqa: E402
-from lightning_normgeo.callbacks._robustness import gathered_flat_model, gathered_model, processes  # noqa: E402
+from lightning_normgeo.callbacks._robustness.distributed import gathered_flat_model, gathered_model, processes  # noqa: E402
 from support.ddp_robustness import sensitive  # noqa: E402
 from support.fsdp_scenarios import State  # noqa: E402
 from support.gathered_flat_models import AnyPrecision, FlatOnCpu, every_flat_way, in_layers  # noqa: E402, F401

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_normgeo.geometry.products import compiled
-from lightning_normgeo.symmetries import slice_sums as module
-from lightning_normgeo.symmetries.slice_sums import slice_sums, squared_norms
+from lightning_normgeo.symmetries.charges import slice_sums as module
+from lightning_normgeo.symmetries.charges.slice_sums import slice_sums, squared_norms
 from lightning_normgeo.symmetries.slices import Slices
 
 CPU = torch.device("cpu")

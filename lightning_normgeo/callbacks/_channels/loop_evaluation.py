@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lightning_normgeo.callbacks._robustness.distributed.evaluation_processes import EvaluationProcesses
 from lightning_normgeo.callbacks._robustness.evaluation_hooks import BatchEvaluation
-from lightning_normgeo.callbacks._robustness.evaluation_processes import EvaluationProcesses
 from lightning_normgeo.channels.evaluation import MaskedEvaluation
 from lightning_normgeo.channels.report import MaskingReport
 from lightning_normgeo.channels.settings import MaskingSettings

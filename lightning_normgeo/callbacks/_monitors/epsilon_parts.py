@@ -20,7 +20,7 @@ from lightning_normgeo.callbacks._readings.epsilon_part import (
     gamma_sums,
     with_whole_gradients,
 )
-from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
+from lightning_normgeo.callbacks._readings.reductions.process_sums import ProcessSums
 from lightning_normgeo.errors import skipped_on_error
 from lightning_normgeo.geometry.rows import observing_device
 from lightning_normgeo.probes.after_backward import AfterBackward, BackwardRecord

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
 from lightning_normgeo.callbacks._monitors.observer import Observer
-from lightning_normgeo.callbacks._readings.publisher import Publisher
+from lightning_normgeo.callbacks._readings.publication.publisher import Publisher
+from lightning_normgeo.callbacks._readings.publication.transfer import Transfer
 from lightning_normgeo.callbacks._readings.readings import HostValues, Reading
 from lightning_normgeo.callbacks._readings.symmetry_readings import RMS_CHARGE, RMS_UNCANCELED
-from lightning_normgeo.callbacks._readings.transfer import Transfer
 from lightning_normgeo.errors import skipped_on_error
 
 _BATCHES = 2

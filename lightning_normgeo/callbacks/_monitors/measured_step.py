@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_normgeo.callbacks._monitors.unit_tracker import REFUTED
 from lightning_normgeo.callbacks._readings.readings import Reading
-from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
+from lightning_normgeo.callbacks._readings.reductions.stacked_units import StackedUnits
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.layer_inputs.probe import InputProbe, LayerGeometry

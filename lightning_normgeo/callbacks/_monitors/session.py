@@ -23,7 +23,7 @@ from lightning_normgeo.callbacks._monitors.measured_rows import MeasuredRows
 from lightning_normgeo.callbacks._monitors.measured_step import Monitor
 from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.callbacks._monitors.sharded_models import sharding_of
-from lightning_normgeo.callbacks._readings.publisher import Publisher
+from lightning_normgeo.callbacks._readings.publication.publisher import Publisher
 from lightning_normgeo.errors import remember_warnings, skipped_on_error, warn_once
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.utilities.collector import without_collector

@@ -12,9 +12,9 @@ from lightning_normgeo.normalization.autograd.compiled_modules import is_compile
 from lightning_normgeo.normalization.autograd.graph import Graph
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
 from lightning_normgeo.probes.sharded.unsharded import UnshardedParameters
-from lightning_normgeo.symmetries.batch_norms import BatchNormNodes
 from lightning_normgeo.symmetries.search import symmetries_in
 from lightning_normgeo.symmetries.symmetries import Symmetries
+from lightning_normgeo.symmetries.transformations.batch_norms import BatchNormNodes
 
 
 class GraphSearch:

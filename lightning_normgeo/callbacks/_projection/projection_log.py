@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.callbacks._projection.projector import BlockGroup, Projector
 from lightning_normgeo.errors import skipped_on_error, warn_once
-from lightning_normgeo.symmetries.optimizer_states import scaling_of
+from lightning_normgeo.symmetries.transformations.optimizer_states import scaling_of
 
 _LONG = 0.25
 """Change of a norm in one step that is reported: above 1/μ - 1 momentum μ grows by itself, 0.11 for the usual 0.9."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import warn_once
-from lightning_normgeo.geometry.sphere_steps import geodesic_step, hyperball_step
+from lightning_normgeo.geometry.steps.sphere_steps import geodesic_step, hyperball_step
 from lightning_normgeo.symmetries.spheres.local_parts import LocalParameters
 from lightning_normgeo.symmetries.spheres.spheres import Spheres, StepSums
 from lightning_normgeo.symmetries.symmetries import Symmetries

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
-from lightning_normgeo.callbacks._readings.quantiles import quantiles
 from lightning_normgeo.callbacks._readings.readings import Reading
-from lightning_normgeo.geometry.batch_outputs import COLLAPSED_ABOVE, epsilon_over_variance, radius_reached
+from lightning_normgeo.callbacks._readings.reductions.layer_segments import LayerSegments
+from lightning_normgeo.callbacks._readings.reductions.quantiles import quantiles
+from lightning_normgeo.geometry.batches.batch_outputs import COLLAPSED_ABOVE, epsilon_over_variance, radius_reached
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons
 from lightning_normgeo.probes.layer_inputs.probe import LayerGeometry
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
+from lightning_normgeo.callbacks._readings.reductions.layer_segments import LayerSegments
 from lightning_normgeo.geometry.columns import repeated
 from lightning_normgeo.geometry.orthogonality import batch_norm_epsilon_inner, cosine_of_norms
 from lightning_normgeo.probes.after_backward import AfterBackward

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks._readings.readings import Reading
+from lightning_normgeo.callbacks._readings.reductions.stacked_units import StackedUnits
 from lightning_normgeo.callbacks._readings.residual_warnings import FLOOR, NORM_SQ, RESIDUAL
-from lightning_normgeo.callbacks._readings.stacked_units import StackedUnits
 from lightning_normgeo.geometry.increments.increment_terms import Scalar, UpdateRule
 from lightning_normgeo.geometry.increments.norm_increments import identity_terms
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_normgeo.callbacks._readings.layer_segments import LayerSegments
 from lightning_normgeo.callbacks._readings.readings import Reading
+from lightning_normgeo.callbacks._readings.reductions.layer_segments import LayerSegments
 from lightning_normgeo.probes.symmetries.step import SymmetryStep
 from lightning_normgeo.symmetries.families import Role
 

@@ -12,7 +12,7 @@ from lightning_normgeo.errors import is_rank_zero, warn_once
 from lightning_normgeo.runs.quantities import key_meanings
 from lightning_normgeo.runs.records.record import Record, read_record
 from lightning_normgeo.runs.verdicts import logged_verdicts
-from lightning_normgeo.runs.verdicts.claims import VERDICT_KEYS
+from lightning_normgeo.runs.verdicts.claims.claims import VERDICT_KEYS
 
 
 class TrainingVerdicts:

@@ -12,8 +12,8 @@ from lightning_normgeo._lightning import hide_charts, is_wandb
 from lightning_normgeo.callbacks._robustness.example_pictures import example_strips
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.robustness.results.logged_results import EXAMPLES, ORDER, RESULTS, detail_tables, table_of
-from lightning_normgeo.robustness.results.process_shares import EVERYTHING
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
+from lightning_normgeo.robustness.results.samples.process_shares import EVERYTHING
 from lightning_normgeo.runs.records.record import Record, evaluation_stem
 from lightning_normgeo.runs.records.record_lines import VALIDATION
 from lightning_normgeo.runs.verdicts import logged_verdicts

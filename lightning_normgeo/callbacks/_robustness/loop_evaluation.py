@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.callbacks._robustness.dataloaders import batch_count, batches_at, batches_by_loader
-from lightning_normgeo.callbacks._robustness.divided_samples import DividedSamples
+from lightning_normgeo.callbacks._robustness.distributed.divided_samples import DividedSamples
+from lightning_normgeo.callbacks._robustness.distributed.evaluation_processes import EvaluationProcesses
 from lightning_normgeo.callbacks._robustness.evaluation_hooks import BatchEvaluation
-from lightning_normgeo.callbacks._robustness.evaluation_processes import EvaluationProcesses
 from lightning_normgeo.callbacks._robustness.logging import rows_left_out
 from lightning_normgeo.callbacks._robustness.progress_bars import ProgressBar, bar_of
 from lightning_normgeo.errors import reason_of, warn_once
@@ -23,8 +23,8 @@ from lightning_normgeo.robustness.loader_evaluation import JournalPlace, LoaderE
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
 from lightning_normgeo.robustness.model.surrogate import surrogate_of
 from lightning_normgeo.robustness.results.example_images import ExampleImages
-from lightning_normgeo.robustness.results.process_shares import EVERYTHING, ProcessShare, report_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
+from lightning_normgeo.robustness.results.samples.process_shares import EVERYTHING, ProcessShare, report_of
 from lightning_normgeo.robustness.settings import RobustnessSettings
 
 _T = TypeVar("_T")

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import skipped_on_error, warn_once
-from lightning_normgeo.geometry.batch_outputs import orthogonality_gap
+from lightning_normgeo.geometry.batches.batch_outputs import orthogonality_gap
 from lightning_normgeo.geometry.input_covariance.input_geometry import (
     EXACT_UP_TO,
     PROBES,

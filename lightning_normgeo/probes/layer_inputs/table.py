@@ -10,7 +10,12 @@ from typing import Any
 from torch import nn
 
 from lightning_normgeo.errors import ConfigurationError, nearest_names
-from lightning_normgeo.geometry.batch_outputs import COLLAPSED_ABOVE, PAIR, epsilon_over_variance, radius_reached
+from lightning_normgeo.geometry.batches.batch_outputs import (
+    COLLAPSED_ABOVE,
+    PAIR,
+    epsilon_over_variance,
+    radius_reached,
+)
 from lightning_normgeo.normalization.autograd.compiled_modules import check_not_compiled
 from lightning_normgeo.normalization.autograd.graph import trace
 from lightning_normgeo.normalization.user_inputs import as_example, check_module

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo.errors import skipped_on_error, warn_once
-from lightning_normgeo.geometry.angles import UpdateProducts, folded_products
 from lightning_normgeo.geometry.increments.increment_terms import IncrementTerms
 from lightning_normgeo.geometry.products.unit_sums import BEFORE_TERMS
 from lightning_normgeo.geometry.rows import is_sharded, wide_dtype
+from lightning_normgeo.geometry.steps.angles import UpdateProducts, folded_products
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import Totals
 from lightning_normgeo.probes.sharded.reader import ShardedIncrements

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.geometry.angles import UpdateProducts
 from lightning_normgeo.geometry.rows import local_part, output_rows
+from lightning_normgeo.geometry.steps.angles import UpdateProducts
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.cumulative.totals import Totals
 from lightning_normgeo.probes.sharded.shards import Shards, local_rows

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_normgeo.geometry.angles import UpdateProducts, many_update_products
 from lightning_normgeo.geometry.columns import repeated
 from lightning_normgeo.geometry.rows import main_device, observing_device, on_observing_device
+from lightning_normgeo.geometry.steps.angles import UpdateProducts, many_update_products
 from lightning_normgeo.geometry.update_rules.recipe import scalar
 from lightning_normgeo.probes.explain import gradient_scale, groups_of
 from lightning_normgeo.probes.moved_weights import left_out_as_sparse
+from lightning_normgeo.symmetries.charges.slice_sums import SliceSums, slice_sums, squared_norms
 from lightning_normgeo.symmetries.families import Family
-from lightning_normgeo.symmetries.slice_sums import SliceSums, slice_sums, squared_norms
 from lightning_normgeo.symmetries.symmetries import Symmetries
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_normgeo.geometry.angles import joined_products, split_update
+from lightning_normgeo.geometry.steps.angles import joined_products, split_update
 from lightning_normgeo.probes.symmetries.parameters import SliceStep, is_one_vector
 from lightning_normgeo.symmetries.families import Family
 from lightning_normgeo.symmetries.symmetries import Symmetries

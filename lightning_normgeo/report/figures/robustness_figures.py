@@ -10,7 +10,7 @@ import altair as alt
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.figures.curves import Row
 from lightning_normgeo.report.figures.figure import DATA, SMALL, WIDTH, Figure, color_of, dash_of, panels, unique
-from lightning_normgeo.robustness.results.statistics import wilson_interval
+from lightning_normgeo.robustness.results.statistics.statistics import wilson_interval
 from lightning_normgeo.utilities.attack_names import (
     NORM_TITLES,
     attack_title,

@@ -21,7 +21,7 @@ from lightning_normgeo.report.run_settings import flat
 from lightning_normgeo.report.story import GLOSSARY
 from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
-from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import NOT_TESTED, WORDS, Verdict
 from lightning_normgeo.utilities.plain_text import plain_line

@@ -10,8 +10,12 @@ from lightning_normgeo.report.run_settings import MISSING
 from lightning_normgeo.report.tables.cells import NOTHING, anchor, sentences
 from lightning_normgeo.report.tables.evaluations import UNKNOWN_DATA, Evaluation, attacks_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
-from lightning_normgeo.robustness.results.rank_correlation import RankCorrelation, rank_correlation, smallest_p_value
-from lightning_normgeo.robustness.results.statistics import holm
+from lightning_normgeo.robustness.results.statistics.rank_correlation import (
+    RankCorrelation,
+    rank_correlation,
+    smallest_p_value,
+)
+from lightning_normgeo.robustness.results.statistics.statistics import holm
 from lightning_normgeo.runs.quantities.effective_weights import EFFECTIVE, GROUP
 from lightning_normgeo.utilities.attack_names import attack_title, split_attack
 

@@ -15,7 +15,7 @@ from lightning_normgeo.utilities.attack_names import is_control, split_attack, w
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file
 
 if TYPE_CHECKING:  # what needs torch is imported where there are per-sample results
-    from lightning_normgeo.robustness.results.sample_results import SampleResults
+    from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
 
 _LARGEST = 1024 * MEBIBYTE
 """Largest file of per-sample results in bytes, enough for a hundred attacks on half a million samples."""
@@ -177,7 +177,7 @@ def _evaluation(run: Run) -> Evaluation:
         except ConfigurationError as error:
             problems.append(str(error).replace(f"{name} does not exist", f"there is no {name}"))
             continue
-        from lightning_normgeo.robustness.results.sample_results import load_decisions
+        from lightning_normgeo.robustness.results.samples.sample_results import load_decisions
 
         try:
             found = load_decisions(path)

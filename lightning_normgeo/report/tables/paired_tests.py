@@ -13,7 +13,7 @@ from lightning_normgeo.report.tables.cells import NOTHING, anchor, interval, nam
 from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of
 from lightning_normgeo.report.tables.run_pairs import Contrast, Pair, contrasts_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
-from lightning_normgeo.robustness.results.statistics import holm, mean_interval
+from lightning_normgeo.robustness.results.statistics.statistics import holm, mean_interval
 from lightning_normgeo.utilities.attack_names import attack_title
 
 _TABLES, _ROWS = 6, 50

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from lightning_normgeo.report.tables.cells import NOTHING, sentences
 from lightning_normgeo.report.tables.table import Cell, Table, text
-from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.verdict import Verdict
 
 ANCHOR = "verdicts"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from lightning_normgeo.report.tables.correlations import Correlation, correlation_of, strongest_attack
 from lightning_normgeo.report.tables.evaluations import Evaluation
-from lightning_normgeo.robustness.results.rank_correlation import smallest_p_value
-from lightning_normgeo.robustness.results.statistics import holm
+from lightning_normgeo.robustness.results.statistics.rank_correlation import smallest_p_value
+from lightning_normgeo.robustness.results.statistics.statistics import holm
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
 from lightning_normgeo.utilities.attack_names import attack_title

@@ -15,15 +15,15 @@ from lightning_normgeo.report.setting_roles import is_weight_decay
 from lightning_normgeo.report.tables.cells import named
 from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of
 from lightning_normgeo.report.tables.run_pairs import Pair, contrasts_of
-from lightning_normgeo.robustness.results.statistics import holm, mcnemar
+from lightning_normgeo.robustness.results.statistics.statistics import holm, mcnemar
 from lightning_normgeo.runs.quantities.spheres import ON_SPHERES
-from lightning_normgeo.runs.verdicts.robustness_claims import ATTACK, KINDS, NOISE, points
+from lightning_normgeo.runs.verdicts.claims.robustness_claims import ATTACK, KINDS, NOISE, points
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
 from lightning_normgeo.utilities.attack_names import is_control, split_attack
 
 if TYPE_CHECKING:  # it needs torch
-    from lightning_normgeo.robustness.results.sample_results import SampleRows
+    from lightning_normgeo.robustness.results.samples.sample_results import SampleRows
 
 _CALLBACKS = "trainer.callbacks"
 _Votes = Counter[tuple[str, int]]

@@ -18,7 +18,7 @@ from typing import Any
 from lightning_normgeo.errors import ConfigurationError, said_in_one_line
 from lightning_normgeo.robustness.results.attack_results import results_of
 from lightning_normgeo.robustness.results.logged_results import ORDER, RESULTS, rows_of
-from lightning_normgeo.robustness.results.sample_results import load_decisions
+from lightning_normgeo.robustness.results.samples.sample_results import load_decisions
 from lightning_normgeo.runs.records.record import ROBUSTNESS, Record
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, read_contained
 

@@ -9,14 +9,14 @@ from statistics import fmean
 from typing import Any
 
 from lightning_normgeo.robustness.results.attack_results import AttackResult, changed_decisions
-from lightning_normgeo.robustness.results.corruption_summary import CorruptionSummary
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.robustness.results.logged_results import COLUMNS
-from lightning_normgeo.robustness.results.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
 from lightning_normgeo.robustness.results.sanity_checks import SanityCheck, verdict_on
-from lightning_normgeo.robustness.results.smallest_radii import SmallestRadii
+from lightning_normgeo.robustness.results.statistics.corruption_summary import CorruptionSummary
+from lightning_normgeo.robustness.results.statistics.smallest_radii import SmallestRadii
+from lightning_normgeo.robustness.results.statistics.worst_case import WorstCase
 from lightning_normgeo.robustness.results.verified_decisions import VerifiedDecisions, verification_note
-from lightning_normgeo.robustness.results.worst_case import WorstCase
 from lightning_normgeo.utilities.attack_names import NORM_TITLES, draws_of_clean, without_control
 from lightning_normgeo.utilities.checked_values import UnknownNameError, nearest, short_repr
 from lightning_normgeo.utilities.files import finite, user_path, write_document
@@ -32,7 +32,7 @@ class RobustnessReport:
         settings: the settings that determine the results, as plain values.
         warnings: warnings about the data and about attacks that seem to fail.
         decisions: the per-sample results.
-        shown: example images, by :mod:`sample <lightning_normgeo.robustness.results.sample_identity>`.
+        shown: example images, by :mod:`sample <lightning_normgeo.robustness.results.samples.sample_identity>`.
         weights: weight norms: raw and effective ones, and those of the control.
         not_evaluated: the reason for each attack without a result; under ``all attacks`` if there is no result at all.
         parts: the kind of detail by row, for rows that are details, see :attr:`.RobustnessSettings.parts`.

@@ -10,7 +10,7 @@ from lightning_normgeo.robustness.attacks.attack import Attack
 from lightning_normgeo.robustness.attacks.builders import ITERATIVE, RANDOM, SINGLE_STEP, UNBOUNDED
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack, Transfer
 from lightning_normgeo.robustness.results.attack_results import compare
-from lightning_normgeo.robustness.results.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
 from lightning_normgeo.robustness.results.sanity_warnings import LEVEL, too_many
 
 _UNBROKEN = 0.01

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_normgeo.runs.records.record import ROBUSTNESS, Record
-from lightning_normgeo.runs.verdicts.claims import CLAIMS
-from lightning_normgeo.runs.verdicts.robustness_claims import strongest
+from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.claims.robustness_claims import strongest
 from lightning_normgeo.runs.verdicts.run_verdicts import verdicts
 from lightning_normgeo.runs.verdicts.verdict import Verdict
 

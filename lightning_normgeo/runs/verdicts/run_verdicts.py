@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lightning_normgeo.runs.records.record import Record
-from lightning_normgeo.runs.verdicts.claim import Claim
-from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.claims.claim import Claim
+from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import DECIDED, NOT_TESTED, UNDECIDED, Verdict
 
@@ -22,7 +22,7 @@ def verdicts(record: Record, thresholds: Thresholds | None = None) -> dict[str, 
         thresholds: Limits of the verdicts. Default: those that the documentation gives.
 
     Returns:
-        Verdicts by the key of the claim, in the order of :data:`~lightning_normgeo.runs.verdicts.claims.CLAIMS`.
+        Verdicts by the key of the claim, in the order of :data:`~lightning_normgeo.runs.verdicts.claims.claims.CLAIMS`.
 
     Example:
         >>> verdicts(read_record("runs/mine"))["orthogonality"].word

@@ -16,7 +16,7 @@ from lightning_normgeo.normalization.names import bias_of, clean_name, layer_nam
 from lightning_normgeo.symmetries.equations.exponents import Ids, Mask
 from lightning_normgeo.symmetries.slices import Slices
 from lightning_normgeo.symmetries.symmetries import Symmetries
-from lightning_normgeo.symmetries.transformation import statistic_exponents
+from lightning_normgeo.symmetries.transformations.transformation import statistic_exponents
 
 NONE = -1
 """Number of the block of slices that belong to none."""

@@ -12,14 +12,18 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.geometry.rows import local_part, observing_device, stored_like
-from lightning_normgeo.symmetries.batch_norms import with_statistics
+from lightning_normgeo.symmetries.charges.slice_sums import SliceSums, slice_sums, squared_norms
 from lightning_normgeo.symmetries.equations.exponents import Ids, Mask
-from lightning_normgeo.symmetries.optimizer_states import averages_of_gradients, check_states, scale_states
-from lightning_normgeo.symmetries.slice_sums import SliceSums, slice_sums, squared_norms
 from lightning_normgeo.symmetries.spheres.blocks import NONE, Blocks, find_blocks
 from lightning_normgeo.symmetries.spheres.local_parts import LocalParameters, local_slices
 from lightning_normgeo.symmetries.symmetries import Symmetries, sparse_tensor
-from lightning_normgeo.symmetries.transformation import check_parameter
+from lightning_normgeo.symmetries.transformations.batch_norms import with_statistics
+from lightning_normgeo.symmetries.transformations.optimizer_states import (
+    averages_of_gradients,
+    check_states,
+    scale_states,
+)
+from lightning_normgeo.symmetries.transformations.transformation import check_parameter
 
 
 class StepSums(NamedTuple):

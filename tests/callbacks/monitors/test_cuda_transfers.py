@@ -19,7 +19,7 @@ from lightning_normgeo.callbacks._monitors import session as sessions
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.probes.cumulative.totals import Totals
 from lightning_normgeo.probes.symmetries.probe import SymmetryProbe
-from lightning_normgeo.symmetries.slice_sums import slice_sums
+from lightning_normgeo.symmetries.charges.slice_sums import slice_sums
 from lightning_normgeo.symmetries.slices import Slices
 from support.fake_cuda import Bare, Counts, fake_kernels, join_monitors, stub_transfer, take_step
 from support.projects import ConvNet, Project

@@ -25,8 +25,8 @@ from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.callbacks._monitors.session import Session
 from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirmation
 from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
-from lightning_normgeo.callbacks._readings.process_sums import ProcessSums
-from lightning_normgeo.callbacks._readings.publisher import Publisher
+from lightning_normgeo.callbacks._readings.publication.publisher import Publisher
+from lightning_normgeo.callbacks._readings.reductions.process_sums import ProcessSums
 from lightning_normgeo.errors import MeasurementWarning, warn_once
 from lightning_normgeo.probes.batch_norm.probe import BatchNormProbe
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements

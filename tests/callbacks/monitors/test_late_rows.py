@@ -19,7 +19,7 @@ from lightning_normgeo import (
     SymmetryMonitor,
     read_record,
 )
-from lightning_normgeo.callbacks._readings.transfer import HostCopy
+from lightning_normgeo.callbacks._readings.publication.transfer import HostCopy
 from lightning_normgeo.errors import MeasurementWarning
 from support.projects import Project, Rows, images, sgd, trainer
 

@@ -23,8 +23,8 @@ from lightning_normgeo import (
     read_record,
 )
 from lightning_normgeo.callbacks._monitors.geometry_monitor import LAYER_LIMIT
-from lightning_normgeo.callbacks._readings import publisher
-from lightning_normgeo.callbacks._readings.layer_table import KEY, LayerTable
+from lightning_normgeo.callbacks._readings.publication import publisher
+from lightning_normgeo.callbacks._readings.publication.layer_table import KEY, LayerTable
 from lightning_normgeo.runs.records.record import Record
 from support.isolation import REPOSITORY
 from support.projects import Project, images, sgd, trainer

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_normgeo.callbacks._readings.quantiles import quantile_of_some, quantiles
+from lightning_normgeo.callbacks._readings.reductions.quantiles import quantile_of_some, quantiles
 
 LEVELS = [0.0, 0.1, 0.5, 0.9, 0.999, 1.0]
 

@@ -15,7 +15,7 @@ from lightning_normgeo import RobustnessEvaluation
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.robustness import SampleResults, evaluate_robustness, load_decisions
 from lightning_normgeo.robustness.attacks import builders
-from lightning_normgeo.robustness.results import journal
+from lightning_normgeo.robustness.results.samples import journal
 from support.fork_server import lightning_server
 from support.isolation import SUPPORT
 from support.projects import Project, images, trainer

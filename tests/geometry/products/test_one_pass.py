@@ -25,7 +25,6 @@ from lightning_normgeo.geometry import (
     RMSpropRule,
     SGDRule,
     StepParts,
-    angles,
     angular_update,
     rows,
     update_products,
@@ -33,6 +32,7 @@ from lightning_normgeo.geometry import (
 from lightning_normgeo.geometry.products import compiled, one_pass
 from lightning_normgeo.geometry.products.one_pass import many_weight_products, weight_products
 from lightning_normgeo.geometry.products.weight_pass import WeightPass
+from lightning_normgeo.geometry.steps import angles
 from lightning_normgeo.geometry.update_rules.elementwise import ElementwiseRule
 from support import reference as ref
 from support.tensors import PROPERTY, SEED, draw

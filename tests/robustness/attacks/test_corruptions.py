@@ -10,7 +10,7 @@ from lightning_normgeo.errors import UnsuitableError
 from lightning_normgeo.robustness import InputSpace, RobustnessEvaluator, RobustnessSettings
 from lightning_normgeo.robustness.attacks.attack import AttackBatch
 from lightning_normgeo.robustness.attacks.corruptions import CORRUPTIONS, SEVERITIES
-from lightning_normgeo.robustness.results.corruption_summary import corruption_summary
+from lightning_normgeo.robustness.results.statistics.corruption_summary import corruption_summary
 from support.small_classifiers import conv_net, pixels
 
 PIXELS = InputSpace(None, None, normalized_data=False)

@@ -14,7 +14,7 @@ from scipy import stats
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness import rank_correlation
-from lightning_normgeo.robustness.results.rank_correlation import smallest_p_value
+from lightning_normgeo.robustness.results.statistics.rank_correlation import smallest_p_value
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 NUMBERS = st.lists(st.sampled_from([-2.5, -1.0, 0.0, 0.5, 3.0, 1e6]), min_size=2, max_size=6)

@@ -25,7 +25,7 @@ from torch.utils.data import (
 )
 
 from lightning_normgeo.robustness import InputSpace, evaluate_robustness
-from lightning_normgeo.robustness.results.sample_identity import (
+from lightning_normgeo.robustness.results.samples.sample_identity import (
     KEYS,
     SampleOrder,
     SeenSamples,

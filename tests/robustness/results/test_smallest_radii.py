@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binom
 
 from lightning_normgeo.robustness import InputSpace, RobustnessEvaluator, RobustnessSettings
-from lightning_normgeo.robustness.results.smallest_radii import radii_of, smallest_radii, summary_of
+from lightning_normgeo.robustness.results.statistics.smallest_radii import radii_of, smallest_radii, summary_of
 from support.small_classifiers import conv_net, draw, pixels
 
 PIXELS = InputSpace(None, None, normalized_data=False)

@@ -13,7 +13,12 @@ from torch import nn
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness import mcnemar, wilson_interval
 from lightning_normgeo.robustness.model.preserved_state import preserved_state
-from lightning_normgeo.robustness.results.statistics import holm, mean_interval, paired_interval, student_quantile
+from lightning_normgeo.robustness.results.statistics.statistics import (
+    holm,
+    mean_interval,
+    paired_interval,
+    student_quantile,
+)
 from support import reference as ref
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_normgeo.robustness import RobustnessSettings
-from lightning_normgeo.robustness.results.sample_results import SampleResults, SampleRows
-from lightning_normgeo.robustness.results.worst_case import worst_cases
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, SampleRows
+from lightning_normgeo.robustness.results.statistics.worst_case import worst_cases
 
 
 def rows(correct, losses=None, which=None):

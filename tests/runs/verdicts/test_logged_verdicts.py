@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_normgeo.runs.records.record import Record
-from lightning_normgeo.runs.verdicts.claims import CLAIMS
+from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.logged_verdicts import COLUMNS, headlines, verdict_rows
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lightning_normgeo import read_record, verdicts
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.runs.records.record import Record
-from lightning_normgeo.runs.verdicts.claims import CLAIMS, VERDICT_KEYS
+from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS, VERDICT_KEYS
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import WORDS, Verdict
 from lightning_normgeo.utilities.attack_names import control_of

@@ -1,0 +1,1 @@
+"""Reductions of per-unit tensors to values by layer, over units and over processes."""

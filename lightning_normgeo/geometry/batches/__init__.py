@@ -1,0 +1,1 @@
+"""Statistics of batches: pre-activations, outputs of batch normalizations, and channels."""

@@ -1,0 +1,1 @@
+"""Geometry of steps on the sphere: angles, weight decay, and the equilibrium of both."""

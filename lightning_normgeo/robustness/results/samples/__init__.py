@@ -1,0 +1,1 @@
+"""Per-sample results: which sample it was, what each attack did to it, and their files."""

@@ -1,0 +1,1 @@
+"""Statistics of per-sample results: intervals, tests, correlations, and summaries over attacks."""

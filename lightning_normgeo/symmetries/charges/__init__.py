@@ -1,0 +1,1 @@
+"""Charges of scale symmetries: what they conserve, how steps change it, and the part of ε."""
