@@ -96,7 +96,7 @@ API: dict[str, tuple[str, list[str], list[str], str]] = {
         [
             f"{_P}.runs.records.record_logger.RecordLogger",
             f"{_P}.runs.records.record.Record",
-            f"{_P}.runs.records.record.read_record",
+            f"{_P}.runs.records.record_reader.read_record",
             f"{_P}.runs.summary.summarize",
             f"{_P}.runs.quantities.quantity.Quantity",
             f"{_P}.runs.quantities.table.QUANTITIES",

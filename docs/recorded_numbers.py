@@ -17,7 +17,8 @@ from lightning_normgeo.report.tables.correlations import correlation_tables
 from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
-from lightning_normgeo.runs.records.record import STUDY_NAME, Record, read_record
+from lightning_normgeo.runs.records.record import STUDY_NAME, Record
+from lightning_normgeo.runs.records.record_reader import read_record
 from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.verdict import NOT_TESTED, Verdict
 

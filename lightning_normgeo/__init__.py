@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from lightning_normgeo.robustness import EffectiveWeights as EffectiveWeights
     from lightning_normgeo.robustness import effective_weights as effective_weights
     from lightning_normgeo.robustness import evaluate_robustness as evaluate_robustness
-    from lightning_normgeo.runs.records.record import read_record as read_record
     from lightning_normgeo.runs.records.record_logger import RecordLogger as RecordLogger
+    from lightning_normgeo.runs.records.record_reader import read_record as read_record
     from lightning_normgeo.runs.summary import summarize as summarize
     from lightning_normgeo.runs.verdicts.run_verdicts import verdicts as verdicts
     from lightning_normgeo.runs.verdicts.thresholds import Thresholds as Thresholds
@@ -75,7 +75,7 @@ _HOMES = {
     "effective_weights": "robustness",
     "evaluate_robustness": "robustness",
     "masking": "channels",
-    "read_record": "runs.records.record",
+    "read_record": "runs.records.record_reader",
     "register_optimizer": "probes",
     "scale_invariant_units": "symmetries",
     "scale_symmetries": "symmetries",

@@ -172,7 +172,7 @@ def test_files_are_short(file: Path) -> None:
         ("lightning_normgeo.normalization", ["pytorch_lightning", "lightning", "wandb"]),
         ("lightning_normgeo.robustness", ["pytorch_lightning", "lightning", "wandb", "numba"]),
         ("lightning_normgeo.probes", ["pytorch_lightning", "lightning", "wandb"]),
-        ("lightning_normgeo.runs.records.record", ["torch", "pytorch_lightning", "lightning", "numpy"]),
+        ("lightning_normgeo.runs.records.record_reader", ["torch", "pytorch_lightning", "lightning", "numpy"]),
         ("lightning_normgeo.__main__", ["torch", "pytorch_lightning", "lightning", "numpy"]),
         ("lightning_normgeo.report.report_command", ["altair", "torch", "wandb"]),
         ("lightning_normgeo.report.write", ["torch", "pytorch_lightning", "lightning", "wandb"]),

@@ -11,8 +11,9 @@ from typing import Any
 
 from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.runs.records.record import RECORD_NAME, read_record
+from lightning_normgeo.runs.records.record import RECORD_NAME
 from lightning_normgeo.runs.records.record_logger import RecordLogger
+from lightning_normgeo.runs.records.record_reader import read_record
 
 _OWN_FILES = ("record.jsonl", "config.yaml", ".lock")
 _OWN_FOLDERS = ("checkpoints", "images")

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.report.report_command import write_quietly
-from lightning_normgeo.runs.records.record import read_record
 from lightning_normgeo.runs.records.record_logger import RecordLogger
+from lightning_normgeo.runs.records.record_reader import read_record
 from lightning_normgeo.runs.summary import summary_table
 
 INTERRUPTED, TERMINATED = 130, 143

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lightning_normgeo.errors import ConfigurationError, nearest_names, warn_once
-from lightning_normgeo.runs.records.record import RECORD_NAME, STUDY_NAME, Record, read_records
+from lightning_normgeo.runs.records.record import RECORD_NAME, STUDY_NAME, Record
+from lightning_normgeo.runs.records.record_reader import read_records
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file, contained_folder, read_contained
 from lightning_normgeo.utilities.files import user_path
 

@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_normgeo.runs.quantities.table import QUANTITIES
-from lightning_normgeo.runs.records.record import Record, read_record
+from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.records.record_lines import VALIDATION
+from lightning_normgeo.runs.records.record_reader import read_record
 from lightning_normgeo.runs.run_title import run_title
 from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.optimizers import eq16_applies

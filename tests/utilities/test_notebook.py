@@ -297,7 +297,7 @@ def test_without_pandas_the_error_says_what_to_install(run: Path, monkeypatch: p
 
 def test_a_record_needs_no_pandas(run: Path) -> None:
     code = (
-        "import sys; from lightning_normgeo.runs.records.record import read_record; "
+        "import sys; from lightning_normgeo.runs.records.record_reader import read_record; "
         f"record = read_record({str(run)!r}); repr(record), record._repr_html_(); "
         "print([name for name in ('pandas', 'numpy', 'torch', 'pytorch_lightning') if name in sys.modules])"
     )

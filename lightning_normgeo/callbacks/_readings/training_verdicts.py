@@ -10,7 +10,8 @@ from typing import Any
 from lightning_normgeo._lightning import is_wandb
 from lightning_normgeo.errors import is_rank_zero, warn_once
 from lightning_normgeo.runs.quantities import key_meanings
-from lightning_normgeo.runs.records.record import Record, read_record
+from lightning_normgeo.runs.records.record import Record
+from lightning_normgeo.runs.records.record_reader import read_record
 from lightning_normgeo.runs.verdicts import logged_verdicts
 from lightning_normgeo.runs.verdicts.claims.claims import VERDICT_KEYS
 

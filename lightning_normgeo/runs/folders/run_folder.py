@@ -12,7 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero
-from lightning_normgeo.runs.records.record import FINISHED_NAME, RECORD_NAME, NotFinite, read_record
+from lightning_normgeo.runs.records.record import FINISHED_NAME, RECORD_NAME, NotFinite
+from lightning_normgeo.runs.records.record_reader import read_record
 from lightning_normgeo.utilities.files import parsed, user_path
 
 CHECKPOINTS = "checkpoints"

@@ -155,6 +155,9 @@ def _check_row(row: Any) -> None:
         _optional(row, name, _NUMBER)
     for name in ("loss", "linf", "l2"):
         _known(row.get(name))
+    for label, (right, of) in _optional(row, "by_class", dict).items():
+        if not 0 <= _finite(right) <= _finite(of) or str(int(label)) != str(label):
+            raise ValueError(row)
 
 
 def _known(value: Any) -> float | None:

@@ -19,7 +19,8 @@ from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.report import write_report
 from lightning_normgeo.runs.folders.run_folder import RunFolder
-from lightning_normgeo.runs.records.record import Record, read_records
+from lightning_normgeo.runs.records.record import Record
+from lightning_normgeo.runs.records.record_reader import read_records
 from lightning_normgeo.runs.summary import summary_table
 from lightning_normgeo.study.definition import Study
 from lightning_normgeo.study.run_progress import RunProgress
@@ -199,6 +200,20 @@ def shown(folder: Path) -> str:
 def lines(workplace: Path) -> list[dict[str, Any]]:
     folder = write_run("runs/study/whole", steps=range(4, 24, 5))
     return [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [{"0": [5]}, {"0": 5}, {"0": []}, {"x": [1, 2]}, {"0": [3, 2]}, {"0": [None, 2]}, [[1, 2]], {"0": [-1, 2]}],
+)
+def test_counts_by_class_that_are_none_are_left_out(lines: list[dict[str, Any]], classes: Any) -> None:
+    damaged = copy.deepcopy(lines)
+    (results,) = (line["values"]["results"] for line in damaged if line.get("name") == "robustness")
+    assert all(len(counts) == 2 for row in results for counts in row["by_class"].values())
+    results[0]["by_class"] = classes
+    folder = written(*(json.dumps(line).encode() for line in damaged), folder=Path("runs/study/classes"))
+    with pytest.warns(MeasurementWarning, match="1 of kind results with wrong fields"):
+        assert "robustness" not in read_record(folder).results
 
 
 JUNK: Any = st.sampled_from(

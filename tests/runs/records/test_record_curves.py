@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_normgeo.runs.records.record import read_record
 from lightning_normgeo.runs.records.record_curves import CurveReader
 from lightning_normgeo.runs.records.record_logger import RecordLogger
+from lightning_normgeo.runs.records.record_reader import read_record
 from lightning_normgeo.utilities import files
 from support.tensors import PROPERTY
 
