@@ -175,6 +175,12 @@ def weight_normed(width: int = 4) -> nn.Module:
     )
 
 
+def positions_normed() -> nn.Module:
+    """Return convolutions, one with a norm for each position of the kernel, as wav2vec 2.0 embeds positions."""
+    layer = nn.Conv1d(CHANNELS, 4, 3, groups=2)
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(layer, dim=2), nn.ReLU(), nn.Conv1d(4, 2, 1))
+
+
 def old_weight_norm(layer: nn.Module) -> nn.Module:
     """Return a layer with the weight normalization of ``torch.nn.utils``, which torch plans to remove."""
     import warnings

@@ -75,6 +75,30 @@ class HeadsByEinsum(nn.Module):
         return x + torch.einsum("bhts,bhsk,hkd->btd", weights, value, self.output)
 
 
+class InputsFirst(nn.Module):
+    """Linear maps to heads and back, with weights of three axes: width of the stream, head, width of the head."""
+
+    def __init__(self, width: int, heads: int, size: int) -> None:
+        super().__init__()
+        self.inward = nn.Parameter(torch.ones(width, heads, size))
+        self.outward = nn.Parameter(torch.ones(heads, size, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("btd,dhk->bthk", x, self.inward).relu()
+        return torch.einsum("bthk,hkd->btd", hidden, self.outward)
+
+
+class AttentionWithDropout(nn.Module):
+    """Attention whose weights are dropped at random, by torch's function."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x), dropout_p=0.2)
+
+
 class SelfAttention(nn.Module):
     """``nn.MultiheadAttention`` of a sequence with itself, behind a normalization."""
 

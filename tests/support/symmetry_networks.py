@@ -156,6 +156,9 @@ NETWORKS: dict[str, Case] = {
         lambda: nn.Sequential(nn.Linear(4, 4), modules.HeadsByEinsum(4, 2, 2), nn.LayerNorm(4), nn.Linear(4, 2)),
         _vectors,
     ),
+    "heads by einsum, inputs first": Case(lambda: modules.InputsFirst(4, 2, 3), _vectors),
+    "attention with dropout": Case(lambda: modules.AttentionWithDropout(4), _vectors),
+    "gated linear unit": Case(lambda: nn.Sequential(nn.Linear(3, 8), nn.GLU(), nn.Linear(4, 2)), _row),
     "nn.MultiheadAttention": Case(
         lambda: nn.Sequential(nn.Linear(4, 4), modules.SelfAttention(4), nn.LayerNorm(4)), _vectors
     ),
@@ -168,6 +171,7 @@ NETWORKS: dict[str, Case] = {
     "separable, ReLU, no normalization": Case(partial(images.separable, nn.ReLU, norm=False), _image),
     "separable, ReLU6": Case(partial(images.separable, partial(nn.Hardtanh, 0, 0.5)), _image),
     "weight normalization, old and new": Case(images.weight_normed, _image),
+    "weight normalization of positions": Case(images.positions_normed, _rows(4, 2, 6)),
     "weight standardization": Case(images.standardized, _image),
     "spectral normalization": Case(images.spectral, _image),
     "instance normalization, PReLU": Case(images.instance_normalized, _image),

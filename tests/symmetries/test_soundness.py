@@ -237,6 +237,7 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, tuple[int, ...]], int]] = {
     "square of a weight alone": (lambda x, w: F.normalize(x @ (w @ w.T), dim=-1, eps=0), {"w": MATRIX}, 1),
     "powers": (_powers, {"w": MATRIX, "v": MATRIX}, 5),
     "slices of a stack": (_slices_of_stack, {"w": (4, 4, 3)}, 0),
+    "number of nonzeros": (lambda x, w: x @ w / torch.linalg.vector_norm(x @ w, 0, -1, True), {"w": MATRIX}, 0),
     "rounded": (_rounded, {"w": MATRIX}, 0),
     "clamped": (_clamped, {"w": MATRIX}, 0),
     "extrema": (_extrema, {"w": MATRIX, "b": VECTOR}, 1),

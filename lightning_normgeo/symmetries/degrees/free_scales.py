@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterable
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
 from lightning_normgeo.normalization.autograd.nodes import shape_of
 from lightning_normgeo.symmetries.degrees.degree import joint_axes
-from lightning_normgeo.symmetries.degrees.nodes import BATCH_NORMS, COPIES, VIEWS, input_shape, permutation
+from lightning_normgeo.symmetries.degrees.nodes import (
+    BATCH_NORMS,
+    COPIES,
+    PERMUTATIONS,
+    VIEWS,
+    input_shape,
+    permutation,
+)
 
 Axes = frozenset[int]
 """Axes of a tensor: a factor for each index into all of them has no effect."""
@@ -86,6 +93,6 @@ def _view(graph: Graph, node: Node, position: int, axes: Axes) -> Axes:
 _RULES: dict[str, Backward] = {
     **dict.fromkeys(COPIES | {"Relu", "LeakyRelu", "Abs", "Neg", "NativeDropout"}, _same),
     **dict.fromkeys(("Mul", "Div"), _by_a_constant),
-    **dict.fromkeys(("T", "Transpose", "Permute"), _permute),
+    **dict.fromkeys(PERMUTATIONS, _permute),
     **dict.fromkeys(VIEWS, _view),
 }

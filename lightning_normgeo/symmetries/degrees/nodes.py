@@ -12,6 +12,7 @@ VIEWS = frozenset({"View", "ReshapeAlias", "UnsafeView", "Reshape", "Squeeze", "
 PASSED = frozenset({"RegisterPostBackwardFunction", "BackwardHookFunction"})
 """Functions that return all of their inputs: those of ``fully_shard``, and of modules with full backward hooks."""
 COPIES = frozenset({"ToCopy", "Clone", "Alias", "Contiguous"}) | PASSED
+PERMUTATIONS = frozenset({"T", "Transpose", "Permute"})
 CUTS = frozenset({"Slice", "Split", "UnsafeSplit", "SplitWithSizes", "Narrow", "Select", "Unbind"})
 ATTENTIONS = frozenset(
     {

@@ -20,6 +20,7 @@ from lightning_normgeo.symmetries.degrees.nodes import (
     BATCH_NORMS,
     COPIES,
     CUTS,
+    PERMUTATIONS,
     POOLINGS,
     SOFTMAX,
     VIEWS,
@@ -144,10 +145,15 @@ def _same(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None
     return shift
 
 
+_BY_A_NUMBER = ("MulBackward1", "DivBackward1")
+"""Products and quotients with a number that torch records as such, as in the fused attention with dropout."""
+
+
 def _by_a_constant(graph: Graph, node: Node, position: int, shift: Shift) -> Shift | None:
     """Products with a number, and masks of −∞ in front of a softmax."""
     masks = name_of(node) not in ("Mul", "Div")
-    known = (shift.of_scores or not masks) and graph.constants.let_shifts_through(node)
+    by_number = node.name() in _BY_A_NUMBER
+    known = by_number or ((shift.of_scores or not masks) and graph.constants.let_shifts_through(node))
     return _added(graph, node, position, shift) if known else None
 
 
@@ -232,7 +238,7 @@ _RULES: dict[str, Backward] = {
     **dict.fromkeys(COPIES | {"Neg"}, _same),
     **dict.fromkeys(("Mul", "Div", "MaskedFill", "Where"), _by_a_constant),
     **dict.fromkeys(("Add", "Sub", "Expand"), _added),
-    **dict.fromkeys(("T", "Transpose", "Permute"), _permute),
+    **dict.fromkeys(PERMUTATIONS, _permute),
     **dict.fromkeys(VIEWS, _view),
     "Cat": _concatenated,
     **dict.fromkeys(POOLINGS, _pooled),

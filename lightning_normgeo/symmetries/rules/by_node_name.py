@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_normgeo.symmetries.degrees.degree import Degree
-from lightning_normgeo.symmetries.degrees.nodes import ATTENTIONS, BATCH_NORMS, COPIES, CUTS, PASSED, POOLINGS, VIEWS
+from lightning_normgeo.symmetries.degrees.nodes import (
+    ATTENTIONS,
+    BATCH_NORMS,
+    COPIES,
+    CUTS,
+    PASSED,
+    PERMUTATIONS,
+    POOLINGS,
+    VIEWS,
+)
 from lightning_normgeo.symmetries.rules import elementwise, indexing, linear_maps, patches, shapes, statistics
 from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation
 
@@ -14,7 +23,7 @@ Rule = Callable[[Operation], Degree]
 _NOT_HOMOGENEOUS = (
     "Gelu Silu Sigmoid Tanh Softplus Exp Exp2 Expm1 Log Log2 Log10 Log1P Erf Hardswish Hardsigmoid Hardtanh Mish Elu "
     "LogSigmoid Sin Cos Tan Asin Acos Atan Sinh Cosh Softmax SafeSoftmax LogSoftmax Logsumexp Threshold Softshrink "
-    "Hardshrink Glu "
+    "Hardshrink "
     "MseLoss NllLoss NllLoss2D BinaryCrossEntropyWithLogits BinaryCrossEntropy SmoothL1Loss L1Loss HuberLoss KlDiv "
     "SoftMarginLoss MultiMarginLoss MultilabelMarginLoss PoissonNllLoss CtcLoss"
 )
@@ -28,6 +37,7 @@ _BY_RULE: dict[Rule, str] = {
     elementwise.sign: "Sign",
     elementwise.with_sign_of: "Copysign",
     elementwise.prelu: "PreluKernel",
+    elementwise.gated: "Glu",
     elementwise.total: "Add Sub Rsub",
     elementwise.product: "Mul",
     elementwise.quotient: "Div",
@@ -45,7 +55,7 @@ _BY_RULE: dict[Rule, str] = {
     shapes.pass_through: " ".join(sorted(PASSED)),
     shapes.checkpoint: "CheckpointFunction",
     shapes.view: " ".join(sorted(VIEWS)),
-    shapes.permute: "T Transpose Permute",
+    shapes.permute: " ".join(sorted(PERMUTATIONS)),
     shapes.expand: "Expand",
     shapes.repeat: "Repeat",
     shapes.cut: " ".join(sorted(CUTS)),
@@ -83,7 +93,8 @@ _BY_RULE: dict[Rule, str] = {
     statistics.group_norm: "NativeGroupNorm",
     statistics.layer_norm: "NativeLayerNorm FusedRmsNorm",
     statistics.weight_norm: "WeightNormInterface",
-    statistics.reduction(1.0): "Sum Mean Std LinalgVectorNorm Norm Amax Amin",
+    statistics.reduction(1.0): "Sum Mean Std Amax Amin",
+    statistics.norm: "LinalgVectorNorm Norm",
     statistics.reduction(2.0): "Var",
     statistics.reduction(2.0, 1.0): "VarMean",
     statistics.reduction(1.0, 1.0): "StdMean",

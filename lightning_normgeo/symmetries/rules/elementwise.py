@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lightning_normgeo.normalization.autograd.graph import Node
-from lightning_normgeo.normalization.autograd.nodes import name_of
+from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of
 from lightning_normgeo.symmetries.degrees import algebra
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.rules.context import NoRuleError, Operation, added
@@ -27,6 +27,15 @@ def prelu(walk: Operation) -> Degree:
     """Rule for PReLU, homogeneous in its input but not in its slope, whose sign decides as well."""
     walk.vanish(1)
     return walk.constant if walk.operands[0] is None else walk.operands[0].plain()
+
+
+def gated(walk: Operation) -> Degree:
+    """Rule for GLU: homogeneous in the first half of an axis; the second half, behind a sigmoid, has degree 0."""
+    degree = walk.only
+    (axis,) = dimensions(walk.node._saved_dim, walk.ndim)
+    half = walk.shape[axis]
+    algebra.make_zero(walk.exponents, degree.taken(axis, range(half, 2 * half)), walk.where)
+    return degree.taken(axis, range(half)).plain()
 
 
 def total(walk: Operation) -> Degree:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Graph, Node
-from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
-from lightning_normgeo.symmetries.degrees.degree import Degree, FreeConstant
-from lightning_normgeo.symmetries.degrees.nodes import input_shape
+from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of, shape_of
+from lightning_normgeo.symmetries.degrees.degree import Degree, FreeConstant, joint_axes
+from lightning_normgeo.symmetries.degrees.nodes import COPIES, PERMUTATIONS, VIEWS, input_shape, permutation
 from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids
+
+_NEW = -1  # an axis of size 1 that the parameter does not have
 
 
 def parameter(exponents: Exponents, graph: Graph, leaf: Node) -> Degree:
@@ -18,9 +21,13 @@ def parameter(exponents: Exponents, graph: Graph, leaf: Node) -> Degree:
 
     Element (i, j) of a matrix has the exponent p_i + q_j, that of a row and that of a column; an element of a stack of
     matrices, such as those of attention heads, p_hi + q_hj. In a convolution all positions of the kernel have the same
-    exponent, and each group has columns of its own.
+    exponent, and each group has columns of its own. The direction of a weight normalization has one exponent for each
+    vector that is normalized.
     """
     shape = tuple(leaf.variable.shape)
+    kept = _normalized_along(graph, leaf)
+    if kept is not None:
+        return Degree(shape, (exponents.new([size if axis == kept else 1 for axis, size in enumerate(shape)]),))
     groups, directly = _convolution(graph, leaf)
     if groups and len(shape) > 1:
         return _kernel(exponents, shape, groups, directly)
@@ -30,7 +37,8 @@ def parameter(exponents: Exponents, graph: Graph, leaf: Node) -> Degree:
     if len(long) == 2:
         terms = [exponents.new([size if axis == own else 1 for axis, size in enumerate(shape)]) for own in long]
         return Degree(shape, tuple(terms), FreeConstant(exponents, _first(terms[1], long[1])))
-    stack, *others = long
+    stack = _stack_axis(graph, leaf, long)
+    others = [axis for axis in long if axis != stack]
     terms = [exponents.new([size if axis in (stack, own) else 1 for axis, size in enumerate(shape)]) for own in others]
     if len(others) == 2:
         constant = FreeConstant(exponents, _first(terms[1], others[1]), frozenset({stack}))
@@ -38,6 +46,48 @@ def parameter(exponents: Exponents, graph: Graph, leaf: Node) -> Degree:
     for term, own in zip(terms[1:], others[1:], strict=True):
         np.moveaxis(term, own, 0)[0] = ZERO
     return Degree(shape, tuple(terms))
+
+
+def _normalized_along(graph: Graph, leaf: Node) -> int | None:
+    """Return the axis that numbers the vectors of a weight normalization, where nothing else reads a parameter."""
+    found = set()
+    for reader, position in graph.readers[leaf, 0]:
+        if graph.name_of(reader) != "WeightNormInterface" or position != 0:
+            return None
+        found |= set(dimensions(reader._saved_dim, leaf.variable.ndim))
+    return found.pop() if len(found) == 1 else None
+
+
+def _stack_axis(graph: Graph, leaf: Node, long: Sequence[int]) -> int:
+    """Return the axis that numbers the matrices of a stack.
+
+    It is the first one, as in a stack of heads (head, input, size), unless others are joined: a product with a weight
+    (input, head, size) joins head and size, so that all pairs of these need exponents of their own.
+    """
+    joined = _joined_axes(graph, leaf)
+    return min(joined) if joined and long[0] not in joined else long[0]
+
+
+def _joined_axes(graph: Graph, leaf: Node) -> list[int]:
+    """Return the axes of a parameter that become one axis on the way to the operation that computes with it."""
+    node, axes = leaf, list(range(leaf.variable.ndim))
+    while readers := graph.readers[node, 0]:
+        (reader, _), old = readers[0], graph.shape_of(node)
+        name = graph.name_of(reader)
+        if name in VIEWS:
+            moved: list[int] = []
+            for before, after in joint_axes(old, graph.shape_of(reader)):
+                own = sorted({axes[axis] for axis in before if old[axis] > 1})
+                if len(own) > 1:
+                    return own
+                moved += (own or [_NEW]) * len(after)
+            axes = moved
+        elif name in PERMUTATIONS:
+            axes = [axes[axis] for axis in permutation(reader, len(axes))]
+        elif name not in COPIES:
+            break
+        node = reader
+    return []
 
 
 def _convolution(graph: Graph, leaf: Node) -> tuple[int, bool]:

@@ -95,6 +95,12 @@ def reduction(power: float, second: float = 1.0) -> Callable[[Operation], Degree
     return rule
 
 
+def norm(walk: Operation) -> Degree:
+    """Rule for a norm over axes; that of order 0 counts the elements that are not zero, whatever their degrees."""
+    order = getattr(walk.node, "_saved_ord", getattr(walk.node, "_saved_p", None))
+    return walk.constant if order == 0 else reduction(1.0)(walk)
+
+
 def _over(walk: Operation, degree: Degree, axes: list[int], kept: bool, power: float) -> Degree:
     degree = walk.over(degree, axes)
     if power != 1.0:
