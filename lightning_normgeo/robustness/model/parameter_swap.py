@@ -36,8 +36,9 @@ def logit_change(
 ) -> float:
     """Return the largest change of a logit inside a context, relative to the largest logit.
 
-    Images without finite logits, such as those with NaN in a pixel, show no change and are left out; NaN is returned if
-    there are no others. A logit that is finite outside the context only has changed infinitely.
+    Images without a largest logit that is finite, such as those with NaN in a pixel, show no change and are left out;
+    NaN is returned if there are no others. A logit that is finite outside the context only has changed infinitely, and
+    so has one of −∞, of a class that the model masks, that becomes another.
 
     Args:
         active: the context, which swaps parameters.
@@ -50,12 +51,12 @@ def logit_change(
     expected = logits(images)
     with active:
         found = logits(images if arranged is None else arranged(images))
-    known = expected.reshape(len(expected), -1).isfinite().all(1)
+    known = expected.reshape(len(expected), -1).amax(1).isfinite()
     if not known.any():
         return math.nan
     found, expected = found[known], expected[known]
-    change = (found - expected).abs().nan_to_num(math.inf, math.inf)
-    return float(change.amax() / expected.abs().amax().clamp_min(1e-30))
+    change = (found - expected).masked_fill(found == expected, 0.0).abs().nan_to_num(math.inf, math.inf)
+    return float(change.amax() / expected[expected.isfinite()].abs().amax().clamp_min(1e-30))
 
 
 class LogitsModule(nn.Module):

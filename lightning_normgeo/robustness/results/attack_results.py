@@ -32,7 +32,7 @@ class AttackResult:
         linf: largest l∞ norm of a perturbation, in units of the threat model's space.
         l2: largest l2 norm of a perturbation, in units of the threat model's space.
         by_class: numbers of correct and of evaluated samples, for each class that occurs.
-        not_finite: number of samples with a logit that is not finite, which count as wrong.
+        not_finite: number of samples whose largest logit is not finite, as which NaN counts; they count as wrong.
     """
 
     correct: int

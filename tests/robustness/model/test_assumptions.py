@@ -240,6 +240,28 @@ def test_predictions_that_are_not_finite_are_wrong_and_counted() -> None:
     json.dumps(report.as_dict(), allow_nan=False)
 
 
+class WithMaskedClass(nn.Module):
+    """A classifier with one more class, which it masks with −∞, as models that learn classes one after another do."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(self.classifier(x), (0, 1), value=-math.inf)
+
+
+@pytest.mark.parametrize("semantics", ["final", "any"])
+def test_a_masked_class_changes_nothing(semantics: Any) -> None:
+    model = ConvNet()
+    attacks = ["gaussian", "bim", {"name": "margin", "attack": "bim", "loss": "margin"}, "pgd_l2"]
+    masked, plain = (
+        evaluate_robustness(net, loader(), attacks=attacks, steps=3, semantics=semantics, progress=False)
+        for net in (WithMaskedClass(model), model)
+    )
+    assert masked.results == plain.results
+
+
 def test_all_logits_nan_have_no_loss_and_no_accuracy_of_class_zero() -> None:
     model = ConvNet()
     with torch.no_grad():

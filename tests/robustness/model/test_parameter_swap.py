@@ -1,6 +1,7 @@
 """A temporary parameter swap leaves the model unchanged, also after errors and changes during the evaluation."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.robustness import FoldedModel, folded_model
+from lightning_normgeo.robustness.model.parameter_swap import logit_change
 from support.folded_models import folds, images, net_of, seen
 from support.small_models import Net, worn
 
@@ -142,3 +144,15 @@ def test_logits_may_be_called_in_a_way_of_their_own():
     assert list(folded.folded) == ["0"]
     with folded.active():
         assert logits(x).shape == (2, 3)
+
+
+def test_a_masked_class_is_compared_like_others():
+    net, x = small().eval(), images(2, 3, 8, 8)
+    masks = iter([-torch.inf, -torch.inf, -torch.inf, 0.0])
+
+    def masked(batch):
+        return nn.functional.pad(net(batch), (0, 1), value=next(masks))
+
+    assert logit_change(nullcontext(), masked, x) == 0
+    assert logit_change(nullcontext(), masked, x) == torch.inf
+    assert folded_model(net, lambda batch: nn.functional.pad(net(batch), (0, 1), value=-torch.inf), x) is not None

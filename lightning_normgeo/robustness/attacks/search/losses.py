@@ -125,8 +125,11 @@ CROSS_ENTROPY = Loss()
 
 
 def predicted(scores: Tensor) -> Tensor:
-    """Return the class of the largest logit, or -1, which is no class, if a logit is not finite; ``(batch,)``."""
-    return torch.where(scores.isfinite().all(1), scores.argmax(1), -1)
+    """Return the class of the largest logit, ``(batch,)``, or -1, which is no class, if that one is not finite.
+
+    A logit of NaN counts as the largest one. Logits of −∞ are those of classes that the model masks.
+    """
+    return torch.where(scores.amax(1).isfinite(), scores.argmax(1), -1)
 
 
 def at_least_float32(scores: Tensor) -> Tensor:
