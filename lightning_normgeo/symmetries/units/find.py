@@ -16,7 +16,7 @@ from lightning_normgeo.symmetries.solution import Solution
 from lightning_normgeo.symmetries.units.cuts import TOLERANCE, Cut, cuts
 from lightning_normgeo.symmetries.units.normalizations import Normalizations
 from lightning_normgeo.symmetries.units.one_layer import AllLayers, LayerSolutions, solve_layer
-from lightning_normgeo.symmetries.units.reasons import Reasons
+from lightning_normgeo.symmetries.units.reasons import EXCHANGED_WITHIN, Reasons
 from lightning_normgeo.symmetries.units.weight_units import Kind, WeightUnits
 
 _MAPS = {"Convolution", "Mm", "Addmm", "Linear", "T", "WeightNormInterface", "Embedding"}
@@ -103,7 +103,7 @@ class UnitFinder:
         if none.part is not None:
             solutions = solutions.within(slice(*none.part))
         if solutions.divided is None:
-            return none.without_invariance("the rows that share a normalization are not consecutive")
+            return none.without_invariance(_why_not_divided(solutions))
         alone = solutions.rows(*solutions.divided)
         belongs = solutions.bias.size > 0 and alone.moves(solutions.bias)
         if belongs and not _fits(alone):
@@ -125,6 +125,15 @@ class UnitFinder:
         text = self._normalizations.text(absorbed, owner)
         scale = self._normalizations.scale(absorbed, alone) if kind == "filter" else None
         return replace(found, kind=kind, scale=scale, normalization=text)
+
+
+def _why_not_divided(solutions: LayerSolutions) -> str:
+    """Return the reason why rows that solutions scale are not divided into units."""
+    values = solutions.of(solutions.weight)
+    growing, shrinking = ((sign * values > 0).sum(axis=1) for sign in (1, -1))
+    if bool((growing * shrinking > 0).all()):
+        return EXCHANGED_WITHIN
+    return "the rows that share a normalization are not consecutive"
 
 
 def _fits(alone: LayerSolutions) -> bool:

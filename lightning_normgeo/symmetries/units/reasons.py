@@ -11,6 +11,9 @@ from lightning_normgeo.symmetries.solution import Solution
 
 _LISTED = 2
 _REACHES = "it reaches the loss"
+_EXCHANGED = "its scale is exchanged with that of"
+_OWN_SLICES = "other slices of its own"
+EXCHANGED_WITHIN = f"{_EXCHANGED} {_OWN_SLICES}"
 _KEEPS_A_FACTOR = (
     COPIES
     | VIEWS
@@ -58,7 +61,7 @@ class Reasons:
         if any(family.role == "invariant alone" for family in families):
             return "only some of its slices are invariant alone"
         if rescaled:
-            return f"its scale is exchanged with that of {_others(rescaled[0], name)}"
+            return f"{_EXCHANGED} {_others(rescaled[0], name)}"
         if families:
             return "it has no effect on the loss"
         reason = self._reasons.get(name, _REACHES)
@@ -78,6 +81,6 @@ def _with_a_factor_that_remains(graph: Graph) -> set[Edge]:
 
 def _others(family: Family, name: str) -> str:
     others = [layer_name(member.slices.parameter) for member in family.members if member.slices.parameter != name]
-    others = list(dict.fromkeys(others)) or ["other slices of its own"]
+    others = list(dict.fromkeys(others)) or [_OWN_SLICES]
     more = len(others) - _LISTED
     return ", ".join(others[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -106,6 +106,11 @@ def gated(m: Net, x: Tensor) -> Tensor:
     return m.norm(a) * b.sigmoid()
 
 
+def multiplied(m: Net, x: Tensor) -> Tensor:
+    a, b = m.conv(x).chunk(2, 1)
+    return a.relu() * b
+
+
 def sliced(m: Net, x: Tensor) -> Tensor:
     y = m.conv(x)
     return m.norm(y[:, :4]) + m.other(y[:, 2:])
@@ -229,6 +234,7 @@ CASES: dict[str, tuple[Net, str]] = {
     "concatenated": (Net(joined, conv=conv(), norm=bn(10)), "filter"),
     "concatenated-instance-norm": (Net(joined, conv=conv(), norm=nn.InstanceNorm2d(10, eps=EPS)), "filter"),
     "concatenated-group-norm": (Net(joined, conv=conv(), norm=gn(5, 10)), "group"),
+    "multiplied-halves": (Net(multiplied, conv=conv()), "none"),
     "gated": (Net(gated, conv=conv(), norm=bn(3)), "none"),
     "sliced": (Net(sliced, conv=conv(), norm=bn(4), other=bn(4)), "filter"),
     "centered-by-hand": (Net(centered_twice, conv=conv(), norm=bn()), "layer"),
@@ -344,6 +350,7 @@ def test_without_the_bias_a_joint_unit_would_be_wrong(name: str) -> None:
         ("frozen", r"frozen statistics \(evaluation mode\)"),
         ("channel-shuffle", "are not consecutive"),
         ("split-into-samples", "are not consecutive"),
+        ("multiplied-halves", "^its scale is exchanged with that of other slices of its own$"),
         ("no-norm", "^a sum with something that does not scale is in its way$"),
         ("squash", "^a sum with something that does not scale is in its way$"),
     ],
