@@ -95,7 +95,7 @@ class StepProbe:
         found = list(optimizers)
         if len(found) == len(self._optimizers) and all(a is b for a, b in zip(found, self._optimizers, strict=True)):
             return
-        self.detach()
+        self._remove_hooks()  # what has been measured of this step stays
         self._optimizers = found
         for optimizer in found:
             self._handles.append(optimizer.register_step_pre_hook(self._step_begins))
@@ -103,11 +103,14 @@ class StepProbe:
 
     def detach(self) -> None:
         """Remove every hook and free the scratch memory."""
+        self._remove_hooks()
+        self.reader.clear()
+        self._measurement = self._pending = None
+
+    def _remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizers = [], []
-        self.reader.clear()
-        self._measurement = self._pending = None
 
     def arm(self, updates: bool, weights: bool = True) -> None:
         """Measure the steps that follow, until :meth:`collect`.

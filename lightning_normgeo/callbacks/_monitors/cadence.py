@@ -53,16 +53,19 @@ class Cadence:
         taken: the number of steps that each optimizer has taken, by id.
         measured: the number of its measured steps, by id.
         missed: the number of times that no optimizer was measured between one n-th step and the next.
+        exchanged: whether an optimizer was taken from the training.
     """
 
     def __init__(self) -> None:
         self.taken: Counter[int] = Counter()
         self.measured: Counter[int] = Counter()
         self.missed = 0
+        self.exchanged = False
         self.step = 0
         self._due: dict[int, dict[int, int]] = {}
         self._last: dict[int, int] = {}
         self._gap: dict[int, int] = {}
+        self._known: set[int] = set()
         self._unfulfilled = False
 
     @property
@@ -90,8 +93,23 @@ class Cadence:
         if due:
             self.missed += self._unfulfilled
             self._unfulfilled = True
+        self._known = set(map(id, optimizers))
         for every in due:
             self._due[every] = {id(optimizer): step for optimizer in optimizers}
+
+    def exchange(self, optimizers: Sequence[Any]) -> None:
+        """Follow an exchange of optimizers: where one that is gone was due, those that are new are due instead."""
+        now = {id(optimizer) for optimizer in optimizers}
+        new = now - self._known
+        self.exchanged |= bool(self._known - now)
+        for due in self._due.values():
+            gone = due.keys() - now
+            if gone:
+                since = min(due[key] for key in gone)
+                due |= dict.fromkeys(new, since)
+            for key in gone:
+                del due[key]
+        self._known = now
 
     def take(self, optimizer: Any) -> None:
         """Count a step of an optimizer."""

@@ -89,7 +89,8 @@ def nothing_measured(cadence: Cadence, trainer: Any, backwards: int, every: int)
         for key, taken in cadence.taken.items()
         if not cadence.measured[key] and taken < every
     ]
-    if not never:
+    succeeded = cadence.exchanged and cadence.measured.total() > 0  # one was measured in the place of another
+    if not never or succeeded:
         return None
     return f"Never measured: {', '.join(never)}. Choose a smaller every_n_steps for the monitors."
 

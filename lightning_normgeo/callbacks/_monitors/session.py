@@ -26,6 +26,7 @@ from lightning_normgeo.callbacks._monitors.sharded_models import sharding_of
 from lightning_normgeo.callbacks._readings.publication.publisher import Publisher
 from lightning_normgeo.errors import remember_warnings, skipped_on_error, warn_once
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
+from lightning_normgeo.probes.exchanged_optimizers import ExchangedOptimizers
 from lightning_normgeo.utilities.collector import without_collector
 
 _MEASURED_HOOKS = ("on_before_backward", "on_after_backward", "on_train_batch_end")
@@ -63,6 +64,7 @@ class Session:
         self.cadence = Cadence()
         self.left_out: Counter[str] = Counter()
         self.observer: Observer | None = None
+        self.exchanged: ExchangedOptimizers | None = None
         self.publisher = Publisher()
         self.rows = MeasuredRows(self.publisher, self.left_out)
         self.counted = CumulativeState()
@@ -92,7 +94,8 @@ class Session:
         if self.observer is None:
             self.observer = Observer(trainer, module, sharding_of(trainer), self.left_out)
             self.observer.probe.taken = self.cadence.take
-            self.observer.probe.attach(trainer.optimizers)
+            self.exchanged = ExchangedOptimizers(trainer, self._follow_optimizers)
+            self._follow_optimizers(trainer)
         self.monitors.append(monitor)
         monitor.left_out = self.left_out
         self._cadences = tuple(sorted({m.cadence() for m in self.monitors}))
@@ -122,6 +125,8 @@ class Session:
             at_last.callback(self.counted.close)
             if self.observer is not None:
                 at_last.callback(self.observer.detach)
+            if self.exchanged is not None:
+                at_last.callback(self.exchanged.remove)
             self._close(trainer)
 
     @skipped_on_error
@@ -141,13 +146,23 @@ class Session:
         if step != self.cadence.step:
             self.observer.probe.reset()
             if self.sums is not None or trainer.optimizers is not self.observer.optimizers:
-                self.observer.attach(trainer.optimizers)
+                self._follow_optimizers(trainer)
             self.cadence.advance(step, self._cadences, trainer.optimizers)
         expected = self.cadence.expected() if self.cadence.waits else set()
         if expected:
             self._arm(trainer, expected)
         elif self._armed:
             self._disarm()
+
+    def _follow_optimizers(self, trainer: Any) -> None:
+        """Hook into the optimizers that the Trainer has now; those that are new are measured where others were due."""
+        if self.observer is None or self.exchanged is None:
+            return
+        self.observer.attach(trainer.optimizers)
+        self.exchanged.know()
+        self.cadence.exchange(trainer.optimizers)
+        if self._armed:
+            self.observer.probe.wait_for(self.cadence.expected())
 
     @skipped_on_error
     def epoch_ends(self, trainer: Any, module: Any) -> None:
