@@ -68,10 +68,10 @@ class SymmetryMonitor(GeometryMonitor):
     def measure(self, measured: MeasuredStep) -> Iterable[Reading]:
         """Return the readings of one step."""
         step = measured.symmetry
-        if step is None or not step.families:
+        if step is not None and step.families:
+            yield from symmetry_readings(step)
+        elif not measured.has_symmetries:
             warn_once(
                 "SymmetryMonitor found no scale symmetry in this step. print(scale_symmetries(model, batch)) names the "
                 "operations that are in the way; under torch.compile the graph shows nothing."
             )
-            return
-        yield from symmetry_readings(step)

@@ -240,6 +240,8 @@ class StepProbe:
         if not self.gradients_are_fresh():
             self.skipped["no backward pass since the last step"] += 1
             return
+        if pending.moved and (self._weights or self.symmetries is not None):
+            self._note(_MOVED)
         if self.symmetries is not None and not pending.moved:
             self._read_symmetries(self.symmetries, optimizer)
         if self._weights:
@@ -267,10 +269,8 @@ class StepProbe:
 
     def _measure(self, optimizer: Optimizer, pending: _StepInProgress) -> None:
         groups = groups_of(optimizer)
-        if pending.moved:
-            self._note(_MOVED)
-            if not self._updates:
-                return
+        if pending.moved and not self._updates:
+            return
         device = main_device(p for one in self._optimizers for group in one.param_groups for p in group["params"])
         observed = moving_weights(self.weights, self.unseen, optimizer, self.skipped, device)
         if pending.moved:
@@ -290,7 +290,9 @@ class StepProbe:
 
     def _note(self, reason: str) -> None:
         self.skipped[reason] += 1
+        also = "" if self.symmetries is None else ", and symmetry/*"
         warn_once(
             f"What one gradient explains is left out because {reason}: no formula for one update describes it. This is "
-            f"explained, term_… and residual; {_LEFT[reason]}."
+            f"explained, term_… and residual{also}; {_LEFT[reason]}.",
+            about=reason,
         )

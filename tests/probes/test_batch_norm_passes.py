@@ -121,3 +121,81 @@ def test_nodes_that_can_no_longer_be_read_are_named_as_such() -> None:
     with pytest.warns(MeasurementWarning, match="node could no longer be read, and its running statistics were not"):
         found = affine(ConvNet, OrthogonalityMonitor(), project=OffloadedLater)
     assert [bool(values) for values in found] == [True, False, True]
+
+
+class InTurn(Project):
+    """Project with an optimizer for each of two parts, which are trained in turn: some passes have no graph.
+
+    ``toggle_optimizer`` freezes all parameters but those of one optimizer, as the layers in front of a batch
+    normalization with γ.
+    """
+
+    first_part_first = True
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net=net)
+        self.automatic_optimization = False
+        self.seen: list[dict[str, list[Tensor]]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.seen.append({"net.1": [], "net.4": []})
+        optimizers = self.optimizers()[:: 1 if self.first_part_first else -1]
+        for optimizer, half in zip(optimizers, (slice(0, 4), slice(4, 8)), strict=True):
+            self.toggle_optimizer(optimizer)
+            optimizer.zero_grad()
+            self.manual_backward(nn.functional.cross_entropy(self(batch[0][half]), batch[1][half]))
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+    def on_train_start(self) -> None:
+        for name, own in (("net.1", self.net[1]), ("net.4", self.net[4])):
+            own.register_forward_pre_hook(lambda layer, args, name=name: self._note(name, layer, args[0]))
+
+    def _note(self, name: str, layer: nn.BatchNorm2d, x: Tensor) -> None:
+        gap = layer.bias - x.mean((0, 2, 3))
+        self.seen[-1][name].append(gap.detach().abs().mean())
+
+    def configure_optimizers(self) -> Any:
+        layers = list(self.net)
+        return [torch.optim.SGD(nn.Sequential(*part).parameters(), lr=0.1) for part in (layers[:5], layers[5:])]
+
+
+class InTurnFromBehind(InTurn):
+    first_part_first = False
+
+
+@pytest.mark.parametrize("project", [InTurn, InTurnFromBehind])
+def test_passes_without_a_graph_are_counted_in_every_step(project: type[InTurn]) -> None:
+    torch.manual_seed(1)
+    rows, trained = Rows(), project(ConvNet().double())
+    data = images(24, dtype=torch.float64)
+    trainer(AffineConvergenceMonitor(layers="*"), steps=-1, max_epochs=1, logger=rows).fit(trained, data)
+    assert len(rows.rows) == 3
+    for (_, row), seen in zip(rows.rows, trained.seen, strict=True):
+        for name, gaps in seen.items():
+            assert len(gaps) == 2
+            mean = float(torch.stack(gaps).mean())
+            assert row[f"affine/abs_beta_minus_mu_mean/{name}"] == pytest.approx(mean, rel=1e-9)
+
+
+class TwoPasses(Project):
+    """Project whose first layers are frozen in one of two passes before the same backward pass."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        first = self(batch[0])
+        frozen = list(nn.Sequential(*list(self.net)[:5]).parameters())
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        second = self(batch[0])
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        return nn.functional.cross_entropy(first + second, batch[1])
+
+
+def test_passes_that_cannot_be_read_are_said_to_be_left_out() -> None:
+    monitor = AffineConvergenceMonitor()
+    rows = Rows()
+    trainer(monitor, steps=3, logger=rows).fit(TwoPasses(), images())
+    assert len(rows.rows) == 3
+    reason = "batch statistics of some layers: a pass without a graph was followed by others before a backward pass"
+    assert monitor.left_out == {reason: 3}

@@ -34,6 +34,7 @@ class MeasuredStep:
         sums: the cumulative increments of ‖W‖² over all steps so far; None where no monitor needs them.
         symmetry: sums over the generators of scale symmetries; None where no monitor needs them.
         inputs: geometry of the inputs of the layers that a monitor chose, by module path.
+        has_symmetries: whether graphs of the step have scale symmetries, also if none could be measured.
     """
 
     steps: Sequence[WeightStep]
@@ -44,6 +45,7 @@ class MeasuredStep:
     sums: CumulativeIncrements | None
     symmetry: SymmetryStep | None = None
     inputs: dict[str, LayerGeometry] = field(default_factory=dict)
+    has_symmetries: bool = False
     _columns: dict[tuple[str, ...], StackedUnits] = field(default_factory=dict, repr=False)
 
     def without_invariance(self, names: Sequence[str]) -> MeasuredStep:

@@ -59,6 +59,7 @@ class Observer:
         self.without_formula: set[str] = set()
         self.optimizers: Any = None
         self.probe.skipped = left_out
+        self._left_out = left_out
         self._automatic: bool = trainer.lightning_module.automatic_optimization
         self._compiled = is_compiled(module)  # its code would be compiled again under a mode
         self._backwards = 0
@@ -235,12 +236,16 @@ class Observer:
         one_device = trainer.world_size == 1
         symmetry = self.symmetries.collect() if self._reads_symmetries and self.symmetries is not None else None
         valid = measurement.valid if symmetry is None else [*measurement.valid, symmetry.noise.sum().isfinite()]
+        found = self.symmetries is not None and self.symmetries.has_symmetries
         inputs = self.inputs.collect()
-        return MeasuredStep(steps, statistics, one_device, epsilon, turned, sums, symmetry, inputs), valid
+        return MeasuredStep(steps, statistics, one_device, epsilon, turned, sums, symmetry, inputs, found), valid
 
     @skipped_on_error
     def _collect(self, batch_norms: BatchNormProbe) -> dict[str, list[BatchStatistics]]:
-        return batch_norms.collect()
+        found = batch_norms.collect()
+        for reason in batch_norms.left_out() if self._reads_statistics else ():
+            self._left_out[f"batch statistics of some layers: {reason}"] += 1
+        return found
 
     def _parts(self, steps: Sequence[WeightStep], statistics: dict[str, list[BatchStatistics]]) -> dict[str, Tensor]:
         """Return ε's part of ⟨W, g⟩ by weight, where it is known."""

@@ -38,6 +38,8 @@ _PARAMETRIZED = "γ or β is computed by a parametrization, which can change wit
 _NOTHING_TO_READ = "keeps no running statistics, and its autograd node cannot be read"
 _NOT_COPIED = "its autograd node could no longer be read, and its running statistics were not copied before"
 """In one step only: from then on they are."""
+_MIXED = "a pass without a graph was followed by others before a backward pass"
+"""Each of them changes the running statistics, and only those with a graph have a node."""
 
 
 class _Samples:
@@ -75,6 +77,8 @@ class BatchNormProbe:
         self._passes: dict[str, list[ForwardPass]] = {name: [] for name in layers}
         self._before: dict[str, tuple[Tensor, ...]] = {}
         self._by_difference = set(layers)
+        self._without_node: set[str] = set()
+        self._skipped_before: Counter[str] = Counter()
         self._gradients = True
         self._samples = {name: _Samples() for name in layers if compiled}
         for name, samples in self._samples.items():
@@ -90,13 +94,19 @@ class BatchNormProbe:
             self._passes = {name: self._passes.get(name, []) for name in layers}
             self._by_difference |= new
             self._by_difference &= layers.keys()
+            self._without_node &= layers.keys()
 
     def arm(self, gradients: bool = True) -> None:
         """Begin to observe the forward passes of a step; ``gradients`` tells whether to record ∂L/∂γ as well."""
         self.disarm()
+        self._skipped_before = Counter(self.skipped)
         self._gradients = gradients
         self._remember()
         self.resume()
+
+    def left_out(self) -> Counter[str]:
+        """Return the number of measurements that were left out since :meth:`arm`, by reason."""
+        return self.skipped - self._skipped_before
 
     def resume(self) -> None:
         """Observe forward passes again after :meth:`pause`."""
@@ -137,8 +147,11 @@ class BatchNormProbe:
         known = self._held(fresh)
         self._read_nodes([(name, one) for name in known for one in fresh[name] if one.saved is not None], known)
         for name, affine in known.items():
-            if all(one.saved is None for one in fresh[name]):
+            without_node = [one for one in fresh[name] if one.saved is None]
+            if without_node and len(without_node) == len(fresh[name]):
                 self._read_difference(name, fresh[name], affine)
+            elif without_node:
+                self.skipped[_MIXED] += 1
         for one in itertools.chain.from_iterable(fresh.values()):
             one.closed, one.saved = True, None
         self._remember()
@@ -157,6 +170,8 @@ class BatchNormProbe:
             if one.statistics is not None
         ]
         gradients = summed_gradients([one for _, one, _ in read])
+        # the others may have passes without a graph, as of frozen layers, also after those with one
+        self._by_difference -= {name for name, passes in self._passes.items() if passes} - self._without_node
         self.disarm()
         found: dict[str, list[BatchStatistics]] = defaultdict(list)
         for (name, _, statistics), gradient in zip(read, gradients, strict=True):
@@ -209,7 +224,6 @@ class BatchNormProbe:
     def _read_nodes(self, read: list[tuple[str, ForwardPass]], affine: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Read the saved statistics of all passes, concatenated: one operation for each would cost more to launch."""
         read = [(name, one) for name, one in read if not (self.sharded and one.affine is None)]
-        self._by_difference -= {name for name, _ in read}
         if not read:
             return
         layers = [self.layers[name] for name, _ in read]
@@ -242,6 +256,7 @@ class BatchNormProbe:
 
         The running mean moves as r⁺ = (1 - m) r + m μ, with momentum m; the running variance likewise, unbiased.
         """
+        self._without_node.add(name)
         self._by_difference.add(name)  # so that its running statistics are copied before the next pass
         if name not in self._before:
             self.skipped[_NOT_COPIED if _keeps_running(layer) else _NOTHING_TO_READ] += 1

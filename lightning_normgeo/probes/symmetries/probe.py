@@ -47,6 +47,11 @@ class SymmetryProbe:
         self._buffers: dict[int, Tensor] = {}
         self._generators: dict[tuple[Any, ...], Generators] = {}
 
+    @property
+    def has_symmetries(self) -> bool:
+        """Whether the graphs of the step have scale symmetries, measured or not."""
+        return any(len(one.symmetries) for one in self._graphs)
+
     def forget(self) -> None:
         """Forget the graphs of the last step."""
         self._graphs, self._before, self._steps = [], [], []

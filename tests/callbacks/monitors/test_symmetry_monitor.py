@@ -353,3 +353,30 @@ def test_the_epsilon_of_a_normalization_by_hand_is_known(tmp_path: Path) -> None
     record = fit(tmp_path, net)
     assert "1× net.1.weight" in record.layers["symmetry/max_charge"][0][1]
     assert max(value for _, value in record.metrics["symmetry/max_charge"]) < 1e-12
+
+
+class Moving(torch.optim.SGD):
+    """An optimizer that moves the weights before it evaluates its closure."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any]) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.mul_(0.9)
+        return torch.enable_grad()(closure)()
+
+
+def lbfgs(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.LBFGS(module.parameters(), lr=0.01, max_iter=2)
+
+
+def moving(module: nn.Module) -> torch.optim.Optimizer:
+    return Moving(module.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("optimizer", [lbfgs, moving])
+def test_steps_that_no_gradient_describes_are_named_as_such(tmp_path: Path, optimizer: Callable[..., Any]) -> None:
+    with pytest.warns(MeasurementWarning, match=r"explained, term_… and residual, and symmetry/\*") as said:
+        metrics = fit(tmp_path, optimizers=optimizer).metrics
+    assert len([one for one in said if issubclass(one.category, MeasurementWarning)]) == 1
+    assert not any(key.startswith("symmetry") for key in metrics)
