@@ -16,7 +16,7 @@ from lightning_normgeo.callbacks._monitors.sharded_models import Sharding
 from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirmation
 from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
 from lightning_normgeo.errors import skipped_on_error, warn_once
-from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
+from lightning_normgeo.normalization.autograd.compiled_modules import runs_compiled_code
 from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.batch_norm.layers import readable_batch_norms
@@ -61,7 +61,7 @@ class Observer:
         self.probe.skipped = left_out
         self._left_out = left_out
         self._automatic: bool = trainer.lightning_module.automatic_optimization
-        self._compiled = is_compiled(module)  # its code would be compiled again under a mode
+        self._compiled = runs_compiled_code(module)  # its code would be compiled again under a mode
         self._backwards = 0
         self._carries = False
         self._searched = 0

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.geometry.rows import is_sharded, local_part
-from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
+from lightning_normgeo.normalization.autograd.compiled_modules import runs_compiled_code
 from lightning_normgeo.normalization.names import bias_of, by_clean_name, clean_name, named_weights
 from lightning_normgeo.probes.sharded.shards import ShardedWeight, Shards
 from lightning_normgeo.probes.sharded.unsharded import UnshardedParameters
@@ -109,7 +109,7 @@ def find_shards(callback: str, trainer: Any, module: nn.Module) -> Shards | None
 def unsharded_of(module: nn.Module, shards: Shards) -> UnshardedParameters:
     """Return the tracker that names unsharded parameters during a forward pass."""
     names = {id(parameter): name for name, parameter in shards.parameters.items()}
-    return UnshardedParameters(module, names, fully_sharded_kind() or nn.Module, is_compiled(module))
+    return UnshardedParameters(module, names, fully_sharded_kind() or nn.Module, runs_compiled_code(module))
 
 
 def fully_sharded_kind() -> type[Any] | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.normalization.autograd.compiled_modules import is_compiled
+from lightning_normgeo.normalization.autograd.compiled_modules import runs_compiled_code
 from lightning_normgeo.normalization.autograd.graph import Graph
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
 from lightning_normgeo.probes.sharded.unsharded import UnshardedParameters
@@ -41,7 +41,7 @@ class GraphSearch:
         """Watch the forward passes to come."""
         self.leave()
         self._open, self.found, self._signatures = ExitStack(), [], set()
-        if is_compiled(module):
+        if runs_compiled_code(module):
             self._open.enter_context(torch.compiler.set_stance("force_eager"))
         if self._unsharded is not None:
             self._unsharded.watch()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lightning_normgeo import (
     NormGrowthMonitor,
     OrthogonalityMonitor,
     RecordLogger,
+    SymmetryMonitor,
     read_record,
 )
 from support.projects import Project, images, trainer
@@ -39,25 +42,96 @@ def in_place(project: Project) -> Any:
     return project
 
 
-def test_measuring_now_and_then_compiles_nothing_again() -> None:
+class Loss(Project):
+    """Project whose loss is computed by a method of its own."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.loss(batch)
+
+
+GRAPHS: list[Any] = []
+
+
+def counting(graph: Any, inputs: Any) -> Any:
+    GRAPHS.append(graph)
+    return graph.forward
+
+
+@torch.compile(backend=counting)
+def squared(x: torch.Tensor) -> torch.Tensor:
+    return x.square().mean()
+
+
+class CompiledClass(Loss):
+    """Project with a compiled method."""
+
+    @torch.compile(backend=counting)
+    def loss(self, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+class CompiledPenalty(Loss):
+    """Project that calls a compiled function."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        return super().loss(batch) + 1e-3 * squared(self.net[0].weight)
+
+
+def compiled_network() -> Project:
+    project = Project()
+    project.net.compile(backend=counting)
+    return project
+
+
+def compiled_attribute(name: str) -> Project:
+    project = Loss()
+    setattr(project, name, torch.compile(getattr(project, name), backend=counting))
+    return project
+
+
+def compiled_in_a_list() -> Project:
+    project = Project()
+    project.steps = [torch.compile(Loss.loss, backend=counting)]
+    project.training_step = lambda batch, batch_idx: project.steps[0](project, batch)
+    project.loss = None
+    return project
+
+
+def compiled_forward() -> Project:
+    project = Loss()
+    project.net.forward = torch.compile(project.net.forward, backend=counting)
+    return project
+
+
+COMPILED: dict[str, Callable[[], Project]] = {
+    "network": compiled_network,
+    "training_step": partial(compiled_attribute, "training_step"),
+    "method": partial(compiled_attribute, "loss"),
+    "forward": compiled_forward,
+    "in a list": compiled_in_a_list,
+    "class": CompiledClass,
+    "function": CompiledPenalty,
+}
+
+
+@pytest.mark.parametrize("project", COMPILED.values(), ids=COMPILED.keys())
+def test_measuring_now_and_then_compiles_nothing_again(project: Callable[[], Project]) -> None:
     """Dynamo guards on values that hooks read: a hook that reads a counter would recompile up to the limit."""
 
     def train(callbacks: list[Any]) -> tuple[int, list[torch.Tensor]]:
-        graphs: list[Any] = []
-
-        def counting(graph: Any, inputs: Any) -> Any:
-            graphs.append(graph)
-            return graph.forward
-
+        GRAPHS.clear()
         torch._dynamo.reset()
         torch.manual_seed(0)
-        project = Project()
-        project.net.compile(backend=counting)
-        trainer(*callbacks, steps=40).fit(project, images(320))
-        return len(graphs), [tensor.clone() for tensor in project.state_dict().values()]
+        made = project()
+        trainer(*callbacks, steps=40).fit(made, images(320))
+        return len(GRAPHS), [tensor.clone() for tensor in made.state_dict().values()]
 
     bare, weights = train([])
-    observed, same = train([OrthogonalityMonitor(13), NormGrowthMonitor(11), AffineConvergenceMonitor(17)])
+    monitors = [OrthogonalityMonitor(13), NormGrowthMonitor(11), AffineConvergenceMonitor(17), SymmetryMonitor(7)]
+    observed, same = train(monitors)
     assert observed == bare
     assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
 
