@@ -113,7 +113,7 @@ class UnitConfirmation:
         self._compared = True
         hidden = [
             one.units.name
-            for one in self._structure.weights
+            for one in self._structure.in_graphs
             if not one.units.invariant
             and one.units.count >= _ENOUGH_UNITS
             and 0 < raw.get(one.units.name, 1) < _INVARIANT_BELOW

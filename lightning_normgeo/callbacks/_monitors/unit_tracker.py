@@ -81,6 +81,11 @@ class UnitTracker:
         return list(self._found.values())
 
     @property
+    def in_graphs(self) -> list[Observed]:
+        """The same without those that no graph contained, of whose units nothing is known."""
+        return [one for name, one in self._found.items() if name not in self._unseen]
+
+    @property
     def sharded(self) -> bool:
         """Whether the model is sharded, so that this process has only a part of each weight."""
         return self._parameters is not None
@@ -127,7 +132,7 @@ class UnitTracker:
 
     def report_none(self) -> None:
         """Warn once if a step has no invariant weight; not if some were refuted, for which there is another warning."""
-        seen = [one.units for name, one in self._found.items() if name not in self._unseen]
+        seen = [one.units for one in self.in_graphs]
         settled = not self._refuted and not self.asks_for_constants
         if seen and settled and not any(units.invariant for units in seen):
             listed = "; ".join(sorted({units.reason for units in seen})[:3])

@@ -169,6 +169,27 @@ def test_a_layer_that_is_invariant_for_an_unknown_reason_is_named(tmp_path: Path
     assert metrics["orthogonality_control/max_abs_cos"]
 
 
+class BackwardByHand(Project):
+    """Project whose backward pass Lightning does not see, so that no graph is read."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(self(batch[0]), batch[1]).backward()
+        optimizer.step()
+
+
+def test_of_weights_in_no_graph_nobody_says_what_the_graph_shows(tmp_path: Path) -> None:
+    with pytest.warns(MeasurementWarning, match="no backward pass of Lightning's was seen") as said:
+        metrics = observe(tmp_path, BackwardByHand(net=ConvNet(eps=1e-30)), OrthogonalityMonitor(layers="*"))
+    assert len([one for one in said if issubclass(one.category, MeasurementWarning)]) == 1
+    assert min(metrics["orthogonality_control/rms_cos/net.3"]) < 1e-6, "it would have been said"
+
+
 def test_agreement_and_clipping_by_value_are_silent(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", MeasurementWarning)
