@@ -16,7 +16,8 @@ import lightning_normgeo.callbacks
 import lightning_normgeo.data  # noqa: F401 - so that short class names work in configurations
 from lightning_normgeo._version import __version__
 from lightning_normgeo.cli.cleanup import has_logged, missing_parents, remove_traces
-from lightning_normgeo.cli.command_options import add_options, check_exists
+from lightning_normgeo.cli.command_options import add_options, check_exists, check_seed
+from lightning_normgeo.cli.config_files import check_config_files
 from lightning_normgeo.cli.console_filter import keep_quiet
 from lightning_normgeo.cli.end_of_command import interruption_of, tell_begin, tell_end, tell_interruption
 from lightning_normgeo.cli.loggers import end_wandb, shield, start_wandb
@@ -88,10 +89,13 @@ class NormgeoCLI(LightningCLI):
 
     def _parsed(self, parser: Any, arguments: list[str]) -> Any:
         given = with_config_paths(arguments)
+        check_config_files(given)
         for each in (parser, *self._subcommand_parsers.values()):
             each.given = given
             each.commands = self._subcommand_parsers
-        return parser.parse_args(given)
+        config = parser.parse_args(given)
+        check_seed(config[config.subcommand].get("seed_everything"))
+        return config
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer.

@@ -13,6 +13,7 @@ from lightning_normgeo.errors import ConfigurationError
 
 _NOT_FILES = ("best", "last", "hpc", "registry")
 """Beginnings of ``--ckpt_path`` that Lightning takes for keywords, not for names of files."""
+_LARGEST_SEED = 2**32 - 1
 
 
 def add_options(parser: LightningArgumentParser) -> None:
@@ -59,6 +60,19 @@ def check_exists(checkpoint: str | None) -> None:
     there = sorted(str(path.relative_to(folder)) for path in folder.glob("**/*.ckpt"))[:8]
     beside = f"{folder} has {', '.join(there)}" if there else f"there is none below {folder}"
     raise ConfigurationError(f"--ckpt_path {checkpoint} does not exist; {beside}.")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a value of ``--seed_everything`` that is no seed of numpy.
+
+    Args:
+        seed: The value, a number or true or false.
+
+    Raises:
+        ConfigurationError: For a negative number or one of more than 32 bits.
+    """
+    if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed <= _LARGEST_SEED:
+        raise ConfigurationError(f"--seed_everything {seed} cannot be used. Choose one from 0 to {_LARGEST_SEED}.")
 
 
 def _as_dict(block: Any) -> dict[str, Any] | None:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
-
+from lightning_normgeo.cli.class_problems import WORDS, ClassProblem, class_problem
 from lightning_normgeo.errors import nearest_names
+from lightning_normgeo.terminal.shipped_configs import shipped_configs
 
-_UNKNOWN = re.compile(r"(?:unrecognized arguments: -*|does not accept option '|Option ')([\w.+-]+)")
+_UNKNOWN = re.compile(r"(?:unrecognized arguments: |does not accept option '|Option ')(?P<dashes>-*)(?P<name>[\w.+-]+)")
 _VALUE = re.compile(r"""Parser key "(?P<key>[^"]+)":""")
 _GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+_PART = re.compile(r"NestedArg\(key='(?P<key>[^']+)', val=(?P<value>.*)\)")
+"""Value of an option such as ``--optimizer.lr``, of which the parser makes a part of ``--optimizer``."""
+_LINKED = re.compile(r"(?P<source>\w+)\)? --> (?P<target>[\w.]+)")
+_CLASS_PATH = re.compile(r"'class_path': '([^']+)'")
+_ONE_DASH = re.compile(r"-\w[\w.]+")
 _NAME = re.compile(r"[\w.-]+")
 """Names of options that users can type; Lightning adds internal ones, with other characters, for linked arguments."""
 _NO_DATA = re.compile(r"arguments are required: \w+\.data\b")
-_NO_YAML = "Problems parsing config"
-_SHORT = {type(None): "null", int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
 def explain_mistake(message: str, arguments: Sequence[str], parser: Any, command: str) -> str:
@@ -31,40 +33,97 @@ def explain_mistake(message: str, arguments: Sequence[str], parser: Any, command
         parser: Parser of the command, which knows its options.
         command: Name of the command, such as ``fit``.
     """
-    if _NO_YAML in message:
-        return _not_yaml(arguments) or " ".join(message.split())
     if _NO_DATA.search(message):
         return (
             f"normgeo {command} needs data: a configuration that has some, such as --config quickstart, or --data with "
             "DigitsDataModule, CIFARDataModule, ImageFolderDataModule or your own."
         )
+    one_dash = next((one for one in arguments if _ONE_DASH.fullmatch(one) and f"-{one}" in _options(parser)), None)
+    if one_dash is not None:
+        return f"{one_dash} has one dash and is read as other options. Write -{one_dash}."
+    key, problem = _VALUE.search(message), class_problem(message)
+    if key is not None and problem is not None:
+        return _in_class(problem, key["key"], arguments, parser)
     unknown = _UNKNOWN.search(message)
     if unknown is not None:
-        return _unknown(_in_full(unknown[1], arguments), parser, command)
-    value = _VALUE.search(message)
+        word = "unrecognized" in message and not unknown["dashes"]
+        return (_not_an_option if word else _unknown)(unknown["name"], parser, command)
+    linked = _LINKED.search(message)
+    if linked is not None:
+        return f"--{linked['target']} is set from --{linked['source']}. Give --{linked['source']} instead."
     given = _GIVEN.findall(message)
-    if value is not None and given:
-        expected = _expected(value["key"], given[-1], parser)
-        if expected:
-            return f"--{value['key']} {given[-1]} cannot be used. {expected}"
+    if key is not None and given:
+        return _wrong_value(key["key"], given[-1], parser) or " ".join(message.split())
     return " ".join(message.split())
+
+
+def _wrong_value(key: str, given: str, parser: Any) -> str:
+    """Return the explanation of a value of a wrong type; empty if the allowed values are not known."""
+    part = _PART.fullmatch(given)
+    if part is not None:
+        return f"--{key}.{part['key']} {part['value']} cannot be used: --{key} has to be given before it, or with it."
+    names = {kind.__name__ for kind in _subclasses(_type_of(parser, key))}
+    wrong = (path for path in _CLASS_PATH.findall(given) if path.rpartition(".")[2] not in names)
+    given = next(wrong, given)  # of a list, the entry that is in the way
+    expected = _expected(key, given, parser)
+    return f"--{key} {given} cannot be used. {expected}" if expected else ""
+
+
+def _in_class(problem: ClassProblem, key: str, arguments: Sequence[str], parser: Any) -> str:
+    """Return the explanation of a mistake in a block with ``class_path``, or in an option that is part of one.
+
+    Args:
+        problem: What the parser says about the block.
+        key: Option of the block, such as ``optimizer``.
+        arguments: Arguments of the command.
+        parser: Parser of the command.
+    """
+    if problem.unknown:
+        option = _as_given(f"{key}.{problem.unknown}", arguments)
+        kind = next((one for one in _subclasses(_type_of(parser, key)) if one.__name__ == problem.name), None)
+        names = [] if kind is None else _parameters(kind)
+        nearest = f" Nearest: {nearest_names(problem.unknown.rpartition('.')[2], names)}." if names else ""
+        return f"{option} is no option of {problem.name}.{nearest} See --{key}.help {problem.path}."
+    if problem.argument:
+        option = _as_given(f"{key}.{problem.argument}", arguments)
+        reason = problem.expected or " ".join(problem.detail.split())
+        return f"{_with(option, problem.value)} cannot be used by {problem.name}. {reason}"
+    given = _with(_as_given(key, arguments), problem.path)
+    if problem.reason:
+        return f"{given} cannot be used: {problem.reason}"
+    return f"{given} cannot be used. {_expected(key, problem.name, parser)}"
+
+
+def _as_given(option: str, arguments: Sequence[str]) -> str:
+    """Return an option as it was typed, or without dashes, as it stands in a configuration."""
+    typed = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    plain = (one for one in typed if one[2:].replace(".init_args", "").rstrip("+") == option)
+    return next(plain, option)
+
+
+def _with(option: str, value: str) -> str:
+    return f"{option} {value}" if option.startswith("--") else f"{option}: {value}"
+
+
+def _not_an_option(word: str, parser: Any, command: str) -> str:
+    """Return the explanation of a word that is neither an option nor the value of one."""
+    hint = f"See normgeo {command} --help."
+    if word in shipped_configs():
+        hint = f"Write --config {word}."
+    elif any(f"--{word}" == name or f"--{word}".startswith(f"{name}.") for name in _options(parser)):
+        hint = f"Write --{word}."
+    return f"normgeo {command} takes options only, and was given {word!r}. {hint}"
 
 
 def _unknown(option: str, parser: Any, command: str) -> str:
     """Return the explanation of an unknown option, with the names nearest to it."""
-    known = [name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")]
-    holder = next((key for key in _prefixes(option) if _classes(_type_of(parser, key))), None)
-    if holder is not None:
-        known = [f"{holder}.{name}" for kind in _subclasses(_type_of(parser, holder)) for name in _parameters(kind)]
-    if not _looks_like_an_option(option, known):
-        return f"normgeo {command} takes options only, and was given {option!r}. Put -- in front of their names."
-    names = [f"--{name}" for name in known if not name.endswith(("+", ".help")) and _NAME.fullmatch(name)]
+    names = [name for name in _options(parser) if not name.endswith(("+", ".help")) and _NAME.fullmatch(name)]
     nearest = nearest_names(f"--{option.replace('.init_args', '')}", names).replace("'", "")
     return f"--{option} is no option of normgeo {command}. Nearest: {nearest}. See normgeo {command} --help-all."
 
 
-def _looks_like_an_option(option: str, known: Sequence[str]) -> bool:
-    return "." in option or any(name.startswith(option[:3]) for name in known)
+def _options(parser: Any) -> list[str]:
+    return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
 
 
 def _expected(key: str, given: str, parser: Any) -> str:
@@ -76,7 +135,9 @@ def _expected(key: str, given: str, parser: Any) -> str:
     names = [kind.__name__ for kind in _subclasses(hint)]
     if names:
         return f"Nearest classes: {nearest_names(given, names)}. A class of another package needs its module in front."
-    words = [_SHORT[kind] for kind in _flat(hint) if kind in _SHORT]
+    if get_origin(hint) is tuple:
+        return f"It has to be a list of {len(get_args(hint))} values, each {WORDS.get(get_args(hint)[0], 'a value')}."
+    words = [WORDS[kind] for kind in _flat(hint) if kind in WORDS]
     return f"It has to be {' or '.join(dict.fromkeys(words))}." if words else ""
 
 
@@ -96,7 +157,7 @@ def _flat(hint: Any) -> Iterator[Any]:
 
 def _classes(hint: Any) -> list[type]:
     """Return the base classes in a type hint whose subclasses an option accepts."""
-    return [kind for kind in _flat(hint) if isinstance(kind, type) and kind not in _SHORT and kind not in (list, dict)]
+    return [kind for kind in _flat(hint) if isinstance(kind, type) and kind not in WORDS and kind not in (list, dict)]
 
 
 def _subclasses(hint: Any) -> list[type]:
@@ -117,35 +178,3 @@ def _parameters(kind: type) -> list[str]:
         return [name for name in inspect.signature(kind).parameters if name not in ("self", "args", "kwargs", "params")]
     except (TypeError, ValueError):
         return []
-
-
-def _prefixes(option: str) -> Iterator[str]:
-    """Yield the parents of a dotted option, the longest first, without ``init_args``."""
-    parts = option.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        yield ".".join(part for part in parts[:length] if part != "init_args")
-
-
-def _in_full(option: str, arguments: Sequence[str]) -> str:
-    """Return an option as the user typed it: the parser's message has only its last part."""
-    given = (argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("--"))
-    return next((one for one in given if one == option or one.endswith(f".{option}")), option)
-
-
-def _not_yaml(arguments: Sequence[str]) -> str:
-    """Return the name of the configuration that is not YAML and the place of the error; empty if there is none."""
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        option, _, value = argument.partition("=")
-        if before in ("-c", "--config"):
-            file = Path(argument)
-        elif option in ("-c", "--config"):
-            file = Path(value)
-        else:
-            continue
-        if not file.is_file():
-            continue
-        try:
-            yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            return f"{file} is not YAML: {' '.join(str(error).split())}"
-    return ""

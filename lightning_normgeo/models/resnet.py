@@ -7,13 +7,13 @@ from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.cli import instantiate_class
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.models.architecture import ARCHITECTURES, Stem, build_resnet, smallest_map
+from lightning_normgeo.models.optimizers import built, check_block
 from lightning_normgeo.normalization.registry import NORMS, find_norm
 from lightning_normgeo.symmetries import scale_symmetries
 from lightning_normgeo.utilities.checked_values import entry_of, is_number, numbers_of, short_repr, whole
@@ -102,8 +102,8 @@ class ResNetClassifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         _check(num_classes, arch, stem, label_smoothing, input_mean, input_std, decayed, norm)
-        _check_block("optimizer", optimizer)
-        _check_block("lr_scheduler", lr_scheduler)
+        check_block("optimizer", optimizer)
+        check_block("lr_scheduler", lr_scheduler)
         self.save_hyperparameters()
         self._checked = False
         self.input_normalization = InputNormalization(input_mean, input_std)
@@ -138,15 +138,16 @@ class ResNetClassifier(pl.LightningModule):
         return F.softmax(self(images), dim=1)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer, with parameters grouped by whether they are decayed, and the scheduler."""
-        chosen = self.hparams["optimizer"] or _SGD
-        optimizer = instantiate_class(self._parameter_groups(), _as_dict(chosen))
-        if self.hparams["lr_scheduler"] is None:
+        """Return the optimizer, with parameters grouped by whether they are decayed, and the scheduler.
+
+        Raises:
+            ConfigurationError: If one of them refuses its arguments.
+        """
+        optimizer = built("optimizer", self.hparams["optimizer"] or _SGD, self._parameter_groups())
+        schedule = self.hparams["lr_scheduler"]
+        if schedule is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": instantiate_class(optimizer, _as_dict(self.hparams["lr_scheduler"])),
-        }
+        return {"optimizer": optimizer, "lr_scheduler": built("lr_scheduler", schedule, optimizer)}
 
     def on_fit_start(self) -> None:
         """Refuse data with another number of classes, and warn of callbacks that average the buffers of ``sn``."""
@@ -274,18 +275,3 @@ def _check(
         raise ConfigurationError(f"input_std={tuple(std)} must be positive.")
     if decayed not in ("all", "weights", "invariant", "none"):
         raise ConfigurationError(f"decayed={decayed!r} is unknown; choose 'all', 'weights', 'invariant' or 'none'.")
-
-
-def _check_block(option: str, block: Any) -> None:
-    """Refuse a value for ``optimizer`` or ``lr_scheduler`` that is no dictionary with ``class_path``."""
-    held = getattr(block, "as_dict", lambda: block)()
-    if block is not None and not (isinstance(held, dict) and "class_path" in held):
-        raise ConfigurationError(
-            f"{option}={short_repr(block)} must be a dictionary with class_path and init_args, as "
-            "{'class_path': 'torch.optim.SGD', 'init_args': {'lr': 0.1}}."
-        )
-
-
-def _as_dict(block: Any) -> dict[str, Any]:
-    """Return an optimizer block as a dictionary, also if it is the Namespace that the command line passes."""
-    return dict(block.as_dict()) if hasattr(block, "as_dict") else dict(block)

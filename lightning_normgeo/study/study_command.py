@@ -40,9 +40,9 @@ def study_parser() -> ArgumentParser:
     parser.add_argument(
         "study",
         type=str,
-        help="YAML file of the study, or the name of one that comes with the package: paper_small. It has name and "
-        "grid, and may have configs, settings, save_dir, and keep_optimizer_states: true, without which checkpoints "
-        "of finished runs keep the weights only.",
+        help="YAML file of the study, or the name of one that comes with the package, such as paper_small; normgeo "
+        "configs lists them. The file has name and grid, and may have configs, settings, save_dir, and "
+        "keep_optimizer_states: true, without which checkpoints of finished runs keep the weights only.",
     )
     parser.add_argument(
         "--dry-run",

@@ -9,7 +9,6 @@ from io import StringIO
 from typing import Any
 
 import torch
-from torch import nn
 
 from lightning_normgeo.cli import NormgeoCLI
 from lightning_normgeo.errors import ConfigurationError, nearest_names
@@ -21,7 +20,7 @@ class Checker(NormgeoCLI):
     """The command line of ``normgeo fit`` as a checker: it parses arguments and builds models, but runs nothing."""
 
     def __init__(self) -> None:
-        self._models: dict[str, nn.Module] = {}
+        self._models: dict[str, Any] = {}
         super().__init__([])
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -63,16 +62,26 @@ class Checker(NormgeoCLI):
         """Parse a command, build its model on torch's meta device, which needs no memory, and return the settings.
 
         Raises:
-            ConfigurationError: If the command cannot be parsed or the model cannot be built.
+            ConfigurationError: If the command cannot be parsed, or its model, optimizer or schedule cannot be built.
         """
         settings = self.parse(args)
         # Two quick builds instead of one, as spectral normalization of a hundred layers takes seconds: the architecture
         # with batch normalization, and the normalization with few layers, on which its errors do not depend.
         for other in ({"norm": "bn", "groups": None}, {"arch": "resnet18"}):
             self.meta_model(**{**settings.model.as_dict(), **other})
+        self._check_optimizer(settings.model.as_dict())
         return settings
 
-    def meta_model(self, **settings: Any) -> nn.Module:
+    def _check_optimizer(self, settings: dict[str, Any]) -> None:
+        """Refuse arguments of the optimizer and of the schedule that their classes refuse."""
+        small = {**settings, "norm": "bn", "groups": None, "arch": "resnet18", "decayed": "all"}
+        try:
+            self.meta_model(**small).configure_optimizers()
+        except ConfigurationError as error:
+            if isinstance(error.__cause__, ValueError | TypeError):  # others may be about the meta device
+                raise
+
+    def meta_model(self, **settings: Any) -> Any:
         """Return a model on the meta device, from the settings of the model; the same one for the same settings."""
         key = repr(settings)
         if key not in self._models:

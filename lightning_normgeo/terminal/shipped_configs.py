@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lightning_normgeo.errors import ConfigurationError, nearest_names
+from lightning_normgeo.errors import ConfigurationError, near_names, nearest_names
 
 _ENDINGS = (".yaml", ".yml")
-_CONFIG_OPTIONS = ("-c", "--config")
+CONFIG_OPTIONS = ("-c", "--config")
+"""Options that take a configuration."""
 DEFAULTS = "defaults"
 """Name of the configuration that every command of the Trainer reads first."""
 
@@ -56,9 +57,11 @@ def find_config(given: str, option: str = "--config", folder: Path | None = None
     if len(alike) == 1:
         return str(known[alike[0]])
     what = "is a folder" if Path(path).is_dir() else "does not exist"
+    nearest = alike or near_names(asked, known)
+    hint = f"Nearest: {nearest_names(asked, nearest)}; normgeo" if nearest else "normgeo"
     raise ConfigurationError(
         f"{option} {path} {what}, and no configuration that comes with the package has this name. "
-        f"Nearest: {nearest_names(asked, alike or known)}; normgeo configs lists all."
+        f"{hint} configs lists all {len(known)}."
     )
 
 
@@ -76,9 +79,9 @@ def with_config_paths(arguments: list[str]) -> list[str]:
         option, equals, value = argument.partition("=")
         if is_config and not _is_inline(argument):
             argument = find_config(argument)
-        elif equals and option in _CONFIG_OPTIONS and not _is_inline(value):
+        elif equals and option in CONFIG_OPTIONS and not _is_inline(value):
             argument = f"{option}={find_config(value)}"
-        is_config = argument in _CONFIG_OPTIONS
+        is_config = argument in CONFIG_OPTIONS
         found.append(argument)
     return found
 

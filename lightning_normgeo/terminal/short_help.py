@@ -43,7 +43,7 @@ MODEL_OPTIONS = {
     "--model.label_smoothing X": "of the cross entropy [0]",
     "--model.input_mean LIST": "mean of each color channel [0.5, 0.5, 0.5]",
     "--model.input_std LIST": "standard deviation of each color channel [0.25, 0.25, 0.25]",
-    "--model.decayed NAME": "all, weights or none: what weight decay touches [all]",
+    "--model.decayed NAME": "all, weights, invariant or none: what weight decay touches [all]",
 }
 DATA_OPTIONS = {
     "--data CLASS": "DigitsDataModule, CIFARDataModule, ImageFolderDataModule, …",

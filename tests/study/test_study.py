@@ -172,7 +172,7 @@ REFUSED = {
     "name: s\nsettings: {config: x.yaml}\ngrid: {a: [1]}": r"settings.config belongs into configs",
     "name: s\nconfigs: [no.yaml]\ngrid: {a: [1]}": r": configs /.*/no.yaml does not exist, and no .* has this name",
     "name: s\ngrid: {config: [no.yaml]}": r": grid.config /.*/no.yaml does not exist, and no configuration that comes",
-    "name: s\nconfigs: [quickstar]\ngrid: {a: [1]}": r"Nearest: 'quickstart' .*; normgeo configs lists all",
+    "name: s\nconfigs: [quickstar]\ngrid: {a: [1]}": r"Nearest: 'quickstart'; normgeo configs lists all",
     "name: s\ngrid: {config: [gn_wd, norm/gn_wd]}": r"grid.config has the values .*, which name one run",
     f"name: s\ngrid: {{{', '.join(f'a{i}: [{i}{40 * chr(120)}]' for i in range(8))}}}": r"is too long for a folder",
 }  # fmt: skip
@@ -191,7 +191,7 @@ def test_a_file_of_another_kind_is_not_shown() -> None:
 
 
 def test_no_file() -> None:
-    with pytest.raises(ConfigurationError, match=r"normgeo study no.yaml does not exist, .* Nearest: "):
+    with pytest.raises(ConfigurationError, match=r"normgeo study no.yaml does not exist, .* normgeo configs lists all"):
         load_study("no.yaml")
 
 
@@ -209,6 +209,7 @@ def test_no_file() -> None:
             "trainer.max_epochs: [1, many]",
             "^s.yaml: trainer.max_epochs=many: --trainer.max_epochs many cannot be used. It has to be an integer",
         ),
+        ("optimizer.lr: [0.1, -1]", r"^s.yaml: optimizer.lr=-1: optimizer torch.optim.SGD.lr=-1.0.*Invalid learning"),
         ("config: [good.yaml, bad.yaml]", "^s.yaml: config=bad.yaml: .*depth"),
     ],
 )

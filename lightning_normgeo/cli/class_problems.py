@@ -1,0 +1,91 @@
+"""Mistakes inside a ``class_path`` block, as the parser reports them: class, argument and value."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_PROBLEM = re.compile(r"^(?P<indent> *)(?:- )?Problem with given class_path '(?P<path>[^']+)':$", re.MULTILINE)
+_REFUSED = re.compile(r"Option '(?P<name>[\w.-]+)' is not accepted|does not accept option '(?P<other>[\w.-]+)'")
+_VALUE = re.compile(r'Parser key "(?P<name>[^"]+)":')
+_GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+_TYPE = re.compile(r"Expected an? <class '(\w+)'>|Expected an? typing\.Literal\[(.*?)\]")
+_MISSING = re.compile("has no attribute|not a subclass|import path")
+
+WORDS = {type(None): "null", int: "an integer", float: "a number", bool: "true or false", str: "text"}
+"""Types of options as messages name them."""
+_WORDS = {kind.__name__: word for kind, word in WORDS.items()}
+
+
+@dataclass(frozen=True)
+class ClassProblem:
+    """A block with ``class_path`` that the parser refused.
+
+    Attributes:
+        path: The class path that was given.
+        detail: The parser's explanation, of one or more lines.
+    """
+
+    path: str
+    detail: str
+
+    @property
+    def name(self) -> str:
+        """Name of the class, without its module."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def unknown(self) -> str:
+        """Name of an argument that the class does not have; empty if that is not the problem."""
+        found = _REFUSED.search(self.detail)
+        return "" if found is None else found["name"] or found["other"]
+
+    @property
+    def argument(self) -> str:
+        """Name of an argument whose value has a wrong type; empty if that is not the problem."""
+        found = _VALUE.search(self.detail)
+        return "" if found is None else found["name"]
+
+    @property
+    def value(self) -> str:
+        """Value of :attr:`argument` as it was given."""
+        given = _GIVEN.findall(self.detail)
+        return given[-1] if given else ""
+
+    @property
+    def expected(self) -> str:
+        """Sentence about the values that :attr:`argument` can have; empty if they are not known."""
+        found = [choices or _WORDS.get(kind, "") for kind, choices in _TYPE.findall(self.detail)]
+        words = [word for word in dict.fromkeys(found) if word]
+        return f"It has to be {' or '.join(words)}." if words else ""
+
+    @property
+    def reason(self) -> str:
+        """Reason why a class cannot be built, in one line; empty if there is no class of this name."""
+        return "" if _MISSING.search(self.detail) else " ".join(self.detail.split())
+
+
+def class_problem(message: str) -> ClassProblem | None:
+    """Return the innermost block that a parser's message complains about; None if it is about no block.
+
+    A union of types has a complaint for each of its members. The first is about the class that was given; those behind
+    it are about the base class, which the parser tries as well.
+
+    Args:
+        message: The parser's message, whose indentation shows what belongs to which block.
+    """
+    found = _PROBLEM.search(message)
+    if found is None:
+        return None
+    detail = _block(message[found.end() + 1 :], len(found["indent"]))
+    return class_problem(detail) or ClassProblem(found["path"], detail)
+
+
+def _block(text: str, indent: int) -> str:
+    """Return the first lines of a text that are indented by more than ``indent``."""
+    lines = []
+    for line in text.splitlines():
+        if line.strip() and len(line) - len(line.lstrip()) <= indent:
+            break
+        lines.append(line)
+    return "\n".join(lines)
