@@ -44,6 +44,7 @@ ALLOWED = {
     "utilities.attack_names": set(),
     "utilities.collector": set(),
     "utilities.lazy_names": set(),
+    "utilities.one_line_parser": set(),
     "utilities.tf32": set(),
     "_lightning": set(),
     "terminal": {"_version"},
@@ -56,7 +57,7 @@ ALLOWED = {
     "probes": {"geometry", "normalization", "symmetries", "utilities.collector", "utilities.tf32"},
     "channels": {"geometry", "normalization", "symmetries", "robustness", "probes"} | _FILES,
     "runs": {"_lightning", "_version", "robustness", "utilities.attack_names"} | _FILES,
-    "report": {"_version", "robustness", "runs", "utilities.attack_names"} | _FILES,
+    "report": {"_version", "robustness", "runs", "utilities.attack_names", "utilities.one_line_parser"} | _FILES,
     "data": {"utilities.files"},
     "models": {"normalization", "symmetries"},
     "callbacks": {"_lightning", "channels", "geometry", "normalization", "probes", "robustness", "runs", "symmetries"}
@@ -65,8 +66,8 @@ ALLOWED = {
     "__init__": {"_version", "callbacks", "channels", "data", "models", "normalization", "probes", "robustness", "runs"}
     | {"symmetries", "utilities.lazy_names"},
     "cli": {"_lightning", "_version", "callbacks", "data", "models", "report", "runs", "terminal"}
-    | {"utilities.checkpoints", "utilities.files"},
-    "study": {"_version", "callbacks", "cli", "report", "runs", "terminal"} | _FILES,
+    | {"utilities.checkpoints", "utilities.files", "utilities.one_line_parser"},
+    "study": {"_version", "callbacks", "cli", "report", "runs", "terminal", "utilities.one_line_parser"} | _FILES,
     "__main__": {"_version", "cli", "report", "study", "terminal"},
 }
 # external packages that the parts without a Trainer may import
@@ -84,6 +85,7 @@ THIRD_PARTY = {
     "utilities.attack_names": set(),
     "utilities.collector": set(),
     "utilities.lazy_names": set(),
+    "utilities.one_line_parser": {"jsonargparse"},
     "utilities.tf32": {"torch"},
     "terminal": set(),
     "geometry": {"numpy", "torch", "numba", "triton"},  # the last two only if they are installed

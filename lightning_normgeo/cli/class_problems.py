@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from lightning_normgeo.utilities.one_line_parser import allowed_values
+
 _PROBLEM = re.compile(r"^(?P<indent> *)(?:- )?Problem with given class_path '(?P<path>[^']+)':$", re.MULTILINE)
 _REFUSED = re.compile(r"Option '(?P<name>[\w.-]+)' is not accepted|does not accept option '(?P<other>[\w.-]+)'")
 _VALUE = re.compile(r'Parser key "(?P<name>[^"]+)":')
 _GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
-_TYPE = re.compile(r"Expected an? <class '(\w+)'>|Expected an? typing\.Literal\[(.*?)\]")
 _MISSING = re.compile("has no attribute|not a subclass|import path")
-
-WORDS = {type(None): "null", int: "an integer", float: "a number", bool: "true or false", str: "text"}
-"""Types of options as messages name them."""
-_WORDS = {kind.__name__: word for kind, word in WORDS.items()}
 
 
 @dataclass(frozen=True)
@@ -55,9 +52,7 @@ class ClassProblem:
     @property
     def expected(self) -> str:
         """Sentence about the values that :attr:`argument` can have; empty if they are not known."""
-        found = [choices or _WORDS.get(kind, "") for kind, choices in _TYPE.findall(self.detail)]
-        words = [word for word in dict.fromkeys(found) if word]
-        return f"It has to be {' or '.join(words)}." if words else ""
+        return allowed_values(self.detail)
 
     @property
     def reason(self) -> str:

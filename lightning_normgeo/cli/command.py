@@ -19,7 +19,13 @@ from lightning_normgeo.cli.cleanup import has_logged, missing_parents, remove_tr
 from lightning_normgeo.cli.command_options import add_options, check_exists, check_seed
 from lightning_normgeo.cli.config_files import check_config_files
 from lightning_normgeo.cli.console_filter import keep_quiet
-from lightning_normgeo.cli.end_of_command import interruption_of, tell_begin, tell_end, tell_interruption
+from lightning_normgeo.cli.end_of_command import (
+    interruption_of,
+    tell_begin,
+    tell_end,
+    tell_interruption,
+    tell_no_checkpoint,
+)
 from lightning_normgeo.cli.loggers import end_wandb, shield, start_wandb
 from lightning_normgeo.cli.parser import OneLineParser
 from lightning_normgeo.cli.saved_config import RecordConfig
@@ -199,6 +205,8 @@ class NormgeoCLI(LightningCLI):
             shield(logger)
         if is_rank_zero():
             tell_begin(self.trainer.loggers)
+            if self.subcommand != "fit" and self._get(self.config, "ckpt_path") is None:
+                tell_no_checkpoint(str(self.subcommand))
 
     def after_fit(self) -> None:
         """Test the best weights, write the report, and print the summary."""

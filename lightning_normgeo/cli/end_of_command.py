@@ -37,6 +37,11 @@ def interruption_of(error: BaseException, trainer: Trainer | None) -> int | None
     return INTERRUPTED if by_exit or isinstance(error, KeyboardInterrupt) else None
 
 
+def tell_no_checkpoint(command: str) -> None:
+    """Print that a command evaluates random weights, since it was given no checkpoint."""
+    _show(_console(sys.stderr), f"normgeo {command} without --ckpt_path: the weights are random, not trained.")
+
+
 def tell_interruption(trainer: Trainer, arguments: Sequence[str], folder: Path, checkpoint: str | None) -> None:
     """Print the progress and folder of an interrupted run, and the command that resumes it.
 

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from lightning_normgeo.cli.class_problems import WORDS, ClassProblem, class_problem
+from lightning_normgeo.cli.class_problems import ClassProblem, class_problem
 from lightning_normgeo.errors import nearest_names
 from lightning_normgeo.terminal.shipped_configs import shipped_configs
+from lightning_normgeo.utilities.one_line_parser import TYPE_WORDS
 
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: |does not accept option '|Option ')(?P<dashes>-*)(?P<name>[\w.+-]+)")
 _VALUE = re.compile(r"""Parser key "(?P<key>[^"]+)":""")
@@ -136,8 +137,10 @@ def _expected(key: str, given: str, parser: Any) -> str:
     if names:
         return f"Nearest classes: {nearest_names(given, names)}. A class of another package needs its module in front."
     if get_origin(hint) is tuple:
-        return f"It has to be a list of {len(get_args(hint))} values, each {WORDS.get(get_args(hint)[0], 'a value')}."
-    words = [WORDS[kind] for kind in _flat(hint) if kind in WORDS]
+        return (
+            f"It has to be a list of {len(get_args(hint))} values, each {TYPE_WORDS.get(get_args(hint)[0], 'a value')}."
+        )
+    words = [TYPE_WORDS[kind] for kind in _flat(hint) if kind in TYPE_WORDS]
     return f"It has to be {' or '.join(dict.fromkeys(words))}." if words else ""
 
 
@@ -157,7 +160,9 @@ def _flat(hint: Any) -> Iterator[Any]:
 
 def _classes(hint: Any) -> list[type]:
     """Return the base classes in a type hint whose subclasses an option accepts."""
-    return [kind for kind in _flat(hint) if isinstance(kind, type) and kind not in WORDS and kind not in (list, dict)]
+    return [
+        kind for kind in _flat(hint) if isinstance(kind, type) and kind not in TYPE_WORDS and kind not in (list, dict)
+    ]
 
 
 def _subclasses(hint: Any) -> list[type]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -68,9 +70,14 @@ class CIFARDataModule(ImageDataModule):
         return images, torch.tensor(dataset.targets)
 
     def _open(self, train: bool, download: bool) -> torchvision.datasets.CIFAR10:
+        folder = Path(self.data_dir)
+        was_there = folder.exists()
         try:
             return _SETS[self.dataset_name][0](self.data_dir, train=train, download=download)
         except (OSError, RuntimeError) as error:
+            if not was_there:
+                with suppress(OSError):  # holds what was downloaded, or could not be made
+                    folder.rmdir()
             raise ConfigurationError(
                 f"{self.dataset_name} is not complete in data_dir={self.data_dir!r} and could not be downloaded "
                 f"({error}). Without a network: put the extracted archive there from another machine; or use "

@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
+from lightning_normgeo.utilities.one_line_parser import OneLineArgumentParser
 from lightning_normgeo.utilities.plain_text import plain_line
 
 _DESCRIPTION = """Write a report of runs: one HTML page that opens without a network, tables for papers, pictures, or a
@@ -17,9 +18,9 @@ report of W&B. Several runs are compared: a panel for each normalization, a colo
 _EXTRA = "pip install 'lightning-normgeo[report]'"
 
 
-def report_parser() -> ArgumentParser:
+def report_parser() -> OneLineArgumentParser:
     """Return the parser of ``normgeo report``."""
-    parser = ArgumentParser(prog="normgeo report", description=_DESCRIPTION)
+    parser = OneLineArgumentParser(prog="normgeo report", description=_DESCRIPTION)
     parser.add_argument("runs", type=str, nargs="+", help="Folders of runs or studies, or entity/project of W&B.")
     parser.add_argument("--format", type=str, default="html", help="html, md, tex, csv, png or pdf.")
     parser.add_argument(

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from filelock import FileLock, Timeout
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich import filesize
 from rich.console import Console
 
@@ -24,6 +24,7 @@ from lightning_normgeo.study.study_index import Index
 from lightning_normgeo.study.wandb_sweep import write_sweep
 from lightning_normgeo.terminal.safe_streams import PipeSafeStream
 from lightning_normgeo.utilities.checked_values import first_line
+from lightning_normgeo.utilities.one_line_parser import OneLineArgumentParser
 
 _DESCRIPTION = """Run a grid of trainings, each in a process and a folder of its own, and report on all of them. The
 same command again resumes the study: finished runs are left alone, unfinished ones resume from their last checkpoint,
@@ -34,9 +35,9 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Sent by Ctrl-C in a terminal, by a batch system at the end of a job's time, and when a connection is lost."""
 
 
-def study_parser() -> ArgumentParser:
+def study_parser() -> OneLineArgumentParser:
     """Return the parser of ``normgeo study``."""
-    parser = ArgumentParser(prog="normgeo study", description=_DESCRIPTION)
+    parser = OneLineArgumentParser(prog="normgeo study", description=_DESCRIPTION)
     parser.add_argument(
         "study",
         type=str,

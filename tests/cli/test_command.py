@@ -176,6 +176,11 @@ def test_other_commands_on_the_checkpoint(finished: Finished, tiny: str, command
         assert set(read_record(folder).metrics) >= {"val/loss", "val/accuracy"}
 
 
+def test_random_weights_are_named(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["predict", "--config", tiny, *OFF, "--trainer.fast_dev_run", "true"])
+    assert "normgeo predict without --ckpt_path: the weights are random, not trained." in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore::lightning_normgeo.errors.MeasurementWarning")  # few steps: low accuracy
 def test_resuming_goes_on_after_the_last_step(
     finished: Finished, workplace: Path, monkeypatch: pytest.MonkeyPatch

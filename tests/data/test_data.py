@@ -313,6 +313,7 @@ def test_cifar_without_network(monkeypatch: pytest.MonkeyPatch, failure: Excepti
     match = rf"{name} is not complete in data_dir='none'.*ImageFolderDataModule.*DigitsDataModule"
     with pytest.raises(ConfigurationError, match=match):
         CIFARDataModule(name, data_dir="none").prepare_data()
+    assert not Path("none").exists()
 
 
 def test_cifar_without_download_and_without_data() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lightning_normgeo import __main__ as shell
-from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.report import write_report
 from lightning_normgeo.report.compared_runs import load_runs
 from lightning_normgeo.report.figures.curves import Curves
@@ -107,11 +108,20 @@ def test_what_cannot_work_is_one_clear_line(args: list[str], message: str, capsy
     assert error.count("\n") == 1
 
 
-def test_no_run_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], r"normgeo report needs runs\. See normgeo report --help\."),
+        (["runs/one", "--frmt", "md"], r"--frmt is no option of normgeo report\. Nearest: '--format'"),
+        (["runs/one", "--thresholds.min_steps", "x"], r"--thresholds\.min_steps x cannot be used\. .* an integer\."),
+    ],
+)
+def test_wrong_usage_is_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([])
+        main(args)
     assert stopped.value.code == 2
-    assert "runs" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"normgeo: error: {message}.*", line), line
 
 
 def test_runs_of_different_models_are_compared_where_they_can_be() -> None:
@@ -147,6 +157,12 @@ def test_layers_can_be_chosen() -> None:
     options = page.split("<option>")[1:]
     assert [option.partition("<")[0] for option in options][:2] == ["all layers", "model.layer2.0.conv1"]
     assert all("layer2" in option.partition("<")[0] for option in options[1:])
+
+
+def test_layers_that_no_run_has_are_named() -> None:
+    run = write_run("runs/s/one")
+    with pytest.warns(MeasurementWarning, match=r"layers=\['layer7'\] matches no layer .* Nearest: 'model\."):
+        write_report(run, layers=["*layer2*", "layer7"])
 
 
 def test_a_report_that_fails_does_not_end_a_study() -> None:

@@ -396,6 +396,9 @@ def test_watch_of_a_run_that_was_interrupted_and_goes_on(tmp_path: Path) -> None
     ("args", "said"),
     [
         (["no.yaml"], "no.yaml does not exist"),
+        (["study.yaml", "--jobs", "two"], "--jobs two"),
+        (["study.yaml", "--job"], "normgeo study"),
+        ([], "normgeo study needs study. See normgeo study --help."),
         (["study.yaml", "--jobs", "0"], "--jobs 0 must be at least 1"),
         (["study.yaml"], "--model.norms is no option of normgeo fit"),
     ],

@@ -50,7 +50,7 @@ def test_own_files_come_first(tmp_path: Path) -> None:
         ("quikstart", r"--config quikstart does not exist, .* Nearest: 'quickstart'"),
         ("norm/wss", r"Nearest: 'norm/ws'"),
         ("configs", r"--config configs does not exist"),
-        ("", "Nearest"),
+        ("", "normgeo configs lists all"),
     ],
 )
 def test_wrong_names_get_the_nearest(given: str, message: str) -> None:

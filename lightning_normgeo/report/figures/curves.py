@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lightning_normgeo.errors import nearest_names, warn_once
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.runs.records.record import finite_points
 from lightning_normgeo.runs.records.record_curves import LayerPoints
@@ -155,6 +156,9 @@ def _choose(runs: Sequence[Run], known: Mapping[str, str], patterns: Sequence[st
     layers = {layer: None for layer in layers if layer not in pairs.values()}
     if patterns:
         names = {layer: (layer, pairs.get(layer, layer)) for layer in layers}
+        unused = [pattern for pattern in patterns if not any(fnmatch.filter(pair, pattern) for pair in names.values())]
+        if layers and unused:
+            warn_once(f"layers={unused} matches no layer of these runs. Nearest: {nearest_names(unused[0], layers)}.")
         return [layer for layer in layers if any(fnmatch.filter(names[layer], pattern) for pattern in patterns)]
     keyed = {layer for layer in layers if any(key.endswith(f"/{layer}") for run in runs for key in run.record.metrics)}
     few = max(1, _LAYERS // max(1, len(runs)))
