@@ -152,6 +152,9 @@ def attacked(run: Raw) -> Found | None:
     worst = min(names, key=lambda name: run.right[name].mean())
     drop = float(run.right["clean"].mean() - run.right[worst].mean())
     (_, clean_low, clean_high), (_, low, high) = (wilson(run.right[name]) for name in ("clean", worst))
+    guessing = max(of for _, of in run.rows["clean"]["by_class"].values()) / len(run.right["clean"])
+    if clean_low <= guessing:
+        return "undecided", drop
     word = "supported" if high < clean_low and drop > 0.03 else "undecided"
     return ("refuted" if word == "undecided" and clean_high - low <= 0.03 else word), drop
 

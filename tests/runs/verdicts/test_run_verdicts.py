@@ -256,6 +256,31 @@ def test_evaluations_on_no_samples_and_foreign_rows_say_nothing() -> None:
     assert {one.word for one in found.values()} == {"not tested"}
 
 
+@pytest.mark.parametrize(
+    ("right", "counts", "word"),
+    [
+        (86, [100] * 10, "undecided"),  # untrained
+        (115, [100] * 10, "undecided"),  # its interval begins at 0.095
+        (130, [100] * 10, "supported"),
+        (890, [900, 100], "undecided"),  # always the frequent class
+        (950, [900, 100], "supported"),
+        (900, [1000], "supported"),  # guessing is no notion with one class
+        (900, [], "supported"),
+    ],
+)
+@pytest.mark.parametrize("attacked", [0, None])
+def test_attacks_on_a_network_that_only_guesses_decide_nothing(
+    right: int, counts: list[int], word: str, attacked: int | None
+) -> None:
+    classes = {str(k): [0, of] for k, of in enumerate(counts)}
+    left = right if attacked is None else attacked
+    drop = {"accuracy_drop": (right - left) / 1000}
+    rows = [row("clean", right, by_class=classes), {**row("bim", left), **drop}]
+    found = of("vulnerability", record(rows=rows), accuracy_margin=0.08)
+    assert found.word == ("refuted" if attacked is None and word == "supported" else word)
+    assert found.reason == ("clean accuracy no better than guessing" if word == "undecided" else "")
+
+
 def test_the_precision_of_the_training_chooses_the_limit() -> None:
     limits = {
         name: of("orthogonality", record({COS: 1e-5, CONTROL: 0.5}, precision=name)).limit

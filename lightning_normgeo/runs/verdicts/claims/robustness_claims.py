@@ -51,7 +51,9 @@ def _vulnerable(record: Record, thresholds: Thresholds) -> Verdict | None:
     drop = float(row["accuracy_drop"])
     margin = thresholds.accuracy_margin
     word, reason = UNDECIDED, "intervals overlap"
-    if row["ci_high"] < clean["ci_low"] and drop > margin:
+    if not _beats_guessing(clean):
+        reason = "clean accuracy no better than guessing"
+    elif row["ci_high"] < clean["ci_low"] and drop > margin:
         word, reason = SUPPORTED, ""
     elif clean["ci_high"] - row["ci_low"] <= margin:
         word, reason = REFUTED, ""
@@ -60,6 +62,12 @@ def _vulnerable(record: Record, thresholds: Thresholds) -> Verdict | None:
     detail = f"Under {attack_title(row['attack'])}, {stay}."
     evidence = f"{row['attack']} and clean, n = {row['n']}"
     return Verdict(word, "lost", points(drop), f"more than {margin_of(thresholds)}", reason, detail, evidence, drop)
+
+
+def _beats_guessing(clean: Row) -> bool:
+    """Whether the interval of the clean accuracy lies above the share of the most frequent class, if that is known."""
+    counts = [of for _, of in (clean.get("by_class") or {}).values()]
+    return len(counts) < 2 or bool(clean["ci_low"] > max(counts) / clean["n"])
 
 
 def _norm_cause(record: Record, thresholds: Thresholds) -> Verdict | None:
@@ -174,7 +182,8 @@ ROBUSTNESS_CLAIMS = (
         rule=(
             "Number: accuracy lost under the attack that takes most. Supported if it is above `accuracy_margin` and "
             "the 95 % interval of the accuracy lies below that of the clean one; refuted if the intervals leave room "
-            "for a loss of at most `accuracy_margin`."
+            "for a loss of at most `accuracy_margin`. Undecided if the interval of the clean accuracy does not lie "
+            "above that of guessing, the share of the most frequent class."
         ),
         needs="RobustnessEvaluation",
         stage="evaluation",
