@@ -109,7 +109,12 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def families(
-    matrix: csr_array, slices: Sequence[Slices], dead: Mask, causes: Sequence[tuple[str, Ids]], basis: csr_array
+    matrix: csr_array,
+    slices: Sequence[Slices],
+    dead: Mask,
+    causes: Sequence[str],
+    basis: csr_array,
+    removed_by: csr_array,
 ) -> list[Family]:
     """Return the families of generators, the largest roles first.
 
@@ -117,22 +122,28 @@ def families(
         matrix: generators of shape (generators, slices).
         slices: what the columns are.
         dead: columns that the loss does not depend on.
-        causes: normalizations in words, with the unknowns that they remove.
+        causes: normalizations in words.
         basis: generators of shape (generators, unknowns), in the same order.
+        removed_by: the normalizations that remove each unknown, of shape (unknowns, normalizations).
+
+    Cost: linear in the entries of these matrices.
     """
     if not matrix.shape[0]:
         return []
     owner = np.repeat(np.arange(len(slices)), [own.count for own in slices])
-    _, first, back = np.unique(_signatures(matrix, owner), return_index=True, return_inverse=True)
+    _, first, back, sizes = np.unique(
+        _signatures(matrix, owner), return_index=True, return_inverse=True, return_counts=True
+    )
+    together = np.split(np.argsort(back.ravel(), kind="stable"), np.cumsum(sizes)[:-1])
     found = []
-    for family, example in enumerate(first):
+    for own, example in zip(together, first, strict=True):
         row = slice(matrix.indptr[example], matrix.indptr[example + 1])
         columns, exponents = matrix.indices[row], matrix.data[row]
-        own = np.flatnonzero(back.ravel() == family)
         members = _members(columns, exponents, owner, slices)
         role = _role(members, bool(dead[columns].all()))
-        cause = "" if role == "rescaling" else _cause(basis, int(example), causes)
-        found.append(Family(role, tuple(_placed(member, matrix[own]) for member in members), own, cause))
+        cause = "" if role == "rescaling" else _cause(basis, int(example), causes, removed_by)
+        scaled = matrix[own]
+        found.append(Family(role, tuple(_placed(member, scaled) for member in members), own, cause))
     order = {role: k for k, role in enumerate(("invariant jointly", "invariant alone", "rescaling", "without effect"))}
     return sorted(found, key=lambda family: (order[family.role], family.members[0].slices.start))
 
@@ -178,9 +189,8 @@ def _role(members: Sequence[Member], dead: bool) -> Role:
     return "invariant alone" if len(layers) == 1 else "invariant jointly"
 
 
-def _cause(basis: csr_array, generator: int, causes: Sequence[tuple[str, Ids]]) -> str:
+def _cause(basis: csr_array, generator: int, causes: Sequence[str], removed_by: csr_array) -> str:
     """Return the normalizations that remove the scale of a generator, with their number if there are several."""
-    touched = np.zeros(basis.shape[1], bool)
-    touched[basis.indices[basis.indptr[generator] : basis.indptr[generator + 1]]] = True
-    counts = Counter(title for title, ids in causes if touched[ids].any())
+    unknowns = basis.indices[basis.indptr[generator] : basis.indptr[generator + 1]]
+    counts = Counter(causes[one] for one in np.unique(removed_by[unknowns].indices))
     return ", ".join(title if count == 1 else f"{count} × {title}" for title, count in counts.items())

@@ -20,7 +20,7 @@ from lightning_normgeo.symmetries.degrees.shifts import shifts_without_effect
 from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids
 from lightning_normgeo.symmetries.rules.by_node_name import degree_of
 from lightning_normgeo.symmetries.rules.context import Absorption, NoRuleError, Operation
-from lightning_normgeo.symmetries.rules.parameters import parameter
+from lightning_normgeo.symmetries.rules.parameters import kernel_sources, parameter
 
 RESULTS = "results"
 """The cause of equations that the results of a graph require."""
@@ -74,9 +74,10 @@ class Propagation:
             parameters: their nodes. Other tensors with a gradient, such as an input, have degree 0.
         """
         found, by_edge = Degrees(Exponents()), dict[Edge, Degree]()
+        kernels = kernel_sources(self.graph)
         for node in sorted(self.graph.order, key=self.graph.order.__getitem__):
             if node in parameters:
-                by_edge[node, 0] = found.parameters[node] = parameter(found.exponents, self.graph, node)
+                by_edge[node, 0] = found.parameters[node] = parameter(found.exponents, self.graph, node, kernels)
             elif hasattr(node, "variable"):
                 by_edge[node, 0] = Degree(self.graph.shape_of(node))
             else:

@@ -54,8 +54,20 @@ class Solution:
     @cached_property
     def families(self) -> list[Family]:
         """The generators in families."""
-        causes = [(words(one.node), one.exponents) for one in self.degrees.absorbed]
-        return families(self.exponents, self.slices, self.dead, causes, self.basis)
+        causes = [words(one.node) for one in self.degrees.absorbed]
+        return families(self.exponents, self.slices, self.dead, causes, self.basis, self.normalizations)
+
+    @cached_property
+    def normalizations(self) -> csr_array:
+        """The normalizations that remove each unknown, as a matrix of shape (unknowns, normalizations).
+
+        From it those of one generator are read without a look at all the others of a deep network.
+        """
+        absorbed = self.degrees.absorbed
+        unknowns = np.concatenate([np.zeros(0, np.int64), *(one.exponents.ravel() for one in absorbed)])
+        owner = np.repeat(np.arange(len(absorbed)), [one.exponents.size for one in absorbed])
+        shape = (self.basis.shape[1], len(absorbed))
+        return csr_array((np.ones(len(unknowns)), (unknowns, owner)), shape=shape)
 
     @cached_property
     def reasons(self) -> dict[str, str]:

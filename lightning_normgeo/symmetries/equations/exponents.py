@@ -22,6 +22,8 @@ Part = tuple[Ids, float]
 
 ZERO = 0
 _TOLERANCE = 1e-9  # factors are products of small rational numbers
+_DIGITS = 9
+_SHORT = 3
 
 
 class Exponents:
@@ -162,10 +164,7 @@ class Exponents:
         self.vanish(rows[count == 1, 0])
         two = count == 2
         if two.any():
-            ratios = -coefficients[two, 1] / coefficients[two, 0]
-            for ratio in np.unique(ratios):
-                same = ratios == ratio
-                self.equal(rows[two, 0][same], rows[two, 1][same], float(ratio))
+            self._equal_by_ratio(rows[two, 0], rows[two, 1], -coefficients[two, 1] / coefficients[two, 0])
         if (count > 2).any():
             self.sums.append((rows[count > 2], coefficients[count > 2]))
 
@@ -176,9 +175,36 @@ class Exponents:
             before = self._joined.copy()
             for rows, coefficients in sums:
                 roots, factors = self.resolve(rows)
-                self._add_rows(*_collected(roots, coefficients * factors))
+                rows, coefficients = _collected(roots, coefficients * factors)
+                first, _ = _different(rows, coefficients)
+                self._add_rows(rows[first], coefficients[first])
+            self._compare_sums()
             if np.array_equal(before, self._joined):
                 return
+
+    def _compare_sums(self) -> None:
+        """Solve what pairs of sums say that differ in one unknown: x + y + u = 0 = x + y + v gives u = v.
+
+        A hypernetwork has such sums for each weight that it makes. Afterwards few different ones are left.
+        """
+        short = [((rows != ZERO).sum(1) == _SHORT, rows, coefficients) for rows, coefficients in self.sums]
+        rows = np.concatenate([np.zeros((0, _SHORT), np.int64), *(rows[own, :_SHORT] for own, rows, _ in short)])
+        coefficients = np.concatenate([np.zeros((0, _SHORT)), *(values[own, :_SHORT] for own, _, values in short)])
+        order = np.argsort(rows, axis=1)
+        rows = np.take_along_axis(rows, order, 1)
+        coefficients = np.take_along_axis(coefficients, order, 1)
+        for last in range(_SHORT if len(rows) else 0):
+            a, b = (column for column in range(_SHORT) if column != last)
+            ratio = np.round(coefficients[:, b] / coefficients[:, a], _DIGITS)
+            first, back = _different(rows[:, [a, b]], ratio[:, None])
+            factors = coefficients[:, last] / coefficients[:, a]
+            self._equal_by_ratio(rows[:, last], rows[first[back], last], factors[first[back]] / factors)
+
+    def _equal_by_ratio(self, a: Ids, b: Ids, ratios: Values) -> None:
+        """Add the equations a = ratio · b for ratios of which there are few different ones."""
+        for ratio in np.unique(ratios):
+            same = ratios == ratio
+            self.equal(a[same], b[same], float(ratio))
 
     def cause_of_zero(self, ids: Ids) -> Any:
         """Return the cause of the first unknown that is known to be zero; None if there is none."""

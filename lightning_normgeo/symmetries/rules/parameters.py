@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Graph, Node
-from lightning_normgeo.normalization.autograd.nodes import dimensions, name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import dimensions
 from lightning_normgeo.symmetries.degrees.degree import Degree, FreeConstant, joint_axes
 from lightning_normgeo.symmetries.degrees.nodes import COPIES, PERMUTATIONS, VIEWS, input_shape, permutation
 from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Ids
@@ -16,19 +16,44 @@ from lightning_normgeo.symmetries.equations.exponents import ZERO, Exponents, Id
 _NEW = -1  # an axis of size 1 that the parameter does not have
 
 
-def parameter(exponents: Exponents, graph: Graph, leaf: Node) -> Degree:
+def kernel_sources(graph: Graph) -> set[Node]:
+    """Return the nodes that kernels of convolutions are made of by operations that keep the number of elements.
+
+    Cost: one walk over the graph, and one over the operations between parameters and kernels.
+    """
+    found: set[Node] = set()
+    for convolution in graph.order:
+        if graph.name_of(convolution) != "Convolution":
+            continue
+        size = prod(input_shape(graph, convolution, 1) or ())
+        above = [graph.inputs[convolution][1][0]]
+        while above:
+            node = above.pop()
+            if node is not None and node not in found and prod(graph.shape_of(node)) == size:
+                found.add(node)
+                above += [source for source, _ in graph.inputs[node]]
+    return found
+
+
+def parameter(exponents: Exponents, graph: Graph, leaf: Node, kernels: Collection[Node]) -> Degree:
     """Return the degree of a parameter with new unknowns: one for each index along each axis.
 
     Element (i, j) of a matrix has the exponent p_i + q_j, that of a row and that of a column; an element of a stack of
     matrices, such as those of attention heads, p_hi + q_hj. In a convolution all positions of the kernel have the same
     exponent, and each group has columns of its own. The direction of a weight normalization has one exponent for each
     vector that is normalized.
+
+    Args:
+        exponents: the unknowns.
+        graph: with the parameter.
+        leaf: its node.
+        kernels: the nodes that kernels of convolutions are made of, :func:`kernel_sources`.
     """
     shape = tuple(leaf.variable.shape)
     kept = _normalized_along(graph, leaf)
     if kept is not None:
         return Degree(shape, (exponents.new([size if axis == kept else 1 for axis, size in enumerate(shape)]),))
-    groups, directly = _convolution(graph, leaf)
+    groups, directly = _convolution(graph, leaf) if leaf in kernels else (0, False)
     if groups and len(shape) > 1:
         return _kernel(exponents, shape, groups, directly)
     long = [axis for axis, size in enumerate(shape) if size > 1]
@@ -100,12 +125,13 @@ def _convolution(graph: Graph, leaf: Node) -> tuple[int, bool]:
     directly = True
     while readers:
         reader, position = readers.pop()
-        if name_of(reader) == "Convolution":
+        if graph.name_of(reader) == "Convolution":
             if position == 1 and input_shape(graph, reader, 1) == shape:
                 return int(reader._saved_groups), directly and not readers
-        elif reader not in seen and prod(shape_of(reader)) == prod(shape):
+        elif reader not in seen and prod(graph.shape_of(reader)) == prod(shape):
             seen.add(reader)
-            directly = directly and name_of(reader) == "ToCopy"  # autocast puts a cast between a weight and its use
+            # autocast puts a cast between a weight and its use
+            directly = directly and graph.name_of(reader) == "ToCopy"
             readers += graph.readers[reader, 0]
     return 0, False
 

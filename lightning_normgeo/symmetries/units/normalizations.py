@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -46,22 +45,14 @@ class Normalizations:
     def __init__(self, found: Solution) -> None:
         self._found = found
         self._of_data = _behind_data(found)
+        self._leaves = {name: node for node, name in found.names.items()}
 
     def behind(self, units: LayerSolutions) -> list[Absorption]:
         """Return the normalizations that remove the scale of some units, in topological order."""
         if units.degrees is not self._found.degrees:
             return [one for one in units.degrees.absorbed if units.moves(one.exponents)]
-        touched = np.unique(self._of_unknown[units.columns].indices)
+        touched = np.unique(self._found.normalizations[units.columns].indices)
         return [self._found.degrees.absorbed[k] for k in touched]
-
-    @cached_property
-    def _of_unknown(self) -> csr_array:
-        """The normalizations that remove each unknown, as a matrix of shape (unknowns, normalizations)."""
-        absorbed = self._found.degrees.absorbed
-        unknowns = np.concatenate([np.zeros(0, np.int64), *(one.exponents.ravel() for one in absorbed)])
-        owner = np.repeat(np.arange(len(absorbed)), [one.exponents.size for one in absorbed])
-        shape = (self._found.basis.shape[1], len(absorbed))
-        return csr_array((np.ones(len(unknowns)), (unknowns, owner)), shape=shape)
 
     def of_data(self, absorbed: Sequence[Absorption]) -> bool:
         """Whether one of them normalizes data; otherwise all of them normalize a weight itself."""
@@ -105,8 +96,7 @@ class Normalizations:
         if gamma is None:
             return None
         # where γ is read elsewhere too, γ.grad is a sum in which the share of this weight is unknown
-        leaf = next(node for node, name in self._found.names.items() if name == gamma)
-        return gamma if len(self._found.graph.readers[leaf, 0]) == len(absorbed) else None
+        return gamma if len(self._found.graph.readers[self._leaves[gamma], 0]) == len(absorbed) else None
 
 
 def _gamma(node: Node, names: Mapping[Node, str]) -> str | None:
