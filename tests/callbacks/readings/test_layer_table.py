@@ -361,6 +361,14 @@ def test_a_logger_whose_table_fails_does_not_stop_training() -> None:
     assert run.global_step == 4
 
 
+def test_without_a_logger_that_has_tables_none_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled_at: list[int] = []
+    monkeypatch.setattr(LayerTable, "add", lambda self, step, *others: filled_at.append(step))
+    for logger in (RecordLogger(tmp_path), [RecordLogger(tmp_path), Tables()]):
+        trainer(NormGrowthMonitor(1), logger=logger, steps=2).fit(Project(net=wide()), images())
+    assert filled_at == [0, 1]
+
+
 def test_curves_that_no_logger_keeps_are_announced_before_training(tmp_path: Path) -> None:
     project = Project(net=wide())
     with pytest.warns(UserWarning, match=r"NormGrowthMonitor\(layers='\*'\) chooses 41 layers.*Add RecordLogger\(\)"):

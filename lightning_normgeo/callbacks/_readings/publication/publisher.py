@@ -56,7 +56,8 @@ class Publisher:
             keys = ", ".join(row.dropped[:3]) + (" …" if len(row.dropped) > 3 else "")
             warn_once(f"Values that are not finite are left out of the logs ({keys}).", about="values not finite")
         log_readings(row, trainer.loggers, step, self._for_wandb(row, trainer.loggers, monitors))
-        self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
+        if any(hasattr(logger, "log_table") for logger in trainer.loggers):  # else nobody would get what it keeps
+            self._table.add(step, row.layers, [monitor.tabled() for monitor in monitors])
         self._verdicts.add(step, row.scalars)
         self._resumed = getattr(trainer, "ckpt_path", None) is not None
         trainer.callback_metrics.update({key: torch.tensor(row.scalars[key]) for key in row.watched})
