@@ -19,7 +19,7 @@ from lightning_normgeo.symmetries.units.discovery import REENTRANT, search
 from lightning_normgeo.symmetries.units.weight_units import WeightUnits
 
 _GRAPHS = 16
-"""Number of different graphs to remember: reading a new graph takes ten times as long as recognizing a known one."""
+"""Number of graphs to remember, those seen last: recognizing one takes a tenth of the time of reading a new one."""
 _DIFFERENT = "the graphs of one step have different units for it"
 _THAWED = "its bias has a gradient from graphs that it was frozen in"
 REFUTED = "refuted by the numbers"
@@ -122,10 +122,11 @@ class UnitTracker:
         constants = None if self._constants is None else self._constants.records()
         unsharded = None if self._unsharded is None else self._unsharded.names
         graph = Graph(loss, unsharded=unsharded, constants=constants)
-        found = self._known.get(graph.signature)
+        found = self._known.pop(graph.signature, None)
         if found is None:
             found = self._search(module, graph)
         else:
+            self._known[graph.signature] = found  # last in order: the graph that was seen longest ago goes first
             self.asks_for_constants = False
         self.symmetries = found.symmetries
         self._add(found.observed, {id(leaf.variable) for leaf in graph.leaves})
@@ -188,7 +189,9 @@ class UnitTracker:
         found = _Searched(observed, symmetries, [leaf.variable for leaf in graph.leaves])
         asks = bool(graph.constants.asked)
         self.asks_for_constants |= asks  # until a graph is recognized: others may follow that are as new as this one
-        if repeats and not asks and len(self._known) < _GRAPHS:
+        if repeats and not asks:
+            if len(self._known) == _GRAPHS:
+                del self._known[next(iter(self._known))]
             self._known[graph.signature] = found
         return found
 

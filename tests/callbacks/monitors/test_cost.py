@@ -118,6 +118,34 @@ def test_constants_of_the_forward_pass_are_watched_only_where_a_graph_is_searche
     assert len(watched) == most
 
 
+class Growing(Quiet):
+    """Project with another graph in each of its first steps, as in a mixture of experts before its router settles."""
+
+    def __init__(self, different: int) -> None:
+        super().__init__()
+        self.different = different
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        for _ in range(min(self.global_step, self.different)):
+            loss = loss.abs()
+        return loss
+
+
+def test_a_graph_that_recurs_is_searched_once_whatever_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    genuine = UnitTracker._search
+    project = Growing(different=20)
+
+    def search(self: UnitTracker, *arguments: Any) -> Any:
+        searched.append(project.global_step)
+        return genuine(self, *arguments)
+
+    monkeypatch.setattr(UnitTracker, "_search", search)
+    trainer(OrthogonalityMonitor(1), steps=26, max_epochs=-1).fit(project, images())
+    assert sorted(set(searched)) == [*range(21)]
+
+
 @pytest.mark.parametrize(
     ("kinds", "hooks"), [((AffineConvergenceMonitor,), 0), ((AffineConvergenceMonitor, OrthogonalityMonitor), 2)]
 )
