@@ -19,6 +19,8 @@ from lightning_normgeo.probes.weight_reader import WeightReader
 from lightning_normgeo.probes.weight_step import Observed
 
 Stamp = tuple[int, int, int]
+_ONLY_READ = ("wandb.", f"{__package__}.")
+"""Beginnings of the modules whose hooks change no gradients."""
 _ORDER = 1e-12
 """Relative difference of two sums over the same numbers: they may be read in another order with other weights."""
 
@@ -162,10 +164,10 @@ def _doubt(one: Observed, gamma: nn.Parameter) -> Tensor:
 
 
 def changes_gradient(tensor: Tensor) -> bool:
-    """Whether a hook may change the gradient of a tensor in the backward pass; those of wandb.watch only read it."""
+    """Whether a hook may change the gradient of a tensor in the backward pass; wandb.watch and probes only read it."""
     hooks = [*(tensor._backward_hooks or {}).values()]
     hooks += (getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values()
-    return any(not str(getattr(hook, "__module__", "")).startswith("wandb.") for hook in hooks)
+    return any(not str(getattr(hook, "__module__", "")).startswith(_ONLY_READ) for hook in hooks)
 
 
 def _pairs(weights: Iterable[Observed], scales: Mapping[str, nn.Parameter]) -> list[tuple[Observed, nn.Parameter]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,11 @@ from lightning_normgeo.geometry.update_rules.decoupled_decay import shrink_of
 from lightning_normgeo.geometry.update_rules.recipe import Group, scalar
 from lightning_normgeo.geometry.update_rules.registry import described_safely, warn_unexplained
 from lightning_normgeo.geometry.update_rules.whole_tensor import WholeTensorRule, whole_products
+
+
+def parameters_of(optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    """Yield the parameters of an optimizer."""
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def groups_of(optimizer: Optimizer) -> dict[int, Group]:

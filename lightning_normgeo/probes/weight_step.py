@@ -36,8 +36,11 @@ class WeightStep(ExplainedSums):
             storage floor, and η²‖g‖² of eq 16 in units of weight²; with a rule ``(9, units)``: also the terms that its
             formula adds to ‖W‖².
         rule: the formula of the optimizer; None if no decomposition of its increment is known.
-        has_gradient: whether g is the gradient at W. If it is not, as for an optimizer that first moves W, ``inner``,
-            ``gradient_sq`` and ``predicted`` are NaN.
+        has_gradient: whether g is the gradient at W. For an optimizer that first moves W it is not, and ``inner``,
+            ``gradient_sq`` and ``predicted`` are NaN. If W was moved between the backward pass and the step, they are
+            those of the gradient that was applied, and the terms are right.
+        edited: 0 or 1 on the device, whether values of W or its partners were changed between the backward
+            pass and the step, as by edits of ``parameter.data``; None if this was not asked.
         uniform: whether SGD moves all parameters of the units by the same rule, so that ⟨W, g⟩ = 0 for all jointly
             determines the increment; always True for units of one parameter.
         alike: whether one rule of any kind moves all weights of joint units.
@@ -52,6 +55,7 @@ class WeightStep(ExplainedSums):
     sums: Tensor
     rule: UpdateRule | None = None
     has_gradient: bool = True
+    edited: Tensor | None = None
     uniform: bool = True
     alike: bool = True
     optimizer: str = ""
@@ -99,6 +103,7 @@ class WeightStep(ExplainedSums):
             self,
             sums=torch.stack(common_sums(steps)).sum(0),
             uniform=all(self.moves_like(step) for step in others),
+            has_gradient=all(step.has_gradient for step in steps),
             alike=not joint or all(step.rule is self.rule for step in others),
             lr=math.nan if joint and not all(_equal(step.lr, self.lr) for step in others) else self.lr,
         )
@@ -187,8 +192,11 @@ class MeasuredWeights:
         valid: boolean scalars on the device. If any is False, the measurements are to be discarded, since a step was
             skipped or its gradient was not finite.
         optimizers: ids of the optimizers that took a step, measured or not.
+        edited: numbers on the device, 0 or 1. If any is 1, the values of some parameter were changed between the
+            backward pass and the step.
     """
 
     steps: dict[str, WeightStep] = field(default_factory=dict)
     valid: list[Tensor] = field(default_factory=list)
     optimizers: set[int] = field(default_factory=set)
+    edited: list[Tensor] = field(default_factory=list)

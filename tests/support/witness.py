@@ -144,7 +144,11 @@ class Witness(pl.Callback):
             return None
 
         def seen() -> Any:
-            loss = closure()
+            try:
+                loss = closure()
+            except Exception:
+                self._open.remove(taken)  # no step
+                raise
             taken.evaluations += 1
             if taken.evaluations == 1:
                 self._keep_gradients(taken)

@@ -136,6 +136,10 @@ class Cadence:
                 del due[key]
         return found
 
+    def give_up(self) -> None:
+        """Do not count a step that an exception ended as missed; what was due for it stays due."""
+        self._unfulfilled = False
+
     def finish(self) -> None:
         """End the training: optimizers that are still due count as missed."""
         self.missed += self._unfulfilled

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_normgeo.callbacks._monitors.edited_weights import edited_readings, without_edited
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
 from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.callbacks._readings.publication.publisher import Publisher
@@ -21,6 +22,7 @@ from lightning_normgeo.callbacks._readings.publication.transfer import Transfer
 from lightning_normgeo.callbacks._readings.readings import HostValues, Reading
 from lightning_normgeo.callbacks._readings.symmetry_readings import RMS_CHARGE, RMS_UNCANCELED
 from lightning_normgeo.errors import skipped_on_error
+from lightning_normgeo.probes.step_in_progress import ELSEWHERE
 
 _BATCHES = 2
 """Batches that begin before a row is published."""
@@ -110,6 +112,14 @@ class MeasuredRows:
     def _checked(self, one: _Row, row: HostValues) -> HostValues | None:
         """Return the row; read again, with new controls, if its numbers refute the invariance of weights."""
         confirmation = one.observer.confirmation
+        unedited = without_edited(one.measured, row)
+        if unedited is not one.measured:
+            one.observer.probe.note(ELSEWHERE)
+            one.measured = unedited
+            without = _read_again(one)
+            if without is None:
+                return None
+            row = without
         verdict = None if one.measured.turned else confirmation.judge(row, one.measured)
         if verdict is not None and verdict.refuted:
             confirmation.refute(verdict.refuted, row)
@@ -148,7 +158,7 @@ def _sent(
 ) -> Transfer | None:
     """Return the readings of all monitors on their way to the host; None if there are none."""
     readings = [reading for monitor in monitors for reading in _readings(monitor, measured) or ()]
-    readings += observer.confirmation.readings(measured)
+    readings += observer.confirmation.readings(measured) + edited_readings(measured)
     return Transfer(readings, valid) if readings else None
 
 

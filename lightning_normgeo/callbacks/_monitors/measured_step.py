@@ -35,6 +35,7 @@ class MeasuredStep:
         symmetry: sums over the generators of scale symmetries; None where no monitor needs them.
         inputs: geometry of the inputs of the layers that a monitor chose, by module path.
         has_symmetries: whether graphs of the step have scale symmetries, also if none could be measured.
+        edited: numbers on the device, 0 or 1, whether any parameter was changed between the backward pass and the step.
     """
 
     steps: Sequence[WeightStep]
@@ -46,6 +47,7 @@ class MeasuredStep:
     symmetry: SymmetryStep | None = None
     inputs: dict[str, LayerGeometry] = field(default_factory=dict)
     has_symmetries: bool = False
+    edited: Sequence[Tensor] = ()
     _columns: dict[tuple[str, ...], StackedUnits] = field(default_factory=dict, repr=False)
 
     def without_invariance(self, names: Sequence[str]) -> MeasuredStep:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.callbacks._monitors.epsilon_parts import EpsilonParts
-from lightning_normgeo.callbacks._monitors.gradient_changes import clips_by_value
+from lightning_normgeo.callbacks._monitors.gradient_changes import clips_by_value, may_change_gradients
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
 from lightning_normgeo.callbacks._monitors.sharded_models import Sharding
 from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirmation
@@ -115,14 +115,16 @@ class Observer:
             self.batch_norms.detach()
         self.inputs.disarm()
 
-    def arm(self, monitors: Sequence[Monitor], cadences: Collection[int]) -> None:
+    def arm(self, monitors: Sequence[Monitor], cadences: Collection[int], trainer: Any) -> None:
         """Start to read, until :meth:`disarm`.
 
         Args:
             monitors: all monitors of the training.
             cadences: those that are due. Inputs, which take long to read, are read only for these.
+            trainer: in training.
         """
         if not self._carries:
+            self.probe.points.forget()
             self.unit_tracker.forget()
             if self.epsilon is not None:
                 self.epsilon.forget()
@@ -135,11 +137,19 @@ class Observer:
         self._watch_constants()
         self._reads_statistics = any(monitor.needs_statistics for monitor in monitors)
         self.probe.arm(any(monitor.needs_updates for monitor in monitors), self._reads_weights)
+        self._watch_gradients(trainer)
         if self.batch_norms is not None:
             self.batch_norms.arm(gradients=self._reads_weights and self.all_reduce is None)
         self._reads_inputs = any(monitor.needs_inputs and monitor.cadence() in cadences for monitor in monitors)
         if self._reads_inputs:
             self.inputs.arm()
+
+    @skipped_on_error
+    def _watch_gradients(self, trainer: Any) -> None:
+        """Note the states of the weights that the gradients to come belong to."""
+        if self._reads_weights or self._reads_symmetries:
+            hooks = not self._compiled and self.all_reduce is None
+            self.probe.points.watch(self.probe.parameters(), hooks, sampled=may_change_gradients(trainer))
 
     def _watch_constants(self) -> None:
         """Watch the constants of the forward passes to come, if the units or symmetries may depend on them.
@@ -157,12 +167,14 @@ class Observer:
     def pause(self) -> None:
         """Leave no hooks on the model between two batches of one step."""
         self.unit_tracker.leave_constants()
+        self.probe.points.rest()
         if self.batch_norms is not None:
             self.batch_norms.pause()
         self.inputs.pause()
 
-    def resume(self) -> None:
+    def resume(self, trainer: Any) -> None:
         """Resume with another batch of the same step."""
+        self._watch_gradients(trainer)
         if self.batch_norms is not None:
             self.batch_norms.resume()
         if self._reads_inputs:
@@ -172,6 +184,7 @@ class Observer:
         """Stop reading; with ``waits`` the graphs of gradients that are not yet applied are kept."""
         self._carries = waits
         self.unit_tracker.leave_constants()
+        self.probe.points.rest()
         self.probe.disarm()
         self.unit_tracker.rest()
         if self.batch_norms is not None:
@@ -180,6 +193,7 @@ class Observer:
 
     def before_backward(self, trainer: Any, module: nn.Module, loss: Tensor) -> None:
         """Read the graph behind a loss, and the inputs and batch statistics of its forward passes."""
+        self.probe.points.note_others()
         if self._reads_weights or self._reads_symmetries:
             self.unit_tracker.read(module, loss)
             self._note_symmetries(module)
@@ -238,7 +252,10 @@ class Observer:
         valid = measurement.valid if symmetry is None else [*measurement.valid, symmetry.noise.sum().isfinite()]
         found = self.symmetries is not None and self.symmetries.has_symmetries
         inputs = self.inputs.collect()
-        return MeasuredStep(steps, statistics, one_device, epsilon, turned, sums, symmetry, inputs, found), valid
+        edited = measurement.edited
+        return MeasuredStep(
+            steps, statistics, one_device, epsilon, turned, sums, symmetry, inputs, found, edited
+        ), valid
 
     @skipped_on_error
     def _collect(self, batch_norms: BatchNormProbe) -> dict[str, list[BatchStatistics]]:

@@ -221,11 +221,11 @@ class Session:
             self._armed = True
             self.rows.finish()  # what it refutes is not measured again
             due = [monitor for monitor in self.monitors if monitor.cadence()]
-            self.observer.arm(due, self.cadence.due)
+            self.observer.arm(due, self.cadence.due, trainer)
             hooks = (self._before_backward, self._after_backward, self._batch_ends)
             self.driver.lend(dict(zip(_MEASURED_HOOKS, hooks, strict=True)))
         else:
-            self.observer.resume()
+            self.observer.resume(trainer)
         self.observer.probe.wait_for(expected)
 
     def _disarm(self) -> None:
@@ -252,6 +252,10 @@ class Session:
         observer = self.observer
         measurement = None if observer is None else observer.probe.collect()
         if observer is None:
+            return
+        if measurement is None and observer.probe.ended_early:  # what was read belongs to a step that was not taken
+            self.cadence.give_up()
+            self._disarm()
             return
         if measurement is None:  # a micro-batch, or a step that was skipped
             observer.pause()

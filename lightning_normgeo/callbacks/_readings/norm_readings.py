@@ -42,7 +42,7 @@ def _sums(group: str, columns: StackedUnits) -> Iterator[Reading]:
     if group.endswith("_control"):
         values["rows_unmoved"] = (columns.update.update_sq == 0).to(columns.increment)
     known = [step for step in columns.steps if step.is_explained]
-    coupled = [step for step in known if isinstance(step.rule, SGDRule) and step.uniform]
+    coupled = [step for step in known if isinstance(step.rule, SGDRule) and step.uniform and step.has_gradient]
     if len(known) == len(columns.steps):
         values |= _explained(columns, by_momentum=len(coupled) == len(known))
     yield from _readings(group, columns, values)
