@@ -141,7 +141,7 @@ class GradientPoints:
 
     @torch.no_grad()
     def changes(self, optimizer: Optimizer) -> Changes:
-        """Return what was changed of the parameters of an optimizer since their gradients were computed."""
+        """Return the changes of the parameters of an optimizer since their gradients were computed."""
         moving = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
         known = [(p, self._points[id(p)]) for p in moving if id(p) in self._points]
         left = frozenset(id(p) for p, point in known if point.mixed or point.state != _state(p))
