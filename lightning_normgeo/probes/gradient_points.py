@@ -102,7 +102,7 @@ class GradientPoints:
             sampled: whether code may edit parameters in ways that change no version.
         """
         self.rest()
-        self._sampled = sampled and hooks
+        self._sampled = sampled
         for parameter in parameters:
             if hooks and not is_lazy(parameter) and parameter.requires_grad and parameter.is_leaf:
                 add: Any = parameter.register_post_accumulate_grad_hook
@@ -137,7 +137,8 @@ class GradientPoints:
     def note_others(self) -> None:
         """Note the states of the parameters without hooks, before a backward pass."""
         for parameter in self._without_hook:
-            self._points[id(parameter)] = _Point(_state(parameter))
+            sample = _sample(parameter) if self._sampled else None
+            self._points[id(parameter)] = _Point(_state(parameter), sample=sample)
 
     @torch.no_grad()
     def changes(self, optimizer: Optimizer) -> Changes:
@@ -145,7 +146,7 @@ class GradientPoints:
         moving = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
         known = [(p, self._points[id(p)]) for p in moving if id(p) in self._points]
         left = frozenset(id(p) for p, point in known if point.mixed or point.state != _state(p))
-        pairs = [(p, point.sample) for p, point in known if point.sample is not None]
+        pairs = [(p, point.sample) for p, point in known if point.sample is not None and point.sample.numel()]
         if left or not pairs:
             return Changes(left)
         before, now = torch.cat([sample for _, sample in pairs]), torch.cat([_sample(p) for p, _ in pairs])
@@ -166,5 +167,6 @@ def _state(parameter: Tensor) -> State:
 
 
 def _sample(parameter: Tensor) -> Tensor:
-    flat = in_memory_order(on_observing_device(parameter.detach()), parameter).reshape(-1)
+    part = local_part(parameter)
+    flat = in_memory_order(on_observing_device(part), part).reshape(-1)
     return as_real(flat[:: max(flat.numel() // _SAMPLES, 1)]).reshape(-1).to(torch.float64, copy=True)

@@ -243,4 +243,21 @@ def left_out(devices: int) -> Report:
     return found
 
 
-ALL = (collectives, unchanged, mixed_precision, replicated, batch_statistics, found_by, left_out)
+def edited(devices: int) -> Report:
+    """Change weights after the second backward pass through ``.data``, on the process that has the last rows alone."""
+
+    class Edit(pl.Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.global_step == 1:
+                for parameter in pl_module.parameters():
+                    parameter.data.to_local().add_(0.01 * trainer.global_rank)
+
+    rows, monitor = Rows(), OrthogonalityMonitor(1, layers="*")
+    run = divided_trainer(devices, monitor, Edit(), logger=rows)
+    run.fit(Divided(optimizers=SAME_AS_ONE["momentum"][0]))
+    prefix = "orthogonality/rms_cos/"
+    found = [sorted(key.removeprefix(prefix) for key in row if key.startswith(prefix)) for _, row in rows.rows]
+    return {"cosines": found, "left_out": dict(monitor.left_out)}
+
+
+ALL = (collectives, unchanged, mixed_precision, replicated, batch_statistics, found_by, left_out, edited)

@@ -79,11 +79,11 @@ def nothing_measured(cadence: Cadence, trainer: Any, backwards: int, every: int)
     if not cadence.taken:
         if not backwards:
             return None
-        return (
-            "No monitor has measured anything: there were backward passes, but no step() of "
-            f"{', '.join(kinds.values())}. If other methods move the weights (first_step and second_step of SAM), let "
-            "step() call them."
-        )
+        names = ", ".join(kinds.values())
+        nothing = f"No monitor has measured anything: there were backward passes, but no step() of {names}. "
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return f"{nothing}The gradient scaler skipped them, since gradients were not finite: train longer."
+        return f"{nothing}If other methods move the weights (first_step and second_step of SAM), let step() call them."
     never = [
         f"{kinds.get(key, 'an optimizer')} ({taken} steps)"
         for key, taken in cadence.taken.items()

@@ -85,7 +85,7 @@ class StepAllReduce:
         Returns:
             The measurement with one value per unit, and the cumulative increments of all processes.
 
-        Cost: one collective, and one transfer to the host of three numbers per weight.
+        Cost: one collective, and one transfer to the host of four numbers per weight.
         """
         local_sums = cumulative if isinstance(cumulative, ShardedIncrements) else None
         sent, failed, sums, places = self._layout(0 if local_sums is None else len(local_sums.names))
@@ -102,7 +102,7 @@ class StepAllReduce:
             # a weight that no process has measured did not move in this step, which is no reason for a warning
             if head[0] and self._is_whole(name, head, place.weight, measurement.steps.get(name)):
                 steps[name] = _whole(measurement.steps[name], place)
-        found = replace(measurement, steps=steps, valid=[failed.reshape(()) == 0])
+        found = replace(measurement, steps=steps, valid=[failed.reshape(()) == 0], edited=[])
         return found, cumulative if local_sums is None else local_sums.whole(sums)
 
     def _layout(self, accounts: int) -> tuple[Tensor, Tensor, Tensor, list[_Place]]:
@@ -115,11 +115,11 @@ class StepAllReduce:
         weights = [weight for weight in self._weights if weight.parameter.requires_grad]
         blocks = [_FIELDS * (w.row_range.total + (0 if w.bias is None else w.bias.total)) for w in weights]
         columns = len(Totals._fields)
-        sizes = [1, accounts * columns, 3 * len(weights), *blocks]
+        sizes = [1, accounts * columns, 4 * len(weights), *blocks]
         sent = torch.zeros(sum(sizes), dtype=wide_dtype(self.shards.device), device=self.shards.device)
         failed, sums, heads, *parts = torch.split(sent, sizes)
         rows = [part.view(_FIELDS, -1) for part in parts]
-        places = [_Place(*entry) for entry in zip(weights, rows, heads.view(-1, 3), strict=True)]
+        places = [_Place(*entry) for entry in zip(weights, rows, heads.view(-1, 4), strict=True)]
         return sent, failed, sums.view(accounts, columns), places
 
     @skipped_on_error
@@ -141,8 +141,10 @@ class StepAllReduce:
             if step is not None:
                 # from the sums of these, every process can tell whether all have measured the same (_is_whole)
                 mark = _fingerprint(step)
-                for sent, number in zip(place.head.unbind(), (1.0, mark, mark**2), strict=True):
+                for sent, number in zip(place.head.unbind(), (1.0, mark, mark**2), strict=False):
                     sent.fill_(number)  # a number is sent with its kernel; a tensor of the host would be waited for
+                if step.edited is not None:  # a process may have no rows of a weight that others have edited
+                    place.head[3] = step.edited
                 # in HSDP several processes hold the same rows; a second copy would double the sums
                 if self.shards.counts and _obstacle(step, place.weight) is None:
                     _write(step, place)
@@ -150,7 +152,7 @@ class StepAllReduce:
 
     def _is_whole(self, name: str, head: list[float], weight: ShardedWeight, step: WeightStep | None) -> bool:
         """Whether all processes have measured a weight in the same way; if not, count and report the reason."""
-        count, total, squares = head
+        count, total, squares, _ = head
         why: str | None
         if count != self.shards.processes or step is None:
             why = _UNSEEN
@@ -208,6 +210,7 @@ def _whole(step: WeightStep, place: _Place) -> WeightStep:
     return replace(
         step,
         sums=sums[: len(step.sums)],
+        edited=place.head[3],
         update=None if step.update is None else folded_products(UpdateProducts(*products)),
     )
 

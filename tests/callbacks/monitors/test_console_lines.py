@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor, RecordLogger
@@ -318,3 +319,9 @@ def test_weights_of_zeros_give_no_reason() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", MeasurementWarning)
         trainer(NormGrowthMonitor(), steps=3).fit(Project(net=net), images())
+
+
+def test_steps_that_the_scaler_skipped_are_not_taken_for_other_methods() -> None:
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**60))
+    with pytest.warns(UserWarning, match=r"no step\(\) of SGD. The gradient scaler skipped them"):
+        trainer(OrthogonalityMonitor(1), steps=-1, max_epochs=1, plugins=[scaler]).fit(Project(), images(24))

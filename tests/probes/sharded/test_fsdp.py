@@ -16,6 +16,7 @@ from lightning_normgeo.normalization.autograd.graph import Graph
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.sharded.reader import ShardedIncrements
 from lightning_normgeo.probes.sharded.shards import Shards
+from lightning_normgeo.probes.step_in_progress import ELSEWHERE
 from lightning_normgeo.symmetries.units.discovery import search
 from support.fsdp_models import BATCH, SAME_AS_ONE, Divided, Zoo, batch_norms, divided_trainer, samples
 from support.fsdp_training import observed
@@ -209,6 +210,16 @@ def test_the_sums_of_all_parts_are_those_of_the_whole(shape: tuple[int, ...]) ->
         assert 1 <= float(found.rounding / expected.rounding) < 10
         expected = expected._replace(rounding=found.rounding)
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+
+
+def test_weights_that_one_process_edits_after_the_backward_pass_have_no_cosines_on_any(two: Ranks) -> None:
+    first, second = (found["edited"] for found in two[1])
+    assert first == second
+    before, then, *after = first["cosines"]
+    assert after == [before, before]
+    assert len(before) > 5
+    assert then == ["net.one_row.0"]  # of which the other process has the only row
+    assert first["left_out"] == {ELSEWHERE: 1}
 
 
 def test_what_cannot_be_observed_is_refused_before_training(two: Ranks) -> None:
