@@ -19,7 +19,15 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import skipped_on_error
 from lightning_normgeo.geometry.columns import run_maxima
-from lightning_normgeo.geometry.rows import as_real, in_memory_order, is_sharded, local_part, on_observing_device
+from lightning_normgeo.geometry.rows import (
+    as_real,
+    in_memory_order,
+    is_sharded,
+    local_part,
+    main_device,
+    observing_device,
+    on_observing_device,
+)
 from lightning_normgeo.probes.cumulative.increments import CumulativeIncrements
 from lightning_normgeo.probes.explain import parameters_of
 
@@ -140,13 +148,16 @@ class GradientPoints:
             sample = _sample(parameter) if self._sampled else None
             self._points[id(parameter)] = _Point(_state(parameter), sample=sample)
 
+    @skipped_on_error
     @torch.no_grad()
     def changes(self, optimizer: Optimizer) -> Changes:
         """Return the changes of the parameters of an optimizer since their gradients were computed."""
         moving = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
         known = [(p, self._points[id(p)]) for p in moving if id(p) in self._points]
         left = frozenset(id(p) for p, point in known if point.mixed or point.state != _state(p))
-        pairs = [(p, point.sample) for p, point in known if point.sample is not None and point.sample.numel()]
+        device = observing_device(main_device(moving))  # weights on others are not measured
+        samples = [(p, point.sample) for p, point in known if point.sample is not None]
+        pairs = [(p, sample) for p, sample in samples if sample.numel() and sample.device == device]
         if left or not pairs:
             return Changes(left)
         before, now = torch.cat([sample for _, sample in pairs]), torch.cat([_sample(p) for p, _ in pairs])

@@ -241,7 +241,7 @@ class StepProbe:
         if pending.moved and (self._weights or self.symmetries is not None):
             self.note(MOVED)
         elif not pending.moved:
-            pending.changes = self.points.changes(optimizer)
+            pending.changes = self.points.changes(optimizer) or pending.changes
         if pending.changes.left:
             self.note(ELSEWHERE)
         if self.symmetries is not None and not (pending.moved or pending.changes.left):
