@@ -19,6 +19,7 @@ from lightning_normgeo.cli.cleanup import has_logged, missing_parents, remove_tr
 from lightning_normgeo.cli.command_options import add_options, check_exists, check_seed
 from lightning_normgeo.cli.config_files import check_config_files
 from lightning_normgeo.cli.console_filter import keep_quiet
+from lightning_normgeo.cli.devices import warn_of_crowd
 from lightning_normgeo.cli.end_of_command import (
     interruption_of,
     tell_begin,
@@ -110,9 +111,11 @@ class NormgeoCLI(LightningCLI):
             ConfigurationError: If the Trainer refuses a setting.
         """
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer: Trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise _one_line(error) from error
+        warn_of_crowd(trainer)
+        return trainer
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the optimizer blocks, the links between data and model, and the options of a run."""

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_normgeo.errors import ConfigurationError, warn_once
 from lightning_normgeo.models.architecture import ARCHITECTURES, Stem, build_resnet, smallest_map
-from lightning_normgeo.models.optimizers import built, check_block
+from lightning_normgeo.models.optimizers import built, certain_epochs, check_block, rehearse
 from lightning_normgeo.normalization.registry import NORMS, find_norm
 from lightning_normgeo.symmetries import scale_symmetries
 from lightning_normgeo.utilities.checked_values import entry_of, is_number, numbers_of, short_repr, whole
@@ -141,12 +141,14 @@ class ResNetClassifier(pl.LightningModule):
         """Return the optimizer, with parameters grouped by whether they are decayed, and the scheduler.
 
         Raises:
-            ConfigurationError: If one of them refuses its arguments.
+            ConfigurationError: If one of them refuses its arguments, or the schedule fails after some epoch.
         """
-        optimizer = built("optimizer", self.hparams["optimizer"] or _SGD, self._parameter_groups())
+        settings = self.hparams["optimizer"] or _SGD
+        optimizer = built("optimizer", settings, self._parameter_groups())
         schedule = self.hparams["lr_scheduler"]
         if schedule is None:
             return optimizer
+        rehearse(schedule, optimizer, settings, certain_epochs(self._trainer))
         return {"optimizer": optimizer, "lr_scheduler": built("lr_scheduler", schedule, optimizer)}
 
     def on_fit_start(self) -> None:

@@ -7,12 +7,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from lightning_normgeo.errors import ConfigurationError, nearest_names, warn_once
 from lightning_normgeo.runs.records.record import RECORD_NAME, STUDY_NAME, Record
 from lightning_normgeo.runs.records.record_reader import read_records
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, contained_file, contained_folder, read_contained
 from lightning_normgeo.utilities.files import user_path
+from lightning_normgeo.utilities.plain_text import plain_line
 
 _ONLINE = r"(wandb:)?([\w.-]+/[\w.-]+(?:/[\w.-]+)?)"
 _DEEPEST, _MOST_FOLDERS = 4, 20_000
@@ -25,6 +27,20 @@ _LARGEST_INDEX = 64 * MEBIBYTE
 _NAMED = 8
 """Number of names that an error message lists."""
 _GIVE = "Give the folder of a run that was logged with RecordLogger, or one that holds such folders"
+
+
+class AbsentRun(NamedTuple):
+    """A run of a study that has no record: it failed before it measured anything, or has not begun.
+
+    Attributes:
+        name: Name of the run in its study.
+        status: Its status in the index of the study, such as ``failed`` or ``waiting``.
+        error: Why it failed, in one line; empty if it did not.
+    """
+
+    name: str
+    status: str
+    error: str
 
 
 def records_of(source: str) -> list[Record]:
@@ -144,17 +160,49 @@ def _begun(folder: Path) -> list[Path]:
 
 def _indexed(folder: Path) -> list[Path]:
     """Return the folders of a study's runs that have a record, in the order of its index."""
+    names = [run["name"] for run in _entries(folder)]
+    return [folder / name for name in names if _is_own(folder, name) and _is_record(folder / name)]
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    """Return the runs in the index of a study, each with its name."""
     index = folder / STUDY_NAME
     try:
         text = read_contained(folder, STUDY_NAME, _LARGEST_INDEX).decode("utf-8")
-        names = [run["name"] for run in json.loads(text)["runs"]]
+        return [{**run, "name": run["name"]} for run in json.loads(text)["runs"]]
     except ConfigurationError as error:
         raise ConfigurationError(f"{folder}: {error}.") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigurationError(
             f"{index} is not the index of a study ({error!r}). Run normgeo study again."
         ) from error
-    return [folder / name for name in names if _is_own(folder, name) and _is_record(folder / name)]
+
+
+def absent_runs(source: str | Path, folders: Iterable[Path]) -> list[AbsentRun]:
+    """Return the runs of studies that have no record; none for a source that is a single run.
+
+    Args:
+        source: Source of a report, such as a study or a folder of studies; see :func:`load_runs`.
+        folders: Folders of the runs that were found there.
+    """
+    path = user_path(source)
+    place = path.parent if path.name == STUDY_NAME else path
+    if not place.is_dir() or os.path.lexists(place / RECORD_NAME):
+        return []
+    studies = dict.fromkeys(folder.parent for folder in folders)
+    within = [study for study in studies if study.resolve().is_relative_to(place.resolve())]
+    return [run for study in within if (study / STUDY_NAME).is_file() for run in _without_record(study)]
+
+
+def _without_record(study: Path) -> Iterator[AbsentRun]:
+    try:
+        entries = _entries(study)
+    except ConfigurationError:  # said where the runs were looked for
+        return
+    for run in entries:
+        name = run["name"]
+        if not (_is_own(study, name) and _is_record(study / name)):
+            yield AbsentRun(*(plain_line(str(run.get(key, ""))) for key in ("name", "status", "error")))
 
 
 def _is_local(source: str) -> bool:

@@ -12,6 +12,7 @@ from lightning_normgeo.report.figures.curves import Curves
 from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.report.formats.html_page import render
 from lightning_normgeo.report.formats.text import as_csv, as_latex, as_markdown
+from lightning_normgeo.report.sources import AbsentRun, absent_runs
 from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
 from lightning_normgeo.runs.records.record import RECORD_NAME, STUDY_NAME
@@ -61,6 +62,7 @@ def write_report(
         )
     sources = [runs] if isinstance(runs, (str, Path)) else list(runs)
     loaded = load_runs(sources)
+    absent = [one for source in sources for one in absent_runs(source, [run.record.folder for run in loaded])]
     path = user_path(output) if output is not None else _own(_place(sources, form))
     title = title or (run_title(loaded[0].record) if len(loaded) == 1 else "") or _title(sources)
     try:
@@ -68,7 +70,7 @@ def write_report(
         if form in ("png", "pdf"):
             _write_figures(path, all_figures(Curves(loaded, layers)), form, strict=output is None)
         else:
-            text = _text(loaded, form, plain_line(title), layers, thresholds)
+            text = _text(loaded, form, plain_line(title), layers, thresholds, absent)
             with replacing(path) as draft:
                 draft.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -76,12 +78,19 @@ def write_report(
     return path
 
 
-def _text(runs: list[Run], form: str, title: str, layers: Sequence[str], thresholds: Thresholds | None) -> str:
+def _text(
+    runs: list[Run],
+    form: str,
+    title: str,
+    layers: Sequence[str],
+    thresholds: Thresholds | None,
+    absent: Sequence[AbsentRun],
+) -> str:
     if form == "html":
-        return render(runs, title, layers, thresholds)
+        return render(runs, title, layers, thresholds, absent)
     if form == "csv":
         return as_csv(runs)
-    tables = all_tables(runs, verdicts_of(runs, thresholds))
+    tables = all_tables(runs, verdicts_of(runs, thresholds), absent)
     return as_markdown(title, tables) if form == "md" else as_latex(title, tables)
 
 

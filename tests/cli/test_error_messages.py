@@ -37,6 +37,7 @@ MISTAKES = {
     "--optimizer.lr=-1": r"optimizer torch\.optim\.SGD\(lr=-1\.0, momentum=0\.9, .*Invalid learning rate: -1\.0",
     "--optimizer foo.Bar": r"--optimizer foo\.Bar cannot be used: No module named 'foo'",
     "--lr_scheduler.T_max x": r"--lr_scheduler\.T_max x cannot be used by CosineAnnealingLR\. .*an integer\.",
+    "--lr_scheduler.T_max 0": r"CosineAnnealingLR\(T_max=0\) fails after epoch 0: .* stepped once per epoch\.",
     "--lr_scheduler StepLR": r"torch\.optim\.lr_scheduler\.StepLR cannot be used: .* required: step_size",
     "--model.input_mean [1]": r"It has to be a list of 3 values, each a number\.",
     "--model.optimizer SGD": r"--model\.optimizer is set from --optimizer\.",

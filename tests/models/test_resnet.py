@@ -241,6 +241,44 @@ def test_scheduler_drives_every_group() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments", "epoch"),
+    [
+        ("CosineAnnealingLR", {"T_max": 0}, 0),
+        ("StepLR", {"step_size": 0}, 0),
+        ("OneCycleLR", {"max_lr": 0.1, "total_steps": 3}, 3),
+        ("MultiplicativeLR", {"lr_lambda": lambda epoch: 1 / (epoch - 4)}, 3),
+    ],
+)
+def test_a_schedule_that_fails_after_some_epoch_is_refused_before_training(
+    name: str, arguments: dict[str, Any], epoch: int
+) -> None:
+    schedule = {"class_path": f"torch.optim.lr_scheduler.{name}", "init_args": arguments}
+    model = small(optimizer=OPTIMIZERS["sgd"], lr_scheduler=schedule, decayed="weights")
+    trainer = pl.Trainer(max_epochs=epoch, logger=False, enable_checkpointing=False, accelerator="cpu")
+    if epoch:  # so many epochs are no problem
+        model._trainer = trainer
+        assert set(model.configure_optimizers()) == {"optimizer", "lr_scheduler"}
+    trainer.fit_loop.max_epochs = epoch + 1
+    model._trainer = trainer
+    with pytest.raises(ConfigurationError, match=rf"lr_scheduler torch\S+{name}\(.*\) fails after epoch {epoch}: \w+"):
+        model.configure_optimizers()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_epochs": 9, "max_steps": 5}, {"max_epochs": -1}, {"max_time": "00:00:01:00"}]
+)
+def test_a_schedule_is_not_refused_for_epochs_that_may_never_come(settings: dict[str, Any]) -> None:
+    arguments = {"max_lr": 0.1, "total_steps": 3}
+    schedule = {"class_path": "torch.optim.lr_scheduler.OneCycleLR", "init_args": arguments}
+    model = small(optimizer=OPTIMIZERS["sgd"], lr_scheduler=schedule)
+    model._trainer = pl.Trainer(**settings, logger=False, enable_checkpointing=False, accelerator="cpu")
+    random = torch.get_rng_state()
+    found = model.configure_optimizers()
+    assert found["lr_scheduler"].last_epoch == 0, "the real one has not been stepped"
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"arch": "resnet51"}, r"arch='resnet51' is unknown; did you mean 'resnet50'"),

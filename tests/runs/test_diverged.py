@@ -115,9 +115,9 @@ def test_reports_of_a_run_that_diverged(form: str) -> None:
     assert read_record(folder).diverged == ("train/loss", 30)
     text = write_report([folder, write_run("runs/study/two", seed=1)], "report", form).read_text(encoding="utf-8")
     if form in ("html", "md"):
-        assert "diverged: train/loss is not finite from step 30 on" in text
+        assert "train/loss is not finite from step 30 on" in text
     if form == "html":
-        assert "<strong>Not finite:</strong> seed 0, diverged" in text
+        assert "<strong>Diverged:</strong> seed 0 (train/loss is not finite from step 30 on)." in text
         specs = text[text.index('id="specs"') : text.index("</script>", text.index('id="specs"'))]
         assert not re.search("NaN|Infinity", specs)
     else:

@@ -14,6 +14,9 @@ from lightning_normgeo.utilities.attack_names import is_control
 _SHOWN_HEIGHT = 96
 """Small images are enlarged to at least this many pixels, so that they can be seen in a report."""
 
+_NOT_FINITE = -1
+"""The prediction of a sample with logits that are not finite; see :class:`SampleRows`."""
+
 
 def example_strips(shown: ExampleImages, count: int) -> tuple[list[Any], list[str]]:
     """Return one strip of pictures per sample, and its caption.
@@ -38,9 +41,13 @@ def example_strips(shown: ExampleImages, count: int) -> tuple[list[Any], list[st
         tiles = [image.clamp(0, 1) for image in pixels.values()]
         tiles += [_contrast(image - pixels["clean"]) for name, image in pixels.items() if name != "clean"]
         strips.append(_as_array(torch.cat([_enlarge(tile) for tile in tiles], dim=-1)))
-        predicted = ", ".join(f"{name} → {shown.predictions[name][index]}" for name in pixels)
+        predicted = ", ".join(f"{name} → {_class(shown.predictions[name][index])}" for name in pixels)
         captions.append(f"label {shown.labels[index]}: {predicted}")
     return strips, captions
+
+
+def _class(predicted: int) -> str:
+    return "not finite" if predicted == _NOT_FINITE else str(predicted)
 
 
 def _as_picture(image: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def over_steps(
     chart = panels(alt.layer(*below, top.add_params(_zoom(both=shared or not several))), rows, panel, shared)
     if by_layer:
         chart = chart.add_params(alt.param(name="layer", value=ALL)).transform_filter("datum.layer === layer")
-    return chart.transform_flatten(["step", "value"]), several
+    return chart.transform_calculate(alone="length(datum.step) == 1").transform_flatten(["step", "value"]), several
 
 
 def positive(chart: Any, *, log: bool, signed: bool) -> Any:
@@ -129,8 +129,9 @@ def positive(chart: Any, *, log: bool, signed: bool) -> Any:
 
 
 def touched(base: Any, shown: Sequence[Any]) -> Any:
-    """Return invisible points, of which page.js shows the one nearest to the pointer."""
-    return base.mark_point(size=90, opacity=0, filled=True, clip=True).encode(tooltip=shown)
+    """Return points that are invisible, unless their curve has no other; page.js shows the nearest to the pointer."""
+    alone = alt.condition("datum.alone", alt.value(1), alt.value(0))
+    return base.mark_point(size=90, filled=True, clip=True).encode(tooltip=shown, opacity=alone)
 
 
 def tooltip(rows: Sequence[Row], by_layer: bool = True, *values: Any) -> list[Any]:
@@ -171,15 +172,21 @@ def value_axis(log: bool = False) -> Any:
     """Return an axis whose numbers are decimal if neither large nor small, and otherwise have a power of ten.
 
     Args:
-        log: Whether the axis is logarithmic: only 1, 2 and 5 times powers of ten have labels, those that fit.
+        log: Whether the axis is logarithmic: only 1, 2 and 5 times powers of ten have labels, those that fit; within a
+            factor of five, where there may be none of these, all its ticks have.
     """
     label = number_label("datum.value")
     if log:
         few = f"test(/^[125]$/, {_MANTISSA.format('datum.value')})"
-        return alt.Axis(labelExpr=f"{few} ? {label} : ''", tickCount=3, labelOverlap="greedy")
+        return alt.Axis(labelExpr=f"{_NARROW} || {few} ? {label} : ''", tickCount=3, labelOverlap="greedy")
     return alt.Axis(labelExpr=label, tickCount=5, labelOverlap=True)
 
 
+_NARROW = "(" + " || ".join(f"domain('{scale}')[1] < 5 * domain('{scale}')[0]" for scale in ("y", "child_y")) + ")"
+"""Vega expression for whether the vertical axis spans less than a factor of five, also after the reader has zoomed.
+
+Panels that have axes of their own have the scale ``child_y``; a scale that is not there has no domain.
+"""
 _MANTISSA, _EXPONENT = (f"split(format({{}}, '.3~e'), 'e')[{part}]" for part in (0, 1))
 
 

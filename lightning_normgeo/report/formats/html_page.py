@@ -18,6 +18,7 @@ from lightning_normgeo.report.figures.figure import VEGA_LITE, Figure
 from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.report.figures.pictures import pictures_of
 from lightning_normgeo.report.run_settings import flat
+from lightning_normgeo.report.sources import AbsentRun
 from lightning_normgeo.report.story import GLOSSARY
 from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
@@ -34,7 +35,13 @@ _BEHIND = ("test/", "robustness/", "effective/", "channels/", "epoch")
 """Beginnings of the keys of metrics that are logged after training, under the number of its steps."""
 
 
-def render(runs: Sequence[Run], title: str, layers: Sequence[str] = (), thresholds: Thresholds | None = None) -> str:
+def render(
+    runs: Sequence[Run],
+    title: str,
+    layers: Sequence[str] = (),
+    thresholds: Thresholds | None = None,
+    absent: Sequence[AbsentRun] = (),
+) -> str:
     """Return the HTML page of some runs, with its scripts, data and pictures, so that it needs no network.
 
     Args:
@@ -42,6 +49,7 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = (), threshol
         title: Title of the page.
         layers: Globs of the layers that the reader can choose; see :class:`Curves`.
         thresholds: Limits by which verdicts are given. Default: those that the documentation gives.
+        absent: Runs of the same studies that have no record.
     """
     environment = Environment(
         loader=PackageLoader("lightning_normgeo.report.formats", "."),
@@ -52,7 +60,7 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = (), threshol
     )
     curves = Curves(runs, layers)
     verdicts = verdicts_of(runs, thresholds)
-    figures, (judged, *tables) = all_figures(curves), all_tables(list(runs), verdicts)
+    figures, (judged, *tables) = all_figures(curves), all_tables(list(runs), verdicts, absent)
     first = [table for table in tables if table.anchor.startswith(_FIRST)]
     rest = [table for table in tables if not table.anchor.startswith(_FIRST)]
     places = _places([figure.anchor for figure in figures], [table.anchor for table in tables])
@@ -62,7 +70,8 @@ def render(runs: Sequence[Run], title: str, layers: Sequence[str] = (), threshol
         summary=_summary(runs),
         folder=plain_line(runs[0].record.folder.name) if len(runs) == 1 else "",
         unfinished=[run.name for run in runs if not run.record.complete],
-        diverged=[f"{run.name}, {found}" for run in runs if (found := run.record.diverged)],
+        absent=_count(absent, len(runs)),
+        diverged=[f"{run.name} ({found.since})" for run in runs if (found := run.record.diverged)],
         figures=figures,
         specs=_inline_json(json.dumps(_packed(figures), separators=(",", ":"))),
         library=_library(),
@@ -103,6 +112,11 @@ def _places(figures: Sequence[str], tables: Sequence[str]) -> dict[str, str]:
     sections = dict.fromkeys(claim.section for claim in CLAIMS.values() if claim.section)
     found = {name: [anchor for anchor in anchors if anchor.startswith(name)] for name in sections}
     return {name: some[0] for name, some in found.items() if some}
+
+
+def _count(absent: Sequence[AbsentRun], present: int) -> str:
+    """Return the number of runs without a record and of all, such as "2 of 8 runs"; empty if all have one."""
+    return f"{len(absent)} of {present + len(absent)} runs" if absent else ""
 
 
 def _summary(runs: Sequence[Run]) -> str:

@@ -33,8 +33,13 @@ class NotFinite(NamedTuple):
 
     def __str__(self) -> str:
         """Return the finding in words, such as "diverged: train/loss is not finite from step 12 on"."""
+        return f"diverged: {self.since}"
+
+    @property
+    def since(self) -> str:
+        """The finding without its first word, such as "train/loss is not finite from step 12 on"."""
         verb = "are" if self.key == GRADIENTS else "is"
-        return f"diverged: {self.key} {verb} not finite from step {self.step} on"
+        return f"{self.key} {verb} not finite from step {self.step} on"
 
 
 def evaluation_stem(name: str | None) -> str:
