@@ -1,4 +1,4 @@
-"""The four callbacks in a plain project with ``pytorch_lightning``.
+"""Four callbacks in a plain project with ``pytorch_lightning``.
 
 A small convolutional network with batch normalization learns scikit-learn's digits under plain SGD, and is then tested.
 The two convolutions are scale invariant; the last layer is not, and serves as a control.

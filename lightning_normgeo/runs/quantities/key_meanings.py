@@ -58,7 +58,7 @@ def _of_form(stem: str, form: re.Match[str]) -> tuple[str, str]:
     if form[1] == "channel":
         return unit, f"{quantity} of one channel, drawn by a seed"
     if form[2]:
-        return unit, f"{meaning}, in pass {form[2]} of each layer that runs several times in a step"
+        return unit, f"{meaning}, in pass {form[2]} of each layer that runs several times before one backward pass"
     if form[1] == "pooled_mean":
         return unit, f"{meaning}, with σ and μ of all passes of a layer together"
     return unit, f"{quantity}, {_OF_FORM[form[1]]} over all channels"

@@ -250,7 +250,7 @@ _AFFINE = (
         "affine/*_mean_view1",
         "as above",
         "the same for the first, second … run of each layer, up to 8",
-        condition="where a layer runs several times in a step",
+        condition="where a layer runs several times before one backward pass, as with two views",
     ),
 )
 _ROBUSTNESS = (
