@@ -39,8 +39,8 @@ class AffineConvergenceMonitor(GeometryMonitor):
 
     A layer that runs several times in a step (two views, micro-batches) is compared with the σ, μ of each pass, and the
     mean is over passes too; so are those of a batch in which several optimizers take steps. Such layers also have keys
-    for the pooled statistics of all passes. Passes that come before the same backward pass, such as two views, also have
-    keys of their own (at most 8); micro-batches do not, as each of them has its backward pass.
+    for the pooled statistics of all passes. Passes before the same backward pass, such as two views, also have keys of
+    their own (at most 8); micro-batches do not, as each of them has its backward pass.
 
     For one layer: ``affine/…_mean/{module path}``, and ``affine/…_channel/{module path}`` for one channel as in the
     paper's Fig 2. σ and μ, and so all of these quantities, change with the scale of the preceding weight, which does

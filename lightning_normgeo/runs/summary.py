@@ -42,6 +42,12 @@ def summarize(run: str | Path | Record) -> str:
 
     Raises:
         ConfigurationError: If there is no record.
+
+    Example:
+        >>> from lightning_normgeo.runs.records.record import Record
+        >>> text = summarize(Record(Path("run"), metrics={"norm_growth/weight_norm": [(4, 2.0), (9, 2.5)]}))
+        >>> "step 4" in text and "step 9" in text
+        True
     """
     record = run if isinstance(run, Record) else read_record(run)
     text = io.StringIO()

@@ -84,6 +84,16 @@ def swap_norm(
 
     Cost: one forward pass to find the preceding layers and about three to measure the change; more if layers have to be
     tried one by one, or if a change is so close to the tolerance that it is measured again in float64.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> convolution, last = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(288, 4)
+        >>> network = nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), last)
+        >>> images = torch.rand(4, 3, 8, 8)
+        >>> report = swap_norm(network, "gn", example_batch=images)
+        >>> type(network[1]).__name__, network[1].num_groups
+        ('GroupNorm', 4)
     """
     target = _checked(module, to, groups, unbiased, optimizer)
     example_batch = None if example_batch is None else as_example(module, example_batch)

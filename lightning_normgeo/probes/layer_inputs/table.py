@@ -119,6 +119,19 @@ def batch_geometry(
 
     Cost: one forward pass, and for each layer about as much as its own forward and backward pass (see
         :func:`.input_geometry`).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> convolution, last = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(288, 4)
+        >>> network = nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), last)
+        >>> images = torch.rand(4, 3, 8, 8)
+        >>> found = batch_geometry(network, images)
+        >>> inputs = found["0"].inputs
+        >>> inputs.width, inputs.samples  # 3 × 3 × 3 inputs of a unit; 4 images of 6 × 6 positions
+        (27, 144)
+        >>> bool(inputs.rank <= min(inputs.width, inputs.samples - 1))
+        True
     """
     check_module("batch_geometry(module, example_batch)", module)
     check_not_compiled("batch_geometry", module)

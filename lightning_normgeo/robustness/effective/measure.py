@@ -48,6 +48,19 @@ def effective_weights(
 
     Cost: seven forward passes of two samples, the search for scale-invariant units, and up to 2·``steps`` products with
     each layer's linear map and its transpose for one sample.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> convolution, last = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(288, 4)
+        >>> network = nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), last)
+        >>> images = torch.rand(4, 3, 8, 8)
+        >>> before = effective_weights(network.eval(), images)["0"]
+        >>> with torch.no_grad():  # a weight of twice the length and the statistics to match: the same function
+        ...     _ = convolution.weight.mul_(2), network[1].running_var.mul_(4)
+        >>> after = effective_weights(network, images)["0"]
+        >>> round(after.weight_norm / before.weight_norm, 3), round(after.effective_norm / before.effective_norm, 3)
+        (2.0, 1.0)
     """
     check_module("effective_weights(module, example_batch)", module)
     check_not_compiled("effective_weights", module)

@@ -53,6 +53,16 @@ def scale_invariant_units(module: nn.Module, example_batch: Any) -> Units:
 
     Cost: one forward pass, a walk over its graph for all weights, and for each weight a walk over the operations
     between it and its normalization.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> convolution, last = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(288, 4)
+        >>> network = nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), last)
+        >>> images = torch.rand(4, 3, 8, 8)
+        >>> units = scale_invariant_units(network, images)
+        >>> units["0"].kind, units["4"].kind
+        ('filter', 'none')
     """
     check_module("scale_invariant_units(module, example_batch)", module)
     check_not_compiled("scale_invariant_units", module)
