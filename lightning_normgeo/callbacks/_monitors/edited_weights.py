@@ -16,7 +16,7 @@ _ANY = ""
 
 
 def edited_readings(measured: MeasuredStep) -> list[Reading]:
-    """Return for each weight whether its values were changed after the backward pass, where this was asked."""
+    """Return whether values were changed after the backward pass, for the weights where this was asked."""
     asked = {step.units.name: step.edited for step in measured.steps if step.edited is not None}
     if measured.edited:
         asked[_ANY] = torch.stack(list(measured.edited)).amax()
@@ -26,14 +26,13 @@ def edited_readings(measured: MeasuredStep) -> list[Reading]:
 
 
 def without_edited(measured: MeasuredStep, row: HostValues) -> MeasuredStep:
-    """Return the step without what needs a gradient at W, for the weights that were edited; itself if none was."""
-    edited = [name for name, value in row.internal.get(_EDITED, {}).items() if value]
-    if not edited:
+    """Return the step without what needs a gradient at W if a weight was edited, and itself if none was.
+
+    Only some weights are compared, so that what was done to one of them is taken to be done to all.
+    """
+    if not any(row.internal.get(_EDITED, {}).values()):
         return measured
-    steps = [
-        replace(step, has_gradient=step.has_gradient and step.units.name not in edited, edited=None)
-        for step in measured.steps
-    ]
+    steps = [replace(step, has_gradient=False, edited=None) for step in measured.steps]
     if measured.sums is not None:
-        leave_unpredicted(measured.sums, (name for name in edited if name != _ANY))
+        leave_unpredicted(measured.sums, (step.units.name for step in steps))
     return replace(measured, steps=steps, symmetry=None, edited=(), _columns={})

@@ -26,17 +26,21 @@ def clips_by_value(trainer: Any) -> bool:
 
 
 def may_change_gradients(trainer: Any) -> bool:
-    """Whether clipping or the user's code may change gradients or weights between a backward pass and the step.
+    """Whether clipping or the user's code may change gradients between a backward pass and the step.
 
     False means that an optimizer applies exactly the gradients that the backward pass has left.
 
     Args:
         trainer: in training.
     """
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    return bool(trainer.gradient_clip_val) or scaled or may_change_weights(trainer)
+
+
+def may_change_weights(trainer: Any) -> bool:
+    """Whether the user's code runs between a backward pass and the step, where it may also change weights."""
     module = trainer.lightning_module
-    if not module.automatic_optimization or trainer.gradient_clip_val:
-        return True
-    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+    if not module.automatic_optimization:
         return True
     places = (module, _OF_THE_MODULE), (trainer.precision_plugin, _OF_PRECISION), (trainer.strategy, _OF_STRATEGIES)
     if not all(is_lightnings_own(place, hook) for place, hooks in places for hook in hooks):

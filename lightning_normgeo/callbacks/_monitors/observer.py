@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.callbacks._monitors.epsilon_parts import EpsilonParts
-from lightning_normgeo.callbacks._monitors.gradient_changes import clips_by_value, may_change_gradients
+from lightning_normgeo.callbacks._monitors.gradient_changes import clips_by_value, may_change_weights
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
 from lightning_normgeo.callbacks._monitors.sharded_models import Sharding
 from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirmation
@@ -149,7 +149,7 @@ class Observer:
         """Note the states of the weights that the gradients to come belong to."""
         if self._reads_weights or self._reads_symmetries:
             hooks = not self._compiled and self.all_reduce is None
-            self.probe.points.watch(self.probe.parameters(), hooks, sampled=may_change_gradients(trainer))
+            self.probe.points.watch(self.probe.parameters(), hooks, sampled=may_change_weights(trainer))
 
     def _watch_constants(self) -> None:
         """Watch the constants of the forward passes to come, if the units or symmetries may depend on them.
