@@ -28,11 +28,16 @@ def edited_readings(measured: MeasuredStep) -> list[Reading]:
 def without_edited(measured: MeasuredStep, row: HostValues) -> MeasuredStep:
     """Return the step without what needs a gradient at W if a weight was edited, and itself if none was.
 
-    Only some weights are compared, so that what was done to one of them is taken to be done to all.
+    In a large network only some weights are compared; where one of these was edited, all others count as edited too.
     """
-    if not any(row.internal.get(_EDITED, {}).values()):
+    found = row.internal.get(_EDITED, {})
+    if not any(found.values()):
         return measured
-    steps = [replace(step, has_gradient=False, edited=None) for step in measured.steps]
+    kept = {name for name, edited in found.items() if not edited}
+    steps = [
+        replace(step, has_gradient=step.has_gradient and step.units.name in kept, edited=None)
+        for step in measured.steps
+    ]
     if measured.sums is not None:
-        leave_unpredicted(measured.sums, (step.units.name for step in steps))
+        leave_unpredicted(measured.sums, (step.units.name for step in steps if not step.has_gradient))
     return replace(measured, steps=steps, symmetry=None, edited=(), _columns={})

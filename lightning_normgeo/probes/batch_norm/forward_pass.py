@@ -122,7 +122,10 @@ def note_pass(
     one = ForwardPass(output.numel() // output.shape[1], place, saved, affine)
     passes.append(one)
     if gradients:
-        one.unknown = node is None or follows_hook(node) or any(map(changes_gradient, args[:1]))
+        # without a gradient the pass has no graph, and no share in that of γ
+        one.unknown = output.requires_grad and (
+            node is None or follows_hook(node) or any(map(changes_gradient, args[:1]))
+        )
         if node is not None:
             node.register_hook(partial(_note_gradient, one))
 
