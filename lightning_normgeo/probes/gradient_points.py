@@ -8,7 +8,7 @@ the weights of the step, whatever their scale invariance.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,13 +45,11 @@ class _Point:
 
     Attributes:
         state: its version, which operations in place change, and its address, which ``parameter.data = …`` changes.
-        gradient: the identity and version of its gradient; None before a backward pass, and of an earlier batch.
         sample: some of its elements, which edits of ``parameter.data`` in place change; None if not taken.
         mixed: whether the gradient also has a part of another state.
     """
 
     state: State
-    gradient: State | None = None
     sample: Tensor | None = None
     mixed: bool = False
 
@@ -94,6 +92,7 @@ class GradientPoints:
 
     def __init__(self) -> None:
         self._points: dict[int, _Point] = {}
+        self._gradients: dict[int, State] = {}
         self._handles: list[RemovableHandle] = []
         self._without_hook: list[nn.Parameter] = []
         self._sampled: set[int] = set()
@@ -128,7 +127,7 @@ class GradientPoints:
             handle.remove()
         self._handles, self._without_hook = [], []
         # what happens between batches, as weights that are exchanged for their average and restored, mixes nothing
-        self._points = {key: replace(point, gradient=None) for key, point in self._points.items()}
+        self._gradients = {}
 
     @skipped_on_error
     @torch.no_grad()
@@ -137,18 +136,18 @@ class GradientPoints:
         state, gradient = _state(parameter), parameter.grad
         if gradient is None:
             return
-        now, before = (id(gradient), gradient._version), self._points.get(id(parameter))
-        added = (
-            before is not None and before.gradient is not None and now == (before.gradient[0], before.gradient[1] + 1)
-        )
+        identity, version = self._gradients.get(id(parameter), (None, 0))
+        before = self._points.get(id(parameter))
+        added = (id(gradient), gradient._version) == (identity, version + 1)
         mixed = before is not None and added and (before.mixed or before.state != state)
-        self._points[id(parameter)] = _Point(state, now, self._sample(parameter), mixed)
+        self._gradients[id(parameter)] = id(gradient), gradient._version
+        self._points[id(parameter)] = _Point(state, self._sample(parameter), mixed)
 
     @skipped_on_error
     def note_others(self) -> None:
         """Note the states of the parameters without hooks, before a backward pass."""
         for parameter in self._without_hook:
-            self._points[id(parameter)] = _Point(_state(parameter), sample=self._sample(parameter))
+            self._points[id(parameter)] = _Point(_state(parameter), self._sample(parameter))
 
     def _sample(self, parameter: Tensor) -> Tensor | None:
         return _sample(parameter) if id(parameter) in self._sampled else None
