@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.geometry.rows import on_observing_device
+from lightning_normgeo.probes.explain import parameters_of
 from lightning_normgeo.probes.weight_reader import WeightReader
 from lightning_normgeo.probes.weight_step import Observed
 
@@ -71,7 +72,7 @@ class BackwardRecord:
 
     def apply(self, optimizer: Optimizer) -> None:
         """Keep the records of the weights that an optimizer is about to move, as they are now."""
-        held = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
+        held = {id(parameter): parameter for parameter in parameters_of(optimizer)}
         for name, record in self._found.items():
             if record.weight in held:
                 self._applied.pop(name, None)

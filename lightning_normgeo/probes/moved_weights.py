@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import warn_once
+from lightning_normgeo.probes.explain import parameters_of
 from lightning_normgeo.probes.weight_step import Observed
 
 _SPARSE = "its gradient is sparse"
@@ -33,7 +34,7 @@ def moving_weights(
         device: the device of what is measured; weights on others are left out.
     """
     known = {id(parameter) for observed in weights for parameter in (observed.weight, *observed.partners)}
-    moving = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    moving = [parameter for parameter in parameters_of(optimizer) if parameter.grad is not None]
     held = {id(parameter) for parameter in moving}
     found = []
     strangers = unseen([parameter for parameter in moving if id(parameter) not in known])

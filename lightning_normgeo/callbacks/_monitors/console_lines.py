@@ -16,6 +16,7 @@ from lightning_normgeo.callbacks._monitors.measured_step import Monitor
 from lightning_normgeo.geometry.rows import has_float64
 from lightning_normgeo.geometry.update_rules.registry import description_of
 from lightning_normgeo.normalization.names import named_weights
+from lightning_normgeo.probes.explain import parameters_of
 
 
 def opening(monitors: Sequence[Monitor], trainer: Any, module: nn.Module, batch_norms: int | None) -> str:
@@ -136,7 +137,7 @@ def _names_by_id(trainer: Any) -> dict[int, str]:
 
 def _weights(trainer: Any, module: nn.Module) -> str:
     """Return a phrase with the number of weights of each kind and the optimizers that move them."""
-    held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    held = {id(parameter) for optimizer in trainer.optimizers for parameter in parameters_of(optimizer)}
     weights = [weight for _, weight in named_weights(module, frozen=True)]
     numbers = [weight for weight in weights if weight.is_floating_point() or weight.is_complex()]
     moved = sum(id(weight) in held and weight.requires_grad for weight in numbers)

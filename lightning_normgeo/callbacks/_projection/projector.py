@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.geometry.steps.sphere_steps import geodesic_step, hyperball_step
+from lightning_normgeo.probes.explain import parameters_of
 from lightning_normgeo.symmetries.spheres.local_parts import LocalParameters
 from lightning_normgeo.symmetries.spheres.spheres import Spheres, StepSums
 from lightning_normgeo.symmetries.symmetries import Symmetries
@@ -101,7 +102,7 @@ class Projector:
             own: parameters of the model.
         """
         self._looked_at.add(self._number(optimizer))
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        held = set(map(id, parameters_of(optimizer)))
         names = {name for name, parameter in own.parameters.items() if id(parameter) in held}
         graphs = [one for one in found if names & set(one.parameters)]
         for one in graphs:

@@ -21,7 +21,7 @@ from lightning_normgeo.geometry.rows import as_rows, in_memory_order, observing_
 from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
-from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, plan
+from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, parameters_of, plan
 from lightning_normgeo.probes.momentum_buffers import first_state
 
 _BUFFER = slice(Totals._fields.index("buffer_inner"), Totals._fields.index("buffer_sq") + 1)
@@ -87,7 +87,7 @@ class CumulativeIncrements:
     @torch.no_grad()
     def open(self, optimizer: Optimizer) -> None:
         """Store ‖W_0‖² of the parameters of ``optimizer`` that have no sums yet, before anything is moved."""
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        held = list(parameters_of(optimizer))
         strangers = [parameter for parameter in held if not self._knows(parameter)]
         if strangers:
             self.follow(self._look_up())
