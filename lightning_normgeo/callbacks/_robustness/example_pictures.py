@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_normgeo.robustness.attacks.search.losses import NO_CLASS
 from lightning_normgeo.robustness.results.example_images import ExampleImages
 from lightning_normgeo.utilities.attack_names import is_control
 
 _SHOWN_HEIGHT = 96
 """Small images are enlarged to at least this many pixels, so that they can be seen in a report."""
-
-_NOT_FINITE = -1
-"""The prediction of a sample with logits that are not finite; see :class:`SampleRows`."""
 
 
 def example_strips(shown: ExampleImages, count: int) -> tuple[list[Any], list[str]]:
@@ -47,7 +45,7 @@ def example_strips(shown: ExampleImages, count: int) -> tuple[list[Any], list[st
 
 
 def _class(predicted: int) -> str:
-    return "not finite" if predicted == _NOT_FINITE else str(predicted)
+    return "not finite" if predicted == NO_CLASS else str(predicted)
 
 
 def _as_picture(image: Tensor) -> Tensor:

@@ -124,12 +124,16 @@ CROSS_ENTROPY = Loss()
 """The loss of the papers on BIM and PGD."""
 
 
+NO_CLASS = -1
+"""The prediction of a sample whose largest logit is not finite."""
+
+
 def predicted(scores: Tensor) -> Tensor:
-    """Return the class of the largest logit, ``(batch,)``, or -1, which is no class, if that one is not finite.
+    """Return the class of the largest logit, ``(batch,)``, or :data:`NO_CLASS` if that one is not finite.
 
     A logit of NaN counts as the largest one. Logits of −∞ are those of classes that the model masks.
     """
-    return torch.where(scores.amax(1).isfinite(), scores.argmax(1), -1)
+    return torch.where(scores.amax(1).isfinite(), scores.argmax(1), NO_CLASS)
 
 
 def at_least_float32(scores: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class SampleRows(_Columns):
     Attributes:
         index: position in the data set, or number of arrival if the position is not known.
         label: true class.
-        prediction: class of the largest logit; -1 if a logit is not finite.
+        prediction: class of the largest logit; -1 if that one is not finite, NaN included.
         loss: cross entropy in nats.
         linf: l∞ norm of the perturbation, in units of the threat model's space.
         l2: l2 norm of the perturbation, in units of the threat model's space.
