@@ -9,8 +9,10 @@ from lightning_normgeo.utilities.one_line_parser import allowed_values
 
 _PROBLEM = re.compile(r"^(?P<indent> *)(?:- )?Problem with given class_path '(?P<path>[^']+)':$", re.MULTILINE)
 _REFUSED = re.compile(r"Option '(?P<name>[\w.-]+)' is not accepted|does not accept option '(?P<other>[\w.-]+)'")
-_VALUE = re.compile(r'Parser key "(?P<name>[^"]+)":')
-_GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+WRONG_TYPE = re.compile(r'Parser key "(?P<key>[^"]+)":')
+"""Beginning of a message about a value of a wrong type, with its option."""
+GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+"""The value in such a message; of a nested one it occurs several times, and the last is the innermost."""
 _MISSING = re.compile("has no attribute|not a subclass|import path")
 
 
@@ -40,13 +42,13 @@ class ClassProblem:
     @property
     def argument(self) -> str:
         """Name of an argument whose value has a wrong type; empty if that is not the problem."""
-        found = _VALUE.search(self.detail)
-        return "" if found is None else found["name"]
+        found = WRONG_TYPE.search(self.detail)
+        return "" if found is None else found["key"]
 
     @property
     def value(self) -> str:
         """Value of :attr:`argument` as it was given."""
-        given = _GIVEN.findall(self.detail)
+        given = GIVEN.findall(self.detail)
         return given[-1] if given else ""
 
     @property

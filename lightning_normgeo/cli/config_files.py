@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.terminal.shipped_configs import CONFIG_OPTIONS
+from lightning_normgeo.terminal.shipped_configs import CONFIG_OPTIONS, is_inline
 
 _KINDS = {type(None): "nothing", list: "a list", str: "a text"}
 
@@ -48,5 +48,5 @@ def _files(arguments: Sequence[str]) -> Iterator[Path]:
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option, _, value = argument.partition("=")
         given = argument if before in CONFIG_OPTIONS else value if option in CONFIG_OPTIONS else ""
-        if given and "\n" not in given and Path(given).is_file():
+        if given and not is_inline(given) and Path(given).is_file():
             yield Path(given)

@@ -7,14 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from lightning_normgeo.cli.class_problems import ClassProblem, class_problem
+from lightning_normgeo.cli.class_problems import GIVEN, WRONG_TYPE, ClassProblem, class_problem
 from lightning_normgeo.errors import nearest_names
 from lightning_normgeo.terminal.shipped_configs import shipped_configs
 from lightning_normgeo.utilities.one_line_parser import TYPE_WORDS
 
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: |does not accept option '|Option ')(?P<dashes>-*)(?P<name>[\w.+-]+)")
-_VALUE = re.compile(r"""Parser key "(?P<key>[^"]+)":""")
-_GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
 _PART = re.compile(r"NestedArg\(key='(?P<key>[^']+)', val=(?P<value>.*)\)")
 """Value of an option such as ``--optimizer.lr``, of which the parser makes a part of ``--optimizer``."""
 _LINKED = re.compile(r"(?P<source>\w+)\)? --> (?P<target>[\w.]+)")
@@ -42,7 +40,7 @@ def explain_mistake(message: str, arguments: Sequence[str], parser: Any, command
     one_dash = next((one for one in arguments if _ONE_DASH.fullmatch(one) and f"-{one}" in _options(parser)), None)
     if one_dash is not None:
         return f"{one_dash} has one dash and is read as other options. Write -{one_dash}."
-    key, problem = _VALUE.search(message), class_problem(message)
+    key, problem = WRONG_TYPE.search(message), class_problem(message)
     if key is not None and problem is not None:
         return _in_class(problem, key["key"], arguments, parser)
     unknown = _UNKNOWN.search(message)
@@ -52,7 +50,7 @@ def explain_mistake(message: str, arguments: Sequence[str], parser: Any, command
     linked = _LINKED.search(message)
     if linked is not None:
         return f"--{linked['target']} is set from --{linked['source']}. Give --{linked['source']} instead."
-    given = _GIVEN.findall(message)
+    given = GIVEN.findall(message)
     if key is not None and given:
         return _wrong_value(key["key"], given[-1], parser) or " ".join(message.split())
     return " ".join(message.split())

@@ -78,9 +78,8 @@ class Checker(NormgeoCLI):
         try:
             self.meta_model(**small).configure_optimizers()
         except ConfigurationError as error:
-            if isinstance(
-                error.__cause__, ValueError | TypeError | ArithmeticError
-            ):  # others may be about the meta device
+            # errors of other classes may be about the meta device
+            if isinstance(error.__cause__, ValueError | TypeError | ArithmeticError):
                 raise
 
     def meta_model(self, **settings: Any) -> Any:

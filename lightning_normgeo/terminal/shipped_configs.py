@@ -77,15 +77,15 @@ def with_config_paths(arguments: list[str]) -> list[str]:
     found, is_config = [], False
     for argument in arguments:
         option, equals, value = argument.partition("=")
-        if is_config and not _is_inline(argument):
+        if is_config and not is_inline(argument):
             argument = find_config(argument)
-        elif equals and option in CONFIG_OPTIONS and not _is_inline(value):
+        elif equals and option in CONFIG_OPTIONS and not is_inline(value):
             argument = f"{option}={find_config(value)}"
         is_config = argument in CONFIG_OPTIONS
         found.append(argument)
     return found
 
 
-def _is_inline(value: str) -> bool:
+def is_inline(value: str) -> bool:
     """Whether a value is no path or name, but the text of a configuration (YAML, JSON) or ``-`` for standard input."""
     return value == "-" or "\n" in value or ": " in value or value.startswith("{")
