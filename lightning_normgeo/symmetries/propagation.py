@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.autograd.nodes import name_of
+from lightning_normgeo.normalization.autograd.nodes import is_leaf, name_of
 from lightning_normgeo.symmetries.degrees.algebra import joint, make_zero, tidy
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.free_scales import free_scales
@@ -78,7 +78,7 @@ class Propagation:
         for node in sorted(self.graph.order, key=self.graph.order.__getitem__):
             if node in parameters:
                 by_edge[node, 0] = found.parameters[node] = parameter(found.exponents, self.graph, node, kernels)
-            elif hasattr(node, "variable"):
+            elif is_leaf(node):
                 by_edge[node, 0] = Degree(self.graph.shape_of(node))
             else:
                 operands = [by_edge.get(edge) for edge in self.graph.inputs[node]]

@@ -48,11 +48,12 @@ def charged(network: nn.Module, data: Any, draws: int = 8) -> Symmetries:
 
 
 class Mul(torch.autograd.Function):
-    """Not a product, although its name says so."""
+    """Not a product, although its name says so, nor a parameter, although its node has their attribute."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.variable = "x"
         return x.sin()
 
     @staticmethod

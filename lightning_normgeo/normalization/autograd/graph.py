@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.normalization.autograd.constants import Constants
-from lightning_normgeo.normalization.autograd.nodes import name_of, shape_of
+from lightning_normgeo.normalization.autograd.nodes import is_leaf, name_of, shape_of
 from lightning_normgeo.normalization.autograd.side_effects import without_side_effects
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
 from lightning_normgeo.normalization.outputs import tensors_in
@@ -89,7 +89,7 @@ class Graph:
                 # a reentrant checkpoint whose inside is known is read through: its outputs come from inside
                 self.inputs[node] = edges = self.inside.get(node) or node.next_functions
                 stack += [(source, False) for source, _ in edges if source not in self.order and source]
-        self.leaves: list[Node] = [node for node in self.order if hasattr(node, "variable")]
+        self.leaves: list[Node] = [node for node in self.order if is_leaf(node)]
 
     @cached_property
     def readers(self) -> dict[Edge, list[Edge]]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.autograd.function import BackwardCFunction
+
+_LEAF: Any = torch._C._functions.AccumulateGrad
+
+
+def is_leaf(node: Any) -> bool:
+    """Whether a node is that of a parameter, told by its type: functions written in Python may have any attribute."""
+    return type(node) is _LEAF
 
 
 def name_of(node: Any) -> str:
@@ -23,7 +31,7 @@ def name_of(node: Any) -> str:
 
 def shape_of(node: Any, output: int = 0) -> tuple[int, ...]:
     """Return the shape of an output of a node."""
-    return tuple(node.variable.shape if hasattr(node, "variable") else node._input_metadata[output].shape)
+    return tuple(node.variable.shape if is_leaf(node) else node._input_metadata[output].shape)
 
 
 def dimensions(saved: Any, ndim: int) -> list[int]:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_normgeo.geometry.rows import is_captured
 from lightning_normgeo.normalization.autograd.constants import Constants
+from lightning_normgeo.normalization.autograd.nodes import is_leaf
 
 
 class ZeroConstants(TorchFunctionMode):
@@ -127,7 +128,7 @@ def _sums_inside(last: Any, first: Any) -> set[Any]:
     found, waiting = set(), [last]
     while waiting:
         node = waiting.pop()
-        if node is not None and node is not first and node not in found and not hasattr(node, "variable"):
+        if node is not None and node is not first and node not in found and not is_leaf(node):
             found.add(node)
             waiting += [source for source, _ in node.next_functions]
     return {node for node in found if node.name().startswith("AddBackward")}

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_normgeo.normalization.autograd.graph import Graph, Node, trace
+from lightning_normgeo.normalization.autograd.nodes import is_leaf
 from lightning_normgeo.normalization.parametrizations import Linear
 from lightning_normgeo.normalization.surgery.norm_layers import NormLayer, names_of_modules
 
@@ -184,7 +185,7 @@ def _owner(node: Node, owners: dict[int, tuple[str, nn.Module]]) -> tuple[tuple[
         for _ in range(12):  # a transpose or a parametrization puts a few nodes between the weight and its reader
             if leaf is None or leaf.name() in _WEIGHTS:
                 break
-            if hasattr(leaf, "variable"):
+            if is_leaf(leaf):
                 if leaf.variable.ndim >= 2 and id(leaf.variable) in owners:
                     return owners[id(leaf.variable)], leaf
                 break

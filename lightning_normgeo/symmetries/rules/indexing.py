@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_normgeo.normalization.autograd.nodes import dimensions
+from lightning_normgeo.normalization.autograd.nodes import dimensions, is_leaf
 from lightning_normgeo.symmetries.degrees import algebra
 from lightning_normgeo.symmetries.degrees.degree import Degree
 from lightning_normgeo.symmetries.degrees.nodes import signed
@@ -139,7 +139,7 @@ def _without_padding(walk: Operation) -> bool:
         return True
     table, output = walk.graph.inputs[walk.node][0]
     alone = all(reader.name() == walk.node.name() for reader, _ in walk.graph.readers[table, output])
-    return alone and hasattr(table, "variable") and not bool(table.variable[row].any())
+    return alone and is_leaf(table) and not bool(table.variable[row].any())
 
 
 def bags(walk: Operation) -> Degree:
