@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 _BLOCK = 2**16
@@ -72,7 +72,8 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 
 def is_sharded(tensor: Any) -> bool:
     """Whether a tensor is a DTensor, told by its attributes, since importing the class is slow."""
-    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
+    plain = type(tensor) is nn.Parameter or type(tensor) is Tensor  # asking for attributes takes longer
+    return not plain and hasattr(tensor, "placements") and hasattr(tensor, "to_local")
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ def as_rows(tensor: Tensor, units: int, dim: int = 0, groups: int = 1) -> Tensor
     tensor = as_real(tensor.detach() if tensor.requires_grad else tensor)
     if groups > 1:
         tensor, dim = tensor.reshape(groups, -1, *tensor.shape[1:]).movedim(2, 1).flatten(0, 1), 0
-    return (tensor.movedim(dim, 0) if dim else tensor).reshape(units, tensor.numel() // max(units, 1))
+    return (tensor.movedim(dim, 0) if dim else tensor).reshape(units, -1 if units else 0)
 
 
 def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,19 +39,15 @@ _SAMPLED = 16
 State = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class _Point:
-    """A parameter when a backward pass added to its gradient.
-
-    Attributes:
-        state: its version, which operations in place change, and its address, which ``parameter.data = …`` changes.
-        sample: some of its elements, which edits of ``parameter.data`` in place change; None if not taken.
-        mixed: whether the gradient also has a part of another state.
-    """
+class _Point(NamedTuple):
+    """A parameter when a backward pass added to its gradient."""
 
     state: State
+    """Its version, which operations in place change, and its address, which ``parameter.data = …`` changes."""
     sample: Tensor | None = None
+    """Some of its elements, which edits of ``parameter.data`` in place change; None if not taken."""
     mixed: bool = False
+    """Whether the gradient also has a part of another state."""
 
 
 @dataclass(frozen=True)
@@ -130,18 +126,17 @@ class GradientPoints:
         self._gradients = {}
 
     @skipped_on_error
-    @torch.no_grad()
     def note_gradient(self, parameter: Tensor) -> None:
         """Note the state of a parameter right after its gradient was accumulated."""
-        state, gradient = _state(parameter), parameter.grad
+        gradient, key = parameter.grad, id(parameter)
         if gradient is None:
             return
-        identity, version = self._gradients.get(id(parameter), (None, 0))
-        before = self._points.get(id(parameter))
-        added = (id(gradient), gradient._version) == (identity, version + 1)
+        state, accumulated, before = _state(parameter), (id(gradient), gradient._version), self._points.get(key)
+        # where this backward pass has added to a gradient, and not begun a new one
+        added = before is not None and self._gradients.get(key) == (accumulated[0], accumulated[1] - 1)
         mixed = before is not None and added and (before.mixed or before.state != state)
-        self._gradients[id(parameter)] = id(gradient), gradient._version
-        self._points[id(parameter)] = _Point(state, self._sample(parameter), mixed)
+        self._gradients[key] = accumulated
+        self._points[key] = _Point(state, self._sample(parameter), mixed)
 
     @skipped_on_error
     def note_others(self) -> None:
@@ -181,6 +176,7 @@ def _state(parameter: Tensor) -> State:
     return parameter._version, part.data_ptr()
 
 
+@torch.no_grad()
 def _sample(parameter: Tensor) -> Tensor:
     part = local_part(parameter)
     flat = in_memory_order(on_observing_device(part), part).reshape(-1)

@@ -116,8 +116,8 @@ def note_pass(
         return
     node = own_node(layer, output.grad_fn)
     saved = None if hooked or node is None else saved_statistics(node)
-    pair = held_pair(layer)
-    affine = None if pair is None or not sharded else (widened(pair[0]), widened(pair[1]))
+    pair = held_pair(layer) if sharded else None
+    affine = None if pair is None else (widened(pair[0]), widened(pair[1]))
     place = sum(not one.closed for one in passes)
     one = ForwardPass(output.numel() // output.shape[1], place, saved, affine)
     passes.append(one)
