@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from lightning_normgeo import swap_norm
-from lightning_normgeo.normalization.autograd.graph import traced_graph
+from lightning_normgeo.normalization.autograd.tracing import traced_graph
 from lightning_normgeo.symmetries import Symmetries
 from lightning_normgeo.symmetries.search import symmetries_in
 

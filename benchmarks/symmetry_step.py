@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 import torchvision
 
-from lightning_normgeo.normalization.autograd.graph import traced_graph
+from lightning_normgeo.normalization.autograd.tracing import traced_graph
 from lightning_normgeo.normalization.names import by_clean_name, named_weights
 from lightning_normgeo.probes.step_probe import StepProbe
 from lightning_normgeo.probes.symmetries.probe import SymmetryProbe

@@ -32,7 +32,8 @@ from lightning_normgeo.robustness.results.samples.sample_identity import (
     order_of,
     sample_keys,
 )
-from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, SampleRows
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows
 
 CLEAN = "clean"
 """Name of the condition without a mask."""

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_normgeo.normalization.autograd.compiled_modules import check_not_compiled
-from lightning_normgeo.normalization.autograd.graph import Graph, Node, traced_graph
+from lightning_normgeo.normalization.autograd.graph import Graph, Node
+from lightning_normgeo.normalization.autograd.tracing import traced_graph
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 from lightning_normgeo.symmetries.solution import Solution, solve
 from lightning_normgeo.symmetries.symmetries import Symmetries

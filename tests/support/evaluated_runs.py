@@ -12,7 +12,8 @@ import torch
 from lightning_normgeo import RecordLogger
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.robustness.results.attack_results import results_of
-from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, SampleRows
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows
 
 SHARES = {"clean": 0.8, "gaussian": 0.7, "bim": 0.3}
 

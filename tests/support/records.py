@@ -17,7 +17,8 @@ import torch
 from lightning_normgeo import RecordLogger, __version__
 from lightning_normgeo.robustness.results.attack_results import results_of
 from lightning_normgeo.robustness.results.robustness_report import RobustnessReport
-from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, SampleRows
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows
 from lightning_normgeo.robustness.settings import RobustnessSettings
 from lightning_normgeo.robustness.threat_models import InputSpace
 from lightning_normgeo.runs.records.record import STUDY_NAME

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_normgeo.callbacks._monitors.edited_weights import edited_readings, without_edited
+from lightning_normgeo.callbacks._monitors.gradients.edited_weights import edited_readings, without_edited
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
 from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.callbacks._readings.publication.publisher import Publisher

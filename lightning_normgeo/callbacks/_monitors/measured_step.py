@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from lightning_normgeo.callbacks._monitors.unit_tracker import REFUTED
+from lightning_normgeo.callbacks._monitors.units.unit_tracker import REFUTED
 from lightning_normgeo.callbacks._readings.readings import Reading
 from lightning_normgeo.callbacks._readings.reductions.stacked_units import StackedUnits
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics

@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_normgeo.callbacks._monitors.epsilon_parts import EpsilonParts
-from lightning_normgeo.callbacks._monitors.gradient_changes import clips_by_value, may_change_weights
+from lightning_normgeo.callbacks._monitors.gradients.epsilon_parts import EpsilonParts
+from lightning_normgeo.callbacks._monitors.gradients.gradient_changes import clips_by_value, may_change_weights
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
 from lightning_normgeo.callbacks._monitors.sharded_models import Sharding
-from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirmation
-from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
+from lightning_normgeo.callbacks._monitors.units.unit_confirmation import UnitConfirmation
+from lightning_normgeo.callbacks._monitors.units.unit_tracker import UnitTracker
 from lightning_normgeo.errors import skipped_on_error, warn_once
 from lightning_normgeo.normalization.autograd.compiled_modules import runs_compiled_code
 from lightning_normgeo.normalization.names import layer_name

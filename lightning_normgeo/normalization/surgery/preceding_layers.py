@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_normgeo.normalization.autograd.graph import Graph, Node, trace
+from lightning_normgeo.normalization.autograd.graph import Graph, Node
 from lightning_normgeo.normalization.autograd.nodes import is_leaf
+from lightning_normgeo.normalization.autograd.tracing import trace
 from lightning_normgeo.normalization.parametrizations import Linear
 from lightning_normgeo.normalization.surgery.norm_layers import NormLayer, names_of_modules
 

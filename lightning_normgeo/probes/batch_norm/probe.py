@@ -16,7 +16,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from lightning_normgeo.errors import warn_once
@@ -30,10 +29,13 @@ from lightning_normgeo.probes.batch_norm.forward_pass import (
     summed_gradients,
     widened,
 )
+from lightning_normgeo.probes.batch_norm.running_statistics import (
+    Running,
+    copied_running,
+    keeps_running,
+    statistics_of_change,
+)
 
-_PRECISION = 1e-3
-"""Largest error of statistics that are derived from running ones: of σ² + ε relative to itself, of μ relative to its
-square root."""
 _PARAMETRIZED = "γ or β is computed by a parametrization, which can change with each access"
 _NOTHING_TO_READ = "keeps no running statistics, and its autograd node cannot be read"
 _NOT_COPIED = "its autograd node could no longer be read, and its running statistics were not copied before"
@@ -75,7 +77,7 @@ class BatchNormProbe:
         self.skipped: Counter[str] = Counter()
         self._handles: list[RemovableHandle] = []
         self._passes: dict[str, list[ForwardPass]] = {name: [] for name in layers}
-        self._before: dict[str, tuple[Tensor, ...]] = {}
+        self._before: dict[str, Running] = {}
         self._by_difference = set(layers)
         self._without_node: set[str] = set()
         self._skipped_before: Counter[str] = Counter()
@@ -215,10 +217,9 @@ class BatchNormProbe:
     def _remember(self) -> None:
         """Copy the running statistics of the layers whose autograd nodes cannot be read."""
         self._before = {
-            name: tuple(widened(tensor) for tensor in _running(layer))
+            name: copied_running(layer)
             for name, layer in self.layers.items()
-            if name in self._by_difference and layer.training and _keeps_running(layer)
-            if not any(map(is_lazy, _running(layer)))  # as those of a lazy layer before its first batch
+            if name in self._by_difference and layer.training and keeps_running(layer)
         }
 
     def _read_nodes(self, read: list[tuple[str, ForwardPass]], affine: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -246,47 +247,14 @@ class BatchNormProbe:
         (one,), layer = passes, self.layers[name]
         if self.sharded and one.affine is None:
             return
-        pair = self._from_difference(name, layer, one)
-        if pair is not None:
-            scale, shift = one.affine or map(widened, affine)
-            one.statistics = BatchStatistics(scale, shift, *pair, layer.eps, one.samples, one.place)
-
-    def _from_difference(self, name: str, layer: _BatchNorm, read: ForwardPass) -> tuple[Tensor, Tensor] | None:
-        """Return mean and biased variance of a layer's batch from the change of its running statistics.
-
-        The running mean moves as r⁺ = (1 - m) r + m μ, with momentum m; the running variance likewise, unbiased.
-        """
         self._without_node.add(name)
         self._by_difference.add(name)  # so that its running statistics are copied before the next pass
         if name not in self._before:
-            self.skipped[_NOT_COPIED if _keeps_running(layer) else _NOTHING_TO_READ] += 1
-            return None
-        mean, variance, count = self._before[name]
-        new_mean, new_variance, new_count = (widened(tensor) for tensor in _running(layer))
-        momentum = layer.momentum if layer.momentum is not None else 1 / new_count
-        unbiased = (new_variance - (1 - momentum) * variance) / momentum
-        biased = (unbiased * (read.samples - 1) / read.samples).clamp_min(0)
-        # The formula holds for exactly one update, and running statistics are rounded: an error of one unit in the last
-        # place is divided by m. Otherwise the result is NaN, which the loggers leave out: a branch would have to wait
-        # for the device.
-        unit = torch.finfo(layer.running_mean.dtype).eps / momentum  # type: ignore[union-attr]
-        scale = biased + layer.eps
-        exact = (unit * torch.maximum(variance, new_variance) <= _PRECISION * scale) & (
-            unit * torch.maximum(mean.abs(), new_mean.abs()) <= _PRECISION * scale.sqrt()
-        )
-        known = torch.where((new_count - count == 1) & exact, 1.0, torch.nan)
-        return known * (new_mean - (1 - momentum) * mean) / momentum, known * biased
-
-
-def _keeps_running(layer: _BatchNorm) -> bool:
-    return layer.track_running_stats and layer.running_mean is not None
-
-
-def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
-    assert layer.running_mean is not None  # noqa: S101
-    assert layer.running_var is not None  # noqa: S101
-    assert layer.num_batches_tracked is not None  # noqa: S101
-    return layer.running_mean, layer.running_var, layer.num_batches_tracked
+            self.skipped[_NOT_COPIED if keeps_running(layer) else _NOTHING_TO_READ] += 1
+            return
+        scale, shift = one.affine or map(widened, affine)
+        mean, variance = statistics_of_change(layer, self._before[name], one.samples)
+        one.statistics = BatchStatistics(scale, shift, mean, variance, layer.eps, one.samples, one.place)
 
 
 def _note_samples(samples: _Samples, layer: nn.Module, args: tuple[Tensor, ...]) -> None:

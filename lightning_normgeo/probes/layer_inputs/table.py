@@ -17,7 +17,7 @@ from lightning_normgeo.geometry.batches.batch_outputs import (
     radius_reached,
 )
 from lightning_normgeo.normalization.autograd.compiled_modules import check_not_compiled
-from lightning_normgeo.normalization.autograd.graph import trace
+from lightning_normgeo.normalization.autograd.tracing import trace
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics
 from lightning_normgeo.probes.batch_norm.layers import readable_batch_norms

@@ -23,7 +23,7 @@ from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDE
 from lightning_normgeo.utilities.attack_names import is_control, split_attack
 
 if TYPE_CHECKING:  # it needs torch
-    from lightning_normgeo.robustness.results.samples.sample_results import SampleRows
+    from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows
 
 _CALLBACKS = "trainer.callbacks"
 _Votes = Counter[tuple[str, int]]

@@ -23,7 +23,8 @@ from lightning_normgeo.robustness.model.assumptions import Assumptions
 from lightning_normgeo.robustness.model.evaluated_model import EvaluatedModel
 from lightning_normgeo.robustness.model.preserved_state import seeded
 from lightning_normgeo.robustness.results.example_images import ExampleImages
-from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, rows_of
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.sample_rows import rows_of
 from lightning_normgeo.utilities.attack_names import RESCALED, draws_of_clean, is_control, without_control
 
 Progress = Callable[[str, int], None]

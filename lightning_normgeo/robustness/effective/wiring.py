@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_normgeo.normalization.autograd.graph import Graph, trace
+from lightning_normgeo.normalization.autograd.graph import Graph
+from lightning_normgeo.normalization.autograd.tracing import trace
 from lightning_normgeo.normalization.folding import tied_parameters
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.parametrizations import Linear

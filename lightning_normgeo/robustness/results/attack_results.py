@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, SampleRows, load_decisions
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, load_decisions
+from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows
 from lightning_normgeo.robustness.results.statistics.statistics import mcnemar, paired_interval, wilson_interval
 from lightning_normgeo.utilities.attack_names import control_of
 from lightning_normgeo.utilities.checked_values import short_repr

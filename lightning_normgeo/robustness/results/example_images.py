@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
-from lightning_normgeo.robustness.results.samples.sample_results import SampleRows
+from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows
 
 
 class ExampleImages:

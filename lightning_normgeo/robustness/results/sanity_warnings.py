@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from lightning_normgeo.robustness.attacks.attack import Attack, Noise
 from lightning_normgeo.robustness.attacks.native_attacks import ProjectedGradient
 from lightning_normgeo.robustness.results.attack_results import compare, shared
-from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, SampleRows
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows
 from lightning_normgeo.robustness.results.verified_decisions import VerifiedDecisions, verification_warnings
 from lightning_normgeo.utilities.attack_names import family
 

@@ -16,7 +16,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_normgeo.geometry.charges import epsilon_part
 from lightning_normgeo.normalization.autograd.compiled_modules import check_not_compiled
-from lightning_normgeo.normalization.autograd.graph import Graph, Node, trace
+from lightning_normgeo.normalization.autograd.graph import Graph, Node
+from lightning_normgeo.normalization.autograd.tracing import trace
 from lightning_normgeo.normalization.autograd.zero_constants import ZeroConstants
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 from lightning_normgeo.symmetries.rules.context import Absorption

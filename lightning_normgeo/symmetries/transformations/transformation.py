@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_normgeo.errors import ConfigurationError
-from lightning_normgeo.normalization.autograd.graph import trace
+from lightning_normgeo.normalization.autograd.tracing import trace
 from lightning_normgeo.normalization.names import by_clean_name
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 from lightning_normgeo.symmetries.symmetries import Symmetries

@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_normgeo.normalization.autograd.compiled_modules import check_not_compiled
-from lightning_normgeo.normalization.autograd.graph import Graph, traced_graph
+from lightning_normgeo.normalization.autograd.graph import Graph
+from lightning_normgeo.normalization.autograd.tracing import traced_graph
 from lightning_normgeo.normalization.names import named_weights
 from lightning_normgeo.normalization.user_inputs import as_example, check_module
 from lightning_normgeo.symmetries.search import symmetries_of

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lightning_normgeo import AffineConvergenceMonitor, NormGrowthMonitor, OrthogonalityMonitor, RobustnessEvaluation
 from lightning_normgeo._lightning import BATCH_HOOKS
-from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
+from lightning_normgeo.callbacks._monitors.units.unit_tracker import UnitTracker
 from lightning_normgeo.probes.batch_norm import forward_pass
 from support.projects import Project, images, trainer
 

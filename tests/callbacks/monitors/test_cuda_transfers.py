@@ -14,8 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_normgeo import SymmetryMonitor
-from lightning_normgeo.callbacks._monitors import epsilon_parts
 from lightning_normgeo.callbacks._monitors import session as sessions
+from lightning_normgeo.callbacks._monitors.gradients import epsilon_parts
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.probes.cumulative.totals import Totals
 from lightning_normgeo.probes.symmetries.probe import SymmetryProbe

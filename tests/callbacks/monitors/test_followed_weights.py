@@ -23,8 +23,8 @@ from lightning_normgeo.callbacks._monitors.cumulative_state import CumulativeSta
 from lightning_normgeo.callbacks._monitors.measured_rows import MeasuredRows
 from lightning_normgeo.callbacks._monitors.observer import Observer
 from lightning_normgeo.callbacks._monitors.session import Session
-from lightning_normgeo.callbacks._monitors.unit_confirmation import UnitConfirmation
-from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
+from lightning_normgeo.callbacks._monitors.units.unit_confirmation import UnitConfirmation
+from lightning_normgeo.callbacks._monitors.units.unit_tracker import UnitTracker
 from lightning_normgeo.callbacks._readings.publication.publisher import Publisher
 from lightning_normgeo.callbacks._readings.reductions.process_sums import ProcessSums
 from lightning_normgeo.errors import MeasurementWarning, warn_once

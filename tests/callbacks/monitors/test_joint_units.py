@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, read_record
 from lightning_normgeo.errors import MeasurementWarning
-from lightning_normgeo.normalization.autograd.graph import traced_graph
+from lightning_normgeo.normalization.autograd.tracing import traced_graph
 from lightning_normgeo.symmetries.units.discovery import search
 from support.projects import Project, images, sgd, trainer
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, read_record, scale_invariant_units
 from lightning_normgeo.errors import MeasurementWarning
-from lightning_normgeo.normalization.autograd.graph import traced_graph
+from lightning_normgeo.normalization.autograd.tracing import traced_graph
 from lightning_normgeo.symmetries.units.discovery import search
 from support.projects import Project, images, sgd, trainer
 

@@ -18,7 +18,7 @@ from lightning_normgeo import (
     scale_invariant_units,
     swap_norm,
 )
-from lightning_normgeo.callbacks._monitors import unit_tracker
+from lightning_normgeo.callbacks._monitors.units import unit_tracker
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.geometry import joined_products, split_update, update_products
 from lightning_normgeo.normalization.autograd.graph import Graph

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, read_record
-from lightning_normgeo.callbacks._monitors import unit_tracker
+from lightning_normgeo.callbacks._monitors.units import unit_tracker
 from lightning_normgeo.errors import MeasurementWarning
 from lightning_normgeo.normalization.autograd.graph import Graph
 from support.projects import Account, ConvNet, Fingerprint, Project, Rows, images, same, sgd, trainer

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_normgeo import batch_geometry, scale_invariant_units, scale_symmetries, swap_norm
-from lightning_normgeo.normalization.autograd.graph import trace
+from lightning_normgeo.normalization.autograd.tracing import trace
 
 
 class Contrast(nn.Module):

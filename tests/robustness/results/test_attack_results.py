@@ -18,7 +18,7 @@ from lightning_normgeo.robustness import (
     results_of,
     sanity_warnings,
 )
-from lightning_normgeo.robustness.results.samples.sample_results import SampleRows
+from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows
 from support import reference as ref
 
 PIXELS = InputSpace(None, None, normalized_data=False)

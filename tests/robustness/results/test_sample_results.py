@@ -9,7 +9,7 @@ import torch
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness import SampleResults, load_decisions
-from lightning_normgeo.robustness.results.samples.sample_results import SampleRows, rows_of
+from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows, rows_of
 
 
 def rows(indices, seed=0):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_normgeo.robustness import RobustnessSettings
-from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, SampleRows
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows
 from lightning_normgeo.robustness.results.statistics.worst_case import worst_cases
 
 

@@ -9,7 +9,7 @@ import torch
 
 from lightning_normgeo._lightning import hide_charts, is_wandb
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep, Monitor
-from lightning_normgeo.callbacks._monitors.unit_confirmation import Verdict
+from lightning_normgeo.callbacks._monitors.units.unit_confirmation import Verdict
 from lightning_normgeo.callbacks._readings.publication.layer_table import LayerTable
 from lightning_normgeo.callbacks._readings.publication.wandb_keys import for_wandb, without_chart
 from lightning_normgeo.callbacks._readings.readings import HostValues, log_readings

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.robustness.attacks.random_numbers.counter_random import DRAWS
-from lightning_normgeo.robustness.results.samples.sample_results import WHOLE, SampleResults, SampleRows
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.sample_rows import WHOLE, SampleRows
 from lightning_normgeo.utilities.files import read_lines
 from lightning_normgeo.utilities.spool import Spool, reason_of
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_normgeo.robustness.attacks.attack import Attack
 from lightning_normgeo.robustness.attacks.foreign_attack import TorchattacksAttack
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack
-from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, SampleRows
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows
 from lightning_normgeo.utilities.attack_names import control_of
 
 _POINTS = 50

@@ -11,7 +11,8 @@ from lightning_normgeo.robustness.attacks.attack import Attack
 from lightning_normgeo.robustness.attacks.builders import UNBOUNDED
 from lightning_normgeo.robustness.attacks.foreign_attack import TorchattacksAttack
 from lightning_normgeo.robustness.attacks.native_attacks import BallAttack, Transfer
-from lightning_normgeo.robustness.results.samples.sample_results import SampleResults, SampleRows
+from lightning_normgeo.robustness.results.samples.sample_results import SampleResults
+from lightning_normgeo.robustness.results.samples.sample_rows import SampleRows
 from lightning_normgeo.utilities.attack_names import WORST, control_of, is_control
 
 

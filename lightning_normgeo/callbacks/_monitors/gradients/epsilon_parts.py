@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lightning_normgeo.callbacks._monitors.gradient_changes import (
+from lightning_normgeo.callbacks._monitors.gradients.gradient_changes import (
     compresses_gradients,
     may_change_before_backward,
     may_change_gradients,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_normgeo._lightning import is_lightnings_own
+from lightning_normgeo.callbacks import _monitors
 
 _OF_THE_MODULE = (
     "backward",
@@ -64,4 +65,4 @@ def _has_code(callback: Any, hook: str) -> bool:
     """Whether a hook of a callback is neither empty nor of the monitors, which change nothing."""
     method = getattr(callback, hook, None)
     home = str(getattr(method, "__module__", ""))
-    return method is not None and home not in _HARMLESS and not home.startswith(f"{__package__}.")
+    return method is not None and home not in _HARMLESS and not home.startswith(f"{_monitors.__name__}.")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from lightning_normgeo.callbacks._monitors.measured_step import MeasuredStep
-from lightning_normgeo.callbacks._monitors.unit_tracker import UnitTracker
+from lightning_normgeo.callbacks._monitors.units.unit_tracker import UnitTracker
 from lightning_normgeo.callbacks._readings.readings import HostValues, Reading
 from lightning_normgeo.errors import warn_once
 from lightning_normgeo.probes.batch_norm.forward_pass import BatchStatistics, epsilons

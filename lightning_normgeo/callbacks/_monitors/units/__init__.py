@@ -1,0 +1,1 @@
+"""Scale-invariant units of the observed weights: found in graphs, combined over a step, confirmed by its numbers."""
