@@ -29,21 +29,15 @@ class CumulativeState:
             return waiting
         return self._account
 
-    def open(self, observer: Observer, module: nn.Module, step: int) -> None:
+    def open(self, observer: Observer, module: nn.Module) -> None:
         """Sum up every step from now on: of all weights, and of biases that may belong to their units.
 
         Args:
             observer: of the training.
             module: to train.
-            step: number of steps that the Trainer has taken before, as it counts them for loggers.
         """
         if self._account is not None:
             return
-        if step and not self._saved:
-            warn_once(
-                f"The cumulative_… keys count from step {step} on: sums over the steps before are not known. They are "
-                "in checkpoints of trainings with this callback; trainer.fit(…, ckpt_path=…) goes on with them."
-            )
 
         def look_up() -> dict[str, nn.Parameter]:
             all_reduce = observer.all_reduce
@@ -58,6 +52,19 @@ class CumulativeState:
         _load(sums, self._saved)
         sums.follow(look_up())
         self._account = observer.probe.sums = sums
+
+    def tell_of_steps_before(self, step: int) -> None:
+        """Warn of steps that the sums do not cover, before the first batch.
+
+        Args:
+            step: number of steps that the Trainer has taken before, as it counts them for loggers. Before the first
+                batch Lightning has corrected it by one for a checkpoint that was saved within an epoch.
+        """
+        if self._account is not None and step and not self._saved:
+            warn_once(
+                f"The cumulative_… keys count from step {step} on: sums over the steps before are not known. They are "
+                "in checkpoints of trainings with this callback; trainer.fit(…, ckpt_path=…) goes on with them."
+            )
 
     def close(self) -> None:
         """Release the model; the sums can still be read."""

@@ -110,7 +110,7 @@ class Session:
             # see the numbers of this step
             trainer.callbacks = [self.driver, *trainer.callbacks]
         if monitor.cumulative:
-            self.counted.open(self.observer, module, trainer.fit_loop.epoch_loop._batches_that_stepped)
+            self.counted.open(self.observer, module)
 
     def leave(self, monitor: Any, trainer: Any) -> None:
         """Remove a monitor; after the last one all hooks, the probe and the session are removed."""
@@ -172,6 +172,7 @@ class Session:
     def _open(self, trainer: Any, module: nn.Module) -> None:
         """Print the opening console line, before the first batch."""
         self._opened = True
+        self.counted.tell_of_steps_before(trainer.fit_loop.epoch_loop._batches_that_stepped)
         if self.observer is not None:
             self.observer.declare(self._cadences)
         norms = self.observer.batch_norms if self.observer is not None else None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LearningRateFinder, ModelCheckpoint, OnExceptionCheckpoint
+from pytorch_lightning.callbacks import LambdaCallback, LearningRateFinder, ModelCheckpoint, OnExceptionCheckpoint
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 
@@ -455,13 +455,17 @@ def test_a_checkpoint_saved_on_an_exception_has_the_sums_of_what_was_done(tmp_pa
         assert sum(predicted) == pytest.approx(last["norm_growth/cumulative_predicted"], rel=1e-14)
 
 
-def test_a_checkpoint_without_sums_begins_a_new_account(tmp_path: Path) -> None:
-    _, run = train(6, NormGrowthMonitor(2))
-    run.save_checkpoint(tmp_path / "plain.ckpt")
-    with pytest.warns(MeasurementWarning, match=r"cumulative_… keys count from step 6 on.*checkpoints"):
-        rows, _ = train(8, NormGrowthMonitor(2, cumulative=True), path=tmp_path / "plain.ckpt")
+@pytest.mark.parametrize("within_an_epoch", [False, True])
+def test_a_checkpoint_without_sums_begins_a_new_account(tmp_path: Path, within_an_epoch: bool) -> None:
+    steps = 1 if within_an_epoch else 6
+    within = LambdaCallback(on_train_batch_end=lambda run, *_: run.save_checkpoint(tmp_path / "plain.ckpt"))
+    _, run = train(steps, NormGrowthMonitor(1), within)
+    if not within_an_epoch:
+        run.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.warns(MeasurementWarning, match=rf"cumulative_… keys count from step {steps} on.*checkpoints"):
+        rows, _ = train(steps + 2, NormGrowthMonitor(2, cumulative=True), path=tmp_path / "plain.ckpt")
     ((step, metrics),) = rows.rows
-    assert step == 7
+    assert step == steps | 1
     assert abs(metrics["norm_growth/cumulative_residual"]) <= metrics["norm_growth/cumulative_storage_floor"]
 
 
