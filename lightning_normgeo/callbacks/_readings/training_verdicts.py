@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning_normgeo._lightning import is_wandb
-from lightning_normgeo.errors import is_rank_zero, warn_once
+from lightning_normgeo.errors import ConfigurationError, is_rank_zero, warn_once
 from lightning_normgeo.runs.quantities import key_meanings
 from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.records.record_reader import read_record
@@ -61,10 +62,11 @@ class TrainingVerdicts:
 
     def _record(self, loggers: Iterable[Any], observation: Mapping[str, Any], resumed: bool) -> Record:
         """Return a record with the curves, or that of the run if it also has the steps before a checkpoint."""
-        recorded = [logger for logger in loggers if hasattr(logger, "log_observation")]
-        if resumed and recorded:
-            record = read_record(recorded[0].log_dir)
-            record.results.clear()  # accuracies have a table of their own
-            return record
+        for logger in loggers if resumed else ():
+            if hasattr(logger, "log_observation"):
+                with suppress(ConfigurationError):  # a logger of the project's own, without a record to read
+                    record = read_record(logger.log_dir)
+                    record.results.clear()  # accuracies have a table of their own
+                    return record
         curves = {key: list(zip(*curve, strict=True)) for key, curve in self._curves.items()}
         return Record(Path(), metrics=curves, observations=[dict(observation)])

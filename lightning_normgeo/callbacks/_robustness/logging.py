@@ -142,7 +142,7 @@ def folder_of(trainer: Any, name: str = "robustness") -> Path:
     ``default_root_dir``.
     """
     for logger in trainer.loggers:
-        if hasattr(logger, "log_results"):
+        if hasattr(logger, "log_results") and logger.log_dir is not None:  # a project's own may have no folder
             return Path(logger.log_dir)
     first = next(iter(trainer.loggers), None)
     version = None if first is None else first.version

@@ -148,6 +148,13 @@ class Versioned(Rows):
         return self._version
 
 
+class Keeping(Versioned):
+    """A logger of the project's own that keeps results, and has no folder of its run."""
+
+    def log_results(self, name: str, results: Any) -> None:
+        self.kept = results
+
+
 LOGGERS: dict[str, Any] = {
     "none": lambda folder, k: False,
     "csv": lambda folder, k: CSVLogger(folder),
@@ -155,6 +162,7 @@ LOGGERS: dict[str, Any] = {
     "a version": lambda folder, k: Versioned(folder, f"run{k}"),
     "a number": lambda folder, k: Versioned(folder, k),
     "no version": lambda folder, k: Versioned(folder, None),
+    "results": lambda folder, k: Keeping(folder, k),
 }
 
 
