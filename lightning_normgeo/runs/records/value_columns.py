@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_normgeo.runs.records.record_lines import as_line
@@ -26,11 +26,39 @@ Lines = list[tuple[str, str]]
 """Kinds and texts of lines."""
 
 
+class _WrittenNames:
+    """Keys of the names in a record.
+
+    Only the last names are kept, since a network whose layers are skipped at random has others at every step.
+    """
+
+    def __init__(self) -> None:
+        self.key = ""
+        self._last: Any = None
+        self._written: set[str] = set()
+
+    def begin(self, names: Any, described: Callable[[], Any]) -> Any:
+        """Set the key to that of names; return their description if it is not in the record yet, else None.
+
+        Args:
+            names: to compare with the last ones.
+            described: returns the description, of which the key is made.
+        """
+        if names == self._last:
+            return None
+        description = described()
+        self._last, self.key = names, _digest(description)
+        if self.key in self._written:
+            return None
+        self._written.add(self.key)
+        return description
+
+
 class MetricColumns:
     """Lines of a record with metrics; names of many come in a line of their own before they are first used."""
 
     def __init__(self) -> None:
-        self._keys: dict[tuple[str, ...], str] = {}
+        self._names = _WrittenNames()
 
     def lines(self, metrics: Mapping[str, float], step: int | None) -> Lines:
         """Return the lines for one step.
@@ -42,10 +70,9 @@ class MetricColumns:
         if len(metrics) < _MANY:
             return [("metrics", as_line("metrics", {"step": step, "values": metrics}))]
         names, found = tuple(metrics), []
-        if names not in self._keys:
-            self._keys[names] = _digest(names)
-            found.append(("keys", as_line("keys", {"keys": self._keys[names], "names": names})))
-        fields = {"step": step, "keys": self._keys[names], "values": list(metrics.values())}
+        if self._names.begin(names, lambda: names) is not None:
+            found.append(("keys", as_line("keys", {"keys": self._names.key, "names": names})))
+        fields = {"step": step, "keys": self._names.key, "values": list(metrics.values())}
         return [*found, ("key_values", _with_short_numbers(as_line("key_values", fields)))]
 
 
@@ -53,7 +80,7 @@ class LayerColumns:
     """Lines of a record with values by layer; the names come in a line of their own before they are first used."""
 
     def __init__(self) -> None:
-        self._keys: dict[Columns, str] = {}
+        self._names = _WrittenNames()
 
     def lines(self, layers: Mapping[str, Mapping[str, float]], step: int | None) -> Lines:
         """Return the lines for one step.
@@ -64,21 +91,19 @@ class LayerColumns:
         """
         columns = tuple((quantity, tuple(values)) for quantity, values in layers.items())
         found = []
-        if columns not in self._keys:
-            key, names = _names_of(columns)
-            self._keys[columns] = key
-            found.append(("columns", as_line("columns", {"columns": key, **names})))
+        names = self._names.begin(columns, lambda: _names_of(columns))
+        if names is not None:
+            found.append(("columns", as_line("columns", {"columns": self._names.key, **names})))
         rows = [_row([_rounded(value) for value in values.values()]) for values in layers.values()]
-        fields = {"step": step, "columns": self._keys[columns], "values": rows}
+        fields = {"step": step, "columns": self._names.key, "values": rows}
         return [*found, ("column_values", _with_short_numbers(as_line("column_values", fields)))]
 
 
-def _names_of(columns: Columns) -> tuple[str, dict[str, Any]]:
-    """Return the key of columns, and their names: all layers once, and the numbers of those of each quantity."""
+def _names_of(columns: Columns) -> dict[str, Any]:
+    """Return the names of columns: all layers once, and the numbers of those of each quantity."""
     layers = list(dict.fromkeys(layer for _, own in columns for layer in own))
     number = {layer: k for k, layer in enumerate(layers)}
-    names = {"layers": layers, "quantities": {quantity: [number[layer] for layer in own] for quantity, own in columns}}
-    return _digest(names), names
+    return {"layers": layers, "quantities": {quantity: [number[layer] for layer in own] for quantity, own in columns}}
 
 
 def _digest(names: Any) -> str:
