@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.callbacks._projection.projector import BlockGroup, Mode
 from lightning_normgeo.geometry.update_rules.decoupled_decay import shrink_of
+from lightning_normgeo.symmetries.transformations.optimizer_states import STEP_AS_GRADIENT, scaling_of
 
 _HOW = {
     "retract": "rescaled after the step",
@@ -43,6 +44,12 @@ def _on_decay(optimizer: Optimizer, mode: Mode) -> str:
         return (
             f"{amount} does not vanish: it acts on them as the learning rate η/(1 - ηλ), and averages of gradients "
             "shrink by 1 - ηλ per step."
+        )
+    scaling = scaling_of(optimizer)
+    if scaling is None or scaling.rate != STEP_AS_GRADIENT:
+        return (
+            f"{amount} is added to gradients, and its steps are not proportional to them: it changes the direction of "
+            "the steps. Decoupled weight decay does not."
         )
     return (
         f"{amount} does not vanish: it acts on them as the learning rate η/(1 - ηλ), and what momentum keeps of it is "

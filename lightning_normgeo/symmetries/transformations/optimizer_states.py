@@ -29,6 +29,9 @@ from torch.optim import Optimizer
 
 from lightning_normgeo.errors import ConfigurationError
 
+STEP_AS_GRADIENT = 2
+"""Power p of optimizers whose steps are proportional to gradients."""
+
 
 @dataclass(frozen=True)
 class StateScaling:
@@ -45,13 +48,13 @@ class StateScaling:
     rate: int | None = 1
 
 
-_SGD = StateScaling({"momentum_buffer": -1}, rate=2)
+_SGD = StateScaling({"momentum_buffer": -1}, rate=STEP_AS_GRADIENT)
 _ADAM = StateScaling({"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2})
 _LION = StateScaling({"exp_avg": -1})
 _MUON = StateScaling({"momentum_buffer": -1})
 _SCALINGS: dict[str, StateScaling] = {
     "torch.optim.sgd.SGD": _SGD,
-    "torch.optim.asgd.ASGD": StateScaling({"ax": 1}, rate=2),
+    "torch.optim.asgd.ASGD": StateScaling({"ax": 1}, rate=STEP_AS_GRADIENT),
     "torch.optim.adam.Adam": _ADAM,
     "torch.optim.adamw.AdamW": _ADAM,
     "torch.optim.nadam.NAdam": _ADAM,
@@ -64,7 +67,7 @@ _SCALINGS: dict[str, StateScaling] = {
     "torch.optim._muon.Muon": _MUON,
     "torch.optim.Muon": _MUON,
     "timm.optim.sgdw.SGDW": _SGD,
-    "timm.optim.sgdp.SGDP": StateScaling({"momentum": -1}, rate=2),
+    "timm.optim.sgdp.SGDP": StateScaling({"momentum": -1}, rate=STEP_AS_GRADIENT),
     "timm.optim.adamw.AdamWLegacy": _ADAM,
     "timm.optim.nadamw.NAdamW": _ADAM,
     "timm.optim.adamp.AdamP": _ADAM,

@@ -457,6 +457,11 @@ def test_steps_that_are_too_long_are_reported() -> None:
             "retract",
             r"AdamW's weight decay 0.1 does not vanish.*η/\(1 - ηλ\), and averages of gradients",
         ),
+        (
+            lambda module: torch.optim.Adam(module.parameters(), weight_decay=0.1),
+            "retract",
+            "Adam's weight decay 0.1 is added to gradients.*changes the direction of the steps",
+        ),
         (sgd(weight_decay=0.01), "geodesic", "has no effect on them: it is radial"),
         (adamw(weight_decay=0.1), "hyperball", "changes the direction of their steps; set it to 0"),
         (sgd(), "retract", r"14 scale-invariant blocks of 2 parameters are rescaled after the step\.$"),
