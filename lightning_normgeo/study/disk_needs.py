@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -57,10 +57,11 @@ class DiskNeeds:
                 f"unlimited. record: {decimal(round(self._first.record))} per measured step"
             )
         else:
+            records = [self._record(entry) for entry in self._index.entries]
             yield (
                 f"measured steps: {_span(size.measured for size in sizes)} of {_span(size.steps for size in sizes)} "
-                f"per run. records: about {decimal(round(self._first.record))} per run, "
-                f"{decimal(round(sum(map(self._record, self._index.entries))))} for {count} runs"
+                f"per run. records: about {_span(map(round, records), decimal)} per run, "
+                f"{decimal(round(sum(records)))} for {count} runs"
             )
         keep = self._index.study.keep_optimizer_states
         left = sum(map(self._checkpoints, self._index.entries))
@@ -110,7 +111,7 @@ class DiskNeeds:
         return float(first * prod(getattr(size, name) / first for size in own)) if first else 0.0
 
 
-def _span(numbers: Any) -> str:
-    """Return the smallest and the largest of some numbers, or their only value."""
+def _span(numbers: Iterable[Any], written: Callable[[int], str] = "{:,}".format) -> str:
+    """Return the smallest and the largest of some numbers as they are written, or their only value."""
     found = sorted(set(numbers))
-    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
+    return " to ".join(dict.fromkeys(written(number) for number in (found[0], found[-1])))

@@ -119,7 +119,7 @@ def test_the_whole_study_is_the_sum_of_its_runs() -> None:
     cases = [sized("", None), sized("epochs", 2, record=200.0, steps=20), sized("momentum", 0.9, checkpoint=2e6)]
     needs = DiskNeeds(Index(study), cases)
     text = "\n".join(needs.lines())
-    assert "measured steps: 10 of 10 to 20 per run. records: about 100 bytes per run, 600 bytes for 4 runs" in text
+    assert "measured steps: 10 of 10 to 20 per run. records: about 100 bytes to 200 bytes per run, 600 bytes" in text
     assert "8.0 MB for 4 runs" in text
     assert needs.needed == 600 + 8e6 + 3 * 2e6  # the one that trains has a third file, and its optimizer states
     kept = DiskNeeds(Index(Study("s", study.grid, keep_optimizer_states=True)), cases)
