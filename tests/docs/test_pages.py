@@ -186,6 +186,15 @@ def test_generated_pages_are_up_to_date() -> None:
     assert {path for path in files if path.parent == DOCS / "api"} == set((DOCS / "api").glob("*.md"))
 
 
+def test_the_formulas_cite_the_paper_alone() -> None:
+    """Sections and equations of other publications are not the paper's, and names of code are no formulas."""
+    text = (DOCS / "theory" / "formulas.md").read_text(encoding="utf-8")
+    cited = {line.split("`")[1]: line.rpartition(" | ")[2] for line in text.splitlines() if line.startswith("| `")}
+    assert set(re.findall(r"section ([\d.]+)", " ".join(cited.values()))) <= {"2.2", "2.3", "2.4", "2.5", "3.1", "3.2"}
+    assert cited["geodesic_step"] == cited["largest_singular_value"] == " |"
+    assert not re.search(r"\$[A-Z]\w+\$", text)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_pictures_exist_and_are_described(page: Path) -> None:
     for text, target in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", without_code(page)):
