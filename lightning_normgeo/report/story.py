@@ -216,7 +216,7 @@ GLOSSARY = {
     "storage floor": "The largest increment that rounding of the stored weights can add at random.",
     "ε part": "The part of ⟨W, ∇W⟩ that the ε of the normalization causes; it is known exactly.",
     "equilibrium": "The angle per step at which weight decay and gradient noise balance.",
-    "γ²/σ²": "The squared scale of a batch normalization over the variance of its input; the paper says it settles.",
+    "γ²/σ²": "The squared scale of a batch normalization over the variance of its input; 1 where γ has reached σ.",
     "BIM": "The basic iterative method: several steps along the sign of the gradient, within a radius ε of the image.",
     "95 % interval": "Wilson's interval: how well this number of samples determines an accuracy.",
 }

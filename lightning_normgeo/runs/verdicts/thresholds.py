@@ -63,7 +63,7 @@ class Thresholds:
 
     min_steps: int = _default(10, "fewer points show no trend")
     cos_double: float = _default(1e-10, "rounding and a tiny ε leave 1e-17 to 1e-12 in float64")
-    cos_single: float = _default(1e-3, "ResNets in float32 leave 1e-7 to 3e-4, the most where gradients nearly cancel")
+    cos_single: float = _default(1e-3, "ResNets in float32 leave 1e-7 to 4e-4, the most where gradients nearly cancel")
     cos_half: float = _default(2e-2, "a ResNet-18 under bfloat16 autocast leaves 4e-3")
     far: float = _default(10.0, "a decade, so that neither rounding nor TF32 decides")
     increment_error: float = _default(
