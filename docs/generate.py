@@ -161,8 +161,8 @@ numbers are `report.kept`, `report.change` and `report.changes[i].change`.
   sum or an activation in front of it, an input that other layers read too, tied weights, a forward method of its own)
   is not changed, and the report gives the reason. A batch normalization with initial statistics is the identity and
   can be removed anywhere. Between two batch normalizations everything is kept.
-- `cwn` and `ws` keep the function up to the mean of each row. The other normalizations change the function, and the
-  report says by how much.
+- `cwn` and `ws` remove the mean of each row of a weight. They keep the function where these means are zero, and can
+  change it a lot otherwise. The other normalizations change the function, and the report says by how much.
 - A weight that is already parametrized, computed by hooks, or standardized in its layer's forward (timm's
   `StdConv2d`) is not parametrized again, because the two would counteract each other.
 - A normalization over one or two values is not inserted: one value would become zero, and of two values only the

@@ -45,7 +45,10 @@ def test_the_quick_start_reads_its_summary_correctly() -> None:
     (raw,) = re.findall(r"largest \|cos\|, scale-invariant +\S+ +(\S+)", QUICKSTART)
     assert f"adds: up to {float(raw):.0e}".replace("e-0", "e-") in text
     assert f"the largest value is {rounded}" in text
-    assert f"({rounded} in the quick start)" in in_one_line(DOCS / "callbacks" / "orthogonality.md")
+    (most,) = re.findall(r"max \|cos\| (\S+) \(limit", QUICKSTART)
+    assert f"{most.replace('e-0', 'e-')} in all of them" in text
+    rounded = f"{float(most):.0e}".replace("e-0", "e-")
+    assert f"(at most {rounded} in the quick start)" in in_one_line(DOCS / "callbacks" / "orthogonality.md")
     assert f"ends at {share} of its start" in text
     assert f"removes {float(drop):.0f} percentage points" in text
 
