@@ -48,7 +48,7 @@ def _on_decay(optimizer: Optimizer, mode: Mode) -> str:
     scaling = scaling_of(optimizer)
     if scaling is None or scaling.rate != STEP_AS_GRADIENT:
         return (
-            f"{amount} is added to gradients, and its steps are not proportional to them: it changes the direction of "
+            f"{amount} is added to gradients, to which steps are not proportional here: it changes the direction of "
             "the steps. Decoupled weight decay does not."
         )
     return (
