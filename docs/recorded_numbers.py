@@ -13,8 +13,8 @@ from overview import KEYS
 
 from lightning_normgeo.report.compared_runs import Run, load_runs
 from lightning_normgeo.report.tables import all_tables
+from lightning_normgeo.report.tables.accuracies.evaluations import Evaluation, evaluations_of
 from lightning_normgeo.report.tables.correlations import correlation_tables
-from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
 from lightning_normgeo.runs.records.record import STUDY_NAME, Record

@@ -11,8 +11,8 @@ from scipy import stats
 
 from lightning_normgeo.report.compared_runs import load_runs
 from lightning_normgeo.report.tables import all_tables
+from lightning_normgeo.report.tables.accuracies.evaluations import evaluations_of
 from lightning_normgeo.report.tables.correlations import correlation_tables, strongest_attack
-from lightning_normgeo.report.tables.evaluations import evaluations_of
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.robustness.results.statistics.statistics import holm
 from support.evaluated_runs import correct, write_run

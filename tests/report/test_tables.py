@@ -12,7 +12,8 @@ from scipy.stats import binomtest, t
 
 from lightning_normgeo import RecordLogger, read_record
 from lightning_normgeo.report.compared_runs import Run, load_runs
-from lightning_normgeo.report.tables import all_tables, paired_tests
+from lightning_normgeo.report.tables import all_tables
+from lightning_normgeo.report.tables.accuracies import paired_tests
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.utilities.attack_names import attack_title
 from support import reference as ref

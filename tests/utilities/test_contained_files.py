@@ -22,7 +22,7 @@ from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report import write_report
 from lightning_normgeo.report.compared_runs import load_runs
 from lightning_normgeo.report.figures.pictures import data_uri, pictures_of
-from lightning_normgeo.report.tables.evaluations import evaluations_of
+from lightning_normgeo.report.tables.accuracies.evaluations import evaluations_of
 from lightning_normgeo.robustness import load_decisions
 from lightning_normgeo.runs.records.record_reader import read_record
 from lightning_normgeo.utilities.contained_files import contained_file, contained_folder, leads_out, read_contained

@@ -12,7 +12,7 @@ from typing import Any
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.formats.latex import as_latex as as_latex
 from lightning_normgeo.report.run_settings import number_of
-from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
+from lightning_normgeo.report.tables.accuracies.evaluations import Evaluation, evaluations_of
 from lightning_normgeo.report.tables.table import Table, holds_number
 from lightning_normgeo.utilities.plain_text import plain
 

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.sources import AbsentRun
-from lightning_normgeo.report.tables.attack_details import detail_tables
+from lightning_normgeo.report.tables.accuracies.attack_details import detail_tables
+from lightning_normgeo.report.tables.accuracies.evaluations import evaluations_of
+from lightning_normgeo.report.tables.accuracies.norm_control import control_table
+from lightning_normgeo.report.tables.accuracies.not_evaluated import not_evaluated_table
+from lightning_normgeo.report.tables.accuracies.paired_tests import paired_tables
+from lightning_normgeo.report.tables.accuracies.robustness_tables import robustness_tables
 from lightning_normgeo.report.tables.channel_tables import channel_tables
 from lightning_normgeo.report.tables.correlations import correlation_tables
-from lightning_normgeo.report.tables.evaluations import evaluations_of
 from lightning_normgeo.report.tables.geometry_table import geometry_table
 from lightning_normgeo.report.tables.left_out import absent_table, not_measured_table
-from lightning_normgeo.report.tables.norm_control import control_table
-from lightning_normgeo.report.tables.not_evaluated import not_evaluated_table
-from lightning_normgeo.report.tables.paired_tests import paired_tables
-from lightning_normgeo.report.tables.robustness_tables import robustness_tables
 from lightning_normgeo.report.tables.settings_tables import environment_table, settings_table
 from lightning_normgeo.report.tables.table import Table
 from lightning_normgeo.report.tables.verdicts_table import verdicts_table

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_normgeo.report.run_settings import MISSING
+from lightning_normgeo.report.tables.accuracies.evaluations import UNKNOWN_DATA, Evaluation, attacks_of
 from lightning_normgeo.report.tables.cells import NOTHING, anchor, sentences
-from lightning_normgeo.report.tables.evaluations import UNKNOWN_DATA, Evaluation, attacks_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.statistics.rank_correlation import (
     RankCorrelation,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_normgeo.report.tables.accuracies.evaluations import Evaluation
 from lightning_normgeo.report.tables.correlations import Correlation, correlation_of, strongest_attack
-from lightning_normgeo.report.tables.evaluations import Evaluation
 from lightning_normgeo.robustness.results.statistics.rank_correlation import smallest_p_value
 from lightning_normgeo.robustness.results.statistics.statistics import holm
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.run_settings import number_of
 from lightning_normgeo.report.setting_roles import is_weight_decay
+from lightning_normgeo.report.tables.accuracies.evaluations import Evaluation, attacks_of
+from lightning_normgeo.report.tables.accuracies.run_pairs import Pair, contrasts_of
 from lightning_normgeo.report.tables.cells import named
-from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of
-from lightning_normgeo.report.tables.run_pairs import Pair, contrasts_of
 from lightning_normgeo.robustness.results.statistics.statistics import holm, mcnemar
 from lightning_normgeo.runs.quantities.spheres import ON_SPHERES
 from lightning_normgeo.runs.verdicts.claims.robustness_claims import ATTACK, KINDS, NOISE, points

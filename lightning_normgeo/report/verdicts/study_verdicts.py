@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_normgeo.report.compared_runs import Run, compare_runs
-from lightning_normgeo.report.tables.evaluations import Evaluation, evaluations_of
+from lightning_normgeo.report.tables.accuracies.evaluations import Evaluation, evaluations_of
 from lightning_normgeo.report.verdicts.effective_weights import effective_verdict
 from lightning_normgeo.report.verdicts.paired_claims import paired_verdicts
 from lightning_normgeo.runs.records.record import Record, evaluation_stem

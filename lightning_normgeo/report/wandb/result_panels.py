@@ -9,8 +9,8 @@ from lightning_normgeo.report import story
 from lightning_normgeo.report.compared_runs import Run
 from lightning_normgeo.report.recorded_channels import REPLACED, results_of
 from lightning_normgeo.report.story import Section
+from lightning_normgeo.report.tables.accuracies.evaluations import Evaluation
 from lightning_normgeo.report.tables.correlations import strongest_attack
-from lightning_normgeo.report.tables.evaluations import Evaluation
 from lightning_normgeo.report.wandb.panels import bars, logged, place
 from lightning_normgeo.report.wandb.runset import attacks
 from lightning_normgeo.robustness.results.logged_results import EXAMPLES, RESULTS, detail_tables

@@ -22,7 +22,7 @@ from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.report import write_report
 from lightning_normgeo.report.compared_runs import load_runs
 from lightning_normgeo.report.tables import all_tables
-from lightning_normgeo.report.tables.evaluations import evaluations_of
+from lightning_normgeo.report.tables.accuracies.evaluations import evaluations_of
 from lightning_normgeo.robustness import load_decisions
 from support.projects import Project, Rows, images, trainer
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lightning_normgeo.report.run_labels import LONGEST
 from lightning_normgeo.report.setting_roles import choice, choices, elided, is_norm, is_weight_decay
-from lightning_normgeo.report.tables.evaluations import Evaluation
+from lightning_normgeo.report.tables.accuracies.evaluations import Evaluation
 
 
 @dataclass(frozen=True)

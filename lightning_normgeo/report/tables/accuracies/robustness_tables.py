@@ -6,8 +6,14 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from lightning_normgeo.report.compared_runs import Run
+from lightning_normgeo.report.tables.accuracies.evaluations import (
+    UNKNOWN_DATA,
+    Evaluation,
+    attacks_of,
+    data_of,
+    problems_of,
+)
 from lightning_normgeo.report.tables.cells import NOTHING, anchor, interval, named, percent, points, sentences
-from lightning_normgeo.report.tables.evaluations import UNKNOWN_DATA, Evaluation, attacks_of, data_of, problems_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.statistics.statistics import mean_interval, wilson_interval
 from lightning_normgeo.utilities.attack_names import attack_title, norm_of, strength

@@ -9,9 +9,9 @@ from typing import Any
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.setting_roles import is_norm
+from lightning_normgeo.report.tables.accuracies.evaluations import Evaluation, attacks_of
+from lightning_normgeo.report.tables.accuracies.run_pairs import Contrast, Pair, contrasts_of
 from lightning_normgeo.report.tables.cells import NOTHING, anchor, interval, named, percent, points, sentences
-from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of
-from lightning_normgeo.report.tables.run_pairs import Contrast, Pair, contrasts_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.statistics.statistics import holm, mean_interval
 from lightning_normgeo.utilities.attack_names import attack_title

@@ -8,8 +8,8 @@ from itertools import combinations
 from typing import Any
 
 from lightning_normgeo.report.compared_runs import Run
+from lightning_normgeo.report.tables.accuracies.evaluations import Evaluation
 from lightning_normgeo.report.tables.cells import NOTHING, interval, percent
-from lightning_normgeo.report.tables.evaluations import Evaluation
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.robustness.results.logged_results import detail_tables as detail_tables_of
 from lightning_normgeo.utilities.attack_names import NORM_TITLES, attack_title, is_control, split_attack

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_normgeo.report.tables.accuracies.evaluations import Evaluation, attacks_of
 from lightning_normgeo.report.tables.cells import NOTHING, points
-from lightning_normgeo.report.tables.evaluations import Evaluation, attacks_of
 from lightning_normgeo.report.tables.table import Cell, Table, number, text
 from lightning_normgeo.utilities.attack_names import control_of, split_attack
 

@@ -1,0 +1,1 @@
+"""Tables of accuracies: under attack, by attack, without a result, paired over runs, and with rescaled weights."""
