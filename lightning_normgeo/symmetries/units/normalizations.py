@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from torch import nn
 
 from lightning_normgeo.normalization.autograd.graph import Node
-from lightning_normgeo.normalization.autograd.nodes import is_leaf, name_of
+from lightning_normgeo.normalization.autograd.nodes import name_of
 from lightning_normgeo.normalization.names import layer_name
 from lightning_normgeo.normalization.parametrizations import parametrization_title
 from lightning_normgeo.symmetries.degrees.nodes import ATTENTIONS, BATCH_NORMS
@@ -119,7 +119,6 @@ def _behind_data(found: Solution) -> set[Node]:
     """Return the nodes that compute with the result of a linear map, and so with data."""
     graph, result = found.graph, set()
     for node in sorted(graph.order, key=graph.order.__getitem__):
-        above = graph.inputs.get(node, ()) if not is_leaf(node) else ()
-        if name_of(node) in _LINEAR_MAPS or any(source in result for source, _ in above):
+        if name_of(node) in _LINEAR_MAPS or any(source in result for source, _ in graph.inputs[node]):
             result.add(node)
     return result
