@@ -39,7 +39,7 @@ from lightning_normgeo.runs.records.record_logger import RecordLogger
 from lightning_normgeo.terminal.shipped_configs import DEFAULTS, shipped_configs, with_config_paths
 from lightning_normgeo.terminal.short_help import TRAINER_COMMANDS
 from lightning_normgeo.utilities.checkpoints import check_checkpoint, load_weights_only
-from lightning_normgeo.utilities.files import user_path
+from lightning_normgeo.utilities.files import is_address, user_path
 
 
 class NormgeoCLI(LightningCLI):
@@ -132,7 +132,7 @@ class NormgeoCLI(LightningCLI):
         os.environ["WANDB_MODE"] = self._get(self.config, "wandb") or os.environ.get("WANDB_MODE") or "offline"
         os.environ.setdefault("WANDB_SILENT", "true")
         for _, settings in self._entries("logger"):
-            if settings.get("save_dir"):
+            if settings.get("save_dir") and not is_address(settings["save_dir"]):
                 settings["save_dir"] = str(user_path(settings["save_dir"]))
         check_exists(self._get(self.config, "ckpt_path"))
         check_checkpoint(self._get(self.config, "ckpt_path"))

@@ -12,7 +12,7 @@ from lightning_normgeo.report.plain_records import plain_record
 from lightning_normgeo.report.run_labels import Labels, numbered, told_apart
 from lightning_normgeo.report.run_settings import MISSING, settings_of, without_empty
 from lightning_normgeo.report.setting_roles import elided
-from lightning_normgeo.report.sources import records_of
+from lightning_normgeo.report.sources import records_of, source_of
 from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.utilities.attack_names import is_detail
 from lightning_normgeo.utilities.plain_text import plain
@@ -106,14 +106,15 @@ def load_runs(sources: Sequence[str | Path]) -> list[Run]:
     Args:
         sources: Folders of runs, records, folders of studies or their ``study.json``, folders that hold any of these up
             to four folders deep, and ``entity/project`` or ``entity/project/run`` of W&B. W&B is asked only if there is
-            no such folder, and always for ``wandb:entity/project``. A run that is found twice is read once.
+            no such folder, and always for ``wandb:entity/project`` and for the address of its page,
+            ``https://wandb.ai/entity/project``. A run that is found twice is read once.
 
     Raises:
         ConfigurationError: If there are no runs, or a source has no record.
     """
     if not sources:
         raise ConfigurationError("There is no run to report. Give folders of runs, or of a study.")
-    found = [records_of(str(source)) for source in sources]
+    found = [records_of(source_of(source)) for source in sources]
     records = {str(record.folder.resolve()): record for some in found for record in some}
     return compare_runs(list(records.values()))
 

@@ -21,7 +21,12 @@ _EXTRA = "pip install 'lightning-normgeo[report]'"
 def report_parser() -> OneLineArgumentParser:
     """Return the parser of ``normgeo report``."""
     parser = OneLineArgumentParser(prog="normgeo report", description=_DESCRIPTION)
-    parser.add_argument("runs", type=str, nargs="+", help="Folders of runs or studies, or entity/project of W&B.")
+    parser.add_argument(
+        "runs",
+        type=str,
+        nargs="+",
+        help="Folders of runs or studies, or entity/project of W&B or the address of its page.",
+    )
     parser.add_argument("--format", type=str, default="html", help="html, md, tex, csv, png or pdf.")
     parser.add_argument(
         "--output",

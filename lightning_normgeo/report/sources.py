@@ -17,6 +17,8 @@ from lightning_normgeo.utilities.files import user_path
 from lightning_normgeo.utilities.plain_text import plain_line
 
 _ONLINE = r"(wandb:)?([\w.-]+/[\w.-]+(?:/[\w.-]+)?)"
+_PAGE = r"https://wandb\.ai/([\w.-]+/[\w.-]+)(?:/runs(/[\w.-]+))?(?:[/?#].*)?"
+"""Address of a project or a run in a browser."""
 _DEEPEST, _MOST_FOLDERS = 4, 20_000
 """Levels of folders that are searched for runs, and the largest number of folders."""
 _WITHOUT_RUNS = ("checkpoints", "wandb", "wandb-data", "images", "figures", "__pycache__", "node_modules")
@@ -41,6 +43,12 @@ class AbsentRun(NamedTuple):
     name: str
     status: str
     error: str
+
+
+def source_of(source: str | Path) -> str:
+    """Return a source as a path or project of W&B, which may be given by the address of its page, too."""
+    page = re.fullmatch(_PAGE, str(source))
+    return f"wandb:{page[1]}{page[2] or ''}" if page else str(source)
 
 
 def records_of(source: str) -> list[Record]:

@@ -12,7 +12,7 @@ from lightning_normgeo.report.figures.curves import Curves
 from lightning_normgeo.report.figures.geometry_figures import all_figures
 from lightning_normgeo.report.formats.html_page import render
 from lightning_normgeo.report.formats.text import as_csv, as_latex, as_markdown
-from lightning_normgeo.report.sources import AbsentRun, absent_runs
+from lightning_normgeo.report.sources import AbsentRun, absent_runs, source_of
 from lightning_normgeo.report.tables import all_tables
 from lightning_normgeo.report.verdicts.study_verdicts import verdicts_of
 from lightning_normgeo.runs.records.record import RECORD_NAME, STUDY_NAME
@@ -60,7 +60,7 @@ def write_report(
         raise ConfigurationError(
             f"--format {form} is unknown; choose one of {nearest_names(form, FORMATS, len(FORMATS))}."
         )
-    sources = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    sources = [source_of(source) for source in ([runs] if isinstance(runs, (str, Path)) else runs)]
     loaded = load_runs(sources)
     absent = [one for source in sources for one in absent_runs(source, [run.record.folder for run in loaded])]
     path = user_path(output) if output is not None else _own(_place(sources, form))

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lightning_normgeo.errors import ConfigurationError
+
 try:
     import orjson  # reads lines five times as fast
 except ImportError:
@@ -87,8 +89,19 @@ def read_lines(path: Path, left_out: Counter[str] | None = None) -> Iterator[dic
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a user has given; a leading ``~`` is the home folder, also where no shell has replaced it."""
+    """Return a path that a user has given; a leading ``~`` is the home folder, also where no shell has replaced it.
+
+    Raises:
+        ConfigurationError: If it is an address of remote storage, which would become folders of such a name.
+    """
+    if is_address(path):
+        raise ConfigurationError(f"{path} is an address. Give the path of a file or folder of this machine.")
     return Path(os.path.expanduser(path))  # noqa: PTH111 - keeps the ~name of nobody, where Path raises an error
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is an address of remote storage, as ``s3://bucket/runs``."""
+    return isinstance(path, str) and "://" in path
 
 
 @contextmanager

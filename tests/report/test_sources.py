@@ -12,6 +12,7 @@ from lightning_normgeo import RecordLogger
 from lightning_normgeo.errors import ConfigurationError, MeasurementWarning
 from lightning_normgeo.report import sources, write_report
 from lightning_normgeo.report.compared_runs import load_runs
+from lightning_normgeo.runs.records.record_reader import read_record
 
 
 def run(folder: str) -> Path:
@@ -122,6 +123,34 @@ def test_a_name_that_may_be_of_wandb_is_said_to_be_no_folder_as_well(monkeypatch
         load_runs(["lab/x"])
     with pytest.raises(ConfigurationError, match=r"^W&B needs an account to read lab/x"):
         load_runs(["wandb:lab/x"])
+
+
+@pytest.mark.parametrize(
+    ("page", "read"),
+    [
+        ("https://wandb.ai/lab/x", "lab/x"),
+        ("https://wandb.ai/lab/x/workspace?nw=nwuser", "lab/x"),
+        ("https://wandb.ai/lab/x/runs", "lab/x"),
+        ("https://wandb.ai/lab/x/runs/abc123?nw=nwuser#charts", "lab/x/abc123"),
+        ("https://wandb.ai/lab/x/runs/abc123/overview", "lab/x/abc123"),
+    ],
+)
+def test_the_address_of_a_page_of_wandb_names_its_project_or_run(
+    page: str, read: str, tree: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    record = read_record(tree[0])
+    monkeypatch.setattr(
+        "lightning_normgeo.report.wandb.downloaded_records.read_project", lambda path: asked.append(path) or [record]
+    )
+    assert [one.record for one in load_runs([page])] == [record]
+    assert write_report(page, "report.md", "md").is_file()
+    assert set(asked) == {read}
+
+
+def test_another_address_is_said_to_be_none_of_this_machine() -> None:
+    with pytest.raises(ConfigurationError, match=r"^s3://bucket/runs is an address\. Give the path of"):
+        load_runs(["s3://bucket/runs"])
 
 
 @pytest.mark.parametrize(

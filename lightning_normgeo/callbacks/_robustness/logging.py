@@ -17,7 +17,7 @@ from lightning_normgeo.robustness.results.samples.process_shares import EVERYTHI
 from lightning_normgeo.runs.records.record import Record, evaluation_stem
 from lightning_normgeo.runs.records.record_lines import VALIDATION
 from lightning_normgeo.runs.verdicts import logged_verdicts
-from lightning_normgeo.utilities.files import parsed, write_document
+from lightning_normgeo.utilities.files import is_address, parsed, write_document
 
 _QUANTITIES = ("accuracy", "accuracy_drop", "ci_low", "ci_high", "n")
 _IN_THE_TABLE = re.compile(r"robustness/(.+/(ci_low|ci_high|n)|clean(/.+)?/accuracy_drop)")
@@ -139,7 +139,7 @@ def folder_of(trainer: Any, name: str = "robustness") -> Path:
 
     It is the folder of the run's record, else that of the first logger's version, where Lightning puts checkpoints
     too. Without a logger, or with one that has no versions, it is a new folder of that name in the Trainer's
-    ``default_root_dir``.
+    ``default_root_dir``. Where that is an address of remote storage, the current folder takes its place.
     """
     for logger in trainer.loggers:
         if hasattr(logger, "log_results") and logger.log_dir is not None:  # a project's own may have no folder
@@ -147,9 +147,21 @@ def folder_of(trainer: Any, name: str = "robustness") -> Path:
     first = next(iter(trainer.loggers), None)
     version = None if first is None else first.version
     if first is None or version in (None, ""):
-        return _new_folder(Path(trainer.default_root_dir) / name)
+        return _new_folder(local_folder(trainer.default_root_dir) / name)
     version = version if isinstance(version, str) else f"version_{version}"
-    return Path(first.save_dir or trainer.default_root_dir) / str(first.name) / version
+    return local_folder(first.save_dir or trainer.default_root_dir) / str(first.name) / version
+
+
+def local_folder(address: str) -> Path:
+    """Return a folder of the Trainer or of a logger; the current one, with a warning, for remote storage."""
+    local = address.removeprefix("file://")
+    if not is_address(local):
+        return Path(local)
+    warn_once(
+        f"Files of an evaluation are written to the current folder, not to {address}: they need a folder of this "
+        "machine. Loggers get the results too."
+    )
+    return Path()
 
 
 def _new_folder(parent: Path) -> Path:
@@ -167,7 +179,7 @@ def _save(
     trainer: Any, reports: Mapping[str, RobustnessReport], document: dict[str, Any], stem: str
 ) -> tuple[str, list[Path]]:
     """Write the per-sample results and the JSON document; return the problem, empty if there is none, and the files."""
-    files, folder = [], Path(trainer.default_root_dir)
+    files, folder = [], local_folder(trainer.default_root_dir)
     try:
         folder = folder_of(trainer)
         folder.mkdir(parents=True, exist_ok=True)

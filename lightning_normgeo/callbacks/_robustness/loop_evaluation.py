@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from lightning_normgeo.callbacks._robustness.dataloaders import batch_count, bat
 from lightning_normgeo.callbacks._robustness.distributed.divided_samples import DividedSamples
 from lightning_normgeo.callbacks._robustness.distributed.evaluation_processes import EvaluationProcesses
 from lightning_normgeo.callbacks._robustness.evaluation_hooks import BatchEvaluation
-from lightning_normgeo.callbacks._robustness.logging import rows_left_out
+from lightning_normgeo.callbacks._robustness.logging import local_folder, rows_left_out
 from lightning_normgeo.callbacks._robustness.progress_bars import ProgressBar, bar_of
 from lightning_normgeo.errors import reason_of, warn_once
 from lightning_normgeo.robustness.inputs import unpacked
@@ -208,7 +207,7 @@ class LoopEvaluation(BatchEvaluation):
     def _evaluation(self, number: int, name: str, loader: Any) -> LoaderEvaluation:
         callback, trainer, module = self._callback, self._trainer, self._module
         journal = JournalPlace(
-            Path(trainer.default_root_dir), f"{callback.name or ''}/{name}/{number}", trainer.global_rank
+            local_folder(trainer.default_root_dir), f"{callback.name or ''}/{name}/{number}", trainer.global_rank
         )
 
         def logits(images: Tensor) -> Any:

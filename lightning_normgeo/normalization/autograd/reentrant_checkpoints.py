@@ -21,7 +21,7 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils import checkpoint
 
 from lightning_normgeo.normalization.autograd.graph import Edge, Graph, Node
-from lightning_normgeo.normalization.autograd.side_effects import Attributes, gpus_of, random_states
+from lightning_normgeo.normalization.autograd.side_effects import Attributes, gpus_of, random_states, silence
 
 _RUNS_AGAIN = ContextVar("runs_again", default=False)
 
@@ -122,8 +122,7 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
                 for name, buffer in child._buffers.items():
                     if buffer is not None:
                         child._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
-                if hasattr(type(child), "log_dict"):  # a LightningModule
-                    vars(child).update(log=_nothing, log_dict=_nothing)
+                silence(child)
             yield
         finally:
             _RUNS_AGAIN.reset(token)
@@ -132,7 +131,3 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
             for table, saved in buffers:
                 table.clear()
                 table.update(saved)
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Replace ``log`` and ``log_dict`` of a LightningModule, which fail outside of its hooks."""

@@ -88,6 +88,19 @@ class Attributes:
                     value.update(content)
 
 
+def silence(module: nn.Module) -> None:
+    """Replace ``log`` and ``log_dict`` of a LightningModule, which fail outside of its hooks, by one that does nothing.
+
+    They are attributes of the module then, which :class:`Attributes` removes again.
+    """
+    if hasattr(type(module), "log_dict"):  # a LightningModule, of either package
+        vars(module).update(log=_nothing, log_dict=_nothing)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Log nothing."""
+
+
 def _flat(value: Any) -> Iterator[Any]:
     """Yield the entries of a list or set, or the keys and values of a dictionary in turn."""
     if isinstance(value, dict):

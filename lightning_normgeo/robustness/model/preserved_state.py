@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_normgeo.normalization.autograd.side_effects import Attributes, random_states
+from lightning_normgeo.normalization.autograd.side_effects import Attributes, random_states, silence
 from lightning_normgeo.robustness.attacks.random_numbers.sample_randoms import mixed_seed
 from lightning_normgeo.robustness.model.parameter_swap import ParameterSlot, swapped_parameters
 
@@ -42,8 +42,7 @@ def preserved_state(module: nn.Module, fork_rng: bool = True) -> Iterator[None]:
             with swapped_parameters(_inference_parameters(children)):
                 module.eval()
                 for child in children:
-                    if hasattr(type(child), "log_dict"):  # a LightningModule
-                        vars(child).update(log=_nothing, log_dict=_nothing)
+                    silence(child)
                 yield
         finally:
             for kept in attributes:
@@ -68,10 +67,6 @@ def _random_states(module: nn.Module, wanted: bool) -> Iterator[None]:
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     with random_states([device] if device.type == "cuda" else []) if wanted else ExitStack():
         yield
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Replace ``log`` and ``log_dict`` of a LightningModule inside the context."""
 
 
 def _overrides_train(module: nn.Module) -> bool:

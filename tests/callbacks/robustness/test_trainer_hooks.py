@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_normgeo import RecordLogger, RobustnessEvaluation
+from lightning_normgeo import ChannelEvaluation, RecordLogger, RobustnessEvaluation
+from lightning_normgeo.callbacks._robustness.logging import local_folder
 from lightning_normgeo.robustness import evaluate_robustness, load_decisions
 from lightning_normgeo.robustness.attacks import builders
 from lightning_normgeo.robustness.attacks.attack import AttackBatch
@@ -211,3 +213,23 @@ def test_a_compiled_evaluation_decides_the_same() -> None:
     for name, result in plain.results.items():
         assert compiled.results[name].correct == result.correct
         assert compiled.results[name].loss == pytest.approx(result.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("observed", [RobustnessEvaluation, ChannelEvaluation])
+@pytest.mark.parametrize("logged", [False, True])
+def test_with_remote_storage_files_are_written_to_the_current_folder(
+    observed: type, logged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    logger = CSVLogger(f"memory://{observed.__name__}/logs", name="run", version=3) if logged else False
+    run = trainer(observed(), default_root_dir=f"memory://{observed.__name__}/runs", logger=logger)
+    with pytest.warns(UserWarning, match=r"written to the current folder, not to memory://\w+/(runs|logs)"):
+        run.test(Project(), images(8), verbose=False)
+    (file,) = tmp_path.rglob("*.json")
+    assert file.relative_to(tmp_path).parts[:2] == ("run", "version_3") if logged else (file.stem, "version_0")
+    assert not list(tmp_path.glob("memory*")), "no folder has the name of a protocol"
+
+
+def test_the_address_of_a_local_folder_is_that_folder(tmp_path: Path) -> None:
+    assert local_folder(f"file://{tmp_path}") == tmp_path
+    assert local_folder("runs") == Path("runs")

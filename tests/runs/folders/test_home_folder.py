@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,3 +68,21 @@ def test_commands(home: Path) -> None:
 def test_a_name_that_begins_with_a_tilde_stays() -> None:
     assert user_path("~nobody-of-this-name/runs") == Path("~nobody-of-this-name/runs")
     assert user_path("runs/~") == Path("runs/~")
+
+
+@pytest.mark.parametrize(
+    "need", [user_path, RecordLogger, load_decisions, read_record, ImageFolderDataModule, write_report]
+)
+def test_an_address_of_remote_storage_is_refused_where_a_folder_is_needed(need: Callable[[str], Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"s3://bucket/runs is an address\. Give the path of a file or"):
+        need("s3://bucket/runs")
+    assert not list(Path().iterdir()), "no folder is named after the protocol"
+
+
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+def test_loggers_that_write_to_remote_storage_get_its_address_unchanged() -> None:
+    logger = {"class_path": "pytorch_lightning.loggers.CSVLogger", "init_args": {"save_dir": "memory://home/csv"}}
+    config = {**TINY_DIGITS, "trainer": {**TINY_DIGITS["trainer"], "logger": [logger], "callbacks": []}}
+    cli = NormgeoCLI({"subcommand": "validate", "validate": config})
+    assert cli.trainer.logger.save_dir == "memory://home/csv"
+    assert not list(Path().glob("memory*"))
