@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from lightning_normgeo.geometry.products.weight_pass import WeightPass, WeightPr
 from lightning_normgeo.geometry.rows import as_rows, in_memory_order, observing_device, on_observing_device, output_rows
 from lightning_normgeo.geometry.update_rules.device_scalars import copied_together
 from lightning_normgeo.geometry.update_rules.optimizers.sgd import SGDRule
+from lightning_normgeo.probes.cumulative.parameter_names import ParameterNames
 from lightning_normgeo.probes.cumulative.totals import SummedWeight, Totals
 from lightning_normgeo.probes.explain import ParameterReading, ReadPlan, by_rule, explain, parameters_of, plan
 from lightning_normgeo.probes.momentum_buffers import first_state
@@ -52,9 +52,7 @@ class CumulativeIncrements:
         self.without_momentum_form: set[str] = set()
         self.parameters: dict[str, nn.Parameter] = {}
         self.members: dict[str, SummedWeight] = {}
-        self._look_up = look_up
-        # by id, with the parameters themselves, since another one may get the id of one that was replaced
-        self._names: dict[int, tuple[str, weakref.ref[nn.Parameter]]] = {}
+        self._names = ParameterNames(look_up)
         self._rows: dict[str, int] = {}
         self._counted: set[str] = set()
         self._sums = torch.zeros(0, len(Totals._fields), dtype=torch.float64)
@@ -68,12 +66,7 @@ class CumulativeIncrements:
         One that is no longer among them may share its memory with another one, as in a layer that was parametrized: it
         has no norm of its own any more.
         """
-        self._rename({self._name(p): name for name, p in parameters.items() if self._name(p) not in ("", name)})
-        for key, (name, held) in self._names.items():
-            if name in parameters and parameters[name] is not held():  # of a layer that was replaced
-                self._names[key] = "", held
-        self._names = {key: one for key, one in self._names.items() if one[0] or one[1]() is not None}
-        self._names |= {id(parameter): (name, weakref.ref(parameter)) for name, parameter in parameters.items()}
+        self._rename(self._names.update(parameters))
         self.parameters = {name: parameters[name] for name in self.parameters if name in parameters}
 
     def look_for(self, moved: Collection[str]) -> None:
@@ -82,22 +75,19 @@ class CumulativeIncrements:
         It may have another name by now, or may have been replaced.
         """
         if not self._rows.keys() >= set(moved) >= self.members.keys():
-            self.follow(self._look_up())
+            self.follow(self._names.look_up())
 
     @torch.no_grad()
     def open(self, optimizer: Optimizer) -> None:
         """Store ‖W_0‖² of the parameters of ``optimizer`` that have no sums yet, before anything is moved."""
         held = list(parameters_of(optimizer))
-        strangers = [parameter for parameter in held if not self._knows(parameter)]
-        if strangers:
-            self.follow(self._look_up())
-            for parameter in strangers:
-                if not self._knows(parameter):
-                    self._names[id(parameter)] = "", weakref.ref(parameter)
-        self.parameters.update((self._name(p), p) for p in held if self._name(p))
-        new = {self._name(parameter): parameter for parameter in held if self._name(parameter)}
-        new = {name: parameter for name, parameter in new.items() if name not in self._rows}
-        own = next((parameter for parameter in held if self._name(parameter)), None)
+        if not all(map(self._names.knows, held)):
+            self.follow(self._names.look_up())
+            self._names.leave_nameless(held)
+        named = {name: parameter for parameter in held if (name := self._names.of(parameter))}
+        self.parameters.update(named)
+        new = {name: parameter for name, parameter in named.items() if name not in self._rows}
+        own = next(iter(named.values()), None)
         if own is not None:  # sums of a checkpoint are on the CPU
             self._sums = self._sums.to(observing_device(own.device))
         if new:
@@ -121,9 +111,9 @@ class CumulativeIncrements:
             (parameter, group)
             for group in optimizer.param_groups
             for parameter in group["params"]
-            if self._name(parameter) and parameter.grad is not None
+            if self._names.of(parameter) and parameter.grad is not None
         ]
-        names = self._moving = [self._name(parameter) for parameter, _ in moving]
+        names = self._moving = [self._names.of(parameter) for parameter, _ in moving]
         self._pending = []
         if moved:
             self._give_up(names)
@@ -133,7 +123,7 @@ class CumulativeIncrements:
         except Exception:
             self._give_up(names)
             raise
-        self._give_up([self._name(parameter) for parameter, _ in moving if parameter.grad.is_sparse])
+        self._give_up([self._names.of(parameter) for parameter, _ in moving if parameter.grad.is_sparse])
 
     @torch.no_grad()
     def commit(self, valid: list[Tensor], explained: bool) -> None:
@@ -167,12 +157,11 @@ class CumulativeIncrements:
 
     def rest(self) -> None:
         """Release the model; the sums stay."""
-        self._look_up = dict
-        self._names, self.parameters = {}, {}
+        self._names, self.parameters = ParameterNames(), {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the model out of copies."""
-        return {**self.__dict__, "_look_up": dict, "_names": {}, "parameters": {}}
+        return {**self.__dict__, "_names": ParameterNames(), "parameters": {}}
 
     def state(self) -> dict[str, Any]:
         """Return everything as plain numbers, exactly, for a checkpoint."""
@@ -211,7 +200,7 @@ class CumulativeIncrements:
         optimizer: Optimizer,
         read: Mapping[int, ParameterReading],
     ) -> None:
-        names = [self._name(parameter) for parameter, _ in moving]
+        names = [self._names.of(parameter) for parameter, _ in moving]
         missing = [(parameter, group) for parameter, group in moving if id(parameter) not in read]
         with copied_together(optimizer):
             planned = [plan(p, functools.partial(self._whole, like=p), optimizer, group) for p, group in missing]
@@ -287,13 +276,6 @@ class CumulativeIncrements:
     def _norms(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         whole = [self._whole(parameter, parameter) for parameter in parameters]
         return [found.weight_sq.sum() for found in many_weight_products([WeightPass(rows, rows) for rows in whole])]
-
-    def _name(self, parameter: nn.Parameter) -> str:
-        return self._names[id(parameter)][0] if self._knows(parameter) else ""
-
-    def _knows(self, parameter: nn.Parameter) -> bool:
-        """Whether a parameter has been looked up, with or without a name."""
-        return id(parameter) in self._names and self._names[id(parameter)][1]() is parameter
 
     def _whole(self, tensor: Tensor, like: Tensor) -> Tensor:
         """View a tensor by output row, so that the rounding errors of one row do not cancel those of another."""

@@ -68,7 +68,7 @@ class ShardedIncrements(CumulativeIncrements):
     @property
     def names(self) -> list[str]:
         """The names of the parameters, in the same order on all processes."""
-        return list(dict.fromkeys(name for name, _ in self._names.values() if name))
+        return self._names.all
 
     def table(self) -> Tensor:
         """Return the sums of this process as a table that can be added up over all processes.
