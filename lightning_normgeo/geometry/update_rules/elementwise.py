@@ -142,10 +142,11 @@ class ElementwiseRule(ABC):
 
 def average(before: Tensor | None, value: Tensor, decay: Scalar) -> Tensor:
     """Return the exponential moving average after ``value``; ``before`` is None for an average that starts at zero."""
-    fresh = value * (1 - decay)
     if before is None:
-        return fresh
-    return fresh.add_(before * decay) if isinstance(decay, Tensor) else fresh.add_(before, alpha=decay)
+        return value * (1 - decay)
+    if isinstance(decay, Tensor):  # torch.lerp would need it in the dtype of the others
+        return (value * (1 - decay)).add_(before * decay)
+    return torch.lerp(before, value, 1 - decay)
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
