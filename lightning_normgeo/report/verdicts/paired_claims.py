@@ -17,9 +17,10 @@ from lightning_normgeo.report.tables.accuracies.run_pairs import Pair, contrasts
 from lightning_normgeo.report.tables.cells import named
 from lightning_normgeo.robustness.results.statistics.statistics import holm, mcnemar
 from lightning_normgeo.runs.quantities.spheres import ON_SPHERES
-from lightning_normgeo.runs.verdicts.claims.robustness_claims import ATTACK, KINDS, NOISE, points
+from lightning_normgeo.runs.verdicts.claims.robustness_claims import ATTACK, KINDS, NOISE
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
+from lightning_normgeo.runs.verdicts.wording import counted, p_value, points
 from lightning_normgeo.utilities.attack_names import is_control, split_attack
 
 if TYPE_CHECKING:  # it needs torch
@@ -156,15 +157,19 @@ def _judged(some: Sequence[_PairVotes], p: float, thresholds: Thresholds) -> Ver
     gains, falls = (sum(sign * fmean(one.differences) > 0 for one in some) for sign in (1, -1))
     agree = (gains if difference > 0 else falls) > len(some) / 2
     significant = p < thresholds.alpha and (won - lost) * difference > 0
-    word, reason = UNDECIDED, f"p = {p:.2g}"
-    if significant and (not agree or _opposed(some, difference, thresholds)):
-        reason = f"{gains} of {len(some)} pairs gain"
+    pairs = counted(len(some), "pair")
+    word, reason = UNDECIDED, f"p = {p_value(p, thresholds.alpha, digits=2)}"
+    if p < thresholds.alpha and not significant:
+        reason = "samples and accuracies disagree"
+    elif significant and (not agree or _opposed(some, difference, thresholds)):
+        reason = f"{gains} of {pairs} with a gain"
     elif significant:
         word, reason = (SUPPORTED if difference > 0 else REFUTED), ""
     attacks = list(dict.fromkeys(attack for one in some for attack in one.attacks))
-    detail = f"{won} samples won, {lost} lost; {gains} of {len(some)} pairs gain. About these networks: seeds differ."
-    evidence = f"{len(some)} pairs, {named(attacks)}; n = {max(one.n for one in some)}"
-    number, limit = points(difference, sign="+"), f"p {p:.1g}, level {thresholds.alpha:g}"
+    counts = f"{counted(won, 'sample')} won, {lost} lost; {gains} of {pairs} with a gain."
+    detail = f"{counts} About these networks: seeds differ."
+    evidence = f"{pairs}, {named(attacks)}; n = {max(one.n for one in some)}"
+    number, limit = points(difference, sign="+"), f"p {p_value(p, thresholds.alpha)}, level {thresholds.alpha:g}"
     found = Verdict(word, "gain", number, limit, reason, detail, evidence, difference)
     return replace(found, p_value=p if math.isfinite(p) else math.nan)
 

@@ -25,6 +25,7 @@ from lightning_normgeo.runs.verdicts.verdict import (
     WORDS,
     Verdict,
 )
+from lightning_normgeo.runs.verdicts.wording import counted
 from lightning_normgeo.utilities.attack_names import is_control, without_control
 
 _NAMED = 3
@@ -102,15 +103,17 @@ def _summed_up(shown: Sequence[Verdict], word: str, some: Sequence[Verdict]) -> 
     same = [one for one in shown if one.word == word] or list(shown)
     first, untested = same[0], len(some) - len(shown)
     is_tested = first.word not in (NOT_TESTED, NOT_APPLICABLE)
+    verb = "does" if untested == 1 else "do"
     parts = [
         _counts(shown) if is_tested else first.detail,
-        f"{untested} more runs do not test it." if untested and is_tested else "",
+        f"{counted(untested, 'more run')} {verb} not test it." if untested and is_tested else "",
     ]
     return replace(
         first,
         word=word,
         number=" … ".join(ends),
         limit=" / ".join(dict.fromkeys(one.limit for one in same if one.limit)),
+        evidence=_evidence(shown),
         reason="" if word in DECIDED else _reasons(same, shown),
         detail=" ".join(filter(None, parts)),
         value=known[-1].value if known else math.nan,
@@ -129,6 +132,13 @@ def _counts(shown: Sequence[Verdict]) -> str:
     words = Counter(one.word for one in shown)
     counts = ", ".join(f"{words[word]} {word}" for word in WORDS if words[word])
     return f"Runs: {counts}." if len(words) > 1 else ""
+
+
+def _evidence(shown: Sequence[Verdict]) -> str:
+    """Return the evidence of runs together: of the first few in which it differs."""
+    different = list(dict.fromkeys(one.evidence for one in shown if one.evidence))
+    more = f" / {counted(len(different) - _NAMED, 'other')}" if len(different) > _NAMED else ""
+    return " / ".join(different[:_NAMED]) + more
 
 
 def _reasons(same: Sequence[Verdict], shown: Sequence[Verdict]) -> str:

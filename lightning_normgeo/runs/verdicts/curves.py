@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from lightning_normgeo.runs.records.record import Record
+from lightning_normgeo.runs.verdicts.wording import counted
 
 _WINDOW = 10
 """Part of a curve, as 1 over this number, whose mean is its value at the start or at the end."""
@@ -41,4 +42,5 @@ def span(record: Record, *keys: str) -> str:
 
 def _span(record: Record, key: str) -> str:
     points = record.points(key)
-    return f"{key}: {len(points)} steps, {points[0][0]} to {points[-1][0]}"
+    first, last = points[0][0], points[-1][0]
+    return f"{key}: {counted(len(points), 'step')}, {first}" + (f" to {last}" if last != first else "")

@@ -9,13 +9,14 @@ from lightning_normgeo.runs.verdicts.claims.claim import Claim
 from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import DECIDED, NOT_TESTED, UNDECIDED, Verdict
+from lightning_normgeo.runs.verdicts.wording import too_few
 
 
 def verdicts(record: Record, thresholds: Thresholds | None = None) -> dict[str, Verdict]:
     """Return the verdict of a run on each claim of the paper.
 
-    A claim is not decided by a run that diverged, or by fewer measured steps than ``thresholds.min_steps``; it is not
-    tested by a run that measured nothing of it.
+    A claim is not decided by a run that diverged, or if its number is made from fewer measured steps than
+    ``thresholds.min_steps``; it is not tested by a run that measured nothing of it.
 
     Args:
         record: Record of the run.
@@ -40,8 +41,6 @@ def _verdict(claim: Claim, record: Record, thresholds: Thresholds) -> Verdict:
         return found
     if record.diverged is not None:
         return replace(found, word=UNDECIDED, reason=f"diverged at step {record.diverged.step}")
-    measured = len(record.points(claim.keys[0])) if claim.keys else thresholds.min_steps
-    if measured < thresholds.min_steps:
-        reason = f"{measured} of {thresholds.min_steps} needed steps"
-        return replace(found, word=UNDECIDED, reason=reason)
+    if found.steps is not None and found.steps < thresholds.min_steps:
+        return replace(found, word=UNDECIDED, reason=too_few(found.steps, thresholds.min_steps))
     return found

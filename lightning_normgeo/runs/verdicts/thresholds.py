@@ -39,7 +39,7 @@ class Thresholds:
     """Limits of verdicts. The documentation has the origin of each default.
 
     Attributes:
-        min_steps: fewest measured steps of a training for a decision, at least 2.
+        min_steps: fewest measured steps that the number of a training is made from, for a decision, at least 2.
         cos_double: largest ``|cos(W, ∇W)|`` that counts as zero in a training in float64.
         cos_single: the same in float32.
         cos_half: the same in a training with bfloat16 or float16.

@@ -28,6 +28,7 @@ class Verdict:
         value: The number itself; NaN if there is none.
         p_value: Of the test that decided, adjusted for all tests of the same table; NaN without a test.
         runs: Number of runs with this verdict in words, such as "7 of 8 runs"; empty for a single run.
+        steps: Number of measured steps that the number is made from; None for an evaluation.
     """
 
     word: str
@@ -40,6 +41,7 @@ class Verdict:
     value: float = math.nan
     p_value: float = math.nan
     runs: str = ""
+    steps: int | None = None
 
     @property
     def phrase(self) -> str:

@@ -131,6 +131,7 @@ def test_claims_about_single_runs_need_a_majority_without_contradiction() -> Non
     torn = of(good=3, bad=1)
     assert (torn.word, torn.reason, torn.runs) == ("undecided", "runs contradict each other", "4 runs")
     assert of(good=1, none=2).detail == "2 more runs do not test it."
+    assert of(good=1, none=1).detail == "1 more run does not test it."
     assert of(none=2).word == "not tested"
     assert of(good=1) == verdicts(read_record(written["good", 0]))["orthogonality"]
 

@@ -220,6 +220,124 @@ def test_a_run_that_diverged_or_was_hardly_measured_decides_nothing(
         assert diverged.word == few.word == word
 
 
+ONCE = [
+    ("growth", record({NORM: [10.0], G + "increment": [0.1]}), "1 of 10 needed steps"),
+    ("gamma_sigma", record({GAMMA: [1.0], RATIO: [2.0]}), "1 of 10 needed steps"),
+    ("beta_mu", record({BETA: [1.0]}), "1 of 10 needed steps"),
+    ("beta_mu", record({BETA: spike(1.0, 0.0)}), "the distance began at 0"),
+    ("increments", record({**GROWTH, G + "increment": 0.0, G + "residual": 0.0}), "the norm does not change"),
+    ("growth", record({**GROWTH, NORM: 10.0, G + "increment": 0.0}), "the norm does not change"),
+    ("growth", record({**GROWTH, NORM: spike(9.0, 10.0)}), "no larger at the end"),  # between measured steps
+]
+
+
+@pytest.mark.parametrize(("claim", "one", "reason"), ONCE)
+def test_what_was_measured_and_decides_nothing_is_undecided_and_not_untested(
+    claim: str, one: Record, reason: str
+) -> None:
+    found = of(claim, one)
+    assert (found.word, found.reason) == ("undecided", reason)
+    assert found.evidence
+
+
+FEW = {
+    "equation_16": record({**GROWTH, G + "predicted": 2.0, G + "eq16_applies": spike(0.0, 1.0, 5)}),
+    "increments": record({**GROWTH, G + "residual": [0.0] * 5}),
+    "orthogonality": record({COS: 0.1, CORRECTED: [1e-6] * 5, CONTROL: 0.3}),
+    "equilibrium": record(
+        {**TURN, G + "equilibrium_angle": [0.02] * 7 + [0.01] * 5, G + "steps_to_equilibrium": 5.0}, DECAYED
+    ),
+    "batch_rank": record({**NARROW, SHARE: [0.95] * 5}),
+}
+
+
+@pytest.mark.parametrize("claim", FEW)
+def test_only_the_steps_that_a_number_is_made_from_are_counted(claim: str) -> None:
+    assert of(claim, FEW[claim]).reason == "5 of 10 needed steps"
+    assert of(claim, FEW[claim], min_steps=5).word == "supported"
+
+
+@pytest.mark.parametrize(
+    ("claim", "one", "limits", "phrase"),
+    [
+        ("orthogonality", record({COS: 1.04e-3, CONTROL: 0.3}), {}, "max |cos| 1.04e-03: 12 of 12 steps above"),
+        ("orthogonality", record({COS: 1e-3, CONTROL: 0.3}), {}, "max |cos| 1.0e-03 (limit 1e-03)"),
+        (
+            "orthogonality",
+            record({COS: 1.4e-3, CONTROL: 0.3}),
+            {"cos_single": 1.5e-3},
+            "max |cos| 1.4e-03 (limit 1.5e-03)",
+        ),
+        ("equation_16", record({**GROWTH, G + "predicted": 2.02098}), {}, "error 1.05e-02: near the limit"),
+        ("increments", record({**GROWTH, G + "residual": 0.0207}), {}, "share 98.97 %: near the limit"),
+        ("increments", record({**GROWTH, G + "residual": 2e-9}), {}, "share > 99.999999 % (least 99 %)"),
+        ("increments", record({**GROWTH, G + "residual": 0.0}), {}, "share 100.0 % (least 99 %)"),
+        ("growth", record({**GROWTH, NORM: spike(1.0 + 2e-9, 1.0)}), {}, "‖W‖ × 1.000000002 (only growing)"),
+        ("growth", record({**GROWTH, G + "increment": spike(2.0, -1.0, 1)}), {}, "‖W‖ × 1.1100: 1 shrinking step"),
+        (
+            "equilibrium",
+            record({**TURN, G + "steps_to_equilibrium": 55 / 2.98}, DECAYED),
+            {},
+            "angle 1 ×: 2.98 of 3 time constants",
+        ),
+        ("equilibrium", record({**TURN, G + "angular_update": 1.23}, DECAYED), {}, "angle 120 × (1 within × 1.25)"),
+        ("beta_mu", record({BETA: spike(0.10004, 1.0)}), {}, "end/start 0.10004: neither small nor grown"),
+        (
+            "beta_mu",
+            record({BETA: spike(2.3, 1.0), NORM: spike(20.0, 10.0)}),
+            {},
+            "end/start 2.3 (refuted from 2.2)",
+        ),
+        (
+            "gamma_sigma",
+            record({GAMMA: spike(6.0, 1.0), RATIO: spike(5.0, 4.0), NORM: spike(20.0, 10.0)}),
+            {},
+            "end/start 6 (refuted from 4.4)",
+        ),
+        ("batch_rank", record({**NARROW, SHARE: 0.997}), {}, "in the kernel 99.7 % (least 90 %)"),
+        ("batch_rank", record({**NARROW, SHARE: 0.8996}), {}, "in the kernel 89.96 %: neither in nor out"),
+        ("similar_channels", channels(780, 500, 1, 1), {}, "also alike 100 % (least 50 %)"),
+        ("similar_channels", channels(780, 500, 1000, 499), {}, "also alike 49.9 %: neither many nor few"),
+        ("small_gamma", channels(770, 500), {}, "lost 3.00 pt (at most 3 pt)"),
+        ("small_gamma", channels(780, 500), {"accuracy_margin": 0.0205}, "lost 2.00 pt (at most 2.05 pt)"),
+        ("small_gamma", channels(780, 770), {}, "lost 2.00 pt: intervals overlap"),
+        ("small_gamma", channels(780, 790), {}, "lost 2.00 pt: random ones cost no more"),
+        (
+            "vulnerability",
+            record(rows=[row("clean", 80000, 10**5), row("bim", 76996, 10**5)]),
+            {},
+            "lost 3.004 pt (more than 3 pt)",
+        ),
+        (
+            "vulnerability",
+            record(rows=[row("clean", 8000, 10**4), {**row("bim", 7700, 10**4), "accuracy_drop": 0.8 - 0.77}]),
+            {},
+            "lost 3.00 pt: not more than 3 pt",
+        ),
+        ("norm_cause", record(rows=rescaled(-200, 200), logits=1e-4), {}, "change -20.00 pt (more than 3 pt lost)"),
+        ("norm_cause", record(rows=rescaled(-200, 200), logits=0.1), {}, "change -20.00 pt: ε changed outputs"),
+        ("norm_cause", record(rows=rescaled(-200, 200)), {}, "change -20.00 pt: logits not compared"),
+        ("norm_cause", record(rows=rescaled(200, 200), logits=1e-4), {}, "change +20.00 pt: an accuracy rises"),
+        ("norm_cause", record(rows=rescaled(-20, 40)), {}, "change -2.00 pt: too few samples"),
+    ],
+)  # fmt: skip
+def test_the_phrase_of_a_number_near_a_limit_is_on_its_side(
+    claim: str, one: Record, limits: dict[str, float], phrase: str
+) -> None:
+    assert of(claim, one, **limits).phrase == phrase
+
+
+def test_an_attack_is_compared_with_the_clean_samples_of_the_same_evaluation_and_loader() -> None:
+    """The clean accuracy of another evaluation is of other samples."""
+    strong = [row("clean", 600), {**row("bim", 590), "accuracy_drop": 0.01}]
+    one = record(rows=[row("clean", 990), row("gaussian", 900)])
+    one.results["robustness_strong"] = {"results": strong}
+    assert of("vulnerability", one).word == "undecided"
+    loaders = [row("clean/a", 800), row("bim/a", 790), row("clean/b", 800), row("bim/b", 300)]
+    found = of("vulnerability", record(rows=loaders))
+    assert (found.word, found.evidence) == ("supported", "bim/b and clean/b, n = 1000")
+
+
 def test_where_equation_16_is_not_about_the_optimizer_the_law_that_holds_instead_is_said() -> None:
     curves = {**GROWTH, G + "predicted": 1.0, G + "eq16_applies": 0.0, G + "predicted_momentum": 1.9}
     found = of("equation_16", record(curves, DECAYED))

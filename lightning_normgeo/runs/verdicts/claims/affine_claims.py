@@ -9,6 +9,7 @@ from lightning_normgeo.runs.verdicts.claims.claim import Claim
 from lightning_normgeo.runs.verdicts.curves import ends, magnitudes, span
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
+from lightning_normgeo.runs.verdicts.wording import significant, too_few
 
 _GAMMA, _BETA = "affine/abs_gamma2_minus_sigma2_median", "affine/abs_beta_minus_mu_median"
 _RATIO, _NORM = "affine/gamma2_over_sigma2_median", "norm_growth/weight_norm"
@@ -17,12 +18,16 @@ _RATIO, _NORM = "affine/gamma2_over_sigma2_median", "norm_growth/weight_norm"
 def _gamma(record: Record, thresholds: Thresholds) -> Verdict | None:
     """Judge γ² against σ², by their distance and by their ratio."""
     distances, ratios = magnitudes(record, _GAMMA), magnitudes(record, _RATIO)
-    share = _share(distances)
-    if share is None or not ratios:
+    if not distances or not ratios:
         return None
+    evidence = span(record, _GAMMA, _RATIO)
+    share = _share(distances)
+    if share is None:
+        return _no_share(distances, evidence, thresholds)
+    longer = _longer(record) ** 2
     first, last = ends(ratios)
     before, after = (abs(math.log(value)) if value > 0 else math.inf for value in (first, last))
-    word, reason = _approached(share, _longer(record) ** 2, thresholds)
+    word, reason = _approached(share, longer, thresholds)
     if word == SUPPORTED and after > math.log(thresholds.affine_factor):
         word, reason = UNDECIDED, "but γ²/σ² is not near 1"
     elif word == REFUTED and after < before:
@@ -30,19 +35,25 @@ def _gamma(record: Record, thresholds: Thresholds) -> Verdict | None:
     detail = (
         f"Median γ²/σ² {first:.3g} → {last:.3g}; 1 would be γ = σ. Both change with the scale of the weights in front."
     )
-    return _verdict(word, share, reason, detail, span(record, _GAMMA, _RATIO), thresholds)
+    number, limit = _written(word, share, longer, thresholds)
+    return Verdict(word, "end/start", number, limit, reason, detail, evidence, share, steps=len(distances))
 
 
 def _beta(record: Record, thresholds: Thresholds) -> Verdict | None:
     """Judge β against μ by their distance."""
     distances = magnitudes(record, _BETA)
+    if not distances:
+        return None
+    evidence = span(record, _BETA, _NORM)
     share = _share(distances)
     if share is None:
-        return None
-    word, reason = _approached(share, _longer(record), thresholds)
+        return _no_share(distances, evidence, thresholds)
+    longer = _longer(record)
+    word, reason = _approached(share, longer, thresholds)
     first, last = ends(distances)
     detail = f"Median |β − μ| {first:.3g} → {last:.3g}. It changes with the scale of the weights in front."
-    return _verdict(word, share, reason, detail, span(record, _BETA, _NORM), thresholds)
+    number, limit = _written(word, share, longer, thresholds)
+    return Verdict(word, "end/start", number, limit, reason, detail, evidence, share, steps=len(distances))
 
 
 def _approached(share: float, longer: float, thresholds: Thresholds) -> tuple[str, str]:
@@ -68,10 +79,21 @@ def _share(distances: list[float]) -> float | None:
     return last / first if first else None
 
 
-def _verdict(word: str, share: float, reason: str, detail: str, evidence: str, thresholds: Thresholds) -> Verdict:
-    refuted = word == REFUTED
-    limit = f"refuted from {thresholds.affine_growth:g}" if refuted else f"limit {thresholds.affine_share:g}"
-    return Verdict(word, "end/start", f"{share:.3g}", limit, reason, detail, evidence, share)
+def _no_share(distances: list[float], evidence: str, thresholds: Thresholds) -> Verdict:
+    """Return that a distance has no change to be judged by."""
+    few = len(distances) < thresholds.min_steps
+    reason = too_few(len(distances), thresholds.min_steps) if few else "the distance began at 0"
+    return Verdict(UNDECIDED, reason=reason, evidence=evidence)
+
+
+def _written(word: str, share: float, longer: float, thresholds: Thresholds) -> tuple[str, str]:
+    """Return the number and the limit: if the claim is refuted, the one that longer weights do not explain."""
+    small, grown = thresholds.affine_share, thresholds.affine_growth * longer
+    number = significant(share, small, thresholds.affine_growth, digits=3)
+    if word != REFUTED:
+        return number, f"limit {small:g}"
+    limit = significant(grown, share, digits=3)
+    return significant(share, float(limit), digits=3), f"refuted from {limit}"
 
 
 _NUMBER = "Number: the median distance over all channels, mean of the last over that of the first tenth of the steps. "

@@ -8,9 +8,10 @@ from typing import Any
 from lightning_normgeo.runs.quantities.channels import CHANNELS
 from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts.claims.claim import Claim
-from lightning_normgeo.runs.verdicts.claims.robustness_claims import points
+from lightning_normgeo.runs.verdicts.claims.robustness_claims import difference, margin_of
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
+from lightning_normgeo.runs.verdicts.wording import counted, percent, points
 
 _NUMBERS = ("ratio", "accuracy", "ci_low", "ci_high", "n")
 
@@ -28,19 +29,21 @@ def _small_gamma(record: Record, thresholds: Thresholds) -> Verdict | None:
     if not shares or not isinstance(clean, Mapping) or not isinstance(clean.get("accuracy"), (int, float)):
         return None
     row, control = by_criterion["gamma"][shares[0]], by_criterion["random"].get(shares[0])
-    loss = float(clean["accuracy"]) - float(row["accuracy"])
+    loss, margin = difference(clean["accuracy"], row["accuracy"]), thresholds.accuracy_margin
     evidence = f"{100 * shares[0]:g} % of the channels set to 0, n = {row['n']}"
-    limit = f"at most {points(thresholds.accuracy_margin)}"
+    number, limit = points(loss, margin), f"at most {margin_of(thresholds)}"
     if control is None:
-        return Verdict(UNDECIDED, "lost", points(loss), limit, "no random control", "", evidence, loss)
-    detail = f"Channels drawn at random cost {points(float(clean['accuracy']) - float(control['accuracy']))}."
-    better = float(row["ci_low"]) > float(control["ci_high"])
+        return Verdict(UNDECIDED, "lost", number, limit, "no random control", "", evidence, loss)
+    at_random = difference(clean["accuracy"], control["accuracy"])
+    detail = f"Channels drawn at random cost {points(at_random)}."
     word, reason = UNDECIDED, "near the limit"
-    if loss <= thresholds.accuracy_margin:
-        word, reason = (SUPPORTED, "") if better else (UNDECIDED, "random ones cost no more")
-    elif float(clean["accuracy"]) - float(row["ci_high"]) > thresholds.accuracy_margin:
+    if loss <= margin and float(row["ci_low"]) > float(control["ci_high"]):
+        word, reason = SUPPORTED, ""
+    elif loss <= margin:
+        reason = "intervals overlap" if at_random > loss else "random ones cost no more"
+    elif float(clean["accuracy"]) - float(row["ci_high"]) > margin:
         word, reason = REFUTED, ""
-    return Verdict(word, "lost", points(loss), limit, reason, detail, evidence, loss)
+    return Verdict(word, "lost", number, limit, reason, detail, evidence, loss)
 
 
 def _similar_channels(record: Record, thresholds: Thresholds) -> Verdict | None:
@@ -56,11 +59,10 @@ def _similar_channels(record: Record, thresholds: Thresholds) -> Verdict | None:
     elif share < thresholds.redundant_share / thresholds.far:
         word, reason = REFUTED, ""
     limit = f"least {100 * thresholds.redundant_share:g} %"
-    detail = (
-        f"{pairs['close']:,} pairs are close in (γ, β), and {pairs['redundant']:,} of them have correlated outputs."
-    )
-    evidence = f"{pairs.get('pairs', 0):,} pairs of channels of a layer"
-    return Verdict(word, "also alike", f"{100 * share:.2g} %", limit, reason, detail, evidence, share)
+    detail = f"Close in (γ, β): {counted(pairs['close'], 'pair')}. Correlated, too: {pairs['redundant']:,}."
+    evidence = f"{counted(pairs.get('pairs', 0), 'pair')} of channels of a layer"
+    number = percent(share, thresholds.redundant_share, thresholds.redundant_share / thresholds.far)
+    return Verdict(word, "also alike", number, limit, reason, detail, evidence, share)
 
 
 def _is_complete(row: Mapping[str, Any]) -> bool:

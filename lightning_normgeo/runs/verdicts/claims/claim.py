@@ -28,7 +28,7 @@ class Claim:
         stage: What tests it: a ``training``, the ``evaluation`` of one run, or the evaluations of a ``study``.
         section: Beginning of the anchor of the figure or table that shows it, in a report.
         thresholds: Names of the :class:`Thresholds` that the rule uses.
-        keys: Metric keys that the verdict is made from; the first one counts the measured steps.
+        keys: Metric keys that the verdict is made from.
         judge: Function that judges it from the record of a run; None if no single run can test it.
         headline: Name of the number in the summary that W&B's table of runs shows; empty if it is not there.
     """

@@ -12,6 +12,15 @@ from lightning_normgeo.runs.verdicts.curves import curve, relative_error, span
 from lightning_normgeo.runs.verdicts.optimizers import eq16_applies, other_than_sgd, weight_decay_of, why_not_eq16
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import NOT_APPLICABLE, REFUTED, SUPPORTED, UNDECIDED, Verdict
+from lightning_normgeo.runs.verdicts.wording import (
+    beside,
+    counted,
+    exactly,
+    nearly_all,
+    scientific,
+    significant,
+    too_few,
+)
 
 _G = "norm_growth"
 _INCREMENT, _RESIDUAL, _FLOOR = f"{_G}/increment", f"{_G}/residual", f"{_G}/storage_floor"
@@ -20,6 +29,7 @@ _NORM = f"{_G}/weight_norm"
 _ANGLE, _EQUILIBRIUM, _TIME = f"{_G}/angular_update", f"{_G}/equilibrium_angle", f"{_G}/steps_to_equilibrium"
 _VISIBLE = 1e-3
 """Relative growth that four decimals show."""
+_UNCHANGED = "the norm does not change"
 _SAME_ANGLE = 0.01
 """Relative change of the equilibrium angle within which learning rate and weight decay count as constant."""
 
@@ -31,16 +41,30 @@ def _equation_16(record: Record, thresholds: Thresholds) -> Verdict | None:
         return None
     if not eq16_applies(record):
         return _not_plain_sgd(record, measured)
-    covered = curve(record, _APPLIES)
-    predicted = {step: value for step, value in predicted.items() if covered.get(step, 1.0)}
-    error = relative_error(predicted, measured)
+    applies = curve(record, _APPLIES)
+    covered = [step for step in predicted if step in measured and applies.get(step, 1.0)]
+    error = relative_error({step: predicted[step] for step in covered}, measured)
     if error is None:
-        return Verdict(UNDECIDED, reason="the norm does not change", evidence=span(record, _PREDICTED, _INCREMENT))
-    word, reason = _law(record, error, measured, thresholds)
-    total = sum(measured[step] for step in predicted.keys() & measured.keys())
-    ratio = sum(predicted[step] for step in predicted.keys() & measured.keys()) / total if total else math.nan
-    detail = f"All predicted increments together are {ratio:.5f} × the measured ones." if math.isfinite(ratio) else ""
-    return _error(record, word, error, reason, detail, thresholds, _PREDICTED)
+        return Verdict(UNDECIDED, reason=_UNCHANGED, evidence=span(record, _PREDICTED, _INCREMENT))
+    word, reason = _law(record, error, {step: measured[step] for step in covered}, thresholds)
+    total = sum(measured[step] for step in covered)
+    ratio = sum(predicted[step] for step in covered) / total if total else math.nan
+    parts = [
+        f"All predicted increments together are {ratio:.5f} × the measured ones." if math.isfinite(ratio) else "",
+        f"Eq 16 covers {len(covered)} of {len(predicted)} steps." if len(covered) < len(predicted) else "",
+    ]
+    limit = thresholds.increment_error
+    return Verdict(
+        word,
+        "error",
+        scientific(error, limit, thresholds.far * limit),
+        f"limit {exactly(limit)}",
+        reason,
+        " ".join(filter(None, parts)),
+        span(record, _PREDICTED, _INCREMENT),
+        error,
+        steps=len(covered),
+    )
 
 
 def _not_plain_sgd(record: Record, measured: dict[int, float]) -> Verdict:
@@ -56,23 +80,27 @@ def _not_plain_sgd(record: Record, measured: dict[int, float]) -> Verdict:
 def _explained(record: Record, thresholds: Thresholds) -> Verdict | None:
     """Judge the optimizer's formula by its residuals."""
     measured, residual, floor = (curve(record, key) for key in (_INCREMENT, _RESIDUAL, _FLOOR))
-    total = sum(abs(measured[step]) for step in residual if step in measured)
-    if not residual or not total:
+    if not residual:
         return None
-    missed = sum(map(abs, residual.values())) / total
+    measured = {step: value for step, value in measured.items() if step in residual}
+    total = sum(map(abs, measured.values()))
+    if not total:
+        return Verdict(UNDECIDED, reason=_UNCHANGED, evidence=span(record, _RESIDUAL, _INCREMENT))
+    missed = sum(abs(residual[step]) for step in measured) / total
     word, reason = _law(record, missed, measured, thresholds)
     ratios = [abs(residual[step]) / floor[step] for step in residual if floor.get(step)]
     detail = f"The rest is at most {max(ratios):.2g} × what rounding can add." if ratios else ""
     share = max(0.0, 1 - missed)
     limit = f"least {100 * (1 - thresholds.increment_error):g} %"
     evidence = span(record, _RESIDUAL, _INCREMENT)
-    return Verdict(word, "share", _percent(share), limit, reason, detail, evidence, share)
+    number = nearly_all(share, 1 - thresholds.increment_error)
+    return Verdict(word, "share", number, limit, reason, detail, evidence, share, steps=len(measured))
 
 
 def _law(record: Record, error: float, measured: dict[int, float], thresholds: Thresholds) -> tuple[str, str]:
-    """Return whether a law of increments holds, by its relative error and what rounding of the weights can hide."""
-    total = sum(map(abs, measured.values()))
-    hidden = sum(curve(record, _FLOOR).values()) / total if total else math.inf
+    """Return whether a law of some increments holds, by its relative error and what rounding of weights can hide."""
+    total, floor = sum(map(abs, measured.values())), curve(record, _FLOOR)
+    hidden = sum(floor.get(step, 0.0) for step in measured) / total if total else math.inf
     if error <= thresholds.increment_error:
         return SUPPORTED, ""
     if hidden > thresholds.increment_error:
@@ -81,36 +109,44 @@ def _law(record: Record, error: float, measured: dict[int, float], thresholds: T
     return (REFUTED, "") if error > far else (UNDECIDED, "near the limit")
 
 
-def _error(
-    record: Record, word: str, error: float, reason: str, detail: str, thresholds: Thresholds, key: str
-) -> Verdict:
-    limit = f"limit {thresholds.increment_error:.0e}"
-    return Verdict(word, "error", f"{error:.1e}", limit, reason, detail, span(record, key, _INCREMENT), error)
-
-
 def _growth(record: Record, thresholds: Thresholds) -> Verdict | None:
     """Judge monotone growth under SGD without weight decay: no step may shrink the norm by more than rounding."""
     norms, increments, floor = curve(record, _NORM), curve(record, _INCREMENT), curve(record, _FLOOR)
-    if len(norms) < 2:
+    if not norms:
         return None
+    if len(norms) == 1:
+        return Verdict(UNDECIDED, reason=too_few(1, thresholds.min_steps), evidence=span(record, _NORM))
     first, *_, last = norms.values()
     ratio = last / first if first else math.nan
     detail = f"‖W‖ {first:.4g} → {last:.4g}; no output changes by that alone."
     evidence = span(record, _NORM, _INCREMENT)
-    other, decay = "held on spheres" if curve(record, ON_SPHERES) else other_than_sgd(record), _decay(record)
-    number = f"× {ratio:.4f}" if abs(ratio - 1) > _VISIBLE else f"× {ratio:.7f}"
-    if decay or other:
-        reason = other or f"weight decay {decay:g}"
+    decimals = 4 if abs(ratio - 1) > _VISIBLE else 7
+    number = f"× {beside(ratio, (1.0,), lambda count: f'{ratio:.{count}f}', decimals)}"
+    decay, reason = _decay(record), _why_no_growth(record)
+    if reason:
         return Verdict(NOT_APPLICABLE, "‖W‖", number, "", reason, detail, evidence, ratio)
     shrinking = [-value for step, value in increments.items() if value < -floor.get(step, 0.0)]
     growing = sum(value for value in increments.values() if value > 0)
-    detail += f" {len(shrinking)} of {len(increments)} measured steps shrink it."
-    word, reason = UNDECIDED, "optimizer not recorded" if decay is None else f"{len(shrinking)} steps shrink"
+    detail += f" Shrinking: {len(shrinking)} of {counted(len(increments), 'measured step')}."
+    word, reason = UNDECIDED, counted(len(shrinking), "shrinking step")
+    if decay is None:
+        reason = "optimizer not recorded"
+    elif not shrinking:
+        reason = _UNCHANGED if last == first else "no larger at the end"
     if decay is not None and sum(shrinking) > thresholds.increment_error * growing and last <= first:
         word, reason = REFUTED, ""
     elif decay is not None and not shrinking and last > first:
         word, reason = SUPPORTED, ""
-    return Verdict(word, "‖W‖", number, "only growing", reason, detail, evidence, ratio)
+    return Verdict(word, "‖W‖", number, "only growing", reason, detail, evidence, ratio, steps=len(norms))
+
+
+def _why_no_growth(record: Record) -> str:
+    """Return the reason for which norms need not grow in a run; empty if they have to, or it is not known."""
+    if curve(record, ON_SPHERES):
+        return "held on spheres"
+    decay = _decay(record)
+    known = other_than_sgd(record) or (f"weight decay {decay:g}" if decay else "")
+    return known or ("weight decay" if curve(record, _EQUILIBRIUM) else "")
 
 
 def _decay(record: Record) -> float | None:
@@ -133,16 +169,18 @@ def _equilibrium(record: Record, thresholds: Thresholds) -> Verdict | None:
     passed = (steps[-1] - steps[0]) / time if time else 0.0
     apart = max(ratio, 1 / ratio) if ratio > 0 else math.inf
     if passed < thresholds.equilibrium_times:
-        word, reason = UNDECIDED, f"{passed:.1f} of {thresholds.equilibrium_times:g} time constants"
+        times_passed = significant(passed, thresholds.equilibrium_times)
+        word, reason = UNDECIDED, f"{times_passed} of {thresholds.equilibrium_times:g} time constants"
     elif apart <= thresholds.equilibrium_factor:
         word, reason = SUPPORTED, ""
     else:
         refuted = apart > thresholds.equilibrium_factor**2
         word, reason = (REFUTED, "") if refuted else (UNDECIDED, "near the limit")
-    limit = f"1 within × {thresholds.equilibrium_factor:g}"
-    detail = f"The way there takes {time:.4g} steps per factor e; {passed:.2g} such times have passed." if time else ""
+    factor = thresholds.equilibrium_factor
+    number, limit = significant(ratio, factor, 1 / factor, factor**2, 1 / factor**2), f"1 within × {factor:g}"
+    detail = f"Time constant of the way there: {time:.4g} steps; passed: {significant(passed)} of them." if time else ""
     evidence = span(record, _ANGLE, _EQUILIBRIUM)
-    return Verdict(word, "angle", f"{ratio:.2g} ×", limit, reason, detail, evidence, ratio)
+    return Verdict(word, "angle", f"{number} ×", limit, reason, detail, evidence, ratio, steps=len(steps))
 
 
 def _without_decay(record: Record) -> Verdict | None:
@@ -165,12 +203,6 @@ def _constant_tail(angles: dict[int, float]) -> list[int]:
     return steps[::-1]
 
 
-def _percent(share: float) -> str:
-    """Return a share with as many digits as tell it from 100 %, at most six."""
-    digits = 1 if share < 0.99 or share >= 1 else min(6, math.ceil(-math.log10(1 - share)) - 1)
-    return f"{100 * share:.{digits}f} %"
-
-
 GROWTH_CLAIMS = (
     Claim(
         key="equation_16",
@@ -178,9 +210,10 @@ GROWTH_CLAIMS = (
         statement="Under plain SGD each step adds exactly η²‖∇W‖² to ‖W‖² of a scale-invariant weight.",
         source="eq 16",
         rule=(
-            "Number: Σ|η²‖∇W‖² − Δ‖W‖²| over Σ|Δ‖W‖²|, all measured steps. Supported up to `increment_error`; "
-            "refuted above `far` times that, unless rounding of the stored weights can add as much. Not applicable "
-            "with momentum, weight decay or another optimizer; then the error of the law that includes them is given."
+            "Number: Σ|η²‖∇W‖² − Δ‖W‖²| over Σ|Δ‖W‖²|, all measured steps that eq 16 covers. Supported up to "
+            "`increment_error`; refuted above `far` times that, unless rounding of the stored weights can add as "
+            "much. Not applicable with momentum, weight decay or another optimizer; then the error of the law that "
+            "includes them is given."
         ),
         needs="NormGrowthMonitor",
         section="increments",

@@ -10,6 +10,7 @@ from lightning_normgeo.runs.verdicts.curves import magnitudes, span
 from lightning_normgeo.runs.verdicts.precision import cosine_limit
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import NOT_APPLICABLE, REFUTED, SUPPORTED, UNDECIDED, Verdict
+from lightning_normgeo.runs.verdicts.wording import exactly, scientific
 
 _COSINE, _WITHOUT_EPSILON = "orthogonality/max_abs_cos", "orthogonality/max_abs_cos_corrected"
 _CONTROL = "orthogonality_control/max_abs_cos"
@@ -36,12 +37,13 @@ def _orthogonality(record: Record, thresholds: Thresholds) -> Verdict | None:
     return Verdict(
         word,
         "max |cos|",
-        f"{max(cosines):.1e}",
-        f"limit {limit:.0e}",
+        scientific(max(cosines), limit),
+        f"limit {exactly(limit)}",
         reason,
         f"{detail}; limit of {precision}." if detail else f"Limit of {precision}.",
         span(record, _WITHOUT_EPSILON if without else _COSINE, _CONTROL),
         max(cosines),
+        steps=len(cosines),
     )
 
 
@@ -71,9 +73,10 @@ def _charges(record: Record, thresholds: Thresholds) -> Verdict | None:
     apart = bool(terms) and median(charges) * thresholds.far >= median(terms)
     word, reason = _zero(charges, terms, limit, thresholds, epsilon_known=apart)
     detail = f"{max(terms):.1e} if its terms did not cancel; limit of {precision}." if terms else ""
-    number = f"{max(charges):.1e}"
-    evidence = span(record, _CHARGE, _UNCANCELED)
-    return Verdict(word, "charge", number, f"limit {limit:.0e}", reason, detail, evidence, max(charges))
+    number, evidence = scientific(max(charges), limit), span(record, _CHARGE, _UNCANCELED)
+    return Verdict(
+        word, "charge", number, f"limit {exactly(limit)}", reason, detail, evidence, max(charges), steps=len(charges)
+    )
 
 
 ORTHOGONALITY_CLAIMS = (

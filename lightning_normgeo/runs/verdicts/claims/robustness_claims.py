@@ -11,7 +11,8 @@ from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts.claims.claim import Claim
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import NOT_TESTED, REFUTED, SUPPORTED, UNDECIDED, Verdict
-from lightning_normgeo.utilities.attack_names import attack_title, control_of, is_control, is_detail
+from lightning_normgeo.runs.verdicts.wording import counted, points
+from lightning_normgeo.utilities.attack_names import attack_title, control_of, is_control, is_detail, split_attack
 
 NOISE, ATTACK = "Noise", "Attack"
 """Kinds of conditions."""
@@ -20,6 +21,8 @@ KINDS: dict[str, Callable[[str], bool]] = {
     ATTACK: lambda attack: not attack.startswith(("gaussian", "clean")) and not is_control(attack),
 }
 """Whether an attack, by its name, is of a kind."""
+_DECIMALS = 12
+"""Decimals of a difference of accuracies; what comes after them is rounding."""
 Row = Mapping[str, Any]
 
 
@@ -43,25 +46,41 @@ def _is_complete(row: Row) -> bool:
 
 
 def _vulnerable(record: Record, thresholds: Thresholds) -> Verdict | None:
-    """Judge whether the strongest attack lowers the accuracy, by the intervals of both accuracies."""
-    row = strongest(record).get(ATTACK)
-    clean = next((rows["clean"] for rows in _evaluations(record) if "clean" in rows), None)
-    if row is None or clean is None:
+    """Judge whether the strongest attack lowers the accuracy."""
+    attacked = list(_attacked(record))
+    if not attacked:
         return None
-    drop = float(row["accuracy_drop"])
-    margin = thresholds.accuracy_margin
-    word, reason = UNDECIDED, "intervals overlap"
-    if not _beats_guessing(clean):
-        reason = "clean accuracy no better than guessing"
-    elif row["ci_high"] < clean["ci_low"] and drop > margin:
-        word, reason = SUPPORTED, ""
-    elif clean["ci_high"] - row["ci_low"] <= margin:
-        word, reason = REFUTED, ""
+    row, clean = max(attacked, key=lambda pair: float(pair[0]["accuracy_drop"]))
+    drop = difference(row["accuracy_drop"], 0.0)
+    word, reason = _falls(row, clean, drop, thresholds)
     left, low, high = (100 * float(row[name]) for name in ("accuracy", "ci_low", "ci_high"))
     stay = f"{left:.1f} % of {row['n']} samples stay right ({low:.1f} … {high:.1f} %)"
     detail = f"Under {attack_title(row['attack'])}, {stay}."
-    evidence = f"{row['attack']} and clean, n = {row['n']}"
-    return Verdict(word, "lost", points(drop), f"more than {margin_of(thresholds)}", reason, detail, evidence, drop)
+    evidence = f"{row['attack']} and {clean['attack']}, n = {row['n']}"
+    number, limit = points(drop, thresholds.accuracy_margin), f"more than {margin_of(thresholds)}"
+    return Verdict(word, "lost", number, limit, reason, detail, evidence, drop)
+
+
+def _attacked(record: Record) -> Iterator[tuple[Row, Row]]:
+    """Yield the rows of attacks, each with the clean one of the same samples: of its evaluation and its loader."""
+    for rows in _evaluations(record):
+        for attack, row in rows.items():
+            clean = rows.get(f"clean{split_attack(attack)[1]}")
+            if clean is not None and KINDS[ATTACK](attack):
+                yield row, clean
+
+
+def _falls(row: Row, clean: Row, drop: float, thresholds: Thresholds) -> tuple[str, str]:
+    """Return whether an accuracy is lower than the clean one, by the intervals of both."""
+    margin = thresholds.accuracy_margin
+    apart = row["ci_high"] < clean["ci_low"]
+    if not _beats_guessing(clean):
+        return UNDECIDED, "clean accuracy no better than guessing"
+    if apart and drop > margin:
+        return SUPPORTED, ""
+    if clean["ci_high"] - row["ci_low"] <= margin:
+        return REFUTED, ""
+    return UNDECIDED, f"not more than {margin_of(thresholds)}" if apart else "intervals overlap"
 
 
 def _beats_guessing(clean: Row) -> bool:
@@ -80,8 +99,7 @@ def _norm_cause(record: Record, thresholds: Thresholds) -> Verdict | None:
     ]
     if not pairs:
         return None
-    changes = [float(control["accuracy"]) - float(row["accuracy"]) for row, control in pairs]
-    largest = max(changes, key=abs)
+    changes = [difference(control["accuracy"], row["accuracy"]) for row, control in pairs]
     word, reason = _caused(record, pairs, thresholds)
     factor = next((f for found in record.evaluations.values() if (f := found.get("settings", {}).get("rescale"))), None)
     times = f"{factor:g} × longer" if isinstance(factor, (int, float)) else "longer"
@@ -91,9 +109,12 @@ def _norm_cause(record: Record, thresholds: Thresholds) -> Verdict | None:
     detail = f"Weights {times}, the function the same but for ε and rounding."
     if len(known) == len(changed):
         detail += f" {sum(known)} of {of} decisions differ."
-    evidence = f"{len(pairs)} conditions, n = {max(int(row['n']) for row, _ in pairs)} each"
-    limit = f"within ±{margin_of(thresholds)}"
-    return Verdict(word, "change", points(largest, sign="+"), limit, reason, detail, evidence, largest)
+    sizes = sorted({int(row["n"]) for row, _ in pairs})
+    evidence = f"{counted(len(pairs), 'condition')}, n = {' to '.join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))}"
+    margin = thresholds.accuracy_margin
+    largest = min(changes) if word == SUPPORTED else max(changes, key=abs)
+    limit = f"more than {margin_of(thresholds)} lost" if word == SUPPORTED else f"within ±{margin_of(thresholds)}"
+    return Verdict(word, "change", points(largest, margin, -margin, sign="+"), limit, reason, detail, evidence, largest)
 
 
 def _caused(record: Record, pairs: list[tuple[Row, Row]], thresholds: Thresholds) -> tuple[str, str]:
@@ -111,11 +132,11 @@ def _caused(record: Record, pairs: list[tuple[Row, Row]], thresholds: Thresholds
         p < thresholds.alpha and (lost - won) / n > margin for p, (lost, won, n) in zip(adjusted, known, strict=True)
     ]
     if not any(falls):
-        return UNDECIDED, "too few samples"
+        return UNDECIDED, "an accuracy rises" if any(low > margin for low, _ in intervals) else "too few samples"
     change = _logit_change(record)
-    if change is None or change > thresholds.logit_change:
-        return UNDECIDED, "ε changed outputs"
-    return SUPPORTED, ""
+    if change is None:
+        return UNDECIDED, "logits not compared"
+    return (UNDECIDED, "ε changed outputs") if change > thresholds.logit_change else (SUPPORTED, "")
 
 
 def _discordant(row: Row, control: Row) -> tuple[int, int, int] | None:
@@ -154,9 +175,9 @@ def _drop(kind: str) -> Callable[[Record, Thresholds], Verdict | None]:
     return judge
 
 
-def points(share: float, sign: str = "") -> str:
-    """Return a difference of accuracies as text in percentage points."""
-    return f"{100 * share:{sign}z.2f} pt"
+def difference(first: float, second: float) -> float:
+    """Return the difference of two accuracies without the rounding of shares, such as 0.03 for 0.8 − 0.77."""
+    return round(float(first) - float(second), _DECIMALS)
 
 
 def margin_of(thresholds: Thresholds) -> str:
@@ -181,9 +202,9 @@ ROBUSTNESS_CLAIMS = (
         source="section 2.5, Tables 1 and 2",
         rule=(
             "Number: accuracy lost under the attack that takes most. Supported if it is above `accuracy_margin` and "
-            "the 95 % interval of the accuracy lies below that of the clean one; refuted if the intervals leave room "
-            "for a loss of at most `accuracy_margin`. Undecided if the interval of the clean accuracy does not lie "
-            "above that of guessing, the share of the most frequent class."
+            "the 95 % interval of the accuracy lies below that of the same samples without an attack; refuted if the "
+            "intervals leave room for a loss of at most `accuracy_margin`. Undecided if the interval of the clean "
+            "accuracy does not lie above that of guessing, the share of the most frequent class."
         ),
         needs="RobustnessEvaluation",
         stage="evaluation",
@@ -197,10 +218,10 @@ ROBUSTNESS_CLAIMS = (
         statement="A growing norm of the weights amplifies the attack, and so is a cause of vulnerability.",
         source="sections 2.5 and 3.2",
         rule=(
-            "Number: largest change of an accuracy with longer weights, over all conditions. Refuted if each paired "
-            "95 % interval (Bonett, Price 2012) lies within ± `accuracy_margin`. Supported if under one of them more "
-            "is lost, by McNemar's test at `alpha` after Holm's adjustment, and no logit changes by more than "
-            "`logit_change`, so that ε is not the reason."
+            "Number: largest change of an accuracy with longer weights, over all conditions; if supported, the largest "
+            "loss. Refuted if each paired 95 % interval (Bonett, Price 2012) lies within ± `accuracy_margin`. "
+            "Supported if under one of them more than `accuracy_margin` is lost, by McNemar's test at `alpha` after "
+            "Holm's adjustment, and no logit changes by more than `logit_change`, so that ε is not the reason."
         ),
         needs="RobustnessEvaluation(rescale=10)",
         stage="evaluation",

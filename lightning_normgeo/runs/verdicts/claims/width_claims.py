@@ -9,6 +9,7 @@ from lightning_normgeo.runs.verdicts.claims.claim import Claim
 from lightning_normgeo.runs.verdicts.curves import curve, span
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import NOT_APPLICABLE, REFUTED, SUPPORTED, UNDECIDED, Verdict
+from lightning_normgeo.runs.verdicts.wording import percent
 
 _G = "batch_geometry"
 _SHARE, _RANK, _SAMPLES = f"{_G}/kernel_share_mean", f"{_G}/rank_over_inputs", f"{_G}/samples_over_inputs"
@@ -35,7 +36,8 @@ def _kernel(record: Record, thresholds: Thresholds) -> Verdict | None:
     detail = f"N/n is {batch:.3g}; the part in the kernel never gets a gradient."
     limit = f"least {100 * thresholds.kernel_share:g} %"
     evidence = span(record, _SHARE, _SAMPLES)
-    return Verdict(word, "in the kernel", f"{100 * share:.2g} %", limit, reason, detail, evidence, share)
+    number = percent(share, thresholds.kernel_share, thresholds.kernel_share / 2)
+    return Verdict(word, "in the kernel", number, limit, reason, detail, evidence, share, steps=len(shares))
 
 
 WIDTH_CLAIMS = (
