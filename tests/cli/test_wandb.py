@@ -31,6 +31,7 @@ from lightning_normgeo.robustness import load_decisions
 from lightning_normgeo.robustness.results.logged_results import COLUMNS, ORDER, TITLES, rows_of
 from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts import logged_verdicts
+from lightning_normgeo.runs.verdicts.claims.claims import VERDICT_KEYS
 from support.wandb_log import BLOCK, CHUNK, FIRST, FULL, HEADER, LAST, MIDDLE, WandbRun, raw_records, read_finished
 
 
@@ -215,7 +216,10 @@ def test_every_key_is_explained(logged: tuple[WandbRun, Record]) -> None:
 def test_points_that_are_in_the_table_have_no_charts(logged: tuple[WandbRun, Record]) -> None:
     run, record = logged
     single = [key for key in record.metrics if key.endswith(("/ci_low", "/ci_high", "/n"))]
-    assert run.hidden == {*single, "robustness/clean/accuracy_drop"}
+    medians = {key for key in record.metrics if key.startswith("affine/") and key.endswith("_median")}
+    verdicts = medians & set(VERDICT_KEYS) | {"norm_growth/eq16_applies", "norm_growth/predicted_momentum"}
+    assert run.hidden == {*single, "robustness/clean/accuracy_drop", *verdicts}
+    assert len(medians & verdicts) == 3
     assert len(single) == 9
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -97,19 +97,32 @@ def nothing_measured(cadence: Cadence, trainer: Any, backwards: int, every: int)
 
 
 def optimizers_of(trainer: Any) -> list[dict[str, Any]]:
-    """Return the class of each optimizer, with the numbers and flags of its first parameter group."""
+    """Return the class of each optimizer, with its settings."""
     return [
-        {
-            "class": type(optimizer).__name__,
-            "settings": {
-                name: value
-                for group in optimizer.param_groups[:1]
-                for name, value in group.items()
-                if isinstance(value, (bool, int, float))
-            },
-        }
+        {"class": type(optimizer).__name__, "settings": _settings(optimizer.param_groups)}
         for optimizer in trainer.optimizers
     ]
+
+
+_OF_ALL_GROUPS = ("momentum", "weight_decay", "nesterov", "dampening")
+"""Settings of which the largest of all parameter groups counts: eq 16 covers no step with one of them."""
+
+
+def _settings(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return numbers and flags of the first parameter group; of weight decay and the like the largest of all groups.
+
+    Groups of biases without weight decay may come before those of weights.
+    """
+    found = {name: value for group in groups[:1] for name, value in group.items() if _is_number(value)}
+    for name in _OF_ALL_GROUPS:
+        values = [group[name] for group in groups if _is_number(group.get(name))]
+        if values:
+            found[name] = max(values)
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (bool, int, float))
 
 
 _DEEPEST = 8

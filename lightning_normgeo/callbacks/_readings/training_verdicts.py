@@ -15,6 +15,7 @@ from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.records.record_reader import read_record
 from lightning_normgeo.runs.verdicts import logged_verdicts
 from lightning_normgeo.runs.verdicts.claims.claims import VERDICT_KEYS
+from lightning_normgeo.runs.verdicts.logged_verdicts import OBSERVATION
 
 
 class TrainingVerdicts:
@@ -56,7 +57,8 @@ class TrainingVerdicts:
                 if meanings:
                     logger.log_table(key=logged_verdicts.KEYS, columns=key_meanings.COLUMNS, data=meanings)
                 if is_wandb(logger):
-                    logger.experiment.summary.update(logged_verdicts.headlines(record))
+                    told = {key: value for key, value in observation.items() if key != "wandb_keys"}
+                    logger.experiment.summary.update({**logged_verdicts.headlines(record), OBSERVATION: told})
             except Exception as error:
                 warn_once(f"{type(logger).__name__} failed to log the verdicts of the training: {error!r}.")
 

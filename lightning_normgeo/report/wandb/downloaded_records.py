@@ -20,6 +20,7 @@ from lightning_normgeo.robustness.results.attack_results import results_of
 from lightning_normgeo.robustness.results.logged_results import ORDER, RESULTS, rows_of
 from lightning_normgeo.robustness.results.samples.sample_results import load_decisions
 from lightning_normgeo.runs.records.record import ROBUSTNESS, Record
+from lightning_normgeo.runs.verdicts.logged_verdicts import OBSERVATION
 from lightning_normgeo.utilities.contained_files import MEBIBYTE, read_contained
 
 STEP = "trainer/global_step"
@@ -134,6 +135,8 @@ def _record(run: Any, folder: Path) -> Record:
     record = Record(folder, complete=run.state == "finished")
     record.settings = {**run.config, "wandb": _named(run)}
     record.environment = _environment(run, folder)
+    observed = _plain(run.summary.get(OBSERVATION))
+    record.observations = [observed] if isinstance(observed, dict) else []
     media: dict[str, Mapping[str, Any]] = {}
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in run.scan_history():

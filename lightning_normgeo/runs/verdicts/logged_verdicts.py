@@ -19,6 +19,8 @@ ABOUT = "about"
 """Prefix of the keys."""
 TRAINING, KEYS = f"{ABOUT}/training", f"{ABOUT}/keys"
 """Tables of the verdicts on a training, and of the meanings of keys; that of an evaluation is ``about/robustness``."""
+OBSERVATION = f"{ABOUT}/observation"
+"""Key of the summary of the training's measurements at W&B; see :attr:`Record.observations`."""
 COLUMNS = ["claim", "verdict", "number", "threshold", "why", "how to judge it", "evidence"]
 """Columns of a table of verdicts."""
 

@@ -17,13 +17,23 @@ _REASONS = {
 
 
 def eq16_applies(record: Record) -> bool:
-    """Whether eq 16 of the paper applies to the measured steps; True if the record does not say so."""
+    """Whether eq 16 of the paper applies to measured steps, or may apply, as far as the record tells."""
     applies = record.points("norm_growth/eq16_applies")
-    return not applies or any(value for _, value in applies)
+    return any(value for _, value in applies) if applies else not _differences(record)
+
+
+def is_known(record: Record) -> bool:
+    """Whether the record tells whether eq 16 applies, by its curve or by the optimizers."""
+    return bool(record.points("norm_growth/eq16_applies")) or any(True for _ in _optimizers(record))
 
 
 def why_not_eq16(record: Record) -> str:
     """Return, in words, the difference between the run's optimizers and plain SGD."""
+    return "; ".join(dict.fromkeys(_differences(record))) or "other steps, as clipped or with a large ε"
+
+
+def _differences(record: Record) -> list[str]:
+    """Return, in words, the difference between each of the run's optimizers that has one and plain SGD."""
     reasons = []
     for name, settings in _optimizers(record):
         extra = [f"{word} {_plain(settings[key])}" for key, word in _REASONS.items() if settings.get(key)]
@@ -31,7 +41,7 @@ def why_not_eq16(record: Record) -> str:
             reasons.append(name)
         elif extra:
             reasons.append(", ".join(extra))
-    return "; ".join(dict.fromkeys(reasons)) or "other steps, as clipped or with a large ε"
+    return reasons
 
 
 def weight_decay_of(record: Record) -> float | None:

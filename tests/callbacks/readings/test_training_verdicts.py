@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, read_record
+from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, read_record, verdicts
 from lightning_normgeo.runs.verdicts.logged_verdicts import KEYS, TRAINING, verdict_rows
 from support.projects import Project, Rows, images, sgd, trainer
 
@@ -62,6 +62,22 @@ def test_verdicts_of_a_resumed_training_are_those_of_all_its_steps_if_it_has_a_r
         assert growth[2] == f"‖W‖ × {norms[5] / norms[0]:.4f}"
     else:
         assert growth[2] != f"‖W‖ × {norms[-1] / norms[0]:.4f}"
+
+
+def test_weight_decay_of_a_later_parameter_group_counts() -> None:
+    """Biases without weight decay often come before the weights."""
+
+    def groups(project: Project) -> torch.optim.Optimizer:
+        flat = [one for one in project.parameters() if one.ndim < 2]
+        weights = [one for one in project.parameters() if one.ndim >= 2]
+        settings = [{"params": flat, "weight_decay": 0.0}, {"params": weights, "weight_decay": 0.5}]
+        return torch.optim.SGD(settings, lr=0.1)
+
+    record = RecordLogger("runs")
+    trainer(NormGrowthMonitor(), steps=12, logger=record).fit(Project(groups), images(24))
+    found = verdicts(read_record(record.folder))
+    assert (found["growth"].word, found["growth"].reason) == ("not applicable", "weight decay 0.5")
+    assert found["equation_16"].reason == "weight decay 0.5"
 
 
 def test_columns_of_the_layer_table_are_explained() -> None:

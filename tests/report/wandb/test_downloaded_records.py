@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lightning_normgeo import verdicts
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.report.compared_runs import compare_runs, load_runs
 from lightning_normgeo.report.tables import all_tables
@@ -82,6 +83,15 @@ def test_robustness_is_that_of_the_record(both: Both) -> None:
     assert read == {key: value for key, value in local.items() if key != "weights"}  # these are in the artifact
     assert [row["attack"] for row in read["results"]] == ["clean", "gaussian", "bim"]
     assert sum(n for _, n in read["results"][0]["by_class"].values()) == 16
+
+
+def test_verdicts_are_those_of_the_record(both: Both) -> None:
+    found = verdicts(both.local)
+    assert verdicts(both.read) == found
+    assert found["equation_16"].reason == "weight decay 0.001"
+    assert found["gamma_sigma"].word == "undecided"
+    (told,) = both.read.observations
+    assert told == {key: value for key, value in both.local.observed.items() if key != "wandb_keys"}
 
 
 def test_decisions_are_where_reports_look_for_them(both: Both) -> None:

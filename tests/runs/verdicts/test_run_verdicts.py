@@ -345,6 +345,28 @@ def test_where_equation_16_is_not_about_the_optimizer_the_law_that_holds_instead
     assert "by 5.0e-02 of their sum" in found.detail  # |1.9 - 2| / 2
 
 
+def test_without_a_curve_that_says_so_the_optimizers_tell_whether_equation_16_applies() -> None:
+    """As in records of runs that were uploaded to W&B by an earlier version, which lack the curve or both."""
+    curves = {**GROWTH, G + "predicted": 0.5}
+    assert of("equation_16", record(curves)).word == "refuted"
+    assert of("equation_16", record(curves, DECAYED)).reason == "momentum 0.9, weight decay 0.0005"
+    unknown = record(curves)
+    unknown.observations.clear()
+    assert (of("equation_16", unknown).word, of("equation_16", unknown).reason) == (
+        "undecided",
+        "optimizer not recorded",
+    )
+    right = record({**GROWTH, G + "predicted": 2.0})
+    right.observations.clear()
+    assert of("equation_16", right).word == "supported"
+
+
+def test_weights_with_an_equilibrium_have_weight_decay() -> None:
+    """Records of earlier versions have the settings of the first parameter group, often that of biases."""
+    one = record({**GROWTH, **TURN, G + "increment": -1.0, NORM: [10 - 0.1 * k for k in range(N)]})
+    assert (of("growth", one).word, of("growth", one).reason) == ("not applicable", "weight decay")
+
+
 def test_only_steps_that_equation_16_covers_are_counted() -> None:
     curves = {**GROWTH, G + "predicted": spike(2.0, 0.0, 6), G + "eq16_applies": spike(1.0, 0.0, 6)}
     assert of("equation_16", record(curves)).value == 0.0

@@ -9,7 +9,13 @@ from lightning_normgeo.runs.quantities.spheres import ON_SPHERES
 from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts.claims.claim import Claim
 from lightning_normgeo.runs.verdicts.curves import curve, relative_error, span
-from lightning_normgeo.runs.verdicts.optimizers import eq16_applies, other_than_sgd, weight_decay_of, why_not_eq16
+from lightning_normgeo.runs.verdicts.optimizers import (
+    eq16_applies,
+    is_known,
+    other_than_sgd,
+    weight_decay_of,
+    why_not_eq16,
+)
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
 from lightning_normgeo.runs.verdicts.verdict import NOT_APPLICABLE, REFUTED, SUPPORTED, UNDECIDED, Verdict
 from lightning_normgeo.runs.verdicts.wording import (
@@ -30,6 +36,7 @@ _ANGLE, _EQUILIBRIUM, _TIME = f"{_G}/angular_update", f"{_G}/equilibrium_angle",
 _VISIBLE = 1e-3
 """Relative growth that four decimals show."""
 _UNCHANGED = "the norm does not change"
+_UNKNOWN = "optimizer not recorded"
 _SAME_ANGLE = 0.01
 """Relative change of the equilibrium angle within which learning rate and weight decay count as constant."""
 
@@ -47,6 +54,8 @@ def _equation_16(record: Record, thresholds: Thresholds) -> Verdict | None:
     if error is None:
         return Verdict(UNDECIDED, reason=_UNCHANGED, evidence=span(record, _PREDICTED, _INCREMENT))
     word, reason = _law(record, error, {step: measured[step] for step in covered}, thresholds)
+    if word != SUPPORTED and not is_known(record):
+        word, reason = UNDECIDED, _UNKNOWN
     total = sum(measured[step] for step in covered)
     ratio = sum(predicted[step] for step in covered) / total if total else math.nan
     parts = [
@@ -130,7 +139,7 @@ def _growth(record: Record, thresholds: Thresholds) -> Verdict | None:
     detail += f" Shrinking: {len(shrinking)} of {counted(len(increments), 'measured step')}."
     word, reason = UNDECIDED, counted(len(shrinking), "shrinking step")
     if decay is None:
-        reason = "optimizer not recorded"
+        reason = _UNKNOWN
     elif not shrinking:
         reason = _UNCHANGED if last == first else "no larger at the end"
     if decay is not None and sum(shrinking) > thresholds.increment_error * growing and last <= first:
