@@ -119,7 +119,7 @@ class Session:
             return
         self._sessions.pop(trainer, None)
         with ExitStack() as at_last:  # all of it, from the last line to the first, whatever fails
-            at_last.callback(self.publisher.finish, trainer.loggers)
+            at_last.callback(self.publisher.finish, trainer)
             at_last.callback(remember_warnings, while_training=False)
             trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self.driver]
             at_last.callback(self.counted.close)

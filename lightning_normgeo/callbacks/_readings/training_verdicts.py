@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,13 @@ class TrainingVerdicts:
                 values.append(scalars[key])
 
     def publish(
-        self, loggers: Iterable[Any], observation: Mapping[str, Any], keys: Iterable[str], resumed: bool
+        self,
+        loggers: Iterable[Any],
+        observation: Mapping[str, Any],
+        keys: Iterable[str],
+        resumed: bool,
+        lost: Sequence[str] = (),
+        step: int = 0,
     ) -> None:
         """Log the verdicts and the meanings of keys with every logger that has tables, and headline values with W&B.
 
@@ -43,12 +50,15 @@ class TrainingVerdicts:
             keys: Keys to explain.
             resumed: Whether the training went on from a checkpoint. Its first part is in the run's record, if it has
                 one.
+            lost: Keys of losses that are not finite at the end. The run's record, if it has one, has their steps.
+            step: Step at the end.
         """
         loggers = list(loggers)
         able = [logger for logger in loggers if self._curves and hasattr(logger, "log_table")]
         if not able or not is_rank_zero():
             return
-        record = self._record(loggers, observation, resumed)
+        complete = self._of_run(loggers) if resumed or lost else None
+        record = self._record(observation, lost, step) if complete is None else complete
         rows, meanings = logged_verdicts.verdict_rows(record), key_meanings.key_rows(keys)
         for logger in able:
             try:
@@ -62,13 +72,18 @@ class TrainingVerdicts:
             except Exception as error:
                 warn_once(f"{type(logger).__name__} failed to log the verdicts of the training: {error!r}.")
 
-    def _record(self, loggers: Iterable[Any], observation: Mapping[str, Any], resumed: bool) -> Record:
-        """Return a record with the curves, or that of the run if it also has the steps before a checkpoint."""
-        for logger in loggers if resumed else ():
+    def _of_run(self, loggers: Iterable[Any]) -> Record | None:
+        """Return the record of the run, which has its losses, and the steps before a checkpoint; None without one."""
+        for logger in loggers:
             if hasattr(logger, "log_observation"):
                 with suppress(ConfigurationError):  # a logger of the project's own, without a record to read
-                    record = read_record(logger.log_dir)
+                    record = read_record(logger.log_dir, most_by_layer=1)
                     record.results.clear()  # accuracies have a table of their own
                     return record
+        return None
+
+    def _record(self, observation: Mapping[str, Any], lost: Iterable[str], step: int) -> Record:
+        """Return a record with the curves, and with losses that are not finite at the end."""
         curves = {key: list(zip(*curve, strict=True)) for key, curve in self._curves.items()}
-        return Record(Path(), metrics=curves, observations=[dict(observation)])
+        ends = {key: [(step, math.nan)] for key in lost}
+        return Record(Path(), metrics=curves | ends, observations=[dict(observation)])

@@ -42,6 +42,11 @@ class NotFinite(NamedTuple):
         return f"{self.key} {verb} not finite from step {self.step} on"
 
 
+def is_loss(key: str) -> bool:
+    """Whether a metric is a loss, by the last part of its key."""
+    return "loss" in key.rpartition("/")[2].lower()
+
+
 def evaluation_stem(name: str | None) -> str:
     """Return the common prefix of the results, files and tables of a robustness evaluation.
 
@@ -152,7 +157,7 @@ class Record:
         like one. A loss that is finite at a later step refutes what came before: training in half precision skips
         single steps, and a batch without a label has no finite loss.
         """
-        losses = {key: points for key, points in self.metrics.items() if "loss" in key.rpartition("/")[2].lower()}
+        losses = {key: points for key, points in self.metrics.items() if is_loss(key)}
         finite = [step for points in losses.values() for step, value in points if math.isfinite(value)]
         found = [NotFinite(key, since) for key, points in losses.items() if (since := _since(points)) is not None]
         step = self.observed.get("not_finite_since")

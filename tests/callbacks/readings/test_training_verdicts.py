@@ -64,6 +64,36 @@ def test_verdicts_of_a_resumed_training_are_those_of_all_its_steps_if_it_has_a_r
         assert growth[2] != f"‖W‖ × {norms[-1] / norms[0]:.4f}"
 
 
+class Lost(Project):
+    """A project whose loss is NaN from a step on."""
+
+    def __init__(self, since: int) -> None:
+        super().__init__(sgd())
+        self.since = since
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self.global_step >= self.since:
+            loss = loss * torch.nan
+            self.log("loss", loss)
+        return loss
+
+
+@pytest.mark.parametrize("since", [6, 12])
+@pytest.mark.filterwarnings("ignore::lightning_normgeo.errors.MeasurementWarning")
+def test_a_training_that_diverged_decides_nothing_with_any_logger(since: int) -> None:
+    recorded, alone, record = Tables(), Tables(), RecordLogger("runs")
+    for loggers in ([recorded, record], [alone]):
+        monitors = OrthogonalityMonitor(), NormGrowthMonitor()
+        run = trainer(*monitors, steps=14, max_epochs=5, logger=loggers, log_every_n_steps=1)
+        run.fit(Lost(since), images(24))
+    assert recorded.tables[TRAINING] == verdict_rows(read_record(record.folder))
+    assert recorded.tables[TRAINING][0][2] == f"diverged: loss is not finite from step {since} on"
+    for tables in (recorded, alone):
+        words = [row[1] for row in tables.tables[TRAINING]]
+        assert words == ["diverged", *["undecided"] * 4, "not applicable"]
+
+
 def test_weight_decay_of_a_later_parameter_group_counts() -> None:
     """Biases without weight decay often come before the weights."""
 

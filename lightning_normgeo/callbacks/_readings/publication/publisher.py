@@ -16,6 +16,7 @@ from lightning_normgeo.callbacks._readings.readings import HostValues, log_readi
 from lightning_normgeo.callbacks._readings.residual_warnings import report_residuals
 from lightning_normgeo.callbacks._readings.training_verdicts import TrainingVerdicts
 from lightning_normgeo.errors import skipped_on_error, warn_once
+from lightning_normgeo.runs.records.record import is_loss
 
 _IN_A_ROW = 3
 """Number of measured steps in a row without finite gradients at which they are reported; a gradient scaler may skip a
@@ -73,11 +74,12 @@ class Publisher:
         return sent
 
     @skipped_on_error
-    def finish(self, loggers: Iterable[Any]) -> None:
+    def finish(self, trainer: Any) -> None:
         """Log the verdicts, the meanings of the keys, and the layer table, once."""
         keys = dict.fromkeys([*sorted(self._at_wandb), *self._table.quantities()])
-        self._verdicts.publish(loggers, self._observation, keys, self._resumed)
-        self._table.publish(loggers)
+        lost = _lost(trainer.callback_metrics)
+        self._verdicts.publish(trainer.loggers, self._observation, keys, self._resumed, lost, trainer.global_step)
+        self._table.publish(trainer.loggers)
 
     def note(self, loggers: Iterable[Any], observation: Mapping[str, Any]) -> None:
         """Send the summary of the training to every logger that keeps one, with steps left out and their reasons."""
@@ -92,3 +94,9 @@ class Publisher:
                     logger.log_observation(values)
                 except Exception as error:
                     warn_once(f"{type(logger).__name__} failed to keep what was left out: {error!r}.")
+
+
+def _lost(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the losses at the end of a training if none of them is finite."""
+    losses = {key: torch.as_tensor(value) for key, value in metrics.items() if is_loss(key)}
+    return list(losses) if not any(bool(value.isfinite().all()) for value in losses.values()) else []
