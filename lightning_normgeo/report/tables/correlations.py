@@ -39,11 +39,21 @@ _TOO_FEW = "too few runs"
 
 @dataclass(frozen=True)
 class Correlation:
-    """The correlation of one quantity with the accuracy under one attack."""
+    """The correlation of one quantity with the accuracy under one attack.
+
+    Attributes:
+        key: Metric key of the quantity.
+        attack: Name of the attack.
+        found: The correlation.
+        values: The quantity of each run that has it.
+        accuracies: The accuracy of each of these runs.
+    """
 
     key: str
     attack: str
     found: RankCorrelation
+    values: tuple[float, ...] = ()
+    accuracies: tuple[float, ...] = ()
 
 
 def correlation_tables(evaluations: Sequence[Evaluation]) -> list[Table]:
@@ -112,7 +122,8 @@ def correlation_of(key: str, attack: str, evaluations: Sequence[Evaluation]) -> 
             pairs.append((points[-1][1], _accuracy(evaluation, attack)))
     if len(pairs) < 2:
         return None
-    return Correlation(key, attack, rank_correlation(*zip(*pairs, strict=True)))
+    values, accuracies = zip(*pairs, strict=True)
+    return Correlation(key, attack, rank_correlation(values, accuracies), values, accuracies)
 
 
 def _row(test: Correlation, adjusted: float | None, tests: int) -> list[Cell]:

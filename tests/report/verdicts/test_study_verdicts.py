@@ -190,6 +190,17 @@ def studied(effective: list[float], raw: list[float]) -> dict[str, Verdict]:
     )
 
 
+def test_one_significant_correlation_beside_another_that_hardly_is_not_is_no_difference() -> None:
+    found = studied([1.0, 3.0, 2.0, 5.0, 4.0, 7.0, 6.0], [4.0, 2.0, 1.0, 3.0, 5.0, 7.0, 6.0])["effective_weights"]
+    assert (found.word, found.reason) == ("undecided", "no significant difference")
+
+
+def test_norms_that_are_the_same_in_all_runs_have_no_correlation() -> None:
+    found = studied([1.0] * 7, UP)["effective_weights"]
+    assert (found.word, found.number) == ("undecided", "")
+    assert found.reason == "a norm or the accuracy is the same in all runs"
+
+
 UP, MIXED = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [3.0, 1.0, 5.0, 2.0, 6.0, 0.0, 4.0]
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 
 from lightning_normgeo.errors import ConfigurationError
 from lightning_normgeo.robustness import rank_correlation
-from lightning_normgeo.robustness.results.statistics.rank_correlation import smallest_p_value
+from lightning_normgeo.robustness.results.statistics.rank_correlation import correlations_differ, smallest_p_value
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 NUMBERS = st.lists(st.sampled_from([-2.5, -1.0, 0.0, 0.5, 3.0, 1e6]), min_size=2, max_size=6)
@@ -101,3 +101,37 @@ def test_what_is_no_list_of_pairs_is_refused() -> None:
         rank_correlation([1, 2], [1, 2, 3])
     with pytest.raises(ConfigurationError, match="must be a list of numbers that are finite"):
         rank_correlation([1, math.inf], [1, 2])
+
+
+def williams(shared: list[float], first: list[float], second: list[float]) -> float:
+    """The test as in Steiger (1980), equation 7, on ranks."""
+    matrix = np.corrcoef([stats.rankdata(one) for one in (shared, first, second)])
+    if np.abs(matrix).min() < 1e-9:
+        return math.nan  # without a sign
+    signs = np.sign([1.0, matrix[0, 1], matrix[0, 2]])
+    matrix = matrix * np.outer(signs, signs)
+    own, other, between, n = matrix[0, 1], matrix[0, 2], matrix[1, 2], len(shared)
+    if abs(own - other) < 1e-9:
+        return 1.0
+    spread = 2 * (n - 1) / (n - 3) * np.linalg.det(matrix) + ((own + other) / 2) ** 2 * (1 - between) ** 3
+    return float(2 * stats.t.sf(abs(own - other) * np.sqrt((n - 1) * (1 + between) / spread), n - 3))
+
+
+@pytest.mark.parametrize("n", [4, 5, 8, 20])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_two_correlations_with_the_same_quantity_are_compared_by_williams_test(n: int, sign: int) -> None:
+    generator = np.random.default_rng(n)
+    for _ in range(20):
+        shared, noise, other = generator.normal(size=(3, n))
+        first, second = shared + 0.5 * noise, sign * shared + 2 * other
+        expected = williams(list(shared), list(first), list(second))
+        found = correlations_differ(shared.tolist(), first.tolist(), second.tolist())
+        assert math.isnan(expected) or found == pytest.approx(expected, abs=1e-6)
+        assert found == pytest.approx(correlations_differ(shared.tolist(), second.tolist(), first.tolist()))
+
+
+def test_correlations_of_the_same_ranks_do_not_differ() -> None:
+    up = [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert correlations_differ(up, [3.0, 1.0, 2.0, 5.0, 4.0], [30.0, 10.0, 20.0, 50.0, 40.0]) == 1
+    assert correlations_differ(up[:3], [3.0, 1.0, 2.0], [1.0, 2.0, 3.0]) == 1
+    assert math.isnan(correlations_differ(up, [1.0] * 5, up))

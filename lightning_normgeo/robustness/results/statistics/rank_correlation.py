@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.robustness.results.statistics.statistics import student_p_value
 from lightning_normgeo.utilities.checked_values import numbers_of
 
 EXACT = 8
@@ -72,6 +73,44 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCor
     shuffled = np.abs(b[_permutations(n)] @ a) >= abs(rho) - _ROUNDING
     p = float(shuffled.mean()) if n <= EXACT else float((shuffled.sum() + 1) / (len(shuffled) + 1))
     return RankCorrelation(rho, *_interval(rho, n), p, n)
+
+
+def correlations_differ(shared: Sequence[float], first: Sequence[float], second: Sequence[float]) -> float:
+    r"""Return the p-value of Williams' test of whether a quantity goes with one of two others more than with the other.
+
+    Williams' t (1959; Steiger 1980) is about two correlations that share a quantity, here of ranks, by magnitude:
+
+    .. math:: t_{n-3} = (r_1 - r_2)\sqrt{\frac{(n - 1)(1 + r_{12})}{2\frac{n - 1}{n - 3}|R| + \bar r^2(1 - r_{12})^3}}
+
+    That one correlation is significant and the other is not is no such test (Gelman, Stern 2006): of two quantities
+    that are correlated alike with the shared one, this happens in up to half of the samples.
+
+    Args:
+        shared: one finite number per run.
+        first: those of one of the quantities.
+        second: those of the other one.
+
+    Returns:
+        The two-sided p-value; 1 for fewer than four runs, and if the quantities have the same ranks, NaN if one is the
+        same in all runs.
+    """
+    n = len(shared)
+    if min(len(set(values)) for values in (shared, first, second)) < 2:
+        return math.nan
+    a, b, c = map(_standardized, (shared, first, second))
+    own, other, between = float(a @ b), float(a @ c), float(b @ c)
+    if n < 4 or abs(abs(own) - abs(other)) < _ROUNDING:
+        return 1.0
+    if abs(own * other) < _ROUNDING:  # one of them has no sign: the larger p-value of both
+        return max(_williams(abs(own), abs(other), sign * between, n) for sign in (1, -1))
+    return _williams(abs(own), abs(other), between * math.copysign(1, own * other), n)
+
+
+def _williams(own: float, other: float, between: float, n: int) -> float:
+    """Return the p-value of two positive correlations with a shared quantity and of the one between them."""
+    determinant = max(0.0, 1 - own**2 - other**2 - between**2 + 2 * own * other * between)
+    spread = 2 * (n - 1) / (n - 3) * determinant + ((own + other) / 2) ** 2 * (1 - between) ** 3
+    return student_p_value((own - other) * math.sqrt((n - 1) * (1 + between) / spread), n - 3)
 
 
 def smallest_p_value(n: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, inf, pi, sin, sqrt, tan
+from math import atan, cos, inf, pi, sin, sqrt, tan
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
@@ -138,6 +138,16 @@ def student_quantile(level: float, freedom: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if _student_probability(middle, freedom) < level else (low, middle)
     return sqrt(freedom) * tan(low)
+
+
+def student_p_value(t: float, freedom: int) -> float:
+    """Return the two-sided p-value of Student's t.
+
+    Args:
+        t: the statistic.
+        freedom: degrees of freedom ν, a positive integer.
+    """
+    return max(0.0, 1 - _student_probability(atan(abs(t) / sqrt(freedom)), freedom))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

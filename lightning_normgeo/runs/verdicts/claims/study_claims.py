@@ -32,7 +32,8 @@ STUDY_CLAIMS = (
         rule=(
             "Number: Spearman's rank correlation over runs of ‖W'‖ with the accuracy under the strongest attack. "
             "Supported if it is significant at `alpha` and that of the raw ‖W‖ is not, by permutation tests adjusted "
-            "for both; refuted if it is the other way round. Undecided with too few runs for a p-value below `alpha`."
+            "for both, and the two differ at `alpha` by Williams' test on ranks; refuted if it is the other way round. "
+            "Undecided with too few runs for a p-value below `alpha`. A correlation over runs is no cause."
         ),
         needs="several runs with EffectiveWeightsSummary and RobustnessEvaluation",
         stage="study",
