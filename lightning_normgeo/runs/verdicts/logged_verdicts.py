@@ -14,6 +14,7 @@ from lightning_normgeo.runs.verdicts.claims.claims import CLAIMS
 from lightning_normgeo.runs.verdicts.claims.robustness_claims import strongest
 from lightning_normgeo.runs.verdicts.run_verdicts import verdicts
 from lightning_normgeo.runs.verdicts.verdict import Verdict
+from lightning_normgeo.utilities.attack_names import split_attack
 
 ABOUT = "about"
 """Prefix of the keys."""
@@ -41,17 +42,24 @@ def _row(key: str, one: Verdict) -> list[str]:
 def headlines(record: Record) -> dict[str, float]:
     """Return the headline values of a training or an evaluation by key, such as ``about/max_abs_cos``.
 
-    Accuracies are those on clean images, and the lowest under noise and under an attack.
+    Accuracies are the lowest of all test loaders: on clean images, under noise, and under an attack.
     """
     numbers = {CLAIMS[key].headline: one.value for key, one in verdicts(record).items()}
     found = {name: value for name, value in numbers.items() if name and math.isfinite(value)}
     for name, results in record.evaluations.items():
-        rows = {row.get("attack"): row for row in results.get("results", [])}
-        lowest = strongest(replace(record, results={ROBUSTNESS: results}))
-        accuracies = {kind: row.get("accuracy") for kind, row in {"clean": rows.get("clean", {}), **lowest}.items()}
         suffix = f"_{name}" if name else ""
-        found |= {f"accuracy_{kind.lower()}{suffix}": value for kind, value in accuracies.items() if _is_number(value)}
+        found |= {f"accuracy_{kind}{suffix}": value for kind, value in _lowest(record, results).items()}
     return {f"{ABOUT}/{name}": value for name, value in found.items()}
+
+
+def _lowest(record: Record, results: dict[str, Any]) -> dict[str, float]:
+    """Return the lowest accuracies of an evaluation, of all test loaders: clean, and under noise and an attack."""
+    rows = results.get("results", [])
+    clean = [row.get("accuracy") for row in rows if split_attack(str(row.get("attack")))[0] == "clean"]
+    found: dict[str, Any] = {"clean": min(filter(_is_number, clean), default=None)}
+    for kind, row in strongest(replace(record, results={ROBUSTNESS: results})).items():
+        found[kind.lower()] = row["accuracy"]
+    return {kind: value for kind, value in found.items() if _is_number(value)}
 
 
 def _is_number(value: Any) -> bool:

@@ -17,6 +17,13 @@ def row(attack: str, accuracy: float) -> dict[str, Any]:
     return {"attack": attack, "accuracy": accuracy, "accuracy_drop": drop, "ci_low": 0.1, "ci_high": 0.9, "n": 10}
 
 
+LOADERS = {
+    "photos": {"clean": 0.8, "gaussian": 0.6, "bim": 0.2},
+    "sketches": {"clean": 0.7, "gaussian": 0.7, "bim": 0.1, "clean_rescaled": 0.3, "bim_rescaled": 0.05},
+}
+"""Accuracies by attack for each loader."""
+
+
 def evaluated(*rows: dict[str, Any], stem: str = "robustness") -> Record:
     return Record(Path(), results={stem: {"results": list(rows)}})
 
@@ -36,6 +43,12 @@ def test_headlines_of_an_evaluation_are_the_lowest_accuracies_without_controls()
     record.results |= evaluated(row("bim", 0.4), stem="robustness_strong").results | {"run": {"seconds": 3}}
     assert headlines(record) == {**expected, "about/accuracy_attack_strong": 0.4}
     assert headlines(evaluated({"attack": "clean", "accuracy": None, "n": 0})) == {}
+
+
+def test_headlines_of_several_test_loaders_are_the_lowest_of_all() -> None:
+    rows = [row(f"{attack}/{loader}", value) for loader, of in LOADERS.items() for attack, value in of.items()]
+    expected = {"about/accuracy_clean": 0.7, "about/accuracy_noise": 0.6, "about/accuracy_attack": 0.1}
+    assert headlines(evaluated(*rows)) == expected
 
 
 def test_a_training_that_diverged_says_so_first() -> None:
