@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from lightning_normgeo._version import __version__
@@ -74,10 +75,22 @@ def _answer(given: list[str]) -> str | None:
 def _run(given: list[str]) -> None:
     if given[0] != "report":  # it needs none of the packages for training
         require()
+        _find_own_modules()
     if given[0] in OWN_COMMANDS:
         sys.exit(importlib.import_module(f"lightning_normgeo.{given[0]}.{given[0]}_command").main(given[1:]))
     cli = importlib.import_module("lightning_normgeo.cli")  # takes seconds, which a report does without
     cli.main([_HELP[1] if option == ALL_OPTIONS else option for option in given])
+
+
+def _find_own_modules() -> None:
+    """Let configurations name classes in files of the current folder, as after ``python -m``.
+
+    The folder comes last, so that no file in it takes the place of an installed module.
+    """
+    with suppress(FileNotFoundError):  # the current folder has been removed
+        here = str(Path.cwd())
+        if here not in sys.path and "" not in sys.path:
+            sys.path.append(here)
 
 
 if __name__ == "__main__":

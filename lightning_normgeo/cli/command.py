@@ -134,7 +134,8 @@ class NormgeoCLI(LightningCLI):
         for _, settings in self._entries("logger"):
             if settings.get("save_dir") and not is_address(settings["save_dir"]):
                 settings["save_dir"] = str(user_path(settings["save_dir"]))
-        check_exists(self._get(self.config, "ckpt_path"))
+        kept = [settings.get("dirpath") for _, settings in self._entries("callbacks")]
+        check_exists(self._get(self.config, "ckpt_path"), str(self.subcommand), kept)
         check_checkpoint(self._get(self.config, "ckpt_path"))
         if self._get(self.config, "run") is not None:
             self._take_folder()

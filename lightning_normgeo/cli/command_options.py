@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_normgeo.errors import ConfigurationError
 
-_NOT_FILES = ("best", "last", "hpc", "registry")
-"""Beginnings of ``--ckpt_path`` that Lightning takes for keywords, not for names of files."""
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -45,21 +44,44 @@ def add_options(parser: LightningArgumentParser) -> None:
     parser.add_argument("--report", type=bool, default=True, help="Write report.html into the run's folder at the end.")
 
 
-def check_exists(checkpoint: str | None) -> None:
-    """Check that a checkpoint exists.
+def check_exists(checkpoint: str | None, command: str, kept: Sequence[str | None]) -> None:
+    """Check that a checkpoint exists, so that no command fails late or evaluates random weights instead.
 
     Args:
-        checkpoint: Value of ``--ckpt_path``; keywords of Lightning, URLs and None are accepted.
+        checkpoint: Value of ``--ckpt_path``. None, URLs and Lightning's ``hpc`` and ``registry:…`` are accepted, and
+            ``last`` where there can be a last one: in ``fit``, or in a folder that ModelCheckpoint was given.
+        command: Name of the command, such as ``fit``.
+        kept: Folders of checkpoints that the configuration gives to callbacks.
 
     Raises:
-        ConfigurationError: If the file does not exist; the message names checkpoints nearby.
+        ConfigurationError: If there is no such file, or it is a folder of other things than one sharded checkpoint; the
+            message names checkpoints nearby.
     """
-    if checkpoint is None or checkpoint.startswith(_NOT_FILES) or "://" in checkpoint or Path(checkpoint).exists():
+    if checkpoint is None or checkpoint == "hpc" or checkpoint.startswith("registry") or "://" in checkpoint:
         return
-    folder = next(path for path in Path(checkpoint).absolute().parents if path.is_dir())
+    if checkpoint in ("best", "last"):
+        if checkpoint == "best" or not (command == "fit" or any(map(_has_checkpoints, kept))):
+            raise ConfigurationError(
+                f"--ckpt_path {checkpoint} is a checkpoint of a training in the same process, and normgeo {command} "
+                f"has none. Give the path of a file; {_checkpoints_below(Path.cwd())}."
+            )
+        return
+    path = Path(checkpoint)
+    if not path.exists():
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        raise ConfigurationError(f"--ckpt_path {checkpoint} does not exist; {_checkpoints_below(folder)}.")
+    if path.is_dir() and path.suffix != ".ckpt" and not (path / "meta.pt").is_file():  # sharded checkpoints are folders
+        raise ConfigurationError(f"--ckpt_path {checkpoint} is a folder, not a checkpoint; {_checkpoints_below(path)}.")
+
+
+def _checkpoints_below(folder: Path) -> str:
+    """Return a clause that names the first checkpoints in a folder and the folders in it."""
     there = sorted(str(path.relative_to(folder)) for path in folder.glob("**/*.ckpt"))[:8]
-    beside = f"{folder} has {', '.join(there)}" if there else f"there is none below {folder}"
-    raise ConfigurationError(f"--ckpt_path {checkpoint} does not exist; {beside}.")
+    return f"{folder} has {', '.join(there)}" if there else f"there is none below {folder}"
+
+
+def _has_checkpoints(folder: str | None) -> bool:
+    return folder is not None and ("://" in folder or any(Path(folder).glob("*.ckpt")))
 
 
 def check_seed(seed: Any) -> None:

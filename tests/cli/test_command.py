@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -18,6 +19,7 @@ import yaml
 from PIL import Image
 
 from lightning_normgeo import NORMS, ResNetClassifier, __version__, read_record
+from lightning_normgeo.__main__ import main as console
 from lightning_normgeo.cli import NormgeoCLI, main, run
 from lightning_normgeo.errors import MeasurementWarning
 from support.wandb_log import WandbRun, read_finished
@@ -179,6 +181,34 @@ def test_other_commands_on_the_checkpoint(finished: Finished, tiny: str, command
 def test_random_weights_are_named(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(["predict", "--config", tiny, *OFF, "--trainer.fast_dev_run", "true"])
     assert "normgeo predict without --ckpt_path: the weights are random, not trained." in capsys.readouterr().err
+
+
+def test_the_last_checkpoint_is_never_replaced_by_random_weights(
+    finished: Finished, tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept"
+    one = "{class_path: ModelCheckpoint, init_args: {monitor: val/accuracy, mode: max, dirpath: kept}}"
+    last = ["test", "--config", tiny, *OFF, f"--trainer.callbacks=[{one}]", "--ckpt_path", "last", "--report", "false"]
+    said = refused(last, capsys)
+    assert "--ckpt_path last is a checkpoint of a training in the same process, and normgeo test has none." in said
+    kept.mkdir()
+    shutil.copy(finished.checkpoint, kept / "last.ckpt")
+    tested = run(last).model.state_dict()
+    saved = torch.load(finished.checkpoint, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, saved[name]) for name, value in tested.items())
+
+
+def test_classes_in_a_file_of_the_current_folder_are_found(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = [place for place in sys.path if place not in ("", str(tmp_path))]
+    monkeypatch.setattr(sys, "path", list(elsewhere))  # as for a console script, whose own folder is there
+    (tmp_path / "beside.py").write_text(
+        "import lightning_normgeo\nclass Own(lightning_normgeo.DigitsDataModule): ...\n"
+    )
+    console(["fit", "--config", tiny, *OFF, "--data", "beside.Own", "--trainer.fast_dev_run", "true"])
+    assert sys.modules.pop("beside").__file__ == str(tmp_path / "beside.py")
+    assert sys.path == [*elsewhere, str(tmp_path)]  # last, so that it hides nothing
 
 
 @pytest.mark.filterwarnings("ignore::lightning_normgeo.errors.MeasurementWarning")  # few steps: low accuracy

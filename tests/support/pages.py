@@ -84,7 +84,7 @@ def accept(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NormgeoCLI, "after_instantiate_classes", lambda self: None)
     monkeypatch.setattr(NormgeoCLI, "_run_subcommand", lambda self, name: None)
     for check_of in ("check_exists", "check_checkpoint"):  # files that only the reader has
-        monkeypatch.setattr(f"lightning_normgeo.cli.command.{check_of}", lambda path: None)
+        monkeypatch.setattr(f"lightning_normgeo.cli.command.{check_of}", lambda *_: None)
     monkeypatch.setenv("WANDB_MODE", "offline")
     _, name, *options = shlex.split(command.partition(" > ")[0])
     if name == "study":
