@@ -26,9 +26,11 @@ from lightning_normgeo.cli.end_of_command import (
     tell_end,
     tell_interruption,
     tell_no_checkpoint,
+    tell_predictions,
 )
 from lightning_normgeo.cli.loggers import end_wandb, shield, start_wandb
 from lightning_normgeo.cli.parser import OneLineParser
+from lightning_normgeo.cli.predictions import save_predictions
 from lightning_normgeo.cli.saved_config import RecordConfig
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero, one_line_errors, said_in_one_line, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
@@ -229,6 +231,10 @@ class NormgeoCLI(LightningCLI):
     def after_validate(self) -> None:
         """Write the report and print the summary."""
         self._conclude()
+
+    def after_predict(self) -> None:
+        """Save the predictions, and print their path."""
+        tell_predictions(save_predictions(self.trainer, self._place))
 
     def _conclude(self) -> None:
         if self.trainer.is_global_zero:

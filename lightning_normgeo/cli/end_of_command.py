@@ -98,6 +98,12 @@ def tell_end(loggers: Sequence[Any], with_report: bool) -> None:
             _show(console, f"W&B:    wandb sync {Path(logger.experiment.dir).absolute().parent}")
 
 
+def tell_predictions(path: Path | None) -> None:
+    """Print the path of saved predictions; nothing where there are none."""
+    if path is not None:
+        _show(_console(sys.stdout), f"predictions: {path.absolute()}")
+
+
 def _console(file: Any) -> Console:
     return Console(file=file, width=None if file.isatty() else _PLAIN_WIDTH)
 

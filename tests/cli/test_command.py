@@ -162,7 +162,9 @@ def test_same_command_again_makes_a_run_of_its_own(tiny: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("command", ["test", "validate", "predict"])
-def test_other_commands_on_the_checkpoint(finished: Finished, tiny: str, command: str) -> None:
+def test_other_commands_on_the_checkpoint(
+    finished: Finished, tiny: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     cli = run([command, "--config", tiny, *OFF, "--ckpt_path", finished.checkpoint])
     folder = Path(cli.trainer.loggers[0].log_dir)
     saved = torch.load(finished.checkpoint, weights_only=False)["state_dict"]
@@ -173,6 +175,11 @@ def test_other_commands_on_the_checkpoint(finished: Finished, tiny: str, command
         assert first["settings"]["threat"] == second["settings"]["threat"]
     if command in ("test", "validate"):
         assert (folder / "report.html").is_file()
+    else:
+        (batch,) = torch.load(folder / "predictions.pt", weights_only=True)
+        images = next(iter(cli.datamodule.predict_dataloader())).images / 255
+        torch.testing.assert_close(batch, cli.model.eval()(images).softmax(1))
+        assert f"predictions: {folder.absolute() / 'predictions.pt'}" in capsys.readouterr().out
     if command == "validate":
         assert read_record(folder).results["robustness"]["data"] == "validation"
         assert set(read_record(folder).metrics) >= {"val/loss", "val/accuracy"}
