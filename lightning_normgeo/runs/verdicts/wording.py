@@ -42,7 +42,7 @@ def exactly(limit: float) -> str:
 
 def significant(value: float, *limits: float, digits: int = 2) -> str:
     """Return a number with a few significant digits and without an exponent if it is large."""
-    return beside(value, limits, lambda count: f"{float(f'{value:.{count}g}'):.15g}", digits)
+    return beside(value, limits, lambda count: repr(float(f"{value:.{count}g}")).removesuffix(".0"), digits)
 
 
 def percent(share: float, *limits: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightning_normgeo.runs.verdicts.wording import (
@@ -23,6 +23,7 @@ def side(value: float, limit: float) -> int:
 
 
 @given(limit=st.floats(1e-10, 1e3), factor=st.floats(0.9, 1.1))
+@example(limit=1.3303761139571861, factor=1.0)  # needs 17 digits
 def test_a_number_stays_on_its_side_of_a_limit(limit: float, factor: float) -> None:
     value = limit * factor
     assert float(exactly(limit)) == limit
