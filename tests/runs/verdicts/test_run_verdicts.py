@@ -67,7 +67,7 @@ def rescaled(change: int, changed: int | None, n: int = 1000) -> list[dict[str, 
     return [*rows, row(control_of("clean"), 800, n, changed=0), row(control_of("bim"), 500 + change, n, **more)]
 
 
-def channels(gamma: int, random: int | None, close: int = 1000, redundant: int = 3) -> Record:
+def channels(gamma: int, random: int | None, close: int = 1000, redundant: int = 3, other: int = 10) -> Record:
     """Return the record of a channel evaluation: samples that are right with channels removed by |γ| and at random."""
     removed = [("gamma", 0.05, 790), ("gamma", 0.2, gamma), ("gamma", 0.5, 10), ("random", 0.2, random)]
     rows = [
@@ -75,7 +75,7 @@ def channels(gamma: int, random: int | None, close: int = 1000, redundant: int =
         for name, ratio, correct in removed
         if correct is not None
     ]
-    pairs = {"pairs": 5000, "close": close, "correlated": 10, "redundant": redundant}
+    pairs = {"pairs": 5000, "close": close, "correlated": redundant + other, "redundant": redundant}
     return replace(record(), results={"channels": {"clean": row("", 800), "results": rows, "pairs": pairs}})
 
 
@@ -171,6 +171,9 @@ CASES: list[tuple[str, str, Record, float | None]] = [
     ("similar_channels", "supported", channels(780, 500, 1000, 700), 0.7),
     ("similar_channels", "refuted", channels(780, 500, 1000, 3), 0.003),
     ("similar_channels", "undecided", channels(780, 500, 1000, 300), 0.3),
+    ("similar_channels", "undecided", channels(780, 500, 1000, 700, other=3000), 0.7),
+    ("similar_channels", "undecided", channels(780, 500, 1, 1, other=1500), 1.0),
+    ("similar_channels", "undecided", channels(780, 500, 5000, 4000, other=0), 0.8),
     ("similar_channels", "not tested", channels(780, 500, 0, 0), None),
     ("decay_noise", "not tested", record(rows=[row("clean", 800), row("gaussian", 700)]), 0.1),
     ("decay_attack", "not tested", record(rows=[row("clean", 800), row("gaussian", 700), row("bim", 600)]), 0.2),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_normgeo.robustness.results.statistics.statistics import wilson_interval
 from lightning_normgeo.runs.quantities.channels import CHANNELS
 from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts.claims.claim import Claim
@@ -54,12 +55,17 @@ def _similar_channels(record: Record, thresholds: Thresholds) -> Verdict | None:
         return None
     share = float(pairs["redundant"]) / float(pairs["close"])
     word, reason = UNDECIDED, "neither many nor few"
+    others, alike = pairs["pairs"] - pairs["close"], pairs["correlated"] - pairs["redundant"]
     if share >= thresholds.redundant_share:
-        word, reason = SUPPORTED, ""
+        least, most = wilson_interval(pairs["redundant"], pairs["close"])[0], wilson_interval(alike, others)[1]
+        word, reason = (SUPPORTED, "") if least > most else (UNDECIDED, "intervals overlap")
     elif share < thresholds.redundant_share / thresholds.far:
         word, reason = REFUTED, ""
     limit = f"least {100 * thresholds.redundant_share:g} %"
-    detail = f"Close in (γ, β): {counted(pairs['close'], 'pair')}. Correlated, too: {pairs['redundant']:,}."
+    detail = (
+        f"Close in (γ, β): {counted(pairs['close'], 'pair')}. Correlated, too: {pairs['redundant']:,}; of the "
+        f"{others:,} others: {alike:,}."
+    )
     evidence = f"{counted(pairs.get('pairs', 0), 'pair')} of channels of a layer"
     number = percent(share, thresholds.redundant_share, thresholds.redundant_share / thresholds.far)
     return Verdict(word, "also alike", number, limit, reason, detail, evidence, share)
@@ -94,7 +100,8 @@ CHANNEL_CLAIMS = (
         source="section 2.2",
         rule=(
             "Number: share of the pairs close in (γ, β) whose outputs are correlated as well. Supported from "
-            "`redundant_share` on, refuted below `redundant_share` over `far`."
+            "`redundant_share` on, if outputs of the other pairs are correlated less often, with 95 % intervals apart; "
+            "refuted below `redundant_share` over `far`."
         ),
         needs="ChannelEvaluation",
         stage="evaluation",
