@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_normgeo.errors import ConfigurationError
+from lightning_normgeo.utilities.files import is_address
 
 _LARGEST_SEED = 2**32 - 1
 
@@ -57,7 +58,7 @@ def check_exists(checkpoint: str | None, command: str, kept: Sequence[str | None
         ConfigurationError: If there is no such file, or it is a folder of other things than one sharded checkpoint; the
             message names checkpoints nearby.
     """
-    if checkpoint is None or checkpoint == "hpc" or checkpoint.startswith("registry") or "://" in checkpoint:
+    if checkpoint is None or checkpoint == "hpc" or checkpoint.startswith("registry") or is_address(checkpoint):
         return
     if checkpoint in ("best", "last"):
         if checkpoint == "best" or not (command == "fit" or any(map(_has_checkpoints, kept))):
@@ -81,7 +82,7 @@ def _checkpoints_below(folder: Path) -> str:
 
 
 def _has_checkpoints(folder: str | None) -> bool:
-    return folder is not None and ("://" in folder or any(Path(folder).glob("*.ckpt")))
+    return folder is not None and (is_address(folder) or any(Path(folder).glob("*.ckpt")))
 
 
 def check_seed(seed: Any) -> None:

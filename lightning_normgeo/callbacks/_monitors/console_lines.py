@@ -17,6 +17,7 @@ from lightning_normgeo.geometry.rows import has_float64
 from lightning_normgeo.geometry.update_rules.registry import description_of
 from lightning_normgeo.normalization.names import named_weights
 from lightning_normgeo.probes.explain import parameters_of
+from lightning_normgeo.runs.verdicts.wording import counted
 
 
 def opening(monitors: Sequence[Monitor], trainer: Any, module: nn.Module, batch_norms: int | None) -> str:
@@ -35,7 +36,7 @@ def opening(monitors: Sequence[Monitor], trainer: Any, module: nn.Module, batch_
         parts.append(f"{groups} {_how_often(every, steps)}")
     what = _weights(trainer, module)
     if batch_norms is not None:
-        what += f", {_count(batch_norms, 'batch normalization')}"
+        what += f", {counted(batch_norms, 'batch normalization')}"
     device = trainer.strategy.root_device
     coarse = (
         "" if has_float64(device) else f" {device.type} has no float64: what is measured is copied to the CPU first."
@@ -56,10 +57,10 @@ def closing(cadence: Cadence, trainer: Any, rows: int, left_out: Counter[str], u
     kinds = _names_by_id(trainer)
     each = [f"{kinds.get(key, 'another')} {cadence.measured[key]} of {taken}" for key, taken in cadence.taken.items()]
     taken, measured = sum(cadence.taken.values()), sum(cadence.measured.values())
-    line = f"normgeo measured {measured} of {_count(taken, 'optimizer step')}"
+    line = f"normgeo measured {measured} of {counted(taken, 'optimizer step')}"
     if len(each) > 1:
         line += f" ({', '.join(each)})"
-    line += f", {_count(rows, 'row')} logged"
+    line += f", {counted(rows, 'row')} logged"
     line += "".join(f"; left out {count} x: {reason}" for reason, count in left_out.items())
     names = sorted(set(unexplained))
     if names:
@@ -158,7 +159,7 @@ def _weights(trainer: Any, module: nn.Module) -> str:
     names = [kind.__name__ + (" without a formula" if description_of(kind) is None else "") for kind in kinds]
     rest = {"frozen or in no optimizer": len(numbers) - moved, "of integers or quantized": len(weights) - len(numbers)}
     others = "".join(f", {count:,} {kind}" for kind, count in rest.items() if count)
-    return f"{_count(moved, 'weight')} ({', '.join(names)}){others}"
+    return f"{counted(moved, 'weight')} ({', '.join(names)}){others}"
 
 
 def _how_often(every: int, steps: float) -> str:
@@ -168,7 +169,7 @@ def _how_often(every: int, steps: float) -> str:
     often += ", later less often" if every < 0 and steps > DENSE * -every else ""
     every = abs(every)
     if steps < every:
-        return f"{often}, which is more than the {_count(int(steps), 'step')} of this training: never"
+        return f"{often}, which is more than the {counted(int(steps), 'step')} of this training: never"
     return often
 
 
@@ -190,8 +191,3 @@ def _places(trainer: Any) -> str:
     off = os.environ.get("WANDB_MODE") == "disabled"
     names = [type(logger).__name__ for logger in trainer.loggers if not (off and is_wandb(logger))]
     return ", ".join(names) if names else "trainer.callback_metrics alone: the Trainer has no logger"
-
-
-def _count(number: int, what: str) -> str:
-    plural = "" if number == 1 else "s"
-    return f"{number:,} {what}{plural}"

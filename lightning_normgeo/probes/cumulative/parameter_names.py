@@ -7,12 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
-_Held = Callable[[], nn.Parameter | None]
-
-
-def _nothing() -> None:
-    """Stand for the reference to a parameter that is not known."""
-
 
 class ParameterNames:
     """Names of parameters, as they were when they were last looked up; the parameters themselves are not kept alive.
@@ -24,7 +18,7 @@ class ParameterNames:
     def __init__(self, look_up: Callable[[], Mapping[str, nn.Parameter]] = dict) -> None:
         self.look_up = look_up
         # by id, with the parameters themselves, since another one may get the id of one that was replaced
-        self._held: dict[int, tuple[str, _Held]] = {}
+        self._held: dict[int, tuple[str, weakref.ref[nn.Parameter]]] = {}
 
     @property
     def all(self) -> list[str]:
@@ -33,8 +27,7 @@ class ParameterNames:
 
     def of(self, parameter: nn.Parameter) -> str:
         """Return the name of a parameter; empty if it has none or is not known."""
-        name, held = self._held.get(id(parameter), ("", _nothing))
-        return name if held() is parameter else ""
+        return self._held[id(parameter)][0] if self.knows(parameter) else ""
 
     def knows(self, parameter: nn.Parameter) -> bool:
         """Whether a parameter has been looked up, with or without a name."""

@@ -52,8 +52,8 @@ class Correlation:
     key: str
     attack: str
     found: RankCorrelation
-    values: tuple[float, ...] = ()
-    accuracies: tuple[float, ...] = ()
+    values: tuple[float, ...]
+    accuracies: tuple[float, ...]
 
 
 def correlation_tables(evaluations: Sequence[Evaluation]) -> list[Table]:

@@ -66,7 +66,7 @@ def _similar_channels(record: Record, thresholds: Thresholds) -> Verdict | None:
         f"Close in (γ, β): {counted(pairs['close'], 'pair')}. Correlated, too: {pairs['redundant']:,}; of the "
         f"{others:,} others: {alike:,}."
     )
-    evidence = f"{counted(pairs.get('pairs', 0), 'pair')} of channels of a layer"
+    evidence = f"{counted(pairs['pairs'], 'pair')} of channels of a layer"
     number = percent(share, thresholds.redundant_share, thresholds.redundant_share / thresholds.far)
     return Verdict(word, "also alike", number, limit, reason, detail, evidence, share)
 
