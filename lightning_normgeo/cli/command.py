@@ -22,15 +22,14 @@ from lightning_normgeo.cli.console_filter import keep_quiet
 from lightning_normgeo.cli.devices import warn_of_crowd
 from lightning_normgeo.cli.end_of_command import (
     interruption_of,
+    save_predictions,
     tell_begin,
     tell_end,
     tell_interruption,
     tell_no_checkpoint,
-    tell_predictions,
 )
 from lightning_normgeo.cli.loggers import end_wandb, shield, start_wandb
 from lightning_normgeo.cli.parser import OneLineParser
-from lightning_normgeo.cli.predictions import save_predictions
 from lightning_normgeo.cli.saved_config import RecordConfig
 from lightning_normgeo.errors import ConfigurationError, is_rank_zero, one_line_errors, said_in_one_line, warn_once
 from lightning_normgeo.models.resnet import ResNetClassifier
@@ -234,7 +233,7 @@ class NormgeoCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Save the predictions, and print their path."""
-        tell_predictions(save_predictions(self.trainer, self._place))
+        save_predictions(self.trainer, self._place)
 
     def _conclude(self) -> None:
         if self.trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Console output at the beginning and end of a command: its folder, its summary, and how to resume it."""
+"""Console output at the beginning and end of a command: its folder, its summary or predictions, how to resume it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.trainer.states import TrainerStatus
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -98,10 +99,24 @@ def tell_end(loggers: Sequence[Any], with_report: bool) -> None:
             _show(console, f"W&B:    wandb sync {Path(logger.experiment.dir).absolute().parent}")
 
 
-def tell_predictions(path: Path | None) -> None:
-    """Print the path of saved predictions; nothing where there are none."""
-    if path is not None:
-        _show(_console(sys.stdout), f"predictions: {path.absolute()}")
+def save_predictions(trainer: Trainer, folder: Path | None) -> None:
+    """Save what ``Trainer.predict`` returns, the output of ``predict_step`` for each batch in a list; print the path.
+
+    The file is ``predictions.pt``; with several processes each writes its own, ``predictions_RANK.pt``, since it has
+    seen other samples. Nothing is written where there are no predictions to keep.
+
+    Args:
+        trainer: Trainer after ``predict``.
+        folder: Folder of the run on rank zero; None for the Trainer's ``default_root_dir``.
+    """
+    predictions = trainer.predict_loop.predictions
+    if trainer.fast_dev_run or not predictions:  # type: ignore[attr-defined]
+        return
+    place = Path(trainer.strategy.broadcast(str(folder or trainer.default_root_dir)))
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / ("predictions.pt" if trainer.world_size == 1 else f"predictions_{trainer.global_rank}.pt")
+    torch.save(predictions, path)
+    _show(_console(sys.stdout), f"predictions: {path.absolute()}")
 
 
 def _console(file: Any) -> Console:
