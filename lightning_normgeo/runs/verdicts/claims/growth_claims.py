@@ -131,7 +131,8 @@ def _growth(record: Record, thresholds: Thresholds) -> Verdict | None:
     evidence = span(record, _NORM, _INCREMENT)
     decimals = 4 if abs(ratio - 1) > _VISIBLE else 7
     number = f"× {beside(ratio, (1.0,), lambda count: f'{ratio:.{count}f}', decimals)}"
-    decay, reason = _decay(record), _why_no_growth(record)
+    decay = _decay(record)
+    reason = _why_no_growth(record, decay)
     if reason:
         return Verdict(NOT_APPLICABLE, "‖W‖", number, "", reason, detail, evidence, ratio)
     shrinking = [-value for step, value in increments.items() if value < -floor.get(step, 0.0)]
@@ -149,13 +150,15 @@ def _growth(record: Record, thresholds: Thresholds) -> Verdict | None:
     return Verdict(word, "‖W‖", number, "only growing", reason, detail, evidence, ratio, steps=len(norms))
 
 
-def _why_no_growth(record: Record) -> str:
+def _why_no_growth(record: Record, decay: float | None) -> str:
     """Return the reason for which norms need not grow in a run; empty if they have to, or it is not known."""
     if curve(record, ON_SPHERES):
         return "held on spheres"
-    decay = _decay(record)
-    known = other_than_sgd(record) or (f"weight decay {decay:g}" if decay else "")
-    return known or ("weight decay" if curve(record, _EQUILIBRIUM) else "")
+    if other := other_than_sgd(record):
+        return other
+    if decay:
+        return f"weight decay {decay:g}"
+    return "weight decay" if curve(record, _EQUILIBRIUM) else ""
 
 
 def _decay(record: Record) -> float | None:
