@@ -179,7 +179,7 @@ def _save(
     trainer: Any, reports: Mapping[str, RobustnessReport], document: dict[str, Any], stem: str
 ) -> tuple[str, list[Path]]:
     """Write the per-sample results and the JSON document; return the problem, empty if there is none, and the files."""
-    files, folder = [], local_folder(trainer.default_root_dir)
+    files, folder = [], Path(trainer.default_root_dir)
     try:
         folder = folder_of(trainer)
         folder.mkdir(parents=True, exist_ok=True)

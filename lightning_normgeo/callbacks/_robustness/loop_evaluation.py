@@ -206,9 +206,10 @@ class LoopEvaluation(BatchEvaluation):
 
     def _evaluation(self, number: int, name: str, loader: Any) -> LoaderEvaluation:
         callback, trainer, module = self._callback, self._trainer, self._module
-        journal = JournalPlace(
-            local_folder(trainer.default_root_dir), f"{callback.name or ''}/{name}/{number}", trainer.global_rank
-        )
+        journal = None
+        if callback.resume:
+            part = f"{callback.name or ''}/{name}/{number}"
+            journal = JournalPlace(local_folder(trainer.default_root_dir), part, trainer.global_rank)
 
         def logits(images: Tensor) -> Any:
             # tensors that forward creates must have the precision of the weights, as in Lightning's own test step
@@ -226,7 +227,7 @@ class LoopEvaluation(BatchEvaluation):
             loader,
             callback.num_images if number == 0 else 0,
             lambda attack, samples: self._show(number, attack, samples),
-            journal if callback.resume else None,
+            journal,
             surrogate if callback.surrogate is not None else None,
         )
 

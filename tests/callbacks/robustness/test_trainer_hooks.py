@@ -233,3 +233,10 @@ def test_with_remote_storage_files_are_written_to_the_current_folder(
 def test_the_address_of_a_local_folder_is_that_folder(tmp_path: Path) -> None:
     assert local_folder(f"file://{tmp_path}") == tmp_path
     assert local_folder("runs") == Path("runs")
+
+
+def test_remote_storage_beside_a_local_record_needs_no_other_folder(tmp_path: Path) -> None:
+    logger = RecordLogger(str(tmp_path))
+    run = trainer(RobustnessEvaluation(resume=False), default_root_dir="memory://bucket/runs", logger=logger)
+    run.test(Project(), images(8), verbose=False)
+    assert (Path(logger.log_dir) / "robustness.json").is_file()
