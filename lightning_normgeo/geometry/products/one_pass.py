@@ -90,9 +90,10 @@ def _is_wide(one: WeightPass) -> bool:
 def _by_torch(one: WeightPass) -> WeightProducts:
     def reduce(w: Tensor, g: Tensor, *s: Tensor) -> tuple[Tensor, ...]:
         g = g if one.gradient_scale is None else g / one.gradient_scale
-        square = w.square()
+        inner, gradient_sq = dot(w, g), dot(g, g)
         products = () if one.rule is None else one.rule.products(w, g, *s)
-        return square.sum(1), dot(w, g), dot(g, g), dot(square, square), *products
+        square = w.square()
+        return square.sum(1), inner, gradient_sq, dot(square, square), *products
 
     def reduce_columns(columns: slice) -> tuple[Tensor, ...]:
         weight, gradient, *state = (tensor.detach()[:, columns] for tensor in (one.weight, one.gradient, *one.state))

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_normgeo.geometry.increments.increment_terms import Scalar
 from lightning_normgeo.geometry.products.compiled import loop_sums
 from lightning_normgeo.geometry.products.weight_pass import SAFE_DIFFERENCE
-from lightning_normgeo.geometry.rows import column_blocks, dot, map_rows, real_rows
+from lightning_normgeo.geometry.rows import column_blocks, dot, map_rows, real_rows, row_blocks
 
 
 class UpdateParts(NamedTuple):
@@ -84,21 +84,34 @@ def _over_segments(sums: UpdateProducts, units: int) -> UpdateProducts:
 
 
 def _by_torch(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
+    blocks = column_blocks(weight)
+    return joined_products(*(_of_columns(weight[:, columns], new_weight[:, columns]) for columns in blocks))
+
+
+def _of_columns(weight: Tensor, new_weight: Tensor) -> UpdateProducts:
     def reduce(w: Tensor, new: Tensor) -> tuple[Tensor, ...]:
         change = new - w
-        weight_sq, weight_update, update_sq = dot(w, w), dot(w, change), dot(change, change)
-        radial = weight_update / torch.where(weight_sq > 0, weight_sq, 1.0)
-        tangential_sq = update_sq - radial * weight_update
-        # a comparison would wait for a GPU; on a CPU it takes less time than the second reading that it may save
-        if not w.is_cpu or not (tangential_sq >= SAFE_DIFFERENCE * update_sq).detach().numpy().all():
-            across = torch.addcmul(change, radial[:, None], w, value=-1)
-            tangential_sq = dot(across, across)
-        return weight_sq, weight_update, update_sq, tangential_sq
+        return dot(w, w), dot(w, change), dot(change, change)
 
-    blocks = column_blocks(weight)
-    return joined_products(
-        *(UpdateProducts(*map_rows(reduce, weight[:, columns], new_weight[:, columns])) for columns in blocks)
-    )
+    def tangential(rows: slice) -> Tensor:
+        # looking would wait for a GPU; on a CPU it takes less time than the second reading that it may save
+        if weight.is_cpu and safe.numpy()[rows].all():
+            return difference[rows]
+        return _tangential_sq(weight[rows], new_weight[rows], radial[rows, None])
+
+    weight_sq, weight_update, update_sq = map_rows(reduce, weight, new_weight)
+    radial = weight_update / torch.where(weight_sq > 0, weight_sq, 1.0)
+    difference = update_sq - radial * weight_update
+    safe = difference >= SAFE_DIFFERENCE * update_sq  # not where it is NaN
+    return UpdateProducts(weight_sq, weight_update, update_sq, torch.cat([*map(tangential, row_blocks(weight))]))
+
+
+def _tangential_sq(weight: Tensor, new_weight: Tensor, radial: Tensor) -> Tensor:
+    def reduce(w: Tensor, new: Tensor, rho: Tensor) -> tuple[Tensor]:
+        across = torch.addcmul(new - w, rho, w, value=-1)
+        return (dot(across, across),)
+
+    return map_rows(reduce, weight, new_weight, radial)[0]
 
 
 def joined_products(*parts: UpdateProducts) -> UpdateProducts:

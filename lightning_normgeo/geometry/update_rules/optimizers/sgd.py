@@ -98,10 +98,10 @@ class SGDRule:
     def _direction(self, weight: Tensor, gradient: Tensor, buffer: Tensor) -> Tensor:
         """Return the step direction u."""
         c_g, c_m = self.coefficients
-        direction = torch.mul(gradient, -c_g if self.maximize else c_g)
-        if self.weight_decay:
-            direction = direction.add_(weight, alpha=c_g * self.weight_decay)
-        return direction.add_(buffer, alpha=c_m)
+        by_gradient = -c_g if self.maximize else c_g
+        scaled = gradient if by_gradient == 1 else by_gradient * gradient
+        direction = torch.add(scaled, buffer, alpha=c_m)
+        return direction.add_(weight, alpha=c_g * self.weight_decay) if self.weight_decay else direction
 
 
 @dataclass(frozen=True, kw_only=True)
