@@ -21,6 +21,7 @@ from lightning_normgeo.cli.config_files import check_config_files
 from lightning_normgeo.cli.console_filter import keep_quiet
 from lightning_normgeo.cli.devices import warn_of_crowd
 from lightning_normgeo.cli.end_of_command import (
+    NothingToTrain,
     interruption_of,
     save_predictions,
     tell_begin,
@@ -31,10 +32,10 @@ from lightning_normgeo.cli.end_of_command import (
 from lightning_normgeo.cli.loggers import end_wandb, shield, start_wandb
 from lightning_normgeo.cli.parser import OneLineParser
 from lightning_normgeo.cli.saved_config import RecordConfig
-from lightning_normgeo.errors import ConfigurationError, is_rank_zero, one_line_errors, said_in_one_line, warn_once
+from lightning_normgeo.errors import ConfigurationError, is_rank_zero, one_line_errors, said_in_one_line
 from lightning_normgeo.models.resnet import ResNetClassifier
 from lightning_normgeo.runs.folders.new_folders import check_writable, claim_version
-from lightning_normgeo.runs.folders.resume import NewestEpoch, RandomState, keeps_the_best
+from lightning_normgeo.runs.folders.resume import NewestEpoch, RandomState, best_checkpoint, keeps_the_best
 from lightning_normgeo.runs.folders.run_folder import RunFolder
 from lightning_normgeo.runs.records.record_logger import RecordLogger
 from lightning_normgeo.terminal.shipped_configs import DEFAULTS, shipped_configs, with_config_paths
@@ -192,7 +193,8 @@ class NormgeoCLI(LightningCLI):
         """Resume the run from its own checkpoint, which takes precedence over an older one given as ``--ckpt_path``."""
         own = None if self.run_folder is None else self.run_folder.checkpoint
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks.insert(0, RandomState(restore=own is not None))
+        self._untrained = NothingToTrain(resumes=own is not None)
+        callbacks[:0] = [RandomState(restore=own is not None), self._untrained]
         if self.run_folder is None:
             return
         settings = self.config_init["fit"]
@@ -216,8 +218,9 @@ class NormgeoCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best weights, write the report, and print the summary."""
         trainer = self.trainer
+        self._untrained.tell(trainer)
         if self._get(self.config, "test_after_fit") and not self._get(self.config, "trainer").fast_dev_run:
-            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=_best(trainer), verbose=False)
+            trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best_checkpoint(trainer), verbose=False)
         for logger in trainer.loggers:
             if self.run_folder is not None and isinstance(logger, RecordLogger):
                 self.run_folder.finish(logger, time.monotonic() - self._began)
@@ -284,15 +287,6 @@ def main(args: list[str] | None = None) -> None:
             run(args)
     finally:
         end_wandb()
-
-
-def _best(trainer: Trainer) -> str | None:
-    """Return the path of the best checkpoint, or None to test the current weights."""
-    best: str = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if best and not Path(best).exists():  # left behind by a run that was resumed in another folder
-        warn_once(f"The best checkpoint {best} is gone; the last weights are tested instead.")
-        return None
-    return best or None
 
 
 def _one_line(error: Exception) -> ConfigurationError:

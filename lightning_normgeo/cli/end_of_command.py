@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerStatus
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from rich.console import Console
@@ -24,6 +24,31 @@ from lightning_normgeo.runs.summary import summary_table
 INTERRUPTED, TERMINATED = 130, 143
 """Exit statuses of shells for a command that SIGINT or SIGTERM ended."""
 _PLAIN_WIDTH = 100
+
+
+class NothingToTrain(Callback):
+    """Notes whether a training began, and says so where it did not, since its checkpoint has all epochs or steps.
+
+    Args:
+        resumes: Whether the run goes on from its own checkpoint, as after a kill; then nothing is said.
+    """
+
+    def __init__(self, resumes: bool) -> None:
+        self._is_expected = resumes
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the training began."""
+        self._is_expected = True
+
+    def tell(self, trainer: Trainer) -> None:
+        """Print that nothing was trained, if that is so, and what to raise."""
+        ends = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
+        limits = " or ".join(f"trainer.{name}: {end}" for name, end in ends.items() if end not in (None, -1))
+        if self._is_expected or not limits or not trainer.limit_train_batches or not trainer.is_global_zero:
+            return
+        progress = f"epoch {trainer.current_epoch}, step {trainer.global_step:,}"
+        said = f"normgeo fit trained nothing: it is at {progress}, where {limits} ends. Raise it to train on."
+        _show(_console(sys.stderr), said)
 
 
 def interruption_of(error: BaseException, trainer: Trainer | None) -> int | None:

@@ -220,19 +220,25 @@ def test_classes_in_a_file_of_the_current_folder_are_found(
 
 @pytest.mark.filterwarnings("ignore::lightning_normgeo.errors.MeasurementWarning")  # few steps: low accuracy
 def test_resuming_goes_on_after_the_last_step(
-    finished: Finished, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Finished, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workplace)
     cli = run(["fit", "--config", "tiny.yaml", *OFF, "--ckpt_path", finished.checkpoint, "--trainer.max_epochs", "2"])
     assert cli.trainer.global_step == 6
+    assert "trained nothing" not in capsys.readouterr().err
     record = read_record(cli.trainer.loggers[0].log_dir)
     assert [step for step, _ in record.metrics["norm_growth/increment"]] == [3, 4, 5]
 
 
-def test_resuming_from_another_folder_ends_well(finished: Finished, tiny: str) -> None:
+def test_resuming_from_another_folder_ends_well(
+    finished: Finished, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.warns(MeasurementWarning, match=r"checkpoint .*epoch.*ckpt is gone; the last weights are tested"):
         cli = run(["fit", "--config", tiny, *OFF, "--ckpt_path", finished.checkpoint])  # all its epochs are done
     assert (Path(cli.trainer.loggers[0].log_dir) / "report.html").is_file()
+    said = " ".join(capsys.readouterr().err.split())
+    expected = "normgeo fit trained nothing: it is at epoch 1, step 3, where trainer.max_epochs: 1 ends. Raise it to"
+    assert expected in said
 
 
 def test_settings_given_with_a_checkpoint_are_not_ignored(finished: Finished, tiny: str) -> None:

@@ -137,3 +137,12 @@ class NewestEpoch(ModelCheckpoint):
 def keeps_the_best(saver: Any) -> bool:
     """Whether a checkpoint callback keeps the best checkpoints, and ``save_last`` was not set to False."""
     return getattr(saver, "monitor", None) is not None and saver.save_last is not False
+
+
+def best_checkpoint(trainer: Trainer) -> str | None:
+    """Return the path of the best checkpoint, or None to test the current weights."""
+    best: str = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if best and not Path(best).exists():  # left behind by a run that was resumed in another folder
+        warn_once(f"The best checkpoint {best} is gone; the last weights are tested instead.")
+        return None
+    return best or None
