@@ -72,10 +72,10 @@ class RescaledModel:
         difference: largest change of a logit of ``images``, relative to the largest logit.
 
     Raises:
-        ConfigurationError: for a factor that is not positive and finite; a compiled model, or one whose autograd graph
-            cannot be read; an input of a batch normalization that does not scale by one r per channel; and logits that
-            change by more than 5% of the largest, where ε is not small against the variances, so that the function is
-            not the same.
+        ConfigurationError: for a factor that is not positive and finite; a compiled model, one without scale-invariant
+            weights, or one whose autograd graph cannot be read; an input of a batch normalization that does not scale
+            by one r per channel; and logits that change by more than 5% of the largest, where ε is not small against
+            the variances, so that the function is not the same.
 
     Cost: four forward passes of ``images``, and the search for scale-invariant units on two of them.
     """
@@ -117,6 +117,11 @@ class RescaledModel:
             if units.bias is not None:
                 self._rescale(module, parameters[LogitsModule.own_name(units.bias)])
             self.layers[path] = _norm(weight), _norm(rescaled)
+        if not self.layers:
+            raise ConfigurationError(
+                f"The model has no scale-invariant weight that could be multiplied by {self.factor:g}. Leave out "
+                "rescale, or evaluate a model with normalization."
+            )
 
     def _rescale(self, module: nn.Module, parameter: nn.Parameter) -> Tensor:
         """Replace a parameter by α times its value, in every module that shares it."""

@@ -404,6 +404,21 @@ def test_rows_that_one_reason_keeps_from_evaluation_have_one_warning() -> None:
     assert message.startswith("clean_rescaled, bim_rescaled are not evaluated. With scale-invariant weights multiplied")
 
 
+def test_a_network_without_scale_invariant_weights_has_no_control() -> None:
+    class Plain(Project):
+        def __init__(self) -> None:
+            super().__init__()
+            for layer in self.modules():
+                for name, child in layer.named_children():
+                    if isinstance(child, nn.BatchNorm2d):
+                        setattr(layer, name, nn.Identity())
+
+    callback = RobustnessEvaluation(attacks="bim", steps=2, rescale=10.0)
+    with pytest.warns(MeasurementWarning, match=r"bim_rescaled are not evaluated\. The model has no scale-inv"):
+        trainer(callback).test(Plain(), images(8), verbose=False)
+    assert list(callback.results) == ["clean", "bim"]
+
+
 def test_an_image_that_is_not_finite_leaves_the_control_of_the_others() -> None:
     class Quiet(Project):
         def test_step(self, batch: Any, batch_idx: int) -> None:
