@@ -207,12 +207,14 @@ class Session:
 
     @skipped_on_error
     def _described(self, trainer: Any) -> dict[str, Any]:
-        """Return the names of the network and the data, and of the normalizations behind its layers."""
+        """Return the names of the network and the data, the normalizations behind its layers, and what they train."""
         assert self.observer is not None  # noqa: S101
+        norms = self.observer.batch_norms
         return {
             "network": console_lines.network_of(trainer.lightning_module),
             "data": console_lines.data_of(trainer),
             "normalizations": self.observer.normalizations_behind(),
+            **({} if norms is None else {"trained_affine": norms.trained()}),
         }
 
     def _arm(self, trainer: Any, expected: set[int]) -> None:

@@ -126,6 +126,14 @@ class BatchNormProbe:
                 handle.remove()
             self._handles = []
 
+    def trained(self) -> dict[str, int]:
+        """Return how many γ and how many β are trained now: all but frozen ones."""
+        named = {"gamma": "weight", "beta": "bias"}
+        return {
+            name: sum(one is None or one.requires_grad for one in (held(layer, own) for layer in self.layers.values()))
+            for name, own in named.items()
+        }
+
     def detach(self) -> None:
         """Remove every hook permanently."""
         self.compiled = False

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_normgeo import NormGrowthMonitor, OrthogonalityMonitor, RecordLogger, read_record, verdicts
+from lightning_normgeo import (
+    AffineConvergenceMonitor,
+    NormGrowthMonitor,
+    OrthogonalityMonitor,
+    RecordLogger,
+    read_record,
+    verdicts,
+)
 from lightning_normgeo.runs.verdicts.logged_verdicts import KEYS, TRAINING, verdict_rows
 from support.projects import Project, Rows, images, sgd, trainer
 
@@ -108,6 +115,32 @@ def test_weight_decay_of_a_later_parameter_group_counts() -> None:
     found = verdicts(read_record(record.folder))
     assert (found["growth"].word, found["growth"].reason) == ("not applicable", "weight decay 0.5")
     assert found["equation_16"].reason == "weight decay 0.5"
+
+
+@pytest.mark.parametrize("frozen", [(), ("weight",), ("bias",), ("weight", "bias")])
+@pytest.mark.filterwarnings("ignore::lightning_normgeo.errors.MeasurementWarning")
+def test_frozen_gamma_and_beta_approach_nothing(frozen: tuple[str, ...]) -> None:
+    project, record = Project(), RecordLogger("runs")
+    for layer in project.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            for name in frozen:
+                getattr(layer, name).requires_grad_(False)
+    trainer(AffineConvergenceMonitor(), steps=12, logger=record).fit(project, images(96))
+    found = verdicts(read_record(record.folder))
+    reasons = {"weight": ("gamma_sigma", "γ is frozen"), "bias": ("beta_mu", "β is frozen")}
+    for name, (claim, reason) in reasons.items():
+        assert (found[claim].reason == reason) == (name in frozen) == (found[claim].word == "not applicable")
+
+
+@pytest.mark.filterwarnings("ignore:None of 2 weights is scale invariant")
+def test_a_network_without_normalization_has_no_weights_that_the_claims_are_about() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 4))
+    record = RecordLogger("runs")
+    monitors = OrthogonalityMonitor(), NormGrowthMonitor()
+    trainer(*monitors, steps=12, logger=record).fit(Project(net=net), images(96))
+    found = verdicts(read_record(record.folder))
+    for claim in ("orthogonality", "equation_16", "increments", "growth", "equilibrium"):
+        assert (found[claim].word, found[claim].reason) == ("not applicable", "no weight is scale invariant alone")
 
 
 def test_columns_of_the_layer_table_are_explained() -> None:

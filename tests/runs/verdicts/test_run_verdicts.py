@@ -27,6 +27,7 @@ COS, CORRECTED, CONTROL = (
     "orthogonality_control/max_abs_cos",
 )
 G = "norm_growth/"
+G_CONTROL = "norm_growth_control/weight_norm"
 PLAIN = {"class": "SGD", "settings": {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}}
 DECAYED = {"class": "SGD", "settings": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005}}
 ADAM = {"class": "Adam", "settings": {"lr": 0.1, "weight_decay": 0.0}}
@@ -43,6 +44,7 @@ def record(curves: dict[str, Any] | None = None, optimizer: Any = PLAIN, rows: A
     if weights is not None:
         found["robustness"]["weights"] = {"rescaled": {"largest_logit_change": weights}}
     observed = {"optimizers": [optimizer], "precision": values.pop("precision", "32-true")}
+    observed |= {"trained_affine": values.pop("trained")} if "trained" in values else {}
     return Record(Path("run"), metrics=metrics, results=found, observations=[observed], **values)
 
 
@@ -111,6 +113,11 @@ CASES: list[tuple[str, str, Record, float | None]] = [
     ("equation_16", "undecided", record({**GROWTH, G + "predicted": 2.1, G + "eq16_applies": 1.0}), 0.05),
     ("equation_16", "undecided", record({**GROWTH, G + "predicted": 1.0, G + "storage_floor": 0.1}), 0.5),
     ("equation_16", "not applicable", record({**GROWTH, G + "predicted": 1.0, G + "eq16_applies": 0.0}, DECAYED), None),
+    ("equation_16", "not applicable", record({G_CONTROL: 3.0}), None),
+    ("increments", "not applicable", record({G_CONTROL: 3.0}), None),
+    ("growth", "not applicable", record({G_CONTROL: 3.0}), None),
+    ("equilibrium", "not applicable", record({G_CONTROL: 3.0}), None),
+    ("increments", "not tested", record({**GROWTH, G_CONTROL: 3.0}), None),  # no formula for the optimizer
     ("equation_16", "not tested", record(), None),
     ("increments", "supported", record({**GROWTH, G + "residual": 1e-6}), 1 - 5e-7),
     ("increments", "refuted", record({**GROWTH, G + "residual": -1.0}), 0.5),
@@ -134,6 +141,9 @@ CASES: list[tuple[str, str, Record, float | None]] = [
     ("gamma_sigma", "supported", record({GAMMA: spike(0.05, 1.0), RATIO: spike(1.1, 4.0)}), 0.05),
     ("gamma_sigma", "refuted", record({GAMMA: spike(1.2, 1.0), RATIO: spike(5.0, 4.0), NORM: 10.0}), 1.2),
     ("gamma_sigma", "undecided", record({GAMMA: spike(1.2, 1.0), RATIO: spike(5.0, 4.0)}), 1.2),
+    ("gamma_sigma", "not applicable", record({GAMMA: 1.0, RATIO: 4.0}, trained={"gamma": 0, "beta": 3}), None),
+    ("beta_mu", "not applicable", record({BETA: 1.0}, trained={"gamma": 3, "beta": 0}), None),
+    ("beta_mu", "supported", record({BETA: spike(0.05, 1.0)}, trained={"gamma": 0, "beta": 3}), 0.05),
     ("gamma_sigma", "undecided", record({GAMMA: spike(2.0, 1.0), RATIO: 5.0, NORM: spike(15.0, 10.0)}), 2.0),
     ("gamma_sigma", "undecided", record({GAMMA: spike(1.2, 1.0), RATIO: spike(1.1, 4.0), NORM: 10.0}), 1.2),
     ("gamma_sigma", "undecided", record({GAMMA: spike(0.05, 1.0), RATIO: 4.0}), 0.05),  # σ shrank

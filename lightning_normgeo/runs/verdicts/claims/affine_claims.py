@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from lightning_normgeo.runs.records.record import Record
 from lightning_normgeo.runs.verdicts.claims.claim import Claim
 from lightning_normgeo.runs.verdicts.curves import ends, magnitudes, span
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
-from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
+from lightning_normgeo.runs.verdicts.verdict import NOT_APPLICABLE, REFUTED, SUPPORTED, UNDECIDED, Verdict
 from lightning_normgeo.runs.verdicts.wording import significant, too_few
 
 _GAMMA, _BETA = "affine/abs_gamma2_minus_sigma2_median", "affine/abs_beta_minus_mu_median"
@@ -21,6 +22,8 @@ def _gamma(record: Record, thresholds: Thresholds) -> Verdict | None:
     if not distances or not ratios:
         return None
     evidence = span(record, _GAMMA, _RATIO)
+    if _is_frozen(record, "gamma"):
+        return Verdict(NOT_APPLICABLE, reason="γ is frozen", evidence=evidence)
     share = _share(distances)
     if share is None:
         return _no_share(distances, evidence, thresholds)
@@ -45,6 +48,8 @@ def _beta(record: Record, thresholds: Thresholds) -> Verdict | None:
     if not distances:
         return None
     evidence = span(record, _BETA, _NORM)
+    if _is_frozen(record, "beta"):
+        return Verdict(NOT_APPLICABLE, reason="β is frozen", evidence=evidence)
     share = _share(distances)
     if share is None:
         return _no_share(distances, evidence, thresholds)
@@ -54,6 +59,12 @@ def _beta(record: Record, thresholds: Thresholds) -> Verdict | None:
     detail = f"Median |β − μ| {first:.3g} → {last:.3g}. It changes with the scale of the weights in front."
     number, limit = _written(word, share, longer, thresholds)
     return Verdict(word, "end/start", number, limit, reason, detail, evidence, share, steps=len(distances))
+
+
+def _is_frozen(record: Record, parameter: str) -> bool:
+    """Whether no layer trains its γ (``gamma``) or β (``beta``); False for records that do not say it."""
+    trained = record.observed.get("trained_affine")
+    return isinstance(trained, Mapping) and trained.get(parameter) == 0
 
 
 def _approached(share: float, longer: float, thresholds: Thresholds) -> tuple[str, str]:
@@ -110,7 +121,7 @@ AFFINE_CLAIMS = (
             _NUMBER
             + "Supported if it is at most `affine_share` and the median γ²/σ² ends within `affine_factor` of 1; "
             "refuted if it is at least `affine_growth` times the growth of ‖W‖², with which σ² grows, and γ²/σ² ends "
-            "no nearer to 1."
+            "no nearer to 1. Not applicable to frozen γ."
         ),
         needs="AffineConvergenceMonitor, and batch normalization",
         section="affine",
@@ -128,7 +139,7 @@ AFFINE_CLAIMS = (
         source="section 3.1, Fig 2",
         rule=(
             _NUMBER + "Supported if it is at most `affine_share`; refuted if it is at least `affine_growth` times the "
-            "growth of ‖W‖, with which μ grows."
+            "growth of ‖W‖, with which μ grows. Not applicable to frozen β."
         ),
         needs="AffineConvergenceMonitor, and batch normalization",
         section="affine",

@@ -29,6 +29,8 @@ class Claim:
         section: Beginning of the anchor of the figure or table that shows it, in a report.
         thresholds: Names of the :class:`Thresholds` that the rule uses.
         keys: Metric keys that the verdict is made from.
+        invariant: Metric key that has a value wherever weights are scale invariant by themselves, if the claim is about
+            those; a record that only has it for controls has none.
         judge: Function that judges it from the record of a run; None if no single run can test it.
         headline: Name of the number in the summary that W&B's table of runs shows; empty if it is not there.
     """
@@ -43,5 +45,6 @@ class Claim:
     section: str = ""
     thresholds: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
+    invariant: str = ""
     judge: Judge | None = None
     headline: str = ""

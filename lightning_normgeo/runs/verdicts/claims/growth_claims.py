@@ -231,6 +231,7 @@ GROWTH_CLAIMS = (
         section="increments",
         thresholds=("increment_error", "far", "min_steps"),
         keys=(_PREDICTED, _INCREMENT, _APPLIES, _MOMENTUM, _FLOOR),
+        invariant=_NORM,
         judge=_equation_16,
     ),
     Claim(
@@ -246,6 +247,7 @@ GROWTH_CLAIMS = (
         section="increments",
         thresholds=("increment_error", "far", "min_steps"),
         keys=(_RESIDUAL, _INCREMENT, _FLOOR),
+        invariant=_NORM,
         judge=_explained,
         headline="increments_explained",
     ),
@@ -264,6 +266,7 @@ GROWTH_CLAIMS = (
         section="norms",
         thresholds=("increment_error", "min_steps"),
         keys=(_NORM, _INCREMENT, _FLOOR, ON_SPHERES),
+        invariant=_NORM,
         judge=_growth,
     ),
     Claim(
@@ -283,6 +286,7 @@ GROWTH_CLAIMS = (
         section="angles",
         thresholds=("equilibrium_factor", "equilibrium_times", "min_steps"),
         keys=(_ANGLE, _EQUILIBRIUM, _TIME, ON_SPHERES),
+        invariant=_NORM,
         judge=_equilibrium,
     ),
 )

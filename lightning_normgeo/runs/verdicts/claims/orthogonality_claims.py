@@ -9,7 +9,7 @@ from lightning_normgeo.runs.verdicts.claims.claim import Claim
 from lightning_normgeo.runs.verdicts.curves import magnitudes, span
 from lightning_normgeo.runs.verdicts.precision import cosine_limit
 from lightning_normgeo.runs.verdicts.thresholds import Thresholds
-from lightning_normgeo.runs.verdicts.verdict import NOT_APPLICABLE, REFUTED, SUPPORTED, UNDECIDED, Verdict
+from lightning_normgeo.runs.verdicts.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
 from lightning_normgeo.runs.verdicts.wording import exactly, scientific
 
 _COSINE, _WITHOUT_EPSILON = "orthogonality/max_abs_cos", "orthogonality/max_abs_cos_corrected"
@@ -21,11 +21,7 @@ def _orthogonality(record: Record, thresholds: Thresholds) -> Verdict | None:
     """Judge Lemma 3 by the cosines of single units, without the part of ε where it is known, against the control."""
     raw, without, control = (magnitudes(record, key) for key in (_COSINE, _WITHOUT_EPSILON, _CONTROL))
     if not raw:
-        detail = "Weights that are invariant only together have charges instead; SymmetryMonitor measures them."
-        reason = "no weight is scale invariant alone"
-        return (
-            Verdict(NOT_APPLICABLE, reason=reason, detail=detail, evidence=span(record, _CONTROL)) if control else None
-        )
+        return None
     cosines = without or raw
     limit, precision = cosine_limit(record, thresholds)
     word, reason = _zero(cosines, control, limit, thresholds, epsilon_known=bool(without))
@@ -103,6 +99,7 @@ ORTHOGONALITY_CLAIMS = (
         section="orthogonality",
         thresholds=("cos_double", "cos_single", "cos_half", "far", "min_steps"),
         keys=(_COSINE, _WITHOUT_EPSILON, _CONTROL),
+        invariant=_COSINE,
         judge=_orthogonality,
         headline="max_abs_cos",
     ),
