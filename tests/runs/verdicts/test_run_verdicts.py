@@ -69,12 +69,14 @@ def rescaled(change: int, changed: int | None, n: int = 1000) -> list[dict[str, 
     return [*rows, row(control_of("clean"), 800, n, changed=0), row(control_of("bim"), 500 + change, n, **more)]
 
 
-def channels(gamma: int, random: int | None, close: int = 1000, redundant: int = 3, other: int = 10) -> Record:
+def channels(
+    gamma: int, random: int | None, close: int = 1000, redundant: int = 3, other: int = 10, removed: int = 8
+) -> Record:
     """Return the record of a channel evaluation: samples that are right with channels removed by |γ| and at random."""
-    removed = [("gamma", 0.05, 790), ("gamma", 0.2, gamma), ("gamma", 0.5, 10), ("random", 0.2, random)]
+    made = [("gamma", 0.05, 790, 2), ("gamma", 0.2, gamma, removed), ("gamma", 0.5, 10, 20), ("random", 0.2, random, 8)]
     rows = [
-        {**row("", correct), "criterion": name, "replace": "zero", "ratio": ratio}
-        for name, ratio, correct in removed
+        {**row("", correct), "criterion": name, "replace": "zero", "ratio": ratio, "removed": count}
+        for name, ratio, correct, count in made
         if correct is not None
     ]
     pairs = {"pairs": 5000, "close": close, "correlated": redundant + other, "redundant": redundant}
@@ -174,6 +176,8 @@ CASES: list[tuple[str, str, Record, float | None]] = [
     ("batch_rank", "not tested", record(), None),
     ("small_gamma", "supported", channels(780, 500), 0.02),
     ("small_gamma", "refuted", channels(600, 500), 0.2),
+    ("small_gamma", "undecided", channels(400, 780, removed=16), 0.4),  # equal |γ|, as of frozen γ
+    ("small_gamma", "supported", channels(798, 700, removed=16), 0.002),  # more zeros than were to be removed
     ("small_gamma", "undecided", channels(780, 790), 0.02),  # nothing costs anything
     ("small_gamma", "undecided", channels(760, 500), 0.04),
     ("small_gamma", "undecided", channels(780, None), 0.02),

@@ -43,7 +43,9 @@ def _small_gamma(record: Record, thresholds: Thresholds) -> Verdict | None:
     elif loss <= margin:
         reason = "intervals overlap" if at_random > loss else "random ones cost no more"
     elif float(clean["accuracy"]) - float(row["ci_high"]) > margin:
-        word, reason = REFUTED, ""
+        # the threshold removes all channels that it equals, and so more than at random
+        ordered = row.get("removed") == control.get("removed")
+        word, reason = (REFUTED, "") if ordered else (UNDECIDED, "equal |γ| have no order")
     return Verdict(word, "lost", number, limit, reason, detail, evidence, loss)
 
 
@@ -85,7 +87,7 @@ CHANNEL_CLAIMS = (
             "Number: points of accuracy lost with the channels of smallest |γ| set to zero, at the smallest share of "
             "at least `removed_share`. Supported up to `accuracy_margin`, if as many channels drawn at random cost "
             "more, with 95 % intervals apart; refuted if the loss is above `accuracy_margin` also at the upper end of "
-            "the interval of the accuracy."
+            "the interval of the accuracy, and equal |γ| do not remove more channels than were asked for."
         ),
         needs="ChannelEvaluation",
         stage="evaluation",
