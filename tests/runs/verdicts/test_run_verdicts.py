@@ -184,6 +184,8 @@ CASES: list[tuple[str, str, Record, float | None]] = [
     ("small_gamma", "not tested", record(), None),
     ("similar_channels", "supported", channels(780, 500, 1000, 700), 0.7),
     ("similar_channels", "refuted", channels(780, 500, 1000, 3), 0.003),
+    ("similar_channels", "undecided", channels(790, 500, close=5000, redundant=3), 0.0006),  # nothing to compare with
+    ("similar_channels", "undecided", channels(790, 500, close=5000, redundant=4900), 0.98),
     ("similar_channels", "undecided", channels(780, 500, 1000, 300), 0.3),
     ("similar_channels", "undecided", channels(780, 500, 1000, 700, other=3000), 0.7),
     ("similar_channels", "undecided", channels(780, 500, 1, 1, other=1500), 1.0),

@@ -58,7 +58,9 @@ def _similar_channels(record: Record, thresholds: Thresholds) -> Verdict | None:
     share = float(pairs["redundant"]) / float(pairs["close"])
     word, reason = UNDECIDED, "neither many nor few"
     others, alike = pairs["pairs"] - pairs["close"], pairs["correlated"] - pairs["redundant"]
-    if share >= thresholds.redundant_share:
+    if not others:
+        reason = "all pairs are close"
+    elif share >= thresholds.redundant_share:
         least, most = wilson_interval(pairs["redundant"], pairs["close"])[0], wilson_interval(alike, others)[1]
         word, reason = (SUPPORTED, "") if least > most else (UNDECIDED, "intervals overlap")
     elif share < thresholds.redundant_share / thresholds.far:
