@@ -72,7 +72,8 @@ class Record:
         results: Results by name.
         images: Files and captions that were logged last, by key.
         observations: One dictionary per training: a summary of its measurements (``summary``), the number of skipped
-            ones by reason (``left_out``), the ``optimizers`` and the ``precision``.
+            ones by reason (``left_out``), the ``optimizers``, the ``precision``, and how many γ and β of batch
+            normalizations were trained (``trained_affine``).
         lost: Number of lines that could not be written while the disk was full.
         complete: Whether the last line says that the run ended without an error or a signal.
         begun: Time of the first line, in seconds since 1970.
