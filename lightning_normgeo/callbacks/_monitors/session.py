@@ -207,7 +207,7 @@ class Session:
 
     @skipped_on_error
     def _described(self, trainer: Any) -> dict[str, Any]:
-        """Return the names of the network and the data, the normalizations behind its layers, and what they train."""
+        """Return the names of the network and the data, the normalizations behind layers, and the trained γ and β."""
         assert self.observer is not None  # noqa: S101
         norms = self.observer.batch_norms
         return {

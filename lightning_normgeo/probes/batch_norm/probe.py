@@ -127,12 +127,13 @@ class BatchNormProbe:
             self._handles = []
 
     def trained(self) -> dict[str, int]:
-        """Return how many γ and how many β are trained now: all but frozen ones."""
-        named = {"gamma": "weight", "beta": "bias"}
-        return {
-            name: sum(one is None or one.requires_grad for one in (held(layer, own) for layer in self.layers.values()))
-            for name, own in named.items()
-        }
+        """Return the numbers of layers whose γ (``gamma``) and whose β (``beta``) are not frozen now."""
+        found = {"gamma": 0, "beta": 0}
+        for layer in self.layers.values():
+            for name, attribute in (("gamma", "weight"), ("beta", "bias")):
+                value = held(layer, attribute)
+                found[name] += value is None or value.requires_grad  # computed ones have parameters of their own
+        return found
 
     def detach(self) -> None:
         """Remove every hook permanently."""
